@@ -1,0 +1,88 @@
+"""What a Kafka message of cryptovol looks like: typed, versioned JSON.
+
+The exchange's own entry travels inside as raw JSON (`msgspec.Raw`), byte for byte, so that a field the exchange
+adds tomorrow reaches raw storage without a change here.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+SCHEMA_VERSION = 1
+
+#: Topic names without the configured prefix.
+TICKS, TRADES, EVENTS, DEAD = "ticks.raw", "trades.raw", "feed.events", "feed.dead"
+TOPICS = (TICKS, TRADES, EVENTS, DEAD)
+
+EventKind = Literal[
+    "connected",
+    "subscribed",
+    "disconnected",
+    "gap",
+    "stale",
+    "clock_skew",
+    "protocol_drift",
+    "resumed",
+    "checkpoint",
+]
+
+
+class _Positioned(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    schema_version: int = SCHEMA_VERSION
+    product_id: str
+    event_time_ns: int
+    received_at_ns: int
+    connection_id: str
+    sequence_num: int
+    event_index: int
+    entry_index: int
+    event_type: str
+
+
+class TickMessage(_Positioned, frozen=True, kw_only=True, gc=False):
+    """One entry of the exchange's ``ticker`` channel, and where in the connection it stood."""
+
+    ticker: msgspec.Raw
+
+
+class TradeMessage(_Positioned, frozen=True, kw_only=True, gc=False):
+    """One trade of the exchange's ``market_trades`` channel; `event_time_ns` is the frame's time."""
+
+    trade: msgspec.Raw
+
+
+class FeedEvent(msgspec.Struct, frozen=True, kw_only=True):
+    """Something that happened to the feed: a connection, a gap, a checkpoint. `at_ns` is wall clock."""
+
+    schema_version: int = SCHEMA_VERSION
+    kind: EventKind
+    at_ns: int
+    connection_id: str
+    event_time_ns: int | None = None
+    detail: dict[str, Any] = msgspec.field(default_factory=dict)
+
+
+class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
+    """Bytes that could not be read, with the reason."""
+
+    schema_version: int = SCHEMA_VERSION
+    reason: str
+    at_ns: int
+    connection_id: str
+    sequence_num: int | None = None
+    data_base64: str
+
+
+Message = TickMessage | TradeMessage | FeedEvent | DeadLetter
+
+#: One reusable encoder; `encode(message)` gives the Kafka value.
+encode = msgspec.json.Encoder().encode
+
+DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
+    TICKS: msgspec.json.Decoder(TickMessage),
+    TRADES: msgspec.json.Decoder(TradeMessage),
+    EVENTS: msgspec.json.Decoder(FeedEvent),
+    DEAD: msgspec.json.Decoder(DeadLetter),
+}

@@ -1,0 +1,10 @@
+"""The one configuration of cryptovol: what may be set, and where each value came from.
+
+`model` declares every field with its unit and meaning; `load` merges the defaults, ``config.yaml``, ``.env``
+and the environment, and turns every mistake into one line that names the key, the file and the line.
+"""
+
+from ingestor.settings.load import LoadedSettings, SettingsError, load_settings
+from ingestor.settings.model import Settings, TimescaleSettings
+
+__all__ = ["LoadedSettings", "Settings", "SettingsError", "TimescaleSettings", "load_settings"]

@@ -1,0 +1,263 @@
+"""Every setting, with its unit, its default and its meaning. No logic lives here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+
+PositiveFloat = Annotated[float, Field(gt=0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+Channel = Literal["ticker", "heartbeats", "market_trades"]
+
+EMBEDDED = "embedded"
+
+
+class Section(BaseModel):
+    """A frozen part of the configuration; an unknown key is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class CoinbaseSettings(Section):
+    """Where the market data come from."""
+
+    url: str = Field("wss://advanced-trade-ws.coinbase.com", description="WebSocket address of the feed")
+    products: tuple[str, ...] = Field(("BTC-USD", "ETH-USD"), description="products to follow")
+    channels: tuple[Channel, ...] = Field(
+        ("ticker", "heartbeats", "market_trades"),
+        description="channels to subscribe to; heartbeats keep quiet channels open",
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _websocket_scheme(cls, url: str) -> str:
+        if not url.startswith(("ws://", "wss://")):
+            raise ValueError("must start with ws:// or wss://")
+        return url
+
+    @field_validator("products")
+    @classmethod
+    def _some_products(cls, products: tuple[str, ...]) -> tuple[str, ...]:
+        if not products:
+            raise ValueError("names no product")
+        if len(set(products)) != len(products):
+            raise ValueError("names a product twice")
+        return products
+
+
+class KafkaSettings(Section):
+    """The broker and its topics."""
+
+    bootstrap_servers: str = Field(
+        EMBEDDED, description="host:port[,host:port] or 'embedded' (an ephemeral broker inside the ingestor)"
+    )
+    topic_prefix: str = Field("", description="put before every topic's name, so that two can share a broker")
+    partitions: PositiveInt = Field(3, description="partitions of ticks.raw and trades.raw when created here")
+    retention_hours: PositiveInt = Field(72, description="retention of topics created here")
+    security: dict[str, SecretStr] = Field(
+        default_factory=dict,
+        description="librdkafka options passed through (security.protocol, sasl.*, ssl.*)",
+    )
+    connect_timeout_s: PositiveFloat = Field(10.0, description="how long a start waits for the broker")
+
+    @property
+    def is_embedded(self) -> bool:
+        """Whether the ingestor brings its own ephemeral broker."""
+        return self.bootstrap_servers == EMBEDDED
+
+
+class StorageSettings(Section):
+    """Raw storage and the lake."""
+
+    data_dir: Path = Field(
+        Path("data"), description="folder of raw storage, lake and state; relative to config.yaml"
+    )
+    reports_dir: Path = Field(
+        Path("reports"), description="folder of the latest reports; relative to config.yaml"
+    )
+    artifacts_dir: Path = Field(
+        Path("models/artifacts"), description="folder of the latest exported models; relative to config.yaml"
+    )
+    raw_format: Literal["parquet"] = Field("parquet", description="format of raw storage")
+    flush_s: PositiveFloat = Field(
+        60.0, description="a raw file is published at least this often (wall clock)"
+    )
+    flush_rows: PositiveInt = Field(50_000, description="or as soon as it holds this many rows")
+
+    @property
+    def raw_dir(self) -> Path:
+        """Folder of raw storage."""
+        return self.data_dir / "raw"
+
+    @property
+    def lake_dir(self) -> Path:
+        """Folder of what Dagster writes."""
+        return self.data_dir / "lake"
+
+
+class IngestSettings(Section):
+    """Connection, liveness and bounds of the ingestor."""
+
+    subscribe_timeout_s: PositiveFloat = Field(
+        5.0, description="the exchange disconnects a client silent longer"
+    )
+    open_timeout_s: PositiveFloat = Field(10.0, description="limit for the WebSocket handshake")
+    backoff_initial_s: PositiveFloat = Field(0.5, description="first wait before reconnecting")
+    backoff_max_s: PositiveFloat = Field(30.0, description="longest wait before reconnecting (full jitter)")
+    frame_silence_s: PositiveFloat = Field(5.0, description="reconnect after this long without any frame")
+    heartbeat_silence_s: PositiveFloat = Field(
+        10.0, description="reconnect after this long without a heartbeat"
+    )
+    max_frame_bytes: PositiveInt = Field(
+        16 * 1024 * 1024, description="largest frame accepted (level2 passes 4 MiB)"
+    )
+    max_queue_frames: PositiveInt = Field(
+        1024, description="frames buffered before the socket is no longer read"
+    )
+    checkpoint_s: PositiveFloat = Field(10.0, description="how often a checkpoint goes to feed.events")
+    future_limit_s: PositiveFloat = Field(300.0, description="a frame further in the future is a dead letter")
+    embedded_unarchived_bytes: PositiveInt = Field(
+        2 * 1024 * 1024,
+        description="on the embedded broker: acknowledged but unarchived bytes per partition, at most",
+    )
+
+
+class SplitSettings(Section):
+    """How a labelled span is cut into training, validation and test."""
+
+    train_span_s: PositiveInt = Field(description="longest training span before the test block")
+    test_span_s: PositiveInt = Field(description="longest test block, at the end of the span")
+    max_test_share: float = Field(0.4, gt=0, lt=1, description="of a short span, at most this share is test")
+    validation_share: float = Field(
+        0.2, gt=0, lt=1, description="last share of training: early stop, operating point"
+    )
+    embargo_s: PositiveInt = Field(300, description="least distance of training and test beyond the purge")
+
+
+class TimescaleSettings(Section):
+    """One timescale of the chain bars → features → labels → splits → models → evaluation."""
+
+    bar_interval_s: PositiveInt = Field(description="length of a bar")
+    windows_bars: tuple[PositiveInt, ...] = Field(description="feature windows, in bars")
+    ewma_half_lives_bars: tuple[PositiveInt, ...] = Field(
+        description="half-lives of the EWMA features, in bars"
+    )
+    horizon_bars: PositiveInt = Field(description="H: the label looks at (t, t+H]")
+    quantile: float = Field(
+        0.90, gt=0.5, lt=1, description="a spike is at or over this quantile of the training span"
+    )
+    stale_after_s: PositiveFloat = Field(10.0, description="a quote older than this is stale")
+    gap_after_s: PositiveFloat = Field(30.0, description="no message for this long opens a gap")
+    label_max_age_s: PositiveFloat = Field(15.0, description="no label where its span holds an older quote")
+    late_after_s: PositiveFloat = Field(
+        2.0, description="a message older than its product's newest by more is late"
+    )
+    splits: SplitSettings
+
+    @property
+    def horizon_s(self) -> int:
+        """H in seconds."""
+        return self.horizon_bars * self.bar_interval_s
+
+
+def _seconds() -> TimescaleSettings:
+    return TimescaleSettings(
+        bar_interval_s=1,
+        windows_bars=(5, 15, 30, 60, 120, 300, 900),
+        ewma_half_lives_bars=(5, 20, 60, 300),
+        horizon_bars=60,
+        splits=SplitSettings(train_span_s=7 * 86_400, test_span_s=2 * 3_600),
+    )
+
+
+class TimescalesSettings(Section):
+    """The timescales that the one factory builds."""
+
+    seconds: TimescaleSettings = Field(default_factory=_seconds, description="1-s bars from the feed")
+
+
+class ModelSettings(Section):
+    """Model parameters and the seed of everything random."""
+
+    enabled: tuple[Literal["baseline_zscore", "ewma", "har_logit", "logreg", "xgboost"], ...] = Field(
+        ("baseline_zscore", "ewma", "har_logit", "logreg", "xgboost"),
+        description="models trained at each as-of",
+    )
+    seed: int = Field(7, description="seed of training and of the bootstrap")
+    logreg_c: PositiveFloat = Field(0.1, description="inverse L2 strength of the logistic regressions")
+    xgboost_trees: PositiveInt = Field(300, description="most boosting rounds; early stopping may take fewer")
+    xgboost_depth: PositiveInt = Field(3, description="depth of the trees")
+    xgboost_learning_rate: PositiveFloat = Field(0.05, description="eta")
+    xgboost_min_child_weight: PositiveFloat = Field(50.0, description="least hessian in a leaf")
+    bootstrap_resamples: PositiveInt = Field(500, description="block-bootstrap resamples of an interval")
+    alert_budget_per_hour: PositiveFloat = Field(
+        2.0, description="false alarms an hour the operating point may cost"
+    )
+
+
+class MonitoringSettings(Section):
+    """Reports."""
+
+    report_max_rows: PositiveInt = Field(20_000, description="rows sampled for an Evidently report")
+
+
+class MlflowSettings(Section):
+    """Experiment tracking."""
+
+    tracking_uri: str | None = Field(None, description="default: sqlite in the data folder")
+    experiment: str = Field("cryptovol", description="experiment of every run")
+    ui_url: str = Field("http://127.0.0.1:5000", description="where people open the MLflow UI; used in links")
+
+
+class DagsterSettings(Section):
+    """Partitions and links."""
+
+    partitions_start: str = Field(
+        "2025-12-01-00:00", description="first hourly partition, UTC, %Y-%m-%d-%H:%M"
+    )
+    ui_url: str = Field(
+        "http://127.0.0.1:3000", description="where people open the Dagster UI; used in links"
+    )
+    closed_after_s: PositiveFloat = Field(
+        120.0, description="an hour closes when the watermark passes its end by this"
+    )
+
+    @field_validator("partitions_start")
+    @classmethod
+    def _on_the_hour(cls, text: str) -> str:
+        from datetime import datetime
+
+        try:
+            moment = datetime.strptime(text, "%Y-%m-%d-%H:%M")  # noqa: DTZ007 - a partition key has no zone; it is UTC
+        except ValueError as error:
+            raise ValueError("must look like 2026-01-31-00:00") from error
+        if moment.minute:
+            raise ValueError("must be a full hour")
+        return text
+
+
+class Settings(Section):
+    """The whole configuration."""
+
+    coinbase: CoinbaseSettings = Field(default_factory=CoinbaseSettings)
+    kafka: KafkaSettings = Field(default_factory=KafkaSettings)
+    storage: StorageSettings = Field(default_factory=StorageSettings)
+    ingest: IngestSettings = Field(default_factory=IngestSettings)
+    timescales: TimescalesSettings = Field(default_factory=TimescalesSettings)
+    models: ModelSettings = Field(default_factory=ModelSettings)
+    monitoring: MonitoringSettings = Field(default_factory=MonitoringSettings)
+    mlflow: MlflowSettings = Field(default_factory=MlflowSettings)
+    dagster: DagsterSettings = Field(default_factory=DagsterSettings)
+
+    @model_validator(mode="after")
+    def _pauses_make_sense(self) -> Settings:
+        if self.ingest.backoff_initial_s > self.ingest.backoff_max_s:
+            raise ValueError("ingest.backoff_initial_s is above ingest.backoff_max_s")
+        return self
+
+    @property
+    def mlflow_tracking_uri(self) -> str:
+        """The tracking URI in force: the configured one, or sqlite in the data folder."""
+        return self.mlflow.tracking_uri or f"sqlite:///{self.storage.data_dir / 'mlflow' / 'mlflow.db'}"
