@@ -1,0 +1,1 @@
+"""Tests of cryptovol; the folders mirror the rooms they test."""
