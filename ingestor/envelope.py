@@ -1,7 +1,7 @@
 """What a Kafka message of cryptovol looks like: typed, versioned JSON.
 
-The exchange's own entry travels inside as raw JSON (`msgspec.Raw`), byte for byte, so that a field the exchange
-adds tomorrow reaches raw storage without a change here.
+The exchange's own entry travels inside as raw JSON (`msgspec.Raw`), byte for byte, so that a field the
+exchange adds tomorrow reaches raw storage without a change here.
 """
 
 from __future__ import annotations

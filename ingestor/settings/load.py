@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin
 
 import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
@@ -134,7 +135,9 @@ def _environ_layer(env: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, st
     _refuse_unknown(names, "environment")
     source = EnvSettingsSource(_Layers)
     source.env_vars = {name.lower(): value for name, value in env.items()}
-    return _read(source), {_dotted(upper): f"environment {name}" for upper, name in names.items()}
+    return _read(source, "environment"), {
+        _dotted(upper): f"environment {name}" for upper, name in names.items()
+    }
 
 
 def _dotenv_layer(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
@@ -142,14 +145,30 @@ def _dotenv_layer(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
     names = {name.upper(): name for name in source.env_vars if name.upper().startswith(ENV_PREFIX)}
     _refuse_unknown(names, str(path))
     source.env_vars = {name: value for name, value in source.env_vars.items() if name.upper() in names}
-    return _read(source), {_dotted(upper): str(path) for upper in names}
+    return _read(source, str(path)), {_dotted(upper): str(path) for upper in names}
 
 
-def _read(source: EnvSettingsSource) -> dict[str, Any]:
-    try:
-        return source()
-    except Exception as error:  # noqa: BLE001 - pydantic-settings raises its own private hierarchy here
-        raise SettingsError(f"environment: cannot be parsed: {error}") from None
+def _read(source: EnvSettingsSource, place: str) -> dict[str, Any]:
+    """Let pydantic-settings explode the flat names; a bad list or mapping is named by its variable."""
+    for name, value in source.env_vars.items():
+        if value and name.upper().startswith(ENV_PREFIX) and _is_complex(_dotted(name.upper())):
+            try:
+                json.loads(value)
+            except ValueError:
+                raise SettingsError(
+                    f'{place} {name.upper()}: not valid JSON (a list looks like ["a", "b"]), got {value!r}'
+                ) from None
+    return source()
+
+
+def _is_complex(dotted: str) -> bool:
+    model: Any = Settings
+    for part in dotted.split("."):
+        fields = getattr(model, "model_fields", None)
+        if fields is None:
+            return False
+        model = fields[part].annotation
+    return get_origin(model) in (tuple, dict) or hasattr(model, "model_fields")
 
 
 def _refuse_unknown(names: Mapping[str, str], where: str) -> None:

@@ -23,10 +23,12 @@ class Section(BaseModel):
 class CoinbaseSettings(Section):
     """Where the market data come from."""
 
-    url: str = Field("wss://advanced-trade-ws.coinbase.com", description="WebSocket address of the feed")
-    products: tuple[str, ...] = Field(("BTC-USD", "ETH-USD"), description="products to follow")
+    url: str = Field(
+        default="wss://advanced-trade-ws.coinbase.com", description="WebSocket address of the feed"
+    )
+    products: tuple[str, ...] = Field(default=("BTC-USD", "ETH-USD"), description="products to follow")
     channels: tuple[Channel, ...] = Field(
-        ("ticker", "heartbeats", "market_trades"),
+        default=("ticker", "heartbeats", "market_trades"),
         description="channels to subscribe to; heartbeats keep quiet channels open",
     )
 
@@ -51,16 +53,23 @@ class KafkaSettings(Section):
     """The broker and its topics."""
 
     bootstrap_servers: str = Field(
-        EMBEDDED, description="host:port[,host:port] or 'embedded' (an ephemeral broker inside the ingestor)"
+        default=EMBEDDED,
+        description="host:port[,host:port] or 'embedded' (an ephemeral broker inside the ingestor)",
     )
-    topic_prefix: str = Field("", description="put before every topic's name, so that two can share a broker")
-    partitions: PositiveInt = Field(3, description="partitions of ticks.raw and trades.raw when created here")
-    retention_hours: PositiveInt = Field(72, description="retention of topics created here")
+    topic_prefix: str = Field(
+        default="", description="put before every topic's name, so that two can share a broker"
+    )
+    partitions: PositiveInt = Field(
+        default=3, description="partitions of ticks.raw and trades.raw when created here"
+    )
+    retention_hours: PositiveInt = Field(default=72, description="retention of topics created here")
     security: dict[str, SecretStr] = Field(
         default_factory=dict,
         description="librdkafka options passed through (security.protocol, sasl.*, ssl.*)",
     )
-    connect_timeout_s: PositiveFloat = Field(10.0, description="how long a start waits for the broker")
+    connect_timeout_s: PositiveFloat = Field(
+        default=10.0, description="how long a start waits for the broker"
+    )
 
     @property
     def is_embedded(self) -> bool:
@@ -72,19 +81,20 @@ class StorageSettings(Section):
     """Raw storage and the lake."""
 
     data_dir: Path = Field(
-        Path("data"), description="folder of raw storage, lake and state; relative to config.yaml"
+        default=Path("data"), description="folder of raw storage, lake and state; relative to config.yaml"
     )
     reports_dir: Path = Field(
-        Path("reports"), description="folder of the latest reports; relative to config.yaml"
+        default=Path("reports"), description="folder of the latest reports; relative to config.yaml"
     )
     artifacts_dir: Path = Field(
-        Path("models/artifacts"), description="folder of the latest exported models; relative to config.yaml"
+        default=Path("models/artifacts"),
+        description="folder of the latest exported models; relative to config.yaml",
     )
-    raw_format: Literal["parquet"] = Field("parquet", description="format of raw storage")
+    raw_format: Literal["parquet"] = Field(default="parquet", description="format of raw storage")
     flush_s: PositiveFloat = Field(
-        60.0, description="a raw file is published at least this often (wall clock)"
+        default=60.0, description="a raw file is published at least this often (wall clock)"
     )
-    flush_rows: PositiveInt = Field(50_000, description="or as soon as it holds this many rows")
+    flush_rows: PositiveInt = Field(default=50_000, description="or as soon as it holds this many rows")
 
     @property
     def raw_dir(self) -> Path:
@@ -101,25 +111,33 @@ class IngestSettings(Section):
     """Connection, liveness and bounds of the ingestor."""
 
     subscribe_timeout_s: PositiveFloat = Field(
-        5.0, description="the exchange disconnects a client silent longer"
+        default=5.0, description="the exchange disconnects a client silent longer"
     )
-    open_timeout_s: PositiveFloat = Field(10.0, description="limit for the WebSocket handshake")
-    backoff_initial_s: PositiveFloat = Field(0.5, description="first wait before reconnecting")
-    backoff_max_s: PositiveFloat = Field(30.0, description="longest wait before reconnecting (full jitter)")
-    frame_silence_s: PositiveFloat = Field(5.0, description="reconnect after this long without any frame")
+    open_timeout_s: PositiveFloat = Field(default=10.0, description="limit for the WebSocket handshake")
+    backoff_initial_s: PositiveFloat = Field(default=0.5, description="first wait before reconnecting")
+    backoff_max_s: PositiveFloat = Field(
+        default=30.0, description="longest wait before reconnecting (full jitter)"
+    )
+    frame_silence_s: PositiveFloat = Field(
+        default=5.0, description="reconnect after this long without any frame"
+    )
     heartbeat_silence_s: PositiveFloat = Field(
-        10.0, description="reconnect after this long without a heartbeat"
+        default=10.0, description="reconnect after this long without a heartbeat"
     )
     max_frame_bytes: PositiveInt = Field(
-        16 * 1024 * 1024, description="largest frame accepted (level2 passes 4 MiB)"
+        default=16 * 1024 * 1024, description="largest frame accepted (level2 passes 4 MiB)"
     )
     max_queue_frames: PositiveInt = Field(
-        1024, description="frames buffered before the socket is no longer read"
+        default=1024, description="frames buffered before the socket is no longer read"
     )
-    checkpoint_s: PositiveFloat = Field(10.0, description="how often a checkpoint goes to feed.events")
-    future_limit_s: PositiveFloat = Field(300.0, description="a frame further in the future is a dead letter")
+    checkpoint_s: PositiveFloat = Field(
+        default=10.0, description="how often a checkpoint goes to feed.events"
+    )
+    future_limit_s: PositiveFloat = Field(
+        default=300.0, description="a frame further in the future is a dead letter"
+    )
     embedded_unarchived_bytes: PositiveInt = Field(
-        2 * 1024 * 1024,
+        default=2 * 1024 * 1024,
         description="on the embedded broker: acknowledged but unarchived bytes per partition, at most",
     )
 
@@ -129,11 +147,15 @@ class SplitSettings(Section):
 
     train_span_s: PositiveInt = Field(description="longest training span before the test block")
     test_span_s: PositiveInt = Field(description="longest test block, at the end of the span")
-    max_test_share: float = Field(0.4, gt=0, lt=1, description="of a short span, at most this share is test")
-    validation_share: float = Field(
-        0.2, gt=0, lt=1, description="last share of training: early stop, operating point"
+    max_test_share: float = Field(
+        default=0.4, gt=0, lt=1, description="of a short span, at most this share is test"
     )
-    embargo_s: PositiveInt = Field(300, description="least distance of training and test beyond the purge")
+    validation_share: float = Field(
+        default=0.2, gt=0, lt=1, description="last share of training: early stop, operating point"
+    )
+    embargo_s: PositiveInt = Field(
+        default=300, description="least distance of training and test beyond the purge"
+    )
 
 
 class TimescaleSettings(Section):
@@ -146,13 +168,15 @@ class TimescaleSettings(Section):
     )
     horizon_bars: PositiveInt = Field(description="H: the label looks at (t, t+H]")
     quantile: float = Field(
-        0.90, gt=0.5, lt=1, description="a spike is at or over this quantile of the training span"
+        default=0.90, gt=0.5, lt=1, description="a spike is at or over this quantile of the training span"
     )
-    stale_after_s: PositiveFloat = Field(10.0, description="a quote older than this is stale")
-    gap_after_s: PositiveFloat = Field(30.0, description="no message for this long opens a gap")
-    label_max_age_s: PositiveFloat = Field(15.0, description="no label where its span holds an older quote")
+    stale_after_s: PositiveFloat = Field(default=10.0, description="a quote older than this is stale")
+    gap_after_s: PositiveFloat = Field(default=30.0, description="no message for this long opens a gap")
+    label_max_age_s: PositiveFloat = Field(
+        default=15.0, description="no label where its span holds an older quote"
+    )
     late_after_s: PositiveFloat = Field(
-        2.0, description="a message older than its product's newest by more is late"
+        default=2.0, description="a message older than its product's newest by more is late"
     )
     splits: SplitSettings
 
@@ -182,46 +206,54 @@ class ModelSettings(Section):
     """Model parameters and the seed of everything random."""
 
     enabled: tuple[Literal["baseline_zscore", "ewma", "har_logit", "logreg", "xgboost"], ...] = Field(
-        ("baseline_zscore", "ewma", "har_logit", "logreg", "xgboost"),
+        default=("baseline_zscore", "ewma", "har_logit", "logreg", "xgboost"),
         description="models trained at each as-of",
     )
-    seed: int = Field(7, description="seed of training and of the bootstrap")
-    logreg_c: PositiveFloat = Field(0.1, description="inverse L2 strength of the logistic regressions")
-    xgboost_trees: PositiveInt = Field(300, description="most boosting rounds; early stopping may take fewer")
-    xgboost_depth: PositiveInt = Field(3, description="depth of the trees")
-    xgboost_learning_rate: PositiveFloat = Field(0.05, description="eta")
-    xgboost_min_child_weight: PositiveFloat = Field(50.0, description="least hessian in a leaf")
-    bootstrap_resamples: PositiveInt = Field(500, description="block-bootstrap resamples of an interval")
+    seed: int = Field(default=7, description="seed of training and of the bootstrap")
+    logreg_c: PositiveFloat = Field(
+        default=0.1, description="inverse L2 strength of the logistic regressions"
+    )
+    xgboost_trees: PositiveInt = Field(
+        default=300, description="most boosting rounds; early stopping may take fewer"
+    )
+    xgboost_depth: PositiveInt = Field(default=3, description="depth of the trees")
+    xgboost_learning_rate: PositiveFloat = Field(default=0.05, description="eta")
+    xgboost_min_child_weight: PositiveFloat = Field(default=50.0, description="least hessian in a leaf")
+    bootstrap_resamples: PositiveInt = Field(
+        default=500, description="block-bootstrap resamples of an interval"
+    )
     alert_budget_per_hour: PositiveFloat = Field(
-        2.0, description="false alarms an hour the operating point may cost"
+        default=2.0, description="false alarms an hour the operating point may cost"
     )
 
 
 class MonitoringSettings(Section):
     """Reports."""
 
-    report_max_rows: PositiveInt = Field(20_000, description="rows sampled for an Evidently report")
+    report_max_rows: PositiveInt = Field(default=20_000, description="rows sampled for an Evidently report")
 
 
 class MlflowSettings(Section):
     """Experiment tracking."""
 
-    tracking_uri: str | None = Field(None, description="default: sqlite in the data folder")
-    experiment: str = Field("cryptovol", description="experiment of every run")
-    ui_url: str = Field("http://127.0.0.1:5000", description="where people open the MLflow UI; used in links")
+    tracking_uri: str | None = Field(default=None, description="default: sqlite in the data folder")
+    experiment: str = Field(default="cryptovol", description="experiment of every run")
+    ui_url: str = Field(
+        default="http://127.0.0.1:5000", description="where people open the MLflow UI; used in links"
+    )
 
 
 class DagsterSettings(Section):
     """Partitions and links."""
 
     partitions_start: str = Field(
-        "2025-12-01-00:00", description="first hourly partition, UTC, %Y-%m-%d-%H:%M"
+        default="2025-12-01-00:00", description="first hourly partition, UTC, %Y-%m-%d-%H:%M"
     )
     ui_url: str = Field(
-        "http://127.0.0.1:3000", description="where people open the Dagster UI; used in links"
+        default="http://127.0.0.1:3000", description="where people open the Dagster UI; used in links"
     )
     closed_after_s: PositiveFloat = Field(
-        120.0, description="an hour closes when the watermark passes its end by this"
+        default=120.0, description="an hour closes when the watermark passes its end by this"
     )
 
     @field_validator("partitions_start")

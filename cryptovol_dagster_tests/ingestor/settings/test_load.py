@@ -1,0 +1,123 @@
+"""The configuration: merged in order, every mistake named by key, file and line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cryptovol_dagster_tests.conftest import REPOSITORY
+from ingestor.settings import Settings, SettingsError, load_settings
+
+
+@pytest.fixture
+def config(tmp_path: Path):
+    """Write a config file and return its path."""
+
+    def write(text: str) -> Path:
+        path = tmp_path / "config.yaml"
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def source_of(loaded, key: str) -> str:
+    return {row[0]: row[2] for row in loaded.rows()}[key]
+
+
+def test_without_a_file_everything_is_a_default(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loaded = load_settings(environ={})
+    assert loaded.config_file is None
+    assert loaded.settings.kafka.is_embedded
+    assert {source for _, _, source in loaded.rows()} == {"default"}
+
+
+def test_one_key_of_a_section_leaves_the_others_at_their_defaults(config):
+    loaded = load_settings(config("timescales:\n  seconds:\n    splits:\n      embargo_s: 60\n"), {})
+    seconds = loaded.settings.timescales.seconds
+    assert (seconds.splits.embargo_s, seconds.splits.test_span_s, seconds.horizon_bars) == (60, 7200, 60)
+    assert source_of(loaded, "timescales.seconds.splits.embargo_s").endswith("config.yaml:4")
+    assert source_of(loaded, "timescales.seconds.horizon_bars") == "default"
+
+
+def test_environment_beats_dotenv_beats_file(config):
+    path = config("models:\n  seed: 1\n  logreg_c: 0.5\n  xgboost_depth: 4\n")
+    (path.parent / ".env").write_text("CRYPTOVOL__MODELS__SEED=2\nCRYPTOVOL__MODELS__LOGREG_C=0.7\nOTHER=1\n")
+    loaded = load_settings(path, {"CRYPTOVOL__MODELS__SEED": "3"})
+    models = loaded.settings.models
+    assert (models.seed, models.logreg_c, models.xgboost_depth) == (3, 0.7, 4)
+    assert source_of(loaded, "models.seed") == "environment CRYPTOVOL__MODELS__SEED"
+    assert source_of(loaded, "models.logreg_c").endswith(".env")
+    assert source_of(loaded, "models.xgboost_depth").endswith("config.yaml:4")
+
+
+def test_relative_folders_are_relative_to_the_file(config):
+    path = config("storage:\n  data_dir: elsewhere\n")
+    storage = load_settings(path, {}).settings.storage
+    assert storage.raw_dir == path.parent / "elsewhere" / "raw"
+    assert storage.reports_dir == path.parent / "reports"
+
+
+def test_the_file_is_found_through_the_environment(config):
+    path = config("models:\n  seed: 11\n")
+    assert load_settings(environ={"CRYPTOVOL_CONFIG": str(path)}).settings.models.seed == 11
+
+
+def test_secrets_are_hidden(config):
+    loaded = load_settings(config("kafka:\n  security:\n    sasl.password: hunter2\n"), {})
+    assert loaded.settings.kafka.security["sasl.password"].get_secret_value() == "hunter2"
+    assert not any("hunter2" in value for _, value, _ in loaded.rows())
+
+
+@pytest.mark.parametrize(
+    ("text", "environ", "expected"),
+    [
+        ("kafka:\n  boostrap: 1\n", {}, "config.yaml:2: unknown key 'kafka.boostrap'"),
+        ("kafak: 1\n", {}, "config.yaml:1: unknown key 'kafak'"),
+        ("models:\n  seed: abc\n", {}, "config.yaml:2: models.seed: "),
+        ("timescales:\n  seconds:\n    quantile: 2\n", {}, "config.yaml:3: timescales.seconds.quantile: "),
+        ("coinbase:\n  url: http://x\n", {}, "config.yaml:2: coinbase.url: must start with ws:// or wss://"),
+        ("coinbase:\n  products: []\n", {}, "config.yaml:2: coinbase.products: names no product"),
+        ("models:\n  seed: 1\n  seed: 2\n", {}, "config.yaml:3: models.seed: given twice"),
+        ("dagster:\n  partitions_start: soon\n", {}, "must look like 2026-01-31-00:00"),
+        ("kafka: 3\n", {}, "config.yaml:1: kafka: "),
+        ("a: [\n", {}, "not valid YAML"),
+        ("- 1\n", {}, "config.yaml:1: expected sections"),
+        (
+            "",
+            {"CRYPTOVOL__MODELS__SEDE": "8"},
+            "environment: CRYPTOVOL__MODELS__SEDE: unknown key 'models.sede'",
+        ),
+        ("", {"CRYPTOVOL__MODELS__SEED": "x"}, "environment CRYPTOVOL__MODELS__SEED: models.seed: "),
+        (
+            "",
+            {"CRYPTOVOL__COINBASE__PRODUCTS": "BTC-USD"},
+            "environment CRYPTOVOL__COINBASE__PRODUCTS: not valid JSON",
+        ),
+        ("ingest:\n  backoff_initial_s: 60\n", {}, "ingest.backoff_initial_s is above ingest.backoff_max_s"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_it(config, text, environ, expected):
+    with pytest.raises(SettingsError) as caught:
+        load_settings(config(text), environ)
+    assert expected in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(SettingsError, match=r"nowhere\.yaml: no such configuration file"):
+        load_settings(tmp_path / "nowhere.yaml", {})
+
+
+def test_the_committed_configuration_states_the_defaults():
+    """config.yaml is the tour of what people set; it must not silently differ from the code's defaults."""
+    file = load_settings(REPOSITORY / "config.yaml", {}).settings
+    relative = file.storage.model_copy(
+        update={
+            name: getattr(file.storage, name).relative_to(REPOSITORY)
+            for name in ("data_dir", "reports_dir", "artifacts_dir")
+        }
+    )
+    assert file.model_copy(update={"storage": relative}) == Settings()
