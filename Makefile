@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 export GIT_PYTHON_REFRESH := quiet
 
-.PHONY: help setup demo ui up test check format bench kafka kafka-stop kafka-status lock clean
+.PHONY: help setup demo demo-ui ui test check format bench kafka kafka-stop kafka-status lock clean
 
 help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -24,6 +24,18 @@ $(STAMP): requirements.lock pyproject.toml
 	@touch $@
 
 setup: $(STAMP) ## Create .venv with the pinned packages
+
+demo: $(STAMP) ## Several hours of market through the whole system, offline; prints results and where to look
+	@$(BIN)/cryptovol demo
+
+demo-ui: $(STAMP) ## Open Dagster and MLflow on the demo's data
+	@CRYPTOVOL__STORAGE__DATA_DIR=$(CURDIR)/data/demo $(BIN)/cryptovol ui
+
+ui: $(STAMP) ## Open Dagster (webserver, daemon) and MLflow on your own data
+	@$(BIN)/cryptovol ui
+
+test: $(STAMP) ## Every test; what needs Java, Maven or Chromium skips loudly where they are absent
+	$(BIN)/pytest
 
 check: $(STAMP) ## Lint, types, import contracts
 	$(BIN)/ruff check .

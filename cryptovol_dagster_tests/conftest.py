@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -23,3 +24,29 @@ def shared_data() -> Path:
 def recordings(shared_data: Path) -> Path:
     """Folder of the real feed recordings."""
     return shared_data / "recordings"
+
+
+def _allowed_skips() -> set[str]:
+    lines = (Path(__file__).parent / "allowed_skips.txt").read_text(encoding="utf-8").splitlines()
+    return {line.split("#")[0].strip() for line in lines} - {""}
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """In CI a skip hides what CI exists to show: name each one."""
+    for nodeid in _forbidden_skips(terminalreporter):
+        terminalreporter.write_line(f"FAILED (skipped where nothing may be absent): {nodeid}", red=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Turn a forbidden skip into a failing run."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None and _forbidden_skips(reporter) and session.exitstatus == pytest.ExitCode.OK:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def _forbidden_skips(reporter: pytest.TerminalReporter) -> list[str]:
+    if not os.environ.get("CRYPTOVOL_FAIL_ON_SKIP"):
+        return []
+    allowed = _allowed_skips()
+    return sorted({report.nodeid for report in reporter.stats.get("skipped", [])} - allowed)

@@ -41,7 +41,8 @@ class LoadedSettings:
 class _Layers(BaseSettings, Settings):
     """Gives pydantic-settings' own readers of .env and environment the shape of `Settings`."""
 
-    model_config = SettingsConfigDict(
+    # pydantic-settings needs its own kind of config here; both kinds are plain dictionaries.
+    model_config = SettingsConfigDict(  # pyright: ignore[reportIncompatibleVariableOverride]
         env_prefix=ENV_PREFIX,
         env_nested_delimiter="__",
         extra="forbid",
