@@ -1,0 +1,187 @@
+"""The lake: what the assets write, one file a partition, replaced atomically.
+
+Belongs here: partition key ↔ time window ↔ path, reading and writing whole partitions. Does not belong here: what the
+rows mean. The class knows nothing of Dagster, so that `cryptovol replay`, notebooks and tests read the same files.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+HOUR_NS = 3_600 * 1_000_000_000
+KEY_FORMAT = "%Y-%m-%d-%H:%M"
+_PARTITION_FOLDER = re.compile(r"date=(\d{4}-\d{2}-\d{2})/hour=(\d{2})$")
+
+
+class LakeError(Exception):
+    """The lake cannot answer; the message is one line that names asset and partition."""
+
+
+def hour_window(partition_key: str) -> tuple[int, int]:
+    """Give the half-open window ``[start_ns, end_ns)`` of an hourly partition key (``2026-04-04-03:00``, UTC).
+
+    Raises:
+        LakeError: the key is not an hour.
+    """
+    try:
+        start = datetime.strptime(partition_key, KEY_FORMAT).replace(tzinfo=UTC)
+    except ValueError:
+        raise LakeError(f"{partition_key!r} is no hourly partition: expected 2026-01-31-00:00") from None
+    if start.minute:
+        raise LakeError(f"{partition_key!r} is no hourly partition: expected a full hour")
+    start_ns = int(start.timestamp()) * 1_000_000_000
+    return start_ns, start_ns + HOUR_NS
+
+
+def hour_key(time_ns: int) -> str:
+    """Give the key of the hour that contains `time_ns` (UTC nanoseconds)."""
+    return datetime.fromtimestamp(time_ns // HOUR_NS * 3_600, tz=UTC).strftime(KEY_FORMAT)
+
+
+def hour_keys(start_ns: int, end_ns: int) -> list[str]:
+    """Give the keys of the hours that ``[start_ns, end_ns)`` touches, oldest first."""
+    return [hour_key(hour) for hour in range(start_ns // HOUR_NS * HOUR_NS, end_ns, HOUR_NS)]
+
+
+@dataclass(frozen=True)
+class Lake:
+    """Partitioned files under `root`: ``<asset>/date=YYYY-MM-DD/hour=HH/part.<suffix>``."""
+
+    root: Path
+
+    def path(self, asset: str, partition_key: str, suffix: str = "parquet") -> Path:
+        """Give where a partition's file lies, existing or not."""
+        hour_window(partition_key)
+        folder = f"date={partition_key[:10]}/hour={partition_key[11:13]}"
+        return self.root / asset / folder / f"part.{suffix}"
+
+    def exists(self, asset: str, partition_key: str, suffix: str = "parquet") -> bool:
+        """Tell whether the partition has been written."""
+        return self.path(asset, partition_key, suffix).is_file()
+
+    def partitions(self, asset: str, suffix: str = "parquet") -> list[str]:
+        """List the keys written, oldest first."""
+        keys = []
+        for file in (self.root / asset).glob(f"date=*/hour=*/part.{suffix}"):
+            match = _PARTITION_FOLDER.search(file.parent.as_posix())
+            if match:
+                keys.append(f"{match[1]}-{match[2]}:00")
+        return sorted(keys)
+
+    def is_newest(self, asset: str, partition_key: str, suffix: str = "parquet") -> bool:
+        """Tell whether no later partition has been written: a backfill of old hours leaves latest copies alone."""
+        return all(key <= partition_key for key in self.partitions(asset, suffix))
+
+    def write_table(self, asset: str, partition_key: str, table: pa.Table) -> Path:
+        """Replace a partition's table; readers see the old file or the new one, never a mixture.
+
+        Raises:
+            LakeError: the folder cannot be written.
+        """
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd")
+        return self.write_bytes(asset, partition_key, sink.getvalue().to_pybytes(), "parquet")
+
+    def read_table(
+        self, asset: str, start_ns: int, end_ns: int, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """Read the partitions whose hours ``[start_ns, end_ns)`` touches, whole, oldest first.
+
+        Hours that were never written are left out: a look-back may reach before the first hour of data.
+
+        Raises:
+            LakeError: none of the hours was written, or a file cannot be read.
+        """
+        keys = [key for key in hour_keys(start_ns, end_ns) if self.exists(asset, key)]
+        if not keys:
+            raise LakeError(
+                f"{asset} has no partition in {hour_key(start_ns)} … {hour_key(end_ns - 1)}: materialize it first"
+            )
+        return pa.concat_tables(self._read_parquet(asset, key, columns) for key in keys)
+
+    def _read_parquet(self, asset: str, partition_key: str, columns: Sequence[str] | None) -> pa.Table:
+        path = self.path(asset, partition_key)
+        try:
+            # ParquetFile, not read_table: the folders' date= and hour= must not become columns.
+            with pq.ParquetFile(path) as file:
+                return file.read(columns=list(columns) if columns is not None else None)
+        except (OSError, pa.ArrowException) as error:
+            raise LakeError(f"{path}: cannot be read as Parquet: {_one_line(error)}") from error
+
+    def require(self, asset: str, partition_keys: Iterable[str], suffix: str = "parquet") -> None:
+        """Make sure that partitions were written.
+
+        Raises:
+            LakeError: one is missing.
+        """
+        missing = [key for key in partition_keys if not self.exists(asset, key, suffix)]
+        if missing:
+            raise LakeError(f"{asset} lacks partition {', '.join(missing)}: materialize it first")
+
+    def write_bytes(self, asset: str, partition_key: str, content: bytes, suffix: str) -> Path:
+        """Replace a partition's file by `content`, atomically and durably.
+
+        Raises:
+            LakeError: the folder cannot be written.
+        """
+        path = self.path(asset, partition_key, suffix)
+        try:
+            replace_file(path, content)
+        except OSError as error:
+            raise LakeError(f"{path}: cannot be written: {error.strerror or error}") from error
+        return path
+
+    def read_bytes(self, asset: str, partition_key: str, suffix: str) -> bytes:
+        """Read a partition's file.
+
+        Raises:
+            LakeError: it was never written or cannot be read.
+        """
+        self.require(asset, [partition_key], suffix)
+        path = self.path(asset, partition_key, suffix)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise LakeError(f"{path}: cannot be read: {error.strerror or error}") from error
+
+    def delete(self, asset: str, partition_key: str, suffix: str) -> None:
+        """Remove a partition's file where there is one: what a re-run could not produce must not outlive it."""
+        self.path(asset, partition_key, suffix).unlink(missing_ok=True)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write `content` to `path` in one step: a temporary file beside it, fsync, rename, fsync of the folder.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    temporary = Path(name)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)  # mkstemp's 0600 would lock out other users of the lake
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def _one_line(error: BaseException) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
