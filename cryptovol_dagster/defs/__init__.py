@@ -1,0 +1,1 @@
+"""Dagster objects only: an asset is a few lines (read, call core, write, report metadata)."""

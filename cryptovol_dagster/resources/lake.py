@@ -1,7 +1,7 @@
 """The lake: what the assets write, one file a partition, replaced atomically.
 
-Belongs here: partition key ↔ time window ↔ path, reading and writing whole partitions. Does not belong here: what the
-rows mean. The class knows nothing of Dagster, so that `cryptovol replay`, notebooks and tests read the same files.
+Belongs here: partition key ↔ time window ↔ path, reading and writing whole partitions. Does not belong here:
+what the rows mean. The class knows nothing of Dagster, so that notebooks and tests read the same files.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LakeError(Exception):
 
 
 def hour_window(partition_key: str) -> tuple[int, int]:
-    """Give the half-open window ``[start_ns, end_ns)`` of an hourly partition key (``2026-04-04-03:00``, UTC).
+    """Give the window ``[start_ns, end_ns)`` of an hourly partition key (``2026-04-04-03:00``, UTC).
 
     Raises:
         LakeError: the key is not an hour.
@@ -78,7 +78,7 @@ class Lake:
         return sorted(keys)
 
     def is_newest(self, asset: str, partition_key: str, suffix: str = "parquet") -> bool:
-        """Tell whether no later partition has been written: a backfill of old hours leaves latest copies alone."""
+        """Tell whether nothing later was written: a backfill of old hours leaves latest copies alone."""
         return all(key <= partition_key for key in self.partitions(asset, suffix))
 
     def write_table(self, asset: str, partition_key: str, table: pa.Table) -> Path:
@@ -104,7 +104,8 @@ class Lake:
         keys = [key for key in hour_keys(start_ns, end_ns) if self.exists(asset, key)]
         if not keys:
             raise LakeError(
-                f"{asset} has no partition in {hour_key(start_ns)} … {hour_key(end_ns - 1)}: materialize it first"
+                f"{asset} has no partition in {hour_key(start_ns)} … {hour_key(end_ns - 1)}: "
+                "materialize it first"
             )
         return pa.concat_tables(self._read_parquet(asset, key, columns) for key in keys)
 
@@ -154,7 +155,7 @@ class Lake:
             raise LakeError(f"{path}: cannot be read: {error.strerror or error}") from error
 
     def delete(self, asset: str, partition_key: str, suffix: str) -> None:
-        """Remove a partition's file where there is one: what a re-run could not produce must not outlive it."""
+        """Remove a partition's file, if any: what a re-run could not produce must not outlive it."""
         self.path(asset, partition_key, suffix).unlink(missing_ok=True)
 
 

@@ -1,0 +1,54 @@
+"""The latest copies that people open without Dagster: reports and exported models.
+
+Belongs here: where each copy lies and that it appears in one step. What stands in them is decided elsewhere, and
+the history by partition stays in the lake.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptovol_dagster.resources.lake import replace_file
+
+
+class ReportError(Exception):
+    """A report cannot be written; the message is one line that names the file."""
+
+
+@dataclass(frozen=True)
+class Reports:
+    """Folders of the latest copies."""
+
+    reports_dir: Path
+    artifacts_dir: Path
+
+    @property
+    def evaluation(self) -> Path:
+        """Where the newest evaluation lies."""
+        return self.reports_dir / "model_eval.json"
+
+    @property
+    def model_card(self) -> Path:
+        """Where the newest model card lies."""
+        return self.reports_dir / "model_card.md"
+
+    def evidently(self, suffix: str) -> Path:
+        """Where the newest Evidently report lies (`suffix`: ``html`` or ``json``)."""
+        return self.reports_dir / "evidently" / f"evidently_report.{suffix}"
+
+    def model(self, timescale: str, model: str) -> Path:
+        """Where the newest model of a kind is exported."""
+        return self.artifacts_dir / f"{timescale}-{model}.zip"
+
+    def write(self, path: Path, content: bytes) -> Path:
+        """Replace a latest copy in one step.
+
+        Raises:
+            ReportError: the folder cannot be written.
+        """
+        try:
+            replace_file(path, content)
+        except OSError as error:
+            raise ReportError(f"{path}: cannot be written: {error.strerror or error}") from error
+        return path

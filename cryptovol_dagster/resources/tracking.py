@@ -1,0 +1,167 @@
+"""MLflow through dagster-mlflow: the Dagster run is the parent, each (model, as-of partition) a nested child.
+
+Two things differ from dagster-mlflow's own resource:
+
+* It is imported when a run first needs it, since importing MLflow takes seconds that loading a code location,
+  listing assets or computing bars should not cost.
+* The parent's end state is taken from Dagster's own event log when the resource is torn down. The package's hook
+  ends the run as a success only when the topologically last step carries the hook, so a run that ends with a check
+  or a report would stay RUNNING, and a failed check would go unseen.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from ingestor.settings.model import Settings
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
+
+FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
+
+
+class TrackingError(Exception):
+    """MLflow cannot be reached or refuses; the message is one line."""
+
+
+@dataclass(frozen=True)
+class ChildRun:
+    """A nested MLflow run that has ended."""
+
+    run_id: str
+    url: str
+
+
+class Tracking:
+    """What an asset may do with MLflow; obtained as the resource ``tracking``."""
+
+    def __init__(self, mlflow_resource: Any, settings: Settings, dagster_run_id: str) -> None:
+        self._mlflow = mlflow_resource
+        self._settings = settings
+        self._dagster_run_id = dagster_run_id
+        self._parent: Run = mlflow_resource.active_run()
+
+    @property
+    def parent_run_id(self) -> str:
+        """The MLflow run that stands for the Dagster run."""
+        return self._parent.info.run_id
+
+    def run_url(self, run_id: str) -> str:
+        """Where people open an MLflow run."""
+        experiment = self._parent.info.experiment_id
+        return f"{self._settings.mlflow.ui_url.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+
+    def name_parent(self, name: str, tags: Mapping[str, str]) -> None:
+        """Give the parent run the name and tags people search by; repeating it is harmless."""
+        self._mlflow.set_tags({"mlflow.runName": name, **tags})
+
+    @contextmanager
+    def child(self, *, asset: str, partition_key: str, tags: Mapping[str, str]) -> Iterator[Any]:
+        """Open the nested run of one (asset, as-of partition); an exception inside ends it as FAILED.
+
+        Args:
+            asset: the asset's key as users write it (``seconds/model_ewma``).
+            partition_key: the as-of partition.
+            tags: further tags.
+
+        Yields:
+            The ``mlflow.ActiveRun``.
+        """
+        dagster_url = self._settings.dagster.ui_url.rstrip("/")
+        with self._mlflow.start_run(run_name=f"{asset} {partition_key}", nested=True) as run:
+            self._mlflow.set_tags(
+                {
+                    # Not "dagster_run_id": dagster-mlflow finds the parent by that tag.
+                    "dagster.run_id": self._dagster_run_id,
+                    "dagster.run_url": f"{dagster_url}/runs/{self._dagster_run_id}",
+                    "dagster.asset": asset,
+                    "dagster.asset_url": f"{dagster_url}/assets/{asset}?partition={partition_key}",
+                    "dagster.partition": partition_key,
+                    **tags,
+                }
+            )
+            yield run
+
+    def log(self, *, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Log to the run that is open. A metric that is not finite has no place in MLflow and is left out."""
+        self._mlflow.log_params(dict(params))
+        self._mlflow.log_metrics({name: float(v) for name, v in metrics.items() if isfinite(v)})
+
+    def log_file(self, name: str, content: bytes) -> None:
+        """Attach a file to the run that is open."""
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder) / name
+            path.write_bytes(content)
+            self._mlflow.log_artifact(str(path))
+
+
+def tracking_resource(settings: Settings) -> dg.ResourceDefinition:
+    """Build the resource ``tracking``: one MLflow parent run for each Dagster run that trains something."""
+
+    @dg.resource(description="MLflow: the Dagster run as parent, each model and as-of partition as child")
+    def tracking(context: dg.InitResourceContext) -> Iterator[Tracking]:
+        run, instance = context.run, context.instance
+        if run is None or instance is None:
+            raise TrackingError("the tracking resource exists only inside a Dagster run")
+        mlflow_resource = _start(settings, context)
+        try:
+            yield Tracking(mlflow_resource, settings, run.run_id)
+        finally:
+            mlflow_resource.end_run(status=_end_state(instance, run.run_id))
+
+    return tracking
+
+
+def _start(settings: Settings, context: dg.InitResourceContext) -> Any:
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+    from dagster_mlflow.resources import MlFlow
+    from mlflow.exceptions import MlflowException
+
+    uri = settings.mlflow_tracking_uri
+    try:
+        _prepare_store(uri, settings)
+        return MlFlow(
+            context.replace_config(
+                {"experiment_name": settings.mlflow.experiment, "mlflow_tracking_uri": uri, "env": {}}
+            )
+        )
+    except (MlflowException, OSError) as error:
+        raise TrackingError(f"MLflow at {uri}: {_first_line(error)}") from error
+
+
+def _prepare_store(uri: str, settings: Settings) -> None:
+    """Create what MLflow expects to exist; the artifacts of a local store stay inside the data folder."""
+    from mlflow import MlflowClient
+
+    if not uri.startswith("sqlite:///"):
+        return
+    Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    client = MlflowClient(tracking_uri=uri)
+    if client.get_experiment_by_name(settings.mlflow.experiment) is None:
+        artifacts = settings.storage.data_dir / "mlflow" / "artifacts"
+        client.create_experiment(settings.mlflow.experiment, artifact_location=artifacts.as_uri())
+
+
+def _end_state(instance: dg.DagsterInstance, run_id: str) -> str:
+    """Translate what Dagster recorded of its run into MLflow's end state."""
+    run = instance.get_run_by_id(run_id)
+    if run is not None and run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED):
+        return KILLED
+    failures = instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+    return FAILED if failures else FINISHED
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
