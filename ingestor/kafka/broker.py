@@ -1,0 +1,271 @@
+"""Reach a Kafka broker, real or embedded, and tell what its topics and their logs are.
+
+The embedded broker is librdkafka's mock cluster: it speaks the wire protocol on a loopback port, so other
+processes can connect to it, but it lives in this process's memory, keeps about 5 MiB a partition, has no admin
+API and no real transactions. A broker that calls itself ``mockCluster…`` is treated as one wherever it runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+from concurrent.futures import Future
+from types import TracebackType
+from typing import Any, Self
+
+from confluent_kafka import (
+    Consumer,
+    KafkaError,
+    KafkaException,
+    Producer,
+    TopicCollection,
+    TopicPartition,
+)
+from confluent_kafka.admin import AdminClient
+from confluent_kafka.cimpl import NewTopic
+
+from ingestor.envelope import DEAD, EVENTS, TOPICS
+from ingestor.settings.model import KafkaSettings
+
+#: librdkafka's own log lines; a NullHandler keeps them off stderr until an application configures logging.
+LIBRARY_LOG = logging.getLogger("ingestor.kafka.librdkafka")
+LIBRARY_LOG.addHandler(logging.NullHandler())
+
+_MOCK_CLUSTER_PREFIX = "mockCluster"
+#: Topics whose order over the whole feed matters more than their throughput.
+_SINGLE_PARTITION_TOPICS = (EVENTS, DEAD)
+_ZERO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"
+
+
+class BrokerError(Exception):
+    """A broker cannot be reached or used; the message is one line saying which and why."""
+
+
+def connect(settings: KafkaSettings) -> Broker:
+    """Reach the configured broker, starting an embedded one where the settings ask for it.
+
+    Args:
+        settings: the ``kafka`` section of the configuration.
+
+    Returns:
+        A `Broker`, also a context manager; closing it ends an embedded broker and its data.
+
+    Raises:
+        BrokerError: nobody answers within ``connect_timeout_s``, or a security option is refused.
+    """
+    if not settings.is_embedded:
+        return Broker(settings, settings.bootstrap_servers)
+    cluster = Producer({"test.mock.num.brokers": 1, "logger": LIBRARY_LOG})
+    brokers = cluster.list_topics(timeout=settings.connect_timeout_s).brokers.values()
+    return Broker(settings, ",".join(f"{broker.host}:{broker.port}" for broker in brokers), cluster)
+
+
+class Broker:
+    """A reachable broker. Topics are named without the configured prefix throughout; `topic` adds it.
+
+    Attributes:
+        bootstrap_servers: the address other clients (and processes) connect to.
+        cluster_id: what the cluster calls itself.
+        is_embedded: whether it is librdkafka's mock cluster, in this process or another.
+    """
+
+    def __init__(
+        self, settings: KafkaSettings, bootstrap_servers: str, embedded_cluster: Producer | None = None
+    ) -> None:
+        self.bootstrap_servers = bootstrap_servers
+        self._settings = settings
+        self._timeout_s = settings.connect_timeout_s
+        # The mock cluster lives exactly as long as the producer that created it.
+        self._embedded_cluster = embedded_cluster
+        self._errors: list[str] = []
+        try:
+            self._client = Consumer(
+                self._client_config() | {"group.id": "cryptovol-metadata", "error_cb": self._on_error}
+            )
+        except KafkaException as error:
+            raise BrokerError(f"kafka.security is refused: {_text(error)}") from error
+        try:
+            metadata = self._client.list_topics(timeout=self._timeout_s)
+        except KafkaException as error:
+            reason = self._reason(error)
+            self._client.close()
+            raise BrokerError(
+                f"Kafka broker at {bootstrap_servers} cannot be reached within {self._timeout_s:g} s: "
+                f"{reason}"
+            ) from error
+        self.cluster_id: str = metadata.cluster_id or ""
+        self.is_embedded: bool = self.cluster_id.startswith(_MOCK_CLUSTER_PREFIX)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the broker; an embedded one ends with its data."""
+        self._client.close()
+        self._embedded_cluster = None
+
+    def topic(self, name: str) -> str:
+        """Name of a topic on the broker: the configured prefix and `name`."""
+        return self._settings.topic_prefix + name
+
+    def producer_config(self) -> dict[str, Any]:
+        """Options of an idempotent producer that retries for ever.
+
+        A delivery that times out and is sent again can double a record, so no delivery ever times out; the
+        caller bounds what it hands over instead.
+        """
+        return self._client_config() | {
+            "enable.idempotence": True,
+            "acks": "all",
+            "message.timeout.ms": 0,
+        }
+
+    def consumer_config(self, group: str) -> dict[str, Any]:
+        """Options of a consumer that never jumps over evicted data and commits nothing by itself."""
+        return self._client_config() | {
+            "group.id": group,
+            "auto.offset.reset": "error",
+            "enable.auto.commit": False,
+        }
+
+    def ensure_topics(self) -> None:
+        """Create the topics of `TOPICS` that are missing; existing ones stay as they are.
+
+        A mock cluster has no admin API: there, asking for a topic creates it, with 4 partitions.
+
+        Raises:
+            BrokerError: the broker refuses to create one.
+        """
+        if self.is_embedded:
+            self._auto_create()
+            return
+        existing = self._client.list_topics(timeout=self._timeout_s).topics
+        missing = [name for name in TOPICS if self.topic(name) not in existing]
+        if not missing:
+            return
+        created: dict[str, Future[None]] = self._admin().create_topics(
+            [self._new_topic(name) for name in missing], operation_timeout=self._timeout_s
+        )
+        for name, future in created.items():
+            try:
+                future.result(self._timeout_s)
+            except KafkaException as error:
+                # Another process may be starting beside this one.
+                if error.args[0].code() != KafkaError.TOPIC_ALREADY_EXISTS:
+                    raise BrokerError(
+                        f"Kafka broker at {self.bootstrap_servers} cannot create topic {name}: {_text(error)}"
+                    ) from error
+
+    def partitions(self, topic: str) -> int:
+        """How many partitions `topic` has.
+
+        Raises:
+            BrokerError: the topic does not exist, or the broker does not answer.
+        """
+        name = self.topic(topic)
+        try:
+            found = self._client.list_topics(name, timeout=self._timeout_s).topics[name]
+        except KafkaException as error:
+            raise self._unanswered(f"how many partitions {name} has", error) from error
+        if found.error is not None:
+            raise BrokerError(
+                f"Kafka broker at {self.bootstrap_servers}: topic {name}: {_plain(found.error.str())}"
+            )
+        return len(found.partitions)
+
+    def log_id(self, topic: str) -> str:
+        """Eight hex digits that identify the log behind `topic`: others once the topic was recreated.
+
+        They are a hash of the topic's id; a mock cluster's topics have none, but live no longer than its id.
+
+        Raises:
+            BrokerError: the topic does not exist, or the broker is too old to give topics an id.
+        """
+        identity = self.cluster_id if self.is_embedded else self._topic_id(self.topic(topic))
+        return hashlib.sha256(identity.encode()).hexdigest()[:8]
+
+    def offsets(self, topic: str, partition: int) -> tuple[int, int]:
+        """First offset still kept, and the offset the next record will get.
+
+        Raises:
+            BrokerError: the broker does not answer, or has no such partition.
+        """
+        name = self.topic(topic)
+        try:
+            return self._client.get_watermark_offsets(
+                TopicPartition(name, partition), timeout=self._timeout_s, cached=False
+            )
+        except KafkaException as error:
+            raise self._unanswered(f"for the offsets of {name} partition {partition}", error) from error
+
+    def end_offsets(self, topic: str) -> dict[int, int]:
+        """For each partition of `topic` the offset that the next record will get."""
+        return {partition: self.offsets(topic, partition)[1] for partition in range(self.partitions(topic))}
+
+    def _client_config(self) -> dict[str, Any]:
+        security = {key: secret.get_secret_value() for key, secret in self._settings.security.items()}
+        return {**security, "bootstrap.servers": self.bootstrap_servers, "logger": LIBRARY_LOG}
+
+    def _admin(self) -> AdminClient:
+        return AdminClient(self._client_config())
+
+    def _new_topic(self, name: str) -> NewTopic:
+        return NewTopic(
+            self.topic(name),
+            num_partitions=1 if name in _SINGLE_PARTITION_TOPICS else self._settings.partitions,
+            replication_factor=-1,  # the broker's default
+            config={"retention.ms": str(self._settings.retention_hours * 3_600_000)},
+        )
+
+    def _auto_create(self) -> None:
+        producer = Producer(self._client_config())
+        for name in TOPICS:
+            producer.list_topics(self.topic(name), timeout=self._timeout_s)
+
+    def _topic_id(self, name: str) -> str:
+        future: Future[Any] = self._admin().describe_topics(
+            TopicCollection([name]), request_timeout=self._timeout_s
+        )[name]
+        try:
+            topic_id = str(future.result(self._timeout_s).topic_id)
+        except KafkaException as error:
+            raise BrokerError(
+                f"Kafka broker at {self.bootstrap_servers}: topic {name}: {_text(error)}"
+            ) from error
+        if topic_id == _ZERO_TOPIC_ID:
+            raise BrokerError(
+                f"Kafka broker at {self.bootstrap_servers} gives its topics no id; 2.8 or newer is needed"
+            )
+        return topic_id
+
+    def _on_error(self, error: KafkaError) -> None:
+        self._errors.append(error.str())
+
+    def _reason(self, error: KafkaException) -> str:
+        """The cause that librdkafka reported beside a timeout: connection refused, unknown host, bad password."""
+        self._client.poll(0)
+        causes = [text for text in self._errors if "brokers are down" not in text]
+        return _plain(causes[0]) if causes else _text(error)
+
+    def _unanswered(self, question: str, error: KafkaException) -> BrokerError:
+        return BrokerError(
+            f"Kafka broker at {self.bootstrap_servers} was asked {question} and answered: {_text(error)}"
+        )
+
+
+def _text(error: KafkaException) -> str:
+    return _plain(error.args[0].str())
+
+
+def _plain(text: str) -> str:
+    """Reduce one of librdkafka's messages to the cause in it."""
+    text = re.sub(r" \(after .*", "", text)
+    text = re.sub(r"^\S+: (?=Connect to|Failed to resolve|SASL|SSL)", "", text)
+    text = re.sub(r"^Connect to \S+ failed: ", "", text)
+    return re.sub(r"^(Local|Broker): ", "", text)
