@@ -1,0 +1,28 @@
+"""Fixed-point units of every column that enters a window sum.
+
+Integers add associatively, so a sum over a window has the same bits whether it was built from a batch, an
+hour with its look-back, or one bar at a time. The bounds below keep such sums inside int64 for windows up
+to `MAX_WINDOW_BARS`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Parts of one: logs, returns, spread over mid and imbalance are stored in nano (1e-9).
+NANO = 1e9
+#: Sizes are stored in 1e-8 of the base currency, the exchange's own finest step.
+SIZE_SCALE = 1e8
+#: A bar whose return or range exceeds this (5 %) is not summed: 3600 · (5e7)² = 9.0e18 < 2^63.
+MAX_MOVE_NANO = 50_000_000
+#: Longest window whose sum of squares is sure to fit.
+MAX_WINDOW_BARS = 3_600
+#: Squares of imbalance are taken after dropping this many bits (units of 2048 nano): n·Σq² then fits for n
+#: ≤ 3600.
+IMBALANCE_SHIFT = 11
+
+
+def nano(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Round to nano units (ties to even); NaN must have been replaced before."""
+    return np.rint(values * NANO).astype(np.int64)

@@ -1,0 +1,471 @@
+"""Ticks and trades as columns: the boundary between what the feed said and what the market did.
+
+Belongs here: the columnar form, its lake form, and the cleaning that every path (hourly asset, replay,
+live) shares. Does not belong here: reading files, parsing JSON, or anything that knows of bars.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+#: dtype of each column of `TickColumns`, in order.
+TICK_DTYPES: Mapping[str, np.dtype[Any]] = {
+    name: np.dtype(dtype)
+    for name, dtype in {
+        "product": np.int32,
+        "connection": np.int32,
+        "event_time_ns": np.int64,
+        "sequence_num": np.int64,
+        "event_index": np.int16,
+        "entry_index": np.int16,
+        "bid": np.float64,
+        "ask": np.float64,
+        "bid_size": np.float64,
+        "ask_size": np.float64,
+        "price": np.float64,
+        "gap_before": np.bool_,
+    }.items()
+}
+#: dtype of each array column of `TradeColumns`, in order; `trade_id` is compared, never computed with.
+TRADE_DTYPES: Mapping[str, np.dtype[Any]] = {
+    name: np.dtype(dtype)
+    for name, dtype in {
+        "product": np.int32,
+        "trade_time_ns": np.int64,
+        "price": np.float64,
+        "size": np.float64,
+        "buy": np.bool_,
+        "trade_id": np.int64,
+        "is_snapshot": np.bool_,
+    }.items()
+}
+UNKNOWN_SEQUENCE = -1
+
+
+class ColumnsError(ValueError):
+    """Columns that are missing, of unequal length, or point outside their dictionary."""
+
+
+class _Columns:
+    """Shared behaviour of frozen dataclasses whose array fields are equally long."""
+
+    _DTYPES: Mapping[str, np.dtype[Any]]
+    #: index column → (field that holds its dictionary, name of the string column in the lake)
+    _DICTIONARIES: Mapping[str, tuple[str, str]]
+
+    def __len__(self) -> int:
+        return len(getattr(self, next(iter(self._DTYPES))))
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(getattr(self, name)) for name in self._DTYPES}
+        if len(set(lengths.values())) > 1:
+            raise ColumnsError(f"columns differ in length: {lengths}")
+        for index, (dictionary, _) in self._DICTIONARIES.items():
+            codes, size = getattr(self, index), len(getattr(self, dictionary))
+            if len(codes) and not (codes.min() >= 0 and codes.max() < size):
+                raise ColumnsError(f"column {index!r} points outside its {size} {dictionary}")
+
+    def take(self, rows: NDArray[Any] | slice) -> Self:
+        """The given rows (indices, mask or slice), in that order."""
+        return replace(self, **{name: getattr(self, name)[rows] for name in self._DTYPES})  # type:
+        ignore[type - var]
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, Any]) -> Self:
+        """Build from a mapping of arrays; keys that are no column of ours (counters, say) are not looked at.
+
+        Args:
+            arrays: every field by name; dictionaries as sequences of strings.
+
+        Raises:
+            ColumnsError: a column is missing, of another length, or points outside its dictionary.
+        """
+        names = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+        missing = [name for name in names if name not in arrays]
+        if missing:
+            raise ColumnsError(f"columns are missing: {', '.join(missing)}")
+        return cls(
+            **{
+                name: np.ascontiguousarray(arrays[name], dtype=cls._DTYPES[name])
+                if name in cls._DTYPES
+                else tuple(arrays[name])
+                for name in names
+            }
+        )
+
+    @classmethod
+    def empty(cls, products: Sequence[str] = ()) -> Self:
+        """No rows, for the given products."""
+        arrays: dict[str, Any] = {name: np.empty(0, dtype) for name, dtype in cls._DTYPES.items()}
+        arrays |= {dictionary: () for dictionary, _ in cls._DICTIONARIES.values()}
+        return cls.from_arrays(arrays | {"products": tuple(products)})
+
+    @classmethod
+    def concat(cls, parts: Sequence[Self]) -> Self:
+        """All rows of `parts`, in order; dictionaries are united in order of first appearance.
+
+        Raises:
+            ColumnsError: `parts` is empty.
+        """
+        if not parts:
+            raise ColumnsError("nothing to concatenate")
+        if len(parts) == 1:
+            return parts[0]
+        united: dict[str, Any] = {}
+        for name in cls._DTYPES:
+            columns = [getattr(part, name) for part in parts]
+            if name in cls._DICTIONARIES:
+                dictionary = cls._DICTIONARIES[name][0]
+                words = tuple(dict.fromkeys(word for part in parts for word in getattr(part, dictionary)))
+                place = {word: code for code, word in enumerate(words)}
+                columns = [
+                    column
+                    if (own := getattr(part, dictionary)) == words[: len(own)]
+                    else np.array([place[word] for word in own], dtype=np.int32)[column]
+                    for part, column in zip(parts, columns, strict=True)
+                ]
+                united[dictionary] = words
+            united[name] = np.concatenate(columns)
+        return cls(**united)
+
+    def to_table(self) -> pa.Table:
+        """Long form for the lake: one row a tick, index columns as dictionary-encoded strings."""
+        columns: dict[str, pa.Array | pa.ChunkedArray] = {}
+        for name in self._DTYPES:
+            values = getattr(self, name)
+            if name in self._DICTIONARIES:
+                dictionary, word = self._DICTIONARIES[name]
+                words = pa.array(getattr(self, dictionary), type=pa.string())
+                columns[word] = pa.DictionaryArray.from_arrays(pa.array(values), words)
+            else:
+                columns[name] = pa.array(values)
+        return pa.table(columns)
+
+    @classmethod
+    def from_table(cls, table: pa.Table, *, products: Sequence[str] | None = None) -> Self:
+        """Read `to_table`'s form back, row for row.
+
+        Args:
+            table: also one joined from several partitions (their dictionaries are united).
+            products: the dictionary of products to use, so that hours in which a product was silent still
+                list it; by default the table's own.
+
+        Raises:
+            ColumnsError: a column is missing, or a row is of a product that `products` does not list.
+        """
+        arrays: dict[str, Any] = {}
+        for name, dtype in cls._DTYPES.items():
+            column = cls._DICTIONARIES[name][1] if name in cls._DICTIONARIES else name
+            if column not in table.column_names:
+                raise ColumnsError(f"column {column!r} is missing")
+            values = table.column(column)
+            if name not in cls._DICTIONARIES:
+                arrays[name] = np.ascontiguousarray(values.to_numpy(), dtype=dtype)
+                continue
+            encoded = values if pa.types.is_dictionary(values.type) else values.dictionary_encode()
+            whole = encoded.unify_dictionaries().combine_chunks()
+            whole = whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole
+            words: tuple[str, ...] = tuple(whole.dictionary.to_pylist())
+            codes = whole.indices.to_numpy(zero_copy_only=False).astype(np.int32)
+            if name == "product" and products is not None:
+                used = {words[code] for code in np.unique(codes)}
+                if strangers := sorted(used - set(products)):
+                    raise ColumnsError(f"rows of products that were not asked for: {', '.join(strangers)}")
+                place = np.array([products.index(w) if w in products else -1 for w in words], dtype=np.int32)
+                codes, words = (place[codes] if len(codes) else codes), tuple(products)
+            arrays[name], arrays[cls._DICTIONARIES[name][0]] = codes, words
+        return cls.from_arrays(arrays)
+
+
+@dataclass(frozen=True, eq=False)
+class TickColumns(_Columns):
+    """Ticker entries as equally long columns, in offset order unless said otherwise.
+
+    Attributes:
+        products: product ids, indexed by `product`.
+        product: index into `products` (int32).
+        connections: connection ids, indexed by `connection`.
+        connection: index into `connections` (int32).
+        event_time_ns: the exchange's time, UTC nanoseconds (int64).
+        sequence_num: of the frame within its connection (int64); −1 unknown.
+        event_index: of the event within its frame (int16).
+        entry_index: of the entry within its event (int16).
+        bid: best bid (float64); NaN absent.
+        ask: best ask (float64); NaN absent.
+        bid_size: quantity at the best bid (float64); NaN absent.
+        ask_size: quantity at the best ask (float64); NaN absent.
+        price: last trade (float64); NaN absent.
+        gap_before: messages were lost between the product's previous entry and this one (bool).
+    """
+
+    products: tuple[str, ...]
+    product: NDArray[np.int32]
+    connections: tuple[str, ...]
+    connection: NDArray[np.int32]
+    event_time_ns: NDArray[np.int64]
+    sequence_num: NDArray[np.int64]
+    event_index: NDArray[np.int16]
+    entry_index: NDArray[np.int16]
+    bid: NDArray[np.float64]
+    ask: NDArray[np.float64]
+    bid_size: NDArray[np.float64]
+    ask_size: NDArray[np.float64]
+    price: NDArray[np.float64]
+    gap_before: NDArray[np.bool_]
+
+    _DTYPES = TICK_DTYPES
+    _DICTIONARIES = {"product": ("products", "product_id"), "connection": ("connections", "connection_id")}  # noqa: RUF012 - a constant, not a field
+
+
+@dataclass(frozen=True, eq=False)
+class TradeColumns(_Columns):
+    """Trades as equally long columns.
+
+    Attributes:
+        products: product ids, indexed by `product`.
+        product: index into `products` (int32).
+        trade_time_ns: the trade's own time, UTC nanoseconds (int64).
+        price: in quote currency (float64).
+        size: in base currency (float64).
+        buy: the taker bought (bool).
+        trade_id: the exchange's id, unique within a product (int64).
+        is_snapshot: the trade came in a snapshot, which is history (bool).
+    """
+
+    products: tuple[str, ...]
+    product: NDArray[np.int32]
+    trade_time_ns: NDArray[np.int64]
+    price: NDArray[np.float64]
+    size: NDArray[np.float64]
+    buy: NDArray[np.bool_]
+    trade_id: NDArray[np.int64]
+    is_snapshot: NDArray[np.bool_]
+
+    _DTYPES = TRADE_DTYPES
+    _DICTIONARIES = {"product": ("products", "product_id")}  # noqa: RUF012 - a constant, not a field
+
+
+@dataclass(frozen=True)
+class TickCounts:
+    """What cleaning did; `read` equals the sum of all the others.
+
+    Attributes:
+        read: rows given.
+        kept: rows in the result.
+        duplicates: rows whose key (or content, without a sequence number) had been seen.
+        late: rows older than their product's newest by more than the limit.
+        nan_quote: bid or ask absent or not finite.
+        non_positive_quote: bid or ask at or below zero.
+        crossed_quote: bid above ask.
+    """
+
+    read: int = 0
+    kept: int = 0
+    duplicates: int = 0
+    late: int = 0
+    nan_quote: int = 0
+    non_positive_quote: int = 0
+    crossed_quote: int = 0
+
+    @property
+    def rejected(self) -> int:
+        """Rows without a usable quote."""
+        return self.nan_quote + self.non_positive_quote + self.crossed_quote
+
+    def __add__(self, other: TickCounts) -> TickCounts:
+        return TickCounts(
+            **{field.name: getattr(self, field.name) + getattr(other, field.name) for field in fields(self)}
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class CleanedTicks:
+    """Ticks ordered by (product, event time), stable, and what was left out."""
+
+    ticks: TickColumns
+    counts: TickCounts
+
+
+def clean_ticks(ticks: TickColumns, late_after_ns: int) -> CleanedTicks:
+    """Leave out what was said twice, too late or without a usable quote; order the rest by product and
+    event time.
+
+    The steps, in this order, for each product in offset order:
+
+    1. duplicates by (connection, sequence, event, entry), or by content where the sequence is unknown: the
+       first stays;
+    2. late rows: older than the running maximum of event time by more than `late_after_ns`;
+    3. quotes that are absent or not finite, non-positive, or crossed (a locked quote, bid = ask, is a quote).
+
+    A change of connection sets `gap_before`. A flag on a row that step 2 or 3 leaves out moves to the next
+    row kept, so that no loss is forgotten.
+
+    Args:
+        ticks: rows in offset order.
+        late_after_ns: allowed disorder.
+
+    Returns:
+        The kept rows, ordered by (product, event time); rows of equal time keep their offset order.
+    """
+    read = len(ticks)
+    order = _by_product(ticks.product)
+    if order is not None:
+        ticks = ticks.take(order)
+    repeated = _duplicates(ticks)
+    if repeated is not None:
+        ticks = ticks.take(~repeated)
+    after_duplicates = len(ticks)
+
+    times, first_of_product = ticks.event_time_ns, _starts(ticks.product)
+    in_order = not ((times[1:] < times[:-1]) & ~first_of_product[1:]).any()
+    late = None if in_order else _late(times, first_of_product, late_after_ns)
+    nan_quote = ~(np.isfinite(ticks.bid) & np.isfinite(ticks.ask))
+    non_positive = ~nan_quote & ((ticks.bid <= 0) | (ticks.ask <= 0))
+    crossed = ~(nan_quote | non_positive) & (ticks.bid > ticks.ask)
+    dropped = nan_quote | non_positive | crossed
+    if late is not None:
+        dropped |= late
+        nan_quote, non_positive, crossed = nan_quote & ~late, non_positive & ~late, crossed & ~late
+
+    gap_before = ticks.gap_before | _connection_changes(ticks.connection, first_of_product)
+    if dropped.any():
+        gap_before = _carry_flags(gap_before, dropped, first_of_product)
+        ticks = replace(ticks, gap_before=gap_before).take(~dropped)
+    else:
+        ticks = replace(ticks, gap_before=gap_before)
+    if not in_order:
+        ticks = ticks.take(np.lexsort((ticks.event_time_ns, ticks.product)))
+    counts = TickCounts(
+        read=read,
+        kept=len(ticks),
+        duplicates=read - after_duplicates,
+        late=0 if late is None else int(late.sum()),
+        nan_quote=int(nan_quote.sum()),
+        non_positive_quote=int(non_positive.sum()),
+        crossed_quote=int(crossed.sum()),
+    )
+    return CleanedTicks(ticks, counts)
+
+
+def clean_trades(trades: TradeColumns) -> TradeColumns:
+    """Trades once each, ordered by (product, trade time, trade id); those of snapshots are history and left out."""
+    trades = trades.take(~trades.is_snapshot)
+    order = np.lexsort((trades.trade_id, trades.product))
+    same = np.zeros(len(trades), dtype=np.bool_)
+    same[1:] = (np.diff(trades.trade_id[order]) == 0) & (np.diff(trades.product[order]) == 0)
+    trades = trades.take(np.sort(order[~same]))
+    return trades.take(np.lexsort((trades.trade_id, trades.trade_time_ns, trades.product)))
+
+
+def _by_product(product: NDArray[np.int32]) -> NDArray[np.int64] | None:
+    """Stable order by product, or None where the rows have it."""
+    if not (product[1:] < product[:-1]).any():
+        return None
+    # NumPy sorts 8- and 16-bit keys by radix, several times faster than wider ones.
+    narrow = product.astype(np.uint8 if product.max() < 256 else np.int32)
+    return np.argsort(narrow, kind="stable")
+
+
+def _starts(product: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Where a product's rows begin."""
+    starts = np.ones(len(product), dtype=np.bool_)
+    np.not_equal(product[1:], product[:-1], out=starts[1:])
+    return starts
+
+
+def _connection_changes(
+    connection: NDArray[np.int32], first_of_product: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    changes = np.zeros(len(connection), dtype=np.bool_)
+    np.not_equal(connection[1:], connection[:-1], out=changes[1:])
+    return changes & ~first_of_product
+
+
+def _late(
+    times: NDArray[np.int64], first_of_product: NDArray[np.bool_], late_after_ns: int
+) -> NDArray[np.bool_]:
+    late = np.zeros(len(times), dtype=np.bool_)
+    edges = [*np.flatnonzero(first_of_product).tolist(), len(times)]
+    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        own = times[start:stop]
+        late[start:stop] = np.maximum.accumulate(own) - own > late_after_ns
+    return late
+
+
+def _carry_flags(
+    flags: NDArray[np.bool_], dropped: NDArray[np.bool_], first_of_product: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
+    """Move a dropped row's flag to the next kept row of its product."""
+    kept = np.flatnonzero(~dropped)
+    lost = np.flatnonzero(flags & dropped)
+    heir = np.searchsorted(kept, lost)
+    product_of = np.cumsum(first_of_product)
+    has_heir = heir < len(kept)
+    lost, heir = lost[has_heir], kept[heir[has_heir]]
+    flags = flags.copy()
+    flags[heir[product_of[heir] == product_of[lost]]] = True
+    return flags
+
+
+def _duplicates(ticks: TickColumns) -> NDArray[np.bool_] | None:
+    """Rows (ordered by product) that repeat an earlier one; None where all differ."""
+    known = ticks.sequence_num != UNKNOWN_SEQUENCE
+    if known.all():
+        return _repeated_keys(ticks)
+    if not known.any():
+        return _repeated_contents(ticks)
+    repeated = np.zeros(len(ticks), dtype=np.bool_)
+    for rows, find in (
+        (np.flatnonzero(known), _repeated_keys),
+        (np.flatnonzero(~known), _repeated_contents),
+    ):
+        found = find(ticks.take(rows))
+        if found is not None:
+            repeated[rows] = found
+    return repeated if repeated.any() else None
+
+
+def _repeated_keys(ticks: TickColumns) -> NDArray[np.bool_] | None:
+    place = (ticks.event_index.astype(np.int32) << 16) | ticks.entry_index
+    sequence, run = ticks.sequence_num, _starts(ticks.product)
+    run[1:] |= ticks.connection[1:] != ticks.connection[:-1]
+    ascends = (sequence[1:] > sequence[:-1]) | ((sequence[1:] == sequence[:-1]) & (place[1:] > place[:-1]))
+    if (ascends | run[1:]).all():
+        # Keys that only ascend within a connection differ, provided that no connection comes back later.
+        heads = np.flatnonzero(run)
+        pairs = (
+            ticks.product[heads].astype(np.int64) * max(len(ticks.connections), 1) + ticks.connection[heads]
+        )
+        if len(np.unique(pairs)) == len(heads):
+            return None
+    return _repeats((ticks.product, ticks.connection, sequence, place))
+
+
+def _repeated_contents(ticks: TickColumns) -> NDArray[np.bool_] | None:
+    times = ticks.event_time_ns
+    if ((times[1:] > times[:-1]) | _starts(ticks.product)[1:]).all():
+        return None
+    # Compared as bits, so that an absent number equals an absent number.
+    numbers = (ticks.bid, ticks.ask, ticks.bid_size, ticks.ask_size, ticks.price)
+    return _repeats((ticks.product, times, *(number.view(np.int64) for number in numbers)))
+
+
+def _repeats(keys: tuple[NDArray[Any], ...]) -> NDArray[np.bool_] | None:
+    """Rows whose keys all equal those of an earlier row."""
+    order = np.lexsort(keys[::-1])
+    same = np.ones(max(len(order) - 1, 0), dtype=np.bool_)
+    for key in keys:
+        ordered = key[order]
+        same &= ordered[1:] == ordered[:-1]
+    if not same.any():
+        return None
+    repeated = np.zeros(len(order), dtype=np.bool_)
+    # The sort is stable: of equal rows all but the first in offset order are repeats.
+    repeated[order[1:][same]] = True
+    return repeated

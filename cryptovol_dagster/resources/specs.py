@@ -1,0 +1,17 @@
+"""Settings → core specs: the one place where configuration turns into what a computation is asked to do."""
+
+from __future__ import annotations
+
+from cryptovol_dagster.core.specs import SplitSpec, TimescaleSpec
+from ingestor.settings.model import TimescaleSettings
+
+
+def timescale_spec(settings: TimescaleSettings, name: str) -> TimescaleSpec:
+    """The spec of one timescale.
+
+    Args:
+        settings: the section, for example ``settings.timescales.seconds``.
+        name: the timescale's name, for example ``"seconds"``.
+    """
+    fields = settings.model_dump(exclude={"splits"})
+    return TimescaleSpec(name=name, splits=SplitSpec(**settings.splits.model_dump()), **fields)
