@@ -1,4 +1,4 @@
-"""Features and labels joined into rows a model can learn from, and one as-of learning problem posed on them."""
+"""Features and labels joined into rows a model can learn from, and one as-of problem posed on them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from cryptovol_dagster.core.labels import LearningError, iso_utc
+from cryptovol_dagster.core.labels import REASONS, LearningError, is_spike, iso_utc, spike_thresholds
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.splits import Split, TimeRange
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: Columns of a features frame that are no features.
-KEY_COLUMNS = ("bar_start", "product", "valid", "reason")
+KEY_COLUMNS = ("bar_start_ns", "product_id", "valid", "reason")
 
 
 class SingleClassError(LearningError):
@@ -104,26 +104,115 @@ class Problem:
 def join_dataset(features: pd.DataFrame, labels: pd.DataFrame, spec: TimescaleSpec) -> Dataset:
     """Join long frames of features and labels on (product, bar start) into rows fit for learning.
 
-    A row is kept when its features are valid and finite and it has a label; the rest is counted in `dropped`:
-    ``feature_<reason code>``, ``feature_missing``, ``feature_not_finite``, ``label_<reason>``, ``label_missing``.
+    A row is kept when its features are valid and finite and it has a label. The rest is counted in
+    `dropped`, each row under the first of: ``label_missing`` (no such row of labels), ``feature_missing``,
+    ``feature_reason_<code>``, ``label_<reason>``, ``feature_not_finite``.
 
     Args:
-        features: `bar_start`, `product`, `valid`, `reason` and one float64 column a feature.
+        features: `bar_start_ns`, `product_id`, `valid`, `reason` and one float64 column a feature.
         labels: the frame of `LabelGrid.to_frame`.
         spec: bar length and horizon.
 
     Raises:
         LearningError: a needed column is missing, a key appears twice, or no row is left.
     """
-    raise NotImplementedError
+    _require_columns("features", features, KEY_COLUMNS)
+    _require_columns("labels", labels, (*KEY_COLUMNS[:2], "sigma", "trailing_sigma", "reason"))
+    names = [column for column in features.columns if column not in KEY_COLUMNS]
+    feature_key, label_key, products = _row_keys(features, labels)
+    shared = np.intersect1d(feature_key, label_key, assume_unique=True, return_indices=True)
+    at_feature, at_label = np.asarray(shared[1]), np.asarray(shared[2])
+
+    valid = features["valid"].to_numpy(dtype=bool)[at_feature]
+    code = features["reason"].to_numpy()[at_feature]
+    label_reason = labels["reason"].to_numpy()[at_label]
+    values = features[names].to_numpy(dtype=np.float64)
+    finite = np.asarray(np.isfinite(values).all(axis=1))[at_feature]
+    labelled = valid & (label_reason == 0)
+    keep = labelled & finite
+    dropped = {
+        "label_missing": feature_key.size - at_feature.size,
+        "feature_missing": label_key.size - at_label.size,
+        **{f"feature_reason_{k}": int(np.sum(code[~valid] == k)) for k in np.unique(code[~valid])},
+        **{
+            f"label_{reason}": int(np.sum(label_reason[valid] == k))
+            for k, reason in REASONS.items()
+            if k != 0
+        },
+        "feature_not_finite": int(np.sum(labelled & ~finite)),
+    }
+    dropped = {reason: count for reason, count in dropped.items() if count}
+    if not keep.any():
+        why = ", ".join(f"{reason} {count}" for reason, count in dropped.items()) or "the frames are empty"
+        raise LearningError(f"no row has both valid features and a label ({why})")
+
+    at_feature, at_label = at_feature[keep], at_label[keep]
+    start_ns = features["bar_start_ns"].to_numpy(dtype=np.int64)[at_feature]
+    product = products[at_feature]
+    order = np.lexsort((product.astype(str), start_ns))
+    at_feature, at_label = at_feature[order], at_label[order]
+    return Dataset(
+        features=features[names].iloc[at_feature].reset_index(drop=True),
+        product=product[order],
+        t_ns=start_ns[order] + spec.bar_ns,
+        sigma=labels["sigma"].to_numpy(dtype=np.float64)[at_label],
+        trailing_sigma=labels["trailing_sigma"].to_numpy(dtype=np.float64)[at_label],
+        bar_ns=spec.bar_ns,
+        horizon_bars=spec.horizon_bars,
+        dropped=dropped,
+    )
 
 
-def pose_problem(dataset: Dataset, split: Split) -> Problem:
+def pose_problem(dataset: Dataset, split: Split, spec: TimescaleSpec) -> Problem:
     """Take τ per product from the training rows and label every row with it.
+
+    Rows of a product before its own training rows exist keep their place; those of a product that training
+    lacks altogether are an error, because nothing says what a spike of it is.
 
     Raises:
         DegenerateThreshold: a product's τ separates nothing.
-        LearningError: a product of validation or test has no training rows, or a part has no rows.
+        LearningError: a part of the split has no rows, or a product has no training rows.
         SingleClassError: the training rows are all of one class.
     """
-    raise NotImplementedError
+    for name, part in (("training", split.train), ("validation", split.validation), ("test", split.test)):
+        if not part.mask(dataset.t_ns).any():
+            raise LearningError(f"no labelled rows in the {name} span {part} of {dataset.describe()}")
+    train = dataset.rows(split.train.mask(dataset.t_ns))
+    thresholds = spike_thresholds(train.sigma, train.product, spec, t_ns=train.t_ns)
+    y = is_spike(dataset.sigma, dataset.product, thresholds)
+    problem = Problem(dataset=dataset, split=split, thresholds=thresholds, y=y)
+    require_both_classes(*problem.part(split.train), "training")
+    return problem
+
+
+def require_both_classes(dataset: Dataset, y: NDArray[np.bool_], what: str) -> None:
+    """Check that labels hold both classes.
+
+    Raises:
+        SingleClassError: they do not; the message names products and span.
+    """
+    positives = int(y.sum())
+    if positives in (0, y.size):
+        found = "no positives" if positives == 0 else "only positives"
+        raise SingleClassError(f"{what} labels of {dataset.describe()} hold {found} ({y.size} rows)")
+
+
+def _require_columns(what: str, frame: pd.DataFrame, names: tuple[str, ...]) -> None:
+    if missing := [name for name in names if name not in frame.columns]:
+        raise LearningError(f"{what} lack the columns {', '.join(missing)}")
+
+
+def _row_keys(
+    features: pd.DataFrame, labels: pd.DataFrame
+) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.object_]]:
+    """Number (product, bar start) pairs the same way in both frames; also the product of each feature row."""
+    own = features["product_id"].to_numpy(dtype=object)
+    codes, names = pd.factorize(np.concatenate([own, labels["product_id"].to_numpy(dtype=object)]))
+    starts = np.concatenate([frame["bar_start_ns"].to_numpy(dtype=np.int64) for frame in (features, labels)])
+    # Bar starts are far below 2^63 / products only after the common origin is taken off.
+    origin = starts.min() if starts.size else 0
+    keys = (starts - origin) * max(len(names), 1) + codes
+    for what, part in (("features", keys[: len(features)]), ("labels", keys[len(features) :])):
+        if np.unique(part).size != part.size:
+            raise LearningError(f"{what} hold a (product, bar start) twice")
+    return keys[: len(features)], keys[len(features) :], own

@@ -1,19 +1,30 @@
-"""Models measured on the same test rows: numbers with intervals, comparisons, and a verdict on how much to believe."""
+"""Models measured on the same test rows: numbers, intervals, comparisons, and how far to believe them."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import median
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
+from cryptovol_dagster.core import metrics
+from cryptovol_dagster.core.dataset import Dataset, Problem, require_both_classes
+from cryptovol_dagster.core.labels import is_spike, iso_utc
+from cryptovol_dagster.core.metrics import BlockBootstrap, Market
+from cryptovol_dagster.core.models.base import Model, ModelError
+from cryptovol_dagster.core.specs import NS, ModelSpec, TimescaleSpec
+
 if TYPE_CHECKING:
-    from cryptovol_dagster.core.dataset import Problem
-    from cryptovol_dagster.core.models import Model
-    from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
+    from numpy.typing import NDArray
 
 SCHEMA_VERSION = 1
+OK, INSUFFICIENT_DATA = "ok", "insufficient_data"
+#: Models that a richer one must beat; those present are compared with.
+BASELINES = ("baseline_zscore", "ewma", "har_logit")
 
 
 @dataclass(frozen=True)
@@ -22,7 +33,8 @@ class Evaluation:
 
     Attributes:
         report: the JSON-able content of ``model_eval.json`` (no NaN: null).
-        predictions: test rows: `t_ns`, `product`, `sigma`, `trailing_sigma`, `y` and one column of scores a model.
+        predictions: test rows: `bar_start_ns`, `product_id`, `sigma`, `trailing_sigma`, `y`, and the scores
+            under the name of each model.
     """
 
     report: dict[str, Any]
@@ -38,13 +50,48 @@ class Evaluation:
         """Why the verdict is not ``ok``."""
         return tuple(self.report["reasons"])
 
+    @property
+    def model_names(self) -> tuple[str, ...]:
+        """The models measured, in the order given."""
+        return tuple(self.report["models"])
+
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON-able report."""
         return self.report
 
     def summary_rows(self) -> list[dict[str, Any]]:
-        """One row a model, best AP first, for a table: model, AP with interval, lift, onset AP, ROC-AUC, Brier, F1."""
-        raise NotImplementedError
+        """Return one flat row a model for a table, the best average precision first."""
+        return summary_rows(self.report)
+
+
+def summary_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return one flat row a model of a report (as evaluated or read from its file), the best AP first."""
+    rows = []
+    for name, result in report["models"].items():
+        bounds = result["average_precision_interval"] or {"low": None, "high": None}
+        point = result["operating_points"]["max_f1"] or {}
+        rows.append(
+            {
+                "model": name,
+                "average_precision": result["average_precision"],
+                "ap_low": bounds["low"],
+                "ap_high": bounds["high"],
+                "base_rate": report["counts"]["test"]["base_rate"],
+                "lift": result["lift"],
+                "onset_average_precision": result["onset"]["average_precision"],
+                "onset_base_rate": result["onset"]["base_rate"],
+                "roc_auc": result["roc_auc"],
+                "brier": result["brier"],
+                "log_loss": result["log_loss"],
+                "ece": result["expected_calibration_error"],
+                "f1": point.get("f1"),
+                "event_recall": point.get("event_recall"),
+                "false_alarms_per_hour": point.get("false_alarms_per_hour"),
+            }
+        )
+    return sorted(
+        rows, key=lambda row: -1.0 if row["average_precision"] is None else -row["average_precision"]
+    )
 
 
 def evaluate(
@@ -58,10 +105,269 @@ def evaluate(
 ) -> Evaluation:
     """Measure fitted models on the problem's test rows.
 
-    Operating points are chosen on validation rows only. Intervals come from a circular block bootstrap over time.
+    Operating points are chosen on validation rows only. Intervals come from a circular block bootstrap over
+    time, the same resamples for every model. With fewer than 30 positives or 10 independent positive blocks
+    in the test the verdict is ``insufficient_data`` and the intervals are null; the numbers stand beside it
+    all the same. With a single class in the test there is nothing to rank, and the ranking numbers are null
+    too.
+
+    Args:
+        problem: rows, cut, thresholds and labels.
+        models: fitted models by name.
+        timescale: what the problem was built by.
+        spec: seed, resamples, alert budget.
+        data_hash: identifies the rows' data.
+        feature_hash: identifies the feature set.
 
     Raises:
-        SingleClassError: the *training* labels hold one class only (in test it is a verdict, not an error).
+        SingleClassError: the *training* labels hold one class only (in the test it is a verdict, not an
+            error).
         ModelError: a model refuses the columns, or `models` is empty.
     """
-    raise NotImplementedError
+    if not models:
+        raise ModelError("there is no model to evaluate")
+    train, y_train = problem.part(problem.split.train)
+    require_both_classes(train, y_train, "training")
+    validation, y_validation = problem.part(problem.split.validation)
+    test, y = problem.part(problem.split.test)
+
+    test_market, validation_market = _market(problem, test, y), _market(problem, validation, y_validation)
+    span_s = (int(test.t_ns.max()) - int(test.t_ns.min())) / NS + timescale.bar_interval_s
+    block_s = metrics.block_length_s(timescale.horizon_bars * timescale.bar_interval_s, span_s)
+    reasons = _why_insufficient(test, y, block_s)
+    scores = {name: model.predict_proba(test.features) for name, model in models.items()}
+    resampled: dict[str, NDArray[np.float64]] = {}
+    if not reasons:
+        bootstrap = BlockBootstrap(test.t_ns, test.bar_ns, block_s, spec.bootstrap_resamples, spec.seed)
+        resampled = bootstrap.average_precisions(y, scores)
+
+    report = {
+        "schema_version": SCHEMA_VERSION,
+        "verdict": INSUFFICIENT_DATA if reasons else OK,
+        "reasons": reasons,
+        "timescale": timescale.name,
+        "horizon_s": timescale.horizon_bars * timescale.bar_interval_s,
+        "bar_interval_s": timescale.bar_interval_s,
+        "quantile": timescale.quantile,
+        "thresholds": problem.thresholds,
+        "data": {
+            "hash": data_hash,
+            "feature_hash": feature_hash,
+            "first": iso_utc(int(problem.dataset.t_ns.min())),
+            "last": iso_utc(int(problem.dataset.t_ns.max())),
+            "products": list(problem.dataset.products),
+            "rows": len(problem.dataset),
+            "dropped": problem.dataset.dropped,
+        },
+        "split": problem.split.to_dict(),
+        "counts": {
+            "train": _counts(train, y_train),
+            "validation": _counts(validation, y_validation),
+            "test": {
+                **_counts(test, y),
+                "positive_blocks": metrics.count_positive_blocks(test.t_ns, y, block_s),
+                "events": len(test_market.events()),
+                "hours": test_market.hours,
+            },
+        },
+        "bootstrap": {
+            "method": "circular block bootstrap over time",
+            "block_s": block_s,
+            "resamples": spec.bootstrap_resamples,
+            "seed": spec.seed,
+            "level": metrics.INTERVAL_LEVEL,
+        },
+        "models": {
+            name: {
+                **_quality(test_market, test, scores[name]),
+                "average_precision_interval": _bounds(resampled.get(name)),
+                "operating_points": _operating_points(
+                    test_market,
+                    scores[name],
+                    validation_market,
+                    model.predict_proba(validation.features),
+                    spec.alert_budget_per_hour,
+                ),
+                "importances": model.importances(),
+            }
+            for name, model in models.items()
+        },
+        "comparisons": _comparisons(y, scores, resampled),
+    }
+    predictions = pd.DataFrame(
+        {
+            "bar_start_ns": test.t_ns - test.bar_ns,
+            "product_id": test.product,
+            "sigma": test.sigma,
+            "trailing_sigma": test.trailing_sigma,
+            "y": y,
+            **scores,
+        }
+    )
+    return Evaluation(report=_jsonable(report), predictions=predictions)
+
+
+def _market(problem: Problem, part: Dataset, y: NDArray[np.bool_]) -> Market:
+    return Market(
+        product=part.product,
+        t_ns=part.t_ns,
+        y=y,
+        visible=is_spike(part.trailing_sigma, part.product, problem.thresholds),
+        bar_ns=part.bar_ns,
+        horizon_ns=part.horizon_ns,
+    )
+
+
+def _why_insufficient(test: Dataset, y: NDArray[np.bool_], block_s: float) -> list[str]:
+    positives = int(y.sum())
+    blocks = metrics.count_positive_blocks(test.t_ns, y, block_s)
+    reasons = []
+    if positives in (0, y.size):
+        reasons.append(f"test labels of {test.describe()} hold {'only' if positives else 'no'} positives")
+    if positives < metrics.MIN_POSITIVES:
+        reasons.append(f"{positives} positives in the test, {metrics.MIN_POSITIVES} are needed")
+    if blocks < metrics.MIN_POSITIVE_BLOCKS:
+        reasons.append(
+            f"{blocks} independent blocks of {block_s / 60:g} min with a positive in the test, "
+            f"{metrics.MIN_POSITIVE_BLOCKS} are needed"
+        )
+    return reasons
+
+
+def _counts(part: Dataset, y: NDArray[np.bool_]) -> dict[str, Any]:
+    by_product = {}
+    for name in part.products:
+        own = y[part.product == name]
+        by_product[name] = {"rows": own.size, "positives": int(own.sum()), "base_rate": float(own.mean())}
+    return {"rows": y.size, "positives": int(y.sum()), "base_rate": float(y.mean()), "by_product": by_product}
+
+
+def _quality(market: Market, test: Dataset, score: NDArray[np.float64]) -> dict[str, Any]:
+    """Numbers that need no threshold: of the ranking (null with a single class) and of the probability."""
+    y = market.y
+    table = metrics.reliability(y, score)
+    # Where the trailing window is broken, nobody knows whether the spike already shows: no onset row.
+    onset = ~market.visible & np.isfinite(test.trailing_sigma)
+    return {
+        **_ranking(y, score),
+        "roc_auc": metrics.roc_auc(y, score),
+        "log_loss": metrics.log_loss(y, score),
+        "brier": metrics.brier(y, score),
+        "expected_calibration_error": metrics.expected_calibration_error(table),
+        "reliability": [part._asdict() for part in table],
+        "onset": _ranking(y[onset], score[onset]),
+        "by_product": {
+            name: _ranking(y[test.product == name], score[test.product == name]) for name in test.products
+        },
+    }
+
+
+def _ranking(y: NDArray[np.bool_], score: NDArray[np.float64]) -> dict[str, Any]:
+    positives = int(y.sum())
+    ranked = 0 < positives < y.size
+    base = positives / y.size if y.size else float("nan")
+    precision = metrics.average_precision(y, score) if ranked else float("nan")
+    return {
+        "rows": y.size,
+        "positives": positives,
+        "base_rate": base,
+        "average_precision": precision,
+        "lift": precision / base if ranked else float("nan"),
+    }
+
+
+def _operating_points(
+    market: Market,
+    score: NDArray[np.float64],
+    validation: Market,
+    validation_score: NDArray[np.float64],
+    budget_per_hour: float,
+) -> dict[str, Any]:
+    """Choose thresholds on validation, measure them on test; null where validation allows no choice."""
+    chosen = {
+        "max_f1": metrics.best_f1_threshold(validation.y, validation_score),
+        "alert_budget": metrics.alert_budget_threshold(validation, validation_score, budget_per_hour),
+    }
+    return {
+        name: None if threshold is None else _at_threshold(market, score, threshold)
+        for name, threshold in chosen.items()
+    }
+
+
+def _at_threshold(market: Market, score: NDArray[np.float64], threshold: float) -> dict[str, Any]:
+    flagged = score >= threshold
+    hit, false = int(np.sum(flagged & market.y)), int(np.sum(flagged & ~market.y))
+    missed, quiet = int(np.sum(~flagged & market.y)), int(np.sum(~flagged & ~market.y))
+    spike, calm = _class_report(hit, false, missed), _class_report(quiet, missed, false)
+    events = market.events()
+    firsts = market.first_flags(flagged, events)
+    leads = [first.lead_s for first in firsts if first.lead_s is not None]
+    alarms = market.alarms(flagged)
+    false_alarms = int(np.sum(~market.in_event(events)[alarms]))
+    return {
+        "threshold": threshold,
+        "precision": spike["precision"],
+        "recall": spike["recall"],
+        "f1": spike["f1"],
+        "confusion_matrix": {
+            "true_negative": quiet,
+            "false_positive": false,
+            "false_negative": missed,
+            "true_positive": hit,
+        },
+        "classification_report": {"calm": calm, "spike": spike},
+        "flagged_share": float(flagged.mean()),
+        "events": len(events),
+        "events_found": len(firsts),
+        "event_recall": len(firsts) / len(events) if events else float("nan"),
+        "alarms": int(alarms.size),
+        "false_alarms": false_alarms,
+        "false_alarms_per_hour": false_alarms / market.hours,
+        "median_delay_s": median(first.delay_s for first in firsts) if firsts else float("nan"),
+        "median_lead_s": median(leads) if leads else float("nan"),
+    }
+
+
+def _class_report(right: int, wrong: int, missed: int) -> dict[str, Any]:
+    nan = float("nan")
+    return {
+        "precision": right / (right + wrong) if right + wrong else nan,
+        "recall": right / (right + missed) if right + missed else nan,
+        "f1": 2 * right / (2 * right + wrong + missed) if right + wrong + missed else nan,
+        "support": right + missed,
+    }
+
+
+def _bounds(resampled: NDArray[np.float64] | None) -> dict[str, float] | None:
+    return None if resampled is None else metrics.interval(resampled)._asdict()
+
+
+def _comparisons(
+    y: NDArray[np.bool_],
+    scores: Mapping[str, NDArray[np.float64]],
+    resampled: Mapping[str, NDArray[np.float64]],
+) -> list[dict[str, Any]]:
+    """AP of each model minus AP of each baseline, with the interval of the paired difference."""
+    precision = {name: _ranking(y, score)["average_precision"] for name, score in scores.items()}
+    return [
+        {
+            "model": name,
+            "baseline": baseline,
+            "ap_difference": precision[name] - precision[baseline],
+            "interval": _bounds(resampled[name] - resampled[baseline] if resampled else None),
+        }
+        for name in scores
+        for baseline in BASELINES
+        if baseline in scores and baseline != name
+    ]
+
+
+def _jsonable(value: Any) -> Any:
+    """Plain Python all the way down; a number that is none becomes null."""
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,7 +1,7 @@
 """What there is to predict: the volatility of the next H bars, and when it counts as a spike.
 
-Nothing here looks at features or models. A row is keyed by the start `s` of its bar; it is decided at the bar's end
-`t = s + bar`, and its label speaks of the bars after it, `(t, t + H]`.
+Nothing here looks at features or models. A row is keyed by the start `s` of its bar; it is decided at the
+bar's end `t = s + bar`, and its label speaks of the bars after it, `(t, t + H]`.
 """
 
 from __future__ import annotations
@@ -62,13 +62,14 @@ class LabelGrid:
     reason: NDArray[np.int8]
 
     def to_frame(self) -> pd.DataFrame:
-        """Long form, product by product: `bar_start`, `product`, `sigma`, `trailing_sigma`, `reason`."""
+        """Long form: `bar_start_ns`, `product_id`, `sigma`, `trailing_sigma`, `reason`; product by product."""
         n_products, n_rows = self.sigma.shape
         starts = self.start_ns + self.bar_ns * np.arange(n_rows, dtype=np.int64)
+        codes = np.repeat(np.arange(n_products), n_rows)
         return pd.DataFrame(
             {
-                "bar_start": pd.to_datetime(np.tile(starts, n_products), unit="ns", utc=True),
-                "product": np.repeat(np.array(self.products, dtype=object), n_rows),
+                "bar_start_ns": np.tile(starts, n_products),
+                "product_id": pd.Categorical.from_codes(codes, categories=list(self.products)),
                 "sigma": self.sigma.ravel(),
                 "trailing_sigma": self.trailing_sigma.ravel(),
                 "reason": self.reason.ravel(),
@@ -79,7 +80,8 @@ class LabelGrid:
 def rows_labelled_by(start_ns: int, end_ns: int, spec: TimescaleSpec) -> tuple[int, int]:
     """Return the row range (bar starts, half-open) whose last labelled bar starts in ``[start_ns, end_ns)``.
 
-    A partition of labels holds these rows: they end H before the partition does, so that no row waits for the next.
+    A partition of labels holds these rows: they end H before the partition does, so no row waits for the
+    next.
     """
     return start_ns - spec.horizon_ns, end_ns - spec.horizon_ns
 
@@ -89,9 +91,10 @@ def forward_volatility(
 ) -> LabelGrid:
     """Compute σ over the H bars after each bar: ``σ_s = sqrt((1/H) Σ_{k=1..H} r²_{s+k})``.
 
-    The sums are exact int64 sums of squared nano-returns, so they do not depend on where the grid was cut. There is
-    no label where any of the H bars is a break (new segment, no return, in a gap, no quote, or a return too large for
-    exact sums), carries a quote older than `spec.label_max_age_s`, or lies past the end of the grid.
+    The sums are exact int64 sums of squared nano-returns (bars bound a return to 5 %), so they do not depend
+    on where the grid was cut. There is no label where any of the H bars is a break (new segment, no usable
+    return, in a gap, no quote), carries a quote older than `spec.label_max_age_s`, or lies past the end of
+    the grid.
 
     Args:
         bars: the grid; it must reach H bars past the last row that shall have a label.
@@ -106,22 +109,17 @@ def forward_volatility(
         ValueError: the range asked for lies outside the grid.
     """
     horizon = spec.horizon_bars
-    n_bars = bars.ret_nano.shape[1]
-    end_ns = bars.start_ns + n_bars * bars.bar_ns
     from_ns = bars.start_ns if from_ns is None else from_ns
-    to_ns = end_ns if to_ns is None else to_ns
-    if not bars.start_ns <= from_ns <= to_ns <= end_ns:
+    to_ns = bars.end_ns if to_ns is None else to_ns
+    if not bars.start_ns <= from_ns <= to_ns <= bars.end_ns:
         raise ValueError(
             f"labels asked for [{iso_utc(from_ns)}, {iso_utc(to_ns)}), but the bars cover only "
-            f"[{iso_utc(bars.start_ns)}, {iso_utc(end_ns)})"
+            f"[{iso_utc(bars.start_ns)}, {iso_utc(bars.end_ns)})"
         )
     first = -((bars.start_ns - from_ns) // bars.bar_ns)
     last = -((bars.start_ns - to_ns) // bars.bar_ns)
 
-    # One square and H of them must stay below 2^63; a return beyond that is a broken quote, not a move.
-    largest_return = int(np.sqrt((2**63 - 1) / horizon))
     broken = bars.new_segment | ~bars.ret_ok | bars.in_gap | ~bars.has_quote
-    broken |= np.abs(bars.ret_nano) >= largest_return
     stale = bars.age_s > spec.label_max_age_s
     squares = np.where(broken, 0, bars.ret_nano) ** 2
 
@@ -133,7 +131,7 @@ def forward_volatility(
     reason = np.full(ahead.shape, _OK, dtype=np.int8)
     reason[stale_ahead > 0] = _STALE
     reason[broken_ahead > 0] = _BREAK
-    reason[:, rows + horizon >= n_bars] = _END
+    reason[:, rows + horizon >= bars.n_bars] = _END
     trailing_ok = (broken_behind == 0) & (stale_behind == 0) & (rows + 1 >= horizon)
     return LabelGrid(
         products=bars.products,
@@ -157,8 +155,8 @@ def spike_thresholds(
         t_ns: each row's time, for the error's words only.
 
     Raises:
-        DegenerateThreshold: τ is not above the resolution of a return, or ties put more than twice the intended
-            share of rows at or over it, so that it cannot tell a spike from an ordinary minute.
+        DegenerateThreshold: τ is not above the resolution of a return, or ties put more than twice the
+            intended share of rows at or over it, so that it tells no spike from an ordinary span.
     """
     thresholds: dict[str, float] = {}
     for name in np.unique(product):
@@ -168,7 +166,7 @@ def spike_thresholds(
         share = float(np.mean(values >= tau))
         if tau <= SIGMA_FLOOR or share > 2 * (1 - spec.quantile):
             raise DegenerateThreshold(
-                f"degenerate spike threshold for {name}: the {spec.quantile:g} quantile of the volatility over "
+                f"degenerate spike threshold for {name}: the {spec.quantile:g} quantile of volatility over "
                 f"{iso_utc(int(t_ns[own].min()))} … {iso_utc(int(t_ns[own].max()))} is {tau:.3g}, "
                 f"and {share:.0%} of {values.size} rows are at or over it"
             )

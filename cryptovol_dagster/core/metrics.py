@@ -1,1 +1,327 @@
-"""Numbers that say how good a ranking, a probability or an alarm is. Pure functions of arrays."""
+"""Numbers that say how good a ranking, a probability or an alarm is: pure functions of arrays.
+
+Rankings are judged by average precision (the step-wise sum, not the trapezoid: Davis & Goadrich 2006), their
+uncertainty by a circular block bootstrap over time (Politis & Romano 1994), because neighbouring seconds
+share most of their label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from cryptovol_dagster.core.specs import NS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: After an alarm the next one of the same product may sound this much later.
+REFRACTORY_S = 300
+#: Below these, intervals and verdicts are not to be trusted.
+MIN_POSITIVES, MIN_POSITIVE_BLOCKS = 30, 10
+#: Level of every interval.
+INTERVAL_LEVEL = 0.95
+
+_DAY_S = 86_400
+_LEAST_BLOCK_S = 1_800
+_PROBABILITY_FLOOR = 1e-15
+
+
+class Ranking:
+    """Labels in the order of falling scores, sorted once, so that AP under any row weights is a single pass.
+
+    Args:
+        y: bool labels, shape (n,).
+        score: the higher, the likelier; ties share one place in the ranking.
+    """
+
+    def __init__(self, y: NDArray[np.bool_], score: NDArray[np.float64]) -> None:
+        self.order = np.argsort(-score, kind="stable")
+        self.y = y[self.order].astype(np.int64)
+        falling = score[self.order]
+        #: Last row of each group of equal scores: the only places where a threshold can lie.
+        self.ends = (
+            np.flatnonzero(np.append(falling[1:] != falling[:-1], True)) if y.size else np.array([], int)
+        )
+        self.thresholds = falling[self.ends]
+
+    def counts(self, weight: NDArray[np.int64] | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Return (true positives, flagged rows) at each threshold, from the highest down."""
+        if weight is None:
+            return np.cumsum(self.y)[self.ends], self.ends + 1
+        ordered = weight[self.order]
+        return np.cumsum(ordered * self.y)[self.ends], np.cumsum(ordered)[self.ends]
+
+    def average_precision(self, weight: NDArray[np.int64] | None = None) -> float:
+        """``Σ_k (recall_k − recall_{k−1}) · precision_k`` over thresholds; NaN without a positive."""
+        hits, flagged = self.counts(weight)
+        if not hits.size or hits[-1] == 0:
+            return float("nan")
+        gained = np.diff(hits, prepend=0)
+        # A threshold at which nothing is flagged yet (all weights zero) gains nothing either.
+        return float(np.sum(gained * hits / np.maximum(flagged, 1)) / hits[-1])
+
+
+def average_precision(y: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
+    """Step-wise average precision; NaN without a positive."""
+    return Ranking(y, score).average_precision()
+
+
+def roc_auc(y: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
+    """Chance that a random positive outranks a random negative (ties count half); NaN with a single class."""
+    from scipy.stats import rankdata
+
+    positives = int(y.sum())
+    negatives = y.size - positives
+    if not positives or not negatives:
+        return float("nan")
+    rank_sum = float(rankdata(score)[y].sum())
+    return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
+
+
+def brier(y: NDArray[np.bool_], probability: NDArray[np.float64]) -> float:
+    """Mean squared error of the probability; the constant base rate b scores b(1 − b)."""
+    return float(np.mean((probability - y) ** 2))
+
+
+def log_loss(y: NDArray[np.bool_], probability: NDArray[np.float64]) -> float:
+    """Mean negative log likelihood in nats; probabilities are kept 1e-15 away from 0 and 1."""
+    bounded = np.clip(probability, _PROBABILITY_FLOOR, 1 - _PROBABILITY_FLOOR)
+    return float(-np.mean(np.where(y, np.log(bounded), np.log1p(-bounded))))
+
+
+class ReliabilityBin(NamedTuple):
+    """One bin ``[low, high)`` of predicted probability; the last includes 1."""
+
+    low: float
+    high: float
+    rows: int
+    predicted: float
+    observed: float
+
+
+def reliability(
+    y: NDArray[np.bool_], probability: NDArray[np.float64], bins: int = 10
+) -> list[ReliabilityBin]:
+    """Compare mean probability and share of spikes in bins of equal width; empty bins are left out."""
+    index = np.minimum((probability * bins).astype(int), bins - 1)
+    rows = np.bincount(index, minlength=bins)
+    predicted = np.bincount(index, weights=probability, minlength=bins)
+    observed = np.bincount(index, weights=y, minlength=bins)
+    return [
+        ReliabilityBin(k / bins, (k + 1) / bins, int(rows[k]), predicted[k] / rows[k], observed[k] / rows[k])
+        for k in np.flatnonzero(rows)
+    ]
+
+
+def expected_calibration_error(table: list[ReliabilityBin]) -> float:
+    """Mean distance of predicted and observed over the bins, weighted by their rows."""
+    rows = sum(part.rows for part in table)
+    return sum(part.rows * abs(part.predicted - part.observed) for part in table) / rows
+
+
+# --- intervals
+# ------------------------------------------------------------------------------------------------
+
+
+def block_length_s(horizon_s: float, span_s: float) -> float:
+    """Length of a bootstrap block: at least 5 H and 30 min; a day where the span is ten days or more."""
+    least = max(5 * horizon_s, _LEAST_BLOCK_S)
+    return max(least, _DAY_S) if span_s >= 10 * _DAY_S else least
+
+
+def count_positive_blocks(t_ns: NDArray[np.int64], y: NDArray[np.bool_], block_s: float) -> int:
+    """Count the disjoint blocks of time, from the first row on, in which a positive lies."""
+    if not y.any():
+        return 0
+    return int(np.unique((t_ns[y] - t_ns.min()) // int(block_s * NS)).size)
+
+
+@dataclass(frozen=True)
+class BlockBootstrap:
+    """Circular block bootstrap over time; rows of all products at one time stay together.
+
+    Attributes:
+        t_ns: time of each row.
+        bar_ns: distance of neighbouring times.
+        block_s: length of a block.
+        resamples: how many.
+        seed: of the blocks drawn.
+    """
+
+    t_ns: NDArray[np.int64]
+    bar_ns: int
+    block_s: float
+    resamples: int
+    seed: int
+
+    def weights(self) -> Iterator[NDArray[np.int64]]:
+        """Yield for each resample how often each row was drawn."""
+        slot = (self.t_ns - self.t_ns.min()) // self.bar_ns
+        slots = int(slot.max()) + 1
+        block = min(max(round(self.block_s * NS / self.bar_ns), 1), slots)
+        blocks = -(-slots // block)
+        # The last block is cut so that every resample is as long as the span itself.
+        lengths = np.full(blocks, block)
+        lengths[-1] = slots - block * (blocks - 1)
+        random = np.random.default_rng(self.seed)
+        for _ in range(self.resamples):
+            starts = random.integers(0, slots, blocks)
+            edges = np.bincount(starts, minlength=2 * slots + 1) - np.bincount(
+                starts + lengths, minlength=2 * slots + 1
+            )
+            drawn = np.cumsum(edges)
+            yield (drawn[:slots] + drawn[slots : 2 * slots])[slot]
+
+    def average_precisions(
+        self, y: NDArray[np.bool_], scores: Mapping[str, NDArray[np.float64]]
+    ) -> dict[str, NDArray[np.float64]]:
+        """Return AP of each score on the *same* resamples; NaN where no positive was drawn."""
+        rankings = {name: Ranking(y, score) for name, score in scores.items()}
+        result = {name: np.empty(self.resamples) for name in scores}
+        for k, weight in enumerate(self.weights()):
+            for name, ranking in rankings.items():
+                result[name][k] = ranking.average_precision(weight)
+        return result
+
+
+class Interval(NamedTuple):
+    """Percentile interval of `INTERVAL_LEVEL`."""
+
+    low: float
+    high: float
+
+
+def interval(resampled: NDArray[np.float64]) -> Interval:
+    """Percentile interval over resamples; those without a positive (NaN) say nothing and are left out."""
+    tail = (1 - INTERVAL_LEVEL) / 2
+    low, high = np.nanquantile(resampled, [tail, 1 - tail])
+    return Interval(float(low), float(high))
+
+
+# --- operating points and events
+# ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Event:
+    """A spike episode of one product: decision times of its first and last positive row."""
+
+    product: str
+    start_ns: int
+    end_ns: int
+
+
+@dataclass(frozen=True)
+class Market:
+    """Rows of a test (or validation) block as somebody on duty lives through them.
+
+    Attributes:
+        product: name of each row's product.
+        t_ns: decision times, ascending within a product.
+        y: whether ``(t, t + H]`` is a spike.
+        visible: whether the trailing window already is one (False where unknown).
+        bar_ns: length of a bar.
+        horizon_ns: H.
+    """
+
+    product: NDArray[np.object_]
+    t_ns: NDArray[np.int64]
+    y: NDArray[np.bool_]
+    visible: NDArray[np.bool_]
+    bar_ns: int
+    horizon_ns: int
+
+    @property
+    def hours(self) -> float:
+        """Hours in which at least one product was scored."""
+        return np.unique(self.t_ns).size * self.bar_ns / NS / 3_600
+
+    def events(self) -> list[Event]:
+        """Runs of positive rows of a product; gaps of at most H are bridged."""
+        found = []
+        for name in np.unique(self.product):
+            times = self.t_ns[(self.product == name) & self.y]
+            if times.size:
+                cuts = np.flatnonzero(np.diff(times) > self.horizon_ns)
+                starts, ends = times[np.append(0, cuts + 1)], times[np.append(cuts, times.size - 1)]
+                found += [Event(str(name), int(a), int(b)) for a, b in zip(starts, ends, strict=True)]
+        return found
+
+    def in_event(self, events: list[Event]) -> NDArray[np.bool_]:
+        """Say which rows lie inside an event, bridged gaps included."""
+        inside = np.zeros(self.t_ns.size, dtype=bool)
+        for event in events:
+            inside |= self._during(event)
+        return inside
+
+    def alarms(self, flagged: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Return the rows at which an alarm sounds: flagged, no alarm of the product in the last 5 min."""
+        sounded: list[int] = []
+        for name in np.unique(self.product):
+            rows = np.flatnonzero((self.product == name) & flagged)
+            times = self.t_ns[rows]
+            at = 0
+            while at < rows.size:
+                sounded.append(int(rows[at]))
+                at = int(np.searchsorted(times, times[at] + REFRACTORY_S * NS))
+        return np.array(sorted(sounded), dtype=np.int64)
+
+    def first_flags(self, flagged: NDArray[np.bool_], events: list[Event]) -> list[FirstFlag]:
+        """For each event that was flagged: how late the flag came, and how long before the spike showed.
+
+        The delay counts from the event's first positive row. The lead counts up to the first row of the
+        event whose own trailing window is a spike, which is when measuring alone would have told; negative =
+        later than that.
+        """
+        found = []
+        for event in events:
+            during = self._during(event)
+            hits = self.t_ns[during & flagged]
+            if hits.size:
+                first = int(hits.min())
+                until = self._during(Event(event.product, event.start_ns, event.end_ns + self.horizon_ns))
+                shown = self.t_ns[until & self.visible]
+                lead = (int(shown.min()) - first) / NS if shown.size else None
+                found.append(FirstFlag(delay_s=(first - event.start_ns) / NS, lead_s=lead))
+        return found
+
+    def _during(self, event: Event) -> NDArray[np.bool_]:
+        return (self.product == event.product) & (self.t_ns >= event.start_ns) & (self.t_ns <= event.end_ns)
+
+
+class FirstFlag(NamedTuple):
+    """What an event's first flag was worth, in seconds."""
+
+    delay_s: float
+    lead_s: float | None
+
+
+def best_f1_threshold(y: NDArray[np.bool_], score: NDArray[np.float64]) -> float | None:
+    """Return the threshold of the highest F1 (of several the highest); None without a positive."""
+    ranking = Ranking(y, score)
+    hits, flagged = ranking.counts()
+    if not hits.size or hits[-1] == 0:
+        return None
+    return float(ranking.thresholds[np.argmax(2 * hits / (flagged + hits[-1]))])
+
+
+def alert_budget_threshold(
+    market: Market, score: NDArray[np.float64], budget_per_hour: float, candidates: int = 200
+) -> float | None:
+    """Return the lowest threshold down to which false alarms stay within the budget; None if none does.
+
+    False alarms are counted over all products together, with the refractory time, as one person would hear
+    them. Candidates are quantiles of the scores.
+    """
+    inside = market.in_event(market.events())
+    lowest = None
+    for threshold in np.unique(np.quantile(score, np.linspace(0, 1, candidates), method="higher"))[::-1]:
+        alarms = market.alarms(score >= threshold)
+        if np.count_nonzero(~inside[alarms]) / market.hours > budget_per_hour:
+            break
+        lowest = float(threshold)
+    return lowest

@@ -1,6 +1,7 @@
 """How a labelled span is cut into training, validation and test: in time order, with purge and embargo.
 
-All borders are times, never row numbers. A row is placed by its decision time `t`; its label covers ``(t, t + H]``.
+All borders are times, never row numbers. A row is placed by its decision time `t`; its label covers
+``(t, t + H]``.
 Method: López de Prado, Advances in Financial Machine Learning (2018), chapter 7.
 """
 
@@ -107,8 +108,8 @@ def split_times(first_ns: int, end_ns: int, spec: TimescaleSpec) -> Split:
     """Cut the decision times ``[first_ns, end_ns)`` into training, validation and test.
 
     Test is the last ``min(test_span, max_test_share × available)``. The training span ends H (purge) plus
-    ``max(H, embargo)`` before it and is at most `train_span_s` long; its last `validation_share` is validation, and
-    training rows end H before that. Borders are rounded down to whole bars.
+    ``max(H, embargo)`` before it and is at most `train_span_s` long; its last `validation_share` is
+    validation, and training rows end H before that. Borders are rounded down to whole bars.
 
     Raises:
         SpanTooShort: training or validation would be empty.
@@ -124,8 +125,9 @@ def split_times(first_ns: int, end_ns: int, spec: TimescaleSpec) -> Split:
     train_end = validation_start - spec.horizon_ns
     if not (span_start < train_end and validation_start < span_end and test_start < end_ns):
         raise SpanTooShort(
-            f"{available / NS:.0f} s of rows from {iso_utc(first_ns)} to {iso_utc(end_ns)} are too short to split: "
-            f"test takes {test_ns / NS:.0f} s, purge and embargo {(2 * spec.horizon_ns + embargo_ns) / NS:.0f} s"
+            f"{available / NS:.0f} s of rows, {iso_utc(first_ns)} to {iso_utc(end_ns)}, are too few to split: "
+            f"test takes {test_ns / NS:.0f} s, "
+            f"purge and embargo {(2 * spec.horizon_ns + embargo_ns) / NS:.0f} s"
         )
     return Split(
         train=TimeRange(span_start, train_end),

@@ -1,22 +1,28 @@
-"""What every model is: the protocol, what is stored beside it, and the single file it is stored in."""
+"""What every model is: its interface, the checks all share, and the single file it is stored in."""
 
 from __future__ import annotations
 
+import io
+import json
+import zipfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Protocol, Self, runtime_checkable
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from typing import TYPE_CHECKING, ClassVar, Self
 
+import numpy as np
 import pandas as pd
 
-from cryptovol_dagster.core.dataset import Dataset
+from cryptovol_dagster.core.dataset import Dataset, require_both_classes
 from cryptovol_dagster.core.labels import LearningError
-from cryptovol_dagster.core.specs import ModelSpec
+from cryptovol_dagster.core.specs import NS, ModelSpec
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 FORMAT_VERSION = 1
+_META = "meta.json"
 
 
 class ModelError(LearningError):
@@ -31,33 +37,55 @@ class ModelMeta:
         name: key in the registry.
         features: columns the model reads, in its own order.
         inputs: every column a caller must give (what it was trained on); others are refused.
+        horizon_s: H in seconds.
+        train_start_ns: first decision time of training.
+        train_end_ns: last decision time of training.
+        versions: library versions at training.
         feature_hash: hash of the feature set it was trained on.
         timescale: name of the timescale.
-        horizon_s: H in seconds.
         thresholds: τ per product; what its probability speaks of.
-        train_start_ns: first decision time of training.
-        train_end_ns: end (exclusive) of training.
-        versions: library versions at training.
     """
 
     name: str
     features: tuple[str, ...]
     inputs: tuple[str, ...]
-    feature_hash: str
-    timescale: str
-    horizon_s: int
-    thresholds: Mapping[str, float]
+    horizon_s: float
     train_start_ns: int
     train_end_ns: int
     versions: Mapping[str, str]
+    feature_hash: str = ""
+    timescale: str = ""
+    thresholds: Mapping[str, float] = field(default_factory=dict)
 
 
-@runtime_checkable
-class Model(Protocol):
-    """A fitted (or to be fitted) estimator of P(spike in ``(t, t + H]``)."""
+class Model(ABC):
+    """An estimator of P(spike in ``(t, t + H]``).
+
+    `fit`, `predict_proba`, `to_bytes` and `from_bytes` are the same for all; a kind of model says in the
+    abstract methods which columns it wants, how it learns, and what its parameters look like as files.
+    """
 
     name: ClassVar[str]
-    meta: ModelMeta
+    #: Libraries whose versions matter to the stored parameters.
+    libraries: ClassVar[tuple[str, ...]] = ("numpy",)
+    #: Whether a missing value means something to the model.
+    accepts_nan: ClassVar[bool] = False
+    _meta: ModelMeta | None = None
+
+    @property
+    def meta(self) -> ModelMeta:
+        """What the model was trained on.
+
+        Raises:
+            ModelError: the model has not been fitted.
+        """
+        if self._meta is None:
+            raise ModelError(f"model {self.name} has not been fitted")
+        return self._meta
+
+    @meta.setter
+    def meta(self, meta: ModelMeta) -> None:
+        self._meta = meta
 
     def fit(
         self,
@@ -67,29 +95,47 @@ class Model(Protocol):
         y_validation: NDArray[np.bool_],
         spec: ModelSpec,
     ) -> Self:
-        """Learn from training rows; validation rows serve early stopping only. Same input and seed, same model.
+        """Learn from training rows; validation rows serve early stopping. Same input and seed, same model.
 
         Raises:
             SingleClassError: the training labels hold one class only.
             ModelError: a column the model needs is missing or holds NaN.
         """
-        ...
+        require_both_classes(train, y, "training")
+        features = self._choose(train, y)
+        self.meta = ModelMeta(
+            name=self.name,
+            features=features,
+            inputs=tuple(str(column) for column in train.features.columns),
+            horizon_s=train.horizon_ns / NS,
+            train_start_ns=int(train.t_ns.min()),
+            train_end_ns=int(train.t_ns.max()),
+            versions={library: version(library) for library in self.libraries},
+        )
+        self._fit(self._matrix(train.features), y, self._matrix(validation.features), y_validation, spec)
+        return self
 
     def predict_proba(self, features: pd.DataFrame) -> NDArray[np.float64]:
         """Return P(spike) in [0, 1], one a row, whatever the order of the columns.
 
         Raises:
-            ModelError: a column is missing or unknown, or holds NaN.
+            ModelError: a column is missing or unknown, or one the model reads holds NaN or infinity.
         """
-        ...
+        matrix = self._matrix(features)
+        return self._predict(matrix) if len(matrix) else np.empty(0, dtype=np.float64)
 
+    @abstractmethod
     def importances(self) -> dict[str, float]:
-        """Weight of each feature: standardised coefficient, or share of gain; largest magnitude first."""
-        ...
+        """Weight of each feature, largest magnitude first: standardised coefficient, or share of gain."""
 
     def to_bytes(self) -> bytes:
         """Store the model in a single zip file: ``meta.json`` and the fitted parameters, never a pickle."""
-        ...
+        meta = {"format_version": FORMAT_VERSION, **asdict(self.meta)}
+        buffer = io.BytesIO()
+        with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in {_META: json.dumps(meta, indent=1).encode(), **self._parts()}.items():
+                archive.writestr(name, content)
+        return buffer.getvalue()
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
@@ -98,4 +144,89 @@ class Model(Protocol):
         Raises:
             ModelError: the bytes are no model of this kind.
         """
-        ...
+        meta, parts = read_parts(data)
+        if meta.name != cls.name:
+            raise ModelError(f"the file holds a model {meta.name}, not {cls.name}")
+        model = cls()
+        model.meta = meta
+        try:
+            model._restore(parts)
+        except KeyError as error:
+            raise ModelError(f"the file of model {meta.name} lacks {error.args[0]}") from error
+        return model
+
+    @abstractmethod
+    def _choose(self, train: Dataset, y: NDArray[np.bool_]) -> tuple[str, ...]:
+        """Name the columns the model reads."""
+
+    @abstractmethod
+    def _fit(
+        self,
+        X: NDArray[np.float64],
+        y: NDArray[np.bool_],
+        X_validation: NDArray[np.float64],
+        y_validation: NDArray[np.bool_],
+        spec: ModelSpec,
+    ) -> None:
+        """Learn the parameters; columns are `meta.features`."""
+
+    @abstractmethod
+    def _predict(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Return one probability a row; never called without rows."""
+
+    @abstractmethod
+    def _parts(self) -> dict[str, bytes]:
+        """Return the parameters as files of the zip."""
+
+    @abstractmethod
+    def _restore(self, parts: dict[str, bytes]) -> None:
+        """Take the parameters back; a missing file is a KeyError."""
+
+    def _matrix(self, features: pd.DataFrame) -> NDArray[np.float64]:
+        meta = self.meta
+        if missing := sorted(set(meta.inputs) - set(features.columns)):
+            raise ModelError(f"model {self.name}: feature columns missing: {', '.join(missing)}")
+        if unknown := sorted(str(column) for column in set(features.columns) - set(meta.inputs)):
+            raise ModelError(f"model {self.name}: feature columns unknown to it: {', '.join(unknown)}")
+        matrix = features[list(meta.features)].to_numpy(dtype=np.float64)
+        bad = np.isinf(matrix) if self.accepts_nan else ~np.isfinite(matrix)
+        if bad.any():
+            names = [meta.features[column] for column in np.flatnonzero(bad.any(axis=0))]
+            raise ModelError(
+                f"model {self.name}: {int(bad.any(axis=1).sum())} of {len(matrix)} rows hold a missing or "
+                f"infinite value in {', '.join(names)}"
+            )
+        return matrix
+
+
+def read_parts(data: bytes) -> tuple[ModelMeta, dict[str, bytes]]:
+    """Open a model file.
+
+    Raises:
+        ModelError: it is no model file, or of a version unknown here.
+    """
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            parts = {name: archive.read(name) for name in archive.namelist()}
+        meta = json.loads(parts.pop(_META))
+        found = meta.pop("format_version")
+    except (zipfile.BadZipFile, KeyError, ValueError, AttributeError, TypeError) as error:
+        raise ModelError(f"not a cryptovol model file: {error}") from error
+    if found != FORMAT_VERSION:
+        raise ModelError(f"model file of format {found}; this version reads format {FORMAT_VERSION}")
+    try:
+        meta = ModelMeta(**meta | {"features": tuple(meta["features"]), "inputs": tuple(meta["inputs"])})
+    except (KeyError, TypeError) as error:
+        raise ModelError(f"model file with an unreadable {_META}: {error}") from error
+    return meta, parts
+
+
+def need_columns(model: str, train: Dataset, wanted: tuple[str, ...]) -> tuple[str, ...]:
+    """Return `wanted` when the features offer every one of them.
+
+    Raises:
+        ModelError: some are not among the features.
+    """
+    if missing := [name for name in wanted if name not in train.features.columns]:
+        raise ModelError(f"model {model} needs {', '.join(missing)}, which the features do not offer")
+    return wanted

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from cryptovol_dagster.core.models.base import Model
+from cryptovol_dagster.core.models.base import Model, ModelError, read_parts
+from cryptovol_dagster.core.models.boosting import BoostedTrees
+from cryptovol_dagster.core.models.ewma import Ewma
+from cryptovol_dagster.core.models.har import HarLogit
+from cryptovol_dagster.core.models.logreg import FullLogit
+from cryptovol_dagster.core.models.zscore import ZScoreBaseline
 
 if TYPE_CHECKING:
     from cryptovol_dagster.core.dataset import Problem
     from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
 
-MODELS: dict[str, type[Model]] = {}
+#: By name, from the plainest to the richest.
+MODELS: dict[str, type[Model]] = {
+    kind.name: kind for kind in (ZScoreBaseline, Ewma, HarLogit, FullLogit, BoostedTrees)
+}
 
 
 def train_model(
@@ -22,7 +31,13 @@ def train_model(
         ModelError: there is no such model, or it cannot be fitted.
         SingleClassError: the training labels hold one class only.
     """
-    raise NotImplementedError
+    train, y = problem.part(problem.split.train)
+    validation, y_validation = problem.part(problem.split.validation)
+    model = _kind(name)().fit(train, y, validation, y_validation, spec)
+    model.meta = replace(
+        model.meta, feature_hash=feature_hash, timescale=timescale.name, thresholds=problem.thresholds
+    )
+    return model
 
 
 def load_model(data: bytes) -> Model:
@@ -31,4 +46,11 @@ def load_model(data: bytes) -> Model:
     Raises:
         ModelError: the bytes are no model file of ours.
     """
-    raise NotImplementedError
+    meta, _ = read_parts(data)
+    return _kind(meta.name).from_bytes(data)
+
+
+def _kind(name: str) -> type[Model]:
+    if name not in MODELS:
+        raise ModelError(f"no model is called {name}; there are {', '.join(MODELS)}")
+    return MODELS[name]

@@ -1,0 +1,32 @@
+"""The heterogeneous autoregression of volatility, as a classifier."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from cryptovol_dagster.core.dataset import Dataset
+from cryptovol_dagster.core.models.base import ModelError
+from cryptovol_dagster.core.models.logistic import LogisticModel
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: Short, middle and long memory, in bars.
+WINDOWS_BARS = (15, 60, 300, 900)
+
+
+class HarLogit(LogisticModel):
+    """Logistic regression on ln RV over a ladder of windows (Corsi 2009, log-odds in place of RV)."""
+
+    name: ClassVar[str] = "har_logit"
+
+    def _choose(self, train: Dataset, y: NDArray[np.bool_]) -> tuple[str, ...]:
+        ladder = tuple(f"ln_rv_{window}" for window in WINDOWS_BARS)
+        offered = tuple(name for name in ladder if name in train.features.columns)
+        if len(offered) < 2:
+            raise ModelError(
+                f"model {self.name} needs at least two of {', '.join(ladder)} among the features"
+            )
+        return offered

@@ -1,0 +1,61 @@
+"""What the linear models share: standardise, then a logistic regression, stored with skops."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from cryptovol_dagster.core.models.base import Model, ModelError
+from cryptovol_dagster.core.specs import ModelSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_PIPELINE = "pipeline.skops"
+
+
+class LogisticModel(Model):
+    """Logistic regression (L2, no class weights) on standardised columns; kinds differ in the columns."""
+
+    libraries: ClassVar[tuple[str, ...]] = ("numpy", "scikit-learn", "skops")
+    _pipeline: Any = None
+
+    def importances(self) -> dict[str, float]:
+        """Return the coefficient of each standardised feature, largest magnitude first."""
+        coefficients = self._pipeline[-1].coef_[0]
+        order = np.argsort(-np.abs(coefficients), kind="stable")
+        return {self.meta.features[k]: float(coefficients[k]) for k in order}
+
+    def _fit(
+        self,
+        X: NDArray[np.float64],
+        y: NDArray[np.bool_],
+        X_validation: NDArray[np.float64],
+        y_validation: NDArray[np.bool_],
+        spec: ModelSpec,
+    ) -> None:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        self._pipeline = make_pipeline(
+            StandardScaler(), LogisticRegression(C=spec.logreg_c, max_iter=1_000, random_state=spec.seed)
+        ).fit(X, y)
+
+    def _predict(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+        return self._pipeline.predict_proba(X)[:, 1]
+
+    def _parts(self) -> dict[str, bytes]:
+        import skops.io
+
+        return {_PIPELINE: skops.io.dumps(self._pipeline)}
+
+    def _restore(self, parts: dict[str, bytes]) -> None:
+        import skops.io
+
+        content = parts[_PIPELINE]
+        # skops loads only what it knows to be harmless; a pipeline of ours needs nothing beyond that.
+        if untrusted := skops.io.get_untrusted_types(data=content):
+            raise ModelError(f"the file of model {self.name} holds types not trusted: {', '.join(untrusted)}")
+        self._pipeline = skops.io.loads(content)
