@@ -1,7 +1,8 @@
 """RFC 3339 text ↔ integer nanoseconds since 1970 UTC, exact to the last digit.
 
-The exchange writes 6 to 9 fractional digits with trailing zeros cut, so neither string order nor a microsecond
-`datetime` keeps the time. Calendar arithmetic is done once a minute of text; the rest is two `int()` calls.
+The exchange writes 6 to 9 fractional digits with trailing zeros cut, so neither string order nor a `datetime`
+(microseconds) keeps the time. Calendar arithmetic is done once a minute of text; the rest is two `int()`
+calls.
 """
 
 from __future__ import annotations

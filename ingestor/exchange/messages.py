@@ -1,7 +1,8 @@
 """The exchange's messages as they stand on the wire (Coinbase Advanced Trade), typed with msgspec.
 
-What is kept whole stays `msgspec.Raw`: a ticker entry or a trade reaches raw storage byte for byte, so a field that the
-exchange adds tomorrow survives. No message is interpreted here; `ingestor.exchange.parse` reads, `ingestor.feed` acts.
+What is kept whole stays `msgspec.Raw`: a ticker entry or a trade reaches raw storage byte for byte, so a
+field that the exchange adds tomorrow survives. `ingestor.exchange.parse` reads these messages,
+`ingestor.feed` acts.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ class TradesEvent(msgspec.Struct, frozen=True, gc=False):
 
 
 class HeartbeatEvent(msgspec.Struct, frozen=True, gc=False):
-    """One event of ``heartbeats``. The counter has been text; `current_time` has had three formats: don't use it."""
+    """One event of ``heartbeats``; the counter has been text, `current_time` has had three formats."""
 
     heartbeat_counter: int | str
     current_time: msgspec.Raw = msgspec.Raw(b"null")
@@ -96,7 +97,7 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Ticker(msgspec.Struct, frozen=True, gc=False):
-    """What a ticker entry says about the present quote; every number is decimal text, absent ones are None."""
+    """What a ticker entry says about the present quote: decimal text, None where absent."""
 
     product_id: str
     price: str | None = None

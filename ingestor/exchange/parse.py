@@ -56,8 +56,9 @@ _events: dict[str, msgspec.json.Decoder[Any]] = {
 def parse_frame(data: bytes | str) -> wire.Frame:
     """Read one frame of any channel.
 
-    A frame of a channel unknown to us is a `Frame` with ``known=False`` and no events: it has a number and a time, which
-    the sequence check and the watermark need. The exchange's error message is a `Frame` of channel ``"error"``.
+    A frame of a channel unknown to us is a `Frame` with ``known=False`` and no events: it has a number and a
+    time, which the sequence check and the watermark need. The exchange's error message is a `Frame` of
+    channel ``"error"``.
 
     Raises:
         FrameError: not UTF-8, not JSON, not an envelope, or events of another shape than the channel's.

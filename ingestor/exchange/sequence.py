@@ -1,7 +1,7 @@
 """The sequence check: one counter a connection, over all channels, before any filtering.
 
-The exchange numbers every frame it sends on a connection, acknowledgements and heartbeats included, from 0. So a number
-that is skipped is a frame that was lost, whatever its channel was.
+The exchange numbers every frame it sends on a connection, acknowledgements and heartbeats included, from 0.
+So a number that is skipped is a frame that was lost, whatever its channel was.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class SequenceTracker:
         """Judge the next frame's number.
 
         Returns:
-            `Verdict.OK`, a `Gap` in front of this frame, or `Verdict.REPEAT` (the frame must not be used again).
+            `Verdict.OK`, a `Gap` in front of this frame, or `Verdict.REPEAT`: it must not be used again.
         """
         expected = self._expected
         if sequence_num < expected:

@@ -1,0 +1,1 @@
+"""The connection: session, liveness, backoff; frames become messages for the publisher."""

@@ -1,0 +1,328 @@
+"""One connection's frames → sequence check → messages. No sockets: bytes in, `Outlet.publish` out."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections import Counter
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import msgspec
+
+from ingestor import envelope
+from ingestor.envelope import DeadLetter, EventKind, FeedEvent, TickMessage, TradeMessage
+from ingestor.exchange import messages as wire
+from ingestor.exchange.parse import FrameError, parse_frame, product_of
+from ingestor.exchange.sequence import Gap, SequenceTracker, Verdict
+from ingestor.feed.counters import FeedCounters
+from ingestor.kafka.publisher import Offsets
+
+NS_PER_MS = 1_000_000
+
+#: A frame this far ahead of the receiving clock is told about once a connection; real skew is tens of ms.
+_SKEW_TOLD_NS = 1_000 * NS_PER_MS
+#: Kafka clients refuse messages over 1,000,000 bytes: larger entries are dead letters, dead letters are cut.
+_MAX_ENTRY_BYTES = 900_000
+_MAX_DEAD_BYTES = 600_000
+#: Raw storage keeps places in a frame as 16-bit numbers.
+_MAX_INDEX = 2**15 - 1
+#: A server that begins its numbers again would otherwise be ignored for ever.
+_MAX_REPEATS_IN_A_ROW = 100
+_MAX_DRIFT_EVENTS = 20
+
+
+class SequenceBrokenError(Exception):
+    """The connection's numbers went back for good; it must be opened anew."""
+
+
+class Outlet(Protocol):
+    """What a connection needs of the publisher."""
+
+    def publish(self, topic: str, key: bytes, value: bytes) -> None:
+        """Hand over one message; never waits."""
+        ...
+
+    def after_acknowledged(self, then: Callable[[Offsets], None]) -> None:
+        """Call `then` once everything published so far is acknowledged."""
+        ...
+
+
+class Connection:
+    """Turns the frames of one connection into messages, and accounts for every sequence number.
+
+    Args:
+        connection_id: uuid hex, new for each connection.
+        outlet: where messages go.
+        counters: the feed's totals, added to here.
+        future_limit_ns: a frame further ahead of its receiving time is a dead letter.
+    """
+
+    def __init__(
+        self, connection_id: str, outlet: Outlet, counters: FeedCounters, future_limit_ns: int
+    ) -> None:
+        self.connection_id = connection_id
+        #: Newest event time accepted on this connection; None before the first frame.
+        self.event_time_ns: int | None = None
+        self.first_event_time_ns: int | None = None
+        self.frames = 0
+        self.readable_frames = 0
+        self.last_error = ""
+        self._key = connection_id.encode()
+        self._outlet = outlet
+        self._counters = counters
+        self._future_limit_ns = future_limit_ns
+        self._sequence = SequenceTracker()
+        self._repeats_in_a_row = 0
+        self._skew_told = False
+        self._drift_events = 0
+        self._unknown: set[str] = set()
+        self._begin_span()
+
+    @property
+    def last_sequence(self) -> int:
+        """Newest sequence number seen; -1 before the first frame."""
+        return self._sequence.newest
+
+    def on_frame(self, data: bytes, received_at_ns: int) -> str | None:
+        """Take in one frame.
+
+        Args:
+            data: the frame as received.
+            received_at_ns: wall clock, ns UTC.
+
+        Returns:
+            The frame's channel, or None where it is no readable frame.
+
+        Raises:
+            SequenceBrokenError: the numbers do not go forward any more.
+        """
+        counters = self._counters
+        counters.frames += 1
+        counters.bytes += len(data)
+        self.frames += 1
+        try:
+            frame = parse_frame(data)
+        except FrameError as error:
+            self.last_error = error.reason
+            if error.sequence_num is None:
+                self._dead(error.reason, data, received_at_ns, None)
+            elif self._in_order(error.sequence_num, None, received_at_ns):
+                self._unread_frames += 1
+                self._dead(error.reason, data, received_at_ns, error.sequence_num)
+            return None
+        if frame.sequence_num < 0:  # the exchange's error message: no number, no time
+            counters.errors += 1
+            self.last_error = frame.message
+            self._drift({"error": frame.message}, received_at_ns)
+            return frame.channel
+        self.readable_frames += 1
+        ahead_ns = frame.event_time_ns - received_at_ns
+        in_time = ahead_ns <= self._future_limit_ns
+        if not self._in_order(frame.sequence_num, frame.event_time_ns if in_time else None, received_at_ns):
+            return frame.channel
+        if ahead_ns > _SKEW_TOLD_NS:
+            self._tell_skew(ahead_ns, received_at_ns)
+        if not in_time:
+            self._unread_frames += 1
+            reason = f"{frame.channel}: timestamp is {ahead_ns / 1e9:.3f} s ahead of the receiving clock"
+            self._dead(reason, data, received_at_ns, frame.sequence_num)
+            return frame.channel
+        self._note_time(frame.event_time_ns)
+        counters.lag_ms = -ahead_ns / NS_PER_MS
+        self._span_frames[frame.channel] += 1
+        self._publish_events(frame, received_at_ns)
+        return frame.channel
+
+    def tell(self, kind: EventKind, detail: dict[str, Any], at_ns: int | None = None) -> None:
+        """Publish something that happened to this connection."""
+        event = FeedEvent(
+            kind=kind,
+            at_ns=time.time_ns() if at_ns is None else at_ns,
+            connection_id=self.connection_id,
+            event_time_ns=self.event_time_ns,
+            detail=detail,
+        )
+        self._outlet.publish(envelope.EVENTS, self._key, envelope.encode(event))
+
+    def checkpoint(self) -> None:
+        """Promise a checkpoint over the frames since the last one: published once all of it is acknowledged.
+
+        Does nothing where no frame with a number came since.
+        """
+        from_sequence, to_sequence = self._span_from, self._sequence.newest
+        if to_sequence < from_sequence:
+            return
+        detail = {
+            "from_sequence": from_sequence,
+            "to_sequence": to_sequence,
+            "frames": dict(self._span_frames),
+            "empty_frames": self._empty_frames,
+            "dead_frames": self._unread_frames,
+            "missing": self._span_missing,
+            "repeats": self._span_repeats,
+        }
+        event_time_ns = self.event_time_ns
+        self._begin_span()
+
+        def acknowledged(offsets: Offsets) -> None:
+            event = FeedEvent(
+                kind="checkpoint",
+                at_ns=time.time_ns(),
+                connection_id=self.connection_id,
+                event_time_ns=event_time_ns,
+                detail={
+                    **detail,
+                    "offsets": {
+                        topic: {str(partition): offset for partition, offset in partitions.items()}
+                        for topic, partitions in offsets.items()
+                    },
+                },
+            )
+            self._outlet.publish(envelope.EVENTS, self._key, envelope.encode(event))
+            self._counters.checkpoints += 1
+
+        self._outlet.after_acknowledged(acknowledged)
+
+    def _begin_span(self) -> None:
+        """Start counting for the next checkpoint."""
+        self._span_from = self._sequence.newest + 1
+        self._span_frames: Counter[str] = Counter()
+        self._empty_frames = 0
+        self._unread_frames = 0
+        self._span_missing = 0
+        self._span_repeats = 0
+
+    def _in_order(self, sequence_num: int, event_time_ns: int | None, received_at_ns: int) -> bool:
+        """Check the number before anything else is done with a frame; tell about gaps."""
+        verdict = self._sequence.observe(sequence_num)
+        if verdict is Verdict.OK:
+            self._repeats_in_a_row = 0
+            return True
+        if verdict is Verdict.REPEAT:
+            self._counters.repeats += 1
+            self._span_repeats += 1
+            self._repeats_in_a_row += 1
+            if self._repeats_in_a_row > _MAX_REPEATS_IN_A_ROW:
+                self._drift({"sequence": "went back", "newest": self._sequence.newest}, received_at_ns)
+                raise SequenceBrokenError(
+                    f"{self._repeats_in_a_row} frames in a row at or below sequence {self._sequence.newest}"
+                )
+            return False
+        self._repeats_in_a_row = 0
+        self._on_gap(verdict, event_time_ns, received_at_ns)
+        return True
+
+    def _on_gap(self, gap: Gap, event_time_ns: int | None, received_at_ns: int) -> None:
+        self._counters.gaps += 1
+        self._counters.missing += gap.count
+        self._span_missing += gap.count
+        if event_time_ns is not None:
+            self._note_time(event_time_ns)
+        detail = {"from_sequence": gap.from_sequence, "to_sequence": gap.to_sequence, "count": gap.count}
+        self.tell("gap", detail, received_at_ns)
+
+    def _note_time(self, event_time_ns: int) -> None:
+        if self.event_time_ns is None:
+            self.first_event_time_ns = self.event_time_ns = event_time_ns
+        elif event_time_ns > self.event_time_ns:
+            self.event_time_ns = event_time_ns
+        if event_time_ns > self._counters.last_event_time_ns:
+            self._counters.last_event_time_ns = event_time_ns
+
+    def _publish_events(self, frame: wire.Frame, received_at_ns: int) -> None:
+        channel = frame.channel
+        if channel == wire.TICKER or channel == wire.TRADES:
+            if not self._publish_entries(frame, received_at_ns):
+                self._empty_frames += 1
+        elif channel == wire.SUBSCRIPTIONS:
+            for event in frame.events:
+                if isinstance(event, wire.SubscriptionsEvent):
+                    self.tell("subscribed", {"subscriptions": event.subscriptions}, received_at_ns)
+        elif not frame.known:
+            self._counters.unknown_channels[channel] += 1
+            if channel not in self._unknown:
+                self._unknown.add(channel)
+                self._drift({"unknown_channel": channel}, received_at_ns)
+
+    def _publish_entries(self, frame: wire.Frame, received_at_ns: int) -> bool:
+        """Publish every entry that can be read; returns whether one was."""
+        published = False
+        for event_index, event in enumerate(frame.events):
+            if isinstance(event, wire.TickerEvent):
+                entries = event.tickers
+            elif isinstance(event, wire.TradesEvent):
+                entries = event.trades
+            else:
+                continue
+            for entry_index, entry in enumerate(entries):
+                try:
+                    product_id = product_of(entry)
+                    _check_bounds(entry, event_index, entry_index)
+                except FrameError as error:
+                    reason = f"{frame.channel}: event {event_index}, entry {entry_index}: {error.reason}"
+                    self._dead(reason, bytes(entry), received_at_ns, frame.sequence_num)
+                    continue
+                self._publish_entry(frame, event, product_id, event_index, entry_index, entry, received_at_ns)
+                published = True
+        return published
+
+    def _publish_entry(
+        self,
+        frame: wire.Frame,
+        event: wire.TickerEvent | wire.TradesEvent,
+        product_id: str,
+        event_index: int,
+        entry_index: int,
+        entry: msgspec.Raw,
+        received_at_ns: int,
+    ) -> None:
+        position = {
+            "product_id": product_id,
+            "event_time_ns": frame.event_time_ns,
+            "received_at_ns": received_at_ns,
+            "connection_id": self.connection_id,
+            "sequence_num": frame.sequence_num,
+            "event_index": event_index,
+            "entry_index": entry_index,
+            "event_type": event.type,
+        }
+        key = product_id.encode()
+        if frame.channel == wire.TICKER:
+            self._outlet.publish(envelope.TICKS, key, envelope.encode(TickMessage(**position, ticker=entry)))
+            self._counters.ticks += 1
+        else:
+            self._outlet.publish(envelope.TRADES, key, envelope.encode(TradeMessage(**position, trade=entry)))
+            self._counters.trades += 1
+
+    def _dead(self, reason: str, data: bytes, at_ns: int, sequence_num: int | None) -> None:
+        if len(data) > _MAX_DEAD_BYTES:
+            reason = f"{reason} (first {_MAX_DEAD_BYTES} of {len(data)} bytes)"
+        letter = DeadLetter(
+            reason=reason,
+            at_ns=at_ns,
+            connection_id=self.connection_id,
+            sequence_num=sequence_num,
+            data_base64=base64.b64encode(data[:_MAX_DEAD_BYTES]).decode(),
+        )
+        self._outlet.publish(envelope.DEAD, self._key, envelope.encode(letter))
+        self._counters.dead_letters += 1
+
+    def _tell_skew(self, ahead_ns: int, received_at_ns: int) -> None:
+        if not self._skew_told:
+            self._skew_told = True
+            self.tell("clock_skew", {"exchange_ahead_ms": ahead_ns // NS_PER_MS}, received_at_ns)
+
+    def _drift(self, detail: dict[str, Any], at_ns: int) -> None:
+        # A server that only sends errors must not fill feed.events.
+        self._drift_events += 1
+        if self._drift_events <= _MAX_DRIFT_EVENTS:
+            self.tell("protocol_drift", detail, at_ns)
+
+
+def _check_bounds(entry: msgspec.Raw, event_index: int, entry_index: int) -> None:
+    size = len(memoryview(entry))
+    if size > _MAX_ENTRY_BYTES:
+        raise FrameError(f"{size} bytes are more than a message holds")
+    if event_index > _MAX_INDEX or entry_index > _MAX_INDEX:
+        raise FrameError("more entries than raw storage numbers")

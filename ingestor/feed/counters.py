@@ -1,0 +1,44 @@
+"""What the feed has counted since it started."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass
+class FeedCounters:
+    """Totals over all connections. `bytes` are those of the frames as received.
+
+    Attributes:
+        frames: frames that arrived, of any kind, repeats and unreadable ones included.
+        missing: frames that gaps say were lost.
+        dead_letters: frames or entries that went to ``feed.dead``.
+        reconnects: connections opened after the first.
+        failed_attempts: connections that never opened.
+        last_event_time_ns: newest event time accepted; 0 before the first.
+        lag_ms: receiving time minus event time of the newest frame; months for a recording.
+        unknown_channels: frames by channel of which we know nothing.
+    """
+
+    frames: int = 0
+    bytes: int = 0
+    ticks: int = 0
+    trades: int = 0
+    gaps: int = 0
+    missing: int = 0
+    repeats: int = 0
+    dead_letters: int = 0
+    errors: int = 0
+    connections: int = 0
+    reconnects: int = 0
+    failed_attempts: int = 0
+    checkpoints: int = 0
+    last_event_time_ns: int = 0
+    lag_ms: float = 0.0
+    unknown_channels: Counter[str] = field(default_factory=Counter)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**asdict(self), "unknown_channels": dict(self.unknown_channels)}

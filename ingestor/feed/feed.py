@@ -1,0 +1,250 @@
+"""The feed: connections for ever, each one's frames to the publisher, and everything that happened told.
+
+A clean end of the server (1000), a restart of it (1001), a broken line (1006), silence: all are reconnected.
+Only `until_closed` takes a clean end for the end of the recording.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+import uuid
+from collections.abc import Sequence
+from typing import Any
+
+from websockets.exceptions import InvalidURI
+
+from ingestor.feed.backoff import Backoff
+from ingestor.feed.connection import Connection
+from ingestor.feed.counters import FeedCounters
+from ingestor.feed.session import EndReason, Session, SessionEnd
+from ingestor.kafka.publisher import Publisher
+from ingestor.settings.model import IngestSettings
+
+LOG = logging.getLogger(__name__)
+
+NS_PER_S = 1_000_000_000
+_POLL_S = 0.02
+_CLEAN_CLOSE = 1000
+#: A connection that carried this much of the market starts the backoff anew.
+_WORTHWHILE_NS = 10 * NS_PER_S
+
+
+class FeedError(Exception):
+    """The feed cannot go on; the message is one line."""
+
+
+class Feed:
+    """Keeps a connection to the exchange and publishes what comes.
+
+    Args:
+        url: ws:// or wss:// address.
+        channels: channels to subscribe to.
+        products: products to follow.
+        settings: time limits and bounds.
+        publisher: where messages go.
+        until_closed: end when the server closes cleanly (code 1000) instead of reconnecting.
+        give_up_after_s: end with an error after this long without a readable frame; None never gives up. With
+            `until_closed` it holds throughout, otherwise only until the first readable frame.
+        rng: source of the backoff's jitter.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        channels: Sequence[str],
+        products: Sequence[str],
+        settings: IngestSettings,
+        publisher: Publisher,
+        *,
+        until_closed: bool = False,
+        give_up_after_s: float | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self.counters = FeedCounters()
+        self._url = url
+        self._channels = tuple(channels)
+        self._products = tuple(products)
+        self._settings = settings
+        self._publisher = publisher
+        self._until_closed = until_closed
+        self._give_up_after_s = give_up_after_s
+        self._backoff = Backoff(settings.backoff_initial_s, settings.backoff_max_s, rng)
+        self._link: _Link | None = None
+        self._previous: Connection | None = None
+        self._future_limit_ns = int(settings.future_limit_s * NS_PER_S)
+        self._heard_at = time.monotonic()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Feed until `stop` is set, or until the server ends the recording with `until_closed`.
+
+        Whatever ends it, the last connection's final checkpoint is promised to the publisher; drain that
+        after.
+
+        Raises:
+            FeedError: nothing readable came for too long, or the address is none.
+            PublishError: the broker finally refused a message.
+        """
+        background = [asyncio.create_task(self._poll()), asyncio.create_task(self._checkpoints())]
+        feeding = asyncio.create_task(self._connections(stop))
+        try:
+            await asyncio.wait({feeding, *background}, return_when=asyncio.FIRST_COMPLETED)
+            for task in (feeding, *background):
+                if task.done():
+                    task.result()
+        finally:
+            for task in (feeding, *background):
+                task.cancel()
+            await asyncio.gather(feeding, *background, return_exceptions=True)
+
+    async def _connections(self, stop: asyncio.Event) -> None:
+        self._heard_at = time.monotonic()
+        while not stop.is_set():
+            # While the broker is away, reconnecting would only pile up messages about it.
+            if not await _unless_stopped(self._publisher.wait_for_room(), stop):
+                return
+            end = await self._one_connection(stop)
+            if end.reason is EndReason.STOPPED:
+                return
+            if self._until_closed and end.close_code == _CLEAN_CLOSE:
+                LOG.info("%s: the server ended the recording", self._url)
+                return
+            self._give_up_or_not(end)
+            wait_s = self._backoff.next_s(end.retry_after_s)
+            LOG.warning("%s: %s; connecting again in %.1f s", self._url, end.detail, wait_s)
+            await _unless_stopped(asyncio.sleep(wait_s), stop)
+
+    async def _one_connection(self, stop: asyncio.Event) -> SessionEnd:
+        connection = Connection(uuid.uuid4().hex, self._publisher, self.counters, self._future_limit_ns)
+        link = self._link = _Link(self, connection)
+        session = Session(self._url, self._channels, self._products, self._settings, link)
+        try:
+            end = await session.run(stop)
+        except InvalidURI as error:
+            raise FeedError(f"{self._url} is no WebSocket address: {error.msg}") from None
+        except asyncio.CancelledError:
+            link.ended(SessionEnd(EndReason.STOPPED, "asked to stop"))
+            raise
+        finally:
+            self._link = None
+        return link.ended(end)
+
+    def _give_up_or_not(self, end: SessionEnd) -> None:
+        if self._give_up_after_s is None:
+            return
+        if not self._until_closed and self._previous is not None:
+            return
+        if time.monotonic() - self._heard_at >= self._give_up_after_s:
+            raise FeedError(f"{self._url}: nothing readable for {self._give_up_after_s:g} s: {end.detail}")
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(_POLL_S)
+            self._publisher.poll()
+
+    async def _checkpoints(self) -> None:
+        while True:
+            await asyncio.sleep(self._settings.checkpoint_s)
+            if self._link is not None:
+                self._link.connection.checkpoint()
+
+    # What a connection's life means for the feed; called by its _Link.
+
+    def connected(self, connection: Connection, server: str) -> None:
+        """A handshake succeeded."""
+        counters = self.counters
+        counters.connections += 1
+        counters.reconnects += counters.connections > 1
+        connection.tell("connected", {"url": self._url, "server": server})
+        LOG.info("%s: connected (%s)", self._url, server or "server gives no name")
+
+    def heard_first(self, connection: Connection) -> None:
+        """A connection's first readable frame came."""
+        previous = self._previous
+        if previous is not None and previous.event_time_ns is not None and connection.event_time_ns:
+            detail: dict[str, Any] = {
+                "previous_connection_id": previous.connection_id,
+                "hole_ms": (connection.event_time_ns - previous.event_time_ns) // 1_000_000,
+            }
+            connection.tell("resumed", detail)
+            LOG.info("%s: resumed after a hole of %.1f s", self._url, detail["hole_ms"] / 1000)
+        self._previous = connection
+
+    def over(self, connection: Connection) -> None:
+        """A connection ended after it had carried frames."""
+        self._heard_at = time.monotonic()
+        begin_ns, end_ns = connection.first_event_time_ns, connection.event_time_ns
+        if begin_ns is not None and end_ns is not None and end_ns - begin_ns >= _WORTHWHILE_NS:
+            self._backoff.reset()
+
+
+class _Link:
+    """Stands between one session and the connection's bookkeeping (the session's `Receiver`)."""
+
+    def __init__(self, feed: Feed, connection: Connection) -> None:
+        self.connection = connection
+        self.wait_for_room = feed._publisher.wait_for_room
+        self._feed = feed
+        self._publisher = feed._publisher
+        self._opened_at: float | None = None
+
+    @property
+    def blocked(self) -> bool:
+        return self._publisher.blocked
+
+    def opened(self, server: str) -> None:
+        self._opened_at = time.monotonic()
+        self._feed.connected(self.connection, server)
+
+    def on_frame(self, data: bytes, received_at_ns: int) -> str | None:
+        connection = self.connection
+        first = not connection.readable_frames
+        channel = connection.on_frame(data, received_at_ns)
+        if first and connection.readable_frames:
+            self._feed.heard_first(connection)
+        return channel
+
+    def ended(self, end: SessionEnd) -> SessionEnd:
+        """Tell how the connection ended, and promise its last checkpoint."""
+        connection = self.connection
+        if self._opened_at is None:
+            self._feed.counters.failed_attempts += end.reason is EndReason.CONNECT_FAILED
+            return end
+        if not connection.readable_frames and connection.last_error:
+            end = SessionEnd(
+                EndReason.REFUSED, f"{end.detail}; it said: {connection.last_error}", end.close_code
+            )
+        if end.reason in (EndReason.FRAME_SILENCE, EndReason.HEARTBEAT_SILENCE):
+            connection.tell("stale", {"reason": end.reason.value, "detail": end.detail})
+        connection.tell(
+            "disconnected",
+            {
+                "reason": end.reason.value,
+                "detail": end.detail,
+                "close_code": end.close_code,
+                "frames": connection.frames,
+                "last_sequence": connection.last_sequence,
+                "open_s": round(time.monotonic() - self._opened_at, 3),
+            },
+        )
+        connection.checkpoint()
+        if connection.readable_frames:
+            self._feed.over(connection)
+        return end
+
+
+async def _unless_stopped(work: Any, stop: asyncio.Event) -> bool:
+    """Wait for `work`; False where `stop` came first."""
+    working, stopping = asyncio.ensure_future(work), asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            working.result()
+            return True
+        return False
+    finally:
+        for task in (working, stopping):
+            task.cancel()
+        await asyncio.gather(working, stopping, return_exceptions=True)
