@@ -278,7 +278,9 @@ def build_bars(
         raise BarsError(f"[{start_ns}, {end_ns}) is no whole number of bars of {spec.bar_ns} ns")
     _require_order(ticks)
     shape = (len(ticks.products), n_bars)
-    columns = {name: np.full(shape, unknown, dtype=dtype) for name, (dtype, unknown, _) in _COLUMNS.items()}
+    columns: dict[str, NDArray[Any]] = {
+        name: np.full(shape, unknown, dtype=dtype) for name, (dtype, unknown, _) in _COLUMNS.items()
+    }
     grid = BarGrid(products=ticks.products, start_ns=start_ns, bar_ns=spec.bar_ns, **columns)
     edges = np.searchsorted(ticks.product, np.arange(len(ticks.products) + 1))
     for row in range(len(ticks.products)):

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from cryptovol_dagster.core.bars import BarGrid, frame_keys
 from cryptovol_dagster.core.fixed_point import IMBALANCE_SHIFT, MAX_WINDOW_BARS, NANO
-from cryptovol_dagster.core.specs import NS, TimescaleSpec
+from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.windows import (
     cumulative,
     ewma_length,
@@ -37,8 +37,8 @@ from cryptovol_dagster.core.windows import (
 
 #: Raised when a formula changes its meaning without changing its text.
 FEATURES_VERSION = 1
-#: A window is warm when at least this share of its bars is valid.
-WARM_SHARE = 0.9
+#: A window is warm when at least this share of its bars (of its kernel's mass) is valid.
+WARM_PERCENT = 90
 #: Windows of the families that do not run over all of the spec's windows; those longer than the spec's are
 #: left out.
 RETURN_WINDOWS = (1, 5, 30, 60, 300)
@@ -58,14 +58,21 @@ class FeatureError(ValueError):
 
 
 class Reason(IntEnum):
-    """Why a row may not be scored; the first that applies, in this order, except that `OK` is 0."""
+    """Why a row may not be scored. Of several: gap, no quote, stale, break, no sizes, warming up."""
 
+    #: The row may be scored.
     OK = 0
+    #: Fewer than 90 % of a window's bars are valid.
     WARMING_UP = 1
+    #: The quote is older than `stale_after_s`.
     STALE = 2
+    #: No message for longer than `gap_after_s`.
     IN_GAP = 3
+    #: There is no quote, though no gap either (a source without one).
     NO_QUOTE = 4
+    #: The bar's own return crosses a break or is too large to be summed.
     BREAK = 5
+    #: The quote tells no sizes, so imbalance is unknown.
     NO_SIZES = 6
 
 
@@ -144,7 +151,7 @@ class FeatureGrid:
         return self.start_ns + self.bar_ns * np.arange(self.n_bars, dtype=np.int64)
 
     def to_frame(self) -> pd.DataFrame:
-        """Long form: `bar_start`, `product`, the features, `valid`, `reason`; ordered by product, then time."""
+        """Long form: `bar_start`, `product`, the features, `valid`, `reason`; product by product."""
         frame: dict[str, Any] = frame_keys(self.products, self.bar_starts_ns)
         frame |= {name: values.ravel() for name, values in zip(self.names, self.values, strict=True)}
         return pd.DataFrame(frame | {"valid": self.valid.ravel(), "reason": self.reason.ravel()})
@@ -202,7 +209,7 @@ class _Block:
             if self._all_valid[mask] and self.first >= window - 1:
                 return float(window), None
             valid = self.window_sum(mask, lambda: self.masks[mask].astype(np.int64), window)
-            warm = valid * 10 >= window * 9
+            warm = valid * 100 >= window * WARM_PERCENT
             return np.maximum(valid, 1).astype(np.float64), (None if warm.all() else warm)
 
         return self.once(("count", mask, window), make)
@@ -261,7 +268,7 @@ class _Block:
                 total /= whole
                 return total, None
             mass = ewma_sum(self.masks["return"].astype(np.float64), half_life, self.first)
-            warm = mass >= WARM_SHARE * whole
+            warm = mass * 100 >= whole * WARM_PERCENT
             total /= np.where(mass > 0, mass, 1.0)
             return total, (None if warm.all() else warm)
 
@@ -397,7 +404,7 @@ def _imbalance_std(window: int) -> _Compute:
         valid, warm = block.count("sizes", window)
         total = block.window_sum("q", block.imbalances, window)
         squares = block.window_sum("q2", block.squared_imbalances, window)
-        n = int(valid) if isinstance(valid, float) else valid.astype(np.int64)
+        n = np.asarray(valid).astype(np.int64)
         # n·Σq² − (Σq)² in integers: exact, so a constant imbalance has deviation 0 and not a rounding error.
         out[...] = n * squares - total * total
         np.sqrt(out, out=out)
@@ -432,8 +439,7 @@ def _age(block: _Block, out: _Float) -> _Warm:
 
 
 @lru_cache(maxsize=32)
-def FEATURES(spec: TimescaleSpec) -> tuple[Feature, ...]:  # noqa: N802 - a table, though it depends on the
-spec
+def FEATURES(spec: TimescaleSpec) -> tuple[Feature, ...]:  # noqa: N802 - it is the table
     """Every feature of a timescale, in column order.
 
     Raises:
@@ -518,10 +524,10 @@ def feature_names(spec: TimescaleSpec) -> tuple[str, ...]:
 
 
 def feature_hash(spec: TimescaleSpec) -> str:
-    """Short stable hash of what the features mean: declarations, warm-up rule, bar length and quote limits."""
+    """Short stable hash of what the features mean: declarations, warm-up rule, bar and quote limits."""
     meaning = {
         "version": FEATURES_VERSION,
-        "warm_share": WARM_SHARE,
+        "warm_percent": WARM_PERCENT,
         "bar_interval_s": spec.bar_interval_s,
         "stale_after_s": spec.stale_after_s,
         "gap_after_s": spec.gap_after_s,
@@ -531,7 +537,7 @@ def feature_hash(spec: TimescaleSpec) -> str:
 
 
 def lookback_bars(spec: TimescaleSpec) -> int:
-    """Bars before a row that its features may depend on: the longest window or kernel, and one for the return."""
+    """Bars before a row that it may depend on: the longest window or kernel, and one for the return."""
     return max(feature.window_bars for feature in FEATURES(spec)) + 1
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any, Self
 
 import numpy as np
@@ -73,8 +74,8 @@ class _Columns:
 
     def take(self, rows: NDArray[Any] | slice) -> Self:
         """The given rows (indices, mask or slice), in that order."""
-        return replace(self, **{name: getattr(self, name)[rows] for name in self._DTYPES})  # type:
-        ignore[type - var]
+        columns = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
+        return type(self)(**columns | {name: columns[name][rows] for name in self._DTYPES})
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> Self:
@@ -293,8 +294,7 @@ class CleanedTicks:
 
 
 def clean_ticks(ticks: TickColumns, late_after_ns: int) -> CleanedTicks:
-    """Leave out what was said twice, too late or without a usable quote; order the rest by product and
-    event time.
+    """Leave out what was said twice, too late or without a usable quote, and order the rest.
 
     The steps, in this order, for each product in offset order:
 
@@ -354,7 +354,7 @@ def clean_ticks(ticks: TickColumns, late_after_ns: int) -> CleanedTicks:
 
 
 def clean_trades(trades: TradeColumns) -> TradeColumns:
-    """Trades once each, ordered by (product, trade time, trade id); those of snapshots are history and left out."""
+    """Trades once each, ordered by (product, time, id); those of snapshots are history and left out."""
     trades = trades.take(~trades.is_snapshot)
     order = np.lexsort((trades.trade_id, trades.product))
     same = np.zeros(len(trades), dtype=np.bool_)
@@ -392,7 +392,7 @@ def _late(
 ) -> NDArray[np.bool_]:
     late = np.zeros(len(times), dtype=np.bool_)
     edges = [*np.flatnonzero(first_of_product).tolist(), len(times)]
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges):
         own = times[start:stop]
         late[start:stop] = np.maximum.accumulate(own) - own > late_after_ns
     return late

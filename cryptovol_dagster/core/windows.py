@@ -18,7 +18,7 @@ EWMA_HALF_LIVES = 8
 
 
 def cumulative(values: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Running sums with a leading 0, shape (..., n + 1); they may wrap, differences within int64 are exact."""
+    """Running sums with a leading 0, shape (..., n + 1); they may wrap, differences stay exact."""
     sums = np.empty((*values.shape[:-1], values.shape[-1] + 1), dtype=np.int64)
     sums[..., 0] = 0
     np.cumsum(values, axis=-1, out=sums[..., 1:])
