@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: Columns of a features frame that are no features.
-KEY_COLUMNS = ("bar_start_ns", "product_id", "valid", "reason")
+KEY_COLUMNS = ("bar_start", "product", "valid", "reason")
 
 
 class SingleClassError(LearningError):
@@ -109,7 +109,7 @@ def join_dataset(features: pd.DataFrame, labels: pd.DataFrame, spec: TimescaleSp
     ``feature_reason_<code>``, ``label_<reason>``, ``feature_not_finite``.
 
     Args:
-        features: `bar_start_ns`, `product_id`, `valid`, `reason` and one float64 column a feature.
+        features: `bar_start`, `product`, `valid`, `reason` and one float64 column a feature.
         labels: the frame of `LabelGrid.to_frame`.
         spec: bar length and horizon.
 
@@ -147,7 +147,7 @@ def join_dataset(features: pd.DataFrame, labels: pd.DataFrame, spec: TimescaleSp
         raise LearningError(f"no row has both valid features and a label ({why})")
 
     at_feature, at_label = at_feature[keep], at_label[keep]
-    start_ns = features["bar_start_ns"].to_numpy(dtype=np.int64)[at_feature]
+    start_ns = _starts_ns(features)[at_feature]
     product = products[at_feature]
     order = np.lexsort((product.astype(str), start_ns))
     at_feature, at_label = at_feature[order], at_label[order]
@@ -206,9 +206,9 @@ def _row_keys(
     features: pd.DataFrame, labels: pd.DataFrame
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.object_]]:
     """Number (product, bar start) pairs the same way in both frames; also the product of each feature row."""
-    own = features["product_id"].to_numpy(dtype=object)
-    codes, names = pd.factorize(np.concatenate([own, labels["product_id"].to_numpy(dtype=object)]))
-    starts = np.concatenate([frame["bar_start_ns"].to_numpy(dtype=np.int64) for frame in (features, labels)])
+    own = features["product"].to_numpy(dtype=object)
+    codes, names = pd.factorize(np.concatenate([own, labels["product"].to_numpy(dtype=object)]))
+    starts = np.concatenate([_starts_ns(features), _starts_ns(labels)])
     # Bar starts are far below 2^63 / products only after the common origin is taken off.
     origin = starts.min() if starts.size else 0
     keys = (starts - origin) * max(len(names), 1) + codes
@@ -216,3 +216,7 @@ def _row_keys(
         if np.unique(part).size != part.size:
             raise LearningError(f"{what} hold a (product, bar start) twice")
     return keys[: len(features)], keys[len(features) :], own
+
+
+def _starts_ns(frame: pd.DataFrame) -> NDArray[np.int64]:
+    return frame["bar_start"].astype("datetime64[ns, UTC]").astype(np.int64).to_numpy()

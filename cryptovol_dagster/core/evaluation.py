@@ -33,7 +33,7 @@ class Evaluation:
 
     Attributes:
         report: the JSON-able content of ``model_eval.json`` (no NaN: null).
-        predictions: test rows: `bar_start_ns`, `product_id`, `sigma`, `trailing_sigma`, `y`, and the scores
+        predictions: test rows: `bar_start`, `product`, `sigma`, `trailing_sigma`, `y`, and the scores
             under the name of each model.
     """
 
@@ -196,8 +196,8 @@ def evaluate(
     }
     predictions = pd.DataFrame(
         {
-            "bar_start_ns": test.t_ns - test.bar_ns,
-            "product_id": test.product,
+            "bar_start": pd.to_datetime(test.t_ns - test.bar_ns, unit="ns", utc=True),
+            "product": test.product,
             "sigma": test.sigma,
             "trailing_sigma": test.trailing_sigma,
             "y": y,

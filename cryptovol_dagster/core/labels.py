@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from cryptovol_dagster.core.bars import BarGrid, frame_keys
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-
-    from cryptovol_dagster.core.bars import BarGrid
 
 #: Why a row has no label (the value of `LabelGrid.reason`).
 REASONS = {0: "ok", 1: "break", 2: "stale", 3: "end_of_data"}
@@ -62,14 +61,11 @@ class LabelGrid:
     reason: NDArray[np.int8]
 
     def to_frame(self) -> pd.DataFrame:
-        """Long form: `bar_start_ns`, `product_id`, `sigma`, `trailing_sigma`, `reason`; product by product."""
-        n_products, n_rows = self.sigma.shape
-        starts = self.start_ns + self.bar_ns * np.arange(n_rows, dtype=np.int64)
-        codes = np.repeat(np.arange(n_products), n_rows)
+        """Long form: `bar_start`, `product`, `sigma`, `trailing_sigma`, `reason`; product by product."""
+        starts = self.start_ns + self.bar_ns * np.arange(self.sigma.shape[1], dtype=np.int64)
         return pd.DataFrame(
             {
-                "bar_start_ns": np.tile(starts, n_products),
-                "product_id": pd.Categorical.from_codes(codes, categories=list(self.products)),
+                **frame_keys(self.products, starts),
                 "sigma": self.sigma.ravel(),
                 "trailing_sigma": self.trailing_sigma.ravel(),
                 "reason": self.reason.ravel(),

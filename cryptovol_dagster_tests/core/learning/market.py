@@ -97,8 +97,8 @@ def make_features(bars: BarGrid, seed: int = 2) -> pd.DataFrame:
         columns |= {"abs_ret_5": ret.rolling(5).sum().abs() * 1e4, "noise": random.normal(size=bars.n_bars)}
         frame = pd.DataFrame(columns)
         valid = frame.notna().all(axis=1)
-        frame.insert(0, "bar_start_ns", bars.bar_starts_ns)
-        frame.insert(1, "product_id", product)
+        frame.insert(0, "bar_start", pd.to_datetime(bars.bar_starts_ns, unit="ns", utc=True))
+        frame.insert(1, "product", product)
         frame.insert(2, "valid", valid)
         frame.insert(3, "reason", np.where(valid, 0, 1).astype(np.int8))
         parts.append(frame)
