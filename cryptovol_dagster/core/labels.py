@@ -37,7 +37,8 @@ class DegenerateThreshold(LearningError):  # noqa: N818 - named for what it says
 
 def iso_utc(ns: int) -> str:
     """Write integer nanoseconds UTC as ISO 8601, to the second or, where needed, the microsecond."""
-    return datetime.fromtimestamp(ns // NS, UTC).replace(microsecond=ns % NS // 1_000).isoformat()
+    moment = datetime.fromtimestamp(ns // NS, UTC).replace(microsecond=ns % NS // 1_000, tzinfo=None)
+    return f"{moment.isoformat()}Z"
 
 
 @dataclass(frozen=True)
