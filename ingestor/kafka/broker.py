@@ -1,8 +1,9 @@
 """Reach a Kafka broker, real or embedded, and tell what its topics and their logs are.
 
 The embedded broker is librdkafka's mock cluster: it speaks the wire protocol on a loopback port, so other
-processes can connect to it, but it lives in this process's memory, keeps about 5 MiB a partition, has no admin
-API and no real transactions. A broker that calls itself ``mockCluster…`` is treated as one wherever it runs.
+processes can connect to it, but it lives in this process's memory, keeps about 5 MiB a partition, has no
+admin API and no real transactions. A broker that calls itself ``mockCluster…`` is treated as one wherever it
+runs.
 """
 
 from __future__ import annotations
@@ -79,6 +80,7 @@ class Broker:
         # The mock cluster lives exactly as long as the producer that created it.
         self._embedded_cluster = embedded_cluster
         self._errors: list[str] = []
+        self._admin_client: AdminClient | None = None
         try:
             self._client = Consumer(
                 self._client_config() | {"group.id": "cryptovol-metadata", "error_cb": self._on_error}
@@ -213,7 +215,9 @@ class Broker:
         return {**security, "bootstrap.servers": self.bootstrap_servers, "logger": LIBRARY_LOG}
 
     def _admin(self) -> AdminClient:
-        return AdminClient(self._client_config())
+        if self._admin_client is None:
+            self._admin_client = AdminClient(self._client_config())
+        return self._admin_client
 
     def _new_topic(self, name: str) -> NewTopic:
         return NewTopic(
@@ -248,7 +252,7 @@ class Broker:
         self._errors.append(error.str())
 
     def _reason(self, error: KafkaException) -> str:
-        """The cause that librdkafka reported beside a timeout: connection refused, unknown host, bad password."""
+        """The cause librdkafka reported beside a timeout: connection refused, unknown host, bad password."""
         self._client.poll(0)
         causes = [text for text in self._errors if "brokers are down" not in text]
         return _plain(causes[0]) if causes else _text(error)

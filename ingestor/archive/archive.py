@@ -1,0 +1,532 @@
+"""The consumer that brings every Kafka offset into raw storage, exactly once.
+
+Raw storage is the truth: on each assignment the position is read from it, the group's committed offsets only
+show the lag. Partitions belong to whichever archive the group gives them to; a revoked one's buffer is
+dropped, never flushed, and should two archives believe they own a partition, the exclusive name of a file
+stops one.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
+
+from ingestor.archive import positions
+from ingestor.archive.closing import HourCloser
+from ingestor.archive.errors import ArchiveError, CollisionError
+from ingestor.archive.schema import to_batch
+from ingestor.archive.slot import Slot
+from ingestor.archive.writer import OpenFile, remove_abandoned
+from ingestor.envelope import EVENTS, TOPICS
+from ingestor.kafka.broker import Broker, BrokerError
+from ingestor.settings.model import StorageSettings
+
+LOG = logging.getLogger(__name__)
+
+#: Records asked for at once, and how long a quiet broker may take to fill that (it bounds every reaction).
+_BATCH_RECORDS = 2_000
+_POLL_S = 0.1
+#: How often the hours are looked at, and how old a look at another archive's files may be.
+_CLOSING_S = 1.0
+_OTHERS_STORED_S = 2.0
+#: The embedded broker keeps 5 MiB a partition and the feed stops at 2 MiB that are not stored: store before.
+_EMBEDDED_FILE_BYTES = 1024 * 1024
+#: How soon another archive takes over the partitions of a dead one.
+_SESSION_TIMEOUT_MS = 10_000
+_POSITION_TRIES = 5
+
+#: Errors of one partition or broker that librdkafka gets over by itself.
+_PASSING_ERRORS = (
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._TIMED_OUT,
+    KafkaError._MAX_POLL_EXCEEDED,
+)
+
+Offsets = Mapping[tuple[str, int], int]
+
+
+@dataclass
+class _Source:
+    """An owned partition: where it is read and what is gathered of it."""
+
+    topic: str
+    partition: int
+    log_id: str
+    next_offset: int
+    stored_offset: int
+    file: OpenFile | None = None
+    #: Offset from which on records seem to be missing, looked at twice before it is believed.
+    doubted_offset: int | None = None
+
+    def drop(self) -> None:
+        if self.file is not None:
+            self.file.discard()
+            self.file = None
+
+
+class Archive:
+    """Stores the four topics of the feed; use `start` and `stop`, or `run` in a thread of your own.
+
+    Args:
+        broker: where to read.
+        storage: where to write, and how often.
+        closed_after_s: an hour closes when the watermark passes its end by this.
+        group: consumer group; archives of one storage share it.
+        on_progress: called from the archive's thread after each stored file, and once when it fails.
+    """
+
+    def __init__(
+        self,
+        broker: Broker,
+        storage: StorageSettings,
+        *,
+        closed_after_s: float,
+        group: str = "cryptovol-archive",
+        on_progress: Callable[[], None] | None = None,
+    ) -> None:
+        self._broker = broker
+        self._storage = storage
+        self._raw_dir = storage.raw_dir
+        self._group = group
+        self._on_progress = on_progress
+        self._names = {broker.topic(topic): topic for topic in TOPICS}
+        self._sources: dict[tuple[str, int], _Source] = {}
+        self._log_ids: dict[str, str] = {}
+        self._closer = HourCloser(self._raw_dir, closed_after_s, self._next_stored)
+        self._closes_hours = False
+        self._closing_due_s = 0.0
+        self._others_stored: dict[str, tuple[float, dict[int, int]]] = {}
+        self._consumer: Any = None
+
+        self._progress = threading.Condition()
+        # Guarded by _progress: read by other threads.
+        self._stored: dict[tuple[str, int], int] = {}
+        self._drain_targets: dict[tuple[str, int], int] = {}
+        self._failure: ArchiveError | None = None
+        self._ended = False
+
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    @property
+    def error(self) -> ArchiveError | None:
+        """Why the archive stopped by itself; None while it runs."""
+        with self._progress:
+            return self._failure
+
+    def stored_offsets(self) -> dict[tuple[str, int], int]:
+        """For (topic without prefix, partition): the offset after the last one in raw storage.
+
+        Kept after `stop`. Partitions that another archive owns are missing, or as they were when it took them.
+        """
+        with self._progress:
+            return dict(self._stored)
+
+    def start(self) -> None:
+        """Run in a thread of its own until `stop`."""
+        self._thread = threading.Thread(target=self._run_in_thread, name="archive", daemon=True)
+        self._thread.start()
+
+    def stop(self, *, drain: bool = True, timeout_s: float = 30.0) -> None:
+        """Store what the topics hold by now (with `drain`; else only what was read), then end.
+
+        Raises:
+            ArchiveError: it failed before, or could not store everything within `timeout_s`.
+        """
+        if self._thread is None:
+            raise RuntimeError("the archive was not started")
+        try:
+            if drain:
+                self.drain_to(self._log_ends(), timeout_s)
+        finally:
+            self._stop.set()
+            self._thread.join()
+        if self._failure is not None:
+            raise self._failure
+
+    def drain_to(self, offsets: Offsets, timeout_s: float) -> None:
+        """Wait until raw storage holds everything before the given offsets, flushing early for it.
+
+        Args:
+            offsets: for (topic without prefix, partition) the offset after the last one wanted.
+            timeout_s: how long to wait.
+
+        Raises:
+            ArchiveError: the archive failed, or the time ran out.
+        """
+        deadline_s = time.monotonic() + timeout_s
+        with self._progress:
+            self._drain_targets |= offsets
+        while lacking := self._lacking(offsets):
+            if self._failure is not None:
+                raise self._failure
+            if self._ended or time.monotonic() >= deadline_s:
+                (topic, partition), offset = next(iter(lacking.items()))
+                raise ArchiveError(
+                    f"{len(lacking)} partitions were not stored in full within {timeout_s:g} s, the first of "
+                    f"them {topic} partition {partition} before offset {offset}"
+                )
+            with self._progress:
+                self._progress.wait(_POLL_S)
+
+    def run(self, stop: threading.Event) -> None:
+        """Store until `stop` is set, then store what was read so far and let go of the partitions.
+
+        Raises:
+            ArchiveError: raw storage cannot be written, or contradicts the broker's log. Everything stored
+                before stays, and whatever was not stored yet is still in Kafka.
+        """
+        try:
+            self._prepare()
+            with Slot(self._raw_dir, self._group) as slot:
+                self._consumer = Consumer(self._consumer_config(slot.name))
+                try:
+                    self._consume_until(stop)
+                finally:
+                    self._drop_all()
+                    self._consumer.close()
+        except BrokerError as error:
+            raise ArchiveError(str(error)) from error
+        except KafkaException as error:
+            raise ArchiveError(
+                f"reading from Kafka at {self._broker.bootstrap_servers} failed: {error.args[0].str()}"
+            ) from error
+
+    def _run_in_thread(self) -> None:
+        try:
+            self.run(self._stop)
+        except ArchiveError as error:
+            self._fail(error)
+        except BaseException as error:
+            self._fail(ArchiveError(f"the archive broke off: {error!r}"))
+            raise
+        finally:
+            with self._progress:
+                self._ended = True
+                self._progress.notify_all()
+            if self._on_progress is not None:
+                self._on_progress()
+
+    def _fail(self, error: ArchiveError) -> None:
+        with self._progress:
+            self._failure = error
+
+    def _prepare(self) -> None:
+        self._broker.ensure_topics()
+        for topic in TOPICS:
+            remove_abandoned(self._raw_dir / topic)
+
+    def _consumer_config(self, member: str) -> dict[str, Any]:
+        config = self._broker.consumer_config(self._group) | {
+            "session.timeout.ms": _SESSION_TIMEOUT_MS,
+            "heartbeat.interval.ms": _SESSION_TIMEOUT_MS // 5,
+            # What waits here is memory; two fetches in advance are enough to keep the reader busy.
+            "queued.max.messages.kbytes": 8 * 1024,
+            "on_commit": _note_commit,
+        }
+        if not self._broker.is_embedded:
+            # A member that comes back under its name gets its partitions at once, even after a kill.
+            config["group.instance.id"] = member
+        return config
+
+    def _consume_until(self, stop: threading.Event) -> None:
+        self._join()
+        while not stop.is_set():
+            self._take(self._consumer.consume(_BATCH_RECORDS, _POLL_S))
+            self._publish_due()
+            self._close_hours()
+        # Events last: with them the hours that the data just stored complete.
+        for source in sorted(self._sources.values(), key=lambda source: source.topic == EVENTS):
+            self._publish(source)
+        self._closing_due_s = 0.0
+        self._close_hours()
+
+    # Assignment
+
+    def _join(self) -> None:
+        if self._broker.is_embedded:
+            # Its group coordinator makes every member wait 3 s, and whoever else reads here collides anyway.
+            every = [
+                TopicPartition(name, partition)
+                for name, topic in self._names.items()
+                for partition in range(self._broker.partitions(topic))
+            ]
+            self._assigned(self._consumer, every)
+        else:
+            self._consumer.subscribe(
+                list(self._names), on_assign=self._assigned, on_revoke=self._revoked, on_lost=self._revoked
+            )
+
+    def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        owned = sorted((self._names[each.topic], each.partition) for each in partitions)
+        self._log_ids = {topic: self._broker.log_id(topic) for topic in TOPICS}
+        stored: dict[str, dict[int, int]] = {}
+        for topic, partition in owned:
+            if topic not in stored:
+                stored[topic] = self._stored_in(topic)
+            source = _Source(topic, partition, self._log_ids[topic], 0, 0)
+            self._sources[topic, partition] = source
+            self._set_position(source, stored[topic])
+        consumer.assign(
+            [
+                TopicPartition(self._broker.topic(source.topic), source.partition, source.next_offset)
+                for source in self._sources.values()
+            ]
+        )
+        self._take_over_closing()
+
+    def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
+        for each in partitions:
+            source = self._sources.pop((self._names[each.topic], each.partition), None)
+            if source is not None:
+                source.drop()
+        self._closes_hours = False
+
+    def _take_over_closing(self) -> None:
+        """Close hours only with every event in view, else the watermark could miss a connection."""
+        owned = sum(topic == EVENTS for topic, _ in self._sources)
+        self._closes_hours = owned == self._broker.partitions(EVENTS)
+        if self._closes_hours:
+            self._closer.recover(self._log_ids[EVENTS])
+        elif owned:
+            LOG.warning("hours are not closed: the partitions of %s are shared by several archives", EVENTS)
+
+    def _set_position(self, source: _Source, stored: Mapping[int, int]) -> None:
+        for _ in range(_POSITION_TRIES):
+            log = self._broker.offsets(source.topic, source.partition)
+            try:
+                offset = positions.resume_at(
+                    self._raw_dir,
+                    source.topic,
+                    source.log_id,
+                    source.partition,
+                    stored.get(source.partition),
+                    log,
+                )
+            except CollisionError:
+                stored = self._stored_in(source.topic)
+                continue
+            source.next_offset = offset
+            self._mark_stored(source, offset)
+            return
+        raise ArchiveError(
+            f"{source.topic} partition {source.partition}: another archive keeps storing the same offsets"
+        )
+
+    def _reposition(self, source: _Source) -> None:
+        """Drop what was read of a partition and go on where raw storage ends by now."""
+        source.drop()
+        self._log_ids[source.topic] = source.log_id = self._broker.log_id(source.topic)
+        self._set_position(source, self._stored_in(source.topic))
+        self._seek(source)
+
+    def _seek(self, source: _Source) -> None:
+        self._consumer.seek(
+            TopicPartition(self._broker.topic(source.topic), source.partition, source.next_offset)
+        )
+
+    # Reading
+
+    def _take(self, messages: Sequence[Message]) -> None:
+        batches: dict[tuple[str, int], list[Message]] = {}
+        for message in messages:
+            if message.error() is None:
+                batches.setdefault((message.topic(), message.partition()), []).append(message)  # pyright: ignore[reportArgumentType]
+            else:
+                self._on_error(message)
+        for (name, partition), batch in batches.items():
+            source = self._sources.get((self._names[name], partition))
+            if source is not None:  # else revoked while the batch was on its way
+                self._take_batch(source, batch)
+
+    def _on_error(self, message: Message) -> None:
+        error = message.error()
+        assert error is not None
+        topic, partition = message.topic(), message.partition()
+        source = self._sources.get((self._names.get(topic or "", ""), -1 if partition is None else partition))
+        if error.code() == KafkaError._AUTO_OFFSET_RESET and source is not None:
+            # The log no longer has the next offset: keep what was read before it, then look again.
+            self._publish(source)
+            self._reposition(source)
+        elif error.code() in _PASSING_ERRORS or error.retriable():
+            LOG.warning("Kafka at %s: %s", self._broker.bootstrap_servers, error.str())
+        else:
+            raise ArchiveError(f"reading {topic or 'from Kafka'} failed: {error.str()}")
+
+    def _take_batch(self, source: _Source, batch: Sequence[Message]) -> None:
+        offsets = cast("list[int]", [message.offset() for message in batch])
+        while batch:
+            if offsets[0] < source.next_offset:  # read before a seek
+                batch, offsets = batch[1:], offsets[1:]
+                continue
+            if offsets[0] > source.next_offset and not self._confirm_hole(source, offsets[0]):
+                return
+            length = _run_length(offsets)
+            if not self._append(source, batch[:length]):
+                return
+            batch, offsets = batch[length:], offsets[length:]
+
+    def _confirm_hole(self, source: _Source, offset: int) -> bool:
+        """Whether the log truly has nothing from the next offset up to `offset`; it is read again to know."""
+        if not self._publish(source):
+            return False
+        if source.doubted_offset != source.next_offset:
+            source.doubted_offset = source.next_offset
+            self._seek(source)
+            return False
+        try:
+            positions.record_gap(
+                self._raw_dir,
+                source.topic,
+                source.log_id,
+                source.partition,
+                source.next_offset,
+                offset,
+                "the broker's log has no record there",
+            )
+        except CollisionError:
+            self._reposition(source)
+            return False
+        source.next_offset = offset
+        self._mark_stored(source, offset)
+        return True
+
+    def _append(self, source: _Source, messages: Sequence[Message]) -> bool:
+        """Add consecutive records; False when another archive turned out to own them."""
+        values = [message.value() for message in messages]
+        previous_time_ns = None if source.file is None else source.file.last_time_ns
+        batch = to_batch(
+            source.topic,
+            source.partition,
+            source.next_offset,
+            values,
+            lambda index: messages[index].timestamp()[1] * 1_000_000,
+            previous_time_ns,
+        )
+        record_bytes = sum(len(value) for value in values if value is not None)
+        while batch.num_rows:
+            if source.file is None:
+                source.file = OpenFile(
+                    self._raw_dir, source.topic, source.log_id, source.partition, source.next_offset
+                )
+            fitting = source.file.fitting(batch)
+            if fitting:
+                source.file.append(batch.slice(0, fitting), record_bytes)
+                source.next_offset += fitting
+                batch = batch.slice(fitting)
+            if (batch.num_rows or self._is_full(source.file)) and not self._publish(source):
+                return False
+        return True
+
+    # Storing
+
+    def _is_full(self, file: OpenFile) -> bool:
+        return file.rows >= self._storage.flush_rows or (
+            self._broker.is_embedded and file.record_bytes >= _EMBEDDED_FILE_BYTES
+        )
+
+    def _publish_due(self) -> None:
+        with self._progress:
+            targets = dict(self._drain_targets)
+        now_s = time.monotonic()
+        for key, source in self._sources.items():
+            if source.file is None:
+                continue
+            wanted = source.stored_offset < targets.get(key, 0) <= source.next_offset
+            if wanted or now_s - source.file.opened_at_s >= self._storage.flush_s:
+                self._publish(source)
+
+    def _publish(self, source: _Source) -> bool:
+        """Store what was gathered of a partition; False when another archive stored it first."""
+        file, source.file = source.file, None
+        if file is None:
+            return True
+        try:
+            path = file.publish()
+        except CollisionError as error:
+            LOG.info("%s; reading on from there", error)
+            self._reposition(source)
+            return False
+        self._mark_stored(source, file.next_offset)
+        if source.topic == EVENTS and self._closes_hours:
+            self._closer.observe_file(path)
+        self._consumer.commit(
+            offsets=[TopicPartition(self._broker.topic(source.topic), source.partition, file.next_offset)],
+            asynchronous=True,
+        )
+        if self._on_progress is not None:
+            self._on_progress()
+        return True
+
+    def _mark_stored(self, source: _Source, offset: int) -> None:
+        source.stored_offset = offset
+        with self._progress:
+            self._stored[source.topic, source.partition] = offset
+            self._progress.notify_all()
+
+    def _drop_all(self) -> None:
+        for source in self._sources.values():
+            source.drop()
+
+    # What is stored, here and by others
+
+    def _stored_in(self, topic: str) -> dict[int, int]:
+        return positions.stored_offsets(self._raw_dir, topic, self._log_ids[topic])
+
+    def _next_stored(self, topic: str, partition: int) -> int:
+        source = self._sources.get((topic, partition))
+        return self._stored_by_others(topic).get(partition, 0) if source is None else source.stored_offset
+
+    def _stored_by_others(self, topic: str) -> dict[int, int]:
+        looked_s, stored = self._others_stored.get(topic, (-_OTHERS_STORED_S, {}))
+        if time.monotonic() - looked_s >= _OTHERS_STORED_S:
+            stored = positions.stored_offsets(self._raw_dir, topic, self._broker.log_id(topic))
+            self._others_stored[topic] = (time.monotonic(), stored)
+        return stored
+
+    def _lacking(self, offsets: Offsets) -> dict[tuple[str, int], int]:
+        """Which of the offsets raw storage does not reach yet; partitions owned elsewhere are looked up."""
+        own = self.stored_offsets()
+        lacking: dict[tuple[str, int], int] = {}
+        for (topic, partition), offset in offsets.items():
+            stored = own.get((topic, partition), 0)
+            if stored < offset and (topic, partition) not in self._sources:
+                stored = self._stored_by_others(topic).get(partition, 0)
+            if stored < offset:
+                lacking[topic, partition] = offset
+        return lacking
+
+    def _log_ends(self) -> dict[tuple[str, int], int]:
+        return {
+            (topic, partition): offset
+            for topic in TOPICS
+            for partition, offset in self._broker.end_offsets(topic).items()
+        }
+
+    def _close_hours(self) -> None:
+        if not self._closes_hours or time.monotonic() < self._closing_due_s:
+            return
+        self._closing_due_s = time.monotonic() + _CLOSING_S
+        for hour in self._closer.advance():
+            LOG.info("hour %s is complete: %s", hour.hour, hour.rows)
+
+
+def _run_length(offsets: Sequence[int]) -> int:
+    """How many of the offsets follow each other without a hole."""
+    first = offsets[0]
+    if offsets[-1] == first + len(offsets) - 1:
+        return len(offsets)
+    return next(index for index, offset in enumerate(offsets) if offset != first + index)
+
+
+def _note_commit(error: KafkaError | None, partitions: list[TopicPartition]) -> None:
+    # Committed offsets only show the lag; the next commit covers for one that fails.
+    if error is not None:
+        LOG.debug("offsets were not committed: %s", error.str())

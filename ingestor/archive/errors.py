@@ -1,0 +1,11 @@
+"""What can go wrong with raw storage."""
+
+from __future__ import annotations
+
+
+class ArchiveError(Exception):
+    """Raw storage cannot be written or read; the message is one line that says what and where."""
+
+
+class CollisionError(ArchiveError):
+    """Another writer has stored from this offset on: drop what was read, look again where to go on."""

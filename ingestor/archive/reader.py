@@ -1,0 +1,196 @@
+"""Read raw storage by event time.
+
+Files are found by their hour's folder (a file's records lie within 10 s of its hour) and chosen by the
+event-time range in their footers. A file whose offsets another one contains is left out and overlaps are
+read once, so that files may be compacted, hour by hour, beside a reader.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ingestor.archive import positions
+from ingestor.archive.errors import ArchiveError
+from ingestor.archive.layout import (
+    CLOSED,
+    DISORDER_NS,
+    HOUR_NS,
+    ClosedHour,
+    Footer,
+    OffsetGap,
+    files_in,
+    first_line,
+    hour_folders,
+    read_footer,
+)
+from ingestor.archive.schema import SCHEMAS, event_times, time_columns
+
+
+@dataclass(frozen=True)
+class RawFile:
+    """One file of raw storage and what its footer says."""
+
+    path: Path
+    footer: Footer
+
+    def within(self, start_ns: int, end_ns: int) -> bool:
+        """Whether every record's event time lies in ``[start_ns, end_ns)``."""
+        return start_ns <= self.footer.min_time_ns and self.footer.max_time_ns < end_ns
+
+    def touches(self, start_ns: int, end_ns: int) -> bool:
+        """Whether some record's event time may lie in ``[start_ns, end_ns)``."""
+        return self.footer.min_time_ns < end_ns and start_ns <= self.footer.max_time_ns
+
+
+class RawReader:
+    """Reads raw storage; footers are cached by path, size and modification time, so one reader is kept."""
+
+    def __init__(self, raw_dir: Path) -> None:
+        self._raw_dir = raw_dir
+        self._footers: dict[Path, tuple[int, int, Footer]] = {}
+
+    def files(self, topic: str, start_ns: int, end_ns: int) -> list[RawFile]:
+        """Files that may hold records with event time in ``[start_ns, end_ns)``, by (log, partition, offset).
+
+        Raises:
+            ArchiveError: a file in one of the folders is foreign or corrupt.
+        """
+        found: list[RawFile] = []
+        for hour_ns, folder in hour_folders(self._raw_dir / topic):
+            if hour_ns - DISORDER_NS >= end_ns or hour_ns + HOUR_NS + DISORDER_NS <= start_ns:
+                continue
+            for _, path in files_in(folder):
+                file = RawFile(path, self._footer(path))
+                if file.touches(start_ns, end_ns):
+                    found.append(file)
+        return _without_contained(found)
+
+    def read(self, topic: str, start_ns: int, end_ns: int, columns: Sequence[str] | None = None) -> pa.Table:
+        """Records with event time in ``[start_ns, end_ns)``, ordered by (log, partition, offset).
+
+        Args:
+            topic: name without prefix.
+            start_ns: first event time wanted, ns since the epoch.
+            end_ns: event time at which to stop.
+            columns: names of the columns wanted, in that order; all by default.
+
+        Raises:
+            ArchiveError: a file is foreign or corrupt.
+        """
+        wanted = list(columns) if columns is not None else SCHEMAS[topic].names
+        schema = pa.schema([SCHEMAS[topic].field(name) for name in wanted])
+        tables = [
+            self._read_file(topic, file, wanted, start_ns, end_ns, after_offset).select(wanted).cast(schema)
+            for file, after_offset in _each_after_the_last(self.files(topic, start_ns, end_ns))
+        ]
+        return pa.concat_tables(tables) if tables else schema.empty_table()
+
+    def count(self, topic: str, start_ns: int, end_ns: int) -> int:
+        """How many records `read` would give."""
+        rows = 0
+        for file, after_offset in _each_after_the_last(self.files(topic, start_ns, end_ns)):
+            if file.within(start_ns, end_ns) and file.footer.first_offset > after_offset:
+                rows += file.footer.rows
+            else:
+                rows += self._read_file(
+                    topic, file, ["kafka_offset"], start_ns, end_ns, after_offset
+                ).num_rows
+        return rows
+
+    def offset_gaps(self, topic: str) -> list[OffsetGap]:
+        """Offsets that the broker had lost before the archive could read them."""
+        return positions.offset_gaps(self._raw_dir, topic)
+
+    def closed_hours(self, after: str | None = None) -> list[ClosedHour]:
+        """Hours recorded as complete, oldest first; with `after` (``YYYY-MM-DD-HH:00``) only later ones.
+
+        Raises:
+            ArchiveError: a record cannot be read.
+        """
+        hours: list[ClosedHour] = []
+        for path in sorted((self._raw_dir / CLOSED).glob("date=*/hour=*.json")):
+            key = f"{path.parent.name[5:]}-{path.stem[5:]}:00"
+            if after is not None and key <= after:
+                continue
+            try:
+                hours.append(msgspec.json.decode(path.read_bytes(), type=ClosedHour))
+            except (msgspec.MsgspecError, OSError) as error:
+                raise ArchiveError(f"{path} cannot be read: {first_line(error)}") from error
+        return hours
+
+    def _footer(self, path: Path) -> Footer:
+        try:
+            state = path.stat()
+        except OSError as error:
+            raise ArchiveError(f"{path} cannot be read: {error.strerror}") from error
+        known = self._footers.get(path)
+        if known is None or known[:2] != (state.st_size, state.st_mtime_ns):
+            known = self._footers[path] = (state.st_size, state.st_mtime_ns, read_footer(path))
+        return known[2]
+
+    def _read_file(
+        self, topic: str, file: RawFile, wanted: list[str], start_ns: int, end_ns: int, after_offset: int
+    ) -> pa.Table:
+        whole = file.within(start_ns, end_ns)
+        overlaps = file.footer.first_offset <= after_offset
+        needed = list(wanted)
+        if not whole:
+            needed += [name for name in time_columns(topic) if name not in needed]
+        if overlaps and "kafka_offset" not in needed:
+            needed.append("kafka_offset")
+        try:
+            table = pq.ParquetFile(file.path).read(columns=needed)
+        except (pa.ArrowException, OSError) as error:
+            raise ArchiveError(f"{file.path} cannot be read: {first_line(error)}") from error
+        if not whole:
+            times = event_times(topic, table)
+            table = table.filter(
+                pc.call_function(
+                    "and",
+                    [
+                        pc.call_function("greater_equal", [times, pa.scalar(start_ns, pa.int64())]),
+                        pc.call_function("less", [times, pa.scalar(end_ns, pa.int64())]),
+                    ],
+                )
+            )
+        if overlaps:
+            table = table.filter(
+                pc.call_function(
+                    "greater", [table.column("kafka_offset"), pa.scalar(after_offset, pa.int64())]
+                )
+            )
+        return table
+
+
+def _without_contained(files: list[RawFile]) -> list[RawFile]:
+    """Drop each file whose offsets another one holds; order by (log, partition, first offset)."""
+    kept: list[RawFile] = []
+    # Of two that start alike the longer comes first, so whoever is contained comes after its container.
+    for file in sorted(
+        files, key=lambda file: (*_log(file), file.footer.first_offset, -file.footer.last_offset)
+    ):
+        if kept and _log(kept[-1]) == _log(file) and file.footer.last_offset <= kept[-1].footer.last_offset:
+            continue
+        kept.append(file)
+    return kept
+
+
+def _each_after_the_last(files: list[RawFile]) -> Iterator[tuple[RawFile, int]]:
+    """Each file with the last offset that the files of its log and partition before it hold, −1 for none."""
+    for _, group in itertools.groupby(files, _log):
+        last_offset = -1
+        for file in group:
+            yield file, last_offset
+            last_offset = file.footer.last_offset
+
+
+def _log(file: RawFile) -> tuple[str, int]:
+    return file.footer.log_id, file.footer.partition

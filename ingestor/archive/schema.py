@@ -1,0 +1,331 @@
+"""Kafka records → Arrow columns, one schema a topic.
+
+A record that cannot be decoded is stored all the same, so that every offset is in raw storage: its
+`schema_version` is `UNREADABLE`, its bytes stand base64-encoded in `payload`, and as event time it is given
+the time of the record before it (a file's first record: the broker's timestamp). Its other columns are null.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ingestor.envelope import DEAD, DECODERS, EVENTS, TICKS, TRADES, DeadLetter, FeedEvent
+
+UNREADABLE = -1
+
+_KAFKA = [("kafka_partition", pa.int32()), ("kafka_offset", pa.int64()), ("schema_version", pa.int16())]
+_POSITION = [
+    ("product_id", pa.string()),
+    ("event_time_ns", pa.int64()),
+    ("received_at_ns", pa.int64()),
+    ("connection_id", pa.string()),
+    ("sequence_num", pa.int64()),
+    ("event_index", pa.int16()),
+    ("entry_index", pa.int16()),
+    ("event_type", pa.string()),
+]
+_QUOTE_FIELDS = ("price", "best_bid", "best_ask", "best_bid_quantity", "best_ask_quantity")
+_PAYLOAD = [("payload", pa.string())]
+
+SCHEMAS: Mapping[str, pa.Schema] = {
+    TICKS: pa.schema(_KAFKA + _POSITION + [(name, pa.float64()) for name in _QUOTE_FIELDS] + _PAYLOAD),
+    TRADES: pa.schema(
+        _KAFKA
+        + _POSITION
+        + [
+            ("trade_id", pa.string()),
+            ("price", pa.float64()),
+            ("size", pa.float64()),
+            ("side", pa.string()),
+            ("trade_time_ns", pa.int64()),
+        ]
+        + _PAYLOAD
+    ),
+    EVENTS: pa.schema(
+        [
+            *_KAFKA,
+            ("kind", pa.string()),
+            ("at_ns", pa.int64()),
+            ("connection_id", pa.string()),
+            ("event_time_ns", pa.int64()),
+            *_PAYLOAD,
+        ]
+    ),
+    DEAD: pa.schema(
+        [
+            *_KAFKA,
+            ("reason", pa.string()),
+            ("at_ns", pa.int64()),
+            ("connection_id", pa.string()),
+            ("sequence_num", pa.int64()),
+            *_PAYLOAD,
+        ]
+    ),
+}
+
+#: Columns with few distinct values; the rest gains nothing from a dictionary.
+DICTIONARY_COLUMNS = ("product_id", "connection_id", "event_type", "side", "kind", "reason")
+#: Columns whose differences are small.
+DELTA_COLUMNS = ("kafka_offset", "event_time_ns", "received_at_ns", "sequence_num", "trade_time_ns", "at_ns")
+
+
+class _Quote(msgspec.Struct, gc=False):
+    price: float | None = None
+    best_bid: float | None = None
+    best_ask: float | None = None
+    best_bid_quantity: float | None = None
+    best_ask_quantity: float | None = None
+
+
+class _Trade(msgspec.Struct, gc=False):
+    trade_id: str | None = None
+    price: float | None = None
+    size: float | None = None
+    side: str | None = None
+    time: str | None = None
+
+
+# Not strict: the exchange writes its numbers as strings.
+_QUOTE = msgspec.json.Decoder(_Quote, strict=False)
+_TRADE = msgspec.json.Decoder(_Trade, strict=False)
+_ENTRY = msgspec.json.Decoder()
+_COLUMN_ERRORS = (msgspec.MsgspecError, pa.ArrowInvalid, OverflowError, UnicodeDecodeError)
+
+_encode = msgspec.json.encode
+_Columns = dict[str, "Sequence[Any] | pa.Array"]
+
+
+def time_columns(topic: str) -> tuple[str, ...]:
+    """Columns that give a record's event time: the first that is not null counts."""
+    return {EVENTS: ("event_time_ns", "at_ns"), DEAD: ("at_ns",)}.get(topic, ("event_time_ns",))
+
+
+def event_times(topic: str, columns: pa.RecordBatch | pa.Table) -> Any:
+    """Event time (int64 ns) of each record: what files it under an hour."""
+    names = time_columns(topic)
+    if len(names) == 1:
+        return columns.column(names[0])
+    return pc.call_function("coalesce", [columns.column(name) for name in names])
+
+
+def to_batch(
+    topic: str,
+    partition: int,
+    first_offset: int,
+    values: Sequence[bytes | None],
+    broker_time_ns: Callable[[int], int],
+    previous_time_ns: int | None,
+) -> pa.RecordBatch:
+    """Decode records of consecutive offsets of one partition.
+
+    Args:
+        topic: one of `SCHEMAS`, without prefix.
+        partition: the partition they came from.
+        first_offset: offset of the first.
+        values: the records' bytes.
+        broker_time_ns: the broker's timestamp of the i-th record; asked for unreadable records only.
+        previous_time_ns: event time of the record before the first in the same file, None at a file's start.
+
+    Returns:
+        One row a record in the columns of ``SCHEMAS[topic]``.
+    """
+    try:
+        columns = _BUILDERS[topic](values)
+        return _assemble(topic, partition, first_offset, len(values), columns)
+    except (*_COLUMN_ERRORS, TypeError):
+        # TypeError: a record without a value. Something here is unreadable; find out what, one by one.
+        return _to_batch_singly(topic, partition, first_offset, values, broker_time_ns, previous_time_ns)
+
+
+def _to_batch_singly(
+    topic: str,
+    partition: int,
+    first_offset: int,
+    values: Sequence[bytes | None],
+    broker_time_ns: Callable[[int], int],
+    previous_time_ns: int | None,
+) -> pa.RecordBatch:
+    rows: list[pa.RecordBatch] = []
+    for index, value in enumerate(values):
+        try:
+            if value is None:
+                raise msgspec.DecodeError("no value")
+            row = _assemble(topic, partition, first_offset + index, 1, _BUILDERS[topic]([value]))
+        except _COLUMN_ERRORS:
+            time_ns = broker_time_ns(index) if previous_time_ns is None else previous_time_ns
+            columns = _unreadable(topic, value, time_ns)
+            row = _assemble(topic, partition, first_offset + index, 1, columns)
+        previous_time_ns = event_times(topic, row)[0].as_py()
+        rows.append(row)
+    return pa.Table.from_batches(rows).combine_chunks().to_batches()[0]
+
+
+def _unreadable(topic: str, value: bytes | None, time_ns: int) -> _Columns:
+    columns: _Columns = {name: [None] for name in SCHEMAS[topic].names}
+    columns["schema_version"] = [UNREADABLE]
+    columns[time_columns(topic)[-1]] = [time_ns]
+    columns["payload"] = [None if value is None else base64.b64encode(value).decode()]
+    return columns
+
+
+def _assemble(
+    topic: str, partition: int, first_offset: int, rows: int, columns: Mapping[str, Any]
+) -> pa.RecordBatch:
+    schema = SCHEMAS[topic]
+    columns = {
+        **columns,
+        "kafka_partition": np.full(rows, partition, np.int32),
+        "kafka_offset": np.arange(first_offset, first_offset + rows, dtype=np.int64),
+    }
+    arrays = [
+        column if isinstance(column := columns[field.name], pa.Array) else pa.array(column, field.type)
+        for field in schema
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=schema)
+
+
+def _tick_columns(values: Iterable[bytes]) -> _Columns:
+    messages = [*map(DECODERS[TICKS].decode, values)]
+    quotes = [_read_quote(message.ticker) for message in messages]
+    columns = _position_columns(messages)
+    columns["price"] = _finite([quote.price for quote in quotes])
+    columns["best_bid"] = _finite([quote.best_bid for quote in quotes])
+    columns["best_ask"] = _finite([quote.best_ask for quote in quotes])
+    columns["best_bid_quantity"] = _finite([quote.best_bid_quantity for quote in quotes])
+    columns["best_ask_quantity"] = _finite([quote.best_ask_quantity for quote in quotes])
+    columns["payload"] = [str(message.ticker, "utf-8") for message in messages]
+    return columns
+
+
+def _trade_columns(values: Iterable[bytes]) -> _Columns:
+    messages = [*map(DECODERS[TRADES].decode, values)]
+    trades = [_read_trade(message.trade) for message in messages]
+    columns = _position_columns(messages)
+    columns["trade_id"] = [trade.trade_id for trade in trades]
+    columns["price"] = _finite([trade.price for trade in trades])
+    columns["size"] = _finite([trade.size for trade in trades])
+    columns["side"] = [trade.side for trade in trades]
+    columns["trade_time_ns"] = _times([trade.time for trade in trades])
+    columns["payload"] = [str(message.trade, "utf-8") for message in messages]
+    return columns
+
+
+def _event_columns(values: Iterable[bytes]) -> _Columns:
+    events: list[FeedEvent] = [*map(DECODERS[EVENTS].decode, values)]
+    return {
+        "schema_version": [event.schema_version for event in events],
+        "kind": [event.kind for event in events],
+        "at_ns": [event.at_ns for event in events],
+        "connection_id": [event.connection_id for event in events],
+        "event_time_ns": [event.event_time_ns for event in events],
+        "payload": [_encode(event.detail).decode() for event in events],
+    }
+
+
+def _dead_columns(values: Iterable[bytes]) -> _Columns:
+    letters: list[DeadLetter] = [*map(DECODERS[DEAD].decode, values)]
+    return {
+        "schema_version": [letter.schema_version for letter in letters],
+        "reason": [letter.reason for letter in letters],
+        "at_ns": [letter.at_ns for letter in letters],
+        "connection_id": [letter.connection_id for letter in letters],
+        "sequence_num": [letter.sequence_num for letter in letters],
+        "payload": [letter.data_base64 for letter in letters],
+    }
+
+
+_BUILDERS: Mapping[str, Callable[[Iterable[Any]], _Columns]] = {
+    TICKS: _tick_columns,
+    TRADES: _trade_columns,
+    EVENTS: _event_columns,
+    DEAD: _dead_columns,
+}
+
+
+def _position_columns(messages: Sequence[Any]) -> _Columns:
+    return {
+        "schema_version": [message.schema_version for message in messages],
+        "product_id": [message.product_id for message in messages],
+        "event_time_ns": [message.event_time_ns for message in messages],
+        "received_at_ns": [message.received_at_ns for message in messages],
+        "connection_id": [message.connection_id for message in messages],
+        "sequence_num": [message.sequence_num for message in messages],
+        "event_index": [message.event_index for message in messages],
+        "entry_index": [message.entry_index for message in messages],
+        "event_type": [message.event_type for message in messages],
+    }
+
+
+def _read_quote(entry: msgspec.Raw) -> _Quote:
+    try:
+        return _QUOTE.decode(entry)
+    except msgspec.ValidationError:
+        fields = _fields(entry)
+        return _Quote(*(_decimal(fields.get(name)) for name in _QUOTE_FIELDS))
+
+
+def _read_trade(entry: msgspec.Raw) -> _Trade:
+    try:
+        return _TRADE.decode(entry)
+    except msgspec.ValidationError:
+        fields = _fields(entry)
+        return _Trade(
+            trade_id=_text(fields.get("trade_id")),
+            price=_decimal(fields.get("price")),
+            size=_decimal(fields.get("size")),
+            side=_text(fields.get("side")),
+            time=_text(fields.get("time")),
+        )
+
+
+def _fields(entry: msgspec.Raw) -> Mapping[str, Any]:
+    decoded = _ENTRY.decode(entry)
+    return decoded if isinstance(decoded, dict) else {}
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _decimal(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        return None
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _finite(numbers: list[float | None]) -> pa.Array:
+    """Column of `numbers` with null where one is absent, infinite or not a number."""
+    column = pa.array(numbers, pa.float64())
+    finite = pc.call_function("is_finite", [column])
+    if pc.call_function("all", [finite]).as_py():
+        return column
+    return pc.call_function("if_else", [finite, column, pa.scalar(None, pa.float64())])
+
+
+def _times(texts: list[str | None]) -> pa.Array:
+    """RFC 3339 texts to integer nanoseconds; null where one is absent or unreadable."""
+    try:
+        return _parse_times(texts)
+    except pa.ArrowInvalid:
+        return pa.array([_time(text) for text in texts], pa.int64())
+
+
+def _parse_times(texts: list[str | None]) -> pa.Array:
+    return pc.cast(pa.array(texts, pa.string()), pa.timestamp("ns", "UTC")).cast(pa.int64())
+
+
+def _time(text: str | None) -> int | None:
+    try:
+        return _parse_times([text])[0].as_py()
+    except pa.ArrowInvalid:
+        return None

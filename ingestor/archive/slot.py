@@ -1,0 +1,60 @@
+"""A name for this archive that a successor inherits.
+
+The consumer group waits for a member that was killed until its session times out, unless a member of the
+same name comes back. Names are numbered slots beside raw storage; a lock, which a kill releases, says who
+holds one.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import itertools
+import os
+import socket
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Self
+
+from ingestor.archive.errors import ArchiveError
+from ingestor.archive.layout import TEMPORARY
+
+
+class Slot:
+    """The first free slot of this machine, storage and group; held until the context ends.
+
+    Raises:
+        ArchiveError: the storage cannot be written.
+    """
+
+    def __init__(self, raw_dir: Path, group: str) -> None:
+        self._folder = raw_dir / TEMPORARY
+        self._host = socket.gethostname()
+        self._group = group
+        self._lock: IO[bytes] | None = None
+        self.name = ""
+
+    def __enter__(self) -> Self:
+        identity = hashlib.sha256(f"{self._host} {self._folder.resolve()}".encode()).hexdigest()[:8]
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            for number in itertools.count():
+                lock = (self._folder / f"{self._group}-{self._host}-{number}.lock").open("ab")
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    lock.close()
+                    continue
+                self._lock = lock
+                self.name = f"{self._group}-{identity}-{number}"
+                break
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise ArchiveError(f"raw storage cannot write {self._folder}: {reason}") from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            self._lock.close()
