@@ -50,5 +50,14 @@ format: $(STAMP) ## Format the code and mend what ruff can mend
 lock: ## Resolve requirements.lock anew from pyproject.toml
 	$(BIN)/uv pip compile --quiet --no-emit-index-url --universal --python-version 3.11 --extra dev --no-annotate pyproject.toml -o requirements.lock
 
+kafka: ## Start a real Kafka on this machine (Java 17 and Maven; KAFKA_PORT, KAFKA_DIR)
+	@docker/kafka/kafka.sh start
+
+kafka-stop: ## Stop that Kafka; its data stay
+	@docker/kafka/kafka.sh stop
+
+kafka-status: ## Tell whether that Kafka runs, and where
+	@docker/kafka/kafka.sh status
+
 clean: ## Remove the demo's data and reports (raw recordings in data/raw stay)
 	rm -rf data/demo reports models/artifacts

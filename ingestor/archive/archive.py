@@ -124,7 +124,8 @@ class Archive:
     def stored_offsets(self) -> dict[tuple[str, int], int]:
         """For (topic without prefix, partition): the offset after the last one in raw storage.
 
-        Kept after `stop`. Partitions that another archive owns are missing, or as they were when it took them.
+        Kept after `stop`. Partitions that another archive owns are missing, or as they were when it took
+        them.
         """
         with self._progress:
             return dict(self._stored)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
+import time
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self
@@ -163,6 +164,7 @@ class Broker:
                     raise BrokerError(
                         f"Kafka broker at {self.bootstrap_servers} cannot create topic {name}: {_text(error)}"
                     ) from error
+        self._await_topics(missing)
 
     def partitions(self, topic: str) -> int:
         """How many partitions `topic` has.
@@ -226,6 +228,19 @@ class Broker:
             replication_factor=-1,  # the broker's default
             config={"retention.ms": str(self._settings.retention_hours * 3_600_000)},
         )
+
+    def _await_topics(self, names: list[str]) -> None:
+        """Wait until the brokers have heard of new topics, which takes them a moment."""
+        deadline_s = time.monotonic() + self._timeout_s
+        for name in names:
+            while True:
+                try:
+                    self.partitions(name)
+                    break
+                except BrokerError:
+                    if time.monotonic() >= deadline_s:
+                        raise
+                    time.sleep(0.05)
 
     def _auto_create(self) -> None:
         producer = Producer(self._client_config())
