@@ -136,23 +136,35 @@ class Connection:
 
     def tell(self, kind: EventKind, detail: dict[str, Any], at_ns: int | None = None) -> None:
         """Publish something that happened to this connection."""
-        event = FeedEvent(
-            kind=kind,
-            at_ns=time.time_ns() if at_ns is None else at_ns,
-            connection_id=self.connection_id,
-            event_time_ns=self.event_time_ns,
-            detail=detail,
-        )
-        self._outlet.publish(envelope.EVENTS, self._key, envelope.encode(event))
+        event = self._event(kind, detail, time.time_ns() if at_ns is None else at_ns, self.event_time_ns)
+        self._outlet.publish(envelope.EVENTS, self._key, event)
 
     def checkpoint(self) -> None:
         """Promise a checkpoint over the frames since the last one: published once all of it is acknowledged.
 
         Does nothing where no frame with a number came since.
         """
+        checkpoint = self._take_checkpoint()
+        if checkpoint is not None:
+            self._outlet.after_acknowledged(checkpoint)
+
+    def disconnected(self, detail: dict[str, Any]) -> None:
+        """Promise the last checkpoint and, behind it, the end: nothing of this connection comes after."""
+        checkpoint = self._take_checkpoint()
+        ended = self._event("disconnected", detail, time.time_ns(), self.event_time_ns)
+
+        def acknowledged(offsets: Offsets) -> None:
+            if checkpoint is not None:
+                checkpoint(offsets)
+            self._outlet.publish(envelope.EVENTS, self._key, ended)
+
+        self._outlet.after_acknowledged(acknowledged)
+
+    def _take_checkpoint(self) -> Callable[[Offsets], None] | None:
+        """Close the span of frames since the last checkpoint; None where it is empty."""
         from_sequence, to_sequence = self._span_from, self._sequence.newest
         if to_sequence < from_sequence:
-            return
+            return None
         detail = {
             "from_sequence": from_sequence,
             "to_sequence": to_sequence,
@@ -166,23 +178,23 @@ class Connection:
         self._begin_span()
 
         def acknowledged(offsets: Offsets) -> None:
-            event = FeedEvent(
-                kind="checkpoint",
-                at_ns=time.time_ns(),
-                connection_id=self.connection_id,
-                event_time_ns=event_time_ns,
-                detail={
-                    **detail,
-                    "offsets": {
-                        topic: {str(partition): offset for partition, offset in partitions.items()}
-                        for topic, partitions in offsets.items()
-                    },
-                },
-            )
-            self._outlet.publish(envelope.EVENTS, self._key, envelope.encode(event))
+            whole = {**detail, "offsets": offsets}
+            event = self._event("checkpoint", whole, time.time_ns(), event_time_ns)
+            self._outlet.publish(envelope.EVENTS, self._key, event)
             self._counters.checkpoints += 1
 
-        self._outlet.after_acknowledged(acknowledged)
+        return acknowledged
+
+    def _event(self, kind: EventKind, detail: dict[str, Any], at_ns: int, event_time_ns: int | None) -> bytes:
+        return envelope.encode(
+            FeedEvent(
+                kind=kind,
+                at_ns=at_ns,
+                connection_id=self.connection_id,
+                event_time_ns=event_time_ns,
+                detail=detail,
+            )
+        )
 
     def _begin_span(self) -> None:
         """Start counting for the next checkpoint."""

@@ -64,6 +64,8 @@ class Feed:
         rng: random.Random | None = None,
     ) -> None:
         self.counters = FeedCounters()
+        #: How the last connection or attempt ended, in one line.
+        self.last_end = "no connection was tried"
         self._url = url
         self._channels = tuple(channels)
         self._products = tuple(products)
@@ -76,6 +78,11 @@ class Feed:
         self._previous: Connection | None = None
         self._future_limit_ns = int(settings.future_limit_s * NS_PER_S)
         self._heard_at = time.monotonic()
+
+    @property
+    def heard(self) -> bool:
+        """Whether any connection brought a readable frame."""
+        return self._previous is not None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Feed until `stop` is set, or until the server ends the recording with `until_closed`.
@@ -111,6 +118,7 @@ class Feed:
             if self._until_closed and end.close_code == _CLEAN_CLOSE:
                 LOG.info("%s: the server ended the recording", self._url)
                 return
+            self.last_end = end.detail
             self._give_up_or_not(end)
             wait_s = self._backoff.next_s(end.retry_after_s)
             LOG.warning("%s: %s; connecting again in %.1f s", self._url, end.detail, wait_s)
@@ -134,7 +142,7 @@ class Feed:
     def _give_up_or_not(self, end: SessionEnd) -> None:
         if self._give_up_after_s is None:
             return
-        if not self._until_closed and self._previous is not None:
+        if not self._until_closed and self.heard:
             return
         if time.monotonic() - self._heard_at >= self._give_up_after_s:
             raise FeedError(f"{self._url}: nothing readable for {self._give_up_after_s:g} s: {end.detail}")
@@ -218,8 +226,7 @@ class _Link:
             )
         if end.reason in (EndReason.FRAME_SILENCE, EndReason.HEARTBEAT_SILENCE):
             connection.tell("stale", {"reason": end.reason.value, "detail": end.detail})
-        connection.tell(
-            "disconnected",
+        connection.disconnected(
             {
                 "reason": end.reason.value,
                 "detail": end.detail,
@@ -227,9 +234,8 @@ class _Link:
                 "frames": connection.frames,
                 "last_sequence": connection.last_sequence,
                 "open_s": round(time.monotonic() - self._opened_at, 3),
-            },
+            }
         )
-        connection.checkpoint()
         if connection.readable_frames:
             self._feed.over(connection)
         return end

@@ -1,0 +1,1 @@
+"""Tests of the connection and what it makes of frames."""
