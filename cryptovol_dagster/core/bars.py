@@ -151,6 +151,23 @@ class BarGrid:
         cut = {name: column[:, first:last] for name, column in self.columns().items()}
         return replace(self, start_ns=start_ns, **cut)
 
+    def with_products(self, products: Sequence[str]) -> BarGrid:
+        """The same bars with rows for `products`; those that had none are in a gap throughout.
+
+        Raises:
+            BarsError: a product of this grid is not among `products`.
+        """
+        if tuple(products) == self.products:
+            return self
+        if strangers := sorted(set(self.products) - set(products)):
+            raise BarsError(f"the grid holds products that were not asked for: {', '.join(strangers)}")
+        rows = [products.index(product) for product in self.products]
+        columns: dict[str, NDArray[Any]] = {}
+        for name, (dtype, unknown, _) in _COLUMNS.items():
+            columns[name] = np.full((len(products), self.n_bars), unknown, dtype=dtype)
+            columns[name][rows] = getattr(self, name)
+        return replace(self, products=tuple(products), **columns)
+
     def _index(self, at_ns: int) -> int:
         bars, rest = divmod(at_ns - self.start_ns, self.bar_ns)
         if rest:

@@ -227,8 +227,7 @@ class _Block:
         """A column at the wanted positions."""
         return self.column(name)[..., self.first :]
 
-    # -- integer series that features share
-    # -------------------------------------------------------------------
+    # Integer series that features share.
 
     def returns(self) -> NDArray[np.int64]:
         return self.masked("ret_nano", "return")

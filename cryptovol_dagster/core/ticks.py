@@ -313,44 +313,153 @@ def clean_ticks(ticks: TickColumns, late_after_ns: int) -> CleanedTicks:
     Returns:
         The kept rows, ordered by (product, event time); rows of equal time keep their offset order.
     """
-    read = len(ticks)
+    judged = _judge(ticks, late_after_ns)
+    kept = judged.ticks if judged.verdict is None else judged.ticks.take(judged.verdict == _KEPT)
+    return CleanedTicks(order_ticks(kept), judged.counts(slice(None)))
+
+
+def order_ticks(ticks: TickColumns) -> TickColumns:
+    """Rows ordered by (product, event time); rows of equal time keep their order."""
+    product, times = ticks.product, ticks.event_time_ns
+    ordered = (product[1:] > product[:-1]) | ((product[1:] == product[:-1]) & (times[1:] >= times[:-1]))
+    return ticks if ordered.all() else ticks.take(np.lexsort((times, product)))
+
+
+class TickCleaner:
+    """`clean_ticks` for a stream in chunks: the same rows and counts, with bounded memory.
+
+    It remembers each product's raw rows of the last `horizon_ns` of event time, and its last row.
+    What that bound means: a repeat that comes later than the horizon is counted as late instead of as a
+    duplicate (it is older than its product's newest), and content without sequence numbers is compared
+    within the horizon only. Nothing else differs from cleaning the whole at once.
+    """
+
+    def __init__(self, late_after_ns: int, horizon_ns: int, products: Sequence[str] = ()) -> None:
+        """Allow `late_after_ns` of disorder; look for repeats within `horizon_ns`, which must not be less.
+
+        Args:
+            late_after_ns: as for `clean_ticks`.
+            horizon_ns: how much event time is remembered.
+            products: the first of `products`, in this order; others follow as they appear.
+
+        Raises:
+            ValueError: the horizon is shorter than the allowed disorder.
+        """
+        if horizon_ns < late_after_ns:
+            raise ValueError(f"horizon of {horizon_ns} ns is shorter than the disorder of {late_after_ns} ns")
+        self._late_after_ns, self._horizon_ns = late_after_ns, horizon_ns
+        self._memory = TickColumns.empty(products)
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """Products met so far; their order never changes."""
+        return self._memory.products
+
+    def add(self, ticks: TickColumns) -> CleanedTicks:
+        """Clean the next rows in offset order.
+
+        Returns:
+            The rows kept, grouped by product in offset order (rows of a later chunk may be older by less
+            than the allowed disorder, so `order_ticks` is for whoever joins chunks), and this chunk's counts.
+        """
+        remembered = len(self._memory)
+        together = TickColumns.concat([self._memory, ticks])
+        judged = _judge(together, self._late_after_ns)
+        fresh = np.ones(len(together), dtype=np.bool_) if judged.order is None else judged.order >= remembered
+        if judged.order is None:
+            fresh[:remembered] = False
+        kept = fresh if judged.verdict is None else fresh & (judged.verdict == _KEPT)
+        self._memory = _remember(together, self._horizon_ns)
+        return CleanedTicks(judged.ticks.take(kept), judged.counts(fresh))
+
+
+def _remember(ticks: TickColumns, horizon_ns: int) -> TickColumns:
+    """Each product's last `horizon_ns` of event time, and its last row."""
+    wanted = np.zeros(len(ticks), dtype=np.bool_)
+    for code in range(len(ticks.products)):
+        own = np.flatnonzero(ticks.product == code)
+        if len(own):
+            times = ticks.event_time_ns[own]
+            wanted[own[times >= times.max() - horizon_ns]] = True
+            wanted[own[-1]] = True
+    return ticks.take(wanted)
+
+
+#: Verdicts on a row, in the order of `TickCounts` after `read`.
+_KEPT, _DUPLICATE, _LATE, _NAN, _NON_POSITIVE, _CROSSED = range(6)
+
+
+@dataclass(frozen=True, eq=False)
+class _Judged:
+    """Rows grouped by product, in offset order within each, with a verdict on every one.
+
+    Attributes:
+        ticks: the rows, their `gap_before` completed.
+        verdict: uint8 a row; None where all are kept.
+        order: where each row stood before; None where it did not move.
+    """
+
+    ticks: TickColumns
+    verdict: NDArray[np.uint8] | None
+    order: NDArray[np.int64] | None
+
+    def counts(self, rows: NDArray[np.bool_] | slice) -> TickCounts:
+        """Counts over some of the rows."""
+        if self.verdict is None:
+            read = int(rows.sum()) if isinstance(rows, np.ndarray) else len(self.ticks)
+            return TickCounts(read=read, kept=read)
+        tally = np.bincount(self.verdict[rows], minlength=6).tolist()
+        return TickCounts(sum(tally), *tally)
+
+
+def _judge(ticks: TickColumns, late_after_ns: int) -> _Judged:
     order = _by_product(ticks.product)
     if order is not None:
         ticks = ticks.take(order)
-    repeated = _duplicates(ticks)
-    if repeated is not None:
-        ticks = ticks.take(~repeated)
-    after_duplicates = len(ticks)
-
-    times, first_of_product = ticks.event_time_ns, _starts(ticks.product)
-    in_order = not ((times[1:] < times[:-1]) & ~first_of_product[1:]).any()
-    late = None if in_order else _late(times, first_of_product, late_after_ns)
+    starts = _starts(ticks.product)
+    times = ticks.event_time_ns
     nan_quote = ~(np.isfinite(ticks.bid) & np.isfinite(ticks.ask))
-    non_positive = ~nan_quote & ((ticks.bid <= 0) | (ticks.ask <= 0))
-    crossed = ~(nan_quote | non_positive) & (ticks.bid > ticks.ask)
-    dropped = nan_quote | non_positive | crossed
-    if late is not None:
-        dropped |= late
-        nan_quote, non_positive, crossed = nan_quote & ~late, non_positive & ~late, crossed & ~late
+    with np.errstate(invalid="ignore"):
+        unusable = nan_quote | (ticks.bid <= 0) | (ticks.ask <= 0) | (ticks.bid > ticks.ask)
+    late = None
+    if ((times[1:] < times[:-1]) & ~starts[1:]).any():
+        late = _late(times, starts, late_after_ns)
+    repeated = _duplicates(ticks)
 
-    gap_before = ticks.gap_before | _connection_changes(ticks.connection, first_of_product)
-    if dropped.any():
-        gap_before = _carry_flags(gap_before, dropped, first_of_product)
-        ticks = replace(ticks, gap_before=gap_before).take(~dropped)
-    else:
-        ticks = replace(ticks, gap_before=gap_before)
-    if not in_order:
-        ticks = ticks.take(np.lexsort((ticks.event_time_ns, ticks.product)))
-    counts = TickCounts(
-        read=read,
-        kept=len(ticks),
-        duplicates=read - after_duplicates,
-        late=0 if late is None else int(late.sum()),
-        nan_quote=int(nan_quote.sum()),
-        non_positive_quote=int(non_positive.sum()),
-        crossed_quote=int(crossed.sum()),
-    )
-    return CleanedTicks(ticks, counts)
+    verdict = None
+    if unusable.any() or repeated is not None or (late is not None and late.any()):
+        verdict = np.zeros(len(ticks), dtype=np.uint8)
+        verdict[unusable] = _CROSSED
+        verdict[unusable & ((ticks.bid <= 0) | (ticks.ask <= 0))] = _NON_POSITIVE
+        verdict[nan_quote] = _NAN
+        if late is not None:
+            verdict[late] = _LATE
+        if repeated is not None:
+            verdict[repeated] = _DUPLICATE
+    gap_before = _gap_flags(ticks, starts, verdict)
+    return _Judged(replace(ticks, gap_before=gap_before), verdict, order)
+
+
+def _gap_flags(
+    ticks: TickColumns, starts: NDArray[np.bool_], verdict: NDArray[np.uint8] | None
+) -> NDArray[np.bool_]:
+    """`gap_before` with changes of connection added, and moved on from the rows that are left out.
+
+    Repeats are passed over as if they had not come: they say nothing new about losses.
+    """
+    if verdict is None:
+        changed = np.zeros(len(ticks), dtype=np.bool_)
+        np.not_equal(ticks.connection[1:], ticks.connection[:-1], out=changed[1:])
+        return ticks.gap_before | (changed & ~starts)
+    flags = np.zeros(len(ticks), dtype=np.bool_)
+    first_times = np.flatnonzero(verdict != _DUPLICATE)
+    product, connection = ticks.product[first_times], ticks.connection[first_times]
+    own_starts = _starts(product)
+    changed = np.zeros(len(first_times), dtype=np.bool_)
+    np.not_equal(connection[1:], connection[:-1], out=changed[1:])
+    own_flags = ticks.gap_before[first_times] | (changed & ~own_starts)
+    flags[first_times] = _carry_flags(own_flags, verdict[first_times] != _KEPT, own_starts)
+    return flags
 
 
 def clean_trades(trades: TradeColumns) -> TradeColumns:
@@ -377,14 +486,6 @@ def _starts(product: NDArray[np.int32]) -> NDArray[np.bool_]:
     starts = np.ones(len(product), dtype=np.bool_)
     np.not_equal(product[1:], product[:-1], out=starts[1:])
     return starts
-
-
-def _connection_changes(
-    connection: NDArray[np.int32], first_of_product: NDArray[np.bool_]
-) -> NDArray[np.bool_]:
-    changes = np.zeros(len(connection), dtype=np.bool_)
-    np.not_equal(connection[1:], connection[:-1], out=changes[1:])
-    return changes & ~first_of_product
 
 
 def _late(

@@ -1,0 +1,463 @@
+"""Recording → features without Dagster: the same functions as the hourly assets, streamed hour by hour.
+
+Belongs here: reading recordings in order of time, carrying the look-back from hour to hour, writing the rows.
+Does not belong here: any computation on ticks, bars or features.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import click
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cryptovol_dagster.core.bars import BarGrid, build_bars, tick_reach_ns
+from cryptovol_dagster.core.features import (
+    FeatureError,
+    FeatureGrid,
+    Reason,
+    compute_features,
+    feature_hash,
+    lookback_bars,
+)
+from cryptovol_dagster.core.specs import NS, TimescaleSpec
+from cryptovol_dagster.core.ticks import TickCleaner, TickColumns, TickCounts, order_ticks
+from cryptovol_dagster.resources.lake import HOUR_NS
+from cryptovol_dagster.resources.specs import timescale_spec
+from ingestor.cli_errors import exit_code_of
+from ingestor.envelope import TICKS
+from ingestor.recordings import RecordingCounts, RecordingError, RecordingReader, iter_recording
+from ingestor.settings.load import SettingsError, load_settings
+from ingestor.settings.model import Settings
+
+#: An hour closes when the recording has passed its end by this, as in the live archive.
+SETTLE_NS = 120 * NS
+#: Repeats are looked for within this much event time (see `TickCleaner`).
+REPEAT_HORIZON_NS = 120 * NS
+#: Hours computed in one go once they are closed; more would only cost memory.
+HOURS_AT_ONCE = 6
+#: A hole longer than this is a wrong clock or two recordings, not a pause.
+LONGEST_HOLE_NS = 31 * 24 * HOUR_NS
+_RAW_FORMAT = "raw Parquet"
+
+
+class ReplayError(Exception):
+    """A replay that cannot be done; the message is one line."""
+
+
+@dataclass(frozen=True)
+class ReplayResult:
+    """What a replay read and made.
+
+    Attributes:
+        files: recordings read.
+        formats: the formats they were recognised as.
+        products: products found (or asked for).
+        start: start of the first hour, UTC.
+        end: end of the last hour, UTC.
+        lines: lines read.
+        unreadable: lines that held no frame of the exchange.
+        missing: sequence numbers missing within connections.
+        ticks: ticker entries read.
+        kept: ticks used.
+        duplicates: ticks left out as repeats.
+        late: ticks left out as too late.
+        rejected: ticks left out for want of a usable quote.
+        rows: (product, bar) rows made.
+        valid_rows: rows that may be scored.
+        reasons: rows by reason.
+        out_of_bounds: bars that moved too far in one step to be summed.
+        feature_hash: version of the features.
+        out: where the rows were written, or None.
+        seconds: wall time.
+    """
+
+    files: int
+    formats: tuple[str, ...]
+    products: tuple[str, ...]
+    start: str
+    end: str
+    lines: int
+    unreadable: int
+    missing: int
+    ticks: int
+    kept: int
+    duplicates: int
+    late: int
+    rejected: int
+    rows: int
+    valid_rows: int
+    reasons: dict[str, int]
+    out_of_bounds: int
+    feature_hash: str
+    out: str | None
+    seconds: float
+
+    def to_json(self) -> str:
+        """One JSON object."""
+        return json.dumps(asdict(self))
+
+
+class FeatureStream:
+    """Ticks in chunks → features in runs of whole UTC hours, with a look-back of bars carried along.
+
+    The rows are those of one computation over everything at once. State is bounded: the ticks of hours that
+    are still open, the bars of the longest window, and what `TickCleaner` remembers.
+    """
+
+    def __init__(self, spec: TimescaleSpec, products: Sequence[str] = ()) -> None:
+        """Compute `spec`; `products` have rows from the first hour on, others from their first hour."""
+        self._spec = spec
+        self._cleaner = TickCleaner(round(spec.late_after_s * NS), REPEAT_HORIZON_NS, products)
+        self._open: list[TickColumns] = []
+        self._history: BarGrid | None = None
+        self._newest_ns = 0
+        self.start_ns: int | None = None
+        self.end_ns: int | None = None
+        self.counts = TickCounts()
+        self.out_of_bounds = 0
+
+    @property
+    def products(self) -> tuple[str, ...]:
+        """Products met so far."""
+        return self._cleaner.products
+
+    def add(self, ticks: TickColumns) -> None:
+        """Take the next ticks in recorded order.
+
+        Raises:
+            ReplayError: event time jumps so far that the hours between would be no data at all.
+        """
+        cleaned = self._cleaner.add(ticks)
+        kept, counts = cleaned.ticks, cleaned.counts
+        if self.end_ns is not None:
+            too_late = kept.event_time_ns < self.end_ns
+            if n_late := int(too_late.sum()):
+                kept = kept.take(~too_late)
+                counts += TickCounts(kept=-n_late, late=n_late)
+        self.counts += counts
+        if not len(kept):
+            return
+        oldest_ns, newest_ns = int(kept.event_time_ns.min()), int(kept.event_time_ns.max())
+        if max(newest_ns, self._newest_ns) - min(oldest_ns, self._newest_ns or oldest_ns) > LONGEST_HOLE_NS:
+            raise ReplayError(
+                f"event time jumps between {_iso(self._newest_ns or oldest_ns)} and "
+                f"{_iso(newest_ns if oldest_ns >= self._newest_ns else oldest_ns)}: "
+                f"more than {LONGEST_HOLE_NS // (24 * HOUR_NS)} days; replay the parts one by one"
+            )
+        self._newest_ns = max(newest_ns, self._newest_ns)
+        self._open.append(kept)
+
+    def close_until(self, watermark_ns: int) -> Iterator[FeatureGrid]:
+        """Features of the hours that end `SETTLE_NS` before the watermark: nothing more comes for them."""
+        yield from self._close((watermark_ns - SETTLE_NS) // HOUR_NS * HOUR_NS)
+
+    def finish(self) -> Iterator[FeatureGrid]:
+        """Features of the hours that are still open."""
+        yield from self._close(-(-(self._newest_ns + 1) // HOUR_NS) * HOUR_NS)
+
+    def _close(self, until_ns: int) -> Iterator[FeatureGrid]:
+        if self.end_ns is None:
+            if not self._open:
+                return
+            oldest_ns = min(int(part.event_time_ns.min()) for part in self._open)
+            self.start_ns = self.end_ns = oldest_ns // HOUR_NS * HOUR_NS
+        while self.end_ns < until_ns:
+            yield self._hours(self.end_ns, min(until_ns, self.end_ns + HOURS_AT_ONCE * HOUR_NS))
+
+    def _hours(self, start_ns: int, end_ns: int) -> FeatureGrid:
+        spec = self._spec
+        ticks = order_ticks(TickColumns.concat([TickColumns.empty(self.products), *self._open]))
+        bars = build_bars(ticks, start_ns=start_ns, end_ns=end_ns, spec=spec)
+        self.out_of_bounds += bars.n_out_of_bounds
+        if self._history is not None:
+            bars = BarGrid.concat([self._history.with_products(bars.products), bars])
+        features = compute_features(bars, spec, from_ns=start_ns)
+        # Copies, so that the hours behind them can be freed.
+        first_ns = max(bars.start_ns, end_ns - lookback_bars(spec) * spec.bar_ns)
+        self._history = BarGrid.concat([bars.slice(first_ns, end_ns), bars.slice(end_ns, end_ns)])
+        self._open = [ticks.take(ticks.event_time_ns >= end_ns - tick_reach_ns(spec))]
+        self.end_ns = end_ns
+        return features
+
+
+def replay(
+    files: Sequence[Path | str],
+    *,
+    spec: TimescaleSpec,
+    products: Sequence[str] | None = None,
+    out: Path | str | None = None,
+) -> ReplayResult:
+    """Compute the features of recordings, over the whole UTC hours that cover them.
+
+    Memory does not grow with the length of the recordings; files may be named in any order and may overlap.
+
+    Args:
+        files: recordings in any format of `ingestor.recordings`.
+        spec: the timescale.
+        products: only these, all of them with rows for every hour; by default every product found, each with
+            rows from the hour of its first tick on.
+        out: a ``.parquet`` or ``.csv`` file to write, replaced as a whole at the end.
+
+    Raises:
+        ReplayError: no files, no usable tick, a jump of event time, or an `out` that cannot be written.
+        RecordingError: a file that is absent, empty, broken or no recording.
+    """
+    began = time.perf_counter()
+    if not files:
+        raise ReplayError("no recording named")
+    stream = FeatureStream(spec, products or ())
+    sources = _Sources([Path(file) for file in files], products)
+    reasons: Counter[int] = Counter()
+    with _sink(out) as sink:
+        for ticks, watermark_ns in sources:
+            stream.add(ticks)
+            for grid in stream.close_until(watermark_ns):
+                _take(grid, sink, reasons)
+        for grid in stream.finish():
+            _take(grid, sink, reasons)
+        if stream.start_ns is None or stream.end_ns is None:
+            raise ReplayError(_nothing_usable(sources, stream.counts, products))
+    counts = stream.counts
+    return ReplayResult(
+        files=len(files),
+        formats=tuple(dict.fromkeys(count.format for count in sources.counts)),
+        products=stream.products,
+        start=_iso(stream.start_ns),
+        end=_iso(stream.end_ns),
+        lines=sum(count.lines for count in sources.counts),
+        unreadable=sum(count.unreadable for count in sources.counts),
+        missing=sum(count.missing for count in sources.counts),
+        ticks=counts.read,
+        kept=counts.kept,
+        duplicates=counts.duplicates,
+        late=counts.late,
+        rejected=counts.rejected,
+        rows=reasons.total(),
+        valid_rows=reasons[Reason.OK],
+        reasons={reason.name.lower(): reasons[reason] for reason in Reason if reasons[reason]},
+        out_of_bounds=stream.out_of_bounds,
+        feature_hash=feature_hash(spec),
+        out=None if out is None else str(out),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _take(grid: FeatureGrid, sink: _Sink, reasons: Counter[int]) -> None:
+    for code, rows in enumerate(np.bincount(grid.reason.ravel(), minlength=len(Reason)).tolist()):
+        reasons[code] += rows
+    sink.write(grid)
+
+
+def _nothing_usable(sources: _Sources, counts: TickCounts, products: Sequence[str] | None) -> str:
+    names = ", ".join(str(path) for path in sources.files)
+    seen = sum(count.ticks for count in sources.counts)
+    if counts.read:
+        return f"{names}: none of {counts.read} ticks has a usable quote"
+    if seen and products:
+        return f"{names}: {seen} ticks, but none of {', '.join(products)}"
+    return f"{names}: holds no tick"
+
+
+def _iso(time_ns: int) -> str:
+    return datetime.fromtimestamp(time_ns / NS, tz=UTC).isoformat()
+
+
+class _Sources:
+    """Chunks of several recordings, in order of event time as far as a chunk is long.
+
+    A file is opened once those before it have reached its first tick, so that a thousand hourly files cost
+    no more memory than the few that overlap.
+    """
+
+    def __init__(self, files: Sequence[Path], products: Sequence[str] | None) -> None:
+        resolved = Counter(path.resolve() for path in files)
+        if twice := [path for path, times in resolved.items() if times > 1]:
+            raise ReplayError(f"{twice[0]}: named more than once")
+        self.files = files
+        self.counts: list[RecordingCounts] = []
+        self._products = products
+
+    def __iter__(self) -> Iterator[tuple[TickColumns, int]]:
+        """Yield chunks, each with the watermark: nothing older follows (but for disorder in a file)."""
+        waiting = sorted(((self._first_ns(path), str(path)) for path in self.files), reverse=True)
+        reading: dict[str, tuple[int, RecordingReader]] = {}
+        while waiting or reading:
+            least_ns = min((newest for newest, _ in reading.values()), default=None)
+            if waiting and (least_ns is None or waiting[-1][0] <= least_ns):
+                first_ns, name = waiting.pop()
+                reader = iter_recording(name, products=self._products)
+                self.counts.append(reader.counts)
+                reading[name] = (first_ns, reader)
+                continue
+            name = min(reading, key=lambda key: reading[key][0])
+            newest_ns, reader = reading[name]
+            chunk = next(reader, None)
+            if chunk is None:
+                del reading[name]
+                continue
+            ticks = TickColumns.from_arrays(chunk)
+            if len(self.files) > 1 and reader.counts.format != _RAW_FORMAT:
+                # Names that a reader made up, or a recorder's own counters, say nothing beyond their file.
+                ticks = _named_by_file(ticks, name)
+            reading[name] = (max(newest_ns, int(ticks.event_time_ns.max())), reader)
+            watermark_ns = min(newest for newest, _ in reading.values())
+            yield ticks, min(watermark_ns, waiting[-1][0]) if waiting else watermark_ns
+
+    def _first_ns(self, path: Path) -> int:
+        first = next(iter_recording(path, chunk_lines=1, products=self._products), None)
+        # A file without ticks is still read, for its counts.
+        return 0 if first is None else int(first["event_time_ns"][0])
+
+
+def _named_by_file(ticks: TickColumns, name: str) -> TickColumns:
+    return replace(ticks, connections=tuple(f"{name}:{own}" for own in ticks.connections))
+
+
+class _Sink:
+    """Takes grids and keeps nothing."""
+
+    def write(self, grid: FeatureGrid) -> None:
+        """Take the next hours."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return None
+
+
+class _FileSink(_Sink):
+    """Writes beside the target and replaces it at the end; after an error the target is as it was."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._parquet: pq.ParquetWriter | None = None
+        self._has_header = False
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        except OSError as error:
+            raise ReplayError(f"{path}: cannot be written: {error.strerror}") from error
+        os.close(handle)
+        self._temporary = Path(name)
+
+    def write(self, grid: FeatureGrid) -> None:
+        frame = grid.to_frame()
+        try:
+            if self._path.suffix == ".csv":
+                self._write_csv(frame)
+            else:
+                self._write_parquet(frame)
+        except OSError as error:
+            raise ReplayError(f"{self._path}: cannot be written: {error.strerror or error}") from error
+
+    def _write_csv(self, frame: pd.DataFrame) -> None:
+        frame.to_csv(self._temporary, mode="a", header=not self._has_header, index=False)
+        self._has_header = True
+
+    def _write_parquet(self, frame: pd.DataFrame) -> None:
+        table = pa.Table.from_pandas(frame.astype({"product": str}), preserve_index=False)
+        if self._parquet is None:
+            self._parquet = pq.ParquetWriter(self._temporary, table.schema, compression="zstd")
+        self._parquet.write_table(table)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._parquet is not None:
+                self._parquet.close()
+            if kind is None:
+                # A temporary file is private; the result is like any other file of the user's.
+                umask = os.umask(0)
+                os.umask(umask)
+                self._temporary.chmod(0o666 & ~umask)
+                self._temporary.replace(self._path)
+        except OSError as failure:
+            raise ReplayError(f"{self._path}: cannot be written: {failure.strerror or failure}") from failure
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+
+def _sink(out: Path | str | None) -> _Sink:
+    if out is None:
+        return _Sink()
+    path = Path(out)
+    if path.suffix not in (".parquet", ".csv"):
+        raise ReplayError(f"{path}: features are written as .parquet or .csv")
+    return _FileSink(path)
+
+
+def newest_raw_files(settings: Settings) -> list[Path]:
+    """The raw files of the newest recorded hour.
+
+    Raises:
+        ReplayError: raw storage holds no ticks.
+    """
+    topic = settings.storage.raw_dir / f"{settings.kafka.topic_prefix}{TICKS}"
+    hours = sorted({file.parent for file in topic.glob("date=*/hour=*/*.parquet")})
+    if not hours:
+        raise ReplayError(f"{topic}: no raw file to replay; name one with --data-file")
+    return sorted(hours[-1].glob("*.parquet"))
+
+
+@click.command("replay")
+@click.option(
+    "--data-file",
+    "files",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A recording; may be given several times (default: the newest hour in raw storage).",
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Write the rows to this .parquet or .csv file.")
+@click.option("--products", help="Comma-separated product ids (default: all that the recording holds).")
+@click.option("--json", "as_json", is_flag=True, help="Print the counts as one JSON object.")
+def replay_command(files: tuple[Path, ...], out: Path | None, products: str | None, as_json: bool) -> None:
+    """Compute features from a recording, exactly as the hourly assets do, without Dagster.
+
+    Reads verbatim frames, {received_at, frame} lines, flattened ticker lines, session logs and our own raw
+    files, plain or gzipped.
+    """
+    try:
+        settings = load_settings().settings
+        result = replay(
+            files or newest_raw_files(settings),
+            spec=timescale_spec(settings.timescales.seconds, "seconds"),
+            products=None if products is None else [name.strip() for name in products.split(",")],
+            out=out,
+        )
+    except (ReplayError, RecordingError, SettingsError, FeatureError) as error:
+        failure = click.ClickException(str(error))
+        failure.exit_code = exit_code_of(error) or 1
+        raise failure from None
+    click.echo(result.to_json() if as_json else _text(result))
+
+
+def _text(result: ReplayResult) -> str:
+    left_out = f"{result.duplicates:,} duplicates, {result.late:,} late, {result.rejected:,} rejected"
+    reasons = ", ".join(f"{name} {rows:,}" for name, rows in result.reasons.items() if name != "ok")
+    lines = [
+        f"read     {result.lines:,} lines, {result.unreadable:,} unreadable ({', '.join(result.formats)})",
+        f"ticks    {result.ticks:,}: {result.kept:,} kept, {left_out}",
+        f"span     {result.start} … {result.end}, {', '.join(result.products)}",
+        f"rows     {result.rows:,}, {result.valid_rows:,} fit for scoring"
+        + (f" ({reasons})" if reasons else ""),
+        f"features {result.feature_hash}, {result.seconds:.2f} s",
+    ]
+    return "\n".join(lines if result.out is None else [*lines, f"written  {result.out}"])
