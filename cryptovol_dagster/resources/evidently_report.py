@@ -1,7 +1,8 @@
 """The train-vs-test report: Evidently behind a schema check, on a bounded sample.
 
-Evidently lets a missing column pass in silence and raises from deep inside on an all-null column or an empty frame,
-so what it is given is checked here first. It is imported inside, because the import alone takes 10–20 s.
+Evidently lets a missing column pass in silence and raises from deep inside on an all-null column or an
+empty frame, so what it is given is checked here first. It is imported inside, because the import alone
+takes 10–20 s.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class TrainTestReport:
         json: the same as data.
         columns: the columns compared.
         left_out: columns without a single value on one side (a feed without trades has no trade features).
-        drifted: columns that Evidently's default test flags. These tests assume independent rows, which seconds of a
-            market are not, so this is a description and no alarm.
+        drifted: columns that Evidently's default test flags. These tests assume independent rows, which
+            seconds of a market are not, so this is a description and no alarm.
         rows_train: rows compared, after sampling.
         rows_test: rows compared, after sampling.
     """
@@ -59,11 +60,12 @@ def train_test_report(
         EvidentlyError: the columns differ, a column is not numeric, or a side is empty.
     """
     _validate(train, test)
-    left_out = tuple(name for name in train.columns if train[name].isna().all() or test[name].isna().all())
-    columns = [name for name in train.columns if name not in left_out]
+    empty = {*train.columns[train.isna().all()], *test.columns[test.isna().all()]}
+    columns = [str(name) for name in train.columns if name not in empty]
+    left_out = tuple(str(name) for name in train.columns if name in empty)
     if not columns:
         raise EvidentlyError("train-vs-test report: no column has a value in both training and test")
-    reference, current = (_sample(frame[columns], max_rows, seed) for frame in (train, test))
+    reference, current = (_sample(frame.loc[:, columns], max_rows, seed) for frame in (train, test))
 
     from evidently import DataDefinition, Dataset, Report
     from evidently.presets import DataDriftPreset, DataSummaryPreset

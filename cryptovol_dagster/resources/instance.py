@@ -38,7 +38,7 @@ class InstanceError(Exception):
 
 
 def dagster_home(settings: Settings) -> Path:
-    """Give the folder of the Dagster instance: ``$DAGSTER_HOME``, else ``dagster_home`` in the data folder."""
+    """Give the Dagster instance's folder: ``$DAGSTER_HOME``, else ``dagster_home`` in the data folder."""
     named = os.environ.get("DAGSTER_HOME")
     return Path(named).expanduser().resolve() if named else settings.storage.data_dir / "dagster_home"
 
@@ -55,7 +55,5 @@ def ensure_dagster_home(settings: Settings) -> Path:
         if not config.exists():
             replace_file(config, DAGSTER_YAML.encode())
     except OSError as error:
-        raise InstanceError(
-            f"{home}: cannot hold the Dagster instance: {error.strerror or error}"
-        ) from error
+        raise InstanceError(f"{home}: cannot hold the Dagster instance: {error.strerror or error}") from error
     return home

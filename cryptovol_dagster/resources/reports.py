@@ -1,7 +1,7 @@
 """The latest copies that people open without Dagster: reports and exported models.
 
-Belongs here: where each copy lies and that it appears in one step. What stands in them is decided elsewhere, and
-the history by partition stays in the lake.
+Belongs here: where each copy lies and that it appears in one step. What stands in them is decided
+elsewhere, and the history by partition stays in the lake.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from cryptovol_dagster.core.specs import SplitSpec, TimescaleSpec
-from ingestor.settings.model import TimescaleSettings
+from cryptovol_dagster.core.specs import ModelSpec, SplitSpec, TimescaleSpec
+from ingestor.settings.model import ModelSettings, TimescaleSettings
 
 
 def timescale_spec(settings: TimescaleSettings, name: str) -> TimescaleSpec:
@@ -15,3 +15,12 @@ def timescale_spec(settings: TimescaleSettings, name: str) -> TimescaleSpec:
     """
     fields = settings.model_dump(exclude={"splits"})
     return TimescaleSpec(name=name, splits=SplitSpec(**settings.splits.model_dump()), **fields)
+
+
+def model_spec(settings: ModelSettings) -> ModelSpec:
+    """The spec of every model.
+
+    Args:
+        settings: the section ``settings.models``.
+    """
+    return ModelSpec(**settings.model_dump())

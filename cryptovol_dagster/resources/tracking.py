@@ -4,9 +4,9 @@ Two things differ from dagster-mlflow's own resource:
 
 * It is imported when a run first needs it, since importing MLflow takes seconds that loading a code location,
   listing assets or computing bars should not cost.
-* The parent's end state is taken from Dagster's own event log when the resource is torn down. The package's hook
-  ends the run as a success only when the topologically last step carries the hook, so a run that ends with a check
-  or a report would stay RUNNING, and a failed check would go unseen.
+* The parent's end state is taken from Dagster's own event log when the resource is torn down. The package's
+  hook ends the run as a success only when the topologically last step carries the hook, so a run that ends
+  with a check or a report would stay RUNNING, and a failed check would go unseen.
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ import dagster as dg
 from ingestor.settings.model import Settings
 
 if TYPE_CHECKING:
+    import pandas as pd
     from mlflow.entities import Run
+
+    from cryptovol_dagster.core.models import Model
 
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
 
@@ -104,6 +107,32 @@ class Tracking:
             path = Path(folder) / name
             path.write_bytes(content)
             self._mlflow.log_artifact(str(path))
+
+    def log_model(self, model: Model, sample: pd.DataFrame) -> None:
+        """Log boosted trees in MLflow's own flavour, with signature; of other models the zip is the model.
+
+        The Booster, not a classifier, because a classifier's pyfunc returns labels instead of probabilities.
+        Requirements are pinned here: inferring them takes MLflow ten seconds.
+        """
+        booster = getattr(model, "booster", None)
+        if booster is None:
+            return
+        import xgboost
+        from mlflow.models import infer_signature
+
+        inputs = sample[list(model.meta.features)]
+        self._mlflow.xgboost.log_model(
+            booster,
+            name="model",
+            signature=infer_signature(inputs, model.predict_proba(sample)),
+            pip_requirements=[f"xgboost=={xgboost.__version__}"],
+        )
+
+    def log_test_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        """Add test metrics to the run of a model that was trained before, perhaps by another Dagster run."""
+        for name, value in metrics.items():
+            if isfinite(value):
+                self._mlflow.tracking_client.log_metric(run_id, name, float(value))
 
 
 def tracking_resource(settings: Settings) -> dg.ResourceDefinition:

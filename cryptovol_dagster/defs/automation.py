@@ -1,0 +1,191 @@
+"""Jobs, and what runs by itself: the closed-hour sensor (ticks → labels) and the hourly retrain."""
+
+# No `from __future__ import annotations` here: Dagster reads annotations.
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.resources import chain
+from cryptovol_dagster.resources.lake import HOUR_NS, Lake, hour_key, hour_window
+from cryptovol_dagster.resources.raw import RawStore
+from ingestor.archive.layout import ClosedHour
+
+if TYPE_CHECKING:
+    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+#: Hours asked for in one tick of the sensor; the rest follows in the next ones.
+MAX_REQUESTS_PER_TICK = 48
+#: How long after it was first seen an hour may be closed again, with rows that came late.
+REMEMBERED_HOURS = 7 * 24
+RETRAIN_CRON = "7 * * * *"
+
+
+def chain_keys(spec: TimescaleSpec, names: Iterable[str]) -> list[dg.AssetKey]:
+    """Give the keys of a timescale's assets."""
+    return [dg.AssetKey([spec.name, name]) for name in names]
+
+
+def market_keys(spec: TimescaleSpec) -> list[dg.AssetKey]:
+    """Give what the closed-hour sensor owns: ticks → labels."""
+    return [dg.AssetKey(chain.TICKS), *chain_keys(spec, ("bars", "features", "labels"))]
+
+
+def training_keys(spec: TimescaleSpec, models: Sequence[str]) -> list[dg.AssetKey]:
+    """Give splits → evaluation."""
+    return chain_keys(spec, ("splits", *(f"model_{name}" for name in models), "model_evaluation"))
+
+
+def jobs(
+    spec: TimescaleSpec, models: Sequence[str], hours: dg.PartitionsDefinition
+) -> list["UnresolvedAssetJobDefinition"]:
+    """Build the jobs of a timescale."""
+    market, training = market_keys(spec), training_keys(spec, models)
+    card, report = chain_keys(spec, ("model_card", "train_test_report"))
+
+    def job(name: str, keys: Sequence[dg.AssetKey], description: str) -> "UnresolvedAssetJobDefinition":
+        return dg.define_asset_job(
+            name, selection=dg.AssetSelection.assets(*keys), partitions_def=hours, description=description
+        )
+
+    return [
+        job("hourly_pipeline", [*market, *training], "Ticks to evaluation of one hour."),
+        job(
+            "retrain",
+            [*training, card, report],
+            "Splits to evaluation, model card and report as of one hour.",
+        ),
+        job(
+            "backfill",
+            [*market, *training, card],
+            "The whole chain over past hours, without the Evidently report.",
+        ),
+    ]
+
+
+def closed_hours_sensor(
+    spec: TimescaleSpec, hours: dg.HourlyPartitionsDefinition, job: "UnresolvedAssetJobDefinition"
+) -> dg.SensorDefinition:
+    """Build the sensor that hands closed raw hours to the market assets."""
+    first_key = hour_key(int(hours.start.timestamp()) * 1_000_000_000)
+    hours_back = max(1, chain.feature_hours_back(spec), chain.label_hours_back(spec))
+
+    @dg.sensor(
+        name="closed_hours",
+        job=job,
+        minimum_interval_seconds=30,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Reports every hour that raw storage has closed and asks for its ticks, bars, features and "
+        "labels; again, when rows came late or an hour it looks back on changed.",
+    )
+    def closed_hours(
+        context: dg.SensorEvaluationContext, raw: dg.ResourceParam[RawStore]
+    ) -> dg.SensorResult | dg.SkipReason:
+        seen: dict[str, str] = json.loads(context.cursor) if context.cursor else {}
+        closed = [hour for hour in raw.closed_hours(_forgotten_before(seen)) if hour.hour >= first_key]
+        versions = input_versions(closed, hours_back)
+        changed = [hour for hour in closed if seen.get(hour.hour) != versions[hour.hour]]
+        if not changed:
+            return dg.SkipReason(
+                f"no hour has closed since {max(seen)}" if seen else "no hour has closed yet"
+            )
+        taken = changed[:MAX_REQUESTS_PER_TICK]
+        for hour in taken:
+            seen[hour.hour] = versions[hour.hour]
+        return dg.SensorResult(
+            run_requests=[
+                dg.RunRequest(
+                    run_key=f"{hour.hour}@{versions[hour.hour]}",
+                    partition_key=hour.hour,
+                    asset_selection=market_keys(spec),
+                    tags={"dagster/priority": "1"},
+                )
+                for hour in taken
+            ],
+            asset_events=[_materialization(hour) for hour in taken],
+            cursor=json.dumps(_newest(seen), sort_keys=True),
+        )
+
+    return closed_hours
+
+
+def data_version(hour: ClosedHour) -> str:
+    """Name the contents of a closed hour: other rows, another version."""
+    return hashlib.sha256(json.dumps(hour.rows, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def input_versions(closed: Sequence[ClosedHour], hours_back: int) -> dict[str, str]:
+    """Give each hour a version of all it is made from: its own rows and those of the hours it looks back on.
+
+    So a late row in one hour, or an hour that closes after its successor, also renews what was built upon it.
+    """
+    own = {hour.hour: data_version(hour) for hour in closed}
+    versions = {}
+    for key in own:
+        start_ns, _ = hour_window(key)
+        inputs = [own.get(hour_key(start_ns - back * HOUR_NS), "") for back in range(hours_back, -1, -1)]
+        versions[key] = hashlib.sha256(" ".join(inputs).encode()).hexdigest()[:12]
+    return versions
+
+
+def _forgotten_before(seen: dict[str, str]) -> str | None:
+    return min(seen) if len(seen) >= REMEMBERED_HOURS else None
+
+
+def _newest(seen: dict[str, str]) -> dict[str, str]:
+    return {key: seen[key] for key in sorted(seen)[-REMEMBERED_HOURS:]}
+
+
+def _materialization(hour: ClosedHour) -> dg.AssetMaterialization:
+    return dg.AssetMaterialization(
+        asset_key="raw_ticks",
+        partition=hour.hour,
+        metadata={
+            **{f"rows {topic}": rows for topic, rows in hour.rows.items()},
+            "watermark_ns": hour.watermark_ns,
+            "closed_at": dg.MetadataValue.timestamp(hour.closed_at_ns / 1e9),
+        },
+        tags={"dagster/data_version": data_version(hour)},
+    )
+
+
+def retrain_schedule(
+    spec: TimescaleSpec, job: "UnresolvedAssetJobDefinition", cron: str = RETRAIN_CRON
+) -> dg.ScheduleDefinition:
+    """Build the hourly retrain as of the newest closed hour.
+
+    Args:
+        spec: the timescale.
+        job: splits → report.
+        cron: when; UTC.
+    """
+    labels, evaluation = f"{spec.name}/labels", f"{spec.name}/model_evaluation"
+
+    @dg.schedule(
+        name="hourly_retrain",
+        job=job,
+        cron_schedule=cron,
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Trains and evaluates as of the newest closed hour, once its labels are there.",
+    )
+    def hourly_retrain(
+        context: dg.ScheduleEvaluationContext,
+        raw: dg.ResourceParam[RawStore],
+        lake: dg.ResourceParam[Lake],
+    ) -> dg.RunRequest | dg.SkipReason:
+        closed = raw.closed_hours()
+        if not closed:
+            return dg.SkipReason("raw storage has closed no hour yet")
+        newest = closed[-1].hour
+        if not lake.exists(labels, newest):
+            return dg.SkipReason(f"{labels} of {newest}, the newest closed hour, is missing")
+        if lake.exists(evaluation, newest, "json"):
+            return dg.SkipReason(f"models as of {newest}, the newest closed hour, are evaluated already")
+        return dg.RunRequest(run_key=newest, partition_key=newest)
+
+    return hourly_retrain

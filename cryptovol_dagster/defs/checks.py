@@ -1,0 +1,487 @@
+"""Asset checks: one small function a rule, one factory that runs it over the partitions of a run.
+
+A rule reads one stored partition and gives sentences that say what was expected, what was found and where;
+none means the partition passes. Checks read what was written, not what was in memory when it was written. In a
+run over a range Dagster records a single evaluation, so that names the hours that fail.
+"""
+
+# No `from __future__ import annotations` here: Dagster reads annotations.
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from cryptovol_dagster.core.dataset import KEY_COLUMNS
+from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.core.ticks import TickColumns
+from cryptovol_dagster.defs import schemas
+from cryptovol_dagster.defs.market import lake_name
+from cryptovol_dagster.resources import chain
+from cryptovol_dagster.resources.lake import HOUR_NS, Lake, hour_window
+from cryptovol_dagster.resources.raw import RawStore
+
+#: Shares at which people should look; none of them poisons a model, since such rows are never learned from.
+MAX_GAP_SHARE = 0.2
+MIN_LABELLED_SHARE = 0.5
+#: Around the quantile's own base rate (10 %): regimes move it, this far it is no regime any more.
+BASE_RATE_RANGE = (0.005, 0.6)
+#: Models that learn more than a scale; the others are baselines.
+LEARNED = ("har_logit", "logreg", "xgboost")
+#: Failing sentences shown for each hour.
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A stored partition, as a rule sees it."""
+
+    lake: Lake
+    asset: str
+    key: str
+
+    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
+        """Read the partition's table."""
+        return self.lake.read_table(self.asset, *hour_window(self.key), columns=columns)
+
+    def frame(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """Read the partition's table as a frame."""
+        return self.table(columns).to_pandas()
+
+    def json(self) -> dict[str, Any]:
+        """Read the partition's JSON."""
+        return json.loads(self.lake.read_bytes(self.asset, self.key, "json"))
+
+    def was_skipped(self, spec: TimescaleSpec) -> bool:
+        """Tell whether nothing could be trained as of this partition, so that there is nothing to check."""
+        return not chain.read_plan(self.lake, spec, self.key).trainable
+
+
+Rule = Callable[[Stored], list[str]]
+
+
+def partition_check(
+    asset: dg.AssetKey,
+    name: str,
+    rule: Rule,
+    hours: dg.PartitionsDefinition,
+    *,
+    description: str,
+    blocking: bool = False,
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
+) -> dg.AssetChecksDefinition:
+    """Make an asset check out of a rule about one stored partition."""
+
+    @dg.asset_check(asset=asset, name=name, partitions_def=hours, blocking=blocking, description=description)
+    def check(context: dg.AssetCheckExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.AssetCheckResult:
+        stored = [Stored(lake, lake_name(asset), key) for key in context.partition_keys]
+        return _result({one.key: rule(one) for one in stored}, severity)
+
+    return check
+
+
+def _result(found: dict[str, list[str]], severity: dg.AssetCheckSeverity) -> dg.AssetCheckResult:
+    failing = {key: sentences for key, sentences in found.items() if sentences}
+    lines = [f"{key}: {sentence}" for key, sentences in failing.items() for sentence in sentences[:_SHOWN]]
+    return dg.AssetCheckResult(
+        passed=not failing,
+        severity=severity,
+        description="\n".join(lines[:_SHOWN]) if lines else None,
+        metadata={
+            "partitions": len(found),
+            "failing_partitions": dg.MetadataValue.json(sorted(failing)),
+            "findings": dg.MetadataValue.json(lines),
+        },
+    )
+
+
+def raw_conservation_check(hours: dg.PartitionsDefinition) -> dg.AssetChecksDefinition:
+    """Make the check that no Kafka offset is missing between the raw files of an hour."""
+
+    @dg.asset_check(
+        asset=chain.TICKS,
+        name="raw_offsets_contiguous",
+        partitions_def=hours,
+        description="The raw files an hour was made of hold every Kafka offset between them exactly once.",
+    )
+    def raw_offsets_contiguous(
+        context: dg.AssetCheckExecutionContext, raw: dg.ResourceParam[RawStore]
+    ) -> dg.AssetCheckResult:
+        found = {key: _missing_offsets(raw, key) for key in context.partition_keys}
+        return _result(found, dg.AssetCheckSeverity.WARN)
+
+    return raw_offsets_contiguous
+
+
+def _missing_offsets(raw: RawStore, key: str) -> list[str]:
+    """Compare neighbouring files of one log and partition: each begins right after the one before it."""
+    start_ns, end_ns = hour_window(key)
+    inside = {file.path for file in raw.files(start_ns, end_ns)}
+    # A file without a row of this hour may stand between two that have some.
+    around = raw.files(start_ns - HOUR_NS, end_ns + HOUR_NS)
+    sentences = []
+    for before, after in pairwise(around):
+        same_log = (before.footer.log_id, before.footer.partition) == (
+            after.footer.log_id,
+            after.footer.partition,
+        )
+        expected, first = before.footer.last_offset + 1, after.footer.first_offset
+        if same_log and first > expected and {before.path, after.path} & inside:
+            sentences.append(
+                f"expected {after.path.name} to begin at offset {expected}, found {first}: "
+                f"{first - expected} offsets are missing after {before.path.name}"
+            )
+    return sentences
+
+
+def freshness_check(spec: TimescaleSpec) -> dg.AssetChecksDefinition:
+    """Make the check that the newest closed hour has labels, whichever partition was materialized last."""
+    labels = dg.AssetKey([spec.name, "labels"])
+
+    @dg.asset_check(
+        asset=labels,
+        name="newest_closed_hour_labelled",
+        description="The newest hour that raw storage has closed has labels. Backfilling an old hour does "
+        "not turn this green.",
+    )
+    def newest_closed_hour_labelled(
+        lake: dg.ResourceParam[Lake], raw: dg.ResourceParam[RawStore]
+    ) -> dg.AssetCheckResult:
+        closed = raw.closed_hours()
+        newest = closed[-1].hour if closed else None
+        passed = newest is None or lake.exists(lake_name(labels), newest)
+        return dg.AssetCheckResult(
+            passed=passed,
+            severity=dg.AssetCheckSeverity.WARN,
+            description=None
+            if passed
+            else f"expected labels of {newest}, the newest closed hour; found none",
+            metadata={"newest_closed_hour": newest or "none closed yet"},
+        )
+
+    return newest_closed_hour_labelled
+
+
+def tick_checks(hours: dg.PartitionsDefinition) -> list[dg.AssetChecksDefinition]:
+    """Make the checks of `ticks`."""
+    ticks = dg.AssetKey(chain.TICKS)
+    return [
+        partition_check(
+            ticks,
+            "schema",
+            _schema_rule(TickColumns.empty().to_table().schema),
+            hours,
+            description="Columns and types are the ones the core reads.",
+            blocking=True,
+        ),
+        partition_check(
+            ticks,
+            "ordered_inside_the_hour",
+            _ordered_ticks,
+            hours,
+            description="Ticks of a product never go back in time and lie inside their hour.",
+            blocking=True,
+        ),
+        partition_check(
+            ticks,
+            "no_crossed_quotes",
+            _usable_quotes,
+            hours,
+            description="Every quote is positive and its bid does not exceed its ask.",
+            blocking=True,
+        ),
+        raw_conservation_check(hours),
+    ]
+
+
+def timescale_checks(
+    spec: TimescaleSpec, models: Sequence[str], hours: dg.PartitionsDefinition
+) -> list[dg.AssetChecksDefinition]:
+    """Make the checks of one timescale's chain."""
+    warn = dg.AssetCheckSeverity.WARN
+    bars, features, labels, splits, evaluation = (
+        dg.AssetKey([spec.name, name])
+        for name in ("bars", "features", "labels", "splits", "model_evaluation")
+    )
+    known = (
+        ("bars", bars, schemas.bars),
+        ("features", features, schemas.features),
+        ("labels", labels, schemas.labels),
+    )
+    return [
+        *(
+            partition_check(
+                key,
+                "schema",
+                _schema_rule(schema(spec)),
+                hours,
+                description=f"Columns and types of {name} are the ones the core writes.",
+                blocking=True,
+            )
+            for name, key, schema in known
+        ),
+        partition_check(
+            bars,
+            "complete_grid",
+            _complete_grid(spec),
+            hours,
+            description="Every product has every bar of the hour once, in order.",
+            blocking=True,
+        ),
+        partition_check(
+            bars,
+            "gap_share",
+            _gap_share,
+            hours,
+            description=f"At most {MAX_GAP_SHARE:.0%} of a product's bars lie in a gap.",
+            severity=warn,
+        ),
+        partition_check(
+            features,
+            "finite_where_valid",
+            _finite_where_valid,
+            hours,
+            description="A row that may be scored holds finite numbers only.",
+            blocking=True,
+        ),
+        partition_check(
+            labels,
+            "labelled_share",
+            _labelled_share,
+            hours,
+            description=f"At least {MIN_LABELLED_SHARE:.0%} of the rows have a label, none below 0.",
+            severity=warn,
+        ),
+        freshness_check(spec),
+        partition_check(
+            splits,
+            "disjoint_with_purge",
+            _disjoint(spec),
+            hours,
+            description="Training, validation and test are in order, a horizon (and embargo) apart.",
+            blocking=True,
+        ),
+        partition_check(
+            splits,
+            "base_rate",
+            _base_rate(spec),
+            hours,
+            description="The share of spikes in each part is one a market can have.",
+            severity=warn,
+        ),
+        partition_check(
+            evaluation,
+            "complete",
+            _complete_evaluation(spec, models),
+            hours,
+            description="Every enabled model is measured, on the rows the splits were made from.",
+            blocking=True,
+        ),
+        partition_check(
+            evaluation,
+            "not_worse_than_baseline",
+            _not_worse_than_baseline(spec),
+            hours,
+            description="The best learned model ranks at least as well as the best baseline, where data suffice.",
+            severity=warn,
+        ),
+    ]
+
+
+def _schema_rule(expected: pa.Schema) -> Rule:
+    def rule(stored: Stored) -> list[str]:
+        found = stored.table().schema
+        sentences = [
+            f"{stored.asset}: expected column {field.name} {field.type}, found {_type_of(found, field.name)}"
+            for field in expected
+            if _type_of(found, field.name) != str(field.type)
+        ]
+        unknown = [name for name in found.names if name not in expected.names]
+        if unknown:
+            sentences.append(f"{stored.asset}: found columns nobody expects: {', '.join(unknown)}")
+        return sentences
+
+    return rule
+
+
+def _type_of(schema: pa.Schema, name: str) -> str:
+    return str(schema.field(name).type) if name in schema.names else "no such column"
+
+
+def _ordered_ticks(stored: Stored) -> list[str]:
+    start_ns, end_ns = hour_window(stored.key)
+    frame = stored.frame(["product_id", "event_time_ns"])
+    sentences = []
+    outside = int(((frame["event_time_ns"] < start_ns) | (frame["event_time_ns"] >= end_ns)).sum())
+    if outside:
+        sentences.append(f"expected event times inside the hour, found {outside} outside")
+    for product, times in frame.groupby("product_id", observed=True)["event_time_ns"]:
+        back = np.flatnonzero(np.diff(times.to_numpy()) < 0)
+        if back.size:
+            sentences.append(
+                f"{product}: expected ascending event times, found {back.size} steps back, the first after "
+                f"{times.iloc[back[0]]} ns"
+            )
+    return sentences
+
+
+def _usable_quotes(stored: Stored) -> list[str]:
+    frame = stored.frame(["product_id", "event_time_ns", "bid", "ask"])
+    bad = frame[~((frame["bid"] > 0) & (frame["bid"] <= frame["ask"]) & np.isfinite(frame["ask"]))]
+    if bad.empty:
+        return []
+    first = bad.iloc[0]
+    return [
+        f"expected 0 < bid <= ask, found {len(bad)} of {len(frame)} ticks without, the first "
+        f"{first['product_id']} at {first['event_time_ns']} ns: bid {first['bid']:g}, ask {first['ask']:g}"
+    ]
+
+
+def _complete_grid(spec: TimescaleSpec) -> Rule:
+    def rule(stored: Stored) -> list[str]:
+        start_ns, end_ns = hour_window(stored.key)
+        expected = np.arange(start_ns, end_ns, spec.bar_ns)
+        frame = stored.frame(["bar_start", "product"])
+        if frame.empty:
+            return [f"expected {expected.size} bars a product, found none at all"]
+        sentences = []
+        for product, starts in frame.groupby("product", observed=True)["bar_start"]:
+            found = starts.to_numpy(dtype="datetime64[ns]").astype(np.int64)
+            if np.array_equal(found, expected):
+                continue
+            missing = np.setdiff1d(expected, found)
+            first = f", the first at {iso_utc(int(missing[0]))}" if missing.size else ""
+            sentences.append(
+                f"{product}: expected {expected.size} bars in order, found {found.size} "
+                f"({missing.size} missing{first})"
+            )
+        return sentences
+
+    return rule
+
+
+def _gap_share(stored: Stored) -> list[str]:
+    shares = stored.frame(["product", "in_gap"]).groupby("product", observed=True)["in_gap"].mean()
+    return [
+        f"{product}: expected at most {MAX_GAP_SHARE:.0%} of the bars in a gap, found {share:.0%}"
+        for product, share in shares.items()
+        if share > MAX_GAP_SHARE
+    ]
+
+
+def _finite_where_valid(stored: Stored) -> list[str]:
+    frame = stored.frame()
+    valid = frame.loc[frame["valid"]]
+    sentences = []
+    for name in [name for name in frame.columns if name not in KEY_COLUMNS]:
+        bad = valid.loc[~np.isfinite(np.asarray(valid[name], dtype=np.float64))]
+        if len(bad):
+            sentences.append(
+                f"{name}: expected a finite number in every valid row, found {len(bad)} of {len(valid)} "
+                f"without, the first {bad['product'].iloc[0]} {bad['bar_start'].iloc[0]}"
+            )
+    return sentences
+
+
+def _labelled_share(stored: Stored) -> list[str]:
+    frame = stored.frame(["product", "sigma"])
+    sentences = []
+    negative = int((frame["sigma"] < 0).sum())
+    if negative:
+        sentences.append(f"expected sigma >= 0, found {negative} rows below")
+    for product, sigma in frame.groupby("product", observed=True)["sigma"]:
+        share = float(sigma.notna().mean())
+        if share < MIN_LABELLED_SHARE:
+            sentences.append(
+                f"{product}: expected at least {MIN_LABELLED_SHARE:.0%} of the rows labelled, found {share:.0%}"
+            )
+    return sentences
+
+
+def _disjoint(spec: TimescaleSpec) -> Rule:
+    def rule(stored: Stored) -> list[str]:
+        split = chain.read_plan(stored.lake, spec, stored.key).split
+        if split is None:
+            return []
+        embargo_ns = max(spec.horizon_ns, split.embargo_ns)
+        borders = (
+            ("validation", split.train.end_ns + spec.horizon_ns, split.validation.start_ns),
+            ("test", split.validation.end_ns + spec.horizon_ns + embargo_ns, split.test.start_ns),
+        )
+        return [
+            f"expected {name} to start at {expected} ns or later, found {found} ns: labels reach across"
+            for name, expected, found in borders
+            if found < expected
+        ]
+
+    return rule
+
+
+def _base_rate(spec: TimescaleSpec) -> Rule:
+    low, high = BASE_RATE_RANGE
+
+    def rule(stored: Stored) -> list[str]:
+        plan = chain.read_plan(stored.lake, spec, stored.key)
+        if not plan.trainable:
+            return [f"expected a trainable span, found: {plan.reason}"]
+        rates = {
+            name: plan.counts[name]["positives"] / max(plan.counts[name]["rows"], 1)
+            for name in ("train", "validation", "test")
+        }
+        return [
+            f"{name}: expected a share of spikes between {low:.1%} and {high:.0%}, found {rate:.2%}"
+            for name, rate in rates.items()
+            if not low <= rate <= high
+        ]
+
+    return rule
+
+
+def _complete_evaluation(spec: TimescaleSpec, models: Sequence[str]) -> Rule:
+    def rule(stored: Stored) -> list[str]:
+        if stored.was_skipped(spec):
+            return []
+        report, plan = stored.json(), chain.read_plan(stored.lake, spec, stored.key)
+        sentences = [
+            f"expected model {name} to be measured, found {sorted(report['models'])}"
+            for name in models
+            if name not in report["models"]
+        ]
+        if report["data"]["hash"] != plan.data_hash:
+            sentences.append(
+                f"expected an evaluation of data {plan.data_hash}, found {report['data']['hash']}: "
+                "splits were made again since"
+            )
+        return sentences
+
+    return rule
+
+
+def _not_worse_than_baseline(spec: TimescaleSpec) -> Rule:
+    def rule(stored: Stored) -> list[str]:
+        if stored.was_skipped(spec):
+            return []
+        report = stored.json()
+        scores = {
+            name: result["average_precision"]
+            for name, result in report["models"].items()
+            if result["average_precision"] is not None
+        }
+        best_learned = max((ap for name, ap in scores.items() if name in LEARNED), default=None)
+        best_baseline = max((ap for name, ap in scores.items() if name not in LEARNED), default=None)
+        if report["verdict"] != "ok" or best_learned is None or best_baseline is None:
+            return []
+        if best_learned >= best_baseline:
+            return []
+        return [
+            f"expected the best learned model to reach the best baseline's average precision "
+            f"{best_baseline:.3f}, found {best_learned:.3f}"
+        ]
+
+    return rule

@@ -1,0 +1,130 @@
+"""The front of the graph: what the recorder owns (external assets), and the clean ticks made of it."""
+
+# No `from __future__ import annotations` here: Dagster reads annotations.
+
+from collections.abc import Sequence
+from typing import TypeVar
+
+import dagster as dg
+import numpy as np
+from numpy.typing import NDArray
+
+from cryptovol_dagster.core.specs import NS
+from cryptovol_dagster.core.ticks import TickColumns, TradeColumns, clean_ticks, clean_trades
+from cryptovol_dagster.defs.metadata import OWNERS, rows_and_path, schema_metadata
+from cryptovol_dagster.resources.chain import TICKS, TRADES
+from cryptovol_dagster.resources.lake import Lake, hour_window
+from cryptovol_dagster.resources.raw import RawStore
+from ingestor.settings import Settings
+
+_Columns = TypeVar("_Columns", TickColumns, TradeColumns)
+GROUP = "ingestion"
+#: Read around the hour, so that what is late or said twice at its edges is judged as in the middle of it.
+MARGIN_NS = 300 * NS
+
+TICK_COLUMNS = {
+    "event_time_ns": "the exchange's time, UTC nanoseconds",
+    "sequence_num": "of the frame within its connection; -1 unknown",
+    "gap_before": "messages were lost between the product's previous tick and this one",
+    "price": "last trade; lies outside [bid, ask] more often than not",
+}
+
+
+def external_assets(settings: Settings, hours: dg.PartitionsDefinition) -> list[dg.AssetSpec]:
+    """Declare what exists before Dagster does anything."""
+    topic = f"{settings.kafka.topic_prefix}ticks.raw"
+    return [
+        dg.AssetSpec(
+            "ticks_raw_topic",
+            description=f"Kafka topic {topic}: every entry of the exchange's ticker channel, as received. "
+            "Written by `cryptovol ingest`.",
+            group_name=GROUP,
+            owners=OWNERS,
+            kinds={"kafka"},
+        ),
+        dg.AssetSpec(
+            "raw_ticks",
+            deps=["ticks_raw_topic"],
+            description="Raw storage: every Kafka message exactly once, by hour of event time. "
+            "Written by the recorder's archive; the sensor `closed_hours` reports a closed hour here.",
+            group_name=GROUP,
+            owners=OWNERS,
+            kinds={"parquet"},
+            partitions_def=hours,
+            metadata={"folder": dg.MetadataValue.path(settings.storage.raw_dir)},
+        ),
+    ]
+
+
+def ticks_asset(
+    settings: Settings, hours: dg.PartitionsDefinition, late_after_s: float
+) -> dg.AssetsDefinition:
+    """Build the asset `ticks`."""
+    products = settings.coinbase.products
+
+    @dg.asset(
+        key=TICKS,
+        deps=["raw_ticks"],
+        partitions_def=hours,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"python", "parquet"},
+        metadata=schema_metadata(TickColumns.empty().to_table().schema, TICK_COLUMNS),
+    )
+    def ticks(
+        context: dg.AssetExecutionContext, raw: dg.ResourceParam[RawStore], lake: dg.ResourceParam[Lake]
+    ) -> dg.MaterializeResult:
+        """Clean ticks of an hour: each message once, in order, with a usable quote.
+
+        Left out and counted: repeats, messages more than two seconds older than their product's newest, and
+        quotes that are absent, non-positive or crossed. The hour's trades are written beside them (`trades`
+        in the lake).
+        """
+        for key in context.partition_keys:
+            context.add_asset_metadata(
+                _write_hour(raw, lake, key, products, int(late_after_s * NS)), partition_key=key
+            )
+        return dg.MaterializeResult()
+
+    return ticks
+
+
+def _write_hour(
+    raw: RawStore, lake: Lake, key: str, products: Sequence[str], late_after_ns: int
+) -> dict[str, object]:
+    start_ns, end_ns = hour_window(key)
+    window = (start_ns - MARGIN_NS, end_ns + MARGIN_NS)
+    recorded = raw.ticks(*window, products)
+    cleaned = clean_ticks(recorded, late_after_ns)
+    ticks = _inside(cleaned.ticks, cleaned.ticks.event_time_ns, start_ns, end_ns)
+    trades = clean_trades(raw.trades(*window, products))
+    trades = _inside(trades, trades.trade_time_ns, start_ns, end_ns)
+
+    lake.write_table(TRADES, key, trades.to_table())
+    path = lake.write_table(TICKS, key, ticks.to_table())
+    read = int(((recorded.event_time_ns >= start_ns) & (recorded.event_time_ns < end_ns)).sum())
+    counts = cleaned.counts
+    return {
+        **rows_and_path(len(ticks), path),
+        "read": read,
+        "kept": len(ticks),
+        "left_out": read - len(ticks),
+        "trades": len(trades),
+        "gaps": int(ticks.gap_before.sum()),
+        "connections": len(set(ticks.connection.tolist())),
+        "with_margins": dg.MetadataValue.json(
+            {
+                "read": counts.read,
+                "kept": counts.kept,
+                "duplicates": counts.duplicates,
+                "late": counts.late,
+                "rejected": counts.rejected,
+                "note": f"reasons are counted with {MARGIN_NS // NS} s around the hour",
+            }
+        ),
+    }
+
+
+def _inside(columns: _Columns, times: NDArray[np.int64], start_ns: int, end_ns: int) -> _Columns:
+    return columns.take((times >= start_ns) & (times < end_ns))

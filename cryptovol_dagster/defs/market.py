@@ -1,0 +1,156 @@
+"""Bars, features and labels of a timescale: one asset each, an hour a partition."""
+
+# No `from __future__ import annotations` here: Dagster reads annotations.
+
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from cryptovol_dagster.core.bars import build_bars
+from cryptovol_dagster.core.features import compute_features, feature_hash
+from cryptovol_dagster.core.labels import REASONS, forward_volatility, rows_labelled_by
+from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.defs import schemas
+from cryptovol_dagster.defs.metadata import OWNERS, picture, rows_and_path, schema_metadata
+from cryptovol_dagster.defs.partitions import look_back
+from cryptovol_dagster.resources import chain, pictures
+from cryptovol_dagster.resources.lake import Lake, hour_window
+
+if TYPE_CHECKING:
+    from cryptovol_dagster.core.bars import BarGrid
+
+
+def market_assets(
+    spec: TimescaleSpec, products: tuple[str, ...], hours: dg.PartitionsDefinition
+) -> list[dg.AssetsDefinition]:
+    """Build the assets `bars`, `features` and `labels` of a timescale."""
+    bars_key, features_key, labels_key = (
+        dg.AssetKey([spec.name, name]) for name in ("bars", "features", "labels")
+    )
+
+    @dg.asset(
+        key=bars_key,
+        deps=[look_back(chain.TICKS, 1)],
+        partitions_def=hours,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name="market",
+        owners=OWNERS,
+        kinds={"python", "parquet"},
+        metadata=schema_metadata(schemas.bars(spec), schemas.BAR_DESCRIPTIONS),
+    )
+    def bars(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
+        """Regular grid of as-of quotes, returns and trades; every product has every bar of the hour.
+
+        A bar covers `[start, start + interval)`. An empty one carries the last quote on and says how old it
+        is; after a gap the quote ends and the next one opens a new segment, which no return crosses.
+        """
+        for key in context.partition_keys:
+            start_ns, end_ns = hour_window(key)
+            grid = build_bars(
+                chain.read_ticks(lake, key, products),
+                start_ns=start_ns,
+                end_ns=end_ns,
+                spec=spec,
+                trades=chain.read_trades(lake, key, products),
+            )
+            frame = grid.to_frame()
+            path = lake.write_table(lake_name(bars_key), key, chain.to_table(frame))
+            context.add_asset_metadata(
+                {**rows_and_path(len(frame), path), **_quality(grid)}, partition_key=key
+            )
+            if key == context.partition_keys[-1]:  # one picture a run: event logs keep everything for ever
+                context.add_asset_metadata(
+                    {"mid and volatility": picture(pictures.draw_bars(grid), "mid and realised volatility")},
+                    partition_key=key,
+                )
+        return dg.MaterializeResult()
+
+    @dg.asset(
+        key=features_key,
+        deps=[look_back(bars_key, chain.feature_hours_back(spec))],
+        partitions_def=hours,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name="features",
+        owners=OWNERS,
+        kinds={"python", "parquet"},
+        metadata={
+            **schema_metadata(schemas.features(spec), schemas.feature_descriptions(spec)),
+            "feature_hash": feature_hash(spec),
+        },
+    )
+    def features(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
+        """What a model sees at the end of each bar: volatility at several windows, ranges, spread, flow.
+
+        Nothing after the bar's end enters a row. `valid` is False, and `reason` says why, where a window is
+        not warm; such rows are never filled in and never scored.
+        """
+        for key in context.partition_keys:
+            start_ns, _ = hour_window(key)
+            grid = chain.read_bars(lake, spec, key, chain.feature_hours_back(spec))
+            frame = compute_features(grid, spec, from_ns=start_ns).to_frame()
+            path = lake.write_table(lake_name(features_key), key, chain.to_table(frame))
+            valid = frame["valid"].mean()
+            context.add_asset_metadata(
+                {**rows_and_path(len(frame), path), "valid_share": float(valid)}, partition_key=key
+            )
+        return dg.MaterializeResult()
+
+    @dg.asset(
+        key=labels_key,
+        deps=[look_back(bars_key, chain.label_hours_back(spec))],
+        partitions_def=hours,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name="features",
+        owners=OWNERS,
+        kinds={"python", "parquet"},
+        metadata={
+            **schema_metadata(schemas.labels(spec), schemas.LABEL_DESCRIPTIONS),
+            "horizon_s": spec.horizon_bars * spec.bar_interval_s,
+        },
+    )
+    def labels(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
+        """Volatility of the bars that follow each bar, σ over (t, t + H].
+
+        A partition holds the rows whose last labelled bar lies in it, so no row waits for the next hour.
+        Whether σ is a spike depends on the threshold of a training span, so that is decided in `splits`,
+        not here.
+        """
+        for key in context.partition_keys:
+            grid = chain.read_bars(lake, spec, key, chain.label_hours_back(spec))
+            from_ns, to_ns = rows_labelled_by(*hour_window(key), spec)
+            grid_labels = forward_volatility(grid, spec, from_ns=max(from_ns, grid.start_ns), to_ns=to_ns)
+            frame = grid_labels.to_frame()
+            path = lake.write_table(lake_name(labels_key), key, chain.to_table(frame))
+            context.add_asset_metadata(
+                {
+                    **rows_and_path(len(frame), path),
+                    "labelled_share": float((frame["reason"] == 0).mean()),
+                    **{
+                        f"rows_{name}": int((frame["reason"] == code).sum()) for code, name in REASONS.items()
+                    },
+                },
+                partition_key=key,
+            )
+            if key == context.partition_keys[-1]:
+                context.add_asset_metadata(
+                    {"sigma": picture(pictures.draw_sigma(grid_labels, spec), "σ of the next H bars")},
+                    partition_key=key,
+                )
+        return dg.MaterializeResult()
+
+    return [bars, features, labels]
+
+
+def lake_name(key: dg.AssetKey) -> str:
+    """Give the name under which an asset's partitions lie in the lake."""
+    return "/".join(key.path)
+
+
+def _quality(grid: "BarGrid") -> dict[str, float]:
+    return {
+        "gap_share": float(grid.in_gap.mean()),
+        "stale_share": float(grid.stale.mean()),
+        "empty_share": float((grid.n_updates == 0).mean()),
+        "new_segments": int(grid.new_segment.sum()),
+        "out_of_bounds": grid.n_out_of_bounds,
+    }

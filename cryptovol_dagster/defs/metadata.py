@@ -1,0 +1,40 @@
+"""What every asset tells people in the same way: rows, hashes, links, schema, pictures."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pyarrow as pa
+
+OWNERS = ["team:cryptovol"]
+#: An event log keeps everything for ever; a larger picture stays out of it.
+MAX_PICTURE_BYTES = 100 * 1024
+
+
+def column_schema(schema: pa.Schema, descriptions: Mapping[str, str] | None = None) -> dg.TableSchema:
+    """Describe a table's columns for the catalog."""
+    known = descriptions or {}
+    return dg.TableSchema(
+        [dg.TableColumn(field.name, str(field.type), description=known.get(field.name)) for field in schema]
+    )
+
+
+def schema_metadata(schema: pa.Schema, descriptions: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Give the metadata entry under which the catalog looks for columns."""
+    return {"dagster/column_schema": column_schema(schema, descriptions)}
+
+
+def rows_and_path(rows: int, path: Path) -> dict[str, Any]:
+    """Give a partition's row count and file."""
+    return {"dagster/partition_row_count": rows, "path": dg.MetadataValue.path(path)}
+
+
+def picture(png: bytes, alt: str) -> dg.MarkdownMetadataValue:
+    """Show a PNG in the UI, or say why it is not shown."""
+    if len(png) > MAX_PICTURE_BYTES:
+        return dg.MetadataValue.md(f"{alt}: {len(png) // 1024} KiB, too large for the event log")
+    return dg.MetadataValue.md(f"![{alt}](data:image/png;base64,{base64.b64encode(png).decode()})")

@@ -1,0 +1,380 @@
+"""Splits, one asset a model, their evaluation and the model card: everything with an as-of partition.
+
+When nothing can be trained (too little data, one class, a degenerate threshold) `splits` records why. In a
+run over a range the models then skip that hour, visibly, and the rest goes on; a run for that one hour
+alone fails with the reason as its message.
+"""
+
+# No `from __future__ import annotations` here: Dagster reads annotations.
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from cryptovol_dagster.core.features import feature_hash
+from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
+from cryptovol_dagster.defs.market import lake_name
+from cryptovol_dagster.defs.metadata import OWNERS, picture
+from cryptovol_dagster.defs.partitions import look_back
+from cryptovol_dagster.resources import chain
+from cryptovol_dagster.resources.chain import SplitPlan
+from cryptovol_dagster.resources.lake import Lake
+from cryptovol_dagster.resources.reports import Reports
+from cryptovol_dagster.resources.tracking import Tracking
+
+if TYPE_CHECKING:
+    from cryptovol_dagster.core.dataset import Problem
+    from cryptovol_dagster.core.evaluation import Evaluation
+
+GROUP = "training"
+KINDS = {"xgboost": "xgboost", "logreg": "scikitlearn", "har_logit": "scikitlearn"}
+
+
+def model_key(spec: TimescaleSpec, model: str) -> dg.AssetKey:
+    """Give the asset key of a model."""
+    return dg.AssetKey([spec.name, f"model_{model}"])
+
+
+def training_assets(
+    spec: TimescaleSpec, models: ModelSpec, hours: dg.PartitionsDefinition
+) -> list[dg.AssetsDefinition]:
+    """Build `splits`, the models, `model_evaluation` and `model_card` of a timescale."""
+    rows = [
+        look_back(dg.AssetKey([spec.name, name]), chain.training_hours_back(spec))
+        for name in ("features", "labels")
+    ]
+    return [
+        _splits(spec, rows, hours),
+        *(_model(name, spec, models, rows, hours) for name in models.enabled),
+        _evaluation(spec, models, rows, hours),
+        _model_card(spec, hours),
+    ]
+
+
+def _splits(
+    spec: TimescaleSpec, rows: Sequence[dg.AssetDep], hours: dg.PartitionsDefinition
+) -> dg.AssetsDefinition:
+    key_of_asset = dg.AssetKey([spec.name, "splits"])
+
+    @dg.asset(
+        key=key_of_asset,
+        deps=rows,
+        partitions_def=hours,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"python", "json"},
+        metadata={"horizon_s": spec.horizon_bars * spec.bar_interval_s, "quantile": spec.quantile},
+    )
+    def splits(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
+        """Where training, validation and test lie as of an hour, and the spike threshold of each product.
+
+        In time order, never random: training ends one horizon before validation, validation one horizon and
+        an embargo before test. Thresholds come from training rows only. The hash of the rows is kept, so
+        that a model cannot be trained or evaluated on others.
+        """
+        for key in context.partition_keys:
+            plan = chain.plan_split(lake, spec, key)
+            path = lake.write_bytes(lake_name(key_of_asset), key, plan.to_json(), "json")
+            metadata = _plan_metadata(plan) | {"path": dg.MetadataValue.path(path)}
+            context.add_asset_metadata(metadata, partition_key=key)
+            _refuse_alone(context, plan)
+        return dg.MaterializeResult()
+
+    return splits
+
+
+def _model(
+    name: str,
+    spec: TimescaleSpec,
+    models: ModelSpec,
+    rows: Sequence[dg.AssetDep],
+    hours: dg.PartitionsDefinition,
+) -> dg.AssetsDefinition:
+    key_of_asset = model_key(spec, name)
+    asset_name = lake_name(key_of_asset)
+
+    @dg.asset(
+        key=key_of_asset,
+        deps=[dg.AssetKey([spec.name, "splits"]), *rows],
+        partitions_def=hours,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={KINDS.get(name, "python"), "mlflow"},
+        description=f"The `{name}` model as of the end of an hour: a zip without pickle in the lake, a "
+        "child run in MLflow, and (the newest) a copy among the exported models.",
+    )
+    def model(
+        context: dg.AssetExecutionContext,
+        lake: dg.ResourceParam[Lake],
+        reports: dg.ResourceParam[Reports],
+        tracking: dg.ResourceParam[Tracking],
+    ) -> dg.MaterializeResult:
+        for plan in trainable_plans(context, lake, spec, asset_name, "zip"):
+            key = plan.as_of
+            problem = chain.read_problem(lake, spec, plan)
+            with tracking.child(asset=asset_name, partition_key=key, tags=_tags(spec, plan, name)) as run:
+                content, metadata = _train(name, problem, spec, models, plan, tracking)
+                run_id = run.info.run_id
+            path = lake.write_bytes(asset_name, key, content, "zip")
+            lake.write_bytes(asset_name, key, json.dumps({"mlflow_run_id": run_id}).encode(), "json")
+            if lake.is_newest(asset_name, key, "zip"):
+                exported = reports.write(reports.model(spec.name, name), content)
+                metadata["exported"] = dg.MetadataValue.path(exported)
+            context.add_asset_metadata(
+                {
+                    **metadata,
+                    "status": "trained",
+                    "path": dg.MetadataValue.path(path),
+                    "size_bytes": len(content),
+                    "mlflow_run": dg.MetadataValue.url(tracking.run_url(run_id)),
+                    "mlflow_run_id": run_id,
+                },
+                partition_key=key,
+            )
+        return dg.MaterializeResult()
+
+    return model
+
+
+def _train(
+    name: str,
+    problem: "Problem",
+    spec: TimescaleSpec,
+    models: ModelSpec,
+    plan: SplitPlan,
+    tracking: Tracking,
+) -> tuple[bytes, dict[str, Any]]:
+    from cryptovol_dagster.core.models import train_model
+
+    started = time.perf_counter()
+    model = train_model(name, problem, spec, models, feature_hash=feature_hash(spec))
+    fit_s = time.perf_counter() - started
+    content = model.to_bytes()
+    train, y = problem.part(problem.split.train)
+    span = problem.split.to_dict()["train"]
+    tracking.log(
+        params={
+            "model": name,
+            "timescale": spec.name,
+            "horizon_s": spec.horizon_bars * spec.bar_interval_s,
+            "quantile": spec.quantile,
+            "seed": models.seed,
+            "train_start": span["start"],
+            "train_end": span["end"],
+            "model_spec": models.hash(),
+        },
+        metrics={
+            "train_rows": len(train),
+            "train_positives": int(y.sum()),
+            "fit_s": fit_s,
+            **{f"threshold_{product}": tau for product, tau in plan.thresholds.items()},
+        },
+    )
+    tracking.log_file(f"{name}.zip", content)
+    tracking.log_model(model, train.features.head(100))
+    strongest = list(model.importances().items())[:10]
+    return content, {
+        "fit_s": fit_s,
+        "train_rows": len(train),
+        "train_positives": int(y.sum()),
+        "strongest_features": dg.MetadataValue.json(dict(strongest)),
+    }
+
+
+def _evaluation(
+    spec: TimescaleSpec,
+    models: ModelSpec,
+    rows: Sequence[dg.AssetDep],
+    hours: dg.PartitionsDefinition,
+) -> dg.AssetsDefinition:
+    key_of_asset = dg.AssetKey([spec.name, "model_evaluation"])
+    asset_name = lake_name(key_of_asset)
+
+    @dg.asset(
+        key=key_of_asset,
+        deps=[
+            *(model_key(spec, name) for name in models.enabled),
+            dg.AssetKey([spec.name, "splits"]),
+            *rows,
+        ],
+        partitions_def=hours,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"python", "json"},
+    )
+    def model_evaluation(
+        context: dg.AssetExecutionContext,
+        lake: dg.ResourceParam[Lake],
+        reports: dg.ResourceParam[Reports],
+        tracking: dg.ResourceParam[Tracking],
+    ) -> dg.MaterializeResult:
+        """Every model on the same test rows: PR-AUC with interval, calibration, events, verdict.
+
+        Operating points are chosen on validation rows. `insufficient_data` is a verdict, not an error: the
+        numbers are there, and so is the reason not to lean on them.
+        """
+        from cryptovol_dagster.core.evaluation import evaluate
+        from cryptovol_dagster.core.models import load_model
+
+        for plan in trainable_plans(context, lake, spec, asset_name, "json"):
+            key = plan.as_of
+            stored = {name: lake_name(model_key(spec, name)) for name in models.enabled}
+            evaluation = evaluate(
+                chain.read_problem(lake, spec, plan),
+                {name: load_model(lake.read_bytes(asset, key, "zip")) for name, asset in stored.items()},
+                spec,
+                models,
+                data_hash=plan.data_hash,
+                feature_hash=plan.feature_hash,
+            )
+            report = {**evaluation.to_dict(), "as_of": key}
+            content = json.dumps(report, indent=2, allow_nan=False).encode()
+            path = lake.write_bytes(asset_name, key, content, "json")
+            lake.write_table(f"{asset_name}_predictions", key, chain.to_table(evaluation.predictions))
+            if lake.is_newest(asset_name, key, "json"):
+                reports.write(reports.evaluation, content)
+            for name, asset in stored.items():
+                run_id = json.loads(lake.read_bytes(asset, key, "json"))["mlflow_run_id"]
+                tracking.log_test_metrics(run_id, _numbers(report, name))
+            context.add_asset_metadata(
+                {
+                    "status": evaluation.verdict,
+                    "reasons": dg.MetadataValue.json(list(evaluation.reasons)),
+                    "results": _table(evaluation.summary_rows()),
+                    "path": dg.MetadataValue.path(path),
+                    "mlflow_run": dg.MetadataValue.url(tracking.run_url(tracking.parent_run_id)),
+                },
+                partition_key=key,
+            )
+            if key == context.partition_keys[-1]:
+                context.add_asset_metadata(_pictures(evaluation), partition_key=key)
+        return dg.MaterializeResult()
+
+    return model_evaluation
+
+
+def _model_card(spec: TimescaleSpec, hours: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    key_of_asset = dg.AssetKey([spec.name, "model_card"])
+    asset_name = lake_name(key_of_asset)
+
+    @dg.asset(
+        key=key_of_asset,
+        deps=[dg.AssetKey([spec.name, "model_evaluation"])],
+        partitions_def=hours,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"markdown"},
+    )
+    def model_card(
+        context: dg.AssetExecutionContext,
+        lake: dg.ResourceParam[Lake],
+        reports: dg.ResourceParam[Reports],
+    ) -> dg.MaterializeResult:
+        """What the models are for, what they were measured on and what they cannot do."""
+        from cryptovol_dagster.core.model_card import render_model_card
+
+        for plan in trainable_plans(context, lake, spec, asset_name, "md"):
+            key = plan.as_of
+            evaluation = json.loads(lake.read_bytes(f"{spec.name}/model_evaluation", key, "json"))
+            card = render_model_card(evaluation)
+            path = lake.write_bytes(asset_name, key, card.encode(), "md")
+            if lake.is_newest(asset_name, key, "md"):
+                reports.write(reports.model_card, card.encode())
+            context.add_asset_metadata({"path": dg.MetadataValue.path(path)}, partition_key=key)
+        return dg.MaterializeResult()
+
+    return model_card
+
+
+def trainable_plans(
+    context: dg.AssetExecutionContext, lake: Lake, spec: TimescaleSpec, asset: str, suffix: str
+) -> Iterator[SplitPlan]:
+    """Go through the run's partitions that can be trained.
+
+    The others say so in their metadata, and what an earlier run left of them is removed. A plan is
+    trainable only where the problem could be posed, so a model that refuses it all the same is a fault and
+    ends the run.
+    """
+    for key in context.partition_keys:
+        plan = chain.read_plan(lake, spec, key)
+        if plan.trainable:
+            yield plan
+            continue
+        lake.delete(asset, key, suffix)
+        context.add_asset_metadata(_plan_metadata(plan), partition_key=key)
+        _refuse_alone(context, plan)
+
+
+def _refuse_alone(context: dg.AssetExecutionContext, plan: SplitPlan) -> None:
+    """Fail a run that was asked for nothing but a partition on which nothing can be trained."""
+    if not plan.trainable and len(context.partition_keys) == 1:
+        raise dg.Failure(f"nothing can be trained as of {plan.as_of}: {plan.reason}", allow_retries=False)
+
+
+def _plan_metadata(plan: SplitPlan) -> dict[str, Any]:
+    return {
+        "status": plan.status,
+        "reason": plan.reason,
+        "counts": dg.MetadataValue.json(plan.counts),
+        "thresholds": dg.MetadataValue.json(plan.thresholds),
+        "data_hash": plan.data_hash,
+        "feature_hash": plan.feature_hash,
+    }
+
+
+def _tags(spec: TimescaleSpec, plan: SplitPlan, model: str) -> dict[str, str]:
+    return {
+        "cryptovol.model": model,
+        "cryptovol.timescale": spec.name,
+        "cryptovol.data_hash": plan.data_hash,
+        "cryptovol.feature_hash": plan.feature_hash,
+    }
+
+
+def _numbers(report: dict[str, Any], model: str) -> dict[str, float]:
+    """Pick the test numbers of a model that MLflow can chart; null ones are left out."""
+    result = report["models"][model]
+    point = result["operating_points"]["max_f1"] or {}
+    numbers = {
+        "test_average_precision": result["average_precision"],
+        "test_base_rate": report["counts"]["test"]["base_rate"],
+        "test_lift": result["lift"],
+        "test_onset_average_precision": result["onset"]["average_precision"],
+        "test_roc_auc": result["roc_auc"],
+        "test_brier": result["brier"],
+        "test_log_loss": result["log_loss"],
+        "test_f1": point.get("f1"),
+        "test_event_recall": point.get("event_recall"),
+        "test_false_alarms_per_hour": point.get("false_alarms_per_hour"),
+    }
+    return {name: value for name, value in numbers.items() if value is not None}
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> dg.MarkdownMetadataValue:
+    """Show one row a model, rounded for reading."""
+    names = list(rows[0])
+    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
+    lines += ["| " + " | ".join(_cell(row[name]) for name in names) + " |" for row in rows]
+    return dg.MetadataValue.md("\n".join(lines))
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _pictures(evaluation: "Evaluation") -> dict[str, dg.MarkdownMetadataValue]:
+    from cryptovol_dagster.core.plots import plot_pr_curves, plot_reliability
+
+    return {
+        "precision and recall": picture(plot_pr_curves(evaluation), "precision over recall"),
+        "reliability": picture(plot_reliability(evaluation), "observed share over predicted probability"),
+    }

@@ -1,0 +1,239 @@
+"""Typed reads of the chain's partitions: lake tables in, the core's values out.
+
+Belongs here: how far back an hour must read, and joining partitions into what a core function takes. Does
+not belong
+here: any computation, or anything that knows of Dagster.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cryptovol_dagster.core.bars import BarGrid
+from cryptovol_dagster.core.dataset import Dataset, Problem, join_dataset, pose_problem
+from cryptovol_dagster.core.features import feature_hash, lookback_bars
+from cryptovol_dagster.core.labels import LearningError
+from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.core.splits import Split, split_times
+from cryptovol_dagster.core.ticks import TickColumns, TradeColumns
+from cryptovol_dagster.resources.lake import HOUR_NS, Lake, hour_key, hour_window
+
+TICKS, TRADES = "ticks", "trades"
+SPLITS_SCHEMA_VERSION = 1
+
+
+class ChainError(Exception):
+    """Stored partitions do not fit together; the message is one line."""
+
+
+def hours_of(bars: int, spec: TimescaleSpec) -> int:
+    """Give how many hours before a partition `bars` bars reach back."""
+    return -(-bars * spec.bar_ns // HOUR_NS)
+
+
+def feature_hours_back(spec: TimescaleSpec) -> int:
+    """Give how many hours of bars before its own the features of an hour read."""
+    return hours_of(lookback_bars(spec), spec)
+
+
+def label_hours_back(spec: TimescaleSpec) -> int:
+    """Give how many hours of bars before its own the labels of an hour read: its rows begin H before it."""
+    return hours_of(2 * spec.horizon_bars, spec)
+
+
+def training_hours_back(spec: TimescaleSpec) -> int:
+    """Give how many hours of features and labels before its own an as-of partition learns from."""
+    return -(-(spec.splits.train_span_s + spec.splits.test_span_s) * 1_000_000_000 // HOUR_NS)
+
+
+def window_back(partition_key: str, hours: int) -> tuple[int, int]:
+    """Give the window of an hour together with `hours` hours before it."""
+    start_ns, end_ns = hour_window(partition_key)
+    return start_ns - hours * HOUR_NS, end_ns
+
+
+def read_ticks(lake: Lake, partition_key: str, products: tuple[str, ...]) -> TickColumns:
+    """Read the clean ticks of an hour and of the one before it: quotes carry over the hour's edge."""
+    lake.require(TICKS, [partition_key])
+    return TickColumns.from_table(_of_products(lake, TICKS, partition_key, products), products=products)
+
+
+def read_trades(lake: Lake, partition_key: str, products: tuple[str, ...]) -> TradeColumns | None:
+    """Read the trades of an hour and of the one before it; None where the feed had none."""
+    lake.require(TRADES, [partition_key])
+    table = _of_products(lake, TRADES, partition_key, products)
+    return TradeColumns.from_table(table, products=products) if table.num_rows else None
+
+
+def _of_products(lake: Lake, asset: str, partition_key: str, products: tuple[str, ...]) -> pa.Table:
+    table = lake.read_table(asset, *window_back(partition_key, 1)).unify_dictionaries()
+    wanted = pc.SetLookupOptions(pa.array(products, pa.string()))
+    return table.filter(pc.call_function("is_in", [table["product_id"].cast(pa.string())], wanted))
+
+
+def read_bars(lake: Lake, spec: TimescaleSpec, partition_key: str, hours_back: int) -> BarGrid:
+    """Read the bars of an hour and of the unbroken run of at most `hours_back` hours before it.
+
+    Raises:
+        LakeError: the hour itself was never written.
+    """
+    asset = f"{spec.name}/bars"
+    lake.require(asset, [partition_key])
+    start_ns, end_ns = hour_window(partition_key)
+    while hours_back and lake.exists(asset, hour_key(start_ns - HOUR_NS)):
+        start_ns, hours_back = start_ns - HOUR_NS, hours_back - 1
+    return BarGrid.from_frame(lake.read_table(asset, start_ns, end_ns).to_pandas(), bar_ns=spec.bar_ns)
+
+
+def to_table(frame: pd.DataFrame) -> pa.Table:
+    """Turn a core frame into a lake table; pandas' own types (nullable integers) survive the round trip."""
+    return pa.Table.from_pandas(frame, preserve_index=False)
+
+
+def read_dataset(lake: Lake, spec: TimescaleSpec, partition_key: str) -> Dataset:
+    """Join features and labels of the trailing training and test span, up to the end of the as-of partition.
+
+    Raises:
+        LakeError: the as-of partition has no features or no labels.
+        LearningError: nothing is left to learn from.
+    """
+    frames = []
+    window = window_back(partition_key, training_hours_back(spec))
+    for name in ("features", "labels"):
+        asset = f"{spec.name}/{name}"
+        lake.require(asset, [partition_key])
+        frames.append(lake.read_table(asset, *window).to_pandas())
+    return join_dataset(frames[0], frames[1], spec)
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """What the `splits` asset stores for an as-of partition: where to cut, on which data, or why not.
+
+    Attributes:
+        as_of: the partition.
+        reason: why nothing can be trained; empty where it can.
+        split: the ranges; None where nothing can be trained.
+        thresholds: τ per product, from training rows.
+        counts: rows and positives of each part, and rows that the join left out, by reason.
+        data_hash: of every row of the dataset.
+        feature_hash: of the feature set.
+    """
+
+    as_of: str
+    reason: str
+    split: Split | None
+    thresholds: dict[str, float]
+    counts: dict[str, Any]
+    data_hash: str
+    feature_hash: str
+
+    @property
+    def trainable(self) -> bool:
+        """Whether models can be trained as of this partition."""
+        return self.split is not None
+
+    @property
+    def status(self) -> str:
+        """``trainable`` or ``not_trainable``."""
+        return "trainable" if self.trainable else "not_trainable"
+
+    def to_json(self) -> bytes:
+        """Write the stored form."""
+        body = {
+            "schema_version": SPLITS_SCHEMA_VERSION,
+            "as_of": self.as_of,
+            "status": self.status,
+            "reason": self.reason,
+            "split": self.split.to_dict() if self.split else None,
+            "thresholds": self.thresholds,
+            "counts": self.counts,
+            "data_hash": self.data_hash,
+            "feature_hash": self.feature_hash,
+        }
+        return json.dumps(body, indent=2, sort_keys=True).encode()
+
+    @classmethod
+    def from_json(cls, data: bytes) -> SplitPlan:
+        """Read the stored form.
+
+        Raises:
+            ChainError: the bytes are no plan of this version.
+        """
+        try:
+            body = json.loads(data)
+            if body["schema_version"] != SPLITS_SCHEMA_VERSION:
+                raise ChainError(f"splits of schema version {body['schema_version']}: re-materialize them")
+            split = Split.from_dict(body["split"]) if body["split"] else None
+            names = ("as_of", "reason", "thresholds", "counts", "data_hash", "feature_hash")
+            return cls(split=split, **{name: body[name] for name in names})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ChainError(f"splits cannot be read: {error!r}") from error
+
+
+def plan_split(lake: Lake, spec: TimescaleSpec, partition_key: str) -> SplitPlan:
+    """Decide how the trailing span of an as-of partition is cut, or say why nothing can be trained on it.
+
+    Raises:
+        LakeError: the as-of partition has no features or no labels: an error, not a lack of data.
+    """
+    counts: dict[str, Any] = {}
+    digest = ""
+    try:
+        dataset = read_dataset(lake, spec, partition_key)
+        counts["left_out"] = dict(dataset.dropped)
+        digest = hash_dataset(dataset)
+        split = split_times(int(dataset.t_ns.min()), int(dataset.t_ns.max()) + spec.bar_ns, spec)
+        problem = pose_problem(dataset, split, spec)
+    except LearningError as error:
+        return SplitPlan(partition_key, str(error), None, {}, counts, digest, feature_hash(spec))
+    for name in ("train", "validation", "test"):
+        rows, y = problem.part(getattr(split, name))
+        counts[name] = {"rows": len(rows), "positives": int(y.sum())}
+    return SplitPlan(partition_key, "", split, problem.thresholds, counts, digest, feature_hash(spec))
+
+
+def read_plan(lake: Lake, spec: TimescaleSpec, partition_key: str) -> SplitPlan:
+    """Read the stored plan of an as-of partition.
+
+    Raises:
+        LakeError: `splits` was never materialized for it.
+    """
+    return SplitPlan.from_json(lake.read_bytes(f"{spec.name}/splits", partition_key, "json"))
+
+
+def read_problem(lake: Lake, spec: TimescaleSpec, plan: SplitPlan) -> Problem:
+    """Pose the learning problem that a plan describes, on the very rows it was made from.
+
+    Raises:
+        ChainError: features or labels changed since the plan was made, or the plan is not trainable.
+    """
+    if plan.split is None:
+        raise ChainError(f"{spec.name} as of {plan.as_of} is not trainable: {plan.reason}")
+    dataset = read_dataset(lake, spec, plan.as_of)
+    found = hash_dataset(dataset)
+    if (found, feature_hash(spec)) != (plan.data_hash, plan.feature_hash):
+        raise ChainError(
+            f"{spec.name}/splits of {plan.as_of} was made from other rows (data {plan.data_hash}, now "
+            f"{found}; features {plan.feature_hash}, now {feature_hash(spec)}): materialize splits again"
+        )
+    return pose_problem(dataset, plan.split, spec)
+
+
+def hash_dataset(dataset: Dataset) -> str:
+    """Digest every row: keys, σ and features, in order."""
+    digest = hashlib.blake2b(digest_size=8)
+    digest.update("\n".join([*dataset.features.columns, *dataset.products]).encode())
+    codes = np.searchsorted(np.array(dataset.products, dtype=object), dataset.product)
+    features = np.ascontiguousarray(dataset.features.to_numpy())
+    for array in (dataset.t_ns, codes.astype(np.int64), dataset.sigma, features):
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return digest.hexdigest()

@@ -1,0 +1,185 @@
+"""Raw storage as the pipeline sees it: the core's columns out of the recorder's files, and closed hours.
+
+Belongs here: order of rows, gap flags, and what raw storage counts. Does not belong here: cleaning (core)
+or the file rule (`ingestor.archive`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from cryptovol_dagster.core.ticks import UNKNOWN_SEQUENCE, TickColumns, TradeColumns
+from ingestor.archive.layout import ClosedHour
+from ingestor.archive.reader import RawFile, RawReader
+from ingestor.envelope import EVENTS, TICKS, TRADES
+
+_TICK_FIELDS = {
+    "event_time_ns": "event_time_ns",
+    "sequence_num": "sequence_num",
+    "event_index": "event_index",
+    "entry_index": "entry_index",
+    "bid": "best_bid",
+    "ask": "best_ask",
+    "bid_size": "best_bid_quantity",
+    "ask_size": "best_ask_quantity",
+    "price": "price",
+}
+_TICK_COLUMNS = ("product_id", "connection_id", "received_at_ns", *_TICK_FIELDS.values())
+_TRADE_COLUMNS = (
+    "product_id", "received_at_ns", "event_type", "trade_id", "price", "size", "side", "trade_time_ns",
+)  # fmt: skip
+_NUMERIC_ID = pc.MatchSubstringOptions(r"^[0-9]{1,18}$")
+
+
+@dataclass(frozen=True)
+class RawStore:
+    """Reads raw storage for the `ticks` asset, its checks and the closed-hour sensor."""
+
+    raw_dir: Path
+
+    @cached_property
+    def reader(self) -> RawReader:
+        """The recorder's own reader, kept because it remembers footers."""
+        return RawReader(self.raw_dir)
+
+    def files(self, start_ns: int, end_ns: int) -> list[RawFile]:
+        """List the files of ticks whose event times touch ``[start_ns, end_ns)``."""
+        return self.reader.files(TICKS, start_ns, end_ns)
+
+    def closed_hours(self, after: str | None = None) -> list[ClosedHour]:
+        """List the hours that raw storage has closed, oldest first; numbers only."""
+        return self.reader.closed_hours(after)
+
+    def ticks(self, start_ns: int, end_ns: int, products: Sequence[str]) -> TickColumns:
+        """Read the ticks of ``[start_ns, end_ns)`` in the order they were recorded, with `gap_before` set.
+
+        Args:
+            start_ns: first event time.
+            end_ns: end of the event times, exclusive.
+            products: dictionary of the result; other products are left out.
+        """
+        table = self._in_order(TICKS, start_ns, end_ns, _TICK_COLUMNS, products)
+        product, _ = _codes(table["product_id"], tuple(products))
+        connection, connections = _codes(table["connection_id"], None)
+        columns = {ours: table[theirs].to_numpy() for ours, theirs in _TICK_FIELDS.items()}
+        sequence = np.asarray(columns["sequence_num"], dtype=np.int64)
+        gaps = self._gaps(start_ns, end_ns)
+        return TickColumns.from_arrays(
+            {
+                **columns,
+                "products": tuple(products),
+                "product": product,
+                "connections": connections,
+                "connection": connection,
+                "gap_before": flag_gaps(product, connection, connections, sequence, gaps),
+            }
+        )
+
+    def trades(self, start_ns: int, end_ns: int, products: Sequence[str]) -> TradeColumns:
+        """Read the trades whose frames fall into ``[start_ns, end_ns)``; none where the feed had no trades.
+
+        A trade that lacks id, price, size, side or time is no trade; it stays in raw storage.
+        """
+        table = self._in_order(TRADES, start_ns, end_ns, _TRADE_COLUMNS, products).drop_null()
+        table = table.filter(_call("match_substring_regex", table["trade_id"], options=_NUMERIC_ID))
+        product, _ = _codes(table["product_id"], tuple(products))
+        return TradeColumns.from_arrays(
+            {
+                "products": tuple(products),
+                "product": product,
+                "trade_time_ns": table["trade_time_ns"].to_numpy(),
+                "price": table["price"].to_numpy(),
+                "size": table["size"].to_numpy(),
+                # The exchange names the maker's side: whoever took a sell order bought.
+                "buy": _equal(table["side"], "SELL").to_numpy(),
+                "trade_id": table["trade_id"].cast(pa.int64()).to_numpy(),
+                "is_snapshot": _equal(table["event_type"], "snapshot").to_numpy(),
+            }
+        )
+
+    def _in_order(
+        self, topic: str, start_ns: int, end_ns: int, columns: Sequence[str], products: Sequence[str]
+    ) -> pa.Table:
+        table = self.reader.read(topic, start_ns, end_ns, list(columns))
+        if len({file.footer.log_id for file in self.reader.files(topic, start_ns, end_ns)}) > 1:
+            # Offsets order one log. A recorder with an embedded broker begins a new log at every start, and
+            # the logs' names say nothing about which came first; the clock of reception does.
+            order = np.argsort(table["received_at_ns"].to_numpy(), kind="stable")
+            table = table.take(pa.array(order))
+        return table.filter(
+            _call(
+                "is_in",
+                table["product_id"],
+                options=pc.SetLookupOptions(pa.array(list(products), pa.string())),
+            )
+        )
+
+    def _gaps(self, start_ns: int, end_ns: int) -> dict[str, NDArray[np.int64]]:
+        """Give the first missing sequence number of every recorded gap, ascending, by connection."""
+        table = self.reader.read(EVENTS, start_ns, end_ns, ["kind", "connection_id", "payload"])
+        found: dict[str, list[int]] = {}
+        for row in table.filter(_equal(table["kind"], "gap")).to_pylist():
+            detail: dict[str, Any] = json.loads(row["payload"])
+            found.setdefault(row["connection_id"], []).append(int(detail["from_sequence"]))
+        return {connection: np.unique(np.array(firsts)) for connection, firsts in found.items()}
+
+
+def flag_gaps(
+    product: NDArray[np.int32],
+    connection: NDArray[np.int32],
+    connections: Sequence[str],
+    sequence_num: NDArray[np.int64],
+    gaps: dict[str, NDArray[np.int64]],
+) -> NDArray[np.bool_]:
+    """Flag each row before which its connection lost messages, counted from its product's previous row.
+
+    Args:
+        product: code of each row's product.
+        connection: index into `connections`.
+        connections: connection ids.
+        sequence_num: of each row; unknown ones are never flagged.
+        gaps: first missing number of each gap, ascending, by connection id.
+
+    Returns:
+        One flag a row. A product's first row of a connection has no previous row to miss anything from.
+    """
+    flags = np.zeros(len(product), dtype=np.bool_)
+    for code, name in enumerate(connections):
+        firsts = gaps.get(name)
+        if firsts is None:
+            continue
+        of_connection = (connection == code) & (sequence_num != UNKNOWN_SEQUENCE)
+        for of_product in np.unique(product[of_connection]):
+            rows = np.flatnonzero(of_connection & (product == of_product))
+            rows = rows[np.argsort(sequence_num[rows], kind="stable")]
+            passed = np.searchsorted(firsts, sequence_num[rows])
+            flags[rows[1:]] = np.diff(passed) > 0
+    return flags
+
+
+def _codes(
+    column: pa.ChunkedArray, words: tuple[str, ...] | None
+) -> tuple[NDArray[np.int32], tuple[str, ...]]:
+    """Encode strings as indices into `words`, or into those met, in order of appearance."""
+    known = words if words is not None else tuple(column.unique().to_pylist())
+    indices = _call("index_in", column, options=pc.SetLookupOptions(pa.array(known, pa.string())))
+    return indices.to_numpy().astype(np.int32), known
+
+
+def _equal(column: pa.ChunkedArray, word: str) -> pa.ChunkedArray:
+    return _call("equal", column, pa.scalar(word))
+
+
+def _call(function: str, *arguments: Any, options: Any = None) -> Any:
+    """Call a compute kernel by name; pyarrow defines its functions where no type checker sees them."""
+    return pc.call_function(function, list(arguments), options)
