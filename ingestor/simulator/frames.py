@@ -1,0 +1,51 @@
+"""What both sources hand to the playback: frames not yet numbered, in segments of one connection each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+NS_PER_S = 1_000_000_000
+
+
+class MarketFrame(NamedTuple):
+    """A frame before a connection numbers it: `head` + the number + `tail`.
+
+    Attributes:
+        time_ns: The frame's time, which is the market's.
+        channel: Its channel, as frames name it.
+        products: The products it speaks of; empty where it speaks of none.
+        head: Bytes before the sequence number.
+        tail: Bytes after it.
+        sequence_num: The number that a recorded frame had; −1 for a synthetic one.
+        ticks: Ticker entries in it.
+    """
+
+    time_ns: int
+    channel: str
+    products: frozenset[str]
+    head: bytes
+    tail: bytes
+    sequence_num: int = -1
+    ticks: int = 0
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A stretch of market that one connection of the exchange delivered, or could have.
+
+    Attributes:
+        start_ns: Its first moment.
+        blocks: Its frames in order, in lists of any length; iterated once.
+        opening: What a snapshot at `start_ns` says; empty where the frames begin with snapshots of their own.
+        recorded_channels: Channels whose frames it holds, where it is a recorded connection. Such a
+            connection can be sent with its own numbers to a client that has subscribed to just these.
+        recorded_products: Products of these frames.
+    """
+
+    start_ns: int
+    blocks: Iterator[list[MarketFrame]]
+    opening: tuple[MarketFrame, ...] = ()
+    recorded_channels: frozenset[str] = frozenset()
+    recorded_products: frozenset[str] = frozenset()

@@ -1,0 +1,413 @@
+"""The market's clock and the connections that listen to it; pure, so that a socket and a file hear the same.
+
+A `Playback` is a position in the market. A `Line` is one connection to it: what it subscribed to and how
+far its numbers are. The market goes on where the last line left it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from ingestor.exchange.clock import ns_to_rfc3339
+from ingestor.exchange.messages import (
+    BOOK,
+    CANDLES,
+    HEARTBEATS,
+    SUBSCRIPTIONS,
+    TICKER,
+    TRADES,
+)
+from ingestor.simulator.faults import Disconnect, Fault, Gap, Repeat, Silence
+from ingestor.simulator.frames import NS_PER_S, MarketFrame, Segment
+
+NORMAL, GOING_AWAY = 1000, 1001
+#: What a client subscribes to → how the frames of it are called.
+CHANNEL_OF_SUBSCRIPTION = {
+    "ticker": TICKER,
+    "heartbeats": HEARTBEATS,
+    "market_trades": TRADES,
+    "level2": BOOK,
+    "candles": CANDLES,
+}
+#: The exchange's own answer to a channel it does not know.
+AUTHENTICATION_FAILURE = b'{"type":"error","message":"authentication failure"}'
+UNREADABLE = b'{"type":"error","message":"failed to parse message"}'
+_SNAPSHOT_CHANNELS = (TICKER, TRADES)
+_UPDATE = re.compile(rb'"type"\s*:\s*"update"')
+
+
+class _ClientMessage(msgspec.Struct):
+    type: str
+    channel: str
+    product_ids: list[str] = []
+
+
+_decode_client_message = msgspec.json.Decoder(_ClientMessage).decode
+
+
+@dataclass
+class Sent:
+    """What went out so far, over all connections; the truth a client's counts are held against.
+
+    Attributes:
+        frames: Frames sent, by channel; repeats included.
+        ticks: Ticker entries sent; repeats left out.
+        dropped_frames: Frames numbered but not sent (gaps).
+        dropped_ticks: Ticker entries in them.
+        repeated_frames: Frames sent a second time.
+        skipped_frames: Frames of silences, neither numbered nor sent.
+        connections: Connections that were played to.
+        faults: Faults that came to pass, by kind.
+    """
+
+    frames: Counter[str] = field(default_factory=Counter)
+    ticks: int = 0
+    dropped_frames: int = 0
+    dropped_ticks: int = 0
+    repeated_frames: int = 0
+    skipped_frames: int = 0
+    connections: int = 0
+    faults: Counter[str] = field(default_factory=Counter)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Every count, for JSON."""
+        return {**vars(self), "frames": dict(self.frames), "faults": dict(self.faults)}
+
+
+@dataclass(frozen=True)
+class Quiet:
+    """Nothing is to be sent for so long, by the wall clock."""
+
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Close:
+    """The connection is to end; `finished` where the whole market has been played. Code 1006: cut it."""
+
+    code: int
+    finished: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """Frames to send now, in order, and what to do after them (None: ask again)."""
+
+    frames: list[bytes]
+    then: Quiet | Close | None = None
+
+
+class Playback:
+    """A position in the market, shared by the connections that listen one after the other.
+
+    Args:
+        segments: Makes the segments anew; called once for each time the market is played.
+        faults: Misfortunes, in order of time since the market's start.
+    """
+
+    def __init__(self, segments: Callable[[], Iterator[Segment]], faults: tuple[Fault, ...] = ()) -> None:
+        self._make_segments = segments
+        self._all_faults = faults
+        self.sent = Sent()
+        self.finished = False
+        self._begin()
+
+    def _begin(self) -> None:
+        self._segments = self._make_segments()
+        self._faults = deque(self._all_faults)
+        self.finished = False
+        self._enter(next(self._segments))
+        self.start_ns = self.segment.start_ns
+
+    def restart(self) -> None:
+        """Play the market from its start once more."""
+        self._begin()
+
+    def _enter(self, segment: Segment) -> None:
+        self.segment = segment
+        self.now_ns = segment.start_ns
+        self._block: list[MarketFrame] = []
+        self._index = 0
+        #: Whether no frame of the segment has been taken yet.
+        self.at_segment_start = True
+        #: Newest frame of each (channel, product): what a snapshot says.
+        self.latest: dict[tuple[str, str], MarketFrame] = {}
+        for frame in segment.opening:
+            self._remember(frame)
+
+    def peek(self) -> MarketFrame | None:
+        """The segment's next frame; None at its end."""
+        while self._index >= len(self._block):
+            block = next(self.segment.blocks, None)
+            if block is None:
+                return None
+            self._block, self._index = block, 0
+        return self._block[self._index]
+
+    def take(self) -> MarketFrame:
+        """Go on by the frame that `peek` showed."""
+        frame = self._block[self._index]
+        self._index += 1
+        self.at_segment_start = False
+        self.now_ns = max(self.now_ns, frame.time_ns)
+        self._remember(frame)
+        return frame
+
+    def end_segment(self) -> Close:
+        """Leave the segment that has been played: on to the next one, or the market is over."""
+        segment = next(self._segments, None)
+        if segment is None:
+            self.finished = True
+            return Close(NORMAL, finished=True)
+        self._enter(segment)
+        return Close(GOING_AWAY)
+
+    def due_fault(self, time_ns: int) -> Fault | None:
+        """Take the next fault, where its time has come."""
+        if self._faults and self.start_ns + self._faults[0].at_ns <= time_ns:
+            return self._faults.popleft()
+        return None
+
+    def skip_until(self, time_ns: int) -> None:
+        """Let the market go on to `time_ns` of this segment, unheard."""
+        while (frame := self.peek()) is not None and frame.time_ns < time_ns:
+            self.take()
+            self.sent.skipped_frames += 1
+        self.now_ns = max(self.now_ns, time_ns)
+
+    def _remember(self, frame: MarketFrame) -> None:
+        if frame.channel in _SNAPSHOT_CHANNELS:
+            for product in frame.products:
+                self.latest[frame.channel, product] = frame
+
+
+class Line:
+    """One connection to a market: subscriptions, numbers, heartbeats, and the faults that befall it.
+
+    A recorded connection is sent with its own numbers where the client could not tell the difference: it
+    starts at the recorded connection's beginning, has subscribed to all that was recorded, and the
+    recording has its own acks and (where subscribed to) heartbeats. Otherwise frames are numbered anew,
+    recorded acks give way to this connection's own, and heartbeats that the recording lacks are added, one
+    a second. Trades are never made up.
+    """
+
+    def __init__(self, playback: Playback) -> None:
+        self._playback = playback
+        self._sent = playback.sent
+        self._subscriptions: dict[str, dict[str, None]] = {}
+        self._number = 0
+        self._to_drop = 0
+        self._to_repeat = 0
+        self._verbatim = False
+        self._next_heartbeat_ns: int | None = None
+        self._unanswered = 0
+
+    @property
+    def subscribed(self) -> bool:
+        """Whether the client has subscribed to anything."""
+        return bool(self._subscriptions)
+
+    def receive(self, message: str | bytes) -> list[bytes]:
+        """Take a client's message.
+
+        Returns:
+            What to send at once: snapshots of what was subscribed to, then the ack with the full current
+            set; or the exchange's error message.
+        """
+        try:
+            asked = _decode_client_message(message)
+        except msgspec.MsgspecError:
+            return [UNREADABLE]
+        known = asked.channel in CHANNEL_OF_SUBSCRIPTION and asked.type in ("subscribe", "unsubscribe")
+        if not known:
+            return [AUTHENTICATION_FAILURE]
+        answer: list[bytes] = []
+        if asked.type == "subscribe":
+            self._subscribe(asked, answer)
+        else:
+            self._unsubscribe(asked)
+        if self._may_be_verbatim():
+            # The recording brings its own acks, if the client turns out to have asked for what it holds.
+            self._unanswered += 1
+        else:
+            self._ack(answer)
+        return answer
+
+    def start(self) -> list[bytes]:
+        """Begin to play: the client has said what it wants.
+
+        Returns:
+            What to send first: an ack, where none was sent yet.
+        """
+        self._sent.connections += 1
+        playback, answer = self._playback, []
+        self._verbatim = self._may_be_verbatim() and self._wants_all_recorded()
+        if self._unanswered and not self._verbatim:
+            self._ack(answer)
+        if not self._brings_heartbeats():
+            since_start = (playback.now_ns - playback.segment.start_ns) % NS_PER_S
+            self._next_heartbeat_ns = playback.now_ns - since_start + NS_PER_S
+        return answer
+
+    @property
+    def next_due_ns(self) -> int | None:
+        """Time of what comes next; None at the end of the segment."""
+        frame = self._playback.peek()
+        if frame is None:
+            return None
+        beat_ns = self._heartbeat_ns()
+        return frame.time_ns if beat_ns is None else min(frame.time_ns, beat_ns)
+
+    def advance(self, until_ns: int | None, most_frames: int) -> Step:
+        """Let the market go on.
+
+        Args:
+            until_ns: Up to this time of the market; None: as far as `most_frames` goes.
+            most_frames: At most about so many frames.
+        """
+        playback = self._playback
+        frames: list[bytes] = []
+        while len(frames) < most_frames:
+            frame = playback.peek()
+            if frame is None:
+                return Step(frames, playback.end_segment())
+            beat_ns = self._heartbeat_ns()
+            beats = beat_ns is not None and beat_ns <= frame.time_ns
+            time_ns = beat_ns if beats and beat_ns is not None else frame.time_ns
+            if until_ns is not None and time_ns > until_ns:
+                break
+            fault = playback.due_fault(time_ns)
+            if fault is not None:
+                then = self._befall(fault)
+                if then is not None:
+                    return Step(frames, then)
+            elif beats:
+                self._beat(time_ns, frames)
+            else:
+                playback.take()
+                if self._wants(frame):
+                    self._send(frame, frames)
+        return Step(frames)
+
+    def _befall(self, fault: Fault) -> Quiet | Close | None:
+        self._sent.faults[type(fault).__name__.lower()] += 1
+        match fault:
+            case Gap():
+                self._to_drop += fault.frames
+            case Repeat():
+                self._to_repeat += 1
+            case Disconnect():
+                return Close(fault.code)
+            case Silence():
+                until_ns = self._playback.start_ns + fault.at_ns + fault.duration_ns
+                self._playback.skip_until(until_ns)
+                if self._next_heartbeat_ns is not None:
+                    missed = -((self._next_heartbeat_ns - until_ns) // NS_PER_S)
+                    self._next_heartbeat_ns += max(0, missed) * NS_PER_S
+                return Quiet(fault.duration_ns / NS_PER_S)
+        return None
+
+    def _subscribe(self, asked: _ClientMessage, answer: list[bytes]) -> None:
+        products = self._subscriptions.setdefault(asked.channel, {})
+        if asked.channel == HEARTBEATS:
+            products[HEARTBEATS] = None
+            return
+        for product in asked.product_ids:
+            latest = self._playback.latest.get((CHANNEL_OF_SUBSCRIPTION[asked.channel], product))
+            if product not in products and latest is not None:
+                self._send(_snapshot(latest, self._playback.now_ns), answer)
+            products[product] = None
+
+    def _unsubscribe(self, asked: _ClientMessage) -> None:
+        products = self._subscriptions.get(asked.channel, {})
+        for product in asked.product_ids or tuple(products):
+            products.pop(product, None)
+        if not products:
+            self._subscriptions.pop(asked.channel, None)
+
+    def _ack(self, frames: list[bytes]) -> None:
+        current = {channel: list(products) for channel, products in self._subscriptions.items()}
+        events = msgspec.json.encode([{"subscriptions": current}])
+        self._send(_own_frame(SUBSCRIPTIONS, self._playback.now_ns, events), frames)
+
+    def _beat(self, time_ns: int, frames: list[bytes]) -> None:
+        counter = (time_ns - self._playback.start_ns) // NS_PER_S
+        current_time = ns_to_rfc3339(time_ns).encode()
+        events = b'[{"current_time":"%b","heartbeat_counter":%d}]' % (current_time, counter)
+        self._playback.now_ns = max(self._playback.now_ns, time_ns)
+        self._send(_own_frame(HEARTBEATS, time_ns, events), frames)
+        self._next_heartbeat_ns = time_ns + NS_PER_S
+
+    def _heartbeat_ns(self) -> int | None:
+        return self._next_heartbeat_ns if HEARTBEATS in self._subscriptions else None
+
+    def _send(self, frame: MarketFrame, frames: list[bytes]) -> None:
+        number = frame.sequence_num if self._verbatim else self._number
+        self._number += 1
+        sent = self._sent
+        if self._to_drop:
+            self._to_drop -= 1
+            sent.dropped_frames += 1
+            sent.dropped_ticks += frame.ticks
+            return
+        data = b"%b%d%b" % (frame.head, number, frame.tail)
+        frames.append(data)
+        sent.frames[frame.channel] += 1
+        sent.ticks += frame.ticks
+        if self._to_repeat:
+            self._to_repeat -= 1
+            frames.append(data)
+            sent.frames[frame.channel] += 1
+            sent.repeated_frames += 1
+
+    def _wants(self, frame: MarketFrame) -> bool:
+        if self._verbatim:
+            return True
+        products = self._subscriptions.get(_SUBSCRIPTION_OF_CHANNEL.get(frame.channel, ""))
+        if products is None:
+            return False
+        return not frame.products or not frame.products.isdisjoint(products)
+
+    def _may_be_verbatim(self) -> bool:
+        playback = self._playback
+        untouched = not self._number and playback.at_segment_start
+        if not untouched or SUBSCRIPTIONS not in playback.segment.recorded_channels:
+            return False
+        first = playback.peek()
+        return first is not None and first.sequence_num == 0
+
+    def _wants_all_recorded(self) -> bool:
+        segment = self._playback.segment
+        recorded = segment.recorded_channels - {SUBSCRIPTIONS}
+        wanted = {CHANNEL_OF_SUBSCRIPTION[channel]: set(of) for channel, of in self._subscriptions.items()}
+        return (
+            recorded <= wanted.keys()
+            and (HEARTBEATS not in wanted or HEARTBEATS in recorded)
+            and all(segment.recorded_products <= wanted[channel] for channel in recorded - {HEARTBEATS})
+        )
+
+    def _brings_heartbeats(self) -> bool:
+        return HEARTBEATS in self._playback.segment.recorded_channels
+
+
+_SUBSCRIPTION_OF_CHANNEL = {channel: asked for asked, channel in CHANNEL_OF_SUBSCRIPTION.items()}
+
+
+def _snapshot(frame: MarketFrame, now_ns: int) -> MarketFrame:
+    """What the newest frame says, as the exchange greets a new subscriber."""
+    tail = _UPDATE.sub(rb'"type":"snapshot"', frame.tail, count=1)
+    return frame._replace(time_ns=now_ns, head=_head(frame.channel, now_ns), tail=tail)
+
+
+def _own_frame(channel: str, time_ns: int, events: bytes) -> MarketFrame:
+    return MarketFrame(time_ns, channel, frozenset(), _head(channel, time_ns), b',"events":' + events + b"}")
+
+
+def _head(channel: str, time_ns: int) -> bytes:
+    return f'{{"channel":"{channel}","timestamp":"{ns_to_rfc3339(time_ns)}","sequence_num":'.encode()
