@@ -158,12 +158,17 @@ def test_an_entry_without_product_says_so(entry: bytes) -> None:
         product_of(msgspec.Raw(entry))
 
 
+def outcome(data: bytes) -> str:
+    """The frame's channel, or why there is none; any other exception is a fault."""
+    try:
+        return repr(parse_frame(data).channel)
+    except FrameError as error:
+        return error.reason
+
+
 @given(st.binary(max_size=300))
 def test_no_bytes_do_worse_than_a_frame_error(data: bytes) -> None:
-    try:
-        parse_frame(data)
-    except FrameError as error:
-        assert error.reason
+    assert outcome(data)
 
 
 @given(st.data())
@@ -171,12 +176,7 @@ def test_no_cut_or_changed_frame_does_worse_than_a_frame_error(data: st.DataObje
     whole = bytearray(data.draw(st.sampled_from([text.encode() for text in FRAMES.values()])))
     for _ in range(data.draw(st.integers(1, 3))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
-    try:
-        parsed = parse_frame(bytes(whole[: data.draw(st.integers(0, len(whole)))]))
-    except FrameError as error:
-        assert error.reason
-    else:
-        assert parsed.sequence_num >= -1
+    assert outcome(bytes(whole[: data.draw(st.integers(0, len(whole)))]))
 
 
 def test_twenty_verbatim_minutes_are_gapless(recordings: Path) -> None:
