@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from cryptovol_dagster_tests.brokers import any_broker, embedded_broker, real_broker, real_kafka  # noqa: F401
+
 REPOSITORY = Path(__file__).resolve().parent.parent
 #: Real recordings stand beside the checkout; they carry no licence to be copied into it.
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"

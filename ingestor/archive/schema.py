@@ -137,34 +137,23 @@ def to_batch(
         One row a record in the columns of ``SCHEMAS[topic]``.
     """
     try:
-        columns = _BUILDERS[topic](values)
-        return _assemble(topic, partition, first_offset, len(values), columns)
-    except (*_COLUMN_ERRORS, TypeError):
-        # TypeError: a record without a value. Something here is unreadable; find out what, one by one.
-        return _to_batch_singly(topic, partition, first_offset, values, broker_time_ns, previous_time_ns)
-
-
-def _to_batch_singly(
-    topic: str,
-    partition: int,
-    first_offset: int,
-    values: Sequence[bytes | None],
-    broker_time_ns: Callable[[int], int],
-    previous_time_ns: int | None,
-) -> pa.RecordBatch:
-    rows: list[pa.RecordBatch] = []
-    for index, value in enumerate(values):
-        try:
-            if value is None:
-                raise msgspec.DecodeError("no value")
-            row = _assemble(topic, partition, first_offset + index, 1, _BUILDERS[topic]([value]))
-        except _COLUMN_ERRORS:
-            time_ns = broker_time_ns(index) if previous_time_ns is None else previous_time_ns
-            columns = _unreadable(topic, value, time_ns)
-            row = _assemble(topic, partition, first_offset + index, 1, columns)
-        previous_time_ns = event_times(topic, row)[0].as_py()
-        rows.append(row)
-    return pa.Table.from_batches(rows).combine_chunks().to_batches()[0]
+        return _assemble(topic, partition, first_offset, len(values), _BUILDERS[topic](values))
+    except (*_COLUMN_ERRORS, TypeError):  # TypeError: a record without a value
+        if len(values) == 1:
+            time_ns = broker_time_ns(0) if previous_time_ns is None else previous_time_ns
+            return _assemble(topic, partition, first_offset, 1, _unreadable(topic, values[0], time_ns))
+    # Something in there is unreadable: halving finds it.
+    half = len(values) // 2
+    left = to_batch(topic, partition, first_offset, values[:half], broker_time_ns, previous_time_ns)
+    right = to_batch(
+        topic,
+        partition,
+        first_offset + half,
+        values[half:],
+        lambda index: broker_time_ns(half + index),
+        event_times(topic, left)[half - 1].as_py(),
+    )
+    return pa.Table.from_batches([left, right]).combine_chunks().to_batches()[0]
 
 
 def _unreadable(topic: str, value: bytes | None, time_ns: int) -> _Columns:

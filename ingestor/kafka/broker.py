@@ -67,6 +67,7 @@ class Broker:
     """A reachable broker. Topics are named without the configured prefix throughout; `topic` adds it.
 
     Attributes:
+        settings: the configuration it was reached with.
         bootstrap_servers: the address other clients (and processes) connect to.
         cluster_id: what the cluster calls itself.
         is_embedded: whether it is librdkafka's mock cluster, in this process or another.
@@ -76,7 +77,7 @@ class Broker:
         self, settings: KafkaSettings, bootstrap_servers: str, embedded_cluster: Producer | None = None
     ) -> None:
         self.bootstrap_servers = bootstrap_servers
-        self._settings = settings
+        self.settings = settings
         self._timeout_s = settings.connect_timeout_s
         # The mock cluster lives exactly as long as the producer that created it.
         self._embedded_cluster = embedded_cluster
@@ -115,7 +116,7 @@ class Broker:
 
     def topic(self, name: str) -> str:
         """Name of a topic on the broker: the configured prefix and `name`."""
-        return self._settings.topic_prefix + name
+        return self.settings.topic_prefix + name
 
     def producer_config(self) -> dict[str, Any]:
         """Options of an idempotent producer that retries for ever.
@@ -213,7 +214,7 @@ class Broker:
         return {partition: self.offsets(topic, partition)[1] for partition in range(self.partitions(topic))}
 
     def _client_config(self) -> dict[str, Any]:
-        security = {key: secret.get_secret_value() for key, secret in self._settings.security.items()}
+        security = {key: secret.get_secret_value() for key, secret in self.settings.security.items()}
         return {**security, "bootstrap.servers": self.bootstrap_servers, "logger": LIBRARY_LOG}
 
     def _admin(self) -> AdminClient:
@@ -224,9 +225,9 @@ class Broker:
     def _new_topic(self, name: str) -> NewTopic:
         return NewTopic(
             self.topic(name),
-            num_partitions=1 if name in _SINGLE_PARTITION_TOPICS else self._settings.partitions,
+            num_partitions=1 if name in _SINGLE_PARTITION_TOPICS else self.settings.partitions,
             replication_factor=-1,  # the broker's default
-            config={"retention.ms": str(self._settings.retention_hours * 3_600_000)},
+            config={"retention.ms": str(self.settings.retention_hours * 3_600_000)},
         )
 
     def _await_topics(self, names: list[str]) -> None:

@@ -1,0 +1,76 @@
+"""Messages of the feed for tests of raw storage."""
+
+from __future__ import annotations
+
+import msgspec
+
+from ingestor.archive.layout import NS
+from ingestor.envelope import DeadLetter, FeedEvent, TickMessage, TradeMessage, encode
+
+#: 2026-04-04 10:00:00 UTC
+TEN_NS = 1_775_296_800 * NS
+MINUTE_NS = 60 * NS
+
+QUOTE = b'{"product_id":"BTC-USD","price":"67000.01","best_bid":"67000.00","best_ask":"67000.02","best_bid_quantity":"0.5","best_ask_quantity":"1.25","new_field":[1, 2]}'
+TRADE = b'{"trade_id":"77","product_id":"BTC-USD","price":"67000.01","size":"0.002","side":"BUY","time":"2026-04-04T10:00:00.123456789Z"}'
+
+
+def tick(
+    time_ns: int = TEN_NS,
+    sequence: int = 0,
+    *,
+    product: str = "BTC-USD",
+    connection: str = "c1",
+    entry: bytes = QUOTE,
+) -> bytes:
+    return encode(
+        TickMessage(
+            product_id=product,
+            event_time_ns=time_ns,
+            received_at_ns=time_ns + 5,
+            connection_id=connection,
+            sequence_num=sequence,
+            event_index=0,
+            entry_index=0,
+            event_type="update",
+            ticker=msgspec.Raw(entry),
+        )
+    )
+
+
+def trade(time_ns: int = TEN_NS, sequence: int = 0, *, entry: bytes = TRADE) -> bytes:
+    return encode(
+        TradeMessage(
+            product_id="BTC-USD",
+            event_time_ns=time_ns,
+            received_at_ns=time_ns + 5,
+            connection_id="c1",
+            sequence_num=sequence,
+            event_index=0,
+            entry_index=0,
+            event_type="update",
+            trade=msgspec.Raw(entry),
+        )
+    )
+
+
+def event(
+    kind: str,
+    at_ns: int,
+    connection: str = "c1",
+    event_time_ns: int | None = None,
+    offsets: dict[str, dict[str, int]] | None = None,
+) -> bytes:
+    return encode(
+        FeedEvent(
+            kind=kind,  # pyright: ignore[reportArgumentType]
+            at_ns=at_ns,
+            connection_id=connection,
+            event_time_ns=event_time_ns,
+            detail={} if offsets is None else {"offsets": offsets},
+        )
+    )
+
+
+def dead(at_ns: int) -> bytes:
+    return encode(DeadLetter(reason="not JSON", at_ns=at_ns, connection_id="c1", data_base64="AAEC"))
