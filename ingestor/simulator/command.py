@@ -141,8 +141,8 @@ def simulate(
     The synthetic market (stochastic volatility with calm and wild spells, jumps, self-exciting trades) is the
     same for the same seed, whatever the speed. A recording of several connections is played as several: the
     server closes with 1001 after each and goes on at the next one. At the end of the market it closes with
-    1000; the next client then hears it from the start (--once: the command ends). One client listens at a time,
-    and the market stands still while nobody does.
+    1000; the next client then hears it from the start (--once: the command ends). One client listens at a
+    time, and the market stands still while nobody does.
 
     \b
     Faults, separated by ';', at seconds of the market since its start:
