@@ -1,0 +1,289 @@
+"""The publisher against librdkafka's mock cluster: acknowledgements, room, back-pressure, refusal."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from confluent_kafka import Consumer, KafkaError, TopicPartition
+
+from ingestor.envelope import EVENTS, TICKS, TOPICS
+from ingestor.kafka.broker import Broker, connect
+from ingestor.kafka.publisher import Offsets, Publisher, PublishError
+from ingestor.settings.model import KafkaSettings
+
+LIMIT = 2 * 1024 * 1024
+
+
+@pytest.fixture
+def broker() -> Iterator[Broker]:
+    with connect(KafkaSettings(topic_prefix="t.")) as broker:
+        broker.ensure_topics()
+        yield broker
+
+
+def make(broker: Broker, stored: dict[tuple[str, int], int] | None = None, **parts: Any) -> Publisher:
+    stored = {} if stored is None else stored
+    limit = parts.pop("unarchived_limit_bytes", LIMIT)
+    return Publisher(broker, stored_offsets=lambda: stored, unarchived_limit_bytes=limit, **parts)
+
+
+def read_all(broker: Broker, topic: str) -> dict[int, list[tuple[bytes, bytes]]]:
+    """Every (key, value) by partition, in offset order; offsets must begin at 0 and have no hole."""
+    consumer = Consumer(broker.consumer_config("test"))
+    ends = broker.end_offsets(topic)
+    consumer.assign([TopicPartition(broker.topic(topic), partition, 0) for partition in ends])
+    found: dict[int, list[tuple[bytes, bytes]]] = {partition: [] for partition in ends}
+    try:
+        while sum(map(len, found.values())) < sum(ends.values()):
+            for message in consumer.consume(1000, 0.2):
+                assert message.error() is None
+                records = found[message.partition()]  # type: ignore[index]
+                assert message.offset() == len(records)
+                records.append((message.key(), message.value()))  # type: ignore[arg-type]
+    finally:
+        consumer.close()
+    return found
+
+
+async def test_everything_arrives_once_in_order_and_keyed(broker: Broker) -> None:
+    publisher = make(broker)
+    for number in range(1_000):
+        key = b"BTC-USD" if number % 3 else b"ETH-USD"
+        publisher.publish(TICKS, key, str(number).encode())
+    assert await publisher.drain(10)
+    offsets = publisher.acknowledged_offsets()
+    assert publisher.close() == 0
+    found = read_all(broker, TICKS)
+    for product in (b"BTC-USD", b"ETH-USD"):
+        numbers = [
+            int(value)
+            for records in found.values()
+            if any(key == product for key, _ in records)
+            for key, value in records
+            if key == product
+        ]
+        assert numbers == [n for n in range(1_000) if (product == b"ETH-USD") == (n % 3 == 0)]
+    assert offsets[TICKS] == {p: len(records) - 1 for p, records in found.items() if records}
+
+
+def test_the_embedded_broker_needs_to_know_what_is_stored(broker: Broker) -> None:
+    with pytest.raises(ValueError, match="stored_offsets"):
+        Publisher(broker, unarchived_limit_bytes=LIMIT)
+
+
+async def test_a_mark_is_reached_only_with_everything_before_it(broker: Broker) -> None:
+    publisher = make(broker)
+    reached: list[tuple[str, Offsets]] = []
+    for number in range(100):
+        publisher.publish(TICKS, str(number).encode(), b"x")
+    publisher.after_acknowledged(lambda offsets: reached.append(("first", offsets)))
+    publisher.publish(EVENTS, b"c", b"y")
+
+    def second(offsets: Offsets) -> None:
+        reached.append(("second", offsets))
+        publisher.publish(EVENTS, b"c", b"said when reached")
+
+    publisher.after_acknowledged(second)
+    assert reached == []
+    assert await publisher.drain(10)
+    assert [name for name, _ in reached] == ["first", "second"]
+    # The offsets told cover all that was published before the mark.
+    assert sum(offset + 1 for offset in reached[0][1][TICKS].values()) == 100
+    assert reached[1][1][EVENTS] == dict.fromkeys(reached[1][1][EVENTS], 0)
+    publisher.close()
+    assert sum(map(len, read_all(broker, EVENTS).values())) == 2
+
+
+async def test_a_mark_with_nothing_before_it_is_reached_at_once(broker: Broker) -> None:
+    publisher = make(broker)
+    reached: list[Offsets] = []
+    publisher.after_acknowledged(reached.append)
+    assert reached == [{}]
+    publisher.close()
+
+
+async def test_a_full_queue_parks_the_message_and_asks_to_wait(broker: Broker) -> None:
+    publisher = make(broker, options={"queue.buffering.max.messages": 10, "linger.ms": 50})
+    waits = 0
+    for number in range(200):
+        publisher.publish(TICKS, b"BTC-USD", str(number).encode())
+        if publisher.blocked:
+            waits += 1
+            await publisher.wait_for_room()
+            assert not publisher.blocked
+    assert waits > 0
+    assert publisher.blocked_s > 0
+    assert await publisher.drain(10)
+    publisher.close()
+    values = [value for records in read_all(broker, TICKS).values() for _, value in records]
+    assert [int(value) for value in values] == list(range(200))
+
+
+async def test_one_frame_of_many_messages_survives_a_full_queue_in_order(broker: Broker) -> None:
+    """A caller only looks at `blocked` between frames: what a frame still holds must be kept."""
+    publisher = make(broker, options={"queue.buffering.max.messages": 5})
+    for number in range(500):
+        publisher.publish(TICKS, b"BTC-USD", str(number).encode())
+    assert publisher.blocked
+    assert await publisher.drain(10)
+    publisher.close()
+    values = [value for records in read_all(broker, TICKS).values() for _, value in records]
+    assert [int(value) for value in values] == list(range(500))
+
+
+async def test_a_slow_archive_holds_the_publisher_back_and_nothing_is_evicted(broker: Broker) -> None:
+    """Three times what the embedded broker keeps of a partition, with an archive that stores in steps."""
+    stored: dict[tuple[str, int], int] = {}
+    taken = 0
+    publisher = make(broker, stored, unarchived_limit_bytes=LIMIT)
+    partition_bytes = 15 * 1024 * 1024
+    value = b"x" * 1_000
+    consumer = Consumer(broker.consumer_config("slow-archive"))
+    finished = asyncio.Event()
+
+    async def archive() -> None:
+        nonlocal taken
+        consumer.assign([TopicPartition(broker.topic(TICKS), p, 0) for p in range(broker.partitions(TICKS))])
+        while not finished.is_set():
+            await asyncio.sleep(0.02)
+            for message in consumer.consume(400, 0):
+                error = message.error()
+                assert error is None, error  # auto.offset.reset=error: an evicted record would show here
+                key = (TICKS, message.partition() or 0)
+                assert message.offset() == stored.get(key, 0)
+                stored[key] = (message.offset() or 0) + 1
+                taken += 1
+
+    archiving = asyncio.create_task(archive())
+    most_unstored = 0
+    for _ in range(partition_bytes // len(value)):
+        publisher.publish(TICKS, b"BTC-USD", value)
+        if publisher.blocked:
+            await publisher.wait_for_room()
+        acknowledged = publisher.acknowledged_offsets().get(TICKS, {})
+        for partition, offset in acknowledged.items():
+            most_unstored = max(most_unstored, (offset + 1 - stored.get((TICKS, partition), 0)) * len(value))
+    assert await publisher.drain(10)
+    while taken < partition_bytes // len(value):
+        await asyncio.sleep(0.02)
+        assert not archiving.done()
+    finished.set()
+    await archiving
+    consumer.close()
+    publisher.close()
+    assert LIMIT / 2 < most_unstored < LIMIT
+    assert publisher.blocked_s > 0
+
+
+async def test_room_comes_back_when_the_archive_has_stored(broker: Broker) -> None:
+    stored: dict[tuple[str, int], int] = {}
+    publisher = make(broker, stored, unarchived_limit_bytes=10_000)
+    for _ in range(20):
+        publisher.publish(TICKS, b"BTC-USD", b"x" * 1_000)
+    assert await publisher.drain(10)
+    assert publisher.blocked
+    waiting = asyncio.create_task(publisher.wait_for_room())
+    await asyncio.sleep(0.1)
+    assert not waiting.done()
+    stored |= {(TICKS, p): offset + 1 for p, offset in publisher.acknowledged_offsets()[TICKS].items()}
+    await asyncio.wait_for(waiting, 5)
+    assert not publisher.blocked
+    publisher.close()
+
+
+async def test_a_refused_message_ends_everything_with_one_line(broker: Broker) -> None:
+    publisher = make(broker)
+    with pytest.raises(PublishError, match=r"t\.ticks\.raw") as caught:
+        publisher.publish(TICKS, b"BTC-USD", b"x" * 2_000_000)
+    assert "\n" not in str(caught.value)
+    publisher.close()
+
+
+class _Refused:
+    """A delivery report as librdkafka gives it for a message that can never be written."""
+
+    def topic(self) -> str:
+        return "t.ticks.raw"
+
+    def partition(self) -> int:
+        return 0
+
+
+async def test_a_failed_delivery_is_said_by_every_later_call(broker: Broker) -> None:
+    publisher = make(broker)
+    epoch = publisher._deliveries.epochs[-1]
+    epoch.delivered(KafkaError(KafkaError.TOPIC_AUTHORIZATION_FAILED), _Refused())  # type: ignore[arg-type]
+    assert publisher.blocked
+    for call in (publisher.poll, lambda: publisher.publish(TICKS, b"k", b"v")):
+        with pytest.raises(PublishError, match="refused"):
+            call()
+    with pytest.raises(PublishError):
+        await publisher.wait_for_room()
+    with pytest.raises(PublishError):
+        await publisher.drain(1)
+    publisher.close()
+
+
+class _Acknowledged:
+    """A delivery report; offset -1001 is librdkafka's for a retry that the broker had already written."""
+
+    def __init__(self, offset: int) -> None:
+        self._offset = offset
+
+    def topic(self) -> str:
+        return "t.ticks.raw"
+
+    def partition(self) -> int:
+        return 0
+
+    def offset(self) -> int:
+        return self._offset
+
+    def key(self) -> bytes:
+        return b"k"
+
+    def value(self) -> bytes:
+        return b"v"
+
+
+async def test_a_mark_waits_while_an_offset_is_unknown(broker: Broker) -> None:
+    """A checkpoint must not claim offsets below a message whose own offset nobody told."""
+    publisher = make(broker)
+    deliveries = publisher._deliveries
+    reached: list[Offsets] = []
+    first = deliveries.epochs[-1]
+    first.outstanding = 2
+    deliveries.in_flight_messages = 3
+    publisher.after_acknowledged(reached.append)
+    second = deliveries.epochs[-1]
+    second.outstanding = 1
+    first.delivered(None, _Acknowledged(4))  # type: ignore[arg-type]
+    first.delivered(None, _Acknowledged(-1001))  # type: ignore[arg-type]
+    assert reached == []
+    second.delivered(None, _Acknowledged(6))  # type: ignore[arg-type]
+    deliveries.settle()
+    assert reached == [{TICKS: {0: 6}}]
+    publisher.close()
+
+
+async def test_draining_says_when_the_time_was_too_short(broker: Broker) -> None:
+    publisher = make(broker)
+    publisher.publish(TICKS, b"BTC-USD", b"before")
+    assert await publisher.drain(10)
+    publisher.publish(TICKS, b"BTC-USD", b"after")
+    assert not await publisher.drain(0)
+    assert publisher.in_flight == 1
+    assert await publisher.drain(10)
+    publisher.close()
+
+
+def test_topics_are_named_without_the_prefix(broker: Broker) -> None:
+    publisher = make(broker)
+    for topic in TOPICS:
+        publisher.publish(topic, b"k", b"v")
+    asyncio.run(publisher.drain(10))
+    assert set(publisher.acknowledged_offsets()) == set(TOPICS)
+    publisher.close()
