@@ -79,8 +79,8 @@ def closed_hours_sensor(
         job=job,
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Reports every hour that raw storage has closed and asks for its ticks, bars, features and "
-        "labels; again, when rows came late or an hour it looks back on changed.",
+        description="Reports every hour that raw storage has closed and asks for its ticks, bars, features "
+        "and labels; again, when rows came late or an hour it looks back on changed.",
     )
     def closed_hours(
         context: dg.SensorEvaluationContext, raw: dg.ResourceParam[RawStore]

@@ -1,8 +1,8 @@
 """Asset checks: one small function a rule, one factory that runs it over the partitions of a run.
 
 A rule reads one stored partition and gives sentences that say what was expected, what was found and where;
-none means the partition passes. Checks read what was written, not what was in memory when it was written. In a
-run over a range Dagster records a single evaluation, so that names the hours that fail.
+none means the partition passes. Checks read what was written, not what was in memory when it was written. In
+a run over a range Dagster records a single evaluation, so that names the hours that fail.
 """
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
@@ -19,6 +19,7 @@ import pandas as pd
 import pyarrow as pa
 
 from cryptovol_dagster.core.dataset import KEY_COLUMNS
+from cryptovol_dagster.core.labels import iso_utc
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.ticks import TickColumns
 from cryptovol_dagster.defs import schemas
@@ -288,7 +289,7 @@ def timescale_checks(
             "not_worse_than_baseline",
             _not_worse_than_baseline(spec),
             hours,
-            description="The best learned model ranks at least as well as the best baseline, where data suffice.",
+            description="The best learned model ranks no worse than the best baseline, where data suffice.",
             severity=warn,
         ),
     ]
@@ -399,7 +400,7 @@ def _labelled_share(stored: Stored) -> list[str]:
         share = float(sigma.notna().mean())
         if share < MIN_LABELLED_SHARE:
             sentences.append(
-                f"{product}: expected at least {MIN_LABELLED_SHARE:.0%} of the rows labelled, found {share:.0%}"
+                f"{product}: expected {MIN_LABELLED_SHARE:.0%} of rows labelled or more, found {share:.0%}"
             )
     return sentences
 

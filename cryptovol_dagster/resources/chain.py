@@ -63,14 +63,19 @@ def window_back(partition_key: str, hours: int) -> tuple[int, int]:
 def read_ticks(lake: Lake, partition_key: str, products: tuple[str, ...]) -> TickColumns:
     """Read the clean ticks of an hour and of the one before it: quotes carry over the hour's edge."""
     lake.require(TICKS, [partition_key])
-    return TickColumns.from_table(_of_products(lake, TICKS, partition_key, products), products=products)
+    ticks = TickColumns.from_table(_of_products(lake, TICKS, partition_key, products), products=products)
+    # Each hour is ordered by product, then time; two hours in a row are not.
+    return ticks.take(np.lexsort((ticks.event_time_ns, ticks.product)))
 
 
 def read_trades(lake: Lake, partition_key: str, products: tuple[str, ...]) -> TradeColumns | None:
     """Read the trades of an hour and of the one before it; None where the feed had none."""
     lake.require(TRADES, [partition_key])
     table = _of_products(lake, TRADES, partition_key, products)
-    return TradeColumns.from_table(table, products=products) if table.num_rows else None
+    if not table.num_rows:
+        return None
+    trades = TradeColumns.from_table(table, products=products)
+    return trades.take(np.lexsort((trades.trade_id, trades.trade_time_ns, trades.product)))
 
 
 def _of_products(lake: Lake, asset: str, partition_key: str, products: tuple[str, ...]) -> pa.Table:

@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cryptovol_dagster.core.ticks import UNKNOWN_SEQUENCE, TickColumns, TradeColumns
+from cryptovol_dagster.resources.lake import hour_keys
 from ingestor.archive.layout import ClosedHour
 from ingestor.archive.reader import RawFile, RawReader
 from ingestor.envelope import EVENTS, TICKS, TRADES
@@ -55,6 +56,13 @@ class RawStore:
     def files(self, start_ns: int, end_ns: int) -> list[RawFile]:
         """List the files of ticks whose event times touch ``[start_ns, end_ns)``."""
         return self.reader.files(TICKS, start_ns, end_ns)
+
+    def hours_with_ticks(self) -> list[str]:
+        """List the hours that hold ticks, closed or not, oldest first; from footers alone."""
+        files = self.reader.files(TICKS, 0, 2**62)
+        return sorted(
+            {key for file in files for key in hour_keys(file.footer.min_time_ns, file.footer.max_time_ns + 1)}
+        )
 
     def closed_hours(self, after: str | None = None) -> list[ClosedHour]:
         """List the hours that raw storage has closed, oldest first; numbers only."""

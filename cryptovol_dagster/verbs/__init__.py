@@ -1,0 +1,1 @@
+"""The pipeline's verbs: each materializes, in process, the assets that the UI and the schedules do."""

@@ -1,0 +1,58 @@
+"""`cryptovol train`: splits and models as of an hour."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import click
+
+from cryptovol_dagster.verbs.options import json_option, partition_option
+from ingestor.settings import load_settings
+
+#: What people call a baseline; the others are named as they are.
+ALIASES = {"baseline": "baseline_zscore"}
+
+
+@click.command()
+@click.option(
+    "--model-type",
+    type=click.Choice(["logreg", "xgboost", "baseline", "ewma", "har_logit", "all"]),
+    default="all",
+    show_default=True,
+    help="Model to train.",
+)
+@partition_option
+@json_option
+def train(model_type: str, partition: str | None, as_json: bool) -> None:
+    """Train models as of the end of an hour, on the hours before it.
+
+    Materializes the same Dagster assets as the hourly retrain: splits, then the models. Each is written to
+    the lake, logged to MLflow, and the newest is exported to the artifacts folder.
+    """
+    from cryptovol_dagster.verbs import runs
+
+    settings = load_settings().settings
+    key = partition or runs.newest_labelled(settings)
+    enabled = settings.models.enabled
+    names = list(enabled) if model_type == "all" else [ALIASES.get(model_type, model_type)]
+    if missing := [name for name in names if name not in enabled]:
+        raise runs.NothingToDo(f"{missing[0]} is not among models.enabled: {', '.join(enabled)}")
+    assets = {name: f"{runs.TIMESCALE}/model_{name}" for name in names}
+    summary = runs.materialize_range(settings, key, key, [f"{runs.TIMESCALE}/splits", *assets.values()])
+    rows = [{"model": name, **_result(summary.metadata[asset][key])} for name, asset in assets.items()]
+    if as_json:
+        click.echo(json.dumps({**summary.to_dict(), "as_of": key, "models": rows}))
+        return
+    click.echo(f"trained as of {key} on the hours before it")
+    for row in rows:
+        click.echo(
+            f"  {row['model']:<16} {row['train_rows']:>8} rows  {row['train_positives']:>7} spikes  "
+            f"{row['fit_s']:6.2f} s  {row['mlflow_run']}"
+        )
+    click.echo(f"exported to {settings.storage.artifacts_dir}")
+
+
+def _result(metadata: dict[str, Any]) -> dict[str, Any]:
+    names = ("train_rows", "train_positives", "fit_s", "path", "mlflow_run", "mlflow_run_id")
+    return {name: metadata[name] for name in names}

@@ -1,0 +1,170 @@
+"""A small market in raw storage, written with the recorder's own file writer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from cryptovol_dagster.resources.lake import HOUR_NS, hour_key, hour_window
+from ingestor.archive.layout import CLOSED, ClosedHour, hour_folder
+from ingestor.archive.schema import SCHEMAS
+from ingestor.archive.writer import OpenFile
+from ingestor.envelope import EVENTS, TICKS, TRADES
+from ingestor.settings import Settings
+from ingestor.settings.model import (
+    CoinbaseSettings,
+    DagsterSettings,
+    ModelSettings,
+    MonitoringSettings,
+    SplitSettings,
+    StorageSettings,
+    TimescaleSettings,
+    TimescalesSettings,
+)
+
+NS = 1_000_000_000
+PRODUCTS = ("BTC-USD", "ETH-USD")
+LOG_ID = "logtest1"
+FIRST_HOUR = "2026-04-04-03:00"
+
+
+def small_settings(folder: Path, *, first_hour: str = FIRST_HOUR) -> Settings:
+    """Settings of a pipeline that learns in seconds: 5-s bars, short windows, small trees."""
+    timescale = TimescaleSettings(
+        bar_interval_s=5,
+        windows_bars=(5, 15, 60),
+        ewma_half_lives_bars=(5,),
+        horizon_bars=15,
+        splits=SplitSettings(train_span_s=3 * 3_600, test_span_s=3_600),
+    )
+    return Settings(
+        coinbase=CoinbaseSettings(products=PRODUCTS),
+        storage=StorageSettings(
+            data_dir=folder / "data", reports_dir=folder / "reports", artifacts_dir=folder / "artifacts"
+        ),
+        timescales=TimescalesSettings(seconds=timescale),
+        models=ModelSettings(xgboost_trees=20, xgboost_min_child_weight=5.0, bootstrap_resamples=20),
+        monitoring=MonitoringSettings(report_max_rows=500),
+        dagster=DagsterSettings(partitions_start=first_hour),
+    )
+
+
+def hours_from(first: str, count: int) -> list[str]:
+    """Give `count` hours in a row."""
+    start_ns, _ = hour_window(first)
+    return [hour_key(start_ns + hour * HOUR_NS) for hour in range(count)]
+
+
+def write_market(
+    raw_dir: Path,
+    hours: Sequence[str],
+    *,
+    seed: int = 7,
+    step_s: float = 2.5,
+    gap_in: str | None = None,
+    close: bool = True,
+    moving: bool = True,
+) -> None:
+    """Write whole hours of ticks, trades and events.
+
+    Args:
+        raw_dir: root of raw storage.
+        hours: keys in a row.
+        seed: of prices; the same hours with the same seed are the same bytes.
+        step_s: seconds between two ticks of a product.
+        gap_in: an hour in which a hundred seconds and twenty sequence numbers are lost.
+        close: record the hours as closed.
+        moving: whether prices move at all.
+    """
+    offset, first_sequence = 0, 0
+    for index, key in enumerate(hours):
+        start_ns, _ = hour_window(key)
+        random = np.random.default_rng(seed + index)
+        steps = int(3_600 / step_s)
+        times = start_ns + (np.arange(steps) * step_s * NS).astype(np.int64)
+        sequence = first_sequence + np.arange(steps) * 3
+        keep = np.ones(steps, dtype=bool)
+        if key == gap_in:
+            keep[steps // 2 : steps // 2 + int(100 / step_s)] = False
+            _write_gap(raw_dir, times[steps // 2], int(sequence[steps // 2]))
+        regime = np.where((np.arange(steps) // (steps // 12)) % 4 == 3, 6.0, 1.0)
+        for number, product in enumerate(PRODUCTS):
+            moves = random.normal(size=steps) * 2e-5 * regime * moving
+            mid = (60_000 / (1 + 19 * number)) * np.exp(np.cumsum(moves))
+            size = random.uniform(0.1, 2.0, size=(2, steps))
+            ticks = {
+                "product_id": [product] * steps,
+                "event_time_ns": times + number,
+                "received_at_ns": times + number + 50_000_000,
+                "connection_id": ["c0ffee"] * steps,
+                "sequence_num": sequence + number,
+                "event_index": np.zeros(steps, np.int16),
+                "entry_index": np.zeros(steps, np.int16),
+                "event_type": ["update"] * steps,
+                "price": mid,
+                "best_bid": mid - 0.005,
+                "best_ask": mid + 0.005,
+                "best_bid_quantity": size[0],
+                "best_ask_quantity": size[1],
+                "payload": ["{}"] * steps,
+            }
+            _publish(raw_dir, TICKS, number, offset, ticks, keep)
+            trades = {
+                **{name: ticks[name] for name in list(ticks)[:8]},
+                "trade_id": [str(offset + i) for i in range(steps)],
+                "price": mid,
+                "size": size[0],
+                "side": ["BUY" if up else "SELL" for up in moves < 0],
+                "trade_time_ns": times + number,
+                "payload": ["{}"] * steps,
+            }
+            _publish(raw_dir, TRADES, number, offset, trades, keep)
+        offset += int(keep.sum())
+        first_sequence += 3 * steps
+        if close:
+            close_hour(raw_dir, key, {TICKS: 2 * int(keep.sum()), TRADES: 2 * int(keep.sum())})
+
+
+def close_hour(raw_dir: Path, key: str, rows: dict[str, int]) -> None:
+    """Record an hour as complete, as the archive does."""
+    import msgspec
+
+    start_ns, end_ns = hour_window(key)
+    folder = hour_folder(raw_dir / CLOSED, start_ns)
+    closed = ClosedHour(hour=key, closed_at_ns=end_ns + 130 * NS, watermark_ns=end_ns + 121 * NS, rows=rows)
+    path = folder.with_suffix(".json")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(msgspec.json.encode(closed))
+
+
+def _write_gap(raw_dir: Path, at_ns: int, first_missing: int) -> None:
+    detail = {"from_sequence": first_missing, "to_sequence": first_missing + 19, "count": 20}
+    event = {
+        "kind": ["gap"],
+        "at_ns": [int(at_ns)],
+        "connection_id": ["c0ffee"],
+        "event_time_ns": [int(at_ns)],
+        "payload": [json.dumps(detail)],
+    }
+    _publish(raw_dir, EVENTS, 0, 0, event, np.array([True]))
+
+
+def _publish(
+    raw_dir: Path, topic: str, partition: int, first_offset: int, columns: dict, keep: np.ndarray
+) -> None:
+    rows = int(keep.sum())
+    columns = {name: pa.array(values, SCHEMAS[topic].field(name).type) for name, values in columns.items()}
+    table = {name: values.filter(pa.array(keep)) for name, values in columns.items()}
+    table |= {
+        "kafka_partition": pa.array(np.full(rows, partition, np.int32)),
+        "kafka_offset": pa.array(np.arange(first_offset, first_offset + rows)),
+        "schema_version": pa.array(np.ones(rows, np.int16)),
+    }
+    batch = pa.RecordBatch.from_arrays([table[field.name] for field in SCHEMAS[topic]], schema=SCHEMAS[topic])
+    file = OpenFile(raw_dir, topic, LOG_ID, partition, first_offset)
+    file.append(batch, rows)
+    file.publish()

@@ -1,0 +1,1 @@
+"""Tests of the lake, raw storage as the pipeline sees it, tracking and reports."""
