@@ -109,7 +109,7 @@ def split_times(first_ns: int, end_ns: int, spec: TimescaleSpec) -> Split:
 
     Test is the last ``min(test_span, max_test_share × available)``. The training span ends H (purge) plus
     ``max(H, embargo)`` before it and is at most `train_span_s` long; its last `validation_share` is
-    validation, and training rows end H before that. Borders are rounded down to whole bars.
+    validation, and training rows end H before that. Borders lie on whole bars.
 
     Raises:
         SpanTooShort: training or validation would be empty.
@@ -120,12 +120,12 @@ def split_times(first_ns: int, end_ns: int, spec: TimescaleSpec) -> Split:
     test_ns = min(cut.test_span_s * NS, int(cut.max_test_share * max(available, 0)))
     test_start = _floor(end_ns - test_ns, spec)
     span_end = _floor(test_start - spec.horizon_ns - embargo_ns, spec)
-    span_start = max(first_ns, span_end - cut.train_span_s * NS)
+    span_start = -_floor(-max(first_ns, span_end - cut.train_span_s * NS), spec)
     validation_start = _floor(span_end - int(cut.validation_share * (span_end - span_start)), spec)
     train_end = validation_start - spec.horizon_ns
     if not (span_start < train_end and validation_start < span_end and test_start < end_ns):
         raise SpanTooShort(
-            f"{available / NS:.0f} s of rows, {iso_utc(first_ns)} to {iso_utc(end_ns)}, are too few to split: "
+            f"{available / NS:.0f} s of rows, {iso_utc(first_ns)} to {iso_utc(end_ns)}, are too few: "
             f"test takes {test_ns / NS:.0f} s, "
             f"purge and embargo {(2 * spec.horizon_ns + embargo_ns) / NS:.0f} s"
         )

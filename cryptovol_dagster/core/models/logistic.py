@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -55,7 +56,12 @@ class LogisticModel(Model):
         import skops.io
 
         content = parts[_PIPELINE]
-        # skops loads only what it knows to be harmless; a pipeline of ours needs nothing beyond that.
-        if untrusted := skops.io.get_untrusted_types(data=content):
+        try:
+            # skops loads only what it knows to be harmless; a pipeline of ours needs nothing beyond that.
+            untrusted = skops.io.get_untrusted_types(data=content)
+            if not untrusted:
+                self._pipeline = skops.io.loads(content)
+        except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
+            raise ModelError(f"the file of model {self.name} holds no readable pipeline: {error}") from error
+        if untrusted:
             raise ModelError(f"the file of model {self.name} holds types not trusted: {', '.join(untrusted)}")
-        self._pipeline = skops.io.loads(content)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 
@@ -68,7 +70,7 @@ def make_bars(n_bars: int, products: tuple[str, ...] = ("BTC-USD", "ETH-USD"), s
 def grid_of(ret_nano: np.ndarray, products: tuple[str, ...]) -> BarGrid:
     """A flawless grid with these returns; columns that labels do not read are blank."""
     shape = ret_nano.shape
-    columns = {name: np.zeros(shape, dtype=np.int64) for name in BAR_COLUMNS}
+    columns: dict[str, Any] = {name: np.zeros(shape, dtype=np.int64) for name in BAR_COLUMNS}
     price = 50_000 * np.exp(np.cumsum(ret_nano, axis=1) * 1e-9)
     for name in ("ret_ok", "has_quote", "has_imbalance"):
         columns[name] = np.ones(shape, dtype=bool)
@@ -94,7 +96,7 @@ def make_features(bars: BarGrid, seed: int = 2) -> pd.DataFrame:
             f"ln_ewma_r2_{half}": np.log(np.sqrt(square.ewm(halflife=half).mean()) + 1e-7)
             for half in (20, 300)
         }
-        columns |= {"abs_ret_5": ret.rolling(5).sum().abs() * 1e4, "noise": random.normal(size=bars.n_bars)}
+        columns |= {"abs_ret_5": np.abs(ret.rolling(5).sum()) * 1e4, "noise": random.normal(size=bars.n_bars)}
         frame = pd.DataFrame(columns)
         valid = frame.notna().all(axis=1)
         frame.insert(0, "bar_start", pd.to_datetime(bars.bar_starts_ns, unit="ns", utc=True))

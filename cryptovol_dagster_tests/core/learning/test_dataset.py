@@ -1,0 +1,139 @@
+"""Joining features and labels, and posing a problem on them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cryptovol_dagster.core.bars import BarGrid
+from cryptovol_dagster.core.dataset import SingleClassError, join_dataset, pose_problem, require_both_classes
+from cryptovol_dagster.core.labels import DegenerateThreshold, LearningError, forward_volatility
+from cryptovol_dagster.core.specs import NS
+from cryptovol_dagster.core.splits import split_times
+from cryptovol_dagster_tests.core.learning.market import (
+    SPEC,
+    make_bars,
+    make_dataset,
+    make_features,
+    make_problem,
+)
+
+KEYS = ["bar_start", "product"]
+
+
+@pytest.fixture(scope="module")
+def bars() -> BarGrid:
+    bars = make_bars(1_500)
+    bars.in_gap[1, 1_200:1_210] = True
+    return bars
+
+
+@pytest.fixture(scope="module")
+def frames(bars: BarGrid) -> tuple[pd.DataFrame, pd.DataFrame]:
+    return make_features(bars), forward_volatility(bars, SPEC).to_frame()
+
+
+def test_the_join_equals_pandas_merge(frames: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    features, labels = frames
+    dataset = join_dataset(features, labels, SPEC)
+    features, labels = (frame.assign(product=frame["product"].astype(str)) for frame in (features, labels))
+    merged = features.merge(labels, on=KEYS, suffixes=("", "_label"))
+    merged = merged[merged["valid"] & merged["sigma"].notna()].sort_values(KEYS).reset_index(drop=True)
+    pd.testing.assert_frame_equal(dataset.features, merged[list(dataset.features.columns)])
+    assert dataset.product.tolist() == merged["product"].tolist()
+    np.testing.assert_array_equal(dataset.sigma, merged["sigma"])
+    np.testing.assert_array_equal(dataset.trailing_sigma, merged["trailing_sigma"])
+    np.testing.assert_array_equal(dataset.t_ns, merged["bar_start"].astype(np.int64) + NS)
+
+
+def test_row_order_of_the_frames_does_not_matter(frames: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    features, labels = frames
+    straight = join_dataset(features, labels, SPEC)
+    shuffled = join_dataset(
+        features.sample(frac=1, random_state=1), labels.sample(frac=1, random_state=2), SPEC
+    )
+    pd.testing.assert_frame_equal(straight.features, shuffled.features)
+    np.testing.assert_array_equal(straight.sigma, shuffled.sigma)
+
+
+def test_every_row_left_out_is_counted(frames: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    features, labels = frames
+    features = features.copy()
+    features.loc[features.index[-200], "noise"] = np.inf
+    dataset = join_dataset(features.iloc[:-7], labels.iloc[5:], SPEC)
+    assert dataset.dropped == {
+        "label_missing": 5,
+        "feature_missing": 7,
+        "feature_reason_1": 2 * 899 - 5,
+        "label_break": 69,
+        "label_end_of_data": 113,
+        "feature_not_finite": 1,
+    }
+    # Each (product, bar) of either frame is kept or counted, once.
+    assert len(dataset) + sum(dataset.dropped.values()) == 3_000
+
+
+def test_bad_frames_are_refused_by_name(frames: tuple[pd.DataFrame, pd.DataFrame]) -> None:
+    features, labels = frames
+    with pytest.raises(LearningError, match="labels lack the columns sigma"):
+        join_dataset(features, labels.drop(columns="sigma"), SPEC)
+    with pytest.raises(LearningError, match=r"features hold a .product, bar start. twice"):
+        join_dataset(pd.concat([features, features.iloc[:1]]), labels, SPEC)
+    with pytest.raises(
+        LearningError, match=r"no row has both valid features and a label .feature_reason_1 3000"
+    ):
+        join_dataset(features.assign(valid=False, reason=np.int8(1)), labels, SPEC)
+
+
+def test_thresholds_come_from_training_rows_only() -> None:
+    problem = make_problem(9_000)
+    train, y = problem.part(problem.split.train)
+    for product, tau in problem.thresholds.items():
+        assert tau == np.quantile(train.sigma[train.product == product], 0.9)
+        assert y[train.product == product].mean() == pytest.approx(0.1, abs=0.001)
+    # Whatever happens after training, τ stays.
+    later = problem.dataset.t_ns >= problem.split.validation.start_ns
+    changed = replace(problem.dataset, sigma=np.where(later, 1.0, problem.dataset.sigma))
+    assert pose_problem(changed, problem.split, SPEC).thresholds == problem.thresholds
+
+
+def test_parts_do_not_overlap_and_keep_their_rows() -> None:
+    problem = make_problem(9_000)
+    parts = [
+        problem.part(span)[0] for span in (problem.split.train, problem.split.validation, problem.split.test)
+    ]
+    times = [set(part.t_ns.tolist()) for part in parts]
+    assert not times[0] & times[1]
+    assert not times[1] & times[2]
+    assert all(len(part.features) == len(part) for part in parts)
+
+
+def test_a_market_that_stands_still_is_an_error() -> None:
+    dataset = make_dataset(6_000)
+    split = split_times(int(dataset.t_ns.min()), int(dataset.t_ns.max()) + NS, SPEC)
+    still = replace(dataset, sigma=np.where(dataset.product == "ETH-USD", 0.0, dataset.sigma))
+    with pytest.raises(DegenerateThreshold, match="ETH-USD"):
+        pose_problem(still, split, SPEC)
+
+
+def test_an_empty_part_and_a_new_product_are_errors() -> None:
+    dataset = make_dataset(6_000)
+    split = split_times(int(dataset.t_ns.min()), int(dataset.t_ns.max()) + NS, SPEC)
+    with pytest.raises(LearningError, match="no labelled rows in the validation span"):
+        pose_problem(dataset.rows(~split.validation.mask(dataset.t_ns)), split, SPEC)
+    newcomer = (dataset.product == "ETH-USD") & (dataset.t_ns < split.test.start_ns)
+    with pytest.raises(LearningError, match="no spike threshold for ETH-USD"):
+        pose_problem(dataset.rows(~newcomer), split, SPEC)
+
+
+@pytest.mark.parametrize(("value", "words"), [(False, "no positives"), (True, "only positives")])
+def test_a_single_class_names_products_and_span(value: bool, words: str) -> None:
+    dataset = make_dataset(2_000)
+    with pytest.raises(
+        SingleClassError, match=f"training labels of BTC-USD, ETH-USD 2026.*{words}"
+    ) as caught:
+        require_both_classes(dataset, np.full(len(dataset), value), "training")
+    assert "\n" not in str(caught.value)

@@ -1,0 +1,273 @@
+"""The evaluation as a whole: what it holds, when it doubts itself, and that a leak would show."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_fscore_support
+
+from cryptovol_dagster.core.dataset import Problem, SingleClassError
+from cryptovol_dagster.core.evaluation import Evaluation, evaluate, summary_rows
+from cryptovol_dagster.core.metrics import best_f1_threshold
+from cryptovol_dagster.core.model_card import render_model_card
+from cryptovol_dagster.core.models import MODELS, Model, ModelError, train_model
+from cryptovol_dagster.core.plots import (
+    plot_episode,
+    plot_importances,
+    plot_pr_curves,
+    plot_reliability,
+    plot_sigma_distribution,
+)
+from cryptovol_dagster_tests.core.learning.market import MODEL_SPEC, SPEC, make_bars, make_problem
+
+PNG = b"\x89PNG\r\n\x1a\n"
+N_BARS, SEED = 50_000, 5
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    return make_problem(N_BARS, seed=SEED)
+
+
+@pytest.fixture(scope="module")
+def models(problem: Problem) -> dict[str, Model]:
+    return {name: train_model(name, problem, SPEC, MODEL_SPEC, feature_hash="f00d") for name in MODELS}
+
+
+def run(problem: Problem, models: dict[str, Model]) -> Evaluation:
+    return evaluate(problem, models, SPEC, MODEL_SPEC, data_hash="da7a", feature_hash="f00d")
+
+
+@pytest.fixture(scope="module")
+def evaluation(problem: Problem, models: dict[str, Model]) -> Evaluation:
+    return run(problem, models)
+
+
+@pytest.fixture(scope="module")
+def short() -> tuple[Problem, dict[str, Model]]:
+    """Too little for an interval."""
+    problem = make_problem(9_000, seed=2)
+    names = ("baseline_zscore", "har_logit")
+    return problem, {
+        name: train_model(name, problem, SPEC, MODEL_SPEC, feature_hash="f00d") for name in names
+    }
+
+
+def with_test_labels(problem: Problem, value: bool) -> Problem:
+    return replace(problem, y=np.where(problem.split.test.mask(problem.dataset.t_ns), value, problem.y))
+
+
+def test_enough_data_gives_intervals_around_every_number(evaluation: Evaluation) -> None:
+    report = evaluation.to_dict()
+    assert evaluation.verdict == "ok"
+    assert evaluation.reasons == ()
+    assert report["schema_version"] == 1
+    assert set(report["models"]) == set(MODELS)
+    for result in report["models"].values():
+        bounds = result["average_precision_interval"]
+        assert bounds["low"] < result["average_precision"] < bounds["high"]
+        assert result["lift"] == pytest.approx(result["average_precision"] / result["base_rate"])
+    assert report["counts"]["test"]["positive_blocks"] >= 10
+    assert report["data"] == report["data"] | {"hash": "da7a", "feature_hash": "f00d"}
+
+
+def test_the_report_is_json_without_nan_and_survives_the_way_back(evaluation: Evaluation) -> None:
+    text = json.dumps(evaluation.to_dict(), allow_nan=False)
+    assert json.loads(text) == evaluation.to_dict()
+
+
+def test_the_same_input_gives_the_same_report(
+    evaluation: Evaluation, problem: Problem, models: dict[str, Model]
+) -> None:
+    assert run(problem, models).to_dict() == evaluation.to_dict()
+
+
+def test_numbers_can_be_recomputed_from_the_predictions(evaluation: Evaluation, problem: Problem) -> None:
+    rows, report = evaluation.predictions, evaluation.to_dict()
+    assert len(rows) == report["counts"]["test"]["rows"]
+    tau = rows["product"].map(problem.thresholds)
+    assert ((rows["sigma"] >= tau) == rows["y"]).all()
+    onset = rows["trailing_sigma"] < tau
+    for name, result in report["models"].items():
+        assert result["average_precision"] == pytest.approx(average_precision_score(rows["y"], rows[name]))
+        expected = average_precision_score(rows["y"][onset], rows[name][onset])
+        assert result["onset"]["average_precision"] == pytest.approx(expected)
+        assert result["onset"]["rows"] == onset.sum()
+        for product, own in rows.groupby("product"):
+            expected = average_precision_score(own["y"], own[name])
+            assert result["by_product"][product]["average_precision"] == pytest.approx(expected)
+
+
+def test_operating_points_are_chosen_on_validation_and_measured_on_test(
+    evaluation: Evaluation, problem: Problem, models: dict[str, Model]
+) -> None:
+    validation, y_validation = problem.part(problem.split.validation)
+    rows = evaluation.predictions
+    for name, model in models.items():
+        point = evaluation.report["models"][name]["operating_points"]["max_f1"]
+        assert point["threshold"] == best_f1_threshold(y_validation, model.predict_proba(validation.features))
+        flagged = rows[name] >= point["threshold"]
+        precision, recall, f1, support = precision_recall_fscore_support(rows["y"], flagged)
+        for k, label in enumerate(("calm", "spike")):
+            expected = {"precision": precision[k], "recall": recall[k], "f1": f1[k], "support": support[k]}
+            assert point["classification_report"][label] == pytest.approx(expected)
+        assert (
+            list(point["confusion_matrix"].values()) == confusion_matrix(rows["y"], flagged).ravel().tolist()
+        )
+        assert 0 <= point["events_found"] <= point["events"] == evaluation.report["counts"]["test"]["events"]
+
+
+def test_every_model_is_compared_with_every_baseline_on_the_same_resamples(evaluation: Evaluation) -> None:
+    report = evaluation.to_dict()
+    pairs = [(entry["model"], entry["baseline"]) for entry in report["comparisons"]]
+    assert len(pairs) == len(set(pairs)) == 4 * 3
+    for entry in report["comparisons"]:
+        ours, theirs = (report["models"][entry[key]]["average_precision"] for key in ("model", "baseline"))
+        assert entry["ap_difference"] == pytest.approx(ours - theirs)
+        width = entry["interval"]["high"] - entry["interval"]["low"]
+        own = report["models"][entry["model"]]["average_precision_interval"]
+        assert 0 < width < own["high"] - own["low"]
+
+
+def test_the_future_given_as_a_feature_stands_out(problem: Problem) -> None:
+    """The numbers can tell a leak: a column made of the label's own span ranks perfectly."""
+    dataset = problem.dataset
+    tau = pd.Series(dataset.product).map(problem.thresholds).to_numpy()
+    leak = dataset.features.assign(ln_rv_60=np.log(dataset.sigma / tau))
+    leaking = replace(problem, dataset=replace(dataset, features=leak))
+    onset = {}
+    for name, posed in (("leaking", leaking), ("honest", problem)):
+        model = train_model("baseline_zscore", posed, SPEC, MODEL_SPEC, feature_hash="f00d")
+        result = run(posed, {"baseline_zscore": model}).report["models"]["baseline_zscore"]
+        onset[name] = result["onset"]["average_precision"]
+    assert onset["leaking"] == 1.0
+    assert onset["honest"] < 0.5
+
+
+def test_labels_without_order_are_worth_the_base_rate(problem: Problem) -> None:
+    shuffled = replace(problem, y=np.random.default_rng(3).permutation(problem.y))
+    model = train_model("logreg", shuffled, SPEC, MODEL_SPEC, feature_hash="f00d")
+    result = run(shuffled, {"logreg": model}).report["models"]["logreg"]
+    assert result["lift"] == pytest.approx(1, abs=0.1)
+    assert result["roc_auc"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_too_few_blocks_leave_numbers_without_intervals(short: tuple[Problem, dict[str, Model]]) -> None:
+    evaluation = run(*short)
+    report = evaluation.to_dict()
+    assert evaluation.verdict == "insufficient_data"
+    assert any("independent blocks of 30 min" in reason for reason in evaluation.reasons)
+    for result in report["models"].values():
+        assert 0 < result["average_precision"] < 1
+        assert result["average_precision_interval"] is None
+    assert all(entry["interval"] is None for entry in report["comparisons"])
+    json.dumps(report, allow_nan=False)
+
+
+@pytest.mark.parametrize(("value", "words"), [(False, "no positives"), (True, "only positives")])
+def test_a_single_class_in_the_test_is_a_verdict(
+    value: bool, words: str, short: tuple[Problem, dict[str, Model]]
+) -> None:
+    problem, models = short
+    evaluation = run(with_test_labels(problem, value), models)
+    assert evaluation.verdict == "insufficient_data"
+    assert words in evaluation.reasons[0]
+    for result in evaluation.report["models"].values():
+        assert result["average_precision"] is None
+        assert result["roc_auc"] is None
+        assert result["brier"] is not None
+    json.dumps(evaluation.to_dict(), allow_nan=False)
+    assert all(picture.startswith(PNG) for picture in pictures(evaluation))
+    assert "insufficient_data" in render_model_card(evaluation.to_dict())
+
+
+def test_no_spike_in_validation_leaves_no_threshold_to_choose(
+    short: tuple[Problem, dict[str, Model]],
+) -> None:
+    problem, models = short
+    in_validation = problem.split.validation.mask(problem.dataset.t_ns)
+    evaluation = run(replace(problem, y=problem.y & ~in_validation), models)
+    for result in evaluation.report["models"].values():
+        assert result["operating_points"]["max_f1"] is None
+    assert "max_f1" in render_model_card(evaluation.to_dict())
+
+
+def test_a_single_class_in_training_is_an_error(short: tuple[Problem, dict[str, Model]]) -> None:
+    problem, models = short
+    with pytest.raises(SingleClassError, match="training labels of BTC-USD, ETH-USD"):
+        run(replace(problem, y=np.zeros(len(problem.dataset), dtype=bool)), models)
+
+
+def test_nothing_to_evaluate_is_an_error(problem: Problem) -> None:
+    with pytest.raises(ModelError, match="no model to evaluate"):
+        run(problem, {})
+
+
+def test_summary_rows_are_flat_and_sorted(evaluation: Evaluation) -> None:
+    rows = evaluation.summary_rows()
+    assert [row["model"] for row in rows] == sorted(
+        MODELS, key=lambda name: -evaluation.report["models"][name]["average_precision"]
+    )
+    assert all(isinstance(value, str | float | int) for row in rows for value in row.values())
+    assert summary_rows(json.loads(json.dumps(evaluation.to_dict()))) == rows
+
+
+# --- pictures and card ------------------------------------------------------------------------------------
+
+
+def pictures(evaluation: Evaluation) -> list[bytes]:
+    return [plot_pr_curves(evaluation), plot_reliability(evaluation), plot_episode(evaluation)]
+
+
+def test_pictures_are_png(evaluation: Evaluation, problem: Problem, models: dict[str, Model]) -> None:
+    mid = make_bars(N_BARS, seed=SEED).to_frame()[["bar_start", "product", "close"]]
+    drawn = [
+        *pictures(evaluation),
+        plot_episode(evaluation, mid),
+        plot_sigma_distribution(problem),
+        *[plot_importances(model) for model in models.values()],
+    ]
+    assert all(picture.startswith(PNG) and len(picture) > 5_000 for picture in drawn)
+    assert plot_episode(evaluation, mid) != plot_episode(evaluation)
+
+
+def test_pictures_touch_no_global_state(evaluation: Evaluation) -> None:
+    import matplotlib.pyplot
+
+    plot_pr_curves(evaluation)
+    assert matplotlib.pyplot.get_fignums() == []
+
+
+def test_predictions_survive_parquet(
+    evaluation: Evaluation, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("predictions") / "part.parquet"
+    evaluation.predictions.to_parquet(path)
+    read = replace(evaluation, predictions=pd.read_parquet(path))
+    assert plot_pr_curves(read) == plot_pr_curves(evaluation)
+
+
+def test_the_card_shows_the_report_s_numbers(evaluation: Evaluation) -> None:
+    card = render_model_card(evaluation.to_dict(), title="seconds, 60 s")
+    assert card.startswith("# Model card: seconds, 60 s\n")
+    assert "**Verdict: ok.**" in card
+    for name, result in evaluation.report["models"].items():
+        bounds = result["average_precision_interval"]
+        cell = f"| {name} | {result['average_precision']:.3f} [{bounds['low']:.3f}, {bounds['high']:.3f}] |"
+        assert cell in card
+    for product, tau in evaluation.report["thresholds"].items():
+        assert f"| {product} | {tau:.4g} |" in card
+    assert "nan" not in card.lower()
+    assert "None" not in card
+
+
+def test_the_card_says_when_the_data_are_too_few(short: tuple[Problem, dict[str, Model]]) -> None:
+    evaluation = run(*short)
+    card = render_model_card(evaluation.to_dict())
+    assert "**Verdict: insufficient_data.**" in card
+    assert f"- {evaluation.reasons[0]}" in card
+    assert "too small to tell the models apart" in card
