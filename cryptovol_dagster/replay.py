@@ -443,9 +443,8 @@ def replay_command(files: tuple[Path, ...], out: Path | None, products: str | No
             out=out,
         )
     except (ReplayError, RecordingError, SettingsError, FeatureError) as error:
-        failure = click.ClickException(str(error))
-        failure.exit_code = exit_code_of(error) or 1
-        raise failure from None
+        click.echo(f"Error: {error}", err=True)
+        raise SystemExit(exit_code_of(error)) from None
     click.echo(result.to_json() if as_json else _text(result))
 
 

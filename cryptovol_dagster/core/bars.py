@@ -74,7 +74,8 @@ class BarGrid:
         spread_nano: (ask − bid)/mid × 1e9 as of the end (1e5 nano = 1 bps); 0 without a quote.
         imbalance_nano: (bid size − ask size)/(their sum) × 1e9 as of the end; 0 where not `has_imbalance`.
         n_updates: ticks in the bar.
-        n_mid_changes: ticks whose mid differs from the one before; the first after a break does not count.
+        n_mid_changes: ticks whose mid differs from the one before (by more than half a nano of it); the first
+            after a break does not count.
         age_s: the bar's end minus the time of its quote, seconds; NaN without a quote.
         n_trades: trades in the bar; 0 where not `has_trades`.
         volume_e8: traded size × 1e8.
@@ -408,7 +409,9 @@ def _mid_changes(
 ) -> NDArray[np.int64]:
     changed = np.zeros(len(mid) + 1, dtype=np.int64)
     # A predecessor older than the gap length may lie before the ticks given, so it must not count.
-    changes = (mid[1:] != mid[:-1]) & ~gap_before[1:] & (times[1:] - times[:-1] <= gap_ns)
+    near = ~gap_before[1:] & (times[1:] - times[:-1] <= gap_ns)
+    # Half a nano is what a return can resolve; less is the rounding of (bid + ask)/2, no change of mid.
+    changes = near & (np.abs(mid[1:] - mid[:-1]) > mid[:-1] * (0.5 / NANO))
     np.cumsum(changes, out=changed[2:])
     return np.diff(changed[edge])
 

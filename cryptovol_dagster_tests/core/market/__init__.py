@@ -1,0 +1,1 @@
+"""Ticks, bars, windows and features against a slow, obvious reference."""

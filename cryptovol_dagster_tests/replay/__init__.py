@@ -1,0 +1,1 @@
+"""Replay of recordings: streamed rows against one computation over everything."""
