@@ -32,21 +32,26 @@ def iter_line_blocks(path: Path) -> Iterator[list[bytes]]:
     line_count = 0
     tail: list[bytes] = []
     tail_bytes = 0
-    for block in _blocks(path):
-        lines = block.split(b"\n")
-        if len(lines) == 1:
-            tail.append(block)
-            tail_bytes += len(block)
-            if tail_bytes > _MAX_LINE_BYTES:
-                raise RecordingError(
-                    f"{path}: line {line_count + 1}: longer than {_MAX_LINE_BYTES >> 20} MiB"
-                )
-            continue
-        lines[0] = b"".join((*tail, lines[0]))
-        tail = [lines.pop()]
-        tail_bytes = len(tail[0])
-        line_count += len(lines)
-        yield lines
+    try:
+        for block in _blocks(path):
+            lines = block.split(b"\n")
+            if len(lines) == 1:
+                tail.append(block)
+                tail_bytes += len(block)
+                if tail_bytes > _MAX_LINE_BYTES:
+                    raise RecordingError(
+                        f"{path}: line {line_count + 1}: longer than {_MAX_LINE_BYTES >> 20} MiB"
+                    )
+                continue
+            lines[0] = b"".join((*tail, lines[0]))
+            tail = [lines.pop()]
+            tail_bytes = len(tail[0])
+            line_count += len(lines)
+            yield lines
+    except OSError as error:
+        raise RecordingError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except zlib.error as error:
+        raise RecordingError(f"{path}: line {line_count + 1}: broken gzip stream: {error}") from error
     last = b"".join(tail)
     if last:
         yield [last]
@@ -67,13 +72,8 @@ def starts_with(path: Path, magic: bytes) -> bool:
 
 def _blocks(path: Path) -> Iterator[bytes]:
     gzipped = starts_with(path, _GZIP_MAGIC)
-    try:
-        with path.open("rb") as file:
-            yield from _gunzip(file) if gzipped else iter(lambda: file.read(_BLOCK_BYTES), b"")
-    except OSError as error:
-        raise RecordingError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except zlib.error as error:
-        raise RecordingError(f"{path}: broken gzip stream: {error}") from error
+    with path.open("rb") as file:
+        yield from _gunzip(file) if gzipped else iter(lambda: file.read(_BLOCK_BYTES), b"")
 
 
 def _gunzip(file: BinaryIO) -> Iterator[bytes]:

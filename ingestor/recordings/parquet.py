@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,7 +11,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ingestor.archive.errors import ArchiveError
+from ingestor.archive.layout import Footer, first_line, read_footer
+from ingestor.archive.reader import RawReader
 from ingestor.envelope import EVENTS, TICKS
+from ingestor.exchange.messages import TICKER
 from ingestor.recordings.lines import RecordingError
 from ingestor.recordings.model import RecordingCounts, TickArrays, tick_arrays
 
@@ -30,6 +33,7 @@ _COLUMNS = (
     "best_ask_quantity",
     "price",
 )
+#: Connection id → (n, 2) first and last missing number of its recorded gaps, ascending.
 _Gaps = dict[str, npt.NDArray[np.int64]]
 
 
@@ -39,21 +43,24 @@ def iter_raw_parquet(
     """Read one file of raw storage.
 
     `gap_before` comes from the `gap` events in `feed.events` of the same raw folder; a file that stands
-    elsewhere cannot tell a lost message from a heartbeat: no gap is flagged and `counts.gaps_known` is False.
+    elsewhere cannot tell a lost message from a heartbeat: no gap is flagged and `counts.gaps_known` is
+    False. Rows of records that raw storage could not decode are counted as unreadable.
 
     Raises:
         RecordingError: The file is no Parquet of ours, is damaged, or holds another topic.
     """
     try:
+        footer = read_footer(path)
+        if footer.topic != TICKS:
+            raise RecordingError(f"{path}: holds {footer.topic}, not {TICKS}")
+        gaps = _recorded_gaps(path, footer)
         file = pq.ParquetFile(path)
+    except ArchiveError as error:
+        raise RecordingError(str(error)) from error
     except (pa.ArrowException, OSError) as error:
-        raise RecordingError(f"{path}: unreadable Parquet: {_one_line(error)}") from error
-    missing = [name for name in _COLUMNS if name not in file.schema_arrow.names]
-    if missing:
-        raise RecordingError(f"{path}: not a {TICKS} file: column {missing[0]} is missing")
-    if file.metadata.num_rows == 0:
-        raise RecordingError(f"{path}: empty recording")
-    return _chunks(path, file, counts, chunk_rows, products)
+        raise RecordingError(f"{path}: cannot be read: {first_line(error)}") from error
+    counts.gaps_known = gaps is not None
+    return _chunks(path, file, counts, chunk_rows, products, gaps or {})
 
 
 def _chunks(
@@ -62,55 +69,57 @@ def _chunks(
     counts: RecordingCounts,
     chunk_rows: int,
     products: Sequence[str] | None,
+    gaps: _Gaps,
 ) -> Iterator[TickArrays]:
     product_codes = {product: code for code, product in enumerate(products or ())}
     connection_codes: dict[str, int] = {}
-    gaps = _recorded_gaps(path)
-    counts.gaps_known = gaps is not None
-    gaps_at_entry: Counter[tuple[int, int]] = Counter()
+    gaps_passed: dict[tuple[int, int], int] = {}
     try:
         for batch in file.iter_batches(batch_size=chunk_rows, columns=list(_COLUMNS)):
-            counts.lines += batch.num_rows
-            counts.ticks += batch.num_rows
-            counts.frames["ticker"] += batch.num_rows
+            readable = _readable(batch, counts)
             if products is not None:
-                wanted = np.isin(batch["product_id"].to_numpy(zero_copy_only=False), list(products))
-                batch = batch.filter(pa.array(wanted))
-            if not batch.num_rows:
+                wanted = np.isin(readable["product_id"].to_numpy(zero_copy_only=False), list(products))
+                readable = readable.filter(pa.array(wanted))
+            if not readable.num_rows:
                 continue
-            product = _codes(batch["product_id"], product_codes)
-            connection = _codes(batch["connection_id"], connection_codes)
-            columns = {name: batch[name].to_numpy(zero_copy_only=False) for name in _COLUMNS[2:]}
-            gap_before = _gap_flags(
-                product,
-                connection,
-                columns["sequence_num"],
-                tuple(connection_codes),
-                gaps or {},
-                gaps_at_entry,
-            )
+            product = _codes(readable["product_id"], product_codes)
+            connection = _codes(readable["connection_id"], connection_codes)
+            columns = {name: readable[name].to_numpy(zero_copy_only=False) for name in _COLUMNS[2:]}
+            connections = tuple(connection_codes)
             yield tick_arrays(
                 tuple(product_codes),
-                tuple(connection_codes),
+                connections,
                 {
+                    **columns,
                     "product": product,
                     "connection": connection,
                     "bid": columns["best_bid"],
                     "ask": columns["best_ask"],
                     "bid_size": columns["best_bid_quantity"],
                     "ask_size": columns["best_ask_quantity"],
-                    "gap_before": gap_before,
-                    **columns,
+                    "gap_before": _gap_flags(
+                        product, connection, columns["sequence_num"], connections, gaps, gaps_passed
+                    ),
                 },
             )
     except (pa.ArrowException, OSError) as error:
-        raise RecordingError(
-            f"{path}: row {counts.lines + 1}: unreadable Parquet: {_one_line(error)}"
-        ) from error
+        where = f"{path}: row {counts.lines + 1}"
+        raise RecordingError(f"{where}: cannot be read: {first_line(error)}") from error
     for connection_id in connection_codes:
-        for first, last in (gaps or {}).get(connection_id, ()):
+        for first, last in gaps.get(connection_id, ()):
             counts.gaps += 1
             counts.missing += int(last - first + 1)
+
+
+def _readable(batch: pa.RecordBatch, counts: RecordingCounts) -> pa.RecordBatch:
+    """Count the rows; leave out those that hold no tick."""
+    unreadable = np.flatnonzero(batch["product_id"].is_null().to_numpy(zero_copy_only=False))
+    for row in unreadable.tolist():
+        counts.add_unreadable(counts.lines + row + 1, "a record that raw storage could not decode")
+    counts.lines += batch.num_rows
+    counts.ticks += batch.num_rows - len(unreadable)
+    counts.frames[TICKER] += batch.num_rows - len(unreadable)
+    return batch.filter(batch["product_id"].is_valid()) if len(unreadable) else batch
 
 
 def _codes(column: pa.Array, codes: dict[str, int]) -> npt.NDArray[np.int32]:
@@ -125,46 +134,37 @@ def _gap_flags(
     sequence_num: npt.NDArray[np.int64],
     connections: tuple[str, ...],
     gaps: _Gaps,
-    gaps_at_entry: Counter[tuple[int, int]],
+    gaps_passed: dict[tuple[int, int], int],
 ) -> npt.NDArray[np.bool_]:
+    """Flag rows before which a gap lies; `gaps_passed` carries (connection, product) from chunk to chunk."""
     flags = np.zeros(len(product), dtype=np.bool_)
-    for connection_code in np.unique(connection):
+    for connection_code in np.unique(connection).tolist():
         recorded = gaps.get(connections[connection_code])
         if recorded is None:
             continue
         of_connection = connection == connection_code
-        for product_code in np.unique(product[of_connection]):
+        for product_code in np.unique(product[of_connection]).tolist():
             rows = np.flatnonzero(of_connection & (product == product_code))
             passed = np.searchsorted(recorded[:, 0], sequence_num[rows])
-            key = (int(connection_code), int(product_code))
-            flags[rows] = np.diff(passed, prepend=gaps_at_entry[key]) > 0
-            gaps_at_entry[key] = int(passed[-1])
+            # A product's first row of a connection has no earlier one to miss anything from.
+            before = gaps_passed.get((connection_code, product_code), int(passed[0]))
+            flags[rows] = np.diff(passed, prepend=before) > 0
+            gaps_passed[connection_code, product_code] = int(passed[-1])
     return flags
 
 
-def _recorded_gaps(path: Path) -> _Gaps | None:
-    """Gaps by connection, (n, 2) first and last missing number; None where no `feed.events` stand beside."""
-    topic_dir = next((folder for folder in path.resolve().parents if folder.name.endswith(TICKS)), None)
-    if topic_dir is None:
+def _recorded_gaps(path: Path, footer: Footer) -> _Gaps | None:
+    """The gaps that the feed recorded in the file's span; None where no `feed.events` stand beside it."""
+    topic_dir = next((folder for folder in path.resolve().parents if folder.name == TICKS), None)
+    if topic_dir is None or not topic_dir.with_name(EVENTS).is_dir():
         return None
-    events_dir = topic_dir.with_name(topic_dir.name.removesuffix(TICKS) + EVENTS)
-    if not events_dir.is_dir():
-        return None
+    events = RawReader(topic_dir.parent).read(
+        EVENTS, footer.min_time_ns, footer.max_time_ns + 1, ["kind", "connection_id", "payload"]
+    )
     found: dict[str, set[tuple[int, int]]] = {}
-    for events_path in sorted(events_dir.rglob("*.parquet")):
-        try:
-            table = pq.ParquetFile(events_path).read(["kind", "connection_id", "payload"])
-        except (pa.ArrowException, OSError) as error:
-            raise RecordingError(f"{events_path}: unreadable Parquet: {_one_line(error)}") from error
-        for event in table.to_pylist():
-            if event["kind"] != "gap":
-                continue
+    for event in events.to_pylist():
+        if event["kind"] == "gap":
             detail = json.loads(event["payload"])
-            found.setdefault(event["connection_id"], set()).add(
-                (detail["from_sequence"], detail["to_sequence"])
-            )
+            missing = (detail["from_sequence"], detail["to_sequence"])
+            found.setdefault(event["connection_id"], set()).add(missing)
     return {name: np.array(sorted(ranges), dtype=np.int64) for name, ranges in found.items()}
-
-
-def _one_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

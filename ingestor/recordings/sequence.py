@@ -25,11 +25,11 @@ class Connection:
 
     def gap_before(self, product: str) -> bool:
         """Whether a gap lies between this entry of the product and its previous one; call once an entry."""
-        if not self.gaps:
+        before = self._gaps_at_entry.get(product)
+        if before == self.gaps:
             return False
-        before = self._gaps_at_entry.get(product, 0)
         self._gaps_at_entry[product] = self.gaps
-        return before != self.gaps
+        return before is not None
 
 
 class ConnectionLog:
