@@ -144,7 +144,7 @@ class Archive:
         if self._thread is None:
             raise RuntimeError("the archive was not started")
         try:
-            if drain:
+            if drain and self.error is None:
                 self.drain_to(self._log_ends(), timeout_s)
         finally:
             self._stop.set()
@@ -228,8 +228,9 @@ class Archive:
         config = self._broker.consumer_config(self._group) | {
             "session.timeout.ms": _SESSION_TIMEOUT_MS,
             "heartbeat.interval.ms": _SESSION_TIMEOUT_MS // 5,
-            # What waits here is memory; two fetches in advance are enough to keep the reader busy.
+            # What is fetched ahead is memory; a full queue must not pause fetching for a second (the default).
             "queued.max.messages.kbytes": 8 * 1024,
+            "fetch.queue.backoff.ms": 10,
             "on_commit": _note_commit,
         }
         if not self._broker.is_embedded:
@@ -505,11 +506,14 @@ class Archive:
         return lacking
 
     def _log_ends(self) -> dict[tuple[str, int], int]:
-        return {
-            (topic, partition): offset
-            for topic in TOPICS
-            for partition, offset in self._broker.end_offsets(topic).items()
-        }
+        try:
+            return {
+                (topic, partition): offset
+                for topic in TOPICS
+                for partition, offset in self._broker.end_offsets(topic).items()
+            }
+        except BrokerError as error:
+            raise ArchiveError(str(error)) from error
 
     def _close_hours(self) -> None:
         if not self._closes_hours or time.monotonic() < self._closing_due_s:

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ingestor.archive.columns import column
 from ingestor.envelope import DEAD, DECODERS, EVENTS, TICKS, TRADES, DeadLetter, FeedEvent
 
 UNREADABLE = -1
@@ -99,7 +100,7 @@ _ENTRY = msgspec.json.Decoder()
 _COLUMN_ERRORS = (msgspec.MsgspecError, pa.ArrowInvalid, OverflowError, UnicodeDecodeError)
 
 _encode = msgspec.json.encode
-_Columns = dict[str, "Sequence[Any] | pa.Array"]
+_Columns = dict[str, Any]
 
 
 def time_columns(topic: str) -> tuple[str, ...]:
@@ -174,7 +175,7 @@ def _assemble(
         "kafka_offset": np.arange(first_offset, first_offset + rows, dtype=np.int64),
     }
     arrays = [
-        column if isinstance(column := columns[field.name], pa.Array) else pa.array(column, field.type)
+        values if isinstance(values := columns[field.name], pa.Array) else column(values, field.type)
         for field in schema
     ]
     return pa.RecordBatch.from_arrays(arrays, schema=schema)
@@ -184,12 +185,12 @@ def _tick_columns(values: Iterable[bytes]) -> _Columns:
     messages = [*map(DECODERS[TICKS].decode, values)]
     quotes = [_read_quote(message.ticker) for message in messages]
     columns = _position_columns(messages)
-    columns["price"] = _finite([quote.price for quote in quotes])
-    columns["best_bid"] = _finite([quote.best_bid for quote in quotes])
-    columns["best_ask"] = _finite([quote.best_ask for quote in quotes])
-    columns["best_bid_quantity"] = _finite([quote.best_bid_quantity for quote in quotes])
-    columns["best_ask_quantity"] = _finite([quote.best_ask_quantity for quote in quotes])
-    columns["payload"] = [str(message.ticker, "utf-8") for message in messages]
+    columns["price"] = [quote.price for quote in quotes]
+    columns["best_bid"] = [quote.best_bid for quote in quotes]
+    columns["best_ask"] = [quote.best_ask for quote in quotes]
+    columns["best_bid_quantity"] = [quote.best_bid_quantity for quote in quotes]
+    columns["best_ask_quantity"] = [quote.best_ask_quantity for quote in quotes]
+    columns["payload"] = [bytes(message.ticker) for message in messages]
     return columns
 
 
@@ -198,11 +199,11 @@ def _trade_columns(values: Iterable[bytes]) -> _Columns:
     trades = [_read_trade(message.trade) for message in messages]
     columns = _position_columns(messages)
     columns["trade_id"] = [trade.trade_id for trade in trades]
-    columns["price"] = _finite([trade.price for trade in trades])
-    columns["size"] = _finite([trade.size for trade in trades])
+    columns["price"] = [trade.price for trade in trades]
+    columns["size"] = [trade.size for trade in trades]
     columns["side"] = [trade.side for trade in trades]
     columns["trade_time_ns"] = _times([trade.time for trade in trades])
-    columns["payload"] = [str(message.trade, "utf-8") for message in messages]
+    columns["payload"] = [bytes(message.trade) for message in messages]
     return columns
 
 
@@ -214,7 +215,7 @@ def _event_columns(values: Iterable[bytes]) -> _Columns:
         "at_ns": [event.at_ns for event in events],
         "connection_id": [event.connection_id for event in events],
         "event_time_ns": [event.event_time_ns for event in events],
-        "payload": [_encode(event.detail).decode() for event in events],
+        "payload": [_encode(event.detail) for event in events],
     }
 
 
@@ -292,25 +293,16 @@ def _decimal(value: object) -> float | None:
         return None
 
 
-def _finite(numbers: list[float | None]) -> pa.Array:
-    """Column of `numbers` with null where one is absent, infinite or not a number."""
-    column = pa.array(numbers, pa.float64())
-    finite = pc.call_function("is_finite", [column])
-    if pc.call_function("all", [finite]).as_py():
-        return column
-    return pc.call_function("if_else", [finite, column, pa.scalar(None, pa.float64())])
-
-
 def _times(texts: list[str | None]) -> pa.Array:
     """RFC 3339 texts to integer nanoseconds; null where one is absent or unreadable."""
     try:
         return _parse_times(texts)
     except pa.ArrowInvalid:
-        return pa.array([_time(text) for text in texts], pa.int64())
+        return column([_time(text) for text in texts], pa.int64())
 
 
 def _parse_times(texts: list[str | None]) -> pa.Array:
-    return pc.cast(pa.array(texts, pa.string()), pa.timestamp("ns", "UTC")).cast(pa.int64())
+    return pc.cast(column(texts, pa.string()), pa.timestamp("ns", "UTC")).cast(pa.int64())
 
 
 def _time(text: str | None) -> int | None:

@@ -18,8 +18,10 @@ from typing import IO, Any
 
 import msgspec
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ingestor.archive.columns import as_int64
 from ingestor.archive.errors import ArchiveError, CollisionError
 from ingestor.archive.layout import (
     DISORDER_NS,
@@ -78,7 +80,7 @@ class OpenFile:
 
     def fitting(self, batch: pa.RecordBatch) -> int:
         """How many of the batch's first rows belong in this file's hour; an empty file takes the first's."""
-        times = event_times(self._topic, batch).to_numpy(zero_copy_only=False)
+        times = as_int64(event_times(self._topic, batch))
         hour_ns = self._hour_ns if self.rows else hour_start(int(times[0]))
         low, high = hour_ns - DISORDER_NS, hour_ns + HOUR_NS + DISORDER_NS
         if times.min() >= low and times.max() < high:
@@ -92,7 +94,7 @@ class OpenFile:
         Raises:
             ArchiveError: the temporary file cannot be written.
         """
-        times = event_times(self._topic, batch).to_numpy(zero_copy_only=False)
+        times = as_int64(event_times(self._topic, batch))
         low, high = int(times.min()), int(times.max())
         if self.rows == 0:
             self._hour_ns = hour_start(int(times[0]))
@@ -169,13 +171,15 @@ class OpenFile:
     def _note_sequences(self, table: pa.Table) -> None:
         if "sequence_num" not in table.schema.names:
             return
-        ranges = table.group_by("connection_id").aggregate([("sequence_num", "min"), ("sequence_num", "max")])
-        for row in ranges.to_pylist():
-            connection, low, high = row["connection_id"], row["sequence_num_min"], row["sequence_num_max"]
-            if connection is None or low is None:
-                continue
-            known = self._connections.get(connection, (low, high))
-            self._connections[connection] = (min(known[0], low), max(known[1], high))
+        owners, numbers = table.column("connection_id"), table.column("sequence_num")
+        # A few connections at most; group_by would do it at once, and import half of pandas.
+        for connection in owners.unique().drop_null():
+            own = numbers.filter(pc.call_function("equal", [owners, connection]))
+            low, high = pc.call_function("min_max", [own]).values()
+            if low.is_valid:
+                name = connection.as_py()
+                known = self._connections.get(name, (low.as_py(), high.as_py()))
+                self._connections[name] = (min(known[0], low.as_py()), max(known[1], high.as_py()))
 
     def _footer(self) -> Footer:
         return Footer(
