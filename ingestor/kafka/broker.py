@@ -37,6 +37,7 @@ LIBRARY_LOG.addHandler(logging.NullHandler())
 _MOCK_CLUSTER_PREFIX = "mockCluster"
 #: Topics whose order over the whole feed matters more than their throughput.
 _SINGLE_PARTITION_TOPICS = (EVENTS, DEAD)
+_EMBEDDED_FETCH_WAIT_MS = 20
 _ZERO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"
 
 
@@ -132,11 +133,16 @@ class Broker:
 
     def consumer_config(self, group: str) -> dict[str, Any]:
         """Options of a consumer that never jumps over evicted data and commits nothing by itself."""
-        return self._client_config() | {
+        config = self._client_config() | {
             "group.id": group,
             "auto.offset.reset": "error",
             "enable.auto.commit": False,
         }
+        if self.is_embedded:
+            # A mock cluster answers a fetch that found nothing only after its whole wait (500 ms by default),
+            # also when records come meanwhile.
+            config["fetch.wait.max.ms"] = _EMBEDDED_FETCH_WAIT_MS
+        return config
 
     def ensure_topics(self) -> None:
         """Create the topics of `TOPICS` that are missing; existing ones stay as they are.
