@@ -64,7 +64,7 @@ class Dataset:
         """Return the rows of a boolean mask, in the same order."""
         return replace(
             self,
-            features=self.features.loc[mask].reset_index(drop=True),
+            features=_renumbered(self.features.loc[mask]),
             product=self.product[mask],
             t_ns=self.t_ns[mask],
             sigma=self.sigma[mask],
@@ -126,8 +126,9 @@ def join_dataset(features: pd.DataFrame, labels: pd.DataFrame, spec: TimescaleSp
     valid = features["valid"].to_numpy(dtype=bool)[at_feature]
     code = features["reason"].to_numpy()[at_feature]
     label_reason = labels["reason"].to_numpy()[at_label]
-    values = features[names].to_numpy(dtype=np.float64)
-    finite = np.asarray(np.isfinite(values).all(axis=1))[at_feature]
+    finite = np.ones(at_feature.size, dtype=bool)
+    for name in names:  # column by column: a week of seconds is too large to copy for a look
+        finite &= np.isfinite(features[name].to_numpy(dtype=np.float64)[at_feature])
     labelled = valid & (label_reason == 0)
     keep = labelled & finite
     dropped = {
@@ -149,10 +150,10 @@ def join_dataset(features: pd.DataFrame, labels: pd.DataFrame, spec: TimescaleSp
     at_feature, at_label = at_feature[keep], at_label[keep]
     start_ns = _starts_ns(features)[at_feature]
     product = products[at_feature]
-    order = np.lexsort((product.astype(str), start_ns))
+    order = np.lexsort((pd.factorize(product, sort=True)[0], start_ns))
     at_feature, at_label = at_feature[order], at_label[order]
     return Dataset(
-        features=features[names].iloc[at_feature].reset_index(drop=True),
+        features=_renumbered(features[names].iloc[at_feature]),
         product=product[order],
         t_ns=start_ns[order] + spec.bar_ns,
         sigma=labels["sigma"].to_numpy(dtype=np.float64)[at_label],
@@ -216,6 +217,12 @@ def _row_keys(
         if np.unique(part).size != part.size:
             raise LearningError(f"{what} hold a (product, bar start) twice")
     return keys[: len(features)], keys[len(features) :], own
+
+
+def _renumbered(rows: pd.DataFrame) -> pd.DataFrame:
+    """Give freshly taken rows a default index, without the copy that `reset_index` makes."""
+    rows.index = pd.RangeIndex(len(rows))
+    return rows
 
 
 def _starts_ns(frame: pd.DataFrame) -> NDArray[np.int64]:

@@ -39,29 +39,36 @@ class Ranking:
     """
 
     def __init__(self, y: NDArray[np.bool_], score: NDArray[np.float64]) -> None:
-        self.order = np.argsort(-score, kind="stable")
-        self.y = y[self.order].astype(np.int64)
-        falling = score[self.order]
+        self._order = np.argsort(-score, kind="stable")
+        falling, self._y = score[self._order], y[self._order]
+        last_of_group = np.append(falling[1:] != falling[:-1], True)[: y.size]
         #: Last row of each group of equal scores: the only places where a threshold can lie.
-        self.ends = (
-            np.flatnonzero(np.append(falling[1:] != falling[:-1], True)) if y.size else np.array([], int)
-        )
-        self.thresholds = falling[self.ends]
+        self._ends = np.flatnonzero(last_of_group)
+        self.thresholds = falling[self._ends]
+        # AP gains only in groups that hold a positive: for each, where its positives begin and where it ends.
+        at = np.flatnonzero(self._y)
+        group, self._first_positive = np.unique(np.searchsorted(self._ends, at), return_index=True)
+        self._positives, self._gaining_ends = self._order[at], self._ends[group]
 
-    def counts(self, weight: NDArray[np.int64] | None = None) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return (true positives, flagged rows) at each threshold, from the highest down."""
-        if weight is None:
-            return np.cumsum(self.y)[self.ends], self.ends + 1
-        ordered = weight[self.order]
-        return np.cumsum(ordered * self.y)[self.ends], np.cumsum(ordered)[self.ends]
+        return np.cumsum(self._y.astype(np.int64))[self._ends], self._ends + 1
 
     def average_precision(self, weight: NDArray[np.int64] | None = None) -> float:
-        """``Σ_k (recall_k − recall_{k−1}) · precision_k`` over thresholds; NaN without a positive."""
-        hits, flagged = self.counts(weight)
-        if not hits.size or hits[-1] == 0:
+        """``Σ_k (recall_k − recall_{k−1}) · precision_k`` over thresholds; NaN without a positive.
+
+        Args:
+            weight: how often each row counts (unsorted, as `y` was); default: once.
+        """
+        if not self._positives.size:
             return float("nan")
-        gained = np.diff(hits, prepend=0)
-        # A threshold at which nothing is flagged yet (all weights zero) gains nothing either.
+        weight = np.ones(self._y.size, dtype=np.int64) if weight is None else weight
+        gained = np.add.reduceat(weight[self._positives], self._first_positive)
+        hits = np.cumsum(gained)
+        if hits[-1] == 0:
+            return float("nan")
+        flagged = np.cumsum(weight[self._order])[self._gaining_ends]
+        # Where nothing is flagged yet (all weights zero) nothing is gained either.
         return float(np.sum(gained * hits / np.maximum(flagged, 1)) / hits[-1])
 
 

@@ -94,7 +94,8 @@ def plot_reliability(evaluation: Evaluation) -> bytes:
 
 def plot_importances(model: Model, top: int = 20) -> bytes:
     """Draw the model's strongest features: standardised coefficients, or shares of the total gain."""
-    weights = dict(list(model.importances().items())[:top])
+    used = {name: weight for name, weight in model.importances().items() if weight}
+    weights = dict(list(used.items())[:top])
     names, values = list(weights)[::-1], list(weights.values())[::-1]
     figure, axes = _canvas(7.5, 1.6 + 0.28 * len(names))
     axes.barh(names, values, color=["#0072B2" if value >= 0 else "#D55E00" for value in values])
@@ -103,9 +104,13 @@ def plot_importances(model: Model, top: int = 20) -> bytes:
     axes.set(xlabel=kind)
     axes.tick_params(axis="y", labelsize=8)
     trained = " – ".join(_clock(ns) for ns in (model.meta.train_start_ns, model.meta.train_end_ns))
-    left_out = len(model.meta.features) - len(names)
-    more = f", {left_out} more not shown" if left_out else ""
-    _title(axes, f"{model.name}: what it looks at{more}", f"trained on {trained}")
+    axes.margins(y=0.02)
+    _title(
+        axes,
+        f"{model.name}: what it looks at",
+        f"trained on {trained} UTC; it reads {len(model.meta.features)} features, {len(used)} have weight, "
+        f"the strongest {len(names)} are shown",
+    )
     return _png(figure)
 
 
@@ -144,7 +149,8 @@ def plot_episode(evaluation: Evaluation, mid: pd.DataFrame | None = None) -> byt
     volatility.set(ylabel="volatility, bps per bar", ylim=(0, None))
     for name in evaluation.model_names:
         scores.plot(own["bar_start"], own[name], color=_colour(name), label=name, linewidth=1)
-    scores.set(ylabel="P(spike)", ylim=(0, 1), xlabel=f"UTC, {start:%Y-%m-%d}")
+    highest = float(np.nanmax(own[list(evaluation.model_names)].to_numpy(dtype=np.float64)))
+    scores.set(ylabel="P(spike)", ylim=(0, min(1.0, 1.1 * highest)), xlabel=f"UTC, {start:%Y-%m-%d}")
     if window:
         for panel in panels:
             panel.axvspan(start, end, color="#F0E442", alpha=0.25, linewidth=0)

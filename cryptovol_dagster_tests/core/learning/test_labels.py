@@ -70,7 +70,8 @@ def test_labels_equal_the_loop(bars: BarGrid, horizon: int) -> None:
         for bar in range(bars.n_bars):
             reason, sigma = slow_label(bars, product, bar, horizon, SPEC.label_max_age_s)
             assert REASONS[int(labels.reason[product, bar])] == reason
-            np.testing.assert_array_equal(labels.sigma[product, bar], sigma)
+            # Python divides integers beyond 2^53 with one rounding, NumPy with two.
+            np.testing.assert_allclose(labels.sigma[product, bar], sigma, rtol=1e-15)
             # What lies behind a bar is what lay ahead of the bar H before it.
             if bar >= horizon:
                 np.testing.assert_array_equal(
