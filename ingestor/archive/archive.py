@@ -228,7 +228,7 @@ class Archive:
         config = self._broker.consumer_config(self._group) | {
             "session.timeout.ms": _SESSION_TIMEOUT_MS,
             "heartbeat.interval.ms": _SESSION_TIMEOUT_MS // 5,
-            # What is fetched ahead is memory; a full queue must not pause fetching for a second (the default).
+            # What is fetched ahead is memory; by default a full queue pauses fetching for a second.
             "queued.max.messages.kbytes": 8 * 1024,
             "fetch.queue.backoff.ms": 10,
             "on_commit": _note_commit,
