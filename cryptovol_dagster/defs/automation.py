@@ -40,17 +40,13 @@ def training_keys(spec: TimescaleSpec, models: Sequence[str]) -> list[dg.AssetKe
     return chain_keys(spec, ("splits", *(f"model_{name}" for name in models), "model_evaluation"))
 
 
-def jobs(
-    spec: TimescaleSpec, models: Sequence[str], hours: dg.PartitionsDefinition
-) -> list["UnresolvedAssetJobDefinition"]:
+def jobs(spec: TimescaleSpec, models: Sequence[str]) -> list["UnresolvedAssetJobDefinition"]:
     """Build the jobs of a timescale."""
     market, training = market_keys(spec), training_keys(spec, models)
     card, report = chain_keys(spec, ("model_card", "train_test_report"))
 
     def job(name: str, keys: Sequence[dg.AssetKey], description: str) -> "UnresolvedAssetJobDefinition":
-        return dg.define_asset_job(
-            name, selection=dg.AssetSelection.assets(*keys), partitions_def=hours, description=description
-        )
+        return dg.define_asset_job(name, dg.AssetSelection.assets(*keys), description=description)
 
     return [
         job("hourly_pipeline", [*market, *training], "Ticks to evaluation of one hour."),

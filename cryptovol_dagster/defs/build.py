@@ -14,6 +14,7 @@ from cryptovol_dagster.defs.market import market_assets
 from cryptovol_dagster.defs.monitoring import train_test_report_asset
 from cryptovol_dagster.defs.partitions import hours as hourly_partitions
 from cryptovol_dagster.defs.training import training_assets
+from cryptovol_dagster.defs.unstable import accepted_warnings
 from cryptovol_dagster.resources.lake import Lake
 from cryptovol_dagster.resources.raw import RawStore
 from cryptovol_dagster.resources.reports import Reports
@@ -57,9 +58,14 @@ def build_defs(settings: Settings, *, retrain_cron: str = RETRAIN_CRON, **resour
         retrain_cron: when the hourly retrain is due.
         resources: replace those of `build_resources`, by name.
     """
+    with accepted_warnings():
+        return _assemble(settings, retrain_cron, build_resources(settings) | resources)
+
+
+def _assemble(settings: Settings, retrain_cron: str, resources: dict[str, Any]) -> dg.Definitions:
     spec = timescale_spec(settings.timescales.seconds, TIMESCALE)
     hours = hourly_partitions(settings)
-    pipeline, retrain, backfill = jobs(spec, settings.models.enabled, hours)
+    pipeline, retrain, backfill = jobs(spec, settings.models.enabled)
     return dg.Definitions(
         assets=[
             *external_assets(settings, hours),
@@ -70,7 +76,7 @@ def build_defs(settings: Settings, *, retrain_cron: str = RETRAIN_CRON, **resour
         jobs=[pipeline, retrain, backfill],
         sensors=[closed_hours_sensor(spec, hours, pipeline)],
         schedules=[retrain_schedule(spec, retrain, retrain_cron)],
-        resources=build_resources(settings) | resources,
+        resources=resources,
         # Steps are short and their imports long: a process for each would spend its time importing.
         executor=dg.in_process_executor,
     )

@@ -11,6 +11,7 @@ from cryptovol_dagster.verbs.options import json_option, partition_option
 from ingestor.settings import load_settings
 
 EXIT_INSUFFICIENT = 3
+_LINE = "{:<16} {:>7} {:>16} {:>6} {:>6} {:>6} {:>7}"
 
 
 @click.command()
@@ -56,14 +57,19 @@ def _print(report: dict[str, Any], key: str) -> None:
 
     test = report["counts"]["test"]
     click.echo(f"as of {key}: {test['rows']} test rows, base rate {test['base_rate']:.3f}")
-    click.echo(
-        f"{'model':<16} {'PR-AUC':>7} {'95 % interval':>16} {'lift':>6} {'onset':>6} {'ROC':>6} {'Brier':>7}"
-    )
+    click.echo(_LINE.format("model", "PR-AUC", "95 % interval", "lift", "onset", "ROC", "Brier"))
     for row in summary_rows(report):
-        interval = "–" if row["ap_low"] is None else f"{row['ap_low']:.3f} – {row['ap_high']:.3f}"
+        known = row["ap_low"] is not None
         click.echo(
-            f"{row['model']:<16} {_number(row['average_precision']):>7} {interval:>16} {_number(row['lift'], 2):>6} "
-            f"{_number(row['onset_average_precision']):>6} {_number(row['roc_auc']):>6} {_number(row['brier'], 4):>7}"
+            _LINE.format(
+                row["model"],
+                _number(row["average_precision"]),
+                f"{row['ap_low']:.3f} – {row['ap_high']:.3f}" if known else "–",
+                _number(row["lift"], 2),
+                _number(row["onset_average_precision"]),
+                _number(row["roc_auc"]),
+                _number(row["brier"], 4),
+            )
         )
     click.echo(f"verdict: {report['verdict']}")
     for reason in report["reasons"]:

@@ -1,0 +1,208 @@
+"""The whole chain, materialized for real on a small market."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from cryptovol_dagster.core.models import load_model
+from cryptovol_dagster.defs.build import build_defs
+from cryptovol_dagster.resources.lake import Lake, hour_window
+from cryptovol_dagster.resources.reports import ReportError, Reports
+from cryptovol_dagster.verbs import runs
+from cryptovol_dagster_tests.defs.conftest import Pipeline
+from cryptovol_dagster_tests.defs.synthetic import (
+    FIRST_HOUR,
+    PRODUCTS,
+    hours_from,
+    small_settings,
+    write_market,
+)
+from ingestor.settings import Settings
+
+TABLES = ("ticks", "trades", "seconds/bars", "seconds/features", "seconds/labels")
+
+
+def _stored(lake: Lake, hours: list[str]) -> dict[tuple[str, str], bytes]:
+    return {(name, key): lake.read_bytes(name, key, "parquet") for name in TABLES for key in hours}
+
+
+def test_a_range_run_writes_every_partition_of_every_asset(pipeline: Pipeline) -> None:
+    selection = runs.chain_selection(pipeline.settings)
+    assert pipeline.summary.materialized == dict.fromkeys(selection, len(pipeline.hours))
+    failed = [check for check in pipeline.summary.checks_failed if check.severity == "ERROR"]
+    assert failed == []
+    assert pipeline.summary.checks_passed >= 14
+
+
+def test_every_tick_of_an_hour_is_in_it_once_and_counted(pipeline: Pipeline) -> None:
+    calm, gappy = (pipeline.summary.metadata["ticks"][key] for key in pipeline.hours[:2])
+    assert (calm["read"], calm["kept"], calm["left_out"]) == (2880, 2880, 0)
+    assert (gappy["read"], gappy["kept"], gappy["gaps"]) == (2800, 2800, len(PRODUCTS))
+    ticks = pipeline.lake.read_table("ticks", *hour_window(pipeline.hours[0]))
+    assert ticks.num_rows == calm["dagster/partition_row_count"] == 2880
+
+
+def test_runs_of_single_hours_write_what_the_range_run_wrote(pipeline: Pipeline, tmp_path: Path) -> None:
+    settings = small_settings(tmp_path)
+    shutil.copytree(pipeline.settings.storage.raw_dir, settings.storage.raw_dir)
+    selection = [*runs.MARKET, "seconds/splits", "seconds/model_logreg"]
+    for key in pipeline.hours:
+        runs.materialize_range(settings, key, key, selection)
+    lake = Lake(settings.storage.lake_dir)
+    assert _stored(lake, pipeline.hours) == _stored(pipeline.lake, pipeline.hours)
+    for key in pipeline.hours:
+        assert lake.read_bytes("seconds/splits", key, "json") == pipeline.lake.read_bytes(
+            "seconds/splits", key, "json"
+        )
+        rows = pipeline.lake.read_table("seconds/features", *hour_window(key)).to_pandas()
+        rows = rows[rows["valid"]].drop(columns=["bar_start", "product", "valid", "reason"])
+        one, other = (
+            load_model(of.read_bytes("seconds/model_logreg", key, "zip")) for of in (lake, pipeline.lake)
+        )
+        np.testing.assert_array_equal(one.predict_proba(rows), other.predict_proba(rows))
+
+
+def test_materializing_again_changes_nothing(pipeline: Pipeline) -> None:
+    before = _stored(pipeline.lake, pipeline.hours)
+    runs.materialize_range(pipeline.settings, pipeline.hours[1], pipeline.hours[2], list(runs.MARKET))
+    assert _stored(pipeline.lake, pipeline.hours) == before
+
+
+def test_labels_of_an_hour_end_a_horizon_before_it_and_miss_no_row(pipeline: Pipeline) -> None:
+    labels = pipeline.lake.read_table(
+        "seconds/labels", hour_window(pipeline.hours[0])[0], hour_window(pipeline.hours[-1])[1]
+    ).to_pandas()
+    starts = labels[labels["product"] == PRODUCTS[0]]["bar_start"]
+    horizon_s = pipeline.settings.timescales.seconds.horizon_s
+    assert (starts.diff().dropna().dt.total_seconds() == 5).all()
+    assert starts.iloc[0].timestamp() * 1e9 == hour_window(pipeline.hours[0])[0]
+    assert starts.iloc[-1].timestamp() + 5 + horizon_s == hour_window(pipeline.hours[-1])[1] / 1e9
+
+
+def test_the_newest_hour_is_exported_and_reported(pipeline: Pipeline) -> None:
+    storage, newest = pipeline.settings.storage, pipeline.hours[-1]
+    report = json.loads((storage.reports_dir / "model_eval.json").read_text())
+    assert report["as_of"] == newest
+    assert set(report["models"]) == set(pipeline.settings.models.enabled)
+    assert report["verdict"] == "insufficient_data"
+    assert report["reasons"]
+    assert "cryptovol" in (storage.reports_dir / "model_card.md").read_text()
+    exported = (storage.artifacts_dir / "seconds-xgboost.zip").read_bytes()
+    assert exported == pipeline.lake.read_bytes("seconds/model_xgboost", newest, "zip")
+
+
+def test_a_backfill_of_an_old_hour_leaves_the_latest_copies_alone(pipeline: Pipeline) -> None:
+    old = pipeline.hours[1]
+    runs.materialize_range(
+        pipeline.settings, old, old, ["seconds/model_ewma", "seconds/model_evaluation", "seconds/model_card"]
+    )
+    report = json.loads((pipeline.settings.storage.reports_dir / "model_eval.json").read_text())
+    assert report["as_of"] == pipeline.hours[-1]
+
+
+def test_mlflow_holds_a_finished_parent_and_a_child_for_each_model_and_hour(pipeline: Pipeline) -> None:
+    found = _mlflow_runs(pipeline.settings)
+    parent = next(run for run in found if run.data.tags.get("dagster_run_id") == pipeline.summary.run_id)
+    children = [run for run in found if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert parent.info.status == "FINISHED"
+    assert {run.info.status for run in children} == {"FINISHED"}
+    assert {(run.data.tags["dagster.asset"], run.data.tags["dagster.partition"]) for run in children} == {
+        (f"seconds/model_{name}", key) for name in pipeline.settings.models.enabled for key in pipeline.hours
+    }
+    linked = pipeline.summary.metadata["seconds/model_xgboost"][pipeline.hours[-1]]
+    child = next(run for run in children if run.info.run_id == linked["mlflow_run_id"])
+    assert linked["mlflow_run"].endswith(f"/runs/{child.info.run_id}")
+    assert child.data.tags["dagster.run_url"].endswith(f"/runs/{pipeline.summary.run_id}")
+    assert child.data.metrics["test_average_precision"] > child.data.metrics["test_base_rate"]
+    assert parent.info.artifact_uri.startswith(pipeline.settings.storage.data_dir.as_uri())
+
+
+def test_a_run_that_fails_outside_mlflow_leaves_no_finished_parent(pipeline: Pipeline) -> None:
+    class Unwritable(Reports):
+        def write(self, path: Path, content: bytes) -> Path:
+            raise ReportError(f"{path}: cannot be written: No space left on device")
+
+    storage, newest = pipeline.settings.storage, pipeline.hours[-1]
+    defs = build_defs(pipeline.settings, reports=Unwritable(storage.reports_dir, storage.artifacts_dir))
+    with pytest.raises(runs.RunFailed, match=r"seconds/model_ewma: .*No space left on device") as failure:
+        runs.materialize_range(pipeline.settings, newest, newest, ["seconds/model_ewma"], defs=defs)
+    assert "\n" not in str(failure.value)
+    newest_first = _mlflow_runs(pipeline.settings)
+    parents = [run for run in newest_first if "mlflow.parentRunId" not in run.data.tags]
+    assert parents[0].info.status == "FAILED"
+
+
+def _mlflow_runs(settings: Settings) -> list[mlflow.entities.Run]:
+    client = mlflow.MlflowClient(tracking_uri=settings.mlflow_tracking_uri)
+    experiment = client.get_experiment_by_name(settings.mlflow.experiment)
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"]))
+
+
+@dataclass(frozen=True)
+class _CrossingLake(Lake):
+    """Stores the ticks of one hour with bid and ask swapped."""
+
+    poisoned: str = ""
+
+    def write_table(self, asset: str, partition_key: str, table: pa.Table) -> Path:
+        if (asset, partition_key) == ("ticks", self.poisoned):
+            names = [
+                "ask" if name == "bid" else "bid" if name == "ask" else name for name in table.column_names
+            ]
+            table = table.rename_columns(names).select(table.column_names)
+        return super().write_table(asset, partition_key, table)
+
+
+def test_poisoned_ticks_stop_the_run_before_they_reach_a_bar(market: Settings) -> None:
+    hours = hours_from(FIRST_HOUR, 2)
+    lake = _CrossingLake(market.storage.lake_dir, poisoned=hours[1])
+    defs = build_defs(market, lake=lake)
+    with pytest.raises(runs.RunFailed, match="no_crossed_quotes"):
+        runs.materialize_range(market, hours[0], hours[1], list(runs.MARKET), defs=defs)
+    assert lake.partitions("ticks") == hours
+    assert lake.partitions("seconds/bars") == []
+
+
+def test_a_market_that_does_not_move_is_recorded_and_skipped_in_a_range_but_fails_alone(
+    tmp_path: Path, own_dagster_home: None
+) -> None:
+    settings = small_settings(tmp_path)
+    hours = hours_from(FIRST_HOUR, 2)
+    write_market(settings.storage.raw_dir, hours, moving=False)
+    summary = runs.materialize_range(settings, hours[0], hours[1], runs.chain_selection(settings))
+    assert set(summary.not_trainable) == set(hours)
+    assert "degenerate spike threshold" in summary.not_trainable[hours[1]]
+    assert summary.metadata["seconds/model_ewma"][hours[1]]["status"] == "not_trainable"
+    assert Lake(settings.storage.lake_dir).partitions("seconds/model_ewma", "zip") == []
+    with pytest.raises(
+        runs.RunFailed, match=f"nothing can be trained as of {hours[1]}: degenerate"
+    ) as failure:
+        runs.materialize_range(settings, hours[1], hours[1], ["seconds/splits", "seconds/model_ewma"])
+    assert "\n" not in str(failure.value)
+
+
+def test_splits_made_from_other_rows_are_refused(pipeline: Pipeline) -> None:
+    lake, key = pipeline.lake, pipeline.hours[-1]
+    path = lake.path("seconds/features", key)
+    genuine = path.read_bytes()
+    table = lake.read_table("seconds/features", *hour_window(key))
+    name = "ln_rv_15"
+    moved = table.set_column(
+        table.schema.get_field_index(name), name, pc.call_function("add", [table[name], pa.scalar(1.0)])
+    )
+    try:
+        lake.write_table("seconds/features", key, moved)
+        with pytest.raises(runs.RunFailed, match="was made from other rows"):
+            runs.materialize_range(pipeline.settings, key, key, ["seconds/model_ewma"])
+    finally:
+        path.write_bytes(genuine)
