@@ -197,13 +197,13 @@ def simulate(
 async def _serve(
     playback: Playback, speed: float, port: int, *, once: bool, about: dict[str, Any], report: Report
 ) -> None:
-    simulator = Simulator(playback, speed, report)
-    url = await simulator.start(port)
-    report("listening", {"url": url, **about})
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, stop.set)
+    simulator = Simulator(playback, speed, report)
+    url = await simulator.start(port)
+    report("listening", {"url": url, **about})
     endings = [asyncio.create_task(stop.wait())]
     if once:
         endings.append(asyncio.create_task(simulator.played.wait()))

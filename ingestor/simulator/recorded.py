@@ -27,26 +27,26 @@ class RecordedMarket:
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
-        self.counts = {path: RecordingCounts() for path in paths}
-        self._summaries = {path: _summaries(path, counts) for path, counts in self.counts.items()}
-        for path, summaries in self._summaries.items():
+        self._files: list[tuple[Path, list[_Summary]]] = []
+        #: Lines that are left out because they hold no readable frame.
+        self.unreadable_lines = 0
+        for path in paths:
+            counts = RecordingCounts()
+            summaries = _summaries(path, counts)
             if not summaries:
                 raise RecordingError(f"{path}: holds no frame of the exchange")
-
-    @property
-    def unreadable_lines(self) -> int:
-        """Lines that are left out because they hold no readable frame."""
-        return sum(counts.unreadable for counts in self.counts.values())
+            self._files.append((path, summaries))
+            self.unreadable_lines += counts.unreadable
 
     @property
     def products(self) -> tuple[str, ...]:
         """Every product of the recordings, sorted."""
-        connections = (connection for summaries in self._summaries.values() for connection in summaries)
+        connections = (connection for _, summaries in self._files for connection in summaries)
         return tuple(sorted(set().union(*(connection.products for connection in connections))))
 
     def segments(self) -> Iterator[Segment]:
         """One segment a connection; use each up before asking for the next. Memory stays flat."""
-        for path, summaries in self._summaries.items():
+        for path, summaries in self._files:
             by_connection = groupby(iter_frames(path), key=lambda frame: frame.connection)
             for (_, frames), summary in zip(by_connection, summaries, strict=True):
                 yield Segment(

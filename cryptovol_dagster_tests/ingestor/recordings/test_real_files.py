@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from ingestor.exchange.clock import rfc3339_to_ns
+from ingestor.exchange.messages import TickerEvent
 from ingestor.exchange.parse import parse_frame
 from ingestor.recordings import RecordingError, iter_frames, iter_recording, read_recording
 
@@ -127,6 +128,7 @@ def test_values_agree_with_the_feeds_own_parser(recordings: Path) -> None:
         if frame.channel != "ticker":
             continue
         for event in frame.events:
+            assert isinstance(event, TickerEvent)
             for entry in event.tickers:
                 found = json.loads(bytes(entry))
                 expected.append(
