@@ -24,21 +24,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cryptovol_dagster.core.bars import BarGrid, frame_keys
+from cryptovol_dagster.core.feature_block import WARM_PERCENT, Block, Floats, Warm
 from cryptovol_dagster.core.fixed_point import IMBALANCE_SHIFT, MAX_WINDOW_BARS, NANO
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.core.windows import (
-    cumulative,
-    ewma_length,
-    ewma_mass,
-    ewma_sum,
-    rolling_max,
-    rolling_sum,
-)
+from cryptovol_dagster.core.windows import ewma_length, rolling_max
 
 #: Raised when a formula changes its meaning without changing its text.
 FEATURES_VERSION = 1
-#: A window is warm when at least this share of its bars (of its kernel's mass) is valid.
-WARM_PERCENT = 90
 #: Windows of the families that do not run over all of the spec's windows; those longer than the spec's are
 #: left out.
 RETURN_WINDOWS = (1, 5, 30, 60, 300)
@@ -49,8 +41,8 @@ INTENSITY_RATIO = (15, 300)
 #: Added under a logarithm: volatility per bar, spread in bps, updates a bar.
 RV_FLOOR, SPREAD_FLOOR_BPS, INTENSITY_FLOOR = 1e-7, 1e-3, 1e-2
 NANO_PER_BPS = 1e5
-#: Bars × products computed at a time, so that what is in use stays in the cache.
-_BLOCK_CELLS = 32_768
+#: Bars computed at a time: what is in use stays in the cache, and is small enough for the allocator to reuse.
+_BLOCK_BARS = 8_192
 
 
 class FeatureError(ValueError):
@@ -76,10 +68,7 @@ class Reason(IntEnum):
     NO_SIZES = 6
 
 
-_Float = NDArray[np.float64]
-#: Where a feature's window is warm; None says everywhere.
-_Warm = NDArray[np.bool_] | None
-_Compute = Callable[["_Block", _Float], _Warm]
+_Compute = Callable[[Block, Floats], Warm]
 
 
 @dataclass(frozen=True)
@@ -132,11 +121,11 @@ class FeatureGrid:
     start_ns: int
     bar_ns: int
     names: tuple[str, ...]
-    values: _Float
+    values: Floats
     valid: NDArray[np.bool_]
     reason: NDArray[np.int8]
 
-    def __getitem__(self, name: str) -> _Float:
+    def __getitem__(self, name: str) -> Floats:
         """One feature, shape (n_products, n_bars)."""
         return self.values[self.names.index(name)]
 
@@ -157,130 +146,13 @@ class FeatureGrid:
         return pd.DataFrame(frame | {"valid": self.valid.ravel(), "reason": self.reason.ravel()})
 
 
-class _Block:
-    """A rectangle of bars with its look-back; sums that several features share are made once."""
-
-    def __init__(self, bars: BarGrid, rows: slice, span: slice, first: int) -> None:
-        """Take bars `span` of products `rows`; results are wanted from position `first` of the span on."""
-        self._bars, self._rows, self._span, self.first = bars, rows, span, first
-        self._cache: dict[Any, Any] = {}
-        fresh = self.column("has_quote") & ~self.column("stale")
-        self.masks = {
-            "return": self.column("ret_ok") & fresh,
-            "quote": fresh,
-            "sizes": self.column("has_imbalance") & fresh,
-        }
-        # Before the first bar of all nothing is valid, so a span that begins there is not "all valid".
-        self._all_valid = {name: bool(mask.all()) for name, mask in self.masks.items()}
-
-    def once(self, key: Any, make: Callable[[], Any]) -> Any:
-        """The value of `make()`, computed at the first call with `key`."""
-        if key not in self._cache:
-            self._cache[key] = make()
-        return self._cache[key]
-
-    def column(self, name: str) -> NDArray[Any]:
-        """A column of the bars, with look-back."""
-        return getattr(self._bars, name)[self._rows, self._span]
-
-    def masked(self, name: str, mask: str) -> NDArray[np.int64]:
-        """An integer column with 0 where `mask` is not set."""
-
-        def make() -> NDArray[np.int64]:
-            values = self.column(name).astype(np.int64, copy=False)
-            return values if self._all_valid[mask] else values * self.masks[mask]
-
-        return self.once(("masked", name, mask), make)
-
-    def sums(self, key: str, make: Callable[[], NDArray[np.int64]]) -> NDArray[np.int64]:
-        """Cumulative sums of an integer column."""
-        return self.once(("sums", key), lambda: cumulative(make()))
-
-    def window_sum(self, key: str, make: Callable[[], NDArray[np.int64]], window: int) -> NDArray[np.int64]:
-        """Sum over the window at each wanted position."""
-        return self.once(
-            ("window", key, window), lambda: rolling_sum(self.sums(key, make), window, self.first)
-        )
-
-    def count(self, mask: str, window: int) -> tuple[float | _Float, _Warm]:
-        """Valid bars in the window (at least 1, as divisor), and where they are enough."""
-
-        def make() -> tuple[float | _Float, _Warm]:
-            if self._all_valid[mask] and self.first >= window - 1:
-                return float(window), None
-            valid = self.window_sum(mask, lambda: self.masks[mask].astype(np.int64), window)
-            warm = valid * 100 >= window * WARM_PERCENT
-            return np.maximum(valid, 1).astype(np.float64), (None if warm.all() else warm)
-
-        return self.once(("count", mask, window), make)
-
-    def mean(
-        self, out: _Float, key: str, make: Callable[[], NDArray[np.int64]], mask: str, window: int
-    ) -> _Warm:
-        """Mean over the valid bars of the window into `out`."""
-        valid, warm = self.count(mask, window)
-        out[...] = self.window_sum(key, make, window)
-        np.divide(out, valid, out=out)
-        return warm
-
-    def now(self, name: str) -> NDArray[Any]:
-        """A column at the wanted positions."""
-        return self.column(name)[..., self.first :]
-
-    # Integer series that features share.
-
-    def returns(self) -> NDArray[np.int64]:
-        return self.masked("ret_nano", "return")
-
-    def squared_returns(self) -> NDArray[np.int64]:
-        return self.once("r2", lambda: np.square(self.returns()))
-
-    def garman_klass(self) -> NDArray[np.int64]:
-        return self.masked("gk_atto", "return")
-
-    def spreads(self) -> NDArray[np.int64]:
-        return self.masked("spread_nano", "quote")
-
-    def imbalances(self) -> NDArray[np.int64]:
-        """In units of 2048 nano, rounded to the nearest."""
-        half = 1 << (IMBALANCE_SHIFT - 1)
-        return self.once("q", lambda: (self.masked("imbalance_nano", "sizes") + half) >> IMBALANCE_SHIFT)
-
-    def squared_imbalances(self) -> NDArray[np.int64]:
-        return self.once("q2", lambda: np.square(self.imbalances()))
-
-    def updates(self) -> NDArray[np.int64]:
-        return self.masked("n_updates", "quote")
-
-    def mid_changes(self) -> NDArray[np.int64]:
-        return self.masked("n_mid_changes", "quote")
-
-    def ewmas(self, half_life: int) -> tuple[_Float, _Warm]:
-        """EWMA of r² and of Garman–Klass (stacked), and where the kernel's mass is valid enough."""
-
-        def make() -> tuple[_Float, _Warm]:
-            both = self.once(
-                "both", lambda: np.stack([self.squared_returns(), self.garman_klass()]).astype(np.float64)
-            )
-            total, whole = ewma_sum(both, half_life, self.first), ewma_mass(half_life)
-            if self._all_valid["return"] and self.first >= ewma_length(half_life) - 1:
-                total /= whole
-                return total, None
-            mass = ewma_sum(self.masks["return"].astype(np.float64), half_life, self.first)
-            warm = mass * 100 >= whole * WARM_PERCENT
-            total /= np.where(mass > 0, mass, 1.0)
-            return total, (None if warm.all() else warm)
-
-        return self.once(("ewma", half_life), make)
-
-
-def _both(one: _Warm, other: _Warm) -> _Warm:
+def _both(one: Warm, other: Warm) -> Warm:
     if one is None or other is None:
         return other if one is None else one
     return one & other
 
 
-def _ln_volatility(out: _Float) -> None:
+def _ln_volatility(out: Floats) -> None:
     """Mean of squares in nano² → ln(volatility + floor), in place."""
     np.sqrt(out, out=out)
     out *= 1 / NANO
@@ -288,20 +160,20 @@ def _ln_volatility(out: _Float) -> None:
     np.log(out, out=out)
 
 
-def _ln_spread(out: _Float) -> None:
+def _ln_spread(out: Floats) -> None:
     """Nano → ln(bps + floor), in place."""
     out *= 1 / NANO_PER_BPS
     out += SPREAD_FLOOR_BPS
     np.log(out, out=out)
 
 
-def _ln_rate(out: _Float) -> None:
+def _ln_rate(out: Floats) -> None:
     out += INTENSITY_FLOOR
     np.log(out, out=out)
 
 
 def _ret(window: int) -> _Compute:
-    def compute(block: _Block, out: _Float) -> _Warm:
+    def compute(block: Block, out: Floats) -> Warm:
         np.multiply(block.window_sum("r", block.returns, window), 1 / NANO, out=out)
         return block.count("return", window)[1]
 
@@ -309,15 +181,16 @@ def _ret(window: int) -> _Compute:
 
 
 def _abs_ret(window: int) -> _Compute:
-    def compute(block: _Block, out: _Float) -> _Warm:
-        np.multiply(np.abs(block.window_sum("r", block.returns, window)), 1 / NANO, out=out)
-        return block.count("return", window)[1]
+    def compute(block: Block, out: Floats) -> Warm:
+        ret, warm = block.results[f"ret_{window}"]
+        np.abs(ret, out=out)
+        return warm
 
     return compute
 
 
 def _ln_rv(window: int) -> _Compute:
-    def compute(block: _Block, out: _Float) -> _Warm:
+    def compute(block: Block, out: Floats) -> Warm:
         warm = block.mean(out, "r2", block.squared_returns, "return", window)
         _ln_volatility(out)
         return warm
@@ -326,7 +199,7 @@ def _ln_rv(window: int) -> _Compute:
 
 
 def _ln_gk(window: int) -> _Compute:
-    def compute(block: _Block, out: _Float) -> _Warm:
+    def compute(block: Block, out: Floats) -> Warm:
         warm = block.mean(out, "gk", block.garman_klass, "return", window)
         _ln_volatility(out)
         return warm
@@ -335,34 +208,34 @@ def _ln_gk(window: int) -> _Compute:
 
 
 def _ln_ewma(half_life: int, which: int) -> _Compute:
-    def compute(block: _Block, out: _Float) -> _Warm:
-        values, warm = block.ewmas(half_life)
-        out[...] = values[which]
+    def compute(block: Block, out: Floats) -> Warm:
+        totals, mass, warm = block.ewmas(half_life)
+        np.divide(totals[which], mass, out=out)
         _ln_volatility(out)
         return warm
 
     return compute
 
 
-def _difference(minuend: _Compute, subtrahend: _Compute) -> _Compute:
-    def compute(block: _Block, out: _Float) -> _Warm:
-        warm = minuend(block, out)
-        other = np.empty_like(out)
-        warm = _both(warm, subtrahend(block, other))
-        out -= other
-        return warm
+def _difference(minuend: str, subtrahend: str) -> _Compute:
+    """Of two features declared earlier."""
+
+    def compute(block: Block, out: Floats) -> Warm:
+        (one, one_warm), (other, other_warm) = block.results[minuend], block.results[subtrahend]
+        np.subtract(one, other, out=out)
+        return _both(one_warm, other_warm)
 
     return compute
 
 
-def _ln_spread_last(block: _Block, out: _Float) -> _Warm:
+def _ln_spread_last(block: Block, out: Floats) -> Warm:
     out[...] = block.now("spread_nano")
     _ln_spread(out)
     return None
 
 
 def _ln_spread_mean(window: int) -> _Compute:
-    def compute(block: _Block, out: _Float) -> _Warm:
+    def compute(block: Block, out: Floats) -> Warm:
         warm = block.mean(out, "spread", block.spreads, "quote", window)
         _ln_spread(out)
         return warm
@@ -371,7 +244,7 @@ def _ln_spread_mean(window: int) -> _Compute:
 
 
 def _ln_spread_max(window: int, windows: tuple[int, ...]) -> _Compute:
-    def compute(block: _Block, out: _Float) -> _Warm:
+    def compute(block: Block, out: Floats) -> Warm:
         maxima = block.once(
             "spread max", lambda: dict(zip(windows, rolling_max(block.spreads(), windows), strict=True))
         )
@@ -382,14 +255,14 @@ def _ln_spread_max(window: int, windows: tuple[int, ...]) -> _Compute:
     return compute
 
 
-def _imbalance_last(block: _Block, out: _Float) -> _Warm:
+def _imbalance_last(block: Block, out: Floats) -> Warm:
     np.multiply(block.now("imbalance_nano"), 1 / NANO, out=out)
     known = block.now("has_imbalance")
     return None if known.all() else known
 
 
 def _abs_imbalance_mean(window: int) -> _Compute:
-    def compute(block: _Block, out: _Float) -> _Warm:
+    def compute(block: Block, out: Floats) -> Warm:
         warm = block.mean(out, "q", block.imbalances, "sizes", window)
         np.abs(out, out=out)
         out *= 2.0**IMBALANCE_SHIFT / NANO
@@ -399,13 +272,14 @@ def _abs_imbalance_mean(window: int) -> _Compute:
 
 
 def _imbalance_std(window: int) -> _Compute:
-    def compute(block: _Block, out: _Float) -> _Warm:
+    def compute(block: Block, out: Floats) -> Warm:
         valid, warm = block.count("sizes", window)
-        total = block.window_sum("q", block.imbalances, window)
-        squares = block.window_sum("q2", block.squared_imbalances, window)
-        n = np.asarray(valid).astype(np.int64)
         # n·Σq² − (Σq)² in integers: exact, so a constant imbalance has deviation 0 and not a rounding error.
-        out[...] = n * squares - total * total
+        total = block.window_sum("q", block.imbalances, window)
+        out[...] = np.asarray(valid, dtype=np.int64) * block.window_sum(
+            "q2", block.squared_imbalances, window
+        )
+        out -= total * total
         np.sqrt(out, out=out)
         np.divide(out, valid, out=out)
         out *= 2.0**IMBALANCE_SHIFT / NANO
@@ -415,7 +289,7 @@ def _imbalance_std(window: int) -> _Compute:
 
 
 def _ln_intensity(window: int) -> _Compute:
-    def compute(block: _Block, out: _Float) -> _Warm:
+    def compute(block: Block, out: Floats) -> Warm:
         warm = block.mean(out, "updates", block.updates, "quote", window)
         _ln_rate(out)
         return warm
@@ -424,7 +298,7 @@ def _ln_intensity(window: int) -> _Compute:
 
 
 def _ln_mid_changes(window: int) -> _Compute:
-    def compute(block: _Block, out: _Float) -> _Warm:
+    def compute(block: Block, out: Floats) -> Warm:
         warm = block.mean(out, "mid changes", block.mid_changes, "quote", window)
         _ln_rate(out)
         return warm
@@ -432,7 +306,7 @@ def _ln_mid_changes(window: int) -> _Compute:
     return compute
 
 
-def _age(block: _Block, out: _Float) -> _Warm:
+def _age(block: Block, out: Floats) -> Warm:
     out[...] = block.now("age_s")
     return None
 
@@ -482,7 +356,14 @@ def FEATURES(spec: TimescaleSpec) -> tuple[Feature, ...]:  # noqa: N802 - it is 
     for a, b in RV_RATIOS:
         if b <= longest:
             formula = f"ln RV({a}) − ln RV({b})"
-            add(f"rv_ratio_{a}_{b}", "log ratio", ["ret_nano"], b, formula, _difference(_ln_rv(a), _ln_rv(b)))
+            add(
+                f"rv_ratio_{a}_{b}",
+                "log ratio",
+                ["ret_nano"],
+                b,
+                formula,
+                _difference(f"ln_rv_{a}", f"ln_rv_{b}"),
+            )
     spread = ["spread_nano"]
     add("ln_spread_last", "ln(bps)", spread, 1, "ln(spread + 0.001 bps), bar's end", _ln_spread_last)
     for w in quote_windows:
@@ -507,7 +388,7 @@ def FEATURES(spec: TimescaleSpec) -> tuple[Feature, ...]:  # noqa: N802 - it is 
     if b <= longest:
         formula, ratio = (
             f"ln intensity({a}) − ln intensity({b})",
-            _difference(_ln_intensity(a), _ln_intensity(b)),
+            _difference(f"ln_intensity_{a}", f"ln_intensity_{b}"),
         )
         add(f"intensity_ratio_{a}_{b}", "log ratio", ["n_updates"], b, formula, ratio)
     for w in quote_windows:
@@ -570,34 +451,34 @@ def compute_features(bars: BarGrid, spec: TimescaleSpec, *, from_ns: int | None 
         valid=np.zeros((n_products, n_rows), dtype=np.bool_),
         reason=np.zeros((n_products, n_rows), dtype=np.int8),
     )
-    back = lookback_bars(spec)
-    length = min(max(n_rows, 1), _BLOCK_CELLS)
-    height = max(_BLOCK_CELLS // (length + back), 1)
-    for top in range(0, n_products, height):
-        rows = slice(top, min(top + height, n_products))
-        for left in range(0, n_rows, length):
-            right = min(left + length, n_rows)
-            begin = max(skip + left - back, 0)
-            block = _Block(bars, rows, slice(begin, skip + right), skip + left - begin)
+    window_bars = max(spec.windows_bars)
+    kernel_bars = max((ewma_length(half_life) for half_life in spec.ewma_half_lives_bars), default=0)
+    for row in range(n_products):
+        rows = slice(row, row + 1)
+        for left in range(0, n_rows, _BLOCK_BARS):
+            right = min(left + _BLOCK_BARS, n_rows)
+            block = Block(
+                bars, rows, skip + left, skip + right, window_bars=window_bars, kernel_bars=kernel_bars
+            )
             _fill_block(block, table, grid, rows, slice(left, right))
     return grid
 
 
 def _fill_block(
-    block: _Block, table: tuple[Feature, ...], grid: FeatureGrid, rows: slice, columns: slice
+    block: Block, table: tuple[Feature, ...], grid: FeatureGrid, rows: slice, columns: slice
 ) -> None:
-    fresh = block.masks["quote"][..., block.first :]
-    cold = np.zeros(fresh.shape, dtype=np.bool_)
-    # Rows without a fresh quote hold NaN or 0 in their sources; they are set to NaN below.
-    with np.errstate(invalid="ignore"):
+    cold = np.zeros(block.fresh.shape, dtype=np.bool_)
+    if block.fresh.any():
         for values, feature in zip(grid.values, table, strict=True):
             out = values[rows, columns]
             warm = feature.compute(block, out)
             if warm is not None:
                 np.copyto(out, np.nan, where=~warm)
                 cold |= ~warm
-    if not fresh.all():
-        np.copyto(grid.values[:, rows, columns], np.nan, where=~fresh)
+            block.results[feature.name] = out, warm
+    # Rows without a fresh quote got numbers from what was carried or unknown; they have none.
+    if not block.fresh.all():
+        np.copyto(grid.values[:, rows, columns], np.nan, where=~block.fresh)
     reason = grid.reason[rows, columns]
     for code, applies in (
         (Reason.WARMING_UP, cold),

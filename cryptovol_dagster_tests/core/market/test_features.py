@@ -101,8 +101,8 @@ def test_a_row_is_the_same_in_every_span_that_holds_its_look_back(seed: int, dat
 def test_rows_do_not_depend_on_the_blocks_they_are_computed_in(monkeypatch: pytest.MonkeyPatch) -> None:
     bars = random_bars(5, seconds=900)
     whole = compute_features(bars, SPEC)
-    for cells in (7, 64, 1_000):
-        monkeypatch.setattr("cryptovol_dagster.core.features._BLOCK_CELLS", cells)
+    for length in (7, 64, 1_000):
+        monkeypatch.setattr("cryptovol_dagster.core.features._BLOCK_BARS", length)
         assert_same_rows(compute_features(bars, SPEC), whole)
 
 
