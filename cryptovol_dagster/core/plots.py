@@ -108,8 +108,8 @@ def plot_importances(model: Model, top: int = 20) -> bytes:
     _title(
         axes,
         f"{model.name}: what it looks at",
-        f"trained on {trained} UTC; it reads {len(model.meta.features)} features, {len(used)} have weight, "
-        f"the strongest {len(names)} are shown",
+        f"trained on {trained} UTC\n{len(model.meta.features)} features read, {len(used)} with weight, "
+        f"{len(names)} shown",
     )
     return _png(figure)
 
