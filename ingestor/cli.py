@@ -1,4 +1,4 @@
-"""The recorder's verbs: ``ingest``, ``check-stream``, ``simulate``, ``config``; heavy imports wait for them."""
+"""The recorder's verbs: ``ingest``, ``check-stream``, ``simulate``, ``config``; their imports wait."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -241,25 +241,24 @@ def _log_progress(counters: FeedCounters) -> None:
 
 
 def _print_summary(summary: IngestSummary) -> None:
-    _print_table(
-        f"recorded for {summary.seconds:.1f} s, ended by {summary.ended}",
-        ("what", "count"),
-        [
-            (name.replace("_", " "), f"{value:,}")
-            for name, value in (summary.feed.as_dict() if summary.feed else {}).items()
-            if isinstance(value, int) and not name.endswith("_ns")
-        ]
-        + [
-            (f"{topic} stored", f"{sum(partitions.values()):,}")
-            for topic, partitions in summary.archived_offsets.items()
-        ],
-    )
+    counted = summary.feed.as_dict() if summary.feed else {}
+    rows = [
+        (name.replace("_", " "), f"{value:,}")
+        for name, value in counted.items()
+        if isinstance(value, int) and not name.endswith("_ns")
+    ]
+    rows += [
+        (f"{topic}: offsets stored so far", f"{sum(partitions.values()):,}")
+        for topic, partitions in summary.archived_offsets.items()
+    ]
+    click.echo(f"recorded for {summary.seconds:.1f} s; ended: {summary.ended}")
+    _print_table(("what", "count"), rows)
 
 
 def _print_report(report: StreamReport) -> None:
     numbers = report.as_dict()
+    click.echo(f"{report.topic} at {report.bootstrap_servers}, {report.seconds:.0f} s")
     _print_table(
-        f"{report.topic} at {report.bootstrap_servers}, {report.seconds:.0f} s",
         ("product", "messages", "a second", "newest event", "latency p50 ms", "p99 ms"),
         [(name, *(str(value) for value in seen.values())) for name, seen in numbers["products"].items()],
     )
@@ -269,19 +268,16 @@ def _print_report(report: StreamReport) -> None:
 
 
 def _print_config(loaded: LoadedSettings) -> None:
-    _print_table(
-        f"configuration of {loaded.config_file or 'no file: defaults and environment'}",
-        ("key", "value", "source"),
-        list(loaded.rows()),
-    )
+    click.echo(f"configuration of {loaded.config_file or 'no file: defaults and environment'}")
+    _print_table(("key", "value", "source"), list(loaded.rows()))
 
 
-def _print_table(title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _print_table(columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(title), title_justify="left")
+    table = Table()
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:

@@ -1,7 +1,7 @@
 """Failures as people see them: one line on stderr and an exit code.
 
-Exceptions that this project defines are written for people: their message is the line. Anything else is a fault
-of ours and keeps its traceback.
+Exceptions that this project defines are written for people: their message is the line. Anything else is a
+fault of ours and keeps its traceback.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """``cryptovol ingest``: broker, feed and archive in one process, from a clean start to a clean stop.
 
-The feed runs on the event loop of the main thread, the archive in a thread of its own: it reads the broker like
-any other consumer. Stopping goes upstream first: the feed ends, the publisher waits for its acknowledgements, the
-archive stores everything up to the last one, the broker closes.
+The feed runs on the event loop of the main thread, the archive in a thread of its own: it reads the broker
+like any other consumer. Stopping goes upstream first: the feed ends, the publisher waits for its
+acknowledgements, the archive stores everything up to the last one, the broker closes.
 """
 
 from __future__ import annotations
