@@ -38,6 +38,7 @@ _MOCK_CLUSTER_PREFIX = "mockCluster"
 #: Topics whose order over the whole feed matters more than their throughput.
 _SINGLE_PARTITION_TOPICS = (EVENTS, DEAD)
 _EMBEDDED_FETCH_WAIT_MS = 20
+_RETRY_S = 0.05
 _ZERO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"
 
 
@@ -208,12 +209,19 @@ class Broker:
             BrokerError: the broker does not answer, or has no such partition.
         """
         name = self.topic(topic)
-        try:
-            return self._client.get_watermark_offsets(
-                TopicPartition(name, partition), timeout=self._timeout_s, cached=False
-            )
-        except KafkaException as error:
-            raise self._unanswered(f"for the offsets of {name} partition {partition}", error) from error
+        deadline_s = time.monotonic() + self._timeout_s
+        while True:
+            try:
+                return self._client.get_watermark_offsets(
+                    TopicPartition(name, partition), timeout=self._timeout_s, cached=False
+                )
+            except KafkaException as error:
+                # A partition that was just created, or whose leader moves, answers in a moment.
+                if not error.args[0].retriable() or time.monotonic() >= deadline_s:
+                    raise self._unanswered(
+                        f"for the offsets of {name} partition {partition}", error
+                    ) from error
+            time.sleep(_RETRY_S)
 
     def end_offsets(self, topic: str) -> dict[int, int]:
         """For each partition of `topic` the offset that the next record will get."""
@@ -247,7 +255,7 @@ class Broker:
                 except BrokerError:
                     if time.monotonic() >= deadline_s:
                         raise
-                    time.sleep(0.05)
+                    time.sleep(_RETRY_S)
 
     def _auto_create(self) -> None:
         producer = Producer(self._client_config())
