@@ -37,6 +37,9 @@ ui: $(STAMP) ## Open Dagster (webserver, daemon) and MLflow on your own data
 test: $(STAMP) ## Every test; what needs Java, Maven or Chromium skips loudly where they are absent
 	$(BIN)/pytest
 
+bench: $(STAMP) ## Speed of bars, features and replay, as ratios against pandas, Polars and the targets
+	$(BIN)/python -m benchmarks.run
+
 check: $(STAMP) ## Lint, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
