@@ -100,7 +100,6 @@ def ingest(
     """
     settings = load_settings().settings
     chosen = _chosen_products(products)
-    _check_url(url)
     _log_to_stderr()
     from ingestor.ingest import run_ingest
 
@@ -194,11 +193,6 @@ def _chosen_products(text: str | None) -> list[str] | None:
     return products
 
 
-def _check_url(url: str | None) -> None:
-    if url is not None and not url.startswith(("ws://", "wss://")):
-        raise click.BadParameter("must start with ws:// or wss://", param_hint="--url")
-
-
 def _log_to_stderr() -> None:
     logging.basicConfig(
         stream=sys.stderr,
@@ -206,6 +200,8 @@ def _log_to_stderr() -> None:
         format="%(asctime)s %(levelname)s %(message)s",
         datefmt="%H:%M:%S",
     )
+    # librdkafka repeats each failed attempt; what matters reaches us as errors and is said once.
+    logging.getLogger("ingestor.kafka.librdkafka").setLevel(logging.CRITICAL)
 
 
 def _tell_started(as_json: bool) -> Callable[[Started], None]:

@@ -20,6 +20,7 @@ from typing import Any
 from ingestor.archive.archive import Archive
 from ingestor.feed.counters import FeedCounters
 from ingestor.feed.feed import Feed
+from ingestor.feed.session import check_address
 from ingestor.kafka.broker import Broker, connect
 from ingestor.kafka.publisher import Offsets, Publisher
 from ingestor.settings.model import EMBEDDED, Settings
@@ -126,6 +127,7 @@ def run_ingest(
 
     Raises:
         IngestSetupError: the parts asked for cannot work together.
+        AddressError: `url` is no WebSocket address.
         IngestError: something was left unacknowledged or unarchived at the end.
         BrokerError, FeedError, PublishError, ArchiveError: what their names say.
     """
@@ -134,6 +136,7 @@ def run_ingest(
         settings = settings.model_copy(update={"kafka": kafka})
     if not with_archive and not with_feed:
         raise IngestSetupError("with neither feed nor archive there is nothing to do")
+    check_address(url or settings.coinbase.url)
     with connect(settings.kafka) as broker:
         if broker.is_embedded and not with_archive:
             raise IngestSetupError("the embedded broker forgets what is not archived: it needs the archive")

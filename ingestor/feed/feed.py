@@ -14,8 +14,6 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from websockets.exceptions import InvalidURI
-
 from ingestor.feed.backoff import Backoff
 from ingestor.feed.connection import Connection
 from ingestor.feed.counters import FeedCounters
@@ -40,7 +38,7 @@ class Feed:
     """Keeps a connection to the exchange and publishes what comes.
 
     Args:
-        url: ws:// or wss:// address.
+        url: ws:// or wss:// address, checked by `check_address`.
         channels: channels to subscribe to.
         products: products to follow.
         settings: time limits and bounds.
@@ -91,7 +89,7 @@ class Feed:
         after.
 
         Raises:
-            FeedError: nothing readable came for too long, or the address is none.
+            FeedError: nothing readable came for too long.
             PublishError: the broker finally refused a message.
         """
         background = [asyncio.create_task(self._poll()), asyncio.create_task(self._checkpoints())]
@@ -130,8 +128,6 @@ class Feed:
         session = Session(self._url, self._channels, self._products, self._settings, link)
         try:
             end = await session.run(stop)
-        except InvalidURI as error:
-            raise FeedError(f"{self._url} is no WebSocket address: {error.msg}") from None
         except asyncio.CancelledError:
             link.ended(SessionEnd(EndReason.STOPPED, "asked to stop"))
             raise

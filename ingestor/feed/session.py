@@ -8,6 +8,7 @@ has no room the socket is deliberately not read, which must not look like a dead
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from urllib.parse import urlsplit
 import msgspec
 from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
+from websockets.uri import parse_uri
 
 from ingestor.exchange import messages as wire
 from ingestor.feed.connection import SequenceBrokenError
@@ -30,6 +32,26 @@ _PRODUCTS_PER_MESSAGE = 50
 #: After a pause of this process, frames wait in the socket: they are read before silence is believed.
 _SECOND_LOOK_S = 0.05
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+class AddressError(Exception):
+    """The feed's address cannot be one of a WebSocket server; the message is one line."""
+
+    exit_code = 2
+
+
+def check_address(url: str) -> None:
+    """Refuse what is no WebSocket address, before anything is started for it.
+
+    Raises:
+        AddressError: wrong scheme, no host, a port out of range.
+    """
+    try:
+        parse_uri(url)
+    except InvalidURI as error:
+        raise AddressError(f"{url!r} is no WebSocket address: {error.msg}") from None
+    except ValueError as error:
+        raise AddressError(f"{url!r} is no WebSocket address: {error}") from None
 
 
 class EndReason(StrEnum):
@@ -118,7 +140,6 @@ class Session:
             stop: set to end the session cleanly.
 
         Raises:
-            InvalidURI: the address cannot be one of a WebSocket.
             PublishError: the broker finally refused a message.
         """
         stopping = asyncio.create_task(stop.wait())
@@ -147,8 +168,6 @@ class Session:
         )
         try:
             socket = await opening
-        except InvalidURI:
-            raise
         except InvalidStatus as error:
             status = error.response.status_code
             asked = error.response.headers.get("Retry-After", "")
@@ -268,5 +287,7 @@ def _closed(error: ConnectionClosed) -> SessionEnd:
 def _one_line(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
-    text = " ".join(str(error).split())
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    text = re.sub(r"\[Errno -?\d+\] ", "", " ".join(str(error).split()))
     return text or type(error).__name__

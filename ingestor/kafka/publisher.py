@@ -31,6 +31,7 @@ _RECORD_OVERHEAD_BYTES = 70
 _POLL_EVERY_MESSAGES = 256
 _WAIT_STEP_S = 0.005
 _SAY_BLOCKED_AFTER_S = 10.0
+_SAY_AGAIN_AFTER_S = 30.0
 
 
 class PublishError(Exception):
@@ -170,6 +171,7 @@ class Publisher:
         self._parked: deque[tuple[str, bytes, bytes, _Epoch]] = deque()
         self._since_poll = 0
         self._topics: dict[str, str] = {}
+        self._say_again_at: dict[int, float] = {}
         #: Seconds spent waiting for room, over the publisher's life.
         self.blocked_s = 0.0
         self._producer = Producer(
@@ -326,5 +328,9 @@ class Publisher:
             self._deliveries.failure = self._deliveries.failure or PublishError(
                 f"Kafka producer failed for good: {error.str()}"
             )
-        else:
+            return
+        # Every attempt to reconnect reports the same again.
+        code, now = error.code(), time.monotonic()
+        if now >= self._say_again_at.get(code, 0.0):
+            self._say_again_at[code] = now + _SAY_AGAIN_AFTER_S
             LOG.warning("Kafka: %s", error.str())

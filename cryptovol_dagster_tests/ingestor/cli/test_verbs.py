@@ -72,6 +72,8 @@ def test_a_broken_configuration_is_one_line_and_exit_2(environment: Path, verb: 
     "arguments",
     [
         ["ingest", "--url", "http://127.0.0.1"],
+        ["ingest", "--url", "ws://"],
+        ["ingest", "--url", "ws://127.0.0.1:99999"],
         ["ingest", "--products", "BTC-USD,"],
         ["ingest", "--products", "BTC-USD,BTC-USD"],
         ["ingest", "--duration", "0"],

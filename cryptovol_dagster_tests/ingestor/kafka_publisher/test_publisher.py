@@ -48,7 +48,8 @@ def read_all(broker: Broker, topic: str) -> dict[int, list[tuple[bytes, bytes]]]
     return found
 
 
-async def test_everything_arrives_once_in_order_and_keyed(broker: Broker) -> None:
+async def test_everything_arrives_once_in_order_and_keyed(any_broker: Broker) -> None:
+    broker = any_broker
     publisher = make(broker)
     for number in range(1_000):
         key = b"BTC-USD" if number % 3 else b"ETH-USD"
@@ -74,7 +75,8 @@ def test_the_embedded_broker_needs_to_know_what_is_stored(broker: Broker) -> Non
         Publisher(broker, unarchived_limit_bytes=LIMIT)
 
 
-async def test_a_mark_is_reached_only_with_everything_before_it(broker: Broker) -> None:
+async def test_a_mark_is_reached_only_with_everything_before_it(any_broker: Broker) -> None:
+    broker = any_broker
     publisher = make(broker)
     reached: list[tuple[str, Offsets]] = []
     for number in range(100):
