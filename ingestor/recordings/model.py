@@ -114,9 +114,9 @@ def tick_arrays(
     return TickArrays(products=products, connections=connections, **arrays)  # type: ignore[typeddict-item]
 
 
-def concatenate(chunks: list[TickArrays]) -> TickArrays:
-    """One recording's chunks as one; of none, empty arrays."""
+def concatenate(chunks: list[TickArrays], products: tuple[str, ...] = ()) -> TickArrays:
+    """One recording's chunks as one; of none, empty arrays of these `products`."""
     if not chunks:
-        return tick_arrays((), (), dict.fromkeys(ARRAY_FIELDS, ()))
+        return tick_arrays(products, (), dict.fromkeys(ARRAY_FIELDS, ()))
     columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in ARRAY_FIELDS}
     return tick_arrays(chunks[-1]["products"], chunks[-1]["connections"], columns)

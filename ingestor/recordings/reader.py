@@ -76,6 +76,8 @@ def iter_recording(
         RecordingError: At once, where the file is absent, empty or no recording; while iterating, where it
             breaks off unreadably. Single unreadable lines are counted, not raised.
     """
+    if chunk_lines < 1:
+        raise ValueError(f"chunk_lines is {chunk_lines}, not at least 1")
     path = Path(path)
     counts = RecordingCounts()
     if starts_with(path, PARQUET_MAGIC):
@@ -94,7 +96,7 @@ def read_recording(path: Path | str, products: Sequence[str] | None = None) -> R
         RecordingError: The file is absent, empty, unreadable or no recording.
     """
     reader = iter_recording(path, products=products)
-    return Recording(concatenate(list(reader)), reader.counts)
+    return Recording(concatenate(list(reader), tuple(products or ())), reader.counts)
 
 
 class _LineParser:

@@ -11,6 +11,7 @@ from typing import Any
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
+from websockets.protocol import State
 
 from ingestor.simulator.faults import ABORTED
 from ingestor.simulator.frames import NS_PER_S
@@ -122,16 +123,24 @@ class Simulator:
             try:
                 self._report("connected", {"market_time_ns": self._playback.now_ns})
                 await self._send(socket, line.start())
-                await self._end(socket, await self._play(socket, inbox, line))
+                close = await self._play(socket, inbox, line)
+                if close is None:
+                    self._report("client_gone", {"market_time_ns": self._playback.now_ns})
+                else:
+                    await self._end(socket, close)
             finally:
                 self._listener = None
 
-    async def _play(self, socket: ServerConnection, inbox: asyncio.Queue[str | bytes], line: Line) -> Close:
+    async def _play(
+        self, socket: ServerConnection, inbox: asyncio.Queue[str | bytes], line: Line
+    ) -> Close | None:
+        """Send until the market says how the connection ends; None where the client left before."""
         loop = asyncio.get_running_loop()
         began_s, began_ns = loop.time(), self._playback.now_ns
         paced = math.isfinite(self._speed)
         until_ns = None
-        while True:
+        # A frame taken from the market is gone: none is taken for a client that has left.
+        while socket.state is State.OPEN:
             while not inbox.empty():
                 await self._send(socket, line.receive(inbox.get_nowait()))
             if paced:
@@ -152,6 +161,7 @@ class Simulator:
             else:
                 wait_s = (due_ns - until_ns) / NS_PER_S / self._speed
                 await asyncio.sleep(min(max(wait_s, _LEAST_SLEEP_S), _LONGEST_SLEEP_S))
+        return None
 
     async def _end(self, socket: ServerConnection, close: Close) -> None:
         self._report("closing", {"code": close.code, "market_time_ns": self._playback.now_ns})

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ingestor.recordings import RecordingError, iter_frames, read_recording
+from ingestor.recordings import RecordingError, iter_frames, iter_recording, read_recording
 
 _TIME = "2026-04-04T03:19:18.995321Z"
 
@@ -230,6 +230,18 @@ def test_a_gzip_stream_cut_short_gives_what_it_holds(path: Path) -> None:
     recording = read_recording(path)
     assert 1_000 < recording.counts.ticks < 20_000
     assert recording.counts.unreadable <= 1
+
+
+def test_a_recording_without_wanted_ticks_is_empty_not_an_error(path: Path) -> None:
+    recording = read_recording(write(path, [frame(0), frame(1)]), products=("ETH-USD",))
+    assert recording.ticks["products"] == ("ETH-USD",)
+    assert len(recording.ticks["bid"]) == 0
+    assert recording.counts.ticks == 2
+
+
+def test_a_chunk_holds_at_least_a_line(path: Path) -> None:
+    with pytest.raises(ValueError, match="chunk_lines is 0"):
+        iter_recording(write(path, [frame(0)]), chunk_lines=0)
 
 
 _json = st.recursive(

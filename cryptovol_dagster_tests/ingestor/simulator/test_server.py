@@ -53,7 +53,8 @@ async def serving(
 
 
 async def subscribed(url: str, *channels: str) -> ClientConnection:
-    socket = await connect(url, compression=None, proxy=None)
+    # Without a bound: a client that closes while its queue is full waits for its time limit.
+    socket = await connect(url, compression=None, proxy=None, max_queue=None)
     for channel in channels or ALL:
         await socket.send(subscribe(channel, *PRODUCTS))
     return socket
@@ -140,6 +141,23 @@ async def test_a_client_that_leaves_finds_the_market_where_it_was() -> None:
         assert frame["events"][0]["type"] == "snapshot"
         assert rfc3339_to_ns(frame["timestamp"]) >= last_ns
         await socket.close()
+
+
+async def test_a_client_that_leaves_during_a_silence_misses_nothing_else() -> None:
+    playback = synthetic(faults="silence@60s:30s")
+    async with serving(playback) as (url, _, events):
+        socket = await subscribed(url)
+        while "silence" not in [name for name, _ in events]:
+            await socket.recv()
+        await socket.close()
+        frames, code = await listen(await subscribed(url))
+    assert code == 1000
+    whole, _, _ = play(follow(synthetic(faults="silence@60s:30s"), *ALL)[0])
+    quotes = [frame for frame in map(json.loads, whole) if frame["channel"] == "ticker"]
+    after = [frame for frame in quotes if rfc3339_to_ns(frame["timestamp"]) >= START_NS + 90 * NS]
+    heard = [frame for frame in map(json.loads, frames) if frame["channel"] == "ticker"]
+    assert [frame["events"] for frame in heard[len(PRODUCTS) :]] == [frame["events"] for frame in after]
+    assert [name for name, _ in events] == ["connected", "silence", "client_gone", "connected", "closing"]
 
 
 async def test_a_new_client_takes_the_market_over() -> None:
