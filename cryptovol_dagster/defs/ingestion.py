@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.ticks import TickColumns, TradeColumns, clean_ticks, clean_trades
 from cryptovol_dagster.defs.metadata import OWNERS, rows_and_path, schema_metadata
+from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.resources.chain import TICKS, TRADES
 from cryptovol_dagster.resources.lake import Lake, hour_window
 from cryptovol_dagster.resources.raw import RawStore
@@ -64,7 +65,7 @@ def ticks_asset(
 
     @dg.asset(
         key=TICKS,
-        deps=["raw_ticks"],
+        deps=[look_back("raw_ticks", 1)],
         partitions_def=hours,
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name=GROUP,

@@ -68,6 +68,7 @@ def write_market(
     gap_in: str | None = None,
     close: bool = True,
     moving: bool = True,
+    first_offset: int = 0,
 ) -> None:
     """Write whole hours of ticks, trades and events.
 
@@ -79,8 +80,9 @@ def write_market(
         gap_in: an hour in which a hundred seconds and twenty sequence numbers are lost.
         close: record the hours as closed.
         moving: whether prices move at all.
+        first_offset: Kafka offset of the first message, for hours written in a second call.
     """
-    offset, first_sequence = 0, 0
+    offset, first_sequence = first_offset, 3 * first_offset
     for index, key in enumerate(hours):
         start_ns, _ = hour_window(key)
         random = np.random.default_rng(seed + index)

@@ -1,0 +1,129 @@
+"""The closed-hour sensor and the hourly retrain, tick by tick."""
+
+from __future__ import annotations
+
+import json
+
+import dagster as dg
+import pytest
+
+from cryptovol_dagster.defs.automation import data_version, input_versions
+from cryptovol_dagster.defs.build import build_defs, build_resources
+from cryptovol_dagster.resources.lake import Lake
+from cryptovol_dagster_tests.defs.conftest import Pipeline
+from cryptovol_dagster_tests.defs.synthetic import (
+    FIRST_HOUR,
+    close_hour,
+    hours_from,
+    small_settings,
+    write_market,
+)
+from ingestor.archive.layout import ClosedHour
+from ingestor.envelope import TICKS
+from ingestor.settings import Settings
+
+
+@pytest.fixture
+def empty(tmp_path) -> Settings:
+    return small_settings(tmp_path)
+
+
+def _sense(settings: Settings, cursor: str | None = None) -> dg.SensorResult | dg.SkipReason:
+    sensor = build_defs(settings).resolve_sensor_def("closed_hours")
+    with dg.DagsterInstance.ephemeral() as instance:
+        resources = {"raw": build_resources(settings)["raw"]}
+        result = sensor(dg.build_sensor_context(instance=instance, cursor=cursor, resources=resources))
+    assert isinstance(result, dg.SensorResult | dg.SkipReason)
+    return result
+
+
+def _schedule(settings: Settings) -> dg.RunRequest | dg.SkipReason:
+    schedule = build_defs(settings).resolve_schedule_def("hourly_retrain")
+    with dg.DagsterInstance.ephemeral() as instance:
+        resources = {name: build_resources(settings)[name] for name in ("raw", "lake")}
+        result = schedule(dg.build_schedule_context(instance=instance, resources=resources))
+    assert isinstance(result, dg.RunRequest | dg.SkipReason)
+    return result
+
+
+def _reason(result: object) -> str:
+    assert isinstance(result, dg.SkipReason)
+    assert result.skip_message is not None
+    return result.skip_message
+
+
+def test_nothing_closed_is_said(empty: Settings) -> None:
+    assert _reason(_sense(empty)) == "no hour has closed yet"
+
+
+def test_closed_hours_are_reported_and_asked_for_once_oldest_first(market: Settings) -> None:
+    hours = hours_from(FIRST_HOUR, 2)
+    result = _sense(market)
+    assert isinstance(result, dg.SensorResult)
+    assert [request.partition_key for request in result.run_requests or ()] == hours
+    asked = (result.run_requests or [])[0]
+    assert [key.to_user_string() for key in asked.asset_selection or ()] == [
+        "ticks",
+        "seconds/bars",
+        "seconds/features",
+        "seconds/labels",
+    ]
+    assert (asked.run_key or "").startswith(f"{hours[0]}@")
+    assert [(event.asset_key.to_user_string(), event.partition) for event in result.asset_events] == [
+        ("raw_ticks", key) for key in hours
+    ]
+    assert "dagster/data_version" in (result.asset_events[0].tags or {})
+    assert _reason(_sense(market, result.cursor)) == f"no hour has closed since {hours[1]}"
+
+
+def test_rows_that_came_late_ask_for_the_hour_and_the_one_built_upon_it_again(market: Settings) -> None:
+    hours = hours_from(FIRST_HOUR, 2)
+    first = _sense(market)
+    assert isinstance(first, dg.SensorResult)
+    close_hour(market.storage.raw_dir, hours[0], {TICKS: 2881})
+    again = _sense(market, first.cursor)
+    assert isinstance(again, dg.SensorResult)
+    assert [request.partition_key for request in again.run_requests or ()] == hours
+    keys = {request.run_key for result in (first, again) for request in result.run_requests or ()}
+    assert len(keys) == 4
+
+
+def test_hours_before_the_first_partition_are_not_asked_for(tmp_path) -> None:
+    settings = small_settings(tmp_path, first_hour="2026-04-04-04:00")
+    write_market(settings.storage.raw_dir, hours_from(FIRST_HOUR, 2))
+    result = _sense(settings)
+    assert isinstance(result, dg.SensorResult)
+    assert [request.partition_key for request in result.run_requests or ()] == ["2026-04-04-04:00"]
+    assert list(json.loads(result.cursor or "")) == ["2026-04-04-04:00"]
+
+
+def test_an_hour_that_closes_after_its_successor_renews_it() -> None:
+    hours = [
+        ClosedHour(hour=key, closed_at_ns=1, watermark_ns=1, rows={TICKS: 5})
+        for key in hours_from(FIRST_HOUR, 3)
+    ]
+    full, without_first = input_versions(hours, 1), input_versions(hours[1:], 1)
+    assert full[hours[1].hour] != without_first[hours[1].hour]
+    assert full[hours[2].hour] == without_first[hours[2].hour]
+    assert data_version(hours[0]) == data_version(hours[1])
+
+
+def test_a_retrain_waits_for_a_closed_hour(empty: Settings) -> None:
+    assert "closed no hour yet" in _reason(_schedule(empty))
+
+
+def test_a_retrain_is_skipped_while_labels_are_missing(market: Settings) -> None:
+    newest = hours_from(FIRST_HOUR, 2)[-1]
+    assert _reason(_schedule(market)) == f"seconds/labels of {newest}, the newest closed hour, is missing"
+
+
+def test_a_retrain_is_asked_for_once_labels_are_there(market: Settings) -> None:
+    newest = hours_from(FIRST_HOUR, 2)[-1]
+    Lake(market.storage.lake_dir).write_bytes("seconds/labels", newest, b"", "parquet")
+    request = _schedule(market)
+    assert isinstance(request, dg.RunRequest)
+    assert request.partition_key == newest
+
+
+def test_an_hour_that_is_evaluated_is_not_trained_again(pipeline: Pipeline) -> None:
+    assert "evaluated already" in _reason(_schedule(pipeline.settings))

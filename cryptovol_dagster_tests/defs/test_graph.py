@@ -1,0 +1,133 @@
+"""The shape of the code location: a change of lineage, checks or automation shows in review.
+
+Update `graph.txt` after a change that is meant: run this file with ``CRYPTOVOL_UPDATE_GRAPH=1``.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import dagster as dg
+import pytest
+from dagster_shared.utils.warnings import BetaWarning, PreviewWarning, SupersessionWarning
+
+from cryptovol_dagster.defs import build, unstable
+from ingestor.settings import Settings
+
+SNAPSHOT = Path(__file__).with_name("graph.txt")
+UPDATE = "CRYPTOVOL_UPDATE_GRAPH"
+UNSTABLE = (BetaWarning, PreviewWarning, SupersessionWarning, DeprecationWarning, FutureWarning)
+
+
+@pytest.fixture(scope="module")
+def defs() -> dg.Definitions:
+    return build.build_defs(Settings())
+
+
+def _describe(defs: dg.Definitions) -> Iterator[str]:
+    graph = defs.resolve_asset_graph()
+    for key in sorted(graph.get_all_asset_keys(), key=str):
+        node = graph.get(key)
+        yield f"asset {key.to_user_string()}"
+        kinds = ", ".join(sorted(node.kinds)) or "-"
+        yield f"  group {node.group_name}, kinds {kinds}, owners {', '.join(node.owners)}"
+        yield f"  partitions {node.partitions_def}, backfill {_policy(node.backfill_policy)}"
+        for parent in sorted(node.parent_keys, key=str):
+            mapping = node.partition_mappings.get(parent)
+            offset = (
+                f" from {mapping.start_offset} h"
+                if isinstance(mapping, dg.TimeWindowPartitionMapping)
+                else ""
+            )
+            yield f"  <- {parent.to_user_string()}{offset}"
+        for check in sorted(graph.get_check_keys_for_assets({key}), key=str):
+            spec = graph.get_check_spec(check)
+            yield f"  check {check.name}{' (blocking)' if spec.blocking else ''}"
+    repository = defs.get_repository_def()
+    for job in sorted(repository.get_all_jobs(), key=lambda job: job.name):
+        if job.name.startswith("__"):
+            continue
+        keys = sorted(key.to_user_string() for key in job.asset_layer.selected_asset_keys)
+        yield f"job {job.name}: {', '.join(keys)}"
+    for schedule in repository.schedule_defs:
+        when = f"{schedule.cron_schedule} {schedule.execution_timezone}"
+        yield f"schedule {schedule.name}: {when}, {schedule.job_name}, {schedule.default_status.value}"
+    for sensor in repository.sensor_defs:
+        yield f"sensor {sensor.name}: {sensor.job_name}, {sensor.default_status.value}"
+
+
+def _policy(policy: dg.BackfillPolicy | None) -> str:
+    return "-" if policy is None else policy.policy_type.value.lower()
+
+
+def test_the_graph_is_the_one_reviewed(defs: dg.Definitions) -> None:
+    text = "\n".join(_describe(defs)) + "\n"
+    if os.environ.get(UPDATE):
+        SNAPSHOT.write_text(text)
+    assert text == SNAPSHOT.read_text(), f"the graph changed; if it was meant to, run again with {UPDATE}=1"
+
+
+def test_everything_people_see_says_what_it_is(defs: dg.Definitions) -> None:
+    graph = defs.resolve_asset_graph()
+    for key in graph.get_all_asset_keys():
+        node = graph.get(key)
+        assert node.description, key
+        assert node.group_name in {"ingestion", "market", "features", "training", "monitoring"}, key
+        assert node.owners, key
+    for check in graph.asset_check_keys:
+        assert graph.get_check_spec(check).description, check
+
+
+def test_tables_show_their_columns_before_anything_was_materialized(defs: dg.Definitions) -> None:
+    graph = defs.resolve_asset_graph()
+    for name in ("ticks", "seconds/bars", "seconds/features", "seconds/labels"):
+        schema = graph.get(dg.AssetKey.from_user_string(name)).metadata["dagster/column_schema"]
+        assert isinstance(schema, dg.TableSchema)
+        assert len(schema.columns) >= 5
+
+
+def test_no_unstable_feature_is_used_but_those_listed() -> None:
+    with warnings.catch_warnings():
+        for kind in UNSTABLE:
+            warnings.simplefilter("error", kind)
+        build.build_defs(Settings()).get_repository_def()
+
+
+def test_every_listed_feature_is_still_unstable(monkeypatch: pytest.MonkeyPatch) -> None:
+    accepted = dict(unstable.ACCEPTED)
+    monkeypatch.setattr(unstable, "ACCEPTED", {})
+    with warnings.catch_warnings(record=True) as raised:
+        warnings.simplefilter("always")
+        build.build_defs(Settings())
+    for message in accepted:
+        assert any(re.match(message, str(one.message)) for one in raised), f"no longer unstable: {message}"
+
+
+def test_loading_the_code_location_imports_nothing_heavy() -> None:
+    heavy = ("mlflow", "sklearn", "xgboost", "evidently", "matplotlib")
+    code = (
+        "import sys, cryptovol_dagster.definitions as module; module.defs.get_repository_def(); "
+        f"print([name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_bad_configuration_stops_the_code_location_with_one_line_that_names_it(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("models:\n  sead: 7\n")
+    done = subprocess.run(
+        [sys.executable, "-c", "import cryptovol_dagster.definitions"],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "CRYPTOVOL_CONFIG": str(config)},
+        check=False,
+    )
+    assert done.returncode != 0
+    assert done.stderr.strip().splitlines()[-1].endswith(f"{config}:2: unknown key 'models.sead'")

@@ -1,0 +1,101 @@
+"""Starting Dagster's own processes on a small pipeline, and leaving none behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import yaml
+
+from cryptovol_dagster.resources.instance import DAGSTER_YAML
+from ingestor.settings import Settings
+
+
+def environment(settings: Settings, folder: Path) -> dict[str, str]:
+    """Write the configuration and a Dagster home into `folder`; give the environment that names both."""
+    config, home = folder / "config.yaml", folder / "dagster_home"
+    config.write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude={"kafka"})))
+    home.mkdir(exist_ok=True)
+    (home / "dagster.yaml").write_text(DAGSTER_YAML)
+    return {
+        **os.environ,
+        "CRYPTOVOL_CONFIG": str(config),
+        "DAGSTER_HOME": str(home),
+        "DO_NOT_TRACK": "1",
+        "DAGSTER_DISABLE_TELEMETRY": "1",
+    }
+
+
+def dagster(*arguments: str, env: dict[str, str], timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run Dagster's command line to its end."""
+    return subprocess.run(
+        [str(Path(sys.executable).with_name("dagster")), *arguments],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+@contextmanager
+def running(
+    program: str, *arguments: str, env: dict[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Keep a program running; at the end interrupt it and whatever it started."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(Path(sys.executable).with_name(program)), *arguments],
+            env=env,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            for signum in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
+                if _ended(process, signum):
+                    break
+
+
+def _ended(process: subprocess.Popen[bytes], signum: int) -> bool:
+    try:
+        os.killpg(process.pid, signum)
+    except ProcessLookupError:
+        return True
+    try:
+        process.wait(timeout=10)
+    except subprocess.TimeoutExpired:
+        return False
+    return signum == signal.SIGKILL  # the leader has ended; its children are asked once more
+
+
+def wait_until(
+    is_done: Callable[[], bool], what: str, timeout_s: float, process: subprocess.Popen[bytes], log: Path
+) -> None:
+    """Wait for a condition while a process lives; tell the end of its log when it does not come."""
+    deadline = time.monotonic() + timeout_s
+    while not is_done():
+        state = process.poll()
+        assert state is None, f"ended with {state} while waiting for {what}:\n{_tail(log)}"
+        assert time.monotonic() < deadline, f"{what} did not happen in {timeout_s:g} s:\n{_tail(log)}"
+        time.sleep(0.5)
+
+
+def free_port() -> int:
+    """Give a port on loopback that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def _tail(log: Path, lines: int = 40) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
