@@ -42,7 +42,7 @@ INTENSITY_RATIO = (15, 300)
 RV_FLOOR, SPREAD_FLOOR_BPS, INTENSITY_FLOOR = 1e-7, 1e-3, 1e-2
 NANO_PER_BPS = 1e5
 #: Bars computed at a time: what is in use stays in the cache, and is small enough for the allocator to reuse.
-_BLOCK_BARS = 8_192
+_BLOCK_BARS = 32_768
 
 
 class FeatureError(ValueError):
