@@ -38,7 +38,7 @@ _OTHERS_STORED_S = 2.0
 #: The embedded broker keeps 5 MiB a partition and the feed stops at 2 MiB that are not stored: store before.
 _EMBEDDED_FILE_BYTES = 1024 * 1024
 #: How soon another archive takes over the partitions of a dead one.
-_SESSION_TIMEOUT_MS = 10_000
+_SESSION_TIMEOUT_MS = 6_000
 _POSITION_TRIES = 5
 
 #: Errors of one partition or broker that librdkafka gets over by itself.
@@ -94,7 +94,8 @@ class Archive:
         self._broker = broker
         self._storage = storage
         self._raw_dir = storage.raw_dir
-        self._group = group
+        # Systems that share a broker have prefixes of their own, and so have their groups.
+        self._group = broker.topic(group)
         self._on_progress = on_progress
         self._names = {broker.topic(topic): topic for topic in TOPICS}
         self._sources: dict[tuple[str, int], _Source] = {}
@@ -227,7 +228,7 @@ class Archive:
     def _consumer_config(self, member: str) -> dict[str, Any]:
         config = self._broker.consumer_config(self._group) | {
             "session.timeout.ms": _SESSION_TIMEOUT_MS,
-            "heartbeat.interval.ms": _SESSION_TIMEOUT_MS // 5,
+            "heartbeat.interval.ms": _SESSION_TIMEOUT_MS // 4,
             # What is fetched ahead is memory; by default a full queue pauses fetching for a second.
             "queued.max.messages.kbytes": 8 * 1024,
             "fetch.queue.backoff.ms": 10,

@@ -116,7 +116,11 @@ def hour_folder(parent: Path, time_ns: int) -> Path:
 
 
 def hour_folders(parent: Path) -> Iterator[tuple[int, Path]]:
-    """Yield (hour's start in ns, folder) for every hour folder under `parent`, in no particular order."""
+    """Yield (hour's start in ns, folder) for every hour folder under `parent`, oldest first.
+
+    Raises:
+        ArchiveError: a folder cannot be read.
+    """
     for date in _subfolders(parent, _DATE):
         for hour in _subfolders(date, _HOUR):
             yield hour_from_key(f"{date.name[5:]}-{hour.name[5:]}:00"), hour
@@ -126,13 +130,9 @@ def files_in(folder: Path) -> Iterator[tuple[FileName, Path]]:
     """Yield the raw files of one hour folder.
 
     Raises:
-        ArchiveError: the folder holds a file that raw storage did not write.
+        ArchiveError: the folder cannot be read, or holds a file that raw storage did not write.
     """
-    try:
-        entries = sorted(entry.name for entry in os.scandir(folder))
-    except FileNotFoundError:
-        return
-    for entry in entries:
+    for entry in _listed(folder):
         if entry.startswith(("_", ".")):
             continue
         name = FileName.parse(entry)
@@ -165,8 +165,13 @@ def first_line(error: BaseException) -> str:
 
 
 def _subfolders(parent: Path, pattern: re.Pattern[str]) -> Iterator[Path]:
+    yield from (parent / name for name in _listed(parent) if pattern.fullmatch(name))
+
+
+def _listed(folder: Path) -> list[str]:
     try:
-        entries = list(os.scandir(parent))
+        return sorted(os.listdir(folder))
     except FileNotFoundError:
-        return
-    yield from (Path(entry.path) for entry in entries if pattern.fullmatch(entry.name))
+        return []
+    except OSError as error:
+        raise ArchiveError(f"raw storage cannot read {folder}: {error.strerror}") from error

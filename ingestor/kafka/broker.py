@@ -39,6 +39,7 @@ _MOCK_CLUSTER_PREFIX = "mockCluster"
 _SINGLE_PARTITION_TOPICS = (EVENTS, DEAD)
 _EMBEDDED_FETCH_WAIT_MS = 20
 _RETRY_S = 0.05
+_PASSING_ERRORS = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 _ZERO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"
 
 
@@ -217,7 +218,7 @@ class Broker:
                 )
             except KafkaException as error:
                 # A partition that was just created, or whose leader moves, answers in a moment.
-                if not error.args[0].retriable() or time.monotonic() >= deadline_s:
+                if error.args[0].code() not in _PASSING_ERRORS or time.monotonic() >= deadline_s:
                     raise self._unanswered(
                         f"for the offsets of {name} partition {partition}", error
                     ) from error

@@ -11,8 +11,14 @@ from ingestor.envelope import DeadLetter, FeedEvent, TickMessage, TradeMessage, 
 TEN_NS = 1_775_296_800 * NS
 MINUTE_NS = 60 * NS
 
-QUOTE = b'{"product_id":"BTC-USD","price":"67000.01","best_bid":"67000.00","best_ask":"67000.02","best_bid_quantity":"0.5","best_ask_quantity":"1.25","new_field":[1, 2]}'
-TRADE = b'{"trade_id":"77","product_id":"BTC-USD","price":"67000.01","size":"0.002","side":"BUY","time":"2026-04-04T10:00:00.123456789Z"}'
+QUOTE = (
+    b'{"product_id":"BTC-USD","price":"67000.01","best_bid":"67000.00","best_ask":"67000.02",'
+    b'"best_bid_quantity":"0.5","best_ask_quantity":"1.25","new_field":[1, 2]}'
+)
+TRADE = (
+    b'{"trade_id":"77","product_id":"BTC-USD","price":"67000.01","size":"0.002","side":"BUY",'
+    b'"time":"2026-04-04T10:00:00.123456789Z"}'
+)
 
 
 def tick(

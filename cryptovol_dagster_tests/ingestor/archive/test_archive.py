@@ -16,6 +16,8 @@ from ingestor.archive.archive import Archive
 from ingestor.archive.errors import ArchiveError
 from ingestor.archive.layout import NS
 from ingestor.archive.reader import RawReader
+from ingestor.archive.schema import to_batch
+from ingestor.archive.writer import OpenFile
 from ingestor.envelope import DEAD, EVENTS, TICKS, TOPICS, TRADES
 from ingestor.kafka.broker import Broker, connect
 from ingestor.settings.model import KafkaSettings, StorageSettings
@@ -217,13 +219,9 @@ def test_a_log_shorter_than_what_is_stored_stops_it(
     send(real_broker, TICKS, [tick()] * 10)
     start(real_broker).stop()
     (file,) = RawReader(storage.raw_dir).files(TICKS, *FOREVER)
-    ahead = file.path.with_name(file.path.name.replace(f"{0:020d}", f"{50:020d}"))
-    from ingestor.archive.schema import to_batch
-    from ingestor.archive.writer import OpenFile
-
     further = OpenFile(storage.raw_dir, TICKS, file.footer.log_id, 0, 50)
     further.append(to_batch(TICKS, 0, 50, [tick()], lambda _: 0, None), 0)
-    assert further.publish() == ahead
+    further.publish()
     archive = start(real_broker)
     wait_for(lambda: archive.error is not None)
     with pytest.raises(ArchiveError, match=r"up to offset 50, but the broker's log .* ends at 9"):

@@ -111,7 +111,7 @@ def test_a_failing_step_leaves_nothing_and_says_where(
 
 
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path) -> None:
-    """A real refusal by the kernel in the middle of a file: a limit on file sizes stands in for a full disk."""
+    """The kernel refuses in the middle of a file: a limit on file sizes stands in for a full disk."""
     code = (
         "import resource, signal, pathlib, sys, random\n"
         "from cryptovol_dagster_tests.ingestor.archive.messages import TEN_NS, tick\n"
@@ -122,7 +122,8 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path) -> Non
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
         "file = OpenFile(pathlib.Path(sys.argv[1]), 'ticks.raw', 'abcd1234', 0, 0)\n"
         "noise = random.Random(1)\n"
-        "values = [tick(TEN_NS, i, entry=b'\"%s\"' % noise.randbytes(200).hex().encode()) for i in range(9000)]\n"
+        "entries = [b'\"%s\"' % noise.randbytes(200).hex().encode() for _ in range(9000)]\n"
+        "values = [tick(entry=entry) for entry in entries]\n"
         "try:\n"
         "    file.append(to_batch('ticks.raw', 0, 0, values, lambda i: 0, None), 0)\n"
         "    file.publish()\n"
