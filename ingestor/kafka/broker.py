@@ -12,6 +12,7 @@ import hashlib
 import logging
 import re
 import time
+import uuid
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self
@@ -38,6 +39,7 @@ _MOCK_CLUSTER_PREFIX = "mockCluster"
 #: Topics whose order over the whole feed matters more than their throughput.
 _SINGLE_PARTITION_TOPICS = (EVENTS, DEAD)
 _EMBEDDED_FETCH_WAIT_MS = 20
+_MARKER = "cryptovol-log-"
 _RETRY_S = 0.05
 _PASSING_ERRORS = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
 _ZERO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"
@@ -62,6 +64,7 @@ def connect(settings: KafkaSettings) -> Broker:
     if not settings.is_embedded:
         return Broker(settings, settings.bootstrap_servers)
     cluster = Producer({"test.mock.num.brokers": 1, "logger": LIBRARY_LOG})
+    _mark(cluster, settings.connect_timeout_s)
     brokers = cluster.list_topics(timeout=settings.connect_timeout_s).brokers.values()
     return Broker(settings, ",".join(f"{broker.host}:{broker.port}" for broker in brokers), cluster)
 
@@ -195,12 +198,13 @@ class Broker:
     def log_id(self, topic: str) -> str:
         """Eight hex digits that identify the log behind `topic`: others once the topic was recreated.
 
-        They are a hash of the topic's id; a mock cluster's topics have none, but live no longer than its id.
+        They are a hash of the topic's id. A mock cluster's topics have none, and its own id is a memory
+        address that its successor may get again; there it is a marker topic that the cluster was given.
 
         Raises:
             BrokerError: the topic does not exist, or the broker is too old to give topics an id.
         """
-        identity = self.cluster_id if self.is_embedded else self._topic_id(self.topic(topic))
+        identity = self._mock_identity() if self.is_embedded else self._topic_id(self.topic(topic))
         return hashlib.sha256(identity.encode()).hexdigest()[:8]
 
     def offsets(self, topic: str, partition: int) -> tuple[int, int]:
@@ -263,6 +267,14 @@ class Broker:
         for name in TOPICS:
             producer.list_topics(self.topic(name), timeout=self._timeout_s)
 
+    def _mock_identity(self) -> str:
+        try:
+            names = self._client.list_topics(timeout=self._timeout_s).topics
+        except KafkaException as error:
+            raise self._unanswered("for its topics", error) from error
+        markers = [name for name in names if name.startswith(_MARKER)]
+        return min(markers) if markers else _mark(Producer(self._client_config()), self._timeout_s)
+
     def _topic_id(self, name: str) -> str:
         future: Future[Any] = self._admin().describe_topics(
             TopicCollection([name]), request_timeout=self._timeout_s
@@ -292,6 +304,13 @@ class Broker:
         return BrokerError(
             f"Kafka broker at {self.bootstrap_servers} was asked {question} and answered: {_text(error)}"
         )
+
+
+def _mark(producer: Producer, timeout_s: float) -> str:
+    """Give a mock cluster an identity of its own: a topic, made by asking for it, that every client sees."""
+    marker = _MARKER + uuid.uuid4().hex
+    producer.list_topics(marker, timeout=timeout_s)
+    return marker
 
 
 def _text(error: KafkaException) -> str:

@@ -66,7 +66,7 @@ def test_events_without_event_time_are_found_by_their_wall_clock(tmp_path: Path)
     assert table.column("kind").to_pylist() == ["connected"]
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.dictionaries(st.sampled_from([1, 2, 4, 5, 7, 8, 10, 11]), st.integers(1, 11), max_size=4))
 def test_other_files_over_the_same_offsets_change_nothing(
     tmp_path_factory: pytest.TempPathFactory, extra: dict[int, int]

@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cryptovol_dagster_tests.ingestor.archive.messages import (
@@ -124,6 +124,7 @@ def test_an_unreadable_record_takes_the_time_of_the_one_before_it() -> None:
     assert rows(TICKS, b"?", previous_time_ns=TEN_NS)[0]["event_time_ns"] == TEN_NS
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.just(None), st.binary(max_size=8), st.integers(0, 2**40).map(tick)), min_size=1))
 def test_a_batch_is_its_records_one_by_one(values: list[bytes | None]) -> None:
     together = to_batch(TICKS, 0, 5, values, lambda index: BROKER_NS, None)

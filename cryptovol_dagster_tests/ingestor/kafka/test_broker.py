@@ -68,9 +68,21 @@ def test_a_consumer_is_told_when_its_offset_is_gone(any_broker: Broker) -> None:
     assert error.code() == KafkaError._AUTO_OFFSET_RESET
 
 
-def test_two_embedded_brokers_are_two_logs(embedded_broker: Broker) -> None:
-    with connect(KafkaSettings()) as other:
-        assert other.log_id(TICKS) != embedded_broker.log_id(TICKS)
+def test_each_embedded_broker_is_another_log() -> None:
+    """Their cluster ids are memory addresses, which the next one often gets again."""
+    seen: set[str] = set()
+    for _ in range(10):
+        with connect(KafkaSettings()) as broker:
+            seen.add(broker.log_id(TICKS))
+    assert len(seen) == 10
+
+
+def test_a_mock_cluster_of_someone_else_gets_an_identity() -> None:
+    cluster = Producer({"test.mock.num.brokers": 1})
+    (node,) = cluster.list_topics(timeout=5).brokers.values()
+    settings = KafkaSettings(bootstrap_servers=f"{node.host}:{node.port}")
+    with connect(settings) as one, connect(settings) as other:
+        assert one.log_id(TICKS) == other.log_id(TICKS)
 
 
 def test_a_foreign_embedded_broker_is_recognised(embedded_broker: Broker) -> None:

@@ -1,0 +1,212 @@
+"""Any interleaving of reading, flushing, failing, restarting and a second writer: every offset exactly once.
+
+The real `Archive` runs over a log in memory whose consumer follows a script; a failure strikes at any system
+call of a publication. A second archive runs nested inside the first one's `consume`, so that the first is,
+for that time, a writer who does not know that it lost its partitions.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from confluent_kafka import TopicPartition
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cryptovol_dagster_tests.ingestor.archive.messages import TEN_NS, tick
+from ingestor.archive.archive import Archive
+from ingestor.archive.layout import DISORDER_NS, HOUR_NS, NS, read_footer
+from ingestor.archive.reader import RawReader
+from ingestor.envelope import TICKS
+from ingestor.settings.model import StorageSettings
+
+PARTITIONS = 2
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+class Record:
+    def __init__(self, partition: int, offset: int, value: bytes) -> None:
+        self._partition, self._offset, self._value = partition, offset, value
+
+    def error(self) -> None:
+        return None
+
+    def topic(self) -> str:
+        return TICKS
+
+    def partition(self) -> int:
+        return self._partition
+
+    def offset(self) -> int:
+        return self._offset
+
+    def value(self) -> bytes:
+        return self._value
+
+    def timestamp(self) -> tuple[int, int]:
+        return 1, TEN_NS // 1_000_000
+
+
+class Log:
+    """A broker and its log: `PARTITIONS` lists of records."""
+
+    bootstrap_servers = "memory"
+    is_embedded = False
+
+    def __init__(self, values: list[list[bytes]]) -> None:
+        self.records = [
+            [Record(partition, offset, value) for offset, value in enumerate(column)]
+            for partition, column in enumerate(values)
+        ]
+
+    def topic(self, name: str) -> str:
+        return name
+
+    def ensure_topics(self) -> None:
+        pass
+
+    def partitions(self, topic: str) -> int:
+        return PARTITIONS
+
+    def log_id(self, topic: str) -> str:
+        return "abcd1234"
+
+    def offsets(self, topic: str, partition: int) -> tuple[int, int]:
+        return 0, len(self.records[partition])
+
+    def consumer_config(self, group: str) -> dict[str, Any]:
+        return {}
+
+
+class Reader:
+    """A consumer that does what its script says, then nothing until the archive is stopped."""
+
+    def __init__(
+        self, log: Log, script: list[Any], stop: threading.Event, run_other: Callable[[], None]
+    ) -> None:
+        self.log, self.script, self.stop, self.run_other = log, list(script), stop, run_other
+        self.positions: dict[int, int] = {}
+
+    def subscribe(self, topics: list[str], on_assign: Any, on_revoke: Any, on_lost: Any) -> None:
+        self.on_assign, self.on_revoke = on_assign, on_revoke
+        self.rebalance()
+
+    def rebalance(self) -> None:
+        every = [TopicPartition(TICKS, partition) for partition in range(PARTITIONS)]
+        if self.positions:
+            self.on_revoke(self, every)
+        self.on_assign(self, every)
+
+    def assign(self, partitions: list[TopicPartition]) -> None:
+        self.positions = {each.partition: each.offset for each in partitions}
+
+    def seek(self, to: TopicPartition) -> None:
+        self.positions[to.partition] = to.offset
+
+    def commit(self, **_: object) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def consume(self, _count: int, _timeout_s: float) -> list[Record]:
+        if not self.script:
+            self.stop.set()
+            return []
+        action = self.script.pop(0)
+        if action == "rebalance":
+            self.rebalance()
+        elif action == "other":
+            self.run_other()
+        elif action == "kill":
+            raise Killed
+        else:
+            return self.read(*action)
+        return []
+
+    def read(self, partition: int, count: int) -> list[Record]:
+        start = self.positions[partition]
+        taken = self.log.records[partition][start : start + count]
+        self.positions[partition] = start + len(taken)
+        return taken
+
+
+def run(log: Log, data_dir: Path, script: list[Any], other: list[Any] | None = None, rows: int = 7) -> None:
+    stop = threading.Event()
+    archive = Archive(log, StorageSettings(data_dir=data_dir, flush_rows=rows), closed_after_s=120)  # pyright: ignore[reportArgumentType]
+    reader = Reader(log, script, stop, lambda: run(log, data_dir, other or [], rows=4))
+    with mock.patch("ingestor.archive.archive.Consumer", return_value=reader):
+        archive.run(stop)
+
+
+def killing(call: str, after: int, done: bool) -> Any:
+    """Make a system call end the process at its `after`-th use, before or after it was `done`."""
+    real, uses = getattr(os, call), iter(range(10**6))
+
+    def replaced(*args: Any, **options: Any) -> Any:
+        if next(uses) < after:
+            return real(*args, **options)
+        if done:
+            real(*args, **options)
+        raise Killed
+
+    return mock.patch.object(os, call, replaced)
+
+
+READ = st.tuples(st.integers(0, PARTITIONS - 1), st.integers(1, 12))
+SCRIPT = st.lists(st.one_of(READ, READ, READ, st.sampled_from(["rebalance", "other", "kill"])), max_size=8)
+CRASH = st.one_of(st.none(), st.tuples(st.sampled_from(["fsync", "link"]), st.integers(0, 6), st.booleans()))
+STEPS_NS = st.sampled_from([0, NS, -NS, 20 * 60 * NS, HOUR_NS])
+
+
+@st.composite
+def logs(draw: st.DrawFn) -> list[list[bytes]]:
+    columns: list[list[bytes]] = []
+    for _ in range(PARTITIONS):
+        time_ns, column = TEN_NS, []
+        for step_ns in draw(st.lists(STEPS_NS, min_size=1, max_size=30)):
+            time_ns += step_ns
+            column.append(b"unreadable" if draw(st.integers(0, 9)) == 0 else tick(time_ns))
+        columns.append(column)
+    return columns
+
+
+@settings(max_examples=60, deadline=None)
+@given(logs(), st.lists(st.tuples(SCRIPT, st.lists(READ, max_size=4), CRASH), max_size=4))
+def test_every_offset_is_stored_exactly_once(
+    values: list[list[bytes]], lives: list[tuple[list[Any], list[Any], Any]]
+) -> None:
+    log = Log(values)
+    with tempfile.TemporaryDirectory() as folder:
+        data_dir = Path(folder)
+        for script, other, crash in lives:
+            try:
+                if crash is None:
+                    run(log, data_dir, script, other)
+                else:
+                    with killing(*crash):
+                        run(log, data_dir, script, other)
+            except Killed:
+                continue
+        run(log, data_dir, [(partition, 100) for partition in range(PARTITIONS)])
+
+        seen: Counter[tuple[int, int]] = Counter()
+        raw_dir = data_dir / "raw"
+        for path in (raw_dir / TICKS).glob("date=*/hour=*/*"):
+            footer = read_footer(path)
+            found = RawReader(raw_dir).files(TICKS, footer.min_time_ns, footer.min_time_ns + 1)
+            assert path in [file.path for file in found]
+            assert footer.max_time_ns - footer.min_time_ns < HOUR_NS + 2 * DISORDER_NS
+            seen.update((footer.partition, o) for o in range(footer.first_offset, footer.last_offset + 1))
+        assert seen == Counter((p, o) for p, column in enumerate(values) for o in range(len(column)))
+        assert RawReader(raw_dir).read(TICKS, 0, 2**62).num_rows == sum(map(len, values))
