@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +18,6 @@ from ingestor.exchange.clock import ns_to_rfc3339
 from ingestor.exchange.messages import Ticker
 from ingestor.kafka.broker import Broker, BrokerError
 
-_BATCH = 1_000
-_POLL_S = 0.2
 _GROUP = "cryptovol-check-stream"
 #: Latencies kept for the quantiles of a product; more would only cost memory.
 _LATENCIES_KEPT = 100_000
@@ -106,7 +103,6 @@ def check_stream(
     duration_s: float,
     *,
     from_beginning: bool = False,
-    on_progress: Callable[[StreamReport], None] | None = None,
 ) -> StreamReport:
     """Consume ``ticks.raw`` and ``feed.events`` for a while.
 
@@ -114,7 +110,6 @@ def check_stream(
         broker: where the topics are.
         duration_s: how long to look.
         from_beginning: read what the topics hold already, too.
-        on_progress: called about five times a second.
 
     Raises:
         BrokerError: a topic is missing, or the broker fails while it is read.
@@ -132,11 +127,11 @@ def check_stream(
         )
         began = time.monotonic()
         while (left_s := began + duration_s - time.monotonic()) > 0:
-            for message in consumer.consume(_BATCH, timeout=min(_POLL_S, left_s)):
+            # One by one: a batch would wait to be filled, and that wait would be told as latency.
+            message = consumer.poll(left_s)
+            if message is not None:
                 _take_in(report, message)
-            report.seconds = time.monotonic() - began
-            if on_progress is not None:
-                on_progress(report)
+        report.seconds = time.monotonic() - began
     except KafkaException as error:
         reason = error.args[0].str()
         raise BrokerError(f"{report.topic} at {report.bootstrap_servers} cannot be read: {reason}") from error

@@ -48,7 +48,7 @@ def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("CRYPTOVOL__INGEST__FRAME_SILENCE_S", "1")
     monkeypatch.setenv("CRYPTOVOL__INGEST__BACKOFF_INITIAL_S", "0.01")
     monkeypatch.setenv("CRYPTOVOL__INGEST__BACKOFF_MAX_S", "0.05")
-    monkeypatch.setenv("CRYPTOVOL__KAFKA__CONNECT_TIMEOUT_S", "2")
+    monkeypatch.setenv("CRYPTOVOL__KAFKA__CONNECT_TIMEOUT_S", "1")
     return tmp_path
 
 
