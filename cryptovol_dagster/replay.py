@@ -439,13 +439,20 @@ def replay_command(files: tuple[Path, ...], out: Path | None, products: str | No
         result = replay(
             files or newest_raw_files(settings),
             spec=timescale_spec(settings.timescales.seconds, "seconds"),
-            products=None if products is None else [name.strip() for name in products.split(",")],
+            products=None if products is None else _product_ids(products),
             out=out,
         )
     except (ReplayError, RecordingError, SettingsError, FeatureError) as error:
         click.echo(f"Error: {error}", err=True)
         raise SystemExit(exit_code_of(error)) from None
     click.echo(result.to_json() if as_json else _text(result))
+
+
+def _product_ids(text: str) -> list[str]:
+    names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
+    if not names:
+        raise ReplayError("--products names no product")
+    return names
 
 
 def _text(result: ReplayResult) -> str:
