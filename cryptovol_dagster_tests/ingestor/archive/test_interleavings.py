@@ -17,7 +17,7 @@ from typing import Any
 from unittest import mock
 
 from confluent_kafka import TopicPartition
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cryptovol_dagster_tests.ingestor.archive.messages import TEN_NS, tick
@@ -182,7 +182,12 @@ def logs(draw: st.DrawFn) -> list[list[bytes]]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(logs(), st.lists(st.tuples(SCRIPT, st.lists(READ, max_size=4), CRASH), max_size=4))
+@given(logs(), st.lists(st.tuples(SCRIPT, st.lists(READ, min_size=2, max_size=8), CRASH), max_size=4))
+# The first holds 6 records when the second stores 4 and 4: its file must neither appear nor move its position.
+@example(
+    [[tick(TEN_NS)] * 20, [tick(TEN_NS)]],
+    [([(0, 6), "other", (0, 6)], [(0, 4), (0, 4)], None)],
+)
 def test_every_offset_is_stored_exactly_once(
     values: list[list[bytes]], lives: list[tuple[list[Any], list[Any], Any]]
 ) -> None:
