@@ -96,7 +96,7 @@ def ingest(
     The real market:       cryptovol ingest
     One product, a minute: cryptovol ingest --products BTC-USD --duration 60
     A recording:           cryptovol ingest --url ws://127.0.0.1:8765 --until-closed
-    For another program:   cryptovol ingest --json | head -1
+    For another program:   cryptovol ingest --json
     """
     settings = load_settings().settings
     chosen = _chosen_products(products)
