@@ -1,0 +1,85 @@
+"""Raw files become the core's columns: order, gap flags, trades."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cryptovol_dagster.resources.lake import hour_window
+from cryptovol_dagster.resources.raw import RawStore, flag_gaps
+from cryptovol_dagster_tests.defs import synthetic
+from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, PRODUCTS, hours_from, write_market
+
+
+def test_a_recorded_gap_flags_the_next_row_of_every_product(tmp_path: Path) -> None:
+    write_market(tmp_path, [FIRST_HOUR], gap_in=FIRST_HOUR)
+    ticks = RawStore(tmp_path).ticks(*hour_window(FIRST_HOUR), PRODUCTS)
+    flagged = np.flatnonzero(ticks.gap_before)
+    assert sorted(ticks.product[flagged].tolist()) == [0, 1]
+    for row in flagged:
+        assert ticks.event_time_ns[row] - ticks.event_time_ns[row - 1] == 102_500_000_000
+
+
+def test_other_products_are_left_out_and_silent_ones_stay_listed(tmp_path: Path) -> None:
+    write_market(tmp_path, [FIRST_HOUR])
+    ticks = RawStore(tmp_path).ticks(*hour_window(FIRST_HOUR), ("SOL-USD", "ETH-USD"))
+    assert ticks.products == ("SOL-USD", "ETH-USD")
+    assert set(ticks.product.tolist()) == {1}
+
+
+def test_rows_of_two_logs_follow_the_clock_of_reception(tmp_path: Path, monkeypatch) -> None:
+    first, second = hours_from(FIRST_HOUR, 2)
+    monkeypatch.setattr(synthetic, "LOG_ID", "zzzzzzzz")
+    write_market(tmp_path, [first])
+    monkeypatch.setattr(synthetic, "LOG_ID", "aaaaaaaa")
+    write_market(tmp_path, [second])
+    ticks = RawStore(tmp_path).ticks(hour_window(first)[0], hour_window(second)[1], PRODUCTS)
+    assert len(ticks) == 4 * 1440
+    assert (np.diff(ticks.event_time_ns) >= 0).all()
+
+
+def test_the_taker_bought_where_the_maker_sold(tmp_path: Path) -> None:
+    write_market(tmp_path, [FIRST_HOUR])
+    raw = RawStore(tmp_path)
+    trades = raw.trades(*hour_window(FIRST_HOUR), PRODUCTS)
+    table = raw.reader.read("trades.raw", *hour_window(FIRST_HOUR), ["side"])
+    assert trades.buy.tolist() == [side == "SELL" for side in table["side"].to_pylist()]
+    assert not trades.is_snapshot.any()
+
+
+def test_hours_with_ticks_need_not_be_closed(tmp_path: Path) -> None:
+    hours = hours_from(FIRST_HOUR, 2)
+    write_market(tmp_path, hours, close=False)
+    assert RawStore(tmp_path).hours_with_ticks() == hours
+    assert RawStore(tmp_path).closed_hours() == []
+
+
+def test_a_folder_without_anything_is_empty_and_no_error(tmp_path: Path) -> None:
+    raw = RawStore(tmp_path / "absent")
+    assert len(raw.ticks(*hour_window(FIRST_HOUR), PRODUCTS)) == 0
+    assert len(raw.trades(*hour_window(FIRST_HOUR), PRODUCTS)) == 0
+
+
+@given(
+    sequence=st.lists(st.integers(0, 60), min_size=1, max_size=30, unique=True).map(sorted),
+    products=st.lists(st.integers(0, 2), min_size=30, max_size=30),
+    firsts=st.lists(st.integers(0, 60), max_size=6, unique=True).map(sorted),
+)
+def test_gap_flags_equal_the_obvious_loop(
+    sequence: list[int], products: list[int], firsts: list[int]
+) -> None:
+    product = np.array(products[: len(sequence)], dtype=np.int32)
+    numbers = np.array(sequence, dtype=np.int64)
+    lost = [first for first in firsts if first not in sequence]
+    expected, before = [], {}
+    for number, code in zip(sequence, product.tolist(), strict=True):
+        previous = before.get(code)
+        expected.append(previous is not None and any(previous < first < number for first in lost))
+        before[code] = number
+    flags = flag_gaps(
+        product, np.zeros(len(numbers), np.int32), ("c",), numbers, {"c": np.array(lost, dtype=np.int64)}
+    )
+    assert flags.tolist() == expected
