@@ -36,7 +36,7 @@ class Traffic(threading.Thread):
         self._producer = Producer(broker.producer_config())
 
     def run(self) -> None:
-        sequence = 0
+        sequence, time_ns = 0, TEN_NS
         while not self._end.is_set():
             for _ in range(20):
                 time_ns = TEN_NS + sequence * NS // 2

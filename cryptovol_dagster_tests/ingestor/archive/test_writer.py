@@ -22,9 +22,9 @@ from ingestor.envelope import TICKS
 LOG_ID = "abcd1234"
 
 
-def open_file(raw_dir: Path, first_offset: int, times: list[int], **options: str) -> OpenFile:
+def open_file(raw_dir: Path, first_offset: int, times: list[int]) -> OpenFile:
     file = OpenFile(raw_dir, TICKS, LOG_ID, 0, first_offset)
-    values = [tick(time_ns, 10 + index, **options) for index, time_ns in enumerate(times)]
+    values = [tick(time_ns, 10 + index) for index, time_ns in enumerate(times)]
     batch = to_batch(TICKS, 0, first_offset, values, lambda _: 0, None)
     assert file.fitting(batch) == len(times)
     file.append(batch, 0)
