@@ -30,9 +30,12 @@ NS = 1_000_000_000
 PRODUCTS = ("BTC-USD", "ETH-USD")
 LOG_ID = "logtest1"
 FIRST_HOUR = "2026-04-04-03:00"
+MODELS = ("baseline_zscore", "ewma", "har_logit", "logreg", "xgboost")
 
 
-def small_settings(folder: Path, *, first_hour: str = FIRST_HOUR) -> Settings:
+def small_settings(
+    folder: Path, *, first_hour: str = FIRST_HOUR, models: tuple[str, ...] = MODELS
+) -> Settings:
     """Settings of a pipeline that learns in seconds: 5-s bars, short windows, small trees."""
     timescale = TimescaleSettings(
         bar_interval_s=5,
@@ -47,7 +50,12 @@ def small_settings(folder: Path, *, first_hour: str = FIRST_HOUR) -> Settings:
             data_dir=folder / "data", reports_dir=folder / "reports", artifacts_dir=folder / "artifacts"
         ),
         timescales=TimescalesSettings(seconds=timescale),
-        models=ModelSettings(xgboost_trees=20, xgboost_min_child_weight=5.0, bootstrap_resamples=20),
+        models=ModelSettings(
+            enabled=models,  # type: ignore[arg-type] - names are validated by the model
+            xgboost_trees=20,
+            xgboost_min_child_weight=5.0,
+            bootstrap_resamples=20,
+        ),
         monitoring=MonitoringSettings(report_max_rows=500),
         dagster=DagsterSettings(partitions_start=first_hour),
     )
