@@ -23,6 +23,12 @@ MAX_REQUESTS_PER_TICK = 48
 #: How long after it was first seen an hour may be closed again, with rows that came late.
 REMEMBERED_HOURS = 7 * 24
 RETRAIN_CRON = "7 * * * *"
+UNFINISHED = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+]
 
 
 def chain_keys(spec: TimescaleSpec, names: Iterable[str]) -> list[dg.AssetKey]:
@@ -182,6 +188,9 @@ def retrain_schedule(
             return dg.SkipReason(f"{labels} of {newest}, the newest closed hour, is missing")
         if lake.exists(evaluation, newest, "json"):
             return dg.SkipReason(f"models as of {newest}, the newest closed hour, are evaluated already")
+        waiting = dg.RunsFilter(job_name=job.name, tags={"dagster/partition": newest}, statuses=UNFINISHED)
+        if context.instance.get_runs(waiting, limit=1):
+            return dg.SkipReason(f"a retrain as of {newest}, the newest closed hour, is on its way")
         return dg.RunRequest(run_key=newest, partition_key=newest)
 
     return hourly_retrain

@@ -37,9 +37,11 @@ def _sense(settings: Settings, cursor: str | None = None) -> dg.SensorResult | d
     return result
 
 
-def _schedule(settings: Settings) -> dg.RunRequest | dg.SkipReason:
+def _schedule(settings: Settings, *runs: dg.DagsterRun) -> dg.RunRequest | dg.SkipReason:
     schedule = build_defs(settings).resolve_schedule_def("hourly_retrain")
-    with dg.DagsterInstance.ephemeral() as instance:
+    with dg.instance_for_test() as instance:
+        for run in runs:
+            instance.add_run(run)
         resources = {name: build_resources(settings)[name] for name in ("raw", "lake")}
         result = schedule(dg.build_schedule_context(instance=instance, resources=resources))
     assert isinstance(result, dg.RunRequest | dg.SkipReason)
@@ -127,3 +129,13 @@ def test_a_retrain_is_asked_for_once_labels_are_there(market: Settings) -> None:
 
 def test_an_hour_that_is_evaluated_is_not_trained_again(pipeline: Pipeline) -> None:
     assert "evaluated already" in _reason(_schedule(pipeline.settings))
+
+
+def test_a_retrain_that_is_on_its_way_is_not_asked_for_again(market: Settings) -> None:
+    newest = hours_from(FIRST_HOUR, 2)[-1]
+    Lake(market.storage.lake_dir).write_bytes("seconds/labels", newest, b"", "parquet")
+    tags = {"dagster/partition": newest}
+    started = dg.DagsterRun(job_name="retrain", status=dg.DagsterRunStatus.STARTED, tags=tags)
+    failed = dg.DagsterRun(job_name="retrain", status=dg.DagsterRunStatus.FAILURE, tags=tags)
+    assert "is on its way" in _reason(_schedule(market, started))
+    assert isinstance(_schedule(market, failed), dg.RunRequest)
