@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from ingestor.cli_errors import OneLineErrorsGroup
 from ingestor.settings.load import ENV_CONFIG_FILE
 
 #: verb -> where its click command lives. Help texts come from there, so nothing is said twice.
@@ -22,10 +23,11 @@ VERBS: Mapping[str, str] = {
     "report": "cryptovol_dagster.verbs.report:report",
     "backfill": "cryptovol_dagster.verbs.backfill:backfill",
     "demo": "cryptovol_dagster.demo:demo",
+    "ui": "cryptovol_dagster.ui:ui",
 }
 
 
-class _LazyGroup(click.Group):
+class _LazyGroup(OneLineErrorsGroup):
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
 

@@ -1,1 +1,1 @@
-"""Pure domain code: arrays and frames in, arrays and frames out; no Dagster, MLflow, Kafka, files or clock."""
+"""Pure domain code: arrays and frames in and out; no Dagster, MLflow, Kafka, files or clock."""

@@ -88,10 +88,17 @@ class HourCloser:
 
     @property
     def watermark_ns(self) -> int | None:
-        """Least event time over the connections in force; None without any, or before a first checkpoint."""
-        watermarks = [connection.watermark_ns for connection in self._connections.values()]
-        known = [watermark for watermark in watermarks if watermark is not None]
-        return min(known) if known and len(known) == len(watermarks) else None
+        """Least event time over the connections in force, or the newest of those that are over.
+
+        None without any connection, or while one in force has no stored checkpoint yet.
+        """
+        in_force, over = [], []
+        for connection in self._connections.values():
+            (over if self._is_over(connection) else in_force).append(connection.watermark_ns)
+        if in_force:
+            known = [watermark for watermark in in_force if watermark is not None]
+            return min(known) if len(known) == len(in_force) else None
+        return max((watermark for watermark in over if watermark is not None), default=None)
 
     def recover(self, log_id: str) -> None:
         """Start anew from the newest stored events of the log `log_id`."""
@@ -116,7 +123,8 @@ class HourCloser:
         for connection in self._connections.values():
             connection.settle(self._is_stored)
         closed = self._close_up_to(self.watermark_ns)
-        self._forget_ended()
+        for name in [name for name, known in self._connections.items() if self._is_over(known)]:
+            del self._connections[name]
         return closed
 
     def _observe(self, event: Mapping[str, Any]) -> None:
@@ -131,12 +139,10 @@ class HourCloser:
     def _is_stored(self, topic: str, partition: int, offset: int) -> bool:
         return self._next_stored(topic, partition) > offset
 
-    def _forget_ended(self) -> None:
-        """Let go of connections that ended or fell silent, once their last checkpoint has counted."""
-        lost_before_ns = self._newest_at_ns - LOST_AFTER_NS
-        for name, connection in list(self._connections.items()):
-            if not connection.waiting and (connection.ended or connection.last_at_ns < lost_before_ns):
-                del self._connections[name]
+    def _is_over(self, connection: _Connection) -> bool:
+        """Whether a connection ended or fell silent, and its last checkpoint has counted."""
+        lost = connection.last_at_ns < self._newest_at_ns - LOST_AFTER_NS
+        return not connection.waiting and (connection.ended or lost)
 
     def _close_up_to(self, watermark_ns: int | None) -> list[ClosedHour]:
         if watermark_ns is None:

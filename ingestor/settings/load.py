@@ -38,11 +38,11 @@ class LoadedSettings:
             yield key, _display(value), self.sources.get(key, "default")
 
 
-class _Layers(BaseSettings, Settings):
+# The two bases' own kinds of model_config are both plain dictionaries.
+class _Layers(BaseSettings, Settings):  # pyright: ignore[reportIncompatibleVariableOverride]
     """Gives pydantic-settings' own readers of .env and environment the shape of `Settings`."""
 
-    # pydantic-settings needs its own kind of config here; both kinds are plain dictionaries.
-    model_config = SettingsConfigDict(  # pyright: ignore[reportIncompatibleVariableOverride]
+    model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
         env_nested_delimiter="__",
         extra="forbid",
