@@ -192,7 +192,7 @@ def _seconds() -> TimescaleSettings:
         windows_bars=(5, 15, 30, 60, 120, 300, 900),
         ewma_half_lives_bars=(5, 20, 60, 300),
         horizon_bars=60,
-        splits=SplitSettings(train_span_s=7 * 86_400, test_span_s=2 * 3_600),
+        splits=SplitSettings(train_span_s=7 * 86_400, test_span_s=86_400),
     )
 
 

@@ -37,7 +37,7 @@ def test_without_a_file_everything_is_a_default(tmp_path, monkeypatch):
 def test_one_key_of_a_section_leaves_the_others_at_their_defaults(config):
     loaded = load_settings(config("timescales:\n  seconds:\n    splits:\n      embargo_s: 60\n"), {})
     seconds = loaded.settings.timescales.seconds
-    assert (seconds.splits.embargo_s, seconds.splits.test_span_s, seconds.horizon_bars) == (60, 7200, 60)
+    assert (seconds.splits.embargo_s, seconds.splits.test_span_s, seconds.horizon_bars) == (60, 86_400, 60)
     assert source_of(loaded, "timescales.seconds.splits.embargo_s").endswith("config.yaml:4")
     assert source_of(loaded, "timescales.seconds.horizon_bars") == "default"
 
