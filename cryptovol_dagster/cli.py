@@ -17,7 +17,7 @@ VERBS: Mapping[str, str] = {
     "simulate": "ingestor.simulator.command:simulate",
     "ingest": "ingestor.cli:ingest",
     "check-stream": "ingestor.cli:check_stream",
-    "replay": "cryptovol_dagster.replay:replay_command",
+    "replay": "cryptovol_dagster.verbs.replay:replay",
     "train": "cryptovol_dagster.verbs.train:train",
     "evaluate": "cryptovol_dagster.verbs.evaluate:evaluate",
     "report": "cryptovol_dagster.verbs.report:report",

@@ -37,7 +37,7 @@ class DemoError(Exception):
 
 
 @click.command()
-@click.option("--hours", default=8, show_default=True, type=click.IntRange(4, 72), help="Hours of market.")
+@click.option("--hours", default=16, show_default=True, type=click.IntRange(4, 72), help="Hours of market.")
 @click.option("--seed", default=7, show_default=True, help="Seed of the synthetic market.")
 def demo(hours: int, seed: int) -> None:
     """Run the whole system on hours of a synthetic market; no network, no Kafka, no exchange needed.
@@ -132,7 +132,11 @@ def _materialize(settings: Settings) -> RunSummary:
         )
     defs = build_defs(settings)
     everything = [key.to_user_string() for key in defs.resolve_asset_graph().executable_asset_keys]
-    return materialize_range(settings, closed[0], closed[-1], everything, defs=defs)
+    return materialize_range(settings, closed[0], closed[-1], everything, defs=defs, on_asset=_print_asset)
+
+
+def _print_asset(asset: str, took_s: float) -> None:
+    click.echo(f"  {asset:<32}{took_s:6.1f} s")
 
 
 def _print_recorded(summary: dict[str, Any], took_s: float) -> None:
@@ -152,7 +156,9 @@ def _print_run(run: RunSummary) -> None:
     click.echo(f"{len(run.materialized)} assets × {span}: {partitions} partitions")
     click.echo(f"{run.checks_passed} of {len(run.checks)} checks passed")
     for check in run.checks_failed:
-        click.secho(f"  {check.severity} {check.asset} {check.name}: {check.description}", fg="yellow")
+        click.secho(f"  {check.severity} {check.asset} {check.name}:", fg="yellow")
+        for line in check.description.splitlines():
+            click.echo(f"    {line}")
 
 
 def _print_results(settings: Settings) -> None:

@@ -18,7 +18,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import click
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -26,7 +25,6 @@ import pyarrow.parquet as pq
 
 from cryptovol_dagster.core.bars import BarGrid, build_bars, tick_reach_ns
 from cryptovol_dagster.core.features import (
-    FeatureError,
     FeatureGrid,
     Reason,
     compute_features,
@@ -36,12 +34,8 @@ from cryptovol_dagster.core.features import (
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.core.ticks import TickCleaner, TickColumns, TickCounts, order_ticks
 from cryptovol_dagster.resources.lake import HOUR_NS
-from cryptovol_dagster.resources.specs import timescale_spec
-from ingestor.cli_errors import exit_code_of
 from ingestor.envelope import TICKS
 from ingestor.recordings import RecordingCounts, RecordingError, RecordingReader, iter_recording
-from ingestor.settings.load import SettingsError, load_settings
-from ingestor.settings.model import Settings
 
 #: An hour closes when the recording has passed its end by this, as in the live archive.
 SETTLE_NS = 120 * NS
@@ -404,66 +398,27 @@ def _sink(out: Path | str | None) -> _Sink:
     return _FileSink(path)
 
 
-def newest_raw_files(settings: Settings) -> list[Path]:
+def newest_raw_files(raw_dir: Path) -> list[Path]:
     """The raw files of the newest recorded hour.
 
     Raises:
         ReplayError: raw storage holds no ticks.
     """
-    topic = settings.storage.raw_dir / f"{settings.kafka.topic_prefix}{TICKS}"
+    # Raw storage is one system's: the prefix that tells systems on a broker apart is not in its names.
+    topic = raw_dir / TICKS
     hours = sorted({file.parent for file in topic.glob("date=*/hour=*/*.parquet")})
     if not hours:
         raise ReplayError(f"{topic}: no raw file to replay; name one with --data-file")
     return sorted(hours[-1].glob("*.parquet"))
 
 
-@click.command("replay")
-@click.option(
-    "--data-file",
-    "files",
-    multiple=True,
-    type=click.Path(path_type=Path),
-    help="A recording; may be given several times (default: the newest hour in raw storage).",
-)
-@click.option("--out", type=click.Path(path_type=Path), help="Write the rows to this .parquet or .csv file.")
-@click.option("--products", help="Comma-separated product ids (default: all that the recording holds).")
-@click.option("--json", "as_json", is_flag=True, help="Print the counts as one JSON object.")
-def replay_command(files: tuple[Path, ...], out: Path | None, products: str | None, as_json: bool) -> None:
-    """Compute features from a recording, exactly as the hourly assets do, without Dagster.
+def product_ids(text: str) -> list[str]:
+    """Product ids of a comma-separated list, each once.
 
-    Reads verbatim frames, {received_at, frame} lines, flattened ticker lines, session logs and our own raw
-    files, plain or gzipped.
+    Raises:
+        ReplayError: it names none.
     """
-    try:
-        settings = load_settings().settings
-        result = replay(
-            files or newest_raw_files(settings),
-            spec=timescale_spec(settings.timescales.seconds, "seconds"),
-            products=None if products is None else _product_ids(products),
-            out=out,
-        )
-    except (ReplayError, RecordingError, SettingsError, FeatureError) as error:
-        click.echo(f"Error: {error}", err=True)
-        raise SystemExit(exit_code_of(error)) from None
-    click.echo(result.to_json() if as_json else _text(result))
-
-
-def _product_ids(text: str) -> list[str]:
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names:
         raise ReplayError("--products names no product")
     return names
-
-
-def _text(result: ReplayResult) -> str:
-    left_out = f"{result.duplicates:,} duplicates, {result.late:,} late, {result.rejected:,} rejected"
-    reasons = ", ".join(f"{name} {rows:,}" for name, rows in result.reasons.items() if name != "ok")
-    lines = [
-        f"read     {result.lines:,} lines, {result.unreadable:,} unreadable ({', '.join(result.formats)})",
-        f"ticks    {result.ticks:,}: {result.kept:,} kept, {left_out}",
-        f"span     {result.start} … {result.end}, {', '.join(result.products)}",
-        f"rows     {result.rows:,}, {result.valid_rows:,} fit for scoring"
-        + (f" ({reasons})" if reasons else ""),
-        f"features {result.feature_hash}, {result.seconds:.2f} s",
-    ]
-    return "\n".join(lines if result.out is None else [*lines, f"written  {result.out}"])

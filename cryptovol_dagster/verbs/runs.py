@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from uuid import uuid4
 
 import dagster as dg
 
@@ -104,6 +105,7 @@ def materialize_range(
     selection: Sequence[str],
     *,
     defs: dg.Definitions | None = None,
+    on_asset: Callable[[str, float], None] | None = None,
 ) -> RunSummary:
     """Materialize assets, and evaluate their checks, over a range of hours in one run.
 
@@ -114,6 +116,7 @@ def materialize_range(
         to_key: last hour, inclusive. The same as `from_key` for a single partition.
         selection: asset keys as users write them, e.g. ``["ticks", "seconds/bars"]``.
         defs: the code location to run, when it has been built before.
+        on_asset: told each asset that is done, and the seconds it took; called from another thread.
 
     Raises:
         LakeError: a key is no hour.
@@ -125,9 +128,15 @@ def materialize_range(
     job = (defs or build_defs(settings)).resolve_implicit_global_asset_job_def()
     one = from_key == to_key
     home = ensure_dagster_home(settings)
-    with quiet_dagster(), dg.DagsterInstance.from_config(str(home)) as instance:
+    run_id = str(uuid4())
+    with (
+        quiet_dagster(),
+        dg.DagsterInstance.from_config(str(home)) as instance,
+        _watched(instance, run_id, on_asset),
+    ):
         result = job.execute_in_process(
             instance=instance,
+            run_id=run_id,
             asset_selection=[dg.AssetKey.from_user_string(name) for name in selection],
             partition_key=from_key if one else None,
             tags={} if one else {RANGE_START: from_key, RANGE_END: to_key},
@@ -136,6 +145,35 @@ def materialize_range(
         if not result.success:
             raise RunFailed(root_cause(result))
         return _summary(result, from_key, to_key)
+
+
+@contextmanager
+def _watched(
+    instance: dg.DagsterInstance, run_id: str, on_asset: Callable[[str, float], None] | None
+) -> Iterator[None]:
+    """Follow a run through the instance's event log, as the Dagster UI does."""
+    if on_asset is None:
+        yield
+        return
+    started: dict[str, float] = {}
+    materialized: set[str] = set()  # checks are steps too
+
+    def seen(entry: dg.EventLogEntry, cursor: str) -> None:
+        event = entry.dagster_event
+        if event is None or event.step_key is None:
+            return
+        if event.event_type is dg.DagsterEventType.STEP_START:
+            started[event.step_key] = entry.timestamp
+        elif event.event_type is dg.DagsterEventType.ASSET_MATERIALIZATION:
+            materialized.add(event.step_key)
+        elif event.is_step_success and event.step_key in materialized:
+            on_asset(event.step_key.replace("__", "/"), entry.timestamp - started[event.step_key])
+
+    instance.watch_event_logs(run_id, None, seen)
+    try:
+        yield
+    finally:
+        instance.end_watch_event_logs(run_id, seen)
 
 
 def _validate_range(settings: Settings, from_key: str, to_key: str) -> None:
