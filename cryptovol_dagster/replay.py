@@ -35,7 +35,7 @@ from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.core.ticks import TickCleaner, TickColumns, TickCounts, order_ticks
 from cryptovol_dagster.resources.lake import HOUR_NS
 from ingestor.envelope import TICKS
-from ingestor.recordings import RecordingCounts, RecordingError, RecordingReader, iter_recording
+from ingestor.recordings import RecordingCounts, RecordingReader, iter_recording
 
 #: An hour closes when the recording has passed its end by this, as in the live archive.
 SETTLE_NS = 120 * NS

@@ -14,11 +14,12 @@ import pytest
 from click.testing import CliRunner
 
 from cryptovol_dagster import replay as replay_module
+from cryptovol_dagster.cli import main
 from cryptovol_dagster.core.bars import build_bars
 from cryptovol_dagster.core.features import compute_features, feature_names
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.ticks import TickColumns, clean_ticks
-from cryptovol_dagster.replay import FeatureStream, ReplayError, replay, replay_command
+from cryptovol_dagster.replay import FeatureStream, ReplayError, replay
 from cryptovol_dagster.resources.lake import HOUR_NS
 from cryptovol_dagster.resources.specs import timescale_spec
 from cryptovol_dagster_tests.core.market.builders import START_NS, random_ticks, spec
@@ -208,7 +209,7 @@ def test_an_earlier_result_survives_a_replay_that_fails(tmp_path: Path) -> None:
 
 
 def run(*arguments: str):
-    return CliRunner().invoke(replay_command, list(arguments))
+    return CliRunner().invoke(main, ["replay", *arguments])
 
 
 def test_the_command_prints_counts_as_json(recordings: Path, tmp_path: Path) -> None:
@@ -250,17 +251,14 @@ def test_failures_are_one_line(recordings: Path, tmp_path: Path) -> None:
 
 
 def test_without_a_file_the_newest_raw_hour_is_read(tmp_path: Path) -> None:
-    settings = Settings()
-    storage = settings.storage.model_copy(update={"data_dir": tmp_path})
-    settings = settings.model_copy(update={"storage": storage})
     with pytest.raises(ReplayError, match="no raw file to replay"):
-        replay_module.newest_raw_files(settings)
+        replay_module.newest_raw_files(tmp_path)
     for hour in ("date=2026-04-04/hour=23", "date=2026-04-05/hour=01"):
-        folder = tmp_path / "raw" / "ticks.raw" / hour
+        folder = tmp_path / "ticks.raw" / hour
         folder.mkdir(parents=True)
         for partition in (1, 0):
             (folder / f"log-p{partition}.parquet").touch()
-    newest = replay_module.newest_raw_files(settings)
+    newest = replay_module.newest_raw_files(tmp_path)
     assert [(file.parent.name, file.name) for file in newest] == [
         ("hour=01", "log-p0.parquet"),
         ("hour=01", "log-p1.parquet"),

@@ -7,18 +7,16 @@ import json
 import math
 import signal
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ingestor.exchange.clock import ns_to_rfc3339, rfc3339_to_ns
 from ingestor.settings.load import load_settings
-from ingestor.simulator.faults import parse_faults
-from ingestor.simulator.market import SyntheticMarket
-from ingestor.simulator.playback import Playback
-from ingestor.simulator.recorded import RecordedMarket
-from ingestor.simulator.server import Report, Simulator
-from ingestor.simulator.write import write_recording
+
+if TYPE_CHECKING:
+    from ingestor.simulator.playback import Playback
+    from ingestor.simulator.server import Report
 
 _DEFAULT_START = "2025-12-01T00:00:00Z"
 _DEFAULT_HOURS = 8.0
@@ -159,6 +157,12 @@ def simulate(
       cryptovol simulate --products BTC-USD --faults 'gap@60s:3; disconnect@120s:1006'
       cryptovol simulate --hours 2 --seed 1 --write market.ndjson.gz
     """
+    from ingestor.simulator.faults import parse_faults
+    from ingestor.simulator.market import SyntheticMarket
+    from ingestor.simulator.playback import Playback
+    from ingestor.simulator.recorded import RecordedMarket
+    from ingestor.simulator.write import write_recording
+
     report = _print_json if as_json else _print_text
     script = parse_faults(faults)
     if recordings:
@@ -197,6 +201,8 @@ def simulate(
 async def _serve(
     playback: Playback, speed: float, port: int, *, once: bool, about: dict[str, Any], report: Report
 ) -> None:
+    from ingestor.simulator.server import Simulator
+
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGINT, signal.SIGTERM):
