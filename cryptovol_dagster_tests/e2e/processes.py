@@ -1,7 +1,8 @@
-"""Starting Dagster's own processes on a small pipeline, and leaving none behind."""
+"""Starting the real commands, Dagster's and our own, and leaving no process behind."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -10,18 +11,23 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from cryptovol_dagster.resources.instance import DAGSTER_YAML
 from ingestor.settings import Settings
 
+#: `cryptovol`, whatever the PATH says.
+CRYPTOVOL = (sys.executable, "-m", "cryptovol_dagster.cli")
+
 
 def environment(settings: Settings, folder: Path) -> dict[str, str]:
     """Write the configuration and a Dagster home into `folder`; give the environment that names both."""
     config, home = folder / "config.yaml", folder / "dagster_home"
-    config.write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude={"kafka"})))
+    config.write_text(yaml.safe_dump(settings.model_dump(mode="json")))
     home.mkdir(exist_ok=True)
     (home / "dagster.yaml").write_text(DAGSTER_YAML)
     return {
@@ -43,6 +49,53 @@ def dagster(*arguments: str, env: dict[str, str], timeout_s: float = 120) -> sub
         timeout=timeout_s,
         check=False,
     )
+
+
+def cryptovol(
+    *arguments: str | Path, env: dict[str, str], timeout_s: float = 120
+) -> subprocess.CompletedProcess[str]:
+    """Run a verb of `cryptovol` to its end."""
+    return subprocess.run(
+        [*CRYPTOVOL, *map(str, arguments)],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        check=False,
+    )
+
+
+@dataclass(frozen=True)
+class Market:
+    """A running `cryptovol simulate`.
+
+    Attributes:
+        process: with the rest of its events on stdout, as JSON lines.
+        url: where it listens.
+    """
+
+    process: subprocess.Popen[str]
+    url: str
+
+    def ended(self, timeout_s: float = 20) -> dict[str, Any]:
+        """Wait for its end; give its last event."""
+        output, _ = self.process.communicate(timeout=timeout_s)
+        assert self.process.returncode == 0
+        return json.loads(output.splitlines()[-1])
+
+
+@contextmanager
+def simulated(*arguments: str | Path, env: dict[str, str]) -> Iterator[Market]:
+    """Serve a market; it never outlives the block."""
+    command = [*CRYPTOVOL, "simulate", "--json", *map(str, arguments)]
+    process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield Market(process, json.loads(process.stdout.readline())["url"])
+    finally:
+        if process.poll() is None:
+            process.terminate()
+        process.communicate(timeout=20)
 
 
 @contextmanager
