@@ -14,7 +14,7 @@ VERBS = {
     "ingest": "ingestor.cli:ingest",
     "check-stream": "ingestor.cli:check_stream",
     "simulate": "ingestor.simulator.command:simulate",
-    "replay": "cryptovol_dagster.replay:replay_command",
+    "replay": "cryptovol_dagster.verbs.replay:replay",
     "backfill": "cryptovol_dagster.verbs.backfill:backfill",
     "train": "cryptovol_dagster.verbs.train:train",
     "evaluate": "cryptovol_dagster.verbs.evaluate:evaluate",

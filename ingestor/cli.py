@@ -2,57 +2,28 @@
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
-import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from ingestor.cli_errors import OneLineErrorsGroup
-from ingestor.settings.load import ENV_CONFIG_FILE, LoadedSettings, load_settings
+from ingestor.cli_group import VerbGroup
+from ingestor.settings.load import LoadedSettings, load_settings
 
 if TYPE_CHECKING:
     from ingestor.feed.counters import FeedCounters
     from ingestor.ingest import IngestSummary, Started
     from ingestor.kafka.check_stream import StreamReport
 
-#: Verbs that live elsewhere: name → (module, attribute).
-_ELSEWHERE: Mapping[str, tuple[str, str]] = {"simulate": ("ingestor.simulator.command", "simulate")}
-
-
 _WIDTH_WITHOUT_TERMINAL = 160
 
 
-class _Verbs(OneLineErrorsGroup):
-    """Imports verbs of other rooms only when they are asked for."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *_ELSEWHERE])
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in _ELSEWHERE:
-            module, name = _ELSEWHERE[cmd_name]
-            return getattr(importlib.import_module(module), name)
-        return super().get_command(ctx, cmd_name)
-
-
-@click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--config",
-    "config_file",
-    type=click.Path(path_type=Path),
-    help=f"Configuration file (default: ${ENV_CONFIG_FILE}, else ./config.yaml).",
-)
-def cli(config_file: Path | None) -> None:
+@click.group(cls=VerbGroup, elsewhere={"simulate": "ingestor.simulator.command:simulate"})
+def cli() -> None:
     """Record a crypto market: exchange → Kafka → raw storage."""
-    if config_file is not None:
-        # Other processes started from here read the same file.
-        os.environ[ENV_CONFIG_FILE] = str(config_file.resolve())
 
 
 @cli.command()

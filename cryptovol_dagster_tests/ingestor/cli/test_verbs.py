@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from ingestor import envelope
 from ingestor.cli import cli
-from ingestor.cli_errors import OneLineErrorsGroup
+from ingestor.cli_group import OneLineErrorsGroup
 from ingestor.envelope import EVENTS, TICKS, FeedEvent, TickMessage
 from ingestor.kafka.broker import Broker, BrokerError, connect
 from ingestor.kafka.check_stream import check_stream

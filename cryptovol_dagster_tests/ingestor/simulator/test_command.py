@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from websockets.asyncio.client import connect
 
 from cryptovol_dagster_tests.ingestor.simulator.test_playback import subscribe
-from ingestor.cli_errors import OneLineErrorsGroup
+from ingestor.cli_group import OneLineErrorsGroup
 from ingestor.recordings import read_recording
 from ingestor.simulator.command import simulate
 

@@ -1,0 +1,97 @@
+"""What every `cryptovol` command shares: failures as people see them, verbs imported late, ``--config``.
+
+Exceptions that this project defines are written for people: their message is the line. Anything else is a
+fault of ours and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ingestor.settings.load import ENV_CONFIG_FILE, SettingsError
+
+#: Wrong usage or configuration, as click has it; 1 is any other failure.
+USAGE = 2
+_OURS = ("ingestor.", "cryptovol_dagster.")
+
+
+def exit_code_of(error: BaseException) -> int | None:
+    """Exit code for an exception of ours; None for one that is a fault and deserves its traceback.
+
+    An exception class may carry `exit_code`; a bad configuration is `USAGE`, anything else of ours 1.
+    """
+    if isinstance(error, SettingsError):
+        return USAGE
+    if type(error).__module__.startswith(_OURS):
+        return getattr(error, "exit_code", 1)
+    return None
+
+
+class _Failure(click.ClickException):
+    def __init__(self, line: str, code: int) -> None:
+        super().__init__(line)
+        self._code = code
+
+    @property
+    def exit_code(self) -> int:  # pyright: ignore[reportIncompatibleVariableOverride] - click reads it, never sets it
+        return self._code
+
+
+class OneLineErrorsGroup(click.Group):
+    """A click group whose verbs may raise this project's exceptions."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the verb; its failure becomes ``Error: <line>`` and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            code = exit_code_of(error)
+            if code is None:
+                raise
+            raise _Failure(" ".join(str(error).split()), code) from None
+
+
+class VerbGroup(OneLineErrorsGroup):
+    """A group that also offers verbs of other rooms, imported only when one of them is asked for.
+
+    Args:
+        elsewhere: verb → ``module:attribute`` of its click command.
+        kwargs: of `click.Group`.
+    """
+
+    def __init__(self, *, elsewhere: Mapping[str, str], **kwargs: Any) -> None:
+        super().__init__(context_settings={"help_option_names": ["-h", "--help"]}, **kwargs)
+        self._elsewhere = elsewhere
+        self.params.append(
+            click.Option(
+                ["--config"],
+                type=click.Path(path_type=Path),
+                expose_value=False,
+                callback=_remember_config,
+                help=f"Configuration file (default: ${ENV_CONFIG_FILE}, else ./config.yaml).",
+            )
+        )
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Name the verbs: the group's own, then the others in the order given."""
+        return [*super().list_commands(ctx), *self._elsewhere]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """Find a verb, importing it where it lives elsewhere."""
+        target = self._elsewhere.get(cmd_name)
+        if target is None:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = target.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+def _remember_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:
+    if path is not None:
+        # Processes started from here (code servers, recorders) read the same file.
+        os.environ[ENV_CONFIG_FILE] = str(path.resolve())
