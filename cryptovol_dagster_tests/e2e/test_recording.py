@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cryptovol_dagster.core.features import feature_names
+from cryptovol_dagster.core.features import FEATURES, feature_names
 from cryptovol_dagster.resources.lake import Lake, hour_window
 from cryptovol_dagster.resources.specs import timescale_spec
 from cryptovol_dagster.verbs import runs
@@ -28,7 +28,7 @@ RECORDING = "btc_eth_2026-04-04_2h.ndjson.gz"
 N_TICKS = 30_123
 HOURS = ["2026-04-04-03:00", "2026-04-04-04:00", "2026-04-04-05:00"]
 PRODUCTS = ("BTC-USD", "ETH-USD")
-FEATURES = feature_names(timescale_spec(Settings().timescales.seconds, "seconds"))
+SPEC = timescale_spec(Settings().timescales.seconds, "seconds")
 KEY = ["product", "bar_start"]
 
 
@@ -144,7 +144,7 @@ def assert_same_features(replayed: pd.DataFrame, assets: pd.DataFrame) -> None:
     assert list(replayed.columns) == list(assets.columns)
     for name in (*KEY, "valid", "reason"):
         np.testing.assert_array_equal(replayed[name].to_numpy(), assets[name].to_numpy(), err_msg=name)
-    for name in FEATURES:
+    for name in feature_names(SPEC):
         # Absent is equal to absent only. Sums are sums of integers; a logarithm may differ in its last place.
         tolerance = 1e-12 if "ln_" in name or "ratio" in name else 0
         np.testing.assert_allclose(
@@ -175,11 +175,15 @@ def test_replay_takes_the_newest_raw_hour_by_itself(
 ) -> None:
     counts, rows = replayed(by_embedded, tmp_path / "features.parquet")
     assert counts["start"] == "2026-04-04T05:00:00+00:00"
-    newest = assets[assets["bar_start"] >= pd.Timestamp("2026-04-04T05:00", tz="UTC")].reset_index(drop=True)
-    np.testing.assert_array_equal(rows[KEY].to_numpy(), newest[KEY].to_numpy())
-    # Without the hour before, windows fill up anew: fewer numbers, but each one the same.
-    known = rows[list(FEATURES)].notna().to_numpy()
-    assert 0.1 < known.mean() < newest[list(FEATURES)].notna().to_numpy().mean()
-    np.testing.assert_allclose(
-        rows[list(FEATURES)].to_numpy()[known], newest[list(FEATURES)].to_numpy()[known], rtol=1e-12, atol=0
-    )
+    newest = assets[assets["bar_start"] >= pd.Timestamp(counts["start"])].reset_index(drop=True)
+    assert rows[KEY].equals(newest[KEY])
+    # Without the hour before it every window fills up anew; from then on the numbers are the same.
+    bar = (rows["bar_start"] - rows["bar_start"].min()).dt.total_seconds()
+    first_quote = rows.index[rows["age_s"].notna()].map(bar).min()
+    compared = 0
+    for feature in FEATURES(SPEC):
+        full = bar > first_quote + feature.window_bars
+        one, other = rows.loc[full, feature.name], newest.loc[full, feature.name]
+        np.testing.assert_allclose(one, other, rtol=1e-12, atol=0, err_msg=feature.name)
+        compared += int(one.notna().sum())
+    assert compared > 50_000
