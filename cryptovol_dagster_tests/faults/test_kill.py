@@ -8,18 +8,17 @@ import sys
 import threading
 import time
 import uuid
-from collections import Counter
 from pathlib import Path
 
 import pytest
 from confluent_kafka import Producer
 
 from cryptovol_dagster_tests.brokers import REPOSITORY, new_instance
+from cryptovol_dagster_tests.faults.conservation import assert_exactly_once, raw_files
 from cryptovol_dagster_tests.ingestor.archive.messages import TEN_NS, dead, event, tick, trade
 from ingestor.archive.archive import Archive
 from ingestor.archive.layout import NS
-from ingestor.archive.reader import RawReader
-from ingestor.envelope import DEAD, EVENTS, TICKS, TOPICS, TRADES
+from ingestor.envelope import DEAD, EVENTS, TICKS, TRADES
 from ingestor.kafka.broker import Broker, connect
 from ingestor.settings.model import KafkaSettings, StorageSettings
 
@@ -59,26 +58,6 @@ class Traffic(threading.Thread):
         self._producer.produce(self._broker.topic(topic), value, key=key)
 
 
-def assert_exactly_once(broker: Broker, raw_dir: Path) -> int:
-    """Every offset below the log's end is in raw storage once; returns how many there are."""
-    total = 0
-    for topic in TOPICS:
-        table = RawReader(raw_dir).read(topic, 0, 2**62, columns=["kafka_partition", "kafka_offset"])
-        seen = Counter(zip(*(column.to_pylist() for column in table.columns), strict=True))
-        expected = Counter(
-            (partition, offset)
-            for partition, end in broker.end_offsets(topic).items()
-            for offset in range(end)
-        )
-        assert seen == expected
-        total += len(expected)
-    return total
-
-
-def _stored_ends(raw_dir: Path) -> int:
-    return sum(1 for _ in raw_dir.glob("*/date=*/hour=*/*.parquet"))
-
-
 @pytest.mark.kafka
 @pytest.mark.slow
 def test_archive_killed_at_random_moments(real_broker: Broker, tmp_path: Path) -> None:
@@ -96,7 +75,7 @@ def test_archive_killed_at_random_moments(real_broker: Broker, tmp_path: Path) -
     raw_dir = StorageSettings(data_dir=tmp_path).raw_dir
     kills_with_progress = 0
     for _ in range(KILLS):
-        files_before = _stored_ends(raw_dir)
+        files_before = len(raw_files(raw_dir))
         process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.readline()  # everything is imported
@@ -106,7 +85,7 @@ def test_archive_killed_at_random_moments(real_broker: Broker, tmp_path: Path) -
         process.kill()
         process.wait()
         process.stdout.close()
-        kills_with_progress += _stored_ends(raw_dir) > files_before
+        kills_with_progress += len(raw_files(raw_dir)) > files_before
     traffic.end()
 
     storage = StorageSettings(data_dir=tmp_path)
