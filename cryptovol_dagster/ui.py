@@ -39,14 +39,16 @@ def ui(dagster_port: int, mlflow_port: int) -> None:
         _refuse_taken(port)
     home = ensure_dagster_home(settings)
     environment = {**os.environ, "DAGSTER_HOME": str(home)}
+    logs = settings.storage.data_dir / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
     commands = {"Dagster": _dagster(dagster_port), "MLflow": _mlflow(settings, mlflow_port)}
     children = {
-        name: subprocess.Popen(command, env=environment, start_new_session=True)
-        for name, command in commands.items()
+        name: _start(command, environment, logs / f"{name.lower()}.log") for name, command in commands.items()
     }
     click.echo(f"Dagster  http://127.0.0.1:{dagster_port}")
     click.echo(f"MLflow   http://127.0.0.1:{mlflow_port}")
     click.echo(f"reports  {settings.storage.reports_dir}")
+    click.echo(f"logs     {logs}\nopening takes some 20 s; Ctrl-C stops both")
     _stay(children)
 
 
@@ -65,6 +67,13 @@ def _mlflow(settings: Settings, port: int) -> Sequence[str]:
         *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri),
         *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
     ]
+
+
+def _start(command: Sequence[str], environment: Mapping[str, str], log: Path) -> subprocess.Popen[bytes]:
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command, env=environment, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+        )
 
 
 def _refuse_taken(port: int) -> None:
@@ -89,7 +98,7 @@ def _stay(children: Mapping[str, subprocess.Popen[bytes]]) -> None:
         while True:
             for name, child in children.items():
                 if child.poll() is not None:
-                    raise UiError(f"{name} ended by itself with exit code {child.returncode}; see above")
+                    raise UiError(f"{name} ended by itself with exit code {child.returncode}; see its log")
             time.sleep(0.5)
     except KeyboardInterrupt:
         click.echo("stopping")

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from cryptovol_dagster.core.evaluation import Evaluation
     from cryptovol_dagster.core.models import Model
 
-_DPI = 110
+_DPI = 80
 #: Per second σ as basis points: people read 1.3 bps, not 1.3e-4.
 _BPS = 1e4
 #: One colour a model, the same in every picture (Okabe & Ito, told apart by colour-blind readers).

@@ -74,6 +74,7 @@ def closed_hours_sensor(
 ) -> dg.SensorDefinition:
     """Build the sensor that hands closed raw hours to the market assets."""
     first_key = hour_key(int(hours.start.timestamp()) * 1_000_000_000)
+    last = f"{spec.name}/labels"
     hours_back = max(1, chain.feature_hours_back(spec), chain.label_hours_back(spec))
 
     @dg.sensor(
@@ -85,7 +86,7 @@ def closed_hours_sensor(
         "and labels; again, when rows came late or an hour it looks back on changed.",
     )
     def closed_hours(
-        context: dg.SensorEvaluationContext, raw: dg.ResourceParam[RawStore]
+        context: dg.SensorEvaluationContext, raw: dg.ResourceParam[RawStore], lake: dg.ResourceParam[Lake]
     ) -> dg.SensorResult | dg.SkipReason:
         seen: dict[str, str] = json.loads(context.cursor) if context.cursor else {}
         closed = [hour for hour in raw.closed_hours(_forgotten_before(seen)) if hour.hour >= first_key]
@@ -96,6 +97,8 @@ def closed_hours_sensor(
                 f"no hour has closed since {max(seen)}" if seen else "no hour has closed yet"
             )
         taken = changed[:MAX_REQUESTS_PER_TICK]
+        # What a backfill made of closed hours before this sensor first saw them need not be made again.
+        made = {h.hour for h in taken if h.hour not in seen and _is_made(lake, last, h, closed)}
         for hour in taken:
             seen[hour.hour] = versions[hour.hour]
         return dg.SensorResult(
@@ -107,12 +110,19 @@ def closed_hours_sensor(
                     tags={"dagster/priority": "1"},
                 )
                 for hour in taken
+                if hour.hour not in made
             ],
             asset_events=[_materialization(hour) for hour in taken],
             cursor=json.dumps(_newest(seen), sort_keys=True),
         )
 
     return closed_hours
+
+
+def _is_made(lake: Lake, asset: str, hour: ClosedHour, closed: Sequence[ClosedHour]) -> bool:
+    """Tell whether the hour was written after it and every hour before it had closed."""
+    closed_at_ns = max(other.closed_at_ns for other in closed if other.hour <= hour.hour)
+    return lake.is_newer(asset, hour.hour, closed_at_ns)
 
 
 def data_version(hour: ClosedHour) -> str:

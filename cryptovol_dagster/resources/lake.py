@@ -68,6 +68,11 @@ class Lake:
         """Tell whether the partition has been written."""
         return self.path(asset, partition_key, suffix).is_file()
 
+    def is_newer(self, asset: str, partition_key: str, time_ns: int, suffix: str = "parquet") -> bool:
+        """Tell whether the partition was written after `time_ns` (wall clock)."""
+        path = self.path(asset, partition_key, suffix)
+        return path.is_file() and path.stat().st_mtime_ns > time_ns
+
     def partitions(self, asset: str, suffix: str = "parquet") -> list[str]:
         """List the keys written, oldest first."""
         keys = []

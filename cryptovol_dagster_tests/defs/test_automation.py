@@ -31,7 +31,7 @@ def empty(tmp_path) -> Settings:
 def _sense(settings: Settings, cursor: str | None = None) -> dg.SensorResult | dg.SkipReason:
     sensor = build_defs(settings).resolve_sensor_def("closed_hours")
     with dg.DagsterInstance.ephemeral() as instance:
-        resources = {"raw": build_resources(settings)["raw"]}
+        resources = {name: build_resources(settings)[name] for name in ("raw", "lake")}
         result = sensor(dg.build_sensor_context(instance=instance, cursor=cursor, resources=resources))
     assert isinstance(result, dg.SensorResult | dg.SkipReason)
     return result
@@ -52,6 +52,17 @@ def _reason(result: object) -> str:
     assert isinstance(result, dg.SkipReason)
     assert result.skip_message is not None
     return result.skip_message
+
+
+def test_hours_that_a_backfill_made_after_they_closed_are_reported_but_not_made_again(
+    market: Settings,
+) -> None:
+    first, second = hours_from(FIRST_HOUR, 2)
+    Lake(market.storage.lake_dir).write_bytes("seconds/labels", first, b"made", "parquet")
+    result = _sense(market)
+    assert isinstance(result, dg.SensorResult)
+    assert [request.partition_key for request in result.run_requests or ()] == [second]
+    assert [event.partition for event in result.asset_events] == [first, second]
 
 
 def test_nothing_closed_is_said(empty: Settings) -> None:
