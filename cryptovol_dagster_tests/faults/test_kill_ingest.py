@@ -6,6 +6,7 @@ import json
 import random
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -26,9 +27,11 @@ from ingestor.settings.model import StorageSettings
 
 KILLS = 30
 PRODUCTS = ("BTC-USD", "ETH-USD")
-MARKET = ("--hours", "6", "--seed", "20260404", "--products", ",".join(PRODUCTS))
-#: Thirty short lives play less than half of the six hours.
+MARKET = ("--hours", "3", "--seed", "20260404", "--products", ",".join(PRODUCTS))
+#: Thirty short lives play about an hour of the three.
 SPEED = "300"
+#: channel -> topic of its entries, and what a frame calls them
+ENTRIES = {"ticker": (TICKS, "tickers"), "market_trades": (TRADES, "trades")}
 #: A connection hears the market after about half a second, a first file takes a little longer.
 LONGEST_LIFE_S = 1.6
 
@@ -63,12 +66,10 @@ def test_ingest_killed_at_random_moments(real_broker: Broker, tmp_path: Path) ->
     assert_same_messages(real_broker, storage.raw_dir)
     assert RawReader(storage.raw_dir).offset_gaps(TICKS) == []
     assert real_broker.end_offsets(DEAD) == {0: 0}
-    for topic, channel, entries in ((TICKS, "ticker", "tickers"), (TRADES, "market_trades", "trades")):
-        for product in PRODUCTS:
-            played = _entries(script, channel, entries, product)
-            runs = stored_runs(storage.raw_dir, topic, product)
-            assert len(runs) > KILLS // 4
-            _assert_in_order_with_losses_only_between(runs, played)
+    for (topic, product), played in _played(script).items():
+        runs = stored_runs(storage.raw_dir, topic, product)
+        assert len(runs) > KILLS // 4
+        _assert_in_order_with_losses_only_between(runs, played)
 
 
 def _live_and_die(url: str, env: dict[str, str], seconds: float) -> None:
@@ -83,17 +84,18 @@ def _live_and_die(url: str, env: dict[str, str], seconds: float) -> None:
     process.communicate()
 
 
-def _entries(script: Path, channel: str, name: str, product: str) -> list[str]:
-    """Every entry of a product that the market holds, in order."""
-    frames = [json.loads(line) for line in script.read_text().splitlines()]
-    return [
-        json.dumps(entry, separators=(",", ":"))
-        for frame in (line.get("frame", line) for line in frames)
-        if frame["channel"] == channel
-        for event in frame["events"]
-        for entry in event[name]
-        if entry["product_id"] == product
-    ]
+def _played(script: Path) -> dict[tuple[str, str], list[str]]:
+    """Every entry that the market holds, in order, by topic and product."""
+    played: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for line in script.read_text().splitlines():
+        frame = json.loads(line)["frame"]
+        topic, name = ENTRIES.get(frame["channel"], (None, None))
+        if topic is not None:
+            for event in frame["events"]:
+                for entry in event[name]:
+                    text = json.dumps(entry, separators=(",", ":"))
+                    played[topic, entry["product_id"]].append(text)
+    return played
 
 
 def _assert_in_order_with_losses_only_between(runs: Sequence[list[str]], played: list[str]) -> None:
