@@ -7,7 +7,9 @@
 #   KAFKA_HEAP  memory of the broker (512m)
 set -euo pipefail
 
-here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
+script=${BASH_SOURCE[0]}
+case $script in */*) here=${script%/*} ;; *) here=. ;; esac # without tools: their absence is told below
+here=$(cd "$here" && pwd)
 repository=$(cd "$here/../.." && pwd)
 port=${KAFKA_PORT:-9092}
 directory=${KAFKA_DIR:-$repository/.kafka/default}
@@ -28,10 +30,15 @@ java_version() { # prints 17 for "17.0.15", nothing without java
     java -version 2>&1 | sed -nE '1s/.*version "([0-9]+).*/\1/p'
 }
 
+require_port() {
+    [[ $port =~ ^[1-9][0-9]{0,4}$ ]] && [ "$port" -le 65534 ] ||
+        fail "KAFKA_PORT is '$port': name a port from 1 to 65534 (the controller takes the next one)"
+}
+
 require_java() {
     command -v java >/dev/null || fail "java is missing: install a Java 17 runtime (openjdk-17-jre-headless)"
     local version
-    version=$(java_version)
+    version=$(java_version) || version= # a java that fails is told below
     [ -n "$version" ] || fail "java does not run: $(java -version 2>&1 | head -1)"
     [ "$version" -ge 17 ] || fail "java $version is too old: Kafka 4 needs Java 17 (openjdk-17-jre-headless)"
 }
@@ -41,7 +48,7 @@ resolve_jars() {
     cmp -s "$here/pom.xml" "$lib/pom.xml" && return
     command -v mvn >/dev/null || fail "mvn is missing: install Maven (maven), which fetches Kafka's jars"
     echo "kafka: fetching the jars"
-    mkdir -p "$lib"
+    mkdir -p "$lib" 2>/dev/null || fail "$lib cannot be made: choose a folder with KAFKA_LIB"
     rm -f "$lib"/*.jar
     mvn -q -B -f "$here/pom.xml" dependency:copy-dependencies \
         -DoutputDirectory="$lib" -DincludeScope=runtime >"$lib/mvn.log" 2>&1 </dev/null ||
@@ -71,13 +78,14 @@ start() {
         echo "kafka: already running on 127.0.0.1:$port"
         return
     fi
+    require_port
     require_java
     resolve_jars
     local each
     for each in "$port" $((port + 1)); do
         ! listening "$each" || fail "port $each is taken by another program; choose one with KAFKA_PORT"
     done
-    mkdir -p "$directory"
+    mkdir -p "$directory" 2>/dev/null || fail "$directory cannot be made: choose a folder with KAFKA_DIR"
     sed -e "s|@PORT@|$port|g" -e "s|@CONTROLLER_PORT@|$((port + 1))|g" -e "s|@DATA@|$directory/data|g" \
         "$here/server.properties" >"$properties"
     format_once
