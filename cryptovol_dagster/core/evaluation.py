@@ -80,6 +80,9 @@ def summary_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "lift": result["lift"],
                 "onset_average_precision": result["onset"]["average_precision"],
                 "onset_base_rate": result["onset"]["base_rate"],
+                "chance_mean": (result["time_shift"] or {}).get("mean"),
+                "chance_q95": (result["time_shift"] or {}).get("quantile_95"),
+                "chance_share": (result["time_shift"] or {}).get("share_at_or_above"),
                 "roc_auc": result["roc_auc"],
                 "brier": result["brier"],
                 "log_loss": result["log_loss"],
@@ -248,8 +251,10 @@ def _quality(market: Market, test: Dataset, score: NDArray[np.float64]) -> dict[
     table = metrics.reliability(y, score)
     # Where the trailing window is broken, nobody knows whether the spike already shows: no onset row.
     onset = ~market.visible & np.isfinite(test.trailing_sigma)
+    chance = metrics.time_shift_null(y, score, test.product)
     return {
         **_ranking(y, score),
+        "time_shift": None if chance is None else chance._asdict(),
         "roc_auc": metrics.roc_auc(y, score),
         "log_loss": metrics.log_loss(y, score),
         "brier": metrics.brier(y, score),

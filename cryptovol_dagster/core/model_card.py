@@ -113,6 +113,8 @@ def _results(report: Mapping[str, Any]) -> list[str]:
             row["model"],
             _with_interval(row["average_precision"], row["ap_low"], row["ap_high"]),
             _number(row["lift"], 2),
+            f"{_number(row['chance_mean'])}, {_number(row['chance_q95'])}",
+            _number(row["chance_share"], 2),
             _number(row["onset_average_precision"]),
             _number(row["roc_auc"]),
             _number(row["brier"], 4),
@@ -126,6 +128,8 @@ def _results(report: Mapping[str, Any]) -> list[str]:
         "model",
         "PR-AUC [95 %]",
         "lift",
+        "by chance: mean, 95 % quantile",
+        "share of chance at or above",
         f"PR-AUC at onset (base {_number(onset['base_rate'])})",
         "ROC-AUC",
         "Brier",
@@ -138,7 +142,8 @@ def _results(report: Mapping[str, Any]) -> list[str]:
         "",
         f"Base rate {_number(report['counts']['test']['base_rate'])}: a model that knows nothing has that "
         "PR-AUC. Lift is PR-AUC over base rate. *Onset* counts only rows whose own trailing volatility is "
-        "not yet a spike.",
+        "not yet a spike. *By chance*: the same scores on labels shifted in time, which keeps the clustering "
+        "of spikes and destroys any relation; a model has shown skill only where hardly a shift reaches it.",
         "",
         *_table(head, rows),
         "",

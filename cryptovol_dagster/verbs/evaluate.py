@@ -11,7 +11,7 @@ from cryptovol_dagster.verbs.options import json_option, partition_option
 from ingestor.settings import load_settings
 
 EXIT_INSUFFICIENT = 3
-_LINE = "{:<16} {:>7} {:>16} {:>6} {:>6} {:>6} {:>7}"
+_LINE = "{:<16} {:>7} {:>16} {:>6} {:>17} {:>6} {:>6} {:>7}"
 
 
 @click.command()
@@ -57,7 +57,9 @@ def _print(report: dict[str, Any], key: str) -> None:
 
     test = report["counts"]["test"]
     click.echo(f"as of {key}: {test['rows']} test rows, base rate {test['base_rate']:.3f}")
-    click.echo(_LINE.format("model", "PR-AUC", "95 % interval", "lift", "onset", "ROC", "Brier"))
+    click.echo(
+        _LINE.format("model", "PR-AUC", "95 % interval", "lift", "chance mean, q95", "onset", "ROC", "Brier")
+    )
     for row in summary_rows(report):
         known = row["ap_low"] is not None
         click.echo(
@@ -66,6 +68,7 @@ def _print(report: dict[str, Any], key: str) -> None:
                 _number(row["average_precision"]),
                 f"{row['ap_low']:.3f} – {row['ap_high']:.3f}" if known else "–",
                 _number(row["lift"], 2),
+                f"{_number(row['chance_mean'])}, {_number(row['chance_q95'])}",
                 _number(row["onset_average_precision"]),
                 _number(row["roc_auc"]),
                 _number(row["brier"], 4),

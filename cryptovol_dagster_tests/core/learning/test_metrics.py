@@ -52,6 +52,41 @@ def test_average_precision_equals_the_slow_one(case: tuple[np.ndarray, np.ndarra
     assert ranking.average_precision(weight) == pytest.approx(expected, abs=1e-12)
 
 
+def test_chance_under_serial_dependence_is_what_shifted_labels_give() -> None:
+    rng = np.random.default_rng(5)
+    y = np.repeat(rng.random(200) < 0.1, 50)  # episodes of 50 rows
+    product = np.where(np.arange(y.size) % 2, "A", "B").astype(object)
+    knows = y + rng.normal(0, 0.5, y.size)
+    skilled = metrics.time_shift_null(y, knows, product, shifts=40)
+    assert skilled is not None
+    assert (skilled.shifts, skilled.share_at_or_above) == (40, 0.0)
+    shift = int(0.15 * y.size / 2)
+    moved = y.copy()
+    for name in ("A", "B"):
+        moved[product == name] = np.roll(y[product == name], shift)
+    one = metrics.time_shift_null(y, knows, product, shifts=1)
+    assert one is not None
+    assert one.mean == pytest.approx(average_precision_score(moved, knows), abs=1e-12)
+
+
+def test_scores_of_another_market_are_not_above_chance() -> None:
+    """Persistent scores without any relation: the test must not call them skill more often than it says."""
+    rng = np.random.default_rng(6)
+    shares = []
+    for _ in range(40):
+        y = np.repeat(rng.random(60) < 0.15, 50)
+        score = np.repeat(rng.normal(size=60), 50)
+        null = metrics.time_shift_null(y, score, np.full(y.size, "A", dtype=object), shifts=50)
+        if null is not None:
+            shares.append(null.share_at_or_above)
+    assert np.mean(np.array(shares) < 0.05) <= 0.2
+    assert 0.3 < np.mean(shares) < 0.7
+
+
+def test_chance_needs_both_classes() -> None:
+    assert metrics.time_shift_null(np.zeros(9, bool), np.arange(9.0), np.full(9, "A", dtype=object)) is None
+
+
 @settings(max_examples=100, deadline=None)
 @given(scored_labels())
 def test_the_rest_agrees_with_scikit_learn(case: tuple[np.ndarray, np.ndarray]) -> None:
