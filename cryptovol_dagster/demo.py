@@ -37,7 +37,7 @@ class DemoError(Exception):
 
 
 @click.command()
-@click.option("--hours", default=16, show_default=True, type=click.IntRange(4, 72), help="Hours of market.")
+@click.option("--hours", default=18, show_default=True, type=click.IntRange(4, 72), help="Hours of market.")
 @click.option("--seed", default=7, show_default=True, help="Seed of the synthetic market.")
 def demo(hours: int, seed: int) -> None:
     """Run the whole system on hours of a synthetic market; no network, no Kafka, no exchange needed.
@@ -206,6 +206,5 @@ def _print_places(settings: Settings) -> None:
     )
     for what, path in places:
         click.echo(f"  {what:<18}{os.path.relpath(path)}")
-    click.echo(
-        f"  {'Dagster and MLflow':<18}make demo-ui   ({settings.dagster.ui_url} and {settings.mlflow.ui_url})"
-    )
+    urls = f"{settings.dagster.ui_url}, {settings.mlflow.ui_url}"
+    click.echo(f"  {'Dagster, MLflow':<18}make demo-ui  ({urls})")
