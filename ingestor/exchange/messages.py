@@ -7,6 +7,8 @@ field that the exchange adds tomorrow survives. `ingestor.exchange.parse` reads 
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import msgspec
 
 #: Channels as the frames name them (``level2`` is subscribed to and arrives as ``l2_data``).
@@ -21,18 +23,20 @@ TICKER, HEARTBEATS, TRADES, BOOK, CANDLES, SUBSCRIPTIONS, ERROR = (
 )
 SNAPSHOT, UPDATE = "snapshot", "update"
 
+_EventType = Annotated[str, msgspec.Meta(max_length=64)]
+
 
 class TickerEvent(msgspec.Struct, frozen=True, gc=False):
     """One event of the ``ticker`` channel; entries untouched."""
 
-    type: str
+    type: _EventType
     tickers: list[msgspec.Raw]
 
 
 class TradesEvent(msgspec.Struct, frozen=True, gc=False):
     """One event of ``market_trades``, newest trade first; a snapshot is history, not new trades."""
 
-    type: str
+    type: _EventType
     trades: list[msgspec.Raw]
 
 

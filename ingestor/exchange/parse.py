@@ -10,6 +10,9 @@ from ingestor.exchange import messages as wire
 from ingestor.exchange.clock import rfc3339_to_ns
 
 _Sequence = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+#: Names, times and what an error says end up in messages of ours, which a broker refuses over 1 MB.
+_Short = Annotated[str, msgspec.Meta(max_length=64)]
+_MAX_ERROR_CHARACTERS = 500
 
 
 class FrameError(ValueError):
@@ -28,8 +31,8 @@ class FrameError(ValueError):
 
 class _Envelope(msgspec.Struct, frozen=True, gc=False):
     # `client_id` is documented and never sent: like any other field that is not named here it is let pass.
-    channel: str | None = None
-    timestamp: str | None = None
+    channel: _Short | None = None
+    timestamp: _Short | None = None
     sequence_num: _Sequence | None = None
     # Raw cannot be optional in msgspec; empty bytes, which no JSON value is, stand for an absent field.
     events: msgspec.Raw = msgspec.Raw(b"")
@@ -118,4 +121,5 @@ def _text(raw: msgspec.Raw) -> str:
     if not bytes(raw):
         return "(no message)"
     value = msgspec.json.decode(raw)
-    return value if isinstance(value, str) else bytes(raw).decode()
+    text = value if isinstance(value, str) else bytes(raw).decode()
+    return text[:_MAX_ERROR_CHARACTERS]

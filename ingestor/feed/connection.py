@@ -25,11 +25,15 @@ _SKEW_TOLD_NS = 1_000 * NS_PER_MS
 #: Kafka clients refuse messages over 1,000,000 bytes: larger entries are dead letters, dead letters are cut.
 _MAX_ENTRY_BYTES = 900_000
 _MAX_DEAD_BYTES = 600_000
+_MAX_EVENT_BYTES = 900_000
 #: Raw storage keeps places in a frame as 16-bit numbers.
 _MAX_INDEX = 2**15 - 1
 #: A server that begins its numbers again would otherwise be ignored for ever.
 _MAX_REPEATS_IN_A_ROW = 100
 _MAX_DRIFT_EVENTS = 20
+#: Channels of which we know nothing are counted by name, the many of a broken server together.
+_MAX_UNKNOWN_CHANNELS = 100
+_OTHER_CHANNELS = "(others)"
 
 
 class SequenceBrokenError(Exception):
@@ -130,13 +134,17 @@ class Connection:
             return frame.channel
         self._note_time(frame.event_time_ns)
         counters.lag_ms = -ahead_ns / NS_PER_MS
-        self._span_frames[frame.channel] += 1
+        channel = frame.channel if frame.known else self._note_unknown(frame.channel, received_at_ns)
+        self._span_frames[channel] += 1
         self._publish_events(frame, received_at_ns)
         return frame.channel
 
     def tell(self, kind: EventKind, detail: dict[str, Any], at_ns: int | None = None) -> None:
         """Publish something that happened to this connection."""
-        event = self._event(kind, detail, time.time_ns() if at_ns is None else at_ns, self.event_time_ns)
+        at_ns = time.time_ns() if at_ns is None else at_ns
+        event = self._event(kind, detail, at_ns, self.event_time_ns)
+        if len(event) > _MAX_EVENT_BYTES:
+            event = self._event(kind, {"omitted_bytes": len(event)}, at_ns, self.event_time_ns)
         self._outlet.publish(envelope.EVENTS, self._key, event)
 
     def checkpoint(self) -> None:
@@ -242,6 +250,16 @@ class Connection:
         if event_time_ns > self._counters.last_event_time_ns:
             self._counters.last_event_time_ns = event_time_ns
 
+    def _note_unknown(self, channel: str, at_ns: int) -> str:
+        """Count a frame of a channel unknown to us; returns the name it is counted under."""
+        counted = self._counters.unknown_channels
+        name = channel if channel in counted or len(counted) < _MAX_UNKNOWN_CHANNELS else _OTHER_CHANNELS
+        counted[name] += 1
+        if name not in self._unknown:
+            self._unknown.add(name)
+            self._drift({"unknown_channel": channel}, at_ns)
+        return name
+
     def _publish_events(self, frame: wire.Frame, received_at_ns: int) -> None:
         channel = frame.channel
         if channel == wire.TICKER or channel == wire.TRADES:
@@ -251,11 +269,6 @@ class Connection:
             for event in frame.events:
                 if isinstance(event, wire.SubscriptionsEvent):
                     self.tell("subscribed", {"subscriptions": event.subscriptions}, received_at_ns)
-        elif not frame.known:
-            self._counters.unknown_channels[channel] += 1
-            if channel not in self._unknown:
-                self._unknown.add(channel)
-                self._drift({"unknown_channel": channel}, received_at_ns)
 
     def _publish_entries(self, frame: wire.Frame, received_at_ns: int) -> bool:
         """Publish every entry that can be read; returns whether one was."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import time
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -126,6 +127,36 @@ def test_a_giant_entry_is_cut_into_a_dead_letter(rig: Rig) -> None:
     assert [tick.product_id for tick in rig.out.ticks] == ["ETH-USD"]
     assert "of 1000" in rig.out.dead[0].reason
     assert max(len(value) for value in rig.out.raw) < 1_000_000
+
+
+@pytest.mark.parametrize(
+    "giant",
+    [
+        lambda text: frame(0, timestamp=text),
+        lambda text: frame(0, text),
+        lambda text: msgspec.json.encode({"channel": text, "sequence_num": 0}),
+        lambda text: msgspec.json.encode({"type": "error", "message": text}),
+        lambda text: msgspec.json.encode({"type": "error", "message": {"text": text}}),
+        lambda text: frame(0, "subscriptions", events=[{"subscriptions": {"ticker": [text]}}]),
+        lambda text: frame(0, events=[{"type": text, "tickers": [entry()]}]),
+        lambda text: frame(0, events=[{"type": "update", "tickers": [entry(text)]}]),
+    ],
+)
+def test_no_giant_text_makes_a_message_that_a_broker_refuses(
+    rig: Rig, giant: Callable[[str], str | bytes]
+) -> None:
+    rig.take(giant("x" * 3_000_000))
+    rig.connection.disconnected({"detail": rig.connection.last_error})
+    assert len(rig.out.raw) >= 2
+    assert max(len(value) for value in rig.out.raw) < 1_000_000
+
+
+def test_a_server_of_countless_channels_does_not_fill_memory_or_a_checkpoint(rig: Rig) -> None:
+    rig.take(*[frame(number, f"channel {number}") for number in range(5_000)])
+    rig.connection.checkpoint()
+    assert len(rig.counters.unknown_channels) == 101
+    counted = rig.out.events("checkpoint")[0].detail["frames"]
+    assert (len(counted), sum(counted.values())) == (101, 5_000)
 
 
 def test_places_beyond_raw_storage_are_dead_letters(rig: Rig) -> None:
