@@ -89,9 +89,13 @@ def closed_hours_sensor(
         context: dg.SensorEvaluationContext, raw: dg.ResourceParam[RawStore], lake: dg.ResourceParam[Lake]
     ) -> dg.SensorResult | dg.SkipReason:
         seen: dict[str, str] = json.loads(context.cursor) if context.cursor else {}
-        closed = [hour for hour in raw.closed_hours(_forgotten_before(seen)) if hour.hour >= first_key]
+        forgotten = _forgotten(seen)
+        closed = raw.closed_hours(_hours_before(forgotten, hours_back) if forgotten else None)
+        closed = [hour for hour in closed if hour.hour >= first_key]
         versions = input_versions(closed, hours_back)
-        changed = [hour for hour in closed if seen.get(hour.hour) != versions[hour.hour]]
+        changed = [
+            hour for hour in closed if hour.hour > forgotten and seen.get(hour.hour) != versions[hour.hour]
+        ]
         if not changed:
             return dg.SkipReason(
                 f"no hour has closed since {max(seen)}" if seen else "no hour has closed yet"
@@ -144,8 +148,14 @@ def input_versions(closed: Sequence[ClosedHour], hours_back: int) -> dict[str, s
     return versions
 
 
-def _forgotten_before(seen: dict[str, str]) -> str | None:
-    return min(seen) if len(seen) >= REMEMBERED_HOURS else None
+def _forgotten(seen: dict[str, str]) -> str:
+    """Name the newest hour that is no longer looked at; empty while every hour is remembered."""
+    return min(seen) if len(seen) >= REMEMBERED_HOURS else ""
+
+
+def _hours_before(key: str, hours_back: int) -> str:
+    """Name the hour after which to read, so that the first hour looked at finds all it was made from."""
+    return hour_key(hour_window(key)[0] - hours_back * HOUR_NS)
 
 
 def _newest(seen: dict[str, str]) -> dict[str, str]:
@@ -193,10 +203,13 @@ def retrain_schedule(
         closed = raw.closed_hours()
         if not closed:
             return dg.SkipReason("raw storage has closed no hour yet")
-        newest = closed[-1].hour
+        newest, closed_at_ns = closed[-1].hour, closed[-1].closed_at_ns
         if not lake.exists(labels, newest):
             return dg.SkipReason(f"{labels} of {newest}, the newest closed hour, is missing")
-        if lake.exists(evaluation, newest, "json"):
+        # People may train on an hour that is still running; what they made then is not of the whole hour.
+        if not lake.is_newer(labels, newest, closed_at_ns):
+            return dg.SkipReason(f"{labels} of {newest}, the newest closed hour, was made before it closed")
+        if lake.is_newer(evaluation, newest, closed_at_ns, "json"):
             return dg.SkipReason(f"models as of {newest}, the newest closed hour, are evaluated already")
         waiting = dg.RunsFilter(job_name=job.name, tags={"dagster/partition": newest}, statuses=UNFINISHED)
         if context.instance.get_runs(waiting, limit=1):

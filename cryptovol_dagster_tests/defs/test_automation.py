@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 
 import dagster as dg
 import pytest
 
+from cryptovol_dagster.defs import automation
 from cryptovol_dagster.defs.automation import data_version, input_versions
 from cryptovol_dagster.defs.build import build_defs, build_resources
-from cryptovol_dagster.resources.lake import Lake
+from cryptovol_dagster.resources.lake import Lake, hour_window
 from cryptovol_dagster_tests.defs.conftest import Pipeline
 from cryptovol_dagster_tests.defs.synthetic import (
     FIRST_HOUR,
@@ -101,6 +103,23 @@ def test_rows_that_came_late_ask_for_the_hour_and_the_one_built_upon_it_again(ma
     assert len(keys) == 4
 
 
+def test_hours_long_closed_are_not_made_again_when_the_memory_moves_on(
+    empty: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(automation, "REMEMBERED_HOURS", 3)
+    raw_dir, hours = empty.storage.raw_dir, hours_from(FIRST_HOUR, 7)
+    for count, key in enumerate(hours[:5]):
+        close_hour(raw_dir, key, {TICKS: count})
+    result = _sense(empty)
+    for count, key in enumerate(hours[5:], start=5):
+        assert isinstance(result, dg.SensorResult)
+        close_hour(raw_dir, key, {TICKS: count})
+        result = _sense(empty, result.cursor)
+        assert isinstance(result, dg.SensorResult)
+        assert [request.partition_key for request in result.run_requests or ()] == [key]
+    assert sorted(json.loads(result.cursor or "")) == hours[4:]
+
+
 def test_hours_before_the_first_partition_are_not_asked_for(tmp_path) -> None:
     settings = small_settings(tmp_path, first_hour="2026-04-04-04:00")
     write_market(settings.storage.raw_dir, hours_from(FIRST_HOUR, 2))
@@ -128,6 +147,19 @@ def test_a_retrain_waits_for_a_closed_hour(empty: Settings) -> None:
 def test_a_retrain_is_skipped_while_labels_are_missing(market: Settings) -> None:
     newest = hours_from(FIRST_HOUR, 2)[-1]
     assert _reason(_schedule(market)) == f"seconds/labels of {newest}, the newest closed hour, is missing"
+
+
+def test_what_was_made_of_a_running_hour_does_not_count_once_it_has_closed(market: Settings) -> None:
+    newest = hours_from(FIRST_HOUR, 2)[-1]
+    lake = Lake(market.storage.lake_dir)
+    before_closing_s = hour_window(newest)[0] / 1e9 + 1_200
+    for asset, suffix in (("seconds/labels", "parquet"), ("seconds/model_evaluation", "json")):
+        os.utime(lake.write_bytes(asset, newest, b"", suffix), (before_closing_s, before_closing_s))
+    assert "was made before it closed" in _reason(_schedule(market))
+    lake.write_bytes("seconds/labels", newest, b"", "parquet")
+    assert isinstance(_schedule(market), dg.RunRequest)
+    lake.write_bytes("seconds/model_evaluation", newest, b"", "json")
+    assert "evaluated already" in _reason(_schedule(market))
 
 
 def test_a_retrain_is_asked_for_once_labels_are_there(market: Settings) -> None:
