@@ -197,17 +197,17 @@ class _Recorder:
         loop = asyncio.get_running_loop()
         archive = self._start_archive(loop)
         timer = None if self._duration_s is None else loop.call_later(self._duration_s, self._end, "duration")
-        try:
-            with self._stopping_at_signals(loop):
+        with self._stopping_at_signals(loop):
+            try:
                 if self._started.url is None:
                     await self._stop.wait()
                 else:
                     await self._record(self._started.url, archive)
-        finally:
-            if timer is not None:
-                timer.cancel()
-            if archive is not None:
-                await asyncio.to_thread(self._finish, archive)
+            finally:
+                if timer is not None:
+                    timer.cancel()
+                if archive is not None:
+                    await asyncio.to_thread(self._finish, archive)
         return IngestSummary(
             ended=self._ended,
             seconds=time.monotonic() - began,
@@ -236,6 +236,7 @@ class _Recorder:
         reporting = asyncio.create_task(self._report(feed.counters))
         try:
             await feed.run(self._stop)
+            self._stop.set()  # whatever comes from now on, that is why it ended
             if not await publisher.drain(FLUSH_TIMEOUT_S):
                 raise IngestError(
                     f"Kafka at {self._started.bootstrap_servers} did not acknowledge the last "
@@ -290,26 +291,30 @@ class _Recorder:
 
     @contextmanager
     def _stopping_at_signals(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-        """Stop cleanly at the first SIGINT or SIGTERM; a second one does what it always does."""
+        """Stop cleanly at the first SIGINT or SIGTERM, also while the rest is being stored.
+
+        A second one ends the process at once: a KeyboardInterrupt would wait for the archive all the same.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield  # signals belong to the main thread
             return
 
         def stop(name: str) -> None:
-            LOG.info("%s: stopping; once more stops at once", name)
             self._end("signal")
-            remove()
-
-        def remove() -> None:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in before:
                 loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_DFL)
+            LOG.info("%s: stopping; once more stops at once", name)
 
-        for number in (signal.SIGINT, signal.SIGTERM):
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in before:
             loop.add_signal_handler(number, stop, number.name)
         try:
             yield
         finally:
-            remove()
+            for number, handler in before.items():
+                loop.remove_signal_handler(number)
+                signal.signal(number, handler)
 
 
 def _by_topic(offsets: Mapping[tuple[str, int], int]) -> Offsets:

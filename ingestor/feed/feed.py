@@ -62,8 +62,8 @@ class Feed:
         rng: random.Random | None = None,
     ) -> None:
         self.counters = FeedCounters()
-        #: How the last connection or attempt ended, in one line.
-        self.last_end = "no connection was tried"
+        #: How the last connection or attempt ended, or what is known of it, in one line.
+        self.last_end = "no connection was opened"
         self._url = url
         self._channels = tuple(channels)
         self._products = tuple(products)
@@ -113,10 +113,10 @@ class Feed:
             end = await self._one_connection(stop)
             if end.reason is EndReason.STOPPED:
                 return
+            self.last_end = end.detail
             if self._until_closed and end.close_code == _CLEAN_CLOSE:
                 LOG.info("%s: the server ended the recording", self._url)
                 return
-            self.last_end = end.detail
             self._give_up_or_not(end)
             wait_s = self._backoff.next_s(end.retry_after_s)
             LOG.warning("%s: %s; connecting again in %.1f s", self._url, end.detail, wait_s)
@@ -158,6 +158,7 @@ class Feed:
 
     def connected(self, connection: Connection, server: str) -> None:
         """A handshake succeeded."""
+        self.last_end = "connected, but nothing readable was sent"
         counters = self.counters
         counters.connections += 1
         counters.reconnects += counters.connections > 1

@@ -17,6 +17,7 @@ import pytest
 from websockets.sync.server import ServerConnection
 
 from cryptovol_dagster_tests.ingestor.feed.support import frame
+from ingestor.archive.archive import Archive, Offsets
 from ingestor.archive.errors import ArchiveError
 from ingestor.archive.reader import RawReader
 from ingestor.envelope import DEAD, EVENTS, TICKS, TRADES
@@ -105,6 +106,20 @@ def test_a_bounded_run_that_hears_nothing_fails(settings: Settings) -> None:
         run_ingest(settings, url="ws://127.0.0.1:9", duration_s=0.5)
 
 
+@pytest.mark.parametrize(
+    ("ends", "reason"),
+    [
+        (lambda socket: socket.close(1000, "no such market"), "closed with code 1000: no such market"),
+        (lambda socket: time.sleep(1), "connected, but nothing readable was sent"),
+    ],
+)
+def test_a_server_that_says_nothing_is_told_as_such(
+    settings: Settings, feed_server: FeedServer, ends: Callable[[ServerConnection], None], reason: str
+) -> None:
+    with feed_server(ends) as url, pytest.raises(IngestError, match=reason):
+        run_ingest(settings, url=url, duration_s=0.5, until_closed=True)
+
+
 def test_a_failing_archive_ends_the_run_with_its_error(settings: Settings, feed_server: FeedServer) -> None:
     settings.storage.data_dir.mkdir()
     settings.storage.raw_dir.write_text("a file where a folder should be")
@@ -151,6 +166,61 @@ def endless(socket: ServerConnection) -> None:
         socket.send(frame(number, "heartbeats" if number % 5 == 1 else "ticker"))
         number += 1
         time.sleep(0.005)
+
+
+def test_a_signal_while_the_rest_is_stored_loses_nothing(
+    settings: Settings, feed_server: FeedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def script(socket: ServerConnection) -> None:
+        for number in range(100):
+            socket.send(frame(number))
+        socket.close(1000)
+
+    whole = Archive.drain_to
+
+    def signalled(archive: Archive, offsets: Offsets, timeout_s: float) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0.2)
+        whole(archive, offsets, timeout_s)
+
+    monkeypatch.setattr(Archive, "drain_to", signalled)
+    before = signal.getsignal(signal.SIGINT)
+    with feed_server(script) as url:
+        summary = run_ingest(settings, url=url, until_closed=True)
+    assert summary.ended == "closed"
+    assert len(rows(settings.storage.raw_dir, TICKS)) == 100
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+STUCK = """
+import time
+from ingestor.archive.archive import Archive
+from ingestor.cli import cli
+Archive.drain_to = lambda *_: time.sleep(60)
+cli(["ingest", "--url", "{url}"])
+"""
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_ends_at_once(
+    environment: Path, feed_server: FeedServer, how: signal.Signals
+) -> None:
+    with feed_server(endless) as url:
+        process = subprocess.Popen(
+            [sys.executable, "-c", STUCK.format(url=url)],
+            env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "connected" in line:
+                process.send_signal(how)
+            elif "stopping" in line:
+                break
+        process.send_signal(how)
+        process.communicate(timeout=20)
+    assert process.returncode == -how
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
