@@ -185,38 +185,47 @@ class Session:
         headers = socket.response.headers if socket.response else {}
         self._receiver.opened(headers.get("Server", ""))
         self._hear()
-        reading = asyncio.create_task(self._subscribe_and_read(socket))
-        watching = asyncio.create_task(self._watch())
+        # Many products take seconds to subscribe to: what comes meanwhile is read.
+        reading = asyncio.create_task(self._read_until_closed(socket))
+        others = asyncio.create_task(self._watch()), asyncio.create_task(self._subscribe(socket))
+        running = {reading, *others}
         try:
-            await asyncio.wait({reading, watching}, return_when=asyncio.FIRST_COMPLETED)
-            if reading.done():
-                return reading.result()
-            # A dead peer answers no closing handshake.
-            socket.transport.abort()
-            return watching.result()
+            while True:
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                if reading in done:
+                    return reading.result()
+                for end in [task.result() for task in done]:
+                    if end is not None:
+                        # A dead peer answers no closing handshake.
+                        socket.transport.abort()
+                        return end
         finally:
-            for task in (reading, watching):
+            for task in (reading, *others):
                 task.cancel()
-            await asyncio.gather(reading, watching, return_exceptions=True)
+            await asyncio.gather(reading, *others, return_exceptions=True)
 
-    async def _subscribe_and_read(self, socket: ClientConnection) -> SessionEnd:
+    async def _subscribe(self, socket: ClientConnection) -> SessionEnd | None:
+        """Send every subscription; None where that went well, or where the reader will find out why not."""
+        limit_s = self._settings.subscribe_timeout_s
         try:
-            await self._subscribe(socket)
+            for count, message in enumerate(_subscriptions(self._channels, self._products)):
+                if count >= len(self._channels):
+                    await asyncio.sleep(_SUBSCRIBE_PAUSE_S)
+                async with asyncio.timeout(limit_s):
+                    await socket.send(msgspec.json.encode(message), text=True)
+        except TimeoutError:
+            return SessionEnd(EndReason.LOST, f"could not send the subscriptions within {limit_s:g} s")
+        except ConnectionClosed:
+            return None
+        return None
+
+    async def _read_until_closed(self, socket: ClientConnection) -> SessionEnd:
+        try:
             return await self._read(socket)
         except ConnectionClosed as error:
             return _closed(error)
-        except TimeoutError:
-            limit_s = self._settings.subscribe_timeout_s
-            return SessionEnd(EndReason.LOST, f"could not send the subscriptions within {limit_s:g} s")
         except SequenceBrokenError as error:
             return SessionEnd(EndReason.SEQUENCE_BROKEN, str(error))
-
-    async def _subscribe(self, socket: ClientConnection) -> None:
-        for count, message in enumerate(_subscriptions(self._channels, self._products)):
-            if count >= len(self._channels):
-                await asyncio.sleep(_SUBSCRIBE_PAUSE_S)
-            async with asyncio.timeout(self._settings.subscribe_timeout_s):
-                await socket.send(msgspec.json.encode(message), text=True)
 
     async def _read(self, socket: ClientConnection) -> SessionEnd:
         receiver, receive, monotonic, now_ns = self._receiver, socket.recv, time.monotonic, time.time_ns

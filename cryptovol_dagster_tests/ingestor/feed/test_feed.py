@@ -15,6 +15,7 @@ from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
 from cryptovol_dagster_tests.ingestor.feed.support import (
+    NS,
     QUICK,
     RememberingPublisher,
     entry,
@@ -84,6 +85,27 @@ async def test_many_products_go_in_messages_of_fifty() -> None:
         await feed.run(asyncio.Event())
     asked = [(m["channel"], len(m.get("product_ids", ()))) for m in subscriptions[0]]
     assert asked == [("ticker", 50), ("heartbeats", 0), ("ticker", 10)]
+
+
+async def test_frames_are_read_while_many_products_are_subscribed_to() -> None:
+    """Five messages of fifty take 1 s, longer than silence may last here."""
+    products = tuple(f"P{n}-USD" for n in range(250))
+
+    async def script(socket: ServerConnection, number: int) -> None:
+        for sequence in range(13):
+            await send(socket, frame(sequence, "heartbeats" if sequence % 3 else "ticker"))
+            await asyncio.sleep(0.1)
+        await socket.close(1000)
+
+    async with scripted_server(script) as (url, subscriptions):
+        publisher = RememberingPublisher()
+        feed = make_feed(
+            url, publisher, products=products, channels=("ticker", "heartbeats"), until_closed=True
+        )
+        await feed.run(asyncio.Event())
+    assert feed.counters.connections == 1
+    assert sum(len(message.get("product_ids", ())) for message in subscriptions[0]) == 250
+    assert publisher.ticks[-1].received_at_ns - publisher.ticks[0].received_at_ns > NS
 
 
 async def test_a_whole_recording_until_closed() -> None:
