@@ -173,10 +173,14 @@ def simulate(
                     f"{option} belongs to the synthetic market; leave it out with --recording"
                 )
         recorded = RecordedMarket(recordings)
-        market_products, unreadable_lines = recorded.products, recorded.unreadable_lines
+        market_products = recorded.products
+        left_out = {
+            "unreadable_lines_left_out": recorded.unreadable_lines,
+            "repeated_lines_left_out": recorded.repeated_lines,
+        }
         playback = Playback(recorded.segments, script)
     else:
-        unreadable_lines = 0
+        left_out = {}
         market_products = products or load_settings().settings.coinbase.products
         start_ns = rfc3339_to_ns(_DEFAULT_START) if start is None else start
         length_h = _DEFAULT_HOURS if hours is None else hours
@@ -189,7 +193,7 @@ def simulate(
         "source": "recording" if recordings else "synthetic",
         "products": list(market_products),
         "start_ns": playback.start_ns,
-        "unreadable_lines_left_out": unreadable_lines,
+        **left_out,
     }
     if target is not None:
         write_recording(playback, market_products, target)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -30,13 +30,17 @@ class RecordedMarket:
         self._files: list[tuple[Path, list[_Summary]]] = []
         #: Lines that are left out because they hold no readable frame.
         self.unreadable_lines = 0
+        #: Lines that are left out because the recorder wrote the one before them twice.
+        self.repeated_lines = 0
         for path in paths:
             counts = RecordingCounts()
-            summaries = _summaries(path, counts)
+            frames = _Once(iter_frames(path, counts))
+            summaries = _summaries(frames)
             if not summaries:
                 raise RecordingError(f"{path}: holds no frame of the exchange")
             self._files.append((path, summaries))
             self.unreadable_lines += counts.unreadable
+            self.repeated_lines += frames.repeated
 
     @property
     def products(self) -> tuple[str, ...]:
@@ -47,7 +51,7 @@ class RecordedMarket:
     def segments(self) -> Iterator[Segment]:
         """One segment a connection; use each up before asking for the next. Memory stays flat."""
         for path, summaries in self._files:
-            by_connection = groupby(iter_frames(path), key=lambda frame: frame.connection)
+            by_connection = groupby(_Once(iter_frames(path)), key=lambda frame: frame.connection)
             for (_, frames), summary in zip(by_connection, summaries, strict=True):
                 yield Segment(
                     summary.start_ns,
@@ -66,10 +70,30 @@ class _Summary:
         self.products: set[str] = set()
 
 
-def _summaries(path: Path, counts: RecordingCounts) -> list[_Summary]:
+class _Once:
+    """Frames without those that repeat the one before byte for byte.
+
+    Played with a number of its own, a line that a recorder wrote twice would be news to the listener.
+    """
+
+    def __init__(self, frames: Iterator[RecordedFrame]) -> None:
+        self._frames = frames
+        self.repeated = 0
+
+    def __iter__(self) -> Iterator[RecordedFrame]:
+        before = None
+        for frame in self._frames:
+            if frame.data == before:
+                self.repeated += 1
+            else:
+                before = frame.data
+                yield frame
+
+
+def _summaries(frames: Iterable[RecordedFrame]) -> list[_Summary]:
     summaries: list[_Summary] = []
     connection = None
-    for frame in iter_frames(path, counts):
+    for frame in frames:
         if frame.connection != connection:
             connection = frame.connection
             summaries.append(_Summary(frame.event_time_ns))
