@@ -48,7 +48,7 @@ def train_test_report_asset(
         """
         from cryptovol_dagster.resources.evidently_report import train_test_report as compare
 
-        plans = list(trainable_plans(context, lake, spec, asset_name, "html"))
+        plans = list(trainable_plans(context, lake, spec, asset_name))
         for plan in plans[:-1]:
             context.add_asset_metadata(
                 {"status": f"not made in a range; materialize this hour alone (made: {plans[-1].as_of})"},

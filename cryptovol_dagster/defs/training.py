@@ -114,7 +114,7 @@ def _model(
         reports: dg.ResourceParam[Reports],
         tracking: dg.ResourceParam[Tracking],
     ) -> dg.MaterializeResult:
-        for plan in trainable_plans(context, lake, spec, asset_name, "zip"):
+        for plan in trainable_plans(context, lake, spec, asset_name):
             key = plan.as_of
             problem = chain.read_problem(lake, spec, plan)
             with tracking.child(asset=asset_name, partition_key=key, tags=_tags(spec, plan, name)) as run:
@@ -152,7 +152,14 @@ def _train(
     from cryptovol_dagster.core.models import train_model
 
     started = time.perf_counter()
-    model = train_model(name, problem, spec, models, feature_hash=feature_hash(spec))
+    model = train_model(
+        name,
+        problem,
+        spec,
+        models,
+        feature_hash=feature_hash(spec),
+        problem_hash=plan.problem_hash,
+    )
     fit_s = time.perf_counter() - started
     content = model.to_bytes()
     train, y = problem.part(problem.split.train)
@@ -194,6 +201,7 @@ def _evaluation(
 ) -> dg.AssetsDefinition:
     key_of_asset = dg.AssetKey([spec.name, "model_evaluation"])
     asset_name = lake_name(key_of_asset)
+    predictions = f"{asset_name}_predictions"
 
     @dg.asset(
         key=key_of_asset,
@@ -220,14 +228,12 @@ def _evaluation(
         numbers are there, and so is the reason not to lean on them.
         """
         from cryptovol_dagster.core.evaluation import evaluate
-        from cryptovol_dagster.core.models import load_model
 
-        for plan in trainable_plans(context, lake, spec, asset_name, "json"):
+        for plan in trainable_plans(context, lake, spec, asset_name, predictions):
             key = plan.as_of
-            stored = {name: lake_name(model_key(spec, name)) for name in models.enabled}
             evaluation = evaluate(
                 chain.read_problem(lake, spec, plan),
-                {name: load_model(lake.read_bytes(asset, key, "zip")) for name, asset in stored.items()},
+                chain.read_models(lake, spec, plan, models.enabled),
                 spec,
                 models,
                 data_hash=plan.data_hash,
@@ -236,11 +242,12 @@ def _evaluation(
             report = {**evaluation.to_dict(), "as_of": key}
             content = json.dumps(report, indent=2, allow_nan=False).encode()
             path = lake.write_bytes(asset_name, key, content, "json")
-            lake.write_table(f"{asset_name}_predictions", key, chain.to_table(evaluation.predictions))
+            lake.write_table(predictions, key, chain.to_table(evaluation.predictions))
             if lake.is_newest(asset_name, key, "json"):
                 reports.write(reports.evaluation, content)
-            for name, asset in stored.items():
-                run_id = json.loads(lake.read_bytes(asset, key, "json"))["mlflow_run_id"]
+            for name in models.enabled:
+                trained = json.loads(lake.read_bytes(chain.model_asset(spec, name), key, "json"))
+                run_id = trained["mlflow_run_id"]
                 tracking.log_test_metrics(run_id, _numbers(report, name))
             context.add_asset_metadata(
                 {
@@ -280,7 +287,7 @@ def _model_card(spec: TimescaleSpec, hours: dg.PartitionsDefinition) -> dg.Asset
         """What the models are for, what they were measured on and what they cannot do."""
         from cryptovol_dagster.core.model_card import render_model_card
 
-        for plan in trainable_plans(context, lake, spec, asset_name, "md"):
+        for plan in trainable_plans(context, lake, spec, asset_name):
             key = plan.as_of
             evaluation = json.loads(lake.read_bytes(f"{spec.name}/model_evaluation", key, "json"))
             card = render_model_card(evaluation)
@@ -294,11 +301,12 @@ def _model_card(spec: TimescaleSpec, hours: dg.PartitionsDefinition) -> dg.Asset
 
 
 def trainable_plans(
-    context: dg.AssetExecutionContext, lake: Lake, spec: TimescaleSpec, asset: str, suffix: str
+    context: dg.AssetExecutionContext, lake: Lake, spec: TimescaleSpec, *written: str
 ) -> Iterator[SplitPlan]:
     """Go through the run's partitions that can be trained.
 
-    The others say so in their metadata, and what an earlier run left of them is removed. A plan is
+    The others say so in their metadata, and what an earlier run left of them in the lake under the names
+    `written` is removed. A plan is
     trainable only where the problem could be posed, so a model that refuses it all the same is a fault and
     ends the run.
     """
@@ -307,7 +315,8 @@ def trainable_plans(
         if plan.trainable:
             yield plan
             continue
-        lake.delete(asset, key, suffix)
+        for asset in written:
+            lake.delete(asset, key)
         context.add_asset_metadata(_plan_metadata(plan), partition_key=key)
         _refuse_alone(context, plan)
 

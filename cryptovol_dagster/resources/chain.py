@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -25,6 +26,9 @@ from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.splits import Split, split_times
 from cryptovol_dagster.core.ticks import TickColumns, TradeColumns
 from cryptovol_dagster.resources.lake import HOUR_NS, Lake, hour_key, hour_window
+
+if TYPE_CHECKING:
+    from cryptovol_dagster.core.models import Model
 
 TICKS, TRADES = "ticks", "trades"
 SPLITS_SCHEMA_VERSION = 1
@@ -147,6 +151,11 @@ class SplitPlan:
         return self.split is not None
 
     @property
+    def problem_hash(self) -> str:
+        """Digest of the whole plan: rows, cut, thresholds and features."""
+        return hashlib.blake2b(self.to_json(), digest_size=8).hexdigest()
+
+    @property
     def status(self) -> str:
         """``trainable`` or ``not_trainable``."""
         return "trainable" if self.trainable else "not_trainable"
@@ -219,7 +228,8 @@ def read_problem(lake: Lake, spec: TimescaleSpec, plan: SplitPlan) -> Problem:
     """Pose the learning problem that a plan describes, on the very rows it was made from.
 
     Raises:
-        ChainError: features or labels changed since the plan was made, or the plan is not trainable.
+        ChainError: features, labels or the configuration changed since the plan was made, or the plan is
+            not trainable.
     """
     if plan.split is None:
         raise ChainError(f"{spec.name} as of {plan.as_of} is not trainable: {plan.reason}")
@@ -230,7 +240,53 @@ def read_problem(lake: Lake, spec: TimescaleSpec, plan: SplitPlan) -> Problem:
             f"{spec.name}/splits of {plan.as_of} was made from other rows (data {plan.data_hash}, now "
             f"{found}; features {plan.feature_hash}, now {feature_hash(spec)}): materialize splits again"
         )
-    return pose_problem(dataset, plan.split, spec)
+    problem = pose_problem(dataset, plan.split, spec)
+    if problem.thresholds != plan.thresholds:
+        raise ChainError(
+            f"{spec.name}/splits of {plan.as_of} was made with other thresholds ({plan.thresholds}, now "
+            f"{problem.thresholds}): materialize splits again"
+        )
+    return problem
+
+
+def model_asset(spec: TimescaleSpec, model: str) -> str:
+    """Name a model's partitions in the lake."""
+    return f"{spec.name}/model_{model}"
+
+
+def outdated_models(lake: Lake, spec: TimescaleSpec, plan: SplitPlan, names: Iterable[str]) -> list[str]:
+    """Name the models that are missing as of the plan's partition, or were trained by another plan.
+
+    Raises:
+        ModelError: a stored file is no model file.
+    """
+    from cryptovol_dagster.core.models.base import read_parts
+
+    def is_current(name: str) -> bool:
+        if not lake.exists(model_asset(spec, name), plan.as_of, "zip"):
+            return False
+        meta, _ = read_parts(lake.read_bytes(model_asset(spec, name), plan.as_of, "zip"))
+        return meta.problem_hash == plan.problem_hash
+
+    return [name for name in names if not is_current(name)]
+
+
+def read_models(lake: Lake, spec: TimescaleSpec, plan: SplitPlan, names: Iterable[str]) -> dict[str, Model]:
+    """Read the models of the plan's partition; a model trained by another plan may have seen test rows.
+
+    Raises:
+        ChainError: a model is missing or was trained by another plan.
+        ModelError: a stored file is no model file.
+    """
+    from cryptovol_dagster.core.models import load_model
+
+    names = list(names)
+    if outdated := outdated_models(lake, spec, plan, names):
+        raise ChainError(
+            f"model {', '.join(outdated)} of {plan.as_of} is missing or was trained by other splits: "
+            "materialize it again"
+        )
+    return {name: load_model(lake.read_bytes(model_asset(spec, name), plan.as_of, "zip")) for name in names}
 
 
 def hash_dataset(dataset: Dataset) -> str:

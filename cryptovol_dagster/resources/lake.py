@@ -159,9 +159,10 @@ class Lake:
         except OSError as error:
             raise LakeError(f"{path}: cannot be read: {error.strerror or error}") from error
 
-    def delete(self, asset: str, partition_key: str, suffix: str) -> None:
-        """Remove a partition's file, if any: what a re-run could not produce must not outlive it."""
-        self.path(asset, partition_key, suffix).unlink(missing_ok=True)
+    def delete(self, asset: str, partition_key: str) -> None:
+        """Remove a partition's files, if any: what a re-run could not produce must not outlive it."""
+        for path in self.path(asset, partition_key).parent.glob("part.*"):
+            path.unlink(missing_ok=True)
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -22,6 +22,7 @@ from cryptovol_dagster.resources.specs import timescale_spec
 from ingestor.settings import Settings
 
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+_OURS = ("cryptovol_dagster.", "ingestor.")
 MARKET = ("ticks", f"{TIMESCALE}/bars", f"{TIMESCALE}/features", f"{TIMESCALE}/labels")
 
 
@@ -222,7 +223,10 @@ def recorded_hours(settings: Settings) -> list[str]:
 
 
 def root_cause(result: dg.ExecuteInProcessResult) -> str:
-    """Unwrap Dagster's layers: the first failing step, and the innermost message in one line."""
+    """Unwrap Dagster's layers: the first failing step, and its message in one line.
+
+    An exception of ours was written for people; what caused it, an ``[Errno 20]`` perhaps, was not.
+    """
     failures = [event for event in result.all_events if event.is_step_failure]
     if not failures:
         return f"run {result.run_id} failed before any step began"
@@ -232,7 +236,7 @@ def root_cause(result: dg.ExecuteInProcessResult) -> str:
     if data.user_failure_data is not None and data.user_failure_data.description:
         return f"{where}: {_one_line(data.user_failure_data.description)}"
     error = data.error
-    while error is not None and error.cause is not None:
+    while error is not None and error.cause is not None and not error.message.startswith(_OURS):
         error = error.cause
     message = error.message if error is not None else "unknown failure"
     # "module.Class: text" says more to a developer than to whoever reads a line.
@@ -329,6 +333,8 @@ def splits_are_current(settings: Settings, key: str) -> bool:
 
 def models_are_current(settings: Settings, key: str) -> bool:
     """Tell whether every enabled model of an hour was trained on the rows that are there now."""
-    lake = Lake(settings.storage.lake_dir)
-    stored = all(lake.exists(f"{TIMESCALE}/model_{name}", key, "zip") for name in settings.models.enabled)
-    return stored and splits_are_current(settings, key)
+    if not splits_are_current(settings, key):
+        return False
+    lake, spec = Lake(settings.storage.lake_dir), timescale_spec(settings.timescales.seconds, TIMESCALE)
+    plan = chain.read_plan(lake, spec, key)
+    return not chain.outdated_models(lake, spec, plan, settings.models.enabled)

@@ -27,6 +27,7 @@ from cryptovol_dagster_tests.defs.synthetic import (
     write_market,
 )
 from ingestor.settings import Settings
+from ingestor.settings.model import TimescalesSettings
 
 TABLES = ("ticks", "trades", "seconds/bars", "seconds/features", "seconds/labels")
 
@@ -179,16 +180,50 @@ def test_a_market_that_does_not_move_is_recorded_and_skipped_in_a_range_but_fail
     settings = small_settings(tmp_path)
     hours = hours_from(FIRST_HOUR, 2)
     write_market(settings.storage.raw_dir, hours, moving=False)
+    lake = Lake(settings.storage.lake_dir)
+    before = [
+        lake.write_bytes(f"seconds/{asset}", hours[1], b"of an earlier run", suffix)
+        for asset, suffix in (
+            ("model_ewma", "zip"),
+            ("model_ewma", "json"),
+            ("model_evaluation", "json"),
+            ("model_evaluation_predictions", "parquet"),
+            ("model_card", "md"),
+        )
+    ]
     summary = runs.materialize_range(settings, hours[0], hours[1], runs.chain_selection(settings))
     assert set(summary.not_trainable) == set(hours)
     assert "degenerate spike threshold" in summary.not_trainable[hours[1]]
     assert summary.metadata["seconds/model_ewma"][hours[1]]["status"] == "not_trainable"
-    assert Lake(settings.storage.lake_dir).partitions("seconds/model_ewma", "zip") == []
+    assert [path for path in before if path.exists()] == []
     with pytest.raises(
         runs.RunFailed, match=f"nothing can be trained as of {hours[1]}: degenerate"
     ) as failure:
         runs.materialize_range(settings, hours[1], hours[1], ["seconds/splits", "seconds/model_ewma"])
     assert "\n" not in str(failure.value)
+
+
+def test_a_model_trained_by_other_splits_is_not_evaluated(pipeline: Pipeline) -> None:
+    key, lake = pipeline.hours[-1], pipeline.lake
+    other = lake.read_bytes("seconds/model_logreg", pipeline.hours[-2], "zip")
+    path = lake.path("seconds/model_logreg", key, "zip")
+    genuine = path.read_bytes()
+    assert runs.models_are_current(pipeline.settings, key)
+    try:
+        path.write_bytes(other)
+        assert not runs.models_are_current(pipeline.settings, key)
+        with pytest.raises(runs.RunFailed, match=rf"model logreg of {key} .* trained by other splits"):
+            runs.materialize_range(pipeline.settings, key, key, ["seconds/model_evaluation"])
+    finally:
+        path.write_bytes(genuine)
+
+
+def test_splits_made_under_another_configuration_are_refused(pipeline: Pipeline) -> None:
+    key = pipeline.hours[-1]
+    bolder = pipeline.settings.timescales.seconds.model_copy(update={"quantile": 0.8})
+    settings = pipeline.settings.model_copy(update={"timescales": TimescalesSettings(seconds=bolder)})
+    with pytest.raises(runs.RunFailed, match="was made with other thresholds"):
+        runs.materialize_range(settings, key, key, ["seconds/model_ewma"])
 
 
 def test_splits_made_from_other_rows_are_refused(pipeline: Pipeline) -> None:

@@ -42,6 +42,8 @@ class ModelMeta:
         train_end_ns: last decision time of training.
         versions: library versions at training.
         feature_hash: hash of the feature set it was trained on.
+        problem_hash: names the rows, cut and thresholds it was trained by; those of an evaluation must be
+            the same.
         timescale: name of the timescale.
         thresholds: τ per product; what its probability speaks of.
     """
@@ -54,6 +56,7 @@ class ModelMeta:
     train_end_ns: int
     versions: Mapping[str, str]
     feature_hash: str = ""
+    problem_hash: str = ""
     timescale: str = ""
     thresholds: Mapping[str, float] = field(default_factory=dict)
 

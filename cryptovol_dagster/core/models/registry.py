@@ -23,9 +23,23 @@ MODELS: dict[str, type[Model]] = {
 
 
 def train_model(
-    name: str, problem: Problem, timescale: TimescaleSpec, spec: ModelSpec, *, feature_hash: str
+    name: str,
+    problem: Problem,
+    timescale: TimescaleSpec,
+    spec: ModelSpec,
+    *,
+    feature_hash: str,
+    problem_hash: str = "",
 ) -> Model:
     """Fit the named model on the problem's training rows.
+
+    Args:
+        name: key in `MODELS`.
+        problem: rows, cut, thresholds and labels.
+        timescale: what the problem was built by.
+        spec: parameters and seed.
+        feature_hash: identifies the feature set.
+        problem_hash: identifies the problem among stored ones; empty for a model that is not stored.
 
     Raises:
         ModelError: there is no such model, or it cannot be fitted.
@@ -35,7 +49,11 @@ def train_model(
     validation, y_validation = problem.part(problem.split.validation)
     model = _kind(name)().fit(train, y, validation, y_validation, spec)
     model.meta = replace(
-        model.meta, feature_hash=feature_hash, timescale=timescale.name, thresholds=problem.thresholds
+        model.meta,
+        feature_hash=feature_hash,
+        problem_hash=problem_hash,
+        timescale=timescale.name,
+        thresholds=problem.thresholds,
     )
     return model
 
