@@ -23,7 +23,6 @@ from ingestor.settings import Settings
 
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 _OURS = ("cryptovol_dagster.", "ingestor.")
-_OURS = ("cryptovol_dagster.", "ingestor.")
 MARKET = ("ticks", f"{TIMESCALE}/bars", f"{TIMESCALE}/features", f"{TIMESCALE}/labels")
 
 
