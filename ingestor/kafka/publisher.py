@@ -17,7 +17,7 @@ from typing import Any
 
 from confluent_kafka import KafkaError, KafkaException, Message, Producer
 
-from ingestor.kafka.broker import Broker
+from ingestor.kafka.broker import Broker, BrokerError
 
 LOG = logging.getLogger(__name__)
 
@@ -32,6 +32,7 @@ _POLL_EVERY_MESSAGES = 256
 _WAIT_STEP_S = 0.005
 _SAY_BLOCKED_AFTER_S = 10.0
 _SAY_AGAIN_AFTER_S = 30.0
+_ASK_AGAIN_AFTER_S = 5.0
 
 
 class PublishError(Exception):
@@ -60,6 +61,12 @@ class _Partition:
             self.acknowledged_bytes += size
             if not self.uncertain:
                 self.unstored.append((offset, self.acknowledged_bytes))
+
+    def known_to_end_at(self, offset: int) -> None:
+        self.uncertain = False
+        self.last_offset = offset
+        if self.follows_storage:
+            self.unstored.append((offset, self.acknowledged_bytes))
 
     def stored(self, next_offset: int) -> None:
         while self.unstored and self.unstored[0][0] < next_offset:
@@ -125,6 +132,12 @@ class _Deliveries:
             partition.stored(next_offsets.get(key, 0))
         self.unstored_bytes = max((p.unstored_bytes for p in self.partitions.values()), default=0)
 
+    def unknown_offsets(self) -> list[tuple[str, int]]:
+        """Name the partitions whose last acknowledged offset is unknown and held a mark back."""
+        if self.epochs[0].then is None or self.epochs[0].outstanding:
+            return []
+        return [key for key, partition in self.partitions.items() if partition.uncertain]
+
     def settle(self) -> None:
         """Run what waits for marks whose messages, and all earlier ones, are acknowledged."""
         while (
@@ -172,6 +185,7 @@ class Publisher:
         self._since_poll = 0
         self._topics: dict[str, str] = {}
         self._say_again_at: dict[int, float] = {}
+        self._ask_again_at = 0.0
         #: Seconds spent waiting for room, over the publisher's life.
         self.blocked_s = 0.0
         self._producer = Producer(
@@ -236,6 +250,7 @@ class Publisher:
         self._producer.poll(0)
         while self._parked and self._produce(*self._parked[0]):
             self._parked.popleft()
+        self._learn_offsets()
         self._check()
 
     async def wait_for_room(self) -> None:
@@ -303,6 +318,24 @@ class Publisher:
         except KafkaException as error:
             raise PublishError(f"Kafka refused a message for {name}: {error.args[0].str()}") from None
         return True
+
+    def _learn_offsets(self) -> None:
+        """Ask the broker for what an acknowledgement did not tell: the message lies before the log's end.
+
+        The next message of that partition would tell too, but it may be one that waits for this.
+        """
+        unknown = self._deliveries.unknown_offsets()
+        if not unknown or time.monotonic() < self._ask_again_at:
+            return
+        try:
+            for topic, partition in unknown:
+                _, end = self._broker.offsets(topic, partition)
+                self._deliveries.partitions[topic, partition].known_to_end_at(end - 1)
+        except BrokerError as error:
+            self._ask_again_at = time.monotonic() + _ASK_AGAIN_AFTER_S
+            LOG.warning("a checkpoint waits: %s", error)
+            return
+        self._deliveries.settle()
 
     def _over_limit(self) -> bool:
         if self._stored_offsets is None or not self._is_full():

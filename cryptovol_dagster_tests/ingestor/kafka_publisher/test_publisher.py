@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from confluent_kafka import Consumer, KafkaError, TopicPartition
+from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
 from ingestor.envelope import EVENTS, TICKS, TOPICS
 from ingestor.kafka.broker import Broker, connect
@@ -232,11 +232,12 @@ async def test_a_failed_delivery_is_said_by_every_later_call(broker: Broker) -> 
 class _Acknowledged:
     """A delivery report; offset -1001 is librdkafka's for a retry that the broker had already written."""
 
-    def __init__(self, offset: int) -> None:
+    def __init__(self, offset: int, topic: str = TICKS) -> None:
         self._offset = offset
+        self._topic = topic
 
     def topic(self) -> str:
-        return "t.ticks.raw"
+        return f"t.{self._topic}"
 
     def partition(self) -> int:
         return 0
@@ -268,6 +269,25 @@ async def test_a_mark_waits_while_an_offset_is_unknown(broker: Broker) -> None:
     second.delivered(None, _Acknowledged(6))  # type: ignore[arg-type]
     deliveries.settle()
     assert reached == [{TICKS: {0: 6}}]
+    publisher.close()
+
+
+async def test_an_unknown_offset_is_asked_for_where_no_further_message_tells_it(broker: Broker) -> None:
+    """A checkpoint acknowledged without its offset would hold back the next one, and the end, for ever."""
+    log = Producer({"bootstrap.servers": broker.bootstrap_servers})
+    for _ in range(8):
+        log.produce(broker.topic(EVENTS), b"checkpoint", partition=0)
+    log.flush(10)
+    publisher = make(broker)
+    deliveries = publisher._deliveries
+    reached: list[Offsets] = []
+    epoch = deliveries.epochs[-1]
+    epoch.outstanding = deliveries.in_flight_messages = 1
+    publisher.after_acknowledged(reached.append)
+    epoch.delivered(None, _Acknowledged(-1001, EVENTS))  # type: ignore[arg-type]
+    assert reached == []
+    assert await publisher.drain(10)
+    assert reached == [{EVENTS: {0: 7}}]
     publisher.close()
 
 
