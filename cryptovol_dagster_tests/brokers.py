@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import shutil
 import signal
 import socket
@@ -101,12 +102,16 @@ def any_broker(request: pytest.FixtureRequest) -> Broker:
 
 
 def _two_free_ports() -> int:
-    """A free port whose successor is free too (the controller's)."""
+    """A free port whose successor is free too (the controller's).
+
+    Below the ports that the system hands out by itself: a broker takes seconds to start, and any connection
+    made meanwhile could get one of those.
+    """
     while True:
+        port = random.randrange(20_000, 32_000)
         with socket.socket() as first, socket.socket() as second:
-            first.bind(("127.0.0.1", 0))
-            port = first.getsockname()[1]
             try:
+                first.bind(("127.0.0.1", port))
                 second.bind(("127.0.0.1", port + 1))
             except OSError:
                 continue
