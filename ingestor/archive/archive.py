@@ -20,6 +20,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from ingestor.archive import positions
 from ingestor.archive.closing import HourCloser
 from ingestor.archive.errors import ArchiveError, CollisionError
+from ingestor.archive.layout import CLOSED
 from ingestor.archive.schema import to_batch
 from ingestor.archive.slot import Slot
 from ingestor.archive.writer import OpenFile, remove_abandoned
@@ -222,8 +223,8 @@ class Archive:
 
     def _prepare(self) -> None:
         self._broker.ensure_topics()
-        for topic in TOPICS:
-            remove_abandoned(self._raw_dir / topic)
+        for folder in (*TOPICS, CLOSED):
+            remove_abandoned(self._raw_dir / folder)
 
     def _consumer_config(self, member: str) -> dict[str, Any]:
         config = self._broker.consumer_config(self._group) | {
@@ -339,15 +340,19 @@ class Archive:
 
     def _take(self, messages: Sequence[Message]) -> None:
         batches: dict[tuple[str, int], list[Message]] = {}
+        errors: list[Message] = []
         for message in messages:
             if message.error() is None:
                 batches.setdefault((message.topic(), message.partition()), []).append(message)  # pyright: ignore[reportArgumentType]
             else:
-                self._on_error(message)
+                errors.append(message)
         for (name, partition), batch in batches.items():
             source = self._sources.get((self._names[name], partition))
             if source is not None:  # else revoked while the batch was on its way
                 self._take_batch(source, batch)
+        # What was read before an error is stored first: the broker may not have it any more.
+        for message in errors:
+            self._on_error(message)
 
     def _on_error(self, message: Message) -> None:
         error = message.error()
@@ -421,7 +426,7 @@ class Archive:
                 )
             fitting = source.file.fitting(batch)
             if fitting:
-                source.file.append(batch.slice(0, fitting), record_bytes)
+                source.file.append(batch.slice(0, fitting), record_bytes * fitting // len(values))
                 source.next_offset += fitting
                 batch = batch.slice(fitting)
             if (batch.num_rows or self._is_full(source.file)) and not self._publish(source):

@@ -81,7 +81,6 @@ class HourCloser:
         self._raw_dir = raw_dir
         self._closed_after_ns = int(closed_after_s * NS)
         self._next_stored = next_stored
-        self._reader = RawReader(raw_dir)
         self._connections: dict[str, _Connection] = {}
         self._newest_at_ns = 0
         self._looked_up_to_ns: int | None = None
@@ -150,7 +149,8 @@ class HourCloser:
         end_ns = hour_start(watermark_ns - self._closed_after_ns)
         if end_ns == self._looked_up_to_ns:
             return []
-        closed = [self._close(hour_ns, watermark_ns) for hour_ns in self._complete_hours(end_ns)]
+        reader = RawReader(self._raw_dir)  # it remembers footers: for these hours, not for ever
+        closed = [self._close(hour_ns, watermark_ns, reader) for hour_ns in self._complete_hours(end_ns)]
         self._looked_up_to_ns = end_ns
         return [hour for hour in closed if hour is not None]
 
@@ -171,13 +171,13 @@ class HourCloser:
         for path in (self._raw_dir / CLOSED).glob("date=*/hour=*.json"):
             yield f"{path.parent.name[5:]}-{path.stem[5:]}:00"
 
-    def _close(self, hour_ns: int, watermark_ns: int) -> ClosedHour | None:
+    def _close(self, hour_ns: int, watermark_ns: int, reader: RawReader) -> ClosedHour | None:
         end_ns = hour_ns + HOUR_NS
         hour = ClosedHour(
             hour=hour_key(hour_ns),
             closed_at_ns=time.time_ns(),
             watermark_ns=watermark_ns,
-            rows={topic: self._reader.count(topic, hour_ns, end_ns) for topic in TOPICS},
+            rows={topic: reader.count(topic, hour_ns, end_ns) for topic in TOPICS},
         )
         path = hour_folder(self._raw_dir / CLOSED, hour_ns).with_suffix(".json")
         try:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from confluent_kafka import TopicPartition
+from confluent_kafka import KafkaError, TopicPartition
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -57,6 +57,13 @@ class Record:
         return 1, TEN_NS // 1_000_000
 
 
+class Evicted(Record):
+    """What a consumer is given where the log no longer has the offset it wants."""
+
+    def error(self) -> KafkaError:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return KafkaError(KafkaError._AUTO_OFFSET_RESET)
+
+
 class Log:
     """A broker and its log: `PARTITIONS` lists of records."""
 
@@ -64,6 +71,7 @@ class Log:
     is_embedded = False
 
     def __init__(self, values: list[list[bytes]]) -> None:
+        self.first_offset = 0
         self.records = [
             [Record(partition, offset, value) for offset, value in enumerate(column)]
             for partition, column in enumerate(values)
@@ -82,7 +90,7 @@ class Log:
         return "abcd1234"
 
     def offsets(self, topic: str, partition: int) -> tuple[int, int]:
-        return 0, len(self.records[partition])
+        return self.first_offset, len(self.records[partition])
 
     def consumer_config(self, group: str) -> dict[str, Any]:
         return {}
@@ -130,8 +138,10 @@ class Reader:
             self.run_other()
         elif action == "kill":
             raise Killed
-        else:
+        elif isinstance(action, tuple):
             return self.read(*action)
+        else:
+            return action(self)
         return []
 
     def read(self, partition: int, count: int) -> list[Record]:
@@ -215,3 +225,17 @@ def test_every_offset_is_stored_exactly_once(
             seen.update((footer.partition, o) for o in range(footer.first_offset, footer.last_offset + 1))
         assert seen == Counter((p, o) for p, column in enumerate(values) for o in range(len(column)))
         assert RawReader(raw_dir).read(TICKS, 0, 2**62).num_rows == sum(map(len, values))
+
+
+def test_what_was_read_before_the_log_lost_more_is_stored(tmp_path: Path) -> None:
+    log = Log([[tick(TEN_NS)] * 10, []])
+
+    def read_then_lose(reader: Reader) -> list[Record]:
+        log.first_offset = 8
+        return [*reader.read(0, 5), Evicted(0, 5, b"")]
+
+    run(log, tmp_path, [read_then_lose, (0, 100)])
+    reader = RawReader(tmp_path / "raw")
+    stored = reader.read(TICKS, 0, 2**62, columns=["kafka_offset"]).column(0).to_pylist()
+    assert stored == [0, 1, 2, 3, 4, 8, 9]
+    assert [(gap.first_offset, gap.last_offset) for gap in reader.offset_gaps(TICKS)] == [(5, 7)]
