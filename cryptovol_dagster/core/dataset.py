@@ -53,7 +53,7 @@ class Dataset:
     @property
     def products(self) -> tuple[str, ...]:
         """Names of the products present, sorted."""
-        return tuple(str(name) for name in np.unique(self.product))
+        return tuple(sorted(map(str, pd.unique(self.product))))
 
     @property
     def horizon_ns(self) -> int:
@@ -168,13 +168,16 @@ def pose_problem(dataset: Dataset, split: Split, spec: TimescaleSpec) -> Problem
     """Take τ per product from the training rows and label every row with it.
 
     Rows of a product before its own training rows exist keep their place; those of a product that training
-    lacks altogether are an error, because nothing says what a spike of it is.
+    lacks altogether (one followed since yesterday) are left out and counted in `dropped` as
+    ``untrained_<product>``, because nothing says what a spike of it is.
 
     Raises:
         DegenerateThreshold: a product's τ separates nothing.
-        LearningError: a part of the split has no rows, or a product has no training rows.
+        LearningError: a part of the split has no rows of a product that training knows.
         SingleClassError: the training rows are all of one class.
     """
+    trained = pd.unique(dataset.product[split.train.mask(dataset.t_ns)])
+    dataset = _without_newcomers(dataset, set(trained))
     for name, part in (("training", split.train), ("validation", split.validation), ("test", split.test)):
         if not part.mask(dataset.t_ns).any():
             raise LearningError(f"no labelled rows in the {name} span {part} of {dataset.describe()}")
@@ -184,6 +187,15 @@ def pose_problem(dataset: Dataset, split: Split, spec: TimescaleSpec) -> Problem
     problem = Problem(dataset=dataset, split=split, thresholds=thresholds, y=y)
     require_both_classes(*problem.part(split.train), "training")
     return problem
+
+
+def _without_newcomers(dataset: Dataset, trained: set[str]) -> Dataset:
+    newcomers = [name for name in dataset.products if name not in trained]
+    if not newcomers or not trained:
+        return dataset
+    strange = np.isin(dataset.product.astype(str), newcomers)
+    counts = {f"untrained_{name}": int(np.sum(dataset.product == name)) for name in newcomers}
+    return replace(dataset.rows(~strange), dropped=dataset.dropped | counts)
 
 
 def require_both_classes(dataset: Dataset, y: NDArray[np.bool_], what: str) -> None:
@@ -214,7 +226,7 @@ def _row_keys(
     origin = starts.min() if starts.size else 0
     keys = (starts - origin) * max(len(names), 1) + codes
     for what, part in (("features", keys[: len(features)]), ("labels", keys[len(features) :])):
-        if np.unique(part).size != part.size:
+        if not pd.Index(part).is_unique:
             raise LearningError(f"{what} hold a (product, bar start) twice")
     return keys[: len(features)], keys[len(features) :], own
 

@@ -156,7 +156,7 @@ def spike_thresholds(
             intended share of rows at or over it, so that it tells no spike from an ordinary span.
     """
     thresholds: dict[str, float] = {}
-    for name in np.unique(product):
+    for name in sorted(pd.unique(product)):
         own = product == name
         values = sigma[own]
         tau = float(np.quantile(values, spec.quantile))
@@ -179,11 +179,11 @@ def is_spike(
     Raises:
         LearningError: a product has no threshold.
     """
-    names, index = np.unique(product, return_inverse=True)
+    index, names = pd.factorize(product)
     if missing := [str(name) for name in names if name not in thresholds]:
         raise LearningError(f"no spike threshold for {', '.join(missing)}: absent from the training span")
     taus = np.array([thresholds[name] for name in names], dtype=np.float64)
-    return sigma >= taus[index] if names.size else np.zeros(sigma.shape, dtype=bool)
+    return sigma >= taus[index] if len(names) else np.zeros(sigma.shape, dtype=bool)
 
 
 def _window_sums(

@@ -119,14 +119,25 @@ def test_a_market_that_stands_still_is_an_error() -> None:
         pose_problem(still, split, SPEC)
 
 
-def test_an_empty_part_and_a_new_product_are_errors() -> None:
+def test_an_empty_part_is_an_error() -> None:
     dataset = make_dataset(6_000)
     split = split_times(int(dataset.t_ns.min()), int(dataset.t_ns.max()) + NS, SPEC)
     with pytest.raises(LearningError, match="no labelled rows in the validation span"):
         pose_problem(dataset.rows(~split.validation.mask(dataset.t_ns)), split, SPEC)
-    newcomer = (dataset.product == "ETH-USD") & (dataset.t_ns < split.test.start_ns)
-    with pytest.raises(LearningError, match="no spike threshold for ETH-USD"):
-        pose_problem(dataset.rows(~newcomer), split, SPEC)
+
+
+def test_a_product_without_training_rows_is_left_out_and_counted_and_the_others_are_learned() -> None:
+    dataset = make_dataset(6_000)
+    split = split_times(int(dataset.t_ns.min()), int(dataset.t_ns.max()) + NS, SPEC)
+    newcomer = dataset.product == "ETH-USD"
+    with_newcomer = dataset.rows(~newcomer | (dataset.t_ns >= split.test.start_ns))
+    problem = pose_problem(with_newcomer, split, SPEC)
+    alone = pose_problem(dataset.rows(~newcomer), split, SPEC)
+    assert problem.dataset.products == ("BTC-USD",)
+    assert problem.thresholds == alone.thresholds
+    np.testing.assert_array_equal(problem.y, alone.y)
+    left_out = int(np.sum(newcomer & (dataset.t_ns >= split.test.start_ns)))
+    assert problem.dataset.dropped == {"untrained_ETH-USD": left_out}
 
 
 @pytest.mark.parametrize(("value", "words"), [(False, "no positives"), (True, "only positives")])
