@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 
 TICKS, TRADES = "ticks", "trades"
 SPLITS_SCHEMA_VERSION = 1
+#: The rows read last: splits, every model, evaluation and report of an hour are made from the same ones.
+_LAST_DATASET: dict[tuple[Any, ...], tuple[Dataset, str]] = {}
 
 
 class ChainError(Exception):
@@ -114,13 +116,26 @@ def read_dataset(lake: Lake, spec: TimescaleSpec, partition_key: str) -> Dataset
         LakeError: the as-of partition has no features or no labels.
         LearningError: nothing is left to learn from.
     """
-    frames = []
+    return _dataset_and_hash(lake, spec, partition_key)[0]
+
+
+def _dataset_and_hash(lake: Lake, spec: TimescaleSpec, partition_key: str) -> tuple[Dataset, str]:
+    """Read and digest the rows, or give those that were just read, as long as no file has changed."""
     window = window_back(partition_key, training_hours_back(spec))
-    for name in ("features", "labels"):
-        asset = f"{spec.name}/{name}"
+    assets = f"{spec.name}/features", f"{spec.name}/labels"
+    for asset in assets:
         lake.require(asset, [partition_key])
-        frames.append(lake.read_table(asset, *window).to_pandas())
-    return join_dataset(frames[0], frames[1], spec)
+    key = (lake, spec, window, *(lake.fingerprint(asset, *window) for asset in assets))
+    if key not in _LAST_DATASET:
+        _LAST_DATASET.clear()  # before the next is read: a week of two products is 0.7 GB
+        # Column by column, each freed once it is converted: half the memory of a copy as a whole.
+        features, labels = (
+            lake.read_table(asset, *window).to_pandas(split_blocks=True, self_destruct=True)
+            for asset in assets
+        )
+        dataset = join_dataset(features, labels, spec)
+        _LAST_DATASET[key] = dataset, hash_dataset(dataset)
+    return _LAST_DATASET[key]
 
 
 @dataclass(frozen=True)
@@ -202,13 +217,13 @@ def plan_split(lake: Lake, spec: TimescaleSpec, partition_key: str) -> SplitPlan
     counts: dict[str, Any] = {}
     digest = ""
     try:
-        dataset = read_dataset(lake, spec, partition_key)
+        dataset, digest = _dataset_and_hash(lake, spec, partition_key)
         counts["left_out"] = dict(dataset.dropped)
-        digest = hash_dataset(dataset)
         split = split_times(int(dataset.t_ns.min()), int(dataset.t_ns.max()) + spec.bar_ns, spec)
         problem = pose_problem(dataset, split, spec)
     except LearningError as error:
         return SplitPlan(partition_key, str(error), None, {}, counts, digest, feature_hash(spec))
+    counts["left_out"] = dict(problem.dataset.dropped)
     for name in ("train", "validation", "test"):
         rows, y = problem.part(getattr(split, name))
         counts[name] = {"rows": len(rows), "positives": int(y.sum())}
@@ -233,8 +248,7 @@ def read_problem(lake: Lake, spec: TimescaleSpec, plan: SplitPlan) -> Problem:
     """
     if plan.split is None:
         raise ChainError(f"{spec.name} as of {plan.as_of} is not trainable: {plan.reason}")
-    dataset = read_dataset(lake, spec, plan.as_of)
-    found = hash_dataset(dataset)
+    dataset, found = _dataset_and_hash(lake, spec, plan.as_of)
     if (found, feature_hash(spec)) != (plan.data_hash, plan.feature_hash):
         raise ChainError(
             f"{spec.name}/splits of {plan.as_of} was made from other rows (data {plan.data_hash}, now "
@@ -290,11 +304,11 @@ def read_models(lake: Lake, spec: TimescaleSpec, plan: SplitPlan, names: Iterabl
 
 
 def hash_dataset(dataset: Dataset) -> str:
-    """Digest every row: keys, σ and features, in order."""
+    """Digest every row: keys, both σ and features, in order."""
     digest = hashlib.blake2b(digest_size=8)
     digest.update("\n".join([*dataset.features.columns, *dataset.products]).encode())
-    codes = np.searchsorted(np.array(dataset.products, dtype=object), dataset.product)
-    features = np.ascontiguousarray(dataset.features.to_numpy())
-    for array in (dataset.t_ns, codes.astype(np.int64), dataset.sigma, features):
+    codes, _ = pd.factorize(dataset.product, sort=True)
+    features = (column.to_numpy() for _, column in dataset.features.items())
+    for array in (dataset.t_ns, codes.astype(np.int64), dataset.sigma, dataset.trailing_sigma, *features):
         digest.update(np.ascontiguousarray(array).view(np.uint8).data)
     return digest.hexdigest()

@@ -114,6 +114,15 @@ class Lake:
             )
         return pa.concat_tables(self._read_parquet(asset, key, columns) for key in keys)
 
+    def fingerprint(self, asset: str, start_ns: int, end_ns: int) -> tuple[tuple[str, int, int, int], ...]:
+        """Give key, inode, time and size of the partitions in a span: another state, other numbers."""
+        states = []
+        for key in hour_keys(start_ns, end_ns):
+            if self.exists(asset, key):
+                found = self.path(asset, key).stat()
+                states.append((key, found.st_ino, found.st_mtime_ns, found.st_size))
+        return tuple(states)
+
     def _read_parquet(self, asset: str, partition_key: str, columns: Sequence[str] | None) -> pa.Table:
         path = self.path(asset, partition_key)
         try:

@@ -14,9 +14,11 @@ import pyarrow.compute as pc
 import pytest
 
 from cryptovol_dagster.core.models import load_model
-from cryptovol_dagster.defs.build import build_defs
+from cryptovol_dagster.defs.build import TIMESCALE, build_defs
+from cryptovol_dagster.resources import chain
 from cryptovol_dagster.resources.lake import Lake, hour_window
 from cryptovol_dagster.resources.reports import ReportError, Reports
+from cryptovol_dagster.resources.specs import timescale_spec
 from cryptovol_dagster.verbs import runs
 from cryptovol_dagster_tests.defs.conftest import Pipeline
 from cryptovol_dagster_tests.defs.synthetic import (
@@ -201,6 +203,27 @@ def test_a_market_that_does_not_move_is_recorded_and_skipped_in_a_range_but_fail
     ) as failure:
         runs.materialize_range(settings, hours[1], hours[1], ["seconds/splits", "seconds/model_ewma"])
     assert "\n" not in str(failure.value)
+
+
+def test_rows_are_read_once_until_one_of_their_files_changes(pipeline: Pipeline) -> None:
+    key, lake = pipeline.hours[-1], pipeline.lake
+    spec = timescale_spec(pipeline.settings.timescales.seconds, TIMESCALE)
+    path = lake.path("seconds/labels", key)
+    genuine = path.read_bytes()
+    first = chain.read_dataset(lake, spec, key)
+    plan = chain.read_plan(lake, spec, key)
+    assert chain.read_problem(lake, spec, plan).dataset is first
+    labels = lake.read_table("seconds/labels", *hour_window(key))
+    at = labels.schema.get_field_index("trailing_sigma")
+    halved = pc.call_function("multiply", [labels["trailing_sigma"], pa.scalar(0.5)])
+    try:
+        lake.write_table("seconds/labels", key, labels.set_column(at, "trailing_sigma", halved))
+        assert chain.read_dataset(lake, spec, key) is not first
+        with pytest.raises(chain.ChainError, match="was made from other rows"):
+            chain.read_problem(lake, spec, plan)
+    finally:
+        path.write_bytes(genuine)
+    assert len(chain.read_problem(lake, spec, plan).dataset) == len(first)
 
 
 def test_a_model_trained_by_other_splits_is_not_evaluated(pipeline: Pipeline) -> None:
