@@ -72,7 +72,10 @@ def _assemble(settings: Settings, retrain_cron: str, resources: dict[str, Any]) 
             ticks_asset(settings, hours, spec.late_after_s),
             *timescale_assets(settings, spec, hours),
         ],
-        asset_checks=[*tick_checks(hours), *timescale_checks(spec, settings.models.enabled, hours)],
+        asset_checks=[
+            *tick_checks(hours),
+            *timescale_checks(spec, settings.coinbase.products, settings.models.enabled, hours),
+        ],
         jobs=[pipeline, retrain, backfill],
         sensors=[closed_hours_sensor(spec, hours, pipeline)],
         schedules=[retrain_schedule(spec, retrain, retrain_cron)],

@@ -20,7 +20,7 @@ import pyarrow as pa
 
 from cryptovol_dagster.core.dataset import KEY_COLUMNS
 from cryptovol_dagster.core.labels import iso_utc
-from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.core.ticks import TickColumns
 from cryptovol_dagster.defs import schemas
 from cryptovol_dagster.defs.market import lake_name
@@ -202,7 +202,7 @@ def tick_checks(hours: dg.PartitionsDefinition) -> list[dg.AssetChecksDefinition
 
 
 def timescale_checks(
-    spec: TimescaleSpec, models: Sequence[str], hours: dg.PartitionsDefinition
+    spec: TimescaleSpec, products: Sequence[str], models: Sequence[str], hours: dg.PartitionsDefinition
 ) -> list[dg.AssetChecksDefinition]:
     """Make the checks of one timescale's chain."""
     warn = dg.AssetCheckSeverity.WARN
@@ -230,7 +230,7 @@ def timescale_checks(
         partition_check(
             bars,
             "complete_grid",
-            _complete_grid(spec),
+            _complete_grid(spec, products),
             hours,
             description="Every product has every bar of the hour once, in order.",
             blocking=True,
@@ -344,14 +344,13 @@ def _usable_quotes(stored: Stored) -> list[str]:
     ]
 
 
-def _complete_grid(spec: TimescaleSpec) -> Rule:
+def _complete_grid(spec: TimescaleSpec, products: Sequence[str]) -> Rule:
     def rule(stored: Stored) -> list[str]:
         start_ns, end_ns = hour_window(stored.key)
         expected = np.arange(start_ns, end_ns, spec.bar_ns)
         frame = stored.frame(["bar_start", "product"])
-        if frame.empty:
-            return [f"expected {expected.size} bars a product, found none at all"]
-        sentences = []
+        absent = sorted(set(products) - set(frame["product"]))
+        sentences = [f"{product}: expected {expected.size} bars in order, found none" for product in absent]
         for product, starts in frame.groupby("product", observed=True)["bar_start"]:
             found = starts.to_numpy(dtype="datetime64[ns]").astype(np.int64)
             if np.array_equal(found, expected):
@@ -410,7 +409,8 @@ def _disjoint(spec: TimescaleSpec) -> Rule:
         split = chain.read_plan(stored.lake, spec, stored.key).split
         if split is None:
             return []
-        embargo_ns = max(spec.horizon_ns, split.embargo_ns)
+        # From the configuration, not from the split: a yardstick of its own making would fit anything.
+        embargo_ns = max(spec.horizon_ns, spec.splits.embargo_s * NS)
         borders = (
             ("validation", split.train.end_ns + spec.horizon_ns, split.validation.start_ns),
             ("test", split.validation.end_ns + spec.horizon_ns + embargo_ns, split.test.start_ns),

@@ -1,0 +1,125 @@
+"""Every rule that blocks, on a partition spoilt the way it is there to catch; genuine ones pass."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.defs import checks
+from cryptovol_dagster.defs.build import TIMESCALE
+from cryptovol_dagster.defs.checks import Rule, Stored
+from cryptovol_dagster.resources import chain
+from cryptovol_dagster.resources.lake import Lake, hour_window
+from cryptovol_dagster.resources.specs import timescale_spec
+from cryptovol_dagster_tests.defs.conftest import Pipeline
+from cryptovol_dagster_tests.defs.synthetic import MODELS, PRODUCTS
+
+Spoil = Callable[[pd.DataFrame], pd.DataFrame]
+
+
+@pytest.fixture
+def spec(pipeline: Pipeline) -> TimescaleSpec:
+    return timescale_spec(pipeline.settings.timescales.seconds, TIMESCALE)
+
+
+@pytest.fixture
+def spoilt(pipeline: Pipeline, tmp_path: Path) -> Callable[..., Stored]:
+    """Copy the newest partition of a table elsewhere, changed."""
+
+    def make(asset: str, spoil: Spoil) -> Stored:
+        key, lake = pipeline.hours[-1], Lake(tmp_path)
+        frame = pipeline.lake.read_table(asset, *hour_window(key)).to_pandas()
+        lake.write_table(asset, key, chain.to_table(spoil(frame)))
+        return Stored(lake, asset, key)
+
+    return make
+
+
+def _first_value(column: str, value: float) -> Spoil:
+    def spoil(frame: pd.DataFrame) -> pd.DataFrame:
+        row = frame.index[frame["valid"]][0]
+        frame.loc[row, column] = value
+        return frame
+
+    return spoil
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda frame: frame, None),
+        (lambda frame: frame[frame["product"] != PRODUCTS[1]], rf"{PRODUCTS[1]}: expected .* found none"),
+        (lambda frame: frame.drop(frame.index[7]), rf"{PRODUCTS[0]}: .* \(1 missing, the first at"),
+        (lambda frame: frame.iloc[::-1], "bars in order"),
+        (lambda frame: frame.iloc[:0], "found none"),
+    ],
+)
+def test_a_grid_with_a_hole_is_found(spoilt, spec: TimescaleSpec, spoil: Spoil, says: str | None) -> None:
+    _expect(checks._complete_grid(spec, PRODUCTS), spoilt("seconds/bars", spoil), says)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, None])
+def test_a_number_that_is_none_in_a_valid_row_is_found(spoilt, value: float | None) -> None:
+    spoil = (lambda frame: frame) if value is None else _first_value("ln_rv_15", value)
+    says = None if value is None else "ln_rv_15: expected a finite number in every valid row, found 1 of"
+    _expect(checks._finite_where_valid, spoilt("seconds/features", spoil), says)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda frame: frame, None),
+        (lambda frame: frame.iloc[::-1], "steps back"),
+        (lambda frame: frame.assign(event_time_ns=frame["event_time_ns"] + 3_600 * 10**9), "outside"),
+    ],
+)
+def test_ticks_that_go_back_or_outside_the_hour_are_found(spoilt, spoil: Spoil, says: str | None) -> None:
+    _expect(checks._ordered_ticks, spoilt("ticks", spoil), says)
+
+
+def test_a_split_closer_than_purge_and_embargo_is_found(
+    pipeline: Pipeline, tmp_path: Path, spec: TimescaleSpec
+) -> None:
+    key, lake = pipeline.hours[-1], Lake(tmp_path)
+    plan = json.loads(pipeline.lake.read_bytes("seconds/splits", key, "json"))
+    rule, stored = checks._disjoint(spec), Stored(lake, "seconds/splits", key)
+    lake.write_bytes("seconds/splits", key, json.dumps(plan).encode(), "json")
+    _expect(rule, stored, None)
+    plan["split"]["embargo_ns"] = 0
+    plan["split"]["validation"]["end_ns"] += spec.bar_ns
+    lake.write_bytes("seconds/splits", key, json.dumps(plan).encode(), "json")
+    _expect(rule, stored, "expected test to start at")
+    plan["split"]["train"]["end_ns"] += spec.bar_ns
+    lake.write_bytes("seconds/splits", key, json.dumps(plan).encode(), "json")
+    _expect(rule, stored, "expected validation to start at")
+
+
+def test_an_evaluation_that_lacks_a_model_or_is_of_other_rows_is_found(
+    pipeline: Pipeline, spec: TimescaleSpec, tmp_path: Path
+) -> None:
+    key, lake = pipeline.hours[-1], Lake(tmp_path)
+    lake.write_bytes("seconds/splits", key, pipeline.lake.read_bytes("seconds/splits", key, "json"), "json")
+    report = json.loads(pipeline.lake.read_bytes("seconds/model_evaluation", key, "json"))
+    rule = checks._complete_evaluation(spec, MODELS)
+    stored = Stored(lake, "seconds/model_evaluation", key)
+    lake.write_bytes(stored.asset, key, json.dumps(report).encode(), "json")
+    _expect(rule, stored, None)
+    _expect(checks._complete_evaluation(spec, [*MODELS, "oracle"]), stored, "expected model oracle")
+    report["data"]["hash"] = "other"
+    lake.write_bytes(stored.asset, key, json.dumps(report).encode(), "json")
+    _expect(rule, stored, "found other: splits were made again since")
+
+
+def _expect(rule: Rule, stored: Stored, says: str | None) -> None:
+    found = rule(stored)
+    if says is None:
+        assert found == []
+    else:
+        assert found
+        assert pd.Series(found).str.contains(says).any(), found
