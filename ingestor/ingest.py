@@ -122,7 +122,7 @@ def run_ingest(
         connect_timeout_s: with `duration_s` or `until_closed`, how long nothing readable may come before the
             run fails; a run without an end tries for ever.
         embedded_broker: never touch the configured broker, bring an embedded one.
-        on_started: called once, when the broker answers.
+        on_started: called once, when the broker answers and a signal would stop cleanly.
         on_progress: called every few seconds.
 
     Raises:
@@ -150,8 +150,6 @@ def run_ingest(
             products=tuple(products or settings.coinbase.products) if with_feed else (),
             raw_dir=str(settings.storage.raw_dir) if with_archive else None,
         )
-        if on_started is not None:
-            on_started(started)
         bounded = until_closed or duration_s is not None
         recorder = _Recorder(
             settings,
@@ -160,6 +158,7 @@ def run_ingest(
             duration_s=duration_s,
             until_closed=until_closed,
             give_up_after_s=connect_timeout_s if bounded else None,
+            on_started=on_started,
             on_progress=on_progress,
         )
         return asyncio.run(recorder.run())
@@ -177,6 +176,7 @@ class _Recorder:
         duration_s: float | None,
         until_closed: bool,
         give_up_after_s: float | None,
+        on_started: Callable[[Started], None] | None,
         on_progress: Callable[[FeedCounters], None] | None,
     ) -> None:
         self._settings = settings
@@ -185,6 +185,7 @@ class _Recorder:
         self._duration_s = duration_s
         self._until_closed = until_closed
         self._give_up_after_s = give_up_after_s
+        self._on_started = on_started
         self._on_progress = on_progress
         self._stop = asyncio.Event()
         self._ended = "closed"
@@ -195,9 +196,11 @@ class _Recorder:
     async def run(self) -> IngestSummary:
         began = time.monotonic()
         loop = asyncio.get_running_loop()
-        archive = self._start_archive(loop)
         timer = None if self._duration_s is None else loop.call_later(self._duration_s, self._end, "duration")
         with self._stopping_at_signals(loop):
+            if self._on_started is not None:
+                self._on_started(self._started)
+            archive = self._start_archive(loop)
             try:
                 if self._started.url is None:
                     await self._stop.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import logging
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -17,6 +18,8 @@ from ingestor.exchange.parse import FrameError, parse_frame, product_of
 from ingestor.exchange.sequence import Gap, SequenceTracker, Verdict
 from ingestor.feed.counters import FeedCounters
 from ingestor.kafka.publisher import Offsets
+
+LOG = logging.getLogger(__name__)
 
 NS_PER_MS = 1_000_000
 
@@ -336,6 +339,11 @@ class Connection:
     def _tell_skew(self, ahead_ns: int, received_at_ns: int) -> None:
         if not self._skew_told:
             self._skew_told = True
+            LOG.warning(
+                "the exchange is %.1f s ahead of this machine's clock; frames over %g s are dead letters",
+                ahead_ns / 1e9,
+                self._future_limit_ns / 1e9,
+            )
             self.tell("clock_skew", {"exchange_ahead_ms": ahead_ns // NS_PER_MS}, received_at_ns)
 
     def _drift(self, detail: dict[str, Any], at_ns: int) -> None:

@@ -136,8 +136,10 @@ class IngestSettings(Section):
     future_limit_s: PositiveFloat = Field(
         default=300.0, description="a frame further in the future is a dead letter"
     )
-    embedded_unarchived_bytes: PositiveInt = Field(
+    embedded_unarchived_bytes: int = Field(
         default=2 * 1024 * 1024,
+        ge=2 * 1024 * 1024,  # the archive stores a file at 1 MiB; less would wait for its clock
+        le=4 * 1024 * 1024,  # the broker evicts at 5 MiB
         description="on the embedded broker: acknowledged but unarchived bytes per partition, at most",
     )
 

@@ -166,7 +166,7 @@ def test_places_beyond_raw_storage_are_dead_letters(rig: Rig) -> None:
     assert len(rig.out.dead) == 1
 
 
-def test_a_frame_of_the_future_opens_no_hour(rig: Rig) -> None:
+def test_a_frame_of_the_future_opens_no_hour(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     rig.take(frame(0), received_at_ns=T0_NS)
     rig.take(frame(1, timestamp="2026-05-01T10:20:00Z"), frame(2), received_at_ns=T0_NS)
     assert [tick.sequence_num for tick in rig.out.ticks] == [0, 2]
@@ -174,6 +174,7 @@ def test_a_frame_of_the_future_opens_no_hour(rig: Rig) -> None:
     assert rig.connection.event_time_ns == T0_NS + 2 * NS // 10
     assert rig.counters.gaps == 0
     assert rig.out.events("clock_skew")[0].detail == {"exchange_ahead_ms": 1_200_000}
+    assert "1200.0 s ahead of this machine's clock" in caplog.text
 
 
 def test_the_limit_of_the_future_itself_is_still_in_time(rig: Rig) -> None:
