@@ -92,9 +92,7 @@ def summary_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "false_alarms_per_hour": point.get("false_alarms_per_hour"),
             }
         )
-    return sorted(
-        rows, key=lambda row: -1.0 if row["average_precision"] is None else -row["average_precision"]
-    )
+    return sorted(rows, key=lambda row: -(row["average_precision"] or 0.0))
 
 
 def evaluate(

@@ -39,12 +39,9 @@ class Ranking:
     """
 
     def __init__(self, y: NDArray[np.bool_], score: NDArray[np.float64]) -> None:
-        self._order = np.argsort(-score, kind="stable")
-        falling, self._y = score[self._order], y[self._order]
-        last_of_group = np.append(falling[1:] != falling[:-1], True)[: y.size]
-        #: Last row of each group of equal scores: the only places where a threshold can lie.
-        self._ends = np.flatnonzero(last_of_group)
-        self.thresholds = falling[self._ends]
+        self._order, self._ends = _falling(score)
+        self._y = y[self._order]
+        self.thresholds = score[self._order[self._ends]]
         # AP gains only in groups that hold a positive: for each, where its positives begin and where it ends.
         at = np.flatnonzero(self._y)
         group, self._first_positive = np.unique(np.searchsorted(self._ends, at), return_index=True)
@@ -70,6 +67,16 @@ class Ranking:
         flagged = np.cumsum(weight[self._order])[self._gaining_ends]
         # Where nothing is flagged yet (all weights zero) nothing is gained either.
         return float(np.sum(gained * hits / np.maximum(flagged, 1)) / hits[-1])
+
+
+def _falling(score: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Rows by falling score, and the last place of each group of equal scores.
+
+    Only at such places can a threshold lie.
+    """
+    order = np.argsort(-score, kind="stable")
+    falling = score[order]
+    return order, np.flatnonzero(np.append(falling[1:] != falling[:-1], True)[: score.size])
 
 
 def average_precision(y: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
@@ -110,9 +117,7 @@ def time_shift_null(
     """
     if not y.any() or y.all():
         return None
-    order = np.argsort(-score, kind="stable")
-    falling = score[order]
-    ends = np.flatnonzero(np.append(falling[1:] != falling[:-1], True))
+    order, ends = _falling(score)
 
     def precision(labels: NDArray[np.bool_]) -> float:
         hits = np.cumsum(labels[order])[ends]
