@@ -6,6 +6,8 @@ bar's end `t = s + bar`, and its label speaks of the bars after it, `(t, t + H]`
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -19,6 +21,8 @@ from cryptovol_dagster.core.specs import NS, TimescaleSpec
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+#: Raised when the label changes its meaning without changing its parameters.
+LABELS_VERSION = 1
 #: Why a row has no label (the value of `LabelGrid.reason`).
 REASONS = {0: "ok", 1: "break", 2: "stale", 3: "end_of_data"}
 _OK, _BREAK, _STALE, _END = range(4)
@@ -72,6 +76,18 @@ class LabelGrid:
                 "reason": self.reason.ravel(),
             }
         )
+
+
+def label_hash(spec: TimescaleSpec) -> str:
+    """Short stable hash of what a label means: bar, horizon, and the limits that leave a row without one."""
+    meaning = {
+        "version": LABELS_VERSION,
+        "bar_interval_s": spec.bar_interval_s,
+        "gap_after_s": spec.gap_after_s,
+        "horizon_bars": spec.horizon_bars,
+        "label_max_age_s": spec.label_max_age_s,
+    }
+    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def rows_labelled_by(start_ns: int, end_ns: int, spec: TimescaleSpec) -> tuple[int, int]:

@@ -8,7 +8,7 @@ import dagster as dg
 
 from cryptovol_dagster.core.bars import build_bars
 from cryptovol_dagster.core.features import compute_features, feature_hash
-from cryptovol_dagster.core.labels import REASONS, forward_volatility, rows_labelled_by
+from cryptovol_dagster.core.labels import REASONS, forward_volatility, label_hash, rows_labelled_by
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs import schemas
 from cryptovol_dagster.defs.metadata import OWNERS, picture, rows_and_path, schema_metadata
@@ -88,7 +88,9 @@ def market_assets(
             start_ns, _ = hour_window(key)
             grid = chain.read_bars(lake, spec, key, chain.feature_hours_back(spec))
             frame = compute_features(grid, spec, from_ns=start_ns).to_frame()
-            path = lake.write_table(lake_name(features_key), key, chain.to_table(frame))
+            path = lake.write_table(
+                lake_name(features_key), key, chain.to_table(frame), version=feature_hash(spec)
+            )
             valid = frame["valid"].mean()
             context.add_asset_metadata(
                 {**rows_and_path(len(frame), path), "valid_share": float(valid)}, partition_key=key
@@ -120,7 +122,9 @@ def market_assets(
             from_ns, to_ns = rows_labelled_by(*hour_window(key), spec)
             grid_labels = forward_volatility(grid, spec, from_ns=max(from_ns, grid.start_ns), to_ns=to_ns)
             frame = grid_labels.to_frame()
-            path = lake.write_table(lake_name(labels_key), key, chain.to_table(frame))
+            path = lake.write_table(
+                lake_name(labels_key), key, chain.to_table(frame), version=label_hash(spec)
+            )
             context.add_asset_metadata(
                 {
                     **rows_and_path(len(frame), path),

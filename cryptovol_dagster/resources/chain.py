@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 from cryptovol_dagster.core.bars import BarGrid
 from cryptovol_dagster.core.dataset import Dataset, Problem, join_dataset, pose_problem
 from cryptovol_dagster.core.features import feature_hash, lookback_bars
-from cryptovol_dagster.core.labels import LearningError
+from cryptovol_dagster.core.labels import LearningError, label_hash
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.splits import Split, split_times
 from cryptovol_dagster.core.ticks import TickColumns, TradeColumns
@@ -114,6 +114,7 @@ def read_dataset(lake: Lake, spec: TimescaleSpec, partition_key: str) -> Dataset
 
     Raises:
         LakeError: the as-of partition has no features or no labels.
+        ChainError: some hours were made under another configuration.
         LearningError: nothing is left to learn from.
     """
     return _dataset_and_hash(lake, spec, partition_key)[0]
@@ -127,6 +128,8 @@ def _dataset_and_hash(lake: Lake, spec: TimescaleSpec, partition_key: str) -> tu
         lake.require(asset, [partition_key])
     key = (lake, spec, window, *(lake.fingerprint(asset, *window) for asset in assets))
     if key not in _LAST_DATASET:
+        for asset, version in zip(assets, (feature_hash(spec), label_hash(spec)), strict=True):
+            _require_version(lake, asset, window, version)
         _LAST_DATASET.clear()  # before the next is read: a week of two products is 0.7 GB
         # Column by column, each freed once it is converted: half the memory of a copy as a whole.
         features, labels = (
@@ -136,6 +139,20 @@ def _dataset_and_hash(lake: Lake, spec: TimescaleSpec, partition_key: str) -> tu
         dataset = join_dataset(features, labels, spec)
         _LAST_DATASET[key] = dataset, hash_dataset(dataset)
     return _LAST_DATASET[key]
+
+
+def _require_version(lake: Lake, asset: str, window: tuple[int, int], version: str) -> None:
+    """Make sure that rows are never joined with others that mean something else.
+
+    Raises:
+        ChainError: some hours were made under another configuration or by another version of the code.
+    """
+    outdated = [key for key, found in lake.versions(asset, *window).items() if found != version]
+    if outdated:
+        raise ChainError(
+            f"{asset} of {len(outdated)} hours, {outdated[0]} … {outdated[-1]}, was made under another "
+            "configuration: materialize these hours again"
+        )
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 HOUR_NS = 3_600 * 1_000_000_000
 KEY_FORMAT = "%Y-%m-%d-%H:%M"
+_VERSION = b"cryptovol.version"
 _PARTITION_FOLDER = re.compile(r"date=(\d{4}-\d{2}-\d{2})/hour=(\d{2})$")
 
 
@@ -86,12 +87,24 @@ class Lake:
         """Tell whether nothing later was written: a backfill of old hours leaves latest copies alone."""
         return all(key <= partition_key for key in self.partitions(asset, suffix))
 
-    def write_table(self, asset: str, partition_key: str, table: pa.Table) -> Path:
+    def write_table(
+        self, asset: str, partition_key: str, table: pa.Table, *, version: str | None = None
+    ) -> Path:
         """Replace a partition's table; readers see the old file or the new one, never a mixture.
+
+        Args:
+            asset: name in the lake.
+            partition_key: the hour.
+            table: its rows.
+            version: what the rows mean, for `versions`.
 
         Raises:
             LakeError: the folder cannot be written.
         """
+        if version is not None:
+            table = table.replace_schema_metadata(
+                {**(table.schema.metadata or {}), _VERSION: version.encode()}
+            )
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         return self.write_bytes(asset, partition_key, sink.getvalue().to_pybytes(), "parquet")
@@ -113,6 +126,23 @@ class Lake:
                 "materialize it first"
             )
         return pa.concat_tables(self._read_parquet(asset, key, columns) for key in keys)
+
+    def versions(self, asset: str, start_ns: int, end_ns: int) -> dict[str, str]:
+        """Give the version each partition of a span was written with, oldest first; empty where none was.
+
+        Raises:
+            LakeError: a file cannot be read.
+        """
+        found = {}
+        for key in hour_keys(start_ns, end_ns):
+            if self.exists(asset, key):
+                path = self.path(asset, key)
+                try:
+                    metadata = pq.read_schema(path).metadata or {}
+                except (OSError, pa.ArrowException) as error:
+                    raise LakeError(f"{path}: cannot be read as Parquet: {_one_line(error)}") from error
+                found[key] = metadata.get(_VERSION, b"").decode()
+        return found
 
     def fingerprint(self, asset: str, start_ns: int, end_ns: int) -> tuple[tuple[str, int, int, int], ...]:
         """Give key, inode, time and size of the partitions in a span: another state, other numbers."""

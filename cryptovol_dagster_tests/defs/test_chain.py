@@ -157,13 +157,15 @@ class _CrossingLake(Lake):
 
     poisoned: str = ""
 
-    def write_table(self, asset: str, partition_key: str, table: pa.Table) -> Path:
+    def write_table(
+        self, asset: str, partition_key: str, table: pa.Table, *, version: str | None = None
+    ) -> Path:
         if (asset, partition_key) == ("ticks", self.poisoned):
             names = [
                 "ask" if name == "bid" else "bid" if name == "ask" else name for name in table.column_names
             ]
             table = table.rename_columns(names).select(table.column_names)
-        return super().write_table(asset, partition_key, table)
+        return super().write_table(asset, partition_key, table, version=version)
 
 
 def test_poisoned_ticks_stop_the_run_before_they_reach_a_bar(market: Settings) -> None:
@@ -239,6 +241,21 @@ def test_a_model_trained_by_other_splits_is_not_evaluated(pipeline: Pipeline) ->
             runs.materialize_range(pipeline.settings, key, key, ["seconds/model_evaluation"])
     finally:
         path.write_bytes(genuine)
+
+
+@pytest.mark.parametrize(
+    ("asset", "change"), [("features", {"windows_bars": (5, 15)}), ("labels", {"horizon_bars": 5})]
+)
+def test_hours_made_under_another_configuration_are_never_mixed_with_new_ones(
+    pipeline: Pipeline, asset: str, change: dict[str, object]
+) -> None:
+    key = pipeline.hours[-1]
+    other = pipeline.settings.timescales.seconds.model_copy(update=change)
+    settings = pipeline.settings.model_copy(update={"timescales": TimescalesSettings(seconds=other)})
+    says = rf"seconds/{asset} of 4 hours, {pipeline.hours[0]} … {key}, was made under another configuration"
+    with pytest.raises(runs.RunFailed, match=says) as failure:
+        runs.materialize_range(settings, key, key, ["seconds/splits"])
+    assert "\n" not in str(failure.value)
 
 
 def test_splits_made_under_another_configuration_are_refused(pipeline: Pipeline) -> None:
