@@ -183,6 +183,9 @@ class Publisher:
         self._deliveries = _Deliveries(broker.topic(""), self._stored_offsets is not None)
         self._parked: deque[tuple[str, bytes, bytes, _Epoch]] = deque()
         self._since_poll = 0
+        #: Whether delivery callbacks are running. What they publish must not poll again: that aborts the
+        #: process (an assertion of confluent-kafka).
+        self._serving = False
         self._topics: dict[str, str] = {}
         self._say_again_at: dict[int, float] = {}
         self._ask_again_at = 0.0
@@ -247,7 +250,13 @@ class Publisher:
             PublishError: the broker finally refused a message.
         """
         self._since_poll = 0
-        self._producer.poll(0)
+        if self._serving:
+            return
+        self._serving = True
+        try:
+            self._producer.poll(0)
+        finally:
+            self._serving = False
         while self._parked and self._produce(*self._parked[0]):
             self._parked.popleft()
         self._learn_offsets()
@@ -303,6 +312,7 @@ class Publisher:
         Returns:
             How many messages it never acknowledged.
         """
+        self._serving = True
         self._producer.purge()
         self._producer.flush(1.0)
         return self.in_flight

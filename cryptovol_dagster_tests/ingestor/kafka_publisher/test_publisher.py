@@ -107,6 +107,23 @@ async def test_a_mark_with_nothing_before_it_is_reached_at_once(broker: Broker) 
     publisher.close()
 
 
+async def test_many_marks_may_be_reached_in_one_poll(broker: Broker) -> None:
+    """After an hour without the broker every checkpoint of it becomes due at once, and publishes."""
+    publisher = make(broker)
+
+    def checkpoint(_: Offsets) -> None:
+        publisher.publish(EVENTS, b"c", b"checkpoint")
+
+    for _ in range(600):
+        publisher.publish(TICKS, b"BTC-USD", b"tick")
+        publisher.after_acknowledged(checkpoint)
+        publisher._since_poll = 0
+    await asyncio.sleep(0.5)  # the broker acknowledges all of it while nobody looks
+    assert await publisher.drain(10)
+    assert sum(map(len, read_all(broker, EVENTS).values())) == 600
+    publisher.close()
+
+
 async def test_a_full_queue_parks_the_message_and_asks_to_wait(broker: Broker) -> None:
     publisher = make(broker, options={"queue.buffering.max.messages": 10, "linger.ms": 50})
     waits = 0
