@@ -27,9 +27,10 @@ from ingestor.settings.model import EMBEDDED, Settings
 
 LOG = logging.getLogger(__name__)
 
-#: How long a stop waits for the broker's last acknowledgements, and then for the archive.
+#: How long a stop waits for the broker's last acknowledgements, and then for the archive (in addition to
+#: `flush_s`: another archive that owns some of the partitions stores them when it always does).
 FLUSH_TIMEOUT_S = 30.0
-ARCHIVE_TIMEOUT_S = 60.0
+ARCHIVE_TIMEOUT_S = 30.0
 PROGRESS_EVERY_S = 5.0
 
 
@@ -278,7 +279,7 @@ class _Recorder:
             for partition, offset in partitions.items()
         }
         try:
-            archive.drain_to(wanted, ARCHIVE_TIMEOUT_S)
+            archive.drain_to(wanted, self._settings.storage.flush_s + ARCHIVE_TIMEOUT_S)
         finally:
             archive.stop(drain=False)
 

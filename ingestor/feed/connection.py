@@ -350,6 +350,7 @@ class Connection:
         # A server that only sends errors must not fill feed.events.
         self._drift_events += 1
         if self._drift_events <= _MAX_DRIFT_EVENTS:
+            LOG.warning("unexpected of the exchange: %s", detail)
             self.tell("protocol_drift", detail, at_ns)
 
 
