@@ -59,7 +59,7 @@ def day(with_pandas: bool) -> dict[str, Any]:
     report["polars_difference"] = _difference(grid, [frame.to_numpy() for frame in result])
     if with_pandas:
         own = peers.pandas_input(ticks)
-        report["pandas_s"], _, result = _best(2, lambda: peers.by_pandas(own, start_ns, market.DAY_S, spec))
+        report["pandas_s"], _, result = _best(5, lambda: peers.by_pandas(own, start_ns, market.DAY_S, spec))
         report["pandas_difference"] = _difference(grid, [frame.to_numpy() for frame in result])
     return report
 
