@@ -13,9 +13,10 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Callable
 from concurrent.futures import Future
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from confluent_kafka import (
     Consumer,
@@ -35,13 +36,24 @@ from ingestor.settings.model import KafkaSettings
 LIBRARY_LOG = logging.getLogger("ingestor.kafka.librdkafka")
 LIBRARY_LOG.addHandler(logging.NullHandler())
 
+T = TypeVar("T")
+
 _MOCK_CLUSTER_PREFIX = "mockCluster"
 #: Topics whose order over the whole feed matters more than their throughput.
 _SINGLE_PARTITION_TOPICS = (EVENTS, DEAD)
 _EMBEDDED_FETCH_WAIT_MS = 20
 _MARKER = "cryptovol-log-"
 _RETRY_S = 0.05
-_PASSING_ERRORS = (KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE)
+#: What a broker that is starting, or handing a partition over, answers for a moment.
+_PASSING_ERRORS = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError._TRANSPORT,
+    KafkaError._TIMED_OUT,
+    KafkaError._ALL_BROKERS_DOWN,
+)
+#: How long a question to a broker that was reached before outlasts its restart.
+_PATIENCE_S = 30.0
 _ZERO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"
 
 
@@ -214,19 +226,12 @@ class Broker:
             BrokerError: the broker does not answer, or has no such partition.
         """
         name = self.topic(topic)
-        deadline_s = time.monotonic() + self._timeout_s
-        while True:
-            try:
-                return self._client.get_watermark_offsets(
-                    TopicPartition(name, partition), timeout=self._timeout_s, cached=False
-                )
-            except KafkaException as error:
-                # A partition that was just created, or whose leader moves, answers in a moment.
-                if error.args[0].code() not in _PASSING_ERRORS or time.monotonic() >= deadline_s:
-                    raise self._unanswered(
-                        f"for the offsets of {name} partition {partition}", error
-                    ) from error
-            time.sleep(_RETRY_S)
+        return self._ask(
+            f"for the offsets of {name} partition {partition}",
+            lambda: self._client.get_watermark_offsets(
+                TopicPartition(name, partition), timeout=self._timeout_s, cached=False
+            ),
+        )
 
     def end_offsets(self, topic: str) -> dict[int, int]:
         """For each partition of `topic` the offset that the next record will get."""
@@ -276,20 +281,34 @@ class Broker:
         return min(markers) if markers else _mark(Producer(self._client_config()), self._timeout_s)
 
     def _topic_id(self, name: str) -> str:
-        future: Future[Any] = self._admin().describe_topics(
-            TopicCollection([name]), request_timeout=self._timeout_s
-        )[name]
-        try:
-            topic_id = str(future.result(self._timeout_s).topic_id)
-        except KafkaException as error:
-            raise BrokerError(
-                f"Kafka broker at {self.bootstrap_servers}: topic {name}: {_text(error)}"
-            ) from error
+        def describe() -> Any:
+            topics: dict[str, Future[Any]] = self._admin().describe_topics(
+                TopicCollection([name]), request_timeout=self._timeout_s
+            )
+            # The request's own timeout comes first: it says why.
+            return topics[name].result(2 * self._timeout_s)
+
+        topic_id = str(self._ask(f"for topic {name}", describe).topic_id)
         if topic_id == _ZERO_TOPIC_ID:
             raise BrokerError(
                 f"Kafka broker at {self.bootstrap_servers} gives its topics no id; 2.8 or newer is needed"
             )
         return topic_id
+
+    def _ask(self, question: str, ask: Callable[[], T]) -> T:
+        """Ask until the broker answers: a restart of the broker must not end whoever asks.
+
+        Raises:
+            BrokerError: an error that does not pass, or one that lasts.
+        """
+        deadline_s = time.monotonic() + _PATIENCE_S
+        while True:
+            try:
+                return ask()
+            except KafkaException as error:
+                if error.args[0].code() not in _PASSING_ERRORS or time.monotonic() >= deadline_s:
+                    raise self._unanswered(question, error) from error
+            time.sleep(_RETRY_S)
 
     def _on_error(self, error: KafkaError) -> None:
         self._errors.append(error.str())
