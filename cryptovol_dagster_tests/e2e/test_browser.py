@@ -6,6 +6,7 @@ import shutil
 import time
 import urllib.request
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import dagster as dg
 import pytest
@@ -13,6 +14,9 @@ import pytest
 from cryptovol_dagster.resources.lake import HOUR_NS, Lake, hour_key
 from cryptovol_dagster_tests.defs.synthetic import small_settings, write_market
 from cryptovol_dagster_tests.e2e.processes import environment, free_port, running, wait_until
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
 
 CHROMIUM_ARGS = [
     *("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
@@ -51,11 +55,9 @@ def test_the_graph_is_shown_and_an_hour_is_materialized_by_clicking(tmp_path: Pa
             page.goto(f"{address}/assets/ticks")
             page.get_by_role("button", name="Materialize").first.click()
             page.get_by_text("Partition selection").wait_for()
-            partitions = page.get_by_role("textbox").last
-            partitions.fill(hour)
-            partitions.press("Enter")
+            _choose(page, hour)
             page.screenshot(path=shots / "dialog.png")
-            page.get_by_role("button", name="Launch").click()
+            page.get_by_role("button", name="Launch 1 run").click()
             lake = Lake(settings.storage.lake_dir)
             wait_until(lambda: lake.exists("ticks", hour), "the ticks of the hour", 60, server, log)
             page.goto(f"{address}/assets/ticks?partition={hour}&view=partitions")
@@ -68,6 +70,19 @@ def test_the_graph_is_shown_and_an_hour_is_materialized_by_clicking(tmp_path: Pa
     with dg.DagsterInstance.from_config(env["DAGSTER_HOME"]) as instance:
         assert instance.get_materialized_partitions(dg.AssetKey("ticks")) == {hour}
         assert [run.status for run in instance.get_runs()] == [dg.DagsterRunStatus.SUCCESS]
+
+
+def _choose(page: Page, hour: str) -> None:
+    """Type the partition until the dialog takes it: what is typed before it knows its partitions is lost."""
+    launch = page.get_by_role("button", name="Launch 1 run")
+    for _ in range(20):
+        partitions = page.get_by_role("textbox").last
+        partitions.fill(hour)
+        partitions.press("Enter")
+        page.wait_for_timeout(1_500)
+        if launch.is_visible() and launch.is_enabled() and partitions.input_value() == hour:
+            return
+    raise AssertionError(f"the dialog never offered to launch {hour}")
 
 
 def _answers(address: str) -> bool:

@@ -41,6 +41,7 @@ _EMBEDDED_FILE_BYTES = 1024 * 1024
 #: How soon another archive takes over the partitions of a dead one.
 _SESSION_TIMEOUT_MS = 6_000
 _POSITION_TRIES = 5
+_JOIN_TRIES = 20
 
 #: Errors of one partition or broker that librdkafka gets over by itself.
 _PASSING_ERRORS = (
@@ -50,7 +51,14 @@ _PASSING_ERRORS = (
     KafkaError._MAX_POLL_EXCEEDED,
 )
 
+#: The broker holds another to be the member of our name; nothing else is fatal to a consumer.
+_FENCED = (KafkaError.FENCED_INSTANCE_ID, KafkaError._FATAL)
+
 Offsets = Mapping[tuple[str, int], int]
+
+
+class _FencedError(Exception):
+    """The broker holds another consumer to be the member of our name."""
 
 
 @dataclass
@@ -189,18 +197,39 @@ class Archive:
         try:
             self._prepare()
             with Slot(self._raw_dir, self._group) as slot:
-                self._consumer = Consumer(self._consumer_config(slot.name))
-                try:
-                    self._consume_until(stop)
-                finally:
-                    self._drop_all()
-                    self._consumer.close()
+                for _ in range(_JOIN_TRIES):
+                    if self._consume_as(slot.name, stop):
+                        return
+                    LOG.warning(
+                        "Kafka at %s took us for another; joining anew", self._broker.bootstrap_servers
+                    )
+                raise ArchiveError(
+                    f"Kafka at {self._broker.bootstrap_servers} shut the archive out {_JOIN_TRIES} times: "
+                    f"another member of group {self._group} calls itself {slot.name}"
+                )
         except BrokerError as error:
             raise ArchiveError(str(error)) from error
         except KafkaException as error:
             raise ArchiveError(
                 f"reading from Kafka at {self._broker.bootstrap_servers} failed: {error.args[0].str()}"
             ) from error
+
+    def _consume_as(self, member: str, stop: threading.Event) -> bool:
+        """Store until `stop` is set; False where the broker shut this member out and it must join anew."""
+        self._sources.clear()
+        self._consumer = Consumer(self._consumer_config(member))
+        try:
+            self._consume_until(stop)
+        except _FencedError:
+            return False
+        except KafkaException as error:  # a commit or a seek may be the first to hear of it
+            if error.args[0].code() not in _FENCED:
+                raise
+            return False
+        finally:
+            self._drop_all()
+            self._consumer.close()
+        return True
 
     def _run_in_thread(self) -> None:
         try:
@@ -365,6 +394,10 @@ class Archive:
             self._reposition(source)
         elif error.code() in _PASSING_ERRORS or error.retriable():
             LOG.warning("Kafka at %s: %s", self._broker.bootstrap_servers, error.str())
+        elif error.code() in _FENCED:
+            # A broker that restarted does it when a commit of ours overtakes our joining. That there is no
+            # second member of the name, the slot's lock says.
+            raise _FencedError
         else:
             raise ArchiveError(f"reading {topic or 'from Kafka'} failed: {error.str()}")
 
