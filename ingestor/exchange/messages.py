@@ -21,7 +21,6 @@ TICKER, HEARTBEATS, TRADES, BOOK, CANDLES, SUBSCRIPTIONS, ERROR = (
     "subscriptions",
     "error",
 )
-SNAPSHOT, UPDATE = "snapshot", "update"
 
 _EventType = Annotated[str, msgspec.Meta(max_length=64)]
 

@@ -90,7 +90,6 @@ class StorageSettings(Section):
         default=Path("models/artifacts"),
         description="folder of the latest exported models; relative to config.yaml",
     )
-    raw_format: Literal["parquet"] = Field(default="parquet", description="format of raw storage")
     flush_s: PositiveFloat = Field(
         default=60.0, description="a raw file is published at least this often (wall clock)"
     )

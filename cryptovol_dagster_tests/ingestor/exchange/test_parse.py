@@ -72,7 +72,7 @@ def test_every_channel_is_read(channel: str, as_bytes: bool) -> None:
 def test_a_ticker_entry_stays_byte_for_byte() -> None:
     event = parse_frame(FRAMES[wire.TICKER]).events[0]
     assert isinstance(event, wire.TickerEvent)
-    assert event.type == wire.SNAPSHOT
+    assert event.type == "snapshot"
     assert [bytes(entry).decode() for entry in event.tickers] == [TICKER_ENTRY, TICKER_ENTRY]
     assert product_of(event.tickers[0]) == "BTC-USD"
     ticker = msgspec.json.decode(event.tickers[0], type=wire.Ticker)
