@@ -48,6 +48,12 @@ class Line:
         met = self.measured <= self.target if self.at_most else self.measured >= self.target
         return "PASS" if met else "BELOW"
 
+    def row(self) -> str:
+        """The line of the table."""
+        bound = "≤" if self.at_most else "≥"
+        figures = f"{self.measured:>13,.3f} {self.unit:8} {bound} {self.target:>10,.2f}"
+        return f"{self.verdict:5} {self.what:42} {figures}   {self.detail}"
+
 
 def measure(*arguments: str, threads: int = 1) -> dict[str, Any]:
     """Run one measurement in a process of its own, on `threads` cores.
@@ -202,9 +208,7 @@ def main() -> None:
         f"({one['valid_rows']:,} valid) from {one['ticks']:,} ticks\n"
     )
     for line in lines:
-        bound = "≤" if line.at_most else "≥"
-        figures = f"{line.measured:>13,.2f} {line.unit:8} {bound} {line.target:>10,.2f}"
-        print(f"{line.verdict:5} {line.what:42} {figures}   {line.detail}")
+        print(line.row())
     wrong = faults(reports)
     RESULTS.parent.mkdir(exist_ok=True)
     content = {

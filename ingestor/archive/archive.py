@@ -32,7 +32,7 @@ LOG = logging.getLogger(__name__)
 
 #: Records asked for at once, and how long a quiet broker may take to fill that (it bounds every reaction).
 _BATCH_RECORDS = 2_000
-_POLL_S = 0.1
+_POLL_S = 0.2
 #: How often the hours are looked at, and how old a look at another archive's files may be.
 _CLOSING_S = 1.0
 _OTHERS_STORED_S = 2.0
