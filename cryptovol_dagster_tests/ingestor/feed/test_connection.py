@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryptovol_dagster_tests.ingestor.feed.support import NS, T0_NS, RememberingPublisher, entry, frame
+from cryptovol_dagster_tests.ingestor.feed.support import NS, T0_NS, RememberingPublisher, entry, frame, trade
 from ingestor.envelope import DEAD, EVENTS, TICKS, TRADES
 from ingestor.feed.connection import Connection, SequenceBrokenError
 from ingestor.feed.counters import FeedCounters
@@ -52,13 +52,13 @@ def test_every_entry_of_a_ticker_frame_becomes_a_message(rig: Rig) -> None:
     assert (tick.sequence_num, tick.event_time_ns, tick.received_at_ns) == (0, T0_NS, T0_NS + 5)
     assert tick.connection_id == CONNECTION
     assert [key for _, key, _ in rig.out.messages] == [b"BTC-USD", b"ETH-USD", b"SOL-USD"]
-    # Byte for byte inside the message, the field nobody knows included.
+    # Byte for byte inside the message.
     assert msgspec.json.encode(entry("BTC-USD")) in rig.out.raw[0]
-    assert rig.counters.ticks == 3
+    assert (rig.counters.ticks, rig.counters.drift) == (3, {})
 
 
 def test_trades_are_published_snapshots_included(rig: Rig) -> None:
-    trades = [{"product_id": "ETH-USD", "trade_id": "8"}, {"product_id": "BTC-USD", "trade_id": "7"}]
+    trades = [trade("ETH-USD"), trade("BTC-USD")]
     rig.take(frame(0, "market_trades", events=[{"type": "snapshot", "trades": trades}]))
     assert [(t.product_id, t.entry_index, t.event_type) for t in rig.out.trades] == [
         ("ETH-USD", 0, "snapshot"),
@@ -215,6 +215,56 @@ def test_a_server_that_only_errs_does_not_fill_the_topic(rig: Rig) -> None:
     rig.take(*['{"type":"error","message":"slow down"}'] * 500)
     assert len(rig.out.events("protocol_drift")) == 20
     assert rig.counters.errors == 500
+
+
+def test_drift_is_told_once_a_connection_and_counted_in_each_checkpoint(rig: Rig) -> None:
+    changed = entry() | {"of_tomorrow": [1], "price": 5}
+    drifted = [{"type": "update", "tickers": [changed, changed]}]
+    names = ["ticker: unknown field 'of_tomorrow'", "ticker: field 'price' is a number, not text"]
+    rig.take(frame(0), frame(1, events=drifted))
+    rig.connection.checkpoint()
+    rig.take(frame(2, events=drifted), frame(3, foo=1))
+    rig.connection.checkpoint()
+    rig.take(frame(4))
+    rig.connection.checkpoint()
+    # Kept byte for byte, the field nobody knows included.
+    assert [tick.sequence_num for tick in rig.out.ticks] == [0, 1, 1, 2, 2, 3, 4]
+    assert bytes(rig.out.ticks[1].ticker) == msgspec.json.encode(changed)
+    assert [event.detail for event in rig.out.events("protocol_drift")] == [
+        {"drift": names[0], "sequence_num": 1},
+        {"drift": names[1], "sequence_num": 1},
+        {"drift": "ticker: unknown field 'foo' of the frame", "sequence_num": 3},
+    ]
+    first, second, third = [event.detail for event in rig.out.events("checkpoint")]
+    assert first["drift"] == dict.fromkeys(names, 2)
+    assert second["drift"] == dict.fromkeys(names, 2) | {"ticker: unknown field 'foo' of the frame": 1}
+    assert "drift" not in third
+    assert rig.counters.as_dict()["drift"][names[0]] == 4
+    # Another connection of the same feed tells it again.
+    other = Connection("c1", rig.out, rig.counters, FUTURE_LIMIT_NS)
+    other.on_frame(frame(0, foo=1).encode(), time.time_ns())
+    assert rig.out.events("protocol_drift")[-1].connection_id == "c1"
+
+
+def test_countless_unknown_fields_do_not_fill_memory_or_a_checkpoint(rig: Rig) -> None:
+    for number in range(300):
+        rig.take(frame(number, **{f"field {number} {'x' * 500}": 1}))
+    rig.connection.checkpoint()
+    drift = rig.out.events("checkpoint")[0].detail["drift"]
+    assert (len(drift), sum(drift.values()), drift["(others)"]) == (101, 300, 200)
+    assert drift == rig.counters.drift
+    assert max(map(len, drift)) < 150
+    assert len(rig.out.events("protocol_drift")) == 20
+
+
+def test_dead_letters_are_counted_by_the_class_of_their_reason(rig: Rig) -> None:
+    bad = [entry() | {"product_id": None}, entry() | {"product_id": ""}, 5]
+    rig.take(
+        b"no json", b"not json", frame(0, events=[{"type": "update", "tickers": bad}]), frame(1, events=5)
+    )
+    assert sum(rig.counters.dead_reasons.values()) == rig.counters.dead_letters == 6
+    assert set(rig.counters.as_dict()["dead_reasons"].values()) == {1, 2}
+    assert any(reason.startswith("ticker: an entry: ") for reason in rig.counters.dead_reasons)
 
 
 def test_acknowledged_subscriptions_are_told(rig: Rig) -> None:
