@@ -183,6 +183,32 @@ def test_the_limit_of_the_future_itself_is_still_in_time(rig: Rig) -> None:
     assert [tick.sequence_num for tick in rig.out.ticks] == [0]
 
 
+def test_a_receiving_clock_that_steps_loses_nothing(rig: Rig) -> None:
+    """Back by hours: dead letters until it is right again, each whole; forward by hours: late is no fault."""
+    numbers = iter(range(40))
+    for clock_error_ns in (0, -5 * 3_600 * NS, 0, 5 * 3_600 * NS):
+        for number in [next(numbers) for _ in range(10)]:
+            rig.take(frame(number), received_at_ns=T0_NS + number * NS // 10 + clock_error_ns)
+    rig.connection.checkpoint()
+    assert [tick.sequence_num for tick in rig.out.ticks] == [*range(10), *range(20, 40)]
+    assert [base64.b64decode(letter.data_base64).decode() for letter in rig.out.dead] == [
+        frame(number) for number in range(10, 20)
+    ]
+    assert [letter.sequence_num for letter in rig.out.dead] == [*range(10, 20)]
+    assert rig.counters.dead_reasons == {"ticker: timestamp is N s ahead of the receiving clock": 10}
+    detail = rig.out.events("checkpoint")[0].detail
+    assert (detail["frames"], detail["dead_frames"], detail["missing"]) == ({"ticker": 30}, 10, 0)
+    assert len(rig.out.events("clock_skew")) == 1
+    assert rig.counters.lag_ms == 5 * 3_600_000
+
+
+def test_an_error_of_any_shape_is_counted_and_safe_to_print(rig: Rig) -> None:
+    for message in ("1e999", "[[[[]]]]", '"\\u001b[2Jgone"', "9" * 500, '{"\\u0000":1}'):
+        rig.take(f'{{"type":"error","message":{message}}}')
+        assert rig.connection.last_error.isprintable()
+    assert (rig.counters.errors, rig.counters.dead_letters) == (5, 0)
+
+
 def test_ordinary_skew_is_not_worth_an_event(rig: Rig) -> None:
     rig.take(frame(0), received_at_ns=T0_NS - 60_000_000)
     assert rig.out.events() == []
