@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -195,16 +195,26 @@ def _log_progress(counters: FeedCounters) -> None:
 
     newest = ns_to_rfc3339(counters.last_event_time_ns)[:19] if counters.last_event_time_ns else "none yet"
     logging.getLogger(__name__).info(
-        "%d frames, %d ticks, %d trades, %d gaps, %d repeats, %d dead letters, %d reconnects; newest %s",
+        "%d frames, %d ticks, %d trades, %d gaps, %d repeats, %d dead letters%s, %d reconnects; newest %s%s",
         counters.frames,
         counters.ticks,
         counters.trades,
         counters.gaps,
         counters.repeats,
         counters.dead_letters,
+        _mostly(counters.dead_reasons, " ({})"),
         counters.reconnects,
         newest,
+        _mostly(counters.drift, f"; {sum(counters.drift.values())} × unlike the documented protocol ({{}})"),
     )
+
+
+def _mostly(counted: Mapping[str, int], text: str) -> str:
+    """`text` around what was counted most; nothing where nothing was."""
+    from ingestor.feed.counters import commonest
+
+    name = commonest(counted)
+    return text.format(f"mostly {name}" if len(counted) > 1 else name) if counted else ""
 
 
 def _print_summary(summary: IngestSummary) -> None:
@@ -220,6 +230,15 @@ def _print_summary(summary: IngestSummary) -> None:
     ]
     click.echo(f"recorded for {summary.seconds:.1f} s; ended: {summary.ended}")
     _print_table(("what", "count"), rows)
+    if summary.feed is not None:
+        _print_counted("dead letters by reason (cryptovol dead-letters)", summary.feed.dead_reasons)
+        _print_counted("unlike the documented protocol, kept all the same", summary.feed.drift)
+
+
+def _print_counted(title: str, counted: Mapping[str, int]) -> None:
+    if counted:
+        commonest_first = sorted(counted.items(), key=lambda item: -item[1])
+        _print_table((title, "count"), [(name, f"{count:,}") for name, count in commonest_first])
 
 
 def _print_report(report: StreamReport) -> None:

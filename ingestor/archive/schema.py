@@ -96,8 +96,9 @@ class _Trade(msgspec.Struct, gc=False):
 # Not strict: the exchange writes its numbers as strings.
 _QUOTE = msgspec.json.Decoder(_Quote, strict=False)
 _TRADE = msgspec.json.Decoder(_Trade, strict=False)
-_ENTRY = msgspec.json.Decoder()
-_COLUMN_ERRORS = (msgspec.MsgspecError, pa.ArrowInvalid, OverflowError, UnicodeDecodeError)
+# Field by field: one number that no float holds must not cost the others.
+_ENTRY = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_COLUMN_ERRORS = (msgspec.MsgspecError, pa.ArrowInvalid, OverflowError, UnicodeDecodeError, RecursionError)
 
 _encode = msgspec.json.encode
 _Columns = dict[str, Any]
@@ -276,8 +277,17 @@ def _read_trade(entry: msgspec.Raw) -> _Trade:
 
 
 def _fields(entry: msgspec.Raw) -> Mapping[str, Any]:
-    decoded = _ENTRY.decode(entry)
-    return decoded if isinstance(decoded, dict) else {}
+    try:
+        return {name: _value(raw) for name, raw in _ENTRY.decode(entry).items()}
+    except msgspec.ValidationError:
+        return {}  # no object
+
+
+def _value(raw: msgspec.Raw) -> Any:
+    try:
+        return msgspec.json.decode(raw)
+    except msgspec.ValidationError:
+        return None  # a number out of range
 
 
 def _text(value: object) -> str | None:

@@ -1,13 +1,15 @@
 """The exchange's messages as they stand on the wire (Coinbase Advanced Trade), typed with msgspec.
 
-What is kept whole stays `msgspec.Raw`: a ticker entry or a trade reaches raw storage byte for byte, so a
-field that the exchange adds tomorrow survives. `ingestor.exchange.parse` reads these messages,
-`ingestor.feed` acts.
+The structs here are the documented protocol, field for field: `docs/protocol.md` is their list for people,
+and `ingestor.exchange.drift` names whatever differs from them. What is kept whole stays `msgspec.Raw`: a
+ticker entry or a trade reaches raw storage byte for byte, so a field that the exchange adds tomorrow
+survives. `ingestor.exchange.parse` reads these messages, `ingestor.feed` acts.
 """
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -22,28 +24,75 @@ TICKER, HEARTBEATS, TRADES, BOOK, CANDLES, SUBSCRIPTIONS, ERROR = (
     "error",
 )
 
-_EventType = Annotated[str, msgspec.Meta(max_length=64)]
+#: Names, times and what an error says end up in messages of ours, which a broker refuses over 1 MB.
+Short = Annotated[str, msgspec.Meta(max_length=64)]
+Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+SequenceNum = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+EventType = Literal["snapshot", "update"]
 
 
-class TickerEvent(msgspec.Struct, frozen=True, gc=False):
+class Documented(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=True):
+    """A part of a frame with exactly the documented fields, in the order in which the exchange sends them."""
+
+
+class Envelope(Documented, frozen=True, gc=False):
+    """What every frame has; `client_id`, though documented, is absent from every real frame."""
+
+    channel: Short
+    timestamp: Short
+    sequence_num: SequenceNum
+    events: msgspec.Raw
+    client_id: str = ""
+
+
+class TickerEvent(Documented, frozen=True, gc=False):
     """One event of the ``ticker`` channel; entries untouched."""
 
-    type: _EventType
+    type: EventType
     tickers: list[msgspec.Raw]
 
 
-class TradesEvent(msgspec.Struct, frozen=True, gc=False):
+class Ticker(Documented, frozen=True, gc=False):
+    """One entry of ``ticker``: the product's present quote and its day, every value decimal text."""
+
+    type: Literal["ticker"]
+    product_id: Name
+    price: str
+    volume_24_h: str
+    low_24_h: str
+    high_24_h: str
+    low_52_w: str
+    high_52_w: str
+    price_percent_chg_24_h: str
+    best_bid: str
+    best_ask: str
+    best_bid_quantity: str
+    best_ask_quantity: str
+
+
+class TradesEvent(Documented, frozen=True, gc=False):
     """One event of ``market_trades``, newest trade first; a snapshot is history, not new trades."""
 
-    type: _EventType
+    type: EventType
     trades: list[msgspec.Raw]
 
 
-class HeartbeatEvent(msgspec.Struct, frozen=True, gc=False):
+class Trade(Documented, frozen=True, gc=False):
+    """One trade; `side` is the maker's side as the exchange gives it, `time` the trade's own."""
+
+    product_id: Name
+    trade_id: str
+    price: str
+    size: str
+    time: str
+    side: Literal["BUY", "SELL"]
+
+
+class HeartbeatEvent(Documented, frozen=True, gc=False):
     """One event of ``heartbeats``; the counter has been text, `current_time` has had three formats."""
 
+    current_time: str | int | float
     heartbeat_counter: int | str
-    current_time: msgspec.Raw = msgspec.Raw(b"null")
 
     @property
     def counter(self) -> int:
@@ -55,28 +104,95 @@ class HeartbeatEvent(msgspec.Struct, frozen=True, gc=False):
         return int(self.heartbeat_counter)
 
 
-class BookEvent(msgspec.Struct, frozen=True, gc=False):
-    """One event of ``l2_data``; its updates untouched (a snapshot passes 4 MiB)."""
+class BookUpdate(Documented, frozen=True, gc=False):
+    """One price level of ``l2_data``; a quantity of 0 removes it."""
 
-    type: str
-    product_id: str
+    side: Literal["bid", "offer"]
+    event_time: str
+    price_level: str
+    new_quantity: str
+
+
+class BookEvent(Documented, frozen=True, gc=False):
+    """One event of ``l2_data``; a snapshot passes 4 MiB."""
+
+    type: EventType
+    product_id: Name
+    updates: list[BookUpdate]
+
+
+class BookEventUnread(Documented, frozen=True, gc=False):
+    """A `BookEvent` whose updates are skipped: nobody records them, and they are most of a feed's bytes."""
+
+    type: EventType
+    product_id: Name
     updates: msgspec.Raw
 
 
-class CandlesEvent(msgspec.Struct, frozen=True, gc=False):
-    """One event of ``candles``; candles untouched."""
+class Candle(Documented, frozen=True, gc=False):
+    """One five-minute candle; `start` is in seconds since 1970 UTC."""
 
-    type: str
-    candles: list[msgspec.Raw]
+    start: str
+    high: str
+    low: str
+    open: str
+    close: str
+    volume: str
+    product_id: Name
 
 
-class SubscriptionsEvent(msgspec.Struct, frozen=True, gc=False):
+class CandlesEvent(Documented, frozen=True, gc=False):
+    """One event of ``candles``."""
+
+    type: EventType
+    candles: list[Candle]
+
+
+class SubscriptionsEvent(Documented, frozen=True, gc=False):
     """The full current set after each (un)subscribe: channel → products."""
 
     subscriptions: dict[str, list[str]]
 
 
-Event = TickerEvent | TradesEvent | HeartbeatEvent | BookEvent | CandlesEvent | SubscriptionsEvent
+class AnyTickerEvent(msgspec.Struct, frozen=True, gc=False):
+    """A `TickerEvent` with no more than what its entries need to be placed; other fields are let pass."""
+
+    type: Short
+    tickers: list[msgspec.Raw]
+
+
+class AnyTradesEvent(msgspec.Struct, frozen=True, gc=False):
+    """A `TradesEvent` with no more than what its trades need to be placed; other fields are let pass."""
+
+    type: Short
+    trades: list[msgspec.Raw]
+
+
+class Part(msgspec.Struct, frozen=True):
+    """What a channel's events and their entries look like.
+
+    Attributes:
+        event: one element of the frame's ``events``.
+        entries: the event's field that lists entries; None where it has none.
+        entry: one of these entries.
+    """
+
+    event: type[Documented]
+    entries: str | None = None
+    entry: type[Documented] | None = None
+
+
+#: Every channel of which this module knows what it carries.
+CHANNELS: dict[str, Part] = {
+    TICKER: Part(TickerEvent, "tickers", Ticker),
+    TRADES: Part(TradesEvent, "trades", Trade),
+    HEARTBEATS: Part(HeartbeatEvent),
+    SUBSCRIPTIONS: Part(SubscriptionsEvent),
+    BOOK: Part(BookEvent, "updates", BookUpdate),
+    CANDLES: Part(CandlesEvent, "candles", Candle),
+}
+
+Event = Documented | AnyTickerEvent | AnyTradesEvent
 
 
 class Frame(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -86,39 +202,21 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         channel: the channel's name; ``"error"`` for the exchange's error message.
         event_time_ns: the frame's ``timestamp``, ns UTC; 0 for an error, which has none.
         sequence_num: place in the connection, over all channels, from 0; -1 for an error, which has none.
-        events: typed by channel; empty for an unknown channel and for an error.
+        events: typed by channel; empty for an unknown channel, for an error, and where a channel whose
+            content is not recorded sends another shape.
         message: text of an error.
         known: whether the channel is one of this module's.
+        drift: what of the envelope and the events differs from the documented protocol, one name a finding
+            (`ingestor.exchange.drift`); entries of tickers and trades are judged by `read_entry`.
     """
 
     channel: str
     event_time_ns: int
     sequence_num: int
-    events: tuple[Event, ...] = ()
+    events: Sequence[Event] = ()
     message: str = ""
     known: bool = True
-
-
-class Ticker(msgspec.Struct, frozen=True, gc=False):
-    """What a ticker entry says about the present quote: decimal text, None where absent."""
-
-    product_id: str
-    price: str | None = None
-    best_bid: str | None = None
-    best_ask: str | None = None
-    best_bid_quantity: str | None = None
-    best_ask_quantity: str | None = None
-
-
-class Trade(msgspec.Struct, frozen=True, gc=False):
-    """One trade; `side` is the maker's side as the exchange gives it, `time` the trade's own."""
-
-    product_id: str
-    trade_id: str
-    price: str
-    size: str
-    side: str
-    time: str
+    drift: tuple[str, ...] = ()
 
 
 class Subscribe(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="subscribe"):

@@ -14,9 +14,10 @@ import msgspec
 from ingestor import envelope
 from ingestor.envelope import DeadLetter, EventKind, FeedEvent, TickMessage, TradeMessage
 from ingestor.exchange import messages as wire
-from ingestor.exchange.parse import FrameError, parse_frame, product_of
+from ingestor.exchange.parse import FrameError, parse_frame, read_entry
+from ingestor.exchange.reasons import entry_reason, reason_class
 from ingestor.exchange.sequence import Gap, SequenceTracker, Verdict
-from ingestor.feed.counters import FeedCounters
+from ingestor.feed.counters import FeedCounters, count_bounded
 from ingestor.kafka.publisher import Offsets
 
 LOG = logging.getLogger(__name__)
@@ -33,10 +34,9 @@ _MAX_EVENT_BYTES = 900_000
 _MAX_INDEX = 2**15 - 1
 #: A server that begins its numbers again would otherwise be ignored for ever.
 _MAX_REPEATS_IN_A_ROW = 100
+#: A frame below this holds no entry whose place is beyond that: each takes two bytes at the least.
+_MAX_BYTES_UNCHECKED = 2 * _MAX_INDEX
 _MAX_DRIFT_EVENTS = 20
-#: Channels of which we know nothing are counted by name, the many of a broken server together.
-_MAX_UNKNOWN_CHANNELS = 100
-_OTHER_CHANNELS = "(others)"
 
 
 class SequenceBrokenError(Exception):
@@ -83,7 +83,8 @@ class Connection:
         self._repeats_in_a_row = 0
         self._skew_told = False
         self._drift_events = 0
-        self._unknown: set[str] = set()
+        #: Unknown channels and drift that were told already.
+        self._told: set[str] = set()
         self._begin_span()
 
     @property
@@ -139,7 +140,13 @@ class Connection:
         counters.lag_ms = -ahead_ns / NS_PER_MS
         channel = frame.channel if frame.known else self._note_unknown(frame.channel, received_at_ns)
         self._span_frames[channel] += 1
-        self._publish_events(frame, received_at_ns)
+        if frame.drift:
+            self._note_drift(frame.drift, frame.sequence_num, received_at_ns)
+        if channel == wire.TICKER or channel == wire.TRADES:
+            if not self._publish_entries(frame, received_at_ns, len(data) > _MAX_BYTES_UNCHECKED):
+                self._empty_frames += 1
+        elif channel == wire.SUBSCRIPTIONS:
+            self._tell_subscriptions(frame, received_at_ns)
         return frame.channel
 
     def tell(self, kind: EventKind, detail: dict[str, Any], at_ns: int | None = None) -> None:
@@ -185,6 +192,8 @@ class Connection:
             "missing": self._span_missing,
             "repeats": self._span_repeats,
         }
+        if self._span_drift:
+            detail["drift"] = dict(self._span_drift)
         event_time_ns = self.event_time_ns
         self._begin_span()
 
@@ -215,6 +224,7 @@ class Connection:
         self._unread_frames = 0
         self._span_missing = 0
         self._span_repeats = 0
+        self._span_drift: Counter[str] = Counter()
 
     def _in_order(self, sequence_num: int, event_time_ns: int | None, received_at_ns: int) -> bool:
         """Check the number before anything else is done with a frame; tell about gaps."""
@@ -255,73 +265,95 @@ class Connection:
 
     def _note_unknown(self, channel: str, at_ns: int) -> str:
         """Count a frame of a channel unknown to us; returns the name it is counted under."""
-        counted = self._counters.unknown_channels
-        name = channel if channel in counted or len(counted) < _MAX_UNKNOWN_CHANNELS else _OTHER_CHANNELS
-        counted[name] += 1
-        if name not in self._unknown:
-            self._unknown.add(name)
+        name = count_bounded(self._counters.unknown_channels, channel)
+        if name not in self._told:
+            self._told.add(name)
             self._drift({"unknown_channel": channel}, at_ns)
         return name
 
-    def _publish_events(self, frame: wire.Frame, received_at_ns: int) -> None:
-        channel = frame.channel
-        if channel == wire.TICKER or channel == wire.TRADES:
-            if not self._publish_entries(frame, received_at_ns):
-                self._empty_frames += 1
-        elif channel == wire.SUBSCRIPTIONS:
-            for event in frame.events:
-                if isinstance(event, wire.SubscriptionsEvent):
-                    self.tell("subscribed", {"subscriptions": event.subscriptions}, received_at_ns)
+    def _note_drift(self, found: tuple[str, ...], sequence_num: int, at_ns: int) -> None:
+        """Count what differs from the documented protocol; tell each kind of it once a connection."""
+        for finding in found:
+            name = count_bounded(self._counters.drift, finding)
+            self._span_drift[name] += 1
+            if name not in self._told:
+                self._told.add(name)
+                self._drift({"drift": finding, "sequence_num": sequence_num}, at_ns)
 
-    def _publish_entries(self, frame: wire.Frame, received_at_ns: int) -> bool:
+    def _tell_subscriptions(self, frame: wire.Frame, at_ns: int) -> None:
+        for event in frame.events:
+            if isinstance(event, wire.SubscriptionsEvent):
+                self.tell("subscribed", {"subscriptions": event.subscriptions}, at_ns)
+
+    def _publish_entries(self, frame: wire.Frame, received_at_ns: int, check_bounds: bool) -> bool:
         """Publish every entry that can be read; returns whether one was."""
         published = False
+        channel, sequence_num = frame.channel, frame.sequence_num
+        publish = self._publish_tick if channel == wire.TICKER else self._publish_trade
         for event_index, event in enumerate(frame.events):
-            if isinstance(event, wire.TickerEvent):
-                entries = event.tickers
-            elif isinstance(event, wire.TradesEvent):
-                entries = event.trades
-            else:
-                continue
+            entries: list[msgspec.Raw] = event.tickers if channel == wire.TICKER else event.trades  # pyright: ignore[reportAttributeAccessIssue] - the parser gives a channel its events
             for entry_index, entry in enumerate(entries):
                 try:
-                    product_id = product_of(entry)
-                    _check_bounds(entry, event_index, entry_index)
+                    product_id, drift = read_entry(channel, entry)
+                    if check_bounds:
+                        _check_bounds(entry, event_index, entry_index)
                 except FrameError as error:
-                    reason = f"{frame.channel}: event {event_index}, entry {entry_index}: {error.reason}"
-                    self._dead(reason, bytes(entry), received_at_ns, frame.sequence_num)
+                    reason = entry_reason(channel, event_index, entry_index, error.reason)
+                    self._dead(reason, bytes(entry), received_at_ns, sequence_num)
                     continue
-                self._publish_entry(frame, event, product_id, event_index, entry_index, entry, received_at_ns)
+                if drift:
+                    self._note_drift(drift, sequence_num, received_at_ns)
+                publish(frame, event.type, product_id, event_index, entry_index, entry, received_at_ns)  # pyright: ignore[reportAttributeAccessIssue]
                 published = True
         return published
 
-    def _publish_entry(
+    def _publish_tick(
         self,
         frame: wire.Frame,
-        event: wire.TickerEvent | wire.TradesEvent,
+        event_type: str,
         product_id: str,
         event_index: int,
         entry_index: int,
         entry: msgspec.Raw,
         received_at_ns: int,
     ) -> None:
-        position = {
-            "product_id": product_id,
-            "event_time_ns": frame.event_time_ns,
-            "received_at_ns": received_at_ns,
-            "connection_id": self.connection_id,
-            "sequence_num": frame.sequence_num,
-            "event_index": event_index,
-            "entry_index": entry_index,
-            "event_type": event.type,
-        }
-        key = product_id.encode()
-        if frame.channel == wire.TICKER:
-            self._outlet.publish(envelope.TICKS, key, envelope.encode(TickMessage(**position, ticker=entry)))
-            self._counters.ticks += 1
-        else:
-            self._outlet.publish(envelope.TRADES, key, envelope.encode(TradeMessage(**position, trade=entry)))
-            self._counters.trades += 1
+        message = TickMessage(
+            product_id=product_id,
+            event_time_ns=frame.event_time_ns,
+            received_at_ns=received_at_ns,
+            connection_id=self.connection_id,
+            sequence_num=frame.sequence_num,
+            event_index=event_index,
+            entry_index=entry_index,
+            event_type=event_type,
+            ticker=entry,
+        )
+        self._outlet.publish(envelope.TICKS, product_id.encode(), envelope.encode(message))
+        self._counters.ticks += 1
+
+    def _publish_trade(
+        self,
+        frame: wire.Frame,
+        event_type: str,
+        product_id: str,
+        event_index: int,
+        entry_index: int,
+        entry: msgspec.Raw,
+        received_at_ns: int,
+    ) -> None:
+        message = TradeMessage(
+            product_id=product_id,
+            event_time_ns=frame.event_time_ns,
+            received_at_ns=received_at_ns,
+            connection_id=self.connection_id,
+            sequence_num=frame.sequence_num,
+            event_index=event_index,
+            entry_index=entry_index,
+            event_type=event_type,
+            trade=entry,
+        )
+        self._outlet.publish(envelope.TRADES, product_id.encode(), envelope.encode(message))
+        self._counters.trades += 1
 
     def _dead(self, reason: str, data: bytes, at_ns: int, sequence_num: int | None) -> None:
         if len(data) > _MAX_DEAD_BYTES:
@@ -335,6 +367,7 @@ class Connection:
         )
         self._outlet.publish(envelope.DEAD, self._key, envelope.encode(letter))
         self._counters.dead_letters += 1
+        count_bounded(self._counters.dead_reasons, reason_class(reason))
 
     def _tell_skew(self, ahead_ns: int, received_at_ns: int) -> None:
         if not self._skew_told:

@@ -3,8 +3,26 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+#: What a broken server can make up without end is counted by name up to here, the rest of it together.
+MOST_NAMES = 100
+OTHERS = "(others)"
+
+
+def count_bounded(counted: Counter[str], name: str) -> str:
+    """Count one more of `name`; returns the name it was counted under."""
+    if name not in counted and len(counted) >= MOST_NAMES:
+        name = OTHERS
+    counted[name] += 1
+    return name
+
+
+def commonest(counted: Mapping[str, int]) -> str:
+    """Name what was counted most; empty where nothing was."""
+    return max(counted, key=lambda name: counted[name], default="")
 
 
 @dataclass
@@ -20,6 +38,8 @@ class FeedCounters:
         last_event_time_ns: newest event time accepted; 0 before the first.
         lag_ms: receiving time minus event time of the newest frame; months for a recording.
         unknown_channels: frames by channel of which we know nothing.
+        drift: findings by name: what differed from the documented protocol and was kept all the same.
+        dead_reasons: dead letters by the class of their reason.
     """
 
     frames: int = 0
@@ -38,7 +58,11 @@ class FeedCounters:
     last_event_time_ns: int = 0
     lag_ms: float = 0.0
     unknown_channels: Counter[str] = field(default_factory=Counter)
+    drift: Counter[str] = field(default_factory=Counter)
+    dead_reasons: Counter[str] = field(default_factory=Counter)
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
-        return {**asdict(self), "unknown_channels": dict(self.unknown_channels)}
+        # asdict would take a Counter apart into pairs and count those.
+        names = ("unknown_channels", "drift", "dead_reasons")
+        return {**asdict(self), **{name: dict(getattr(self, name)) for name in names}}

@@ -15,15 +15,13 @@ from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaExcepti
 
 from ingestor.envelope import DECODERS, EVENTS, SCHEMA_VERSION, TICKS, FeedEvent, TickMessage
 from ingestor.exchange.clock import ns_to_rfc3339
-from ingestor.exchange.messages import Ticker
+from ingestor.exchange.parse import product_of
 from ingestor.kafka.broker import Broker, BrokerError
 
 _GROUP = "cryptovol-check-stream"
 #: Latencies kept for the quantiles of a product; more would only cost memory.
 _LATENCIES_KEPT = 100_000
 _FIRST_ERRORS = 5
-
-_ticker = msgspec.json.Decoder(Ticker)
 
 
 @dataclass
@@ -162,7 +160,7 @@ def _take_in_tick(report: StreamReport, tick: TickMessage, key: bytes | str | No
         raise ValueError(f"schema version {tick.schema_version}, expected {SCHEMA_VERSION}")
     if key != tick.product_id.encode():
         raise ValueError(f"key {key!r} is not the product {tick.product_id}")
-    product_id = _ticker.decode(tick.ticker).product_id
+    product_id = product_of(tick.ticker)
     if product_id != tick.product_id:
         raise ValueError(f"entry of {product_id} under {tick.product_id}")
     seen = report.products.setdefault(product_id, ProductSeen())

@@ -64,6 +64,16 @@ def test_an_entry_that_is_no_object_is_stored_without_quotes() -> None:
     assert (row["payload"], row["price"], row["schema_version"]) == ("[1,2]", None, 1)
 
 
+def test_a_number_that_no_float_holds_costs_its_own_column_only() -> None:
+    (row,) = rows(
+        TICKS, tick(entry=b'{"product_id":"BTC-USD","price":1e999,"best_bid":"5","best_ask":1e9999}')
+    )
+    assert (row["price"], row["best_bid"], row["best_ask"]) == (None, 5.0, None)
+    assert (row["schema_version"], row["sequence_num"]) == (1, 0)
+    (row,) = rows(TRADES, trade(entry=b'{"trade_id":"7","size":1e999,"price":2}'))
+    assert (row["trade_id"], row["size"], row["price"], row["schema_version"]) == ("7", None, 2.0, 1)
+
+
 def test_a_trade_has_its_own_time_to_the_nanosecond() -> None:
     (row,) = rows(TRADES, trade(TEN_NS))
     assert row["trade_time_ns"] == TEN_NS + 123_456_789
@@ -103,6 +113,7 @@ UNREADABLE_VALUES = [
     None,
     tick().replace(b"BTC-USD", b"\xff\xff"),
     tick(entry=b'{"x":"\xff"}'),
+    tick(entry=b"[" * 50_000 + b"]" * 50_000),
     tick().replace(str(TEN_NS).encode(), b"9" * 30),
     tick().replace(b'"event_index":0', b'"event_index":99999'),
 ]

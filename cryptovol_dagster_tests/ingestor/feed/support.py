@@ -85,7 +85,34 @@ class RememberingPublisher:
 
 
 def entry(product: str = "BTC-USD", price: str = "64000.1") -> dict[str, Any]:
-    return {"type": "ticker", "product_id": product, "price": price, "best_bid": "64000", "of_tomorrow": [1]}
+    """A ticker entry as documented."""
+    return {
+        "type": "ticker",
+        "product_id": product,
+        "price": price,
+        "volume_24_h": "10.5",
+        "low_24_h": "63000",
+        "high_24_h": "65000",
+        "low_52_w": "50000",
+        "high_52_w": "110000",
+        "price_percent_chg_24_h": "-0.5",
+        "best_bid": "64000",
+        "best_ask": "64000.01",
+        "best_bid_quantity": "0.5",
+        "best_ask_quantity": "0.25",
+    }
+
+
+def trade(product: str = "ETH-USD", trade_id: str = "1") -> dict[str, Any]:
+    """A trade as documented."""
+    return {
+        "product_id": product,
+        "trade_id": trade_id,
+        "price": "1",
+        "size": "2",
+        "time": "2026-05-01T09:59:59.9Z",
+        "side": "BUY",
+    }
 
 
 def frame(sequence_num: int, channel: str = "ticker", **parts: Any) -> str:
@@ -94,12 +121,7 @@ def frame(sequence_num: int, channel: str = "ticker", **parts: Any) -> str:
         "ticker": [{"type": "update", "tickers": [entry()]}],
         "heartbeats": [{"current_time": "now", "heartbeat_counter": sequence_num}],
         "subscriptions": [{"subscriptions": {"ticker": ["BTC-USD"]}}],
-        "market_trades": [
-            {
-                "type": "update",
-                "trades": [{"trade_id": "1", "product_id": "ETH-USD", "price": "1", "size": "2"}],
-            }
-        ],
+        "market_trades": [{"type": "update", "trades": [trade()]}],
     }
     content = {
         "channel": channel,

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryptovol_dagster_tests.ingestor.feed.support import NS, T0_NS, RememberingPublisher, entry, frame
+from cryptovol_dagster_tests.ingestor.feed.support import NS, T0_NS, RememberingPublisher, entry, frame, trade
 from ingestor.envelope import DEAD, EVENTS, TICKS, TRADES
 from ingestor.feed.connection import Connection, SequenceBrokenError
 from ingestor.feed.counters import FeedCounters
@@ -52,13 +52,13 @@ def test_every_entry_of_a_ticker_frame_becomes_a_message(rig: Rig) -> None:
     assert (tick.sequence_num, tick.event_time_ns, tick.received_at_ns) == (0, T0_NS, T0_NS + 5)
     assert tick.connection_id == CONNECTION
     assert [key for _, key, _ in rig.out.messages] == [b"BTC-USD", b"ETH-USD", b"SOL-USD"]
-    # Byte for byte inside the message, the field nobody knows included.
+    # Byte for byte inside the message.
     assert msgspec.json.encode(entry("BTC-USD")) in rig.out.raw[0]
-    assert rig.counters.ticks == 3
+    assert (rig.counters.ticks, rig.counters.drift) == (3, {})
 
 
 def test_trades_are_published_snapshots_included(rig: Rig) -> None:
-    trades = [{"product_id": "ETH-USD", "trade_id": "8"}, {"product_id": "BTC-USD", "trade_id": "7"}]
+    trades = [trade("ETH-USD"), trade("BTC-USD")]
     rig.take(frame(0, "market_trades", events=[{"type": "snapshot", "trades": trades}]))
     assert [(t.product_id, t.entry_index, t.event_type) for t in rig.out.trades] == [
         ("ETH-USD", 0, "snapshot"),
@@ -183,6 +183,32 @@ def test_the_limit_of_the_future_itself_is_still_in_time(rig: Rig) -> None:
     assert [tick.sequence_num for tick in rig.out.ticks] == [0]
 
 
+def test_a_receiving_clock_that_steps_loses_nothing(rig: Rig) -> None:
+    """Back by hours: dead letters until it is right again, each whole; forward by hours: late is no fault."""
+    numbers = iter(range(40))
+    for clock_error_ns in (0, -5 * 3_600 * NS, 0, 5 * 3_600 * NS):
+        for number in [next(numbers) for _ in range(10)]:
+            rig.take(frame(number), received_at_ns=T0_NS + number * NS // 10 + clock_error_ns)
+    rig.connection.checkpoint()
+    assert [tick.sequence_num for tick in rig.out.ticks] == [*range(10), *range(20, 40)]
+    assert [base64.b64decode(letter.data_base64).decode() for letter in rig.out.dead] == [
+        frame(number) for number in range(10, 20)
+    ]
+    assert [letter.sequence_num for letter in rig.out.dead] == [*range(10, 20)]
+    assert rig.counters.dead_reasons == {"ticker: timestamp is N s ahead of the receiving clock": 10}
+    detail = rig.out.events("checkpoint")[0].detail
+    assert (detail["frames"], detail["dead_frames"], detail["missing"]) == ({"ticker": 30}, 10, 0)
+    assert len(rig.out.events("clock_skew")) == 1
+    assert rig.counters.lag_ms == 5 * 3_600_000
+
+
+def test_an_error_of_any_shape_is_counted_and_safe_to_print(rig: Rig) -> None:
+    for message in ("1e999", "[[[[]]]]", '"\\u001b[2Jgone"', "9" * 500, '{"\\u0000":1}'):
+        rig.take(f'{{"type":"error","message":{message}}}')
+        assert rig.connection.last_error.isprintable()
+    assert (rig.counters.errors, rig.counters.dead_letters) == (5, 0)
+
+
 def test_ordinary_skew_is_not_worth_an_event(rig: Rig) -> None:
     rig.take(frame(0), received_at_ns=T0_NS - 60_000_000)
     assert rig.out.events() == []
@@ -215,6 +241,56 @@ def test_a_server_that_only_errs_does_not_fill_the_topic(rig: Rig) -> None:
     rig.take(*['{"type":"error","message":"slow down"}'] * 500)
     assert len(rig.out.events("protocol_drift")) == 20
     assert rig.counters.errors == 500
+
+
+def test_drift_is_told_once_a_connection_and_counted_in_each_checkpoint(rig: Rig) -> None:
+    changed = entry() | {"of_tomorrow": [1], "price": 5}
+    drifted = [{"type": "update", "tickers": [changed, changed]}]
+    names = ["ticker: unknown field 'of_tomorrow'", "ticker: field 'price' is a number, not text"]
+    rig.take(frame(0), frame(1, events=drifted))
+    rig.connection.checkpoint()
+    rig.take(frame(2, events=drifted), frame(3, foo=1))
+    rig.connection.checkpoint()
+    rig.take(frame(4))
+    rig.connection.checkpoint()
+    # Kept byte for byte, the field nobody knows included.
+    assert [tick.sequence_num for tick in rig.out.ticks] == [0, 1, 1, 2, 2, 3, 4]
+    assert bytes(rig.out.ticks[1].ticker) == msgspec.json.encode(changed)
+    assert [event.detail for event in rig.out.events("protocol_drift")] == [
+        {"drift": names[0], "sequence_num": 1},
+        {"drift": names[1], "sequence_num": 1},
+        {"drift": "ticker: unknown field 'foo' of the frame", "sequence_num": 3},
+    ]
+    first, second, third = [event.detail for event in rig.out.events("checkpoint")]
+    assert first["drift"] == dict.fromkeys(names, 2)
+    assert second["drift"] == dict.fromkeys(names, 2) | {"ticker: unknown field 'foo' of the frame": 1}
+    assert "drift" not in third
+    assert rig.counters.as_dict()["drift"][names[0]] == 4
+    # Another connection of the same feed tells it again.
+    other = Connection("c1", rig.out, rig.counters, FUTURE_LIMIT_NS)
+    other.on_frame(frame(0, foo=1).encode(), time.time_ns())
+    assert rig.out.events("protocol_drift")[-1].connection_id == "c1"
+
+
+def test_countless_unknown_fields_do_not_fill_memory_or_a_checkpoint(rig: Rig) -> None:
+    for number in range(300):
+        rig.take(frame(number, **{f"field {number} {'x' * 500}": 1}))
+    rig.connection.checkpoint()
+    drift = rig.out.events("checkpoint")[0].detail["drift"]
+    assert (len(drift), sum(drift.values()), drift["(others)"]) == (101, 300, 200)
+    assert drift == rig.counters.drift
+    assert max(map(len, drift)) < 150
+    assert len(rig.out.events("protocol_drift")) == 20
+
+
+def test_dead_letters_are_counted_by_the_class_of_their_reason(rig: Rig) -> None:
+    bad = [entry() | {"product_id": None}, entry() | {"product_id": ""}, 5]
+    rig.take(
+        b"no json", b"not json", frame(0, events=[{"type": "update", "tickers": bad}]), frame(1, events=5)
+    )
+    assert sum(rig.counters.dead_reasons.values()) == rig.counters.dead_letters == 6
+    assert set(rig.counters.as_dict()["dead_reasons"].values()) == {1, 2}
+    assert any(reason.startswith("ticker: an entry: ") for reason in rig.counters.dead_reasons)
 
 
 def test_acknowledged_subscriptions_are_told(rig: Rig) -> None:

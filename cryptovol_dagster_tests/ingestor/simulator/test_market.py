@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from ingestor.exchange.clock import rfc3339_to_ns
 from ingestor.exchange.messages import TradesEvent
-from ingestor.exchange.parse import parse_frame
+from ingestor.exchange.parse import parse_frame, read_entry
 from ingestor.simulator.frames import MarketFrame
 from ingestor.simulator.market import SyntheticMarket
 
@@ -72,6 +72,10 @@ def test_every_frame_is_one_of_the_exchange() -> None:
         assert parsed.sequence_num == 5
         assert parsed.event_time_ns == frame.time_ns
         assert parsed.channel == frame.channel
+        assert parsed.drift == ()
+        for event in parsed.events:
+            entries = event.trades if isinstance(event, TradesEvent) else getattr(event, "tickers", [])
+            assert all(read_entry(parsed.channel, entry)[1] == () for entry in entries)
 
 
 def test_times_go_forward_whatever_the_start() -> None:
