@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from ingestor.feed.counters import FeedCounters
     from ingestor.ingest import IngestSummary, Started
     from ingestor.kafka.check_stream import StreamReport
+    from ingestor.kafka.publisher import PublishCounters
 
 _WIDTH_WITHOUT_TERMINAL = 160
 
@@ -190,7 +191,7 @@ def _tell_started(as_json: bool) -> Callable[[Started], None]:
     return tell
 
 
-def _log_progress(counters: FeedCounters) -> None:
+def _log_progress(counters: FeedCounters, published: PublishCounters) -> None:
     from ingestor.exchange.clock import ns_to_rfc3339
 
     newest = ns_to_rfc3339(counters.last_event_time_ns)[:19] if counters.last_event_time_ns else "none yet"
@@ -207,6 +208,14 @@ def _log_progress(counters: FeedCounters) -> None:
         newest,
         _mostly(counters.drift, f"; {sum(counters.drift.values())} × unlike the documented protocol ({{}})"),
     )
+    if published.spilled_messages or published.outages:
+        logging.getLogger(__name__).info(
+            "Kafka was away %d times, %.0f s; %d messages (%.1f MiB) were spilled so far",
+            published.outages,
+            published.outage_s,
+            published.spilled_messages,
+            published.spilled_bytes / 1024**2,
+        )
 
 
 def _mostly(counted: Mapping[str, int], text: str) -> str:
@@ -224,6 +233,8 @@ def _print_summary(summary: IngestSummary) -> None:
         for name, value in counted.items()
         if isinstance(value, int) and not name.endswith("_ns")
     ]
+    published = summary.kafka.as_dict() if summary.kafka else {}
+    rows += [(f"Kafka: {name.replace('_', ' ')}", f"{value:,}") for name, value in published.items()]
     rows += [
         (f"{topic}: offsets stored so far", f"{sum(partitions.values()):,}")
         for topic, partitions in summary.archived_offsets.items()

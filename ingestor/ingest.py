@@ -22,7 +22,9 @@ from ingestor.feed.counters import FeedCounters
 from ingestor.feed.feed import Feed
 from ingestor.feed.session import check_address
 from ingestor.kafka.broker import Broker, connect
-from ingestor.kafka.publisher import Offsets, Publisher
+from ingestor.kafka.logs import LogWatch
+from ingestor.kafka.publisher import Offsets, PublishCounters, Publisher
+from ingestor.kafka.spill import Spill
 from ingestor.settings.model import EMBEDDED, Settings
 
 LOG = logging.getLogger(__name__)
@@ -74,6 +76,7 @@ class IngestSummary:
         ended: ``closed`` by the server, ``duration``, or ``signal``.
         seconds: how long it ran.
         feed: what the feed counted; None for the archive alone.
+        kafka: what became of its messages; None for the archive alone.
         archived_offsets: next offset by topic and partition that raw storage does not hold yet.
         waited_for_room_s: how long the socket was not read for want of room in the broker.
     """
@@ -81,6 +84,7 @@ class IngestSummary:
     ended: str
     seconds: float
     feed: FeedCounters | None
+    kafka: PublishCounters | None
     archived_offsets: Offsets
     waited_for_room_s: float
 
@@ -91,6 +95,7 @@ class IngestSummary:
             "ended": self.ended,
             "seconds": round(self.seconds, 3),
             "feed": self.feed.as_dict() if self.feed else None,
+            "kafka": self.kafka.as_dict() if self.kafka else None,
             "archived_offsets": self.archived_offsets,
             "waited_for_room_s": round(self.waited_for_room_s, 3),
         }
@@ -108,7 +113,7 @@ def run_ingest(
     connect_timeout_s: float = 20.0,
     embedded_broker: bool = False,
     on_started: Callable[[Started], None] | None = None,
-    on_progress: Callable[[FeedCounters], None] | None = None,
+    on_progress: Callable[[FeedCounters, PublishCounters], None] | None = None,
 ) -> IngestSummary:
     """Record until a signal, `duration_s`, or the server's clean close with `until_closed`.
 
@@ -152,17 +157,19 @@ def run_ingest(
             raw_dir=str(settings.storage.raw_dir) if with_archive else None,
         )
         bounded = until_closed or duration_s is not None
-        recorder = _Recorder(
-            settings,
-            broker,
-            started,
-            duration_s=duration_s,
-            until_closed=until_closed,
-            give_up_after_s=connect_timeout_s if bounded else None,
-            on_started=on_started,
-            on_progress=on_progress,
-        )
-        return asyncio.run(recorder.run())
+        with LogWatch(broker) as logs:
+            recorder = _Recorder(
+                settings,
+                broker,
+                logs,
+                started,
+                duration_s=duration_s,
+                until_closed=until_closed,
+                give_up_after_s=connect_timeout_s if bounded else None,
+                on_started=on_started,
+                on_progress=on_progress,
+            )
+            return asyncio.run(recorder.run())
 
 
 class _Recorder:
@@ -172,16 +179,18 @@ class _Recorder:
         self,
         settings: Settings,
         broker: Broker,
+        logs: LogWatch,
         started: Started,
         *,
         duration_s: float | None,
         until_closed: bool,
         give_up_after_s: float | None,
         on_started: Callable[[Started], None] | None,
-        on_progress: Callable[[FeedCounters], None] | None,
+        on_progress: Callable[[FeedCounters, PublishCounters], None] | None,
     ) -> None:
         self._settings = settings
         self._broker = broker
+        self._logs = logs
         self._started = started
         self._duration_s = duration_s
         self._until_closed = until_closed
@@ -191,6 +200,7 @@ class _Recorder:
         self._stop = asyncio.Event()
         self._ended = "closed"
         self._counters: FeedCounters | None = None
+        self._published: PublishCounters | None = None
         self._acknowledged: Offsets = {}
         self._waited_for_room_s = 0.0
 
@@ -216,6 +226,7 @@ class _Recorder:
             ended=self._ended,
             seconds=time.monotonic() - began,
             feed=self._counters,
+            kafka=self._published,
             archived_offsets=_by_topic(archive.stored_offsets()) if archive else {},
             waited_for_room_s=self._waited_for_room_s,
         )
@@ -226,6 +237,8 @@ class _Recorder:
             self._broker,
             stored_offsets=archive.stored_offsets if archive else None,
             unarchived_limit_bytes=self._settings.ingest.embedded_unarchived_bytes,
+            spill=self._spill(),
+            logs=self._logs,
         )
         feed = Feed(
             url,
@@ -236,19 +249,21 @@ class _Recorder:
             until_closed=self._until_closed,
             give_up_after_s=self._give_up_after_s,
         )
+        publisher.on_recreation = feed.log_recreated
         self._counters = feed.counters
-        reporting = asyncio.create_task(self._report(feed.counters))
+        reporting = asyncio.create_task(self._report(feed.counters, publisher))
         try:
             await feed.run(self._stop)
             self._stop.set()  # whatever comes from now on, that is why it ended
             if not await publisher.drain(FLUSH_TIMEOUT_S):
                 raise IngestError(
-                    f"Kafka at {self._started.bootstrap_servers} did not acknowledge the last "
-                    f"{publisher.in_flight} messages within {FLUSH_TIMEOUT_S:g} s: they may not be in it"
+                    f"Kafka at {self._started.bootstrap_servers} acknowledged nothing more for "
+                    f"{FLUSH_TIMEOUT_S:g} s: the last {publisher.in_flight} messages may not be in it"
                 )
         finally:
             reporting.cancel()
             self._acknowledged = publisher.acknowledged_offsets()
+            self._published = publisher.counters
             self._waited_for_room_s = publisher.blocked_s
             publisher.close()
         if self._give_up_after_s is not None and not feed.heard and self._ended != "signal":
@@ -283,10 +298,16 @@ class _Recorder:
         finally:
             archive.stop(drain=False)
 
-    async def _report(self, counters: FeedCounters) -> None:
+    def _spill(self) -> Spill | None:
+        """Where messages wait while a real broker is away; the embedded one is never away."""
+        if self._broker.is_embedded:
+            return None
+        return Spill(self._settings.storage.data_dir, self._settings.ingest.spill_bytes)
+
+    async def _report(self, counters: FeedCounters, publisher: Publisher) -> None:
         while self._on_progress is not None:
             await asyncio.sleep(PROGRESS_EVERY_S)
-            self._on_progress(counters)
+            self._on_progress(counters, publisher.counters)
 
     def _end(self, why: str) -> None:
         if not self._stop.is_set():

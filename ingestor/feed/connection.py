@@ -6,7 +6,7 @@ import base64
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import msgspec
@@ -45,6 +45,11 @@ class SequenceBrokenError(Exception):
 
 class Outlet(Protocol):
     """What a connection needs of the publisher."""
+
+    @property
+    def logs(self) -> Mapping[str, str]:
+        """For each topic the id of the log that the offsets given to `after_acknowledged` belong to."""
+        ...
 
     def publish(self, topic: str, key: bytes, value: bytes) -> None:
         """Hand over one message; never waits."""
@@ -198,7 +203,8 @@ class Connection:
         self._begin_span()
 
         def acknowledged(offsets: Offsets) -> None:
-            whole = {**detail, "offsets": offsets}
+            logs = {topic: log for topic, log in self._outlet.logs.items() if topic in offsets}
+            whole = {**detail, "offsets": offsets, "logs": logs}
             event = self._event("checkpoint", whole, time.time_ns(), event_time_ns)
             self._outlet.publish(envelope.EVENTS, self._key, event)
             self._counters.checkpoints += 1

@@ -18,6 +18,7 @@ from ingestor.feed.backoff import Backoff
 from ingestor.feed.connection import Connection
 from ingestor.feed.counters import FeedCounters
 from ingestor.feed.session import EndReason, Session, SessionEnd
+from ingestor.kafka.logs import Recreation
 from ingestor.kafka.publisher import Publisher
 from ingestor.settings.model import IngestSettings
 
@@ -78,6 +79,7 @@ class Feed:
         self._previous: Connection | None = None
         self._future_limit_ns = int(settings.future_limit_s * NS_PER_S)
         self._heard_at = time.monotonic()
+        self._untold: list[dict[str, Any]] = []
 
     @property
     def heard(self) -> bool:
@@ -156,6 +158,18 @@ class Feed:
             if self._link is not None:
                 self._link.connection.checkpoint()
 
+    def log_recreated(self, recreation: Recreation) -> None:
+        """Tell that a topic got another log: on the connection in force, or else on the next one."""
+        detail = {
+            "topic": recreation.topic,
+            "old_log": recreation.old_log,
+            "new_log": recreation.new_log,
+        }
+        if self._link is not None and self._link.is_open:
+            self._link.connection.tell("log_recreated", detail)
+        else:
+            self._untold.append(detail)
+
     # What a connection's life means for the feed; called by its _Link.
 
     def connected(self, connection: Connection, server: str) -> None:
@@ -166,6 +180,9 @@ class Feed:
         counters.reconnects += counters.connections > 1
         connection.tell("connected", {"url": self._url, "server": server})
         LOG.info("%s: connected (%s)", self._url, server or "server gives no name")
+        for detail in self._untold:
+            connection.tell("log_recreated", detail)
+        self._untold.clear()
 
     def heard_first(self, connection: Connection) -> None:
         """A connection's first readable frame came."""
@@ -200,6 +217,10 @@ class _Link:
     @property
     def blocked(self) -> bool:
         return self._publisher.blocked
+
+    @property
+    def is_open(self) -> bool:
+        return self._opened_at is not None
 
     def opened(self, server: str) -> None:
         self._opened_at = time.monotonic()

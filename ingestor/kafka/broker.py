@@ -13,7 +13,7 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -101,10 +101,9 @@ class Broker:
         self._embedded_cluster = embedded_cluster
         self._errors: list[str] = []
         self._admin_client: AdminClient | None = None
+        self._old_clients: list[Consumer] = []
         try:
-            self._client = Consumer(
-                self._client_config() | {"group.id": "cryptovol-metadata", "error_cb": self._on_error}
-            )
+            self._client = self._new_client()
         except KafkaException as error:
             raise BrokerError(f"kafka.security is refused: {_text(error)}") from error
         try:
@@ -129,7 +128,8 @@ class Broker:
 
     def close(self) -> None:
         """Let go of the broker; an embedded one ends with its data."""
-        self._client.close()
+        for client in (self._client, *self._old_clients):
+            client.close()
         self._embedded_cluster = None
 
     def topic(self, name: str) -> str:
@@ -216,14 +216,47 @@ class Broker:
         Raises:
             BrokerError: the topic does not exist, or the broker is too old to give topics an id.
         """
-        identity = self._mock_identity() if self.is_embedded else self._topic_id(self.topic(topic))
-        return hashlib.sha256(identity.encode()).hexdigest()[:8]
+        ids = self.log_ids([topic], patience_s=_PATIENCE_S)
+        if topic not in ids:
+            raise BrokerError(f"Kafka broker at {self.bootstrap_servers} has no topic {self.topic(topic)}")
+        return ids[topic]
 
-    def offsets(self, topic: str, partition: int) -> tuple[int, int]:
+    def log_ids(
+        self, topics: Sequence[str], *, timeout_s: float | None = None, patience_s: float = 0.0
+    ) -> dict[str, str]:
+        """`log_id` of several topics in one question; those that do not exist are left out.
+
+        Args:
+            topics: without prefix.
+            timeout_s: how long one answer may take, `connect_timeout_s` by default.
+            patience_s: how long to ask again while the broker cannot answer.
+
+        Raises:
+            BrokerError: the broker does not answer, or is too old to give topics an id.
+        """
+        if self.is_embedded:
+            identities = dict.fromkeys(topics, self._mock_identity())
+        else:
+            identities = self._topic_ids(topics, timeout_s or self._timeout_s, patience_s)
+        return {
+            topic: hashlib.sha256(identity.encode()).hexdigest()[:8] for topic, identity in identities.items()
+        }
+
+    def renew_clients(self) -> None:
+        """Ask through new clients from now on: those in use may have cached logs that are gone.
+
+        librdkafka takes the leader epoch of a log that began anew for outdated, and never finds its leader.
+        """
+        # Another thread may be asking through the old one, so it is let go of at the end.
+        self._old_clients.append(self._client)
+        self._client = self._new_client()
+        self._admin_client = None
+
+    def offsets(self, topic: str, partition: int, *, patience_s: float = _PATIENCE_S) -> tuple[int, int]:
         """First offset still kept, and the offset the next record will get.
 
         Raises:
-            BrokerError: the broker does not answer, or has no such partition.
+            BrokerError: the broker does not answer within `patience_s`, or has no such partition.
         """
         name = self.topic(topic)
         return self._ask(
@@ -231,15 +264,24 @@ class Broker:
             lambda: self._client.get_watermark_offsets(
                 TopicPartition(name, partition), timeout=self._timeout_s, cached=False
             ),
+            patience_s,
         )
 
-    def end_offsets(self, topic: str) -> dict[int, int]:
+    def end_offsets(self, topic: str, *, patience_s: float = _PATIENCE_S) -> dict[int, int]:
         """For each partition of `topic` the offset that the next record will get."""
-        return {partition: self.offsets(topic, partition)[1] for partition in range(self.partitions(topic))}
+        return {
+            partition: self.offsets(topic, partition, patience_s=patience_s)[1]
+            for partition in range(self.partitions(topic))
+        }
 
     def _client_config(self) -> dict[str, Any]:
         security = {key: secret.get_secret_value() for key, secret in self.settings.security.items()}
         return {**security, "bootstrap.servers": self.bootstrap_servers, "logger": LIBRARY_LOG}
+
+    def _new_client(self) -> Consumer:
+        return Consumer(
+            self._client_config() | {"group.id": "cryptovol-metadata", "error_cb": self._on_error}
+        )
 
     def _admin(self) -> AdminClient:
         if self._admin_client is None:
@@ -280,28 +322,37 @@ class Broker:
         markers = [name for name in names if name.startswith(_MARKER)]
         return min(markers) if markers else _mark(Producer(self._client_config()), self._timeout_s)
 
-    def _topic_id(self, name: str) -> str:
-        def describe() -> Any:
-            topics: dict[str, Future[Any]] = self._admin().describe_topics(
-                TopicCollection([name]), request_timeout=self._timeout_s
-            )
-            # The request's own timeout comes first: it says why.
-            return topics[name].result(2 * self._timeout_s)
+    def _topic_ids(self, topics: Sequence[str], timeout_s: float, patience_s: float) -> dict[str, str]:
+        names = {self.topic(topic): topic for topic in topics}
 
-        topic_id = str(self._ask(f"for topic {name}", describe).topic_id)
-        if topic_id == _ZERO_TOPIC_ID:
+        def describe() -> dict[str, str]:
+            described: dict[str, Future[Any]] = self._admin().describe_topics(
+                TopicCollection(list(names)), request_timeout=timeout_s
+            )
+            found: dict[str, str] = {}
+            for name, future in described.items():
+                try:
+                    # The request's own timeout comes first: it says why.
+                    found[names[name]] = str(future.result(2 * timeout_s).topic_id)
+                except KafkaException as error:
+                    if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
+                        raise
+            return found
+
+        ids = self._ask(f"for topics {', '.join(names)}", describe, patience_s)
+        if _ZERO_TOPIC_ID in ids.values():
             raise BrokerError(
                 f"Kafka broker at {self.bootstrap_servers} gives its topics no id; 2.8 or newer is needed"
             )
-        return topic_id
+        return ids
 
-    def _ask(self, question: str, ask: Callable[[], T]) -> T:
+    def _ask(self, question: str, ask: Callable[[], T], patience_s: float) -> T:
         """Ask until the broker answers: a restart of the broker must not end whoever asks.
 
         Raises:
             BrokerError: an error that does not pass, or one that lasts.
         """
-        deadline_s = time.monotonic() + _PATIENCE_S
+        deadline_s = time.monotonic() + patience_s
         while True:
             try:
                 return ask()

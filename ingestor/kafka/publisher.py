@@ -1,8 +1,9 @@
 """The idempotent producer: nothing is dropped, nothing is sent twice, and what is acknowledged is known.
 
-`Publisher.publish` never waits and never loses a message. Where there is no room (librdkafka's queue is full,
-or the embedded broker would evict what the archive has not stored yet) the message is kept, `blocked` becomes
-true, and the caller stops reading its socket until `wait_for_room` returns.
+`Publisher.publish` never waits and never loses a message. What librdkafka's queue has no room for, because
+the broker is away, goes to a bounded spill and follows in order. Only where that is full, too (or where the
+embedded broker would evict what the archive has not stored yet), `blocked` becomes true, and the caller stops
+reading its socket until `wait_for_room` returns.
 """
 
 from __future__ import annotations
@@ -10,151 +11,81 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
-from confluent_kafka import KafkaError, KafkaException, Message, Producer
+from confluent_kafka import KafkaError, KafkaException, Producer
 
 from ingestor.kafka.broker import Broker, BrokerError
+from ingestor.kafka.deliveries import RECORD_OVERHEAD_BYTES, Deliveries, Epoch, Offsets, PublishError
+from ingestor.kafka.logs import LogState, LogWatch, Recreation
+from ingestor.kafka.outage import Outage
+from ingestor.kafka.spill import Spill
+
+__all__ = ["Offsets", "PublishCounters", "PublishError", "Publisher", "StoredOffsets"]
 
 LOG = logging.getLogger(__name__)
 
-#: topic (without prefix) → partition → last acknowledged offset.
-Offsets = dict[str, dict[int, int]]
 #: (topic without prefix, partition) → next offset that is not stored yet.
 StoredOffsets = Callable[[], Mapping[tuple[str, int], int]]
 
-#: What a record costs in a broker's log besides key and value.
-_RECORD_OVERHEAD_BYTES = 70
 _POLL_EVERY_MESSAGES = 256
+#: After an outage the spill is worked off in steps, so that the socket is read between them.
+_RESEND_AT_ONCE = 2_000
 _WAIT_STEP_S = 0.005
 _SAY_BLOCKED_AFTER_S = 10.0
 _SAY_AGAIN_AFTER_S = 30.0
 _ASK_AGAIN_AFTER_S = 5.0
-
-
-class PublishError(Exception):
-    """The broker finally refused a message; the message is one line saying which topic and why."""
+#: Beside the codes of Kafka's errors.
+_SPILL_FULL = 1_000_000
+#: A client that brings nothing through to a new log for this long has not understood that there is one.
+_STUCK_AFTER_S = 5.0
+#: So many new clients in a row that bring nothing through are no remedy.
+_MAX_RENEWALS = 5
+_LETTING_GO_S = 5.0
 
 
 @dataclass
-class _Partition:
-    """What is acknowledged in one partition, and how much of it the archive has not stored."""
+class PublishCounters:
+    """What has become of the messages since the start.
 
-    #: Whether bytes are followed until they are stored; a real broker keeps them anyway.
-    follows_storage: bool
-    last_offset: int = -1
-    #: A delivery was acknowledged without its offset (a retry the broker had already written).
-    uncertain: bool = False
-    acknowledged_bytes: int = 0
-    stored_bytes: int = 0
-    #: (offset, bytes acknowledged up to it), not stored yet.
-    unstored: deque[tuple[int, int]] = field(default_factory=deque)
+    Attributes:
+        acknowledged: messages that the broker has.
+        spilled_messages: messages that had to wait in the spill.
+        spilled_bytes: their keys and values, with what a record costs beside.
+        outages: how often the broker acknowledged nothing for some seconds.
+        outage_s: seconds of these.
+        recreated_logs: topics that were found made anew.
+        renewed_clients: how often the producer was replaced, with everything unacknowledged sent again.
+    """
 
-    def acknowledged(self, offset: int, size: int) -> None:
-        self.uncertain = offset < 0
-        if not self.uncertain:
-            self.last_offset = offset
-        if self.follows_storage:
-            self.acknowledged_bytes += size
-            if not self.uncertain:
-                self.unstored.append((offset, self.acknowledged_bytes))
+    acknowledged: int = 0
+    spilled_messages: int = 0
+    spilled_bytes: int = 0
+    outages: int = 0
+    outage_s: float = 0.0
+    recreated_logs: int = 0
+    renewed_clients: int = 0
 
-    def known_to_end_at(self, offset: int) -> None:
-        self.uncertain = False
-        self.last_offset = offset
-        if self.follows_storage:
-            self.unstored.append((offset, self.acknowledged_bytes))
-
-    def stored(self, next_offset: int) -> None:
-        while self.unstored and self.unstored[0][0] < next_offset:
-            self.stored_bytes = self.unstored.popleft()[1]
-
-    @property
-    def unstored_bytes(self) -> int:
-        return self.acknowledged_bytes - self.stored_bytes
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {**asdict(self), "outage_s": round(self.outage_s, 3)}
 
 
-class _Epoch:
-    """The messages published between two marks. Its bound method is the delivery callback of all of them."""
+@dataclass
+class _Doubt:
+    """Whether the client has understood that a topic has a new log.
 
-    __slots__ = ("deliveries", "outstanding", "then")
+    Attributes:
+        epoch: number of the last epoch published before that was noticed; with it acknowledged, it has.
+        since_s: how long nothing has spoken for it.
+        acknowledged: messages acknowledged when looked at last.
+    """
 
-    def __init__(self, deliveries: _Deliveries) -> None:
-        self.deliveries = deliveries
-        self.outstanding = 0
-        self.then: Callable[[Offsets], None] | None = None
-
-    def delivered(self, error: KafkaError | None, message: Message) -> None:
-        self.deliveries.delivered(self, error, message)
-
-
-class _Deliveries:
-    """What came back from the broker."""
-
-    def __init__(self, prefix: str, follows_storage: bool) -> None:
-        self._prefix_length = len(prefix)
-        self._follows_storage = follows_storage
-        self.partitions: dict[tuple[str, int], _Partition] = {}
-        self.epochs: deque[_Epoch] = deque([_Epoch(self)])
-        self.in_flight_messages = 0
-        self.in_flight_bytes = 0
-        #: Of the fullest partition, as of the archive's last word.
-        self.unstored_bytes = 0
-        self.failure: PublishError | None = None
-
-    def delivered(self, epoch: _Epoch, error: KafkaError | None, message: Message) -> None:
-        topic, partition_id = message.topic() or "", message.partition() or 0
-        if error is not None:
-            # Only what can never succeed comes back (no delivery times out): going on would lose a message.
-            self.failure = self.failure or PublishError(f"Kafka refused a message for {topic}: {error.str()}")
-            return
-        size = len(message.value() or b"") + len(message.key() or b"") + _RECORD_OVERHEAD_BYTES
-        self.in_flight_messages -= 1
-        self.in_flight_bytes -= size
-        key = (topic[self._prefix_length :], partition_id)
-        partition = self.partitions.get(key)
-        if partition is None:
-            partition = self.partitions[key] = _Partition(self._follows_storage)
-        offset = message.offset()
-        partition.acknowledged(-1 if offset is None else offset, size)
-        if partition.unstored_bytes > self.unstored_bytes:
-            self.unstored_bytes = partition.unstored_bytes
-        epoch.outstanding -= 1
-        if not epoch.outstanding:
-            self.settle()
-
-    def stored(self, next_offsets: Mapping[tuple[str, int], int]) -> None:
-        """Forget what the archive holds."""
-        for key, partition in self.partitions.items():
-            partition.stored(next_offsets.get(key, 0))
-        self.unstored_bytes = max((p.unstored_bytes for p in self.partitions.values()), default=0)
-
-    def unknown_offsets(self) -> list[tuple[str, int]]:
-        """Name the partitions whose last acknowledged offset is unknown and held a mark back."""
-        if self.epochs[0].then is None or self.epochs[0].outstanding:
-            return []
-        return [key for key, partition in self.partitions.items() if partition.uncertain]
-
-    def settle(self) -> None:
-        """Run what waits for marks whose messages, and all earlier ones, are acknowledged."""
-        while (
-            self.epochs[0].then is not None
-            and not self.epochs[0].outstanding
-            and not any(partition.uncertain for partition in self.partitions.values())
-        ):
-            then = self.epochs.popleft().then
-            if then is not None:
-                then(self.offsets())
-
-    def offsets(self) -> Offsets:
-        result: Offsets = {}
-        for (topic, partition_id), partition in sorted(self.partitions.items()):
-            if partition.last_offset >= 0:
-                result.setdefault(topic, {})[partition_id] = partition.last_offset
-        return result
+    epoch: int
+    since_s: float
+    acknowledged: int
 
 
 class Publisher:
@@ -164,6 +95,8 @@ class Publisher:
         broker: where to; its topic prefix is applied here.
         stored_offsets: what the archive has stored; needed on an embedded broker, which evicts unread data.
         unarchived_limit_bytes: on an embedded broker, acknowledged but unarchived bytes a partition, at most.
+        spill: where messages wait that the client has no room for; by default the first of them blocks.
+        logs: tells which log offsets belong to; without it they are taken for those of one log.
         options: further librdkafka options (tests).
     """
 
@@ -173,6 +106,8 @@ class Publisher:
         *,
         stored_offsets: StoredOffsets | None = None,
         unarchived_limit_bytes: int,
+        spill: Spill | None = None,
+        logs: LogWatch | None = None,
         options: Mapping[str, Any] | None = None,
     ) -> None:
         if broker.is_embedded and stored_offsets is None:
@@ -180,8 +115,24 @@ class Publisher:
         self._broker = broker
         self._stored_offsets = stored_offsets if broker.is_embedded else None
         self._limit_bytes = unarchived_limit_bytes
-        self._deliveries = _Deliveries(broker.topic(""), self._stored_offsets is not None)
-        self._parked: deque[tuple[str, bytes, bytes, _Epoch]] = deque()
+        self._deliveries = Deliveries(broker.topic(""), self._stored_offsets is not None)
+        self._spill = Spill(None, 0) if spill is None else spill
+        self._watch = logs
+        #: As taken in by `poll`; with a watch it is newer elsewhere at any time.
+        self._state = logs.state if logs is not None else LogState(float("inf"), {})
+        #: Called from `poll` for every topic that was made anew.
+        self.on_recreation: Callable[[Recreation], None] | None = None
+        #: Topics whose new log has an end that is not known yet, and since when; marks wait for it.
+        self._unknown_ends: dict[str, float] = {}
+        self._doubt: _Doubt | None = None
+        self._renewals_in_vain = 0
+        self._acknowledged_before_renewal = 0
+        #: Why the client cannot go on.
+        self._fatal = ""
+        #: Topics are missing: what is sent would come back, so it waits for an answer that has them.
+        self._holds_since: float | None = None
+        self._counters = PublishCounters()
+        self._outage = Outage(time.monotonic())
         self._since_poll = 0
         #: Whether delivery callbacks are running. What they publish must not poll again: that aborts the
         #: process (an assertion of confluent-kafka).
@@ -191,7 +142,7 @@ class Publisher:
         self._ask_again_at = 0.0
         #: Seconds spent waiting for room, over the publisher's life.
         self.blocked_s = 0.0
-        self._producer = Producer(
+        self._options = (
             broker.producer_config()
             | {
                 "linger.ms": 5,
@@ -201,6 +152,7 @@ class Publisher:
             }
             | dict(options or {})
         )
+        self._producer = Producer(self._options)
 
     @property
     def in_flight(self) -> int:
@@ -210,7 +162,20 @@ class Publisher:
     @property
     def blocked(self) -> bool:
         """Whether the caller must stop producing and `wait_for_room`."""
-        return bool(self._parked) or self._deliveries.failure is not None or self._over_limit()
+        return self._spill.is_full or self._deliveries.failure is not None or self._over_limit()
+
+    @property
+    def logs(self) -> Mapping[str, str]:
+        """For each topic the id of the log that the offsets given to `after_acknowledged` belong to."""
+        return self._state.ids
+
+    @property
+    def counters(self) -> PublishCounters:
+        """What has become of the messages so far."""
+        self._counters.acknowledged = self._deliveries.acknowledged
+        self._counters.outages = self._outage.count
+        self._counters.outage_s = self._outage.total_s
+        return self._counters
 
     def publish(self, topic: str, key: bytes, value: bytes) -> None:
         """Hand over one message; returns at once, whatever the broker does.
@@ -225,11 +190,15 @@ class Publisher:
         """
         self._check()
         epoch = self._deliveries.epochs[-1]
-        if self._parked or not self._produce(topic, key, value, epoch):
-            self._parked.append((topic, key, value, epoch))
+        size = len(value) + len(key) + RECORD_OVERHEAD_BYTES
+        # Nothing may overtake what waits in the spill.
+        if self._spill.count or not self._produce(topic, key, value, epoch):
+            self._spill.append((topic, key, value, epoch.number))
+            self._counters.spilled_messages += 1
+            self._counters.spilled_bytes += size
         epoch.outstanding += 1
         self._deliveries.in_flight_messages += 1
-        self._deliveries.in_flight_bytes += len(value) + len(key) + _RECORD_OVERHEAD_BYTES
+        self._deliveries.in_flight_bytes += size
         self._since_poll += 1
         if self._since_poll >= _POLL_EVERY_MESSAGES:
             self.poll()
@@ -237,11 +206,10 @@ class Publisher:
     def after_acknowledged(self, then: Callable[[Offsets], None]) -> None:
         """Call `then` with the acknowledged offsets once everything published so far is acknowledged.
 
-        It is called from `poll`, and may publish.
+        It is called from `poll`, and may publish; `logs` then tells whose offsets they are.
         """
-        self._deliveries.epochs[-1].then = then
-        self._deliveries.epochs.append(_Epoch(self._deliveries))
-        self._deliveries.settle()
+        self._deliveries.mark(then)
+        self._run_reached()
 
     def poll(self) -> None:
         """Take in acknowledgements; returns at once.
@@ -255,12 +223,21 @@ class Publisher:
         self._serving = True
         try:
             self._producer.poll(0)
+            self._take_in_logs()
+            self._learn_offsets()
+            self._run_reached()
         finally:
             self._serving = False
-        while self._parked and self._produce(*self._parked[0]):
-            self._parked.popleft()
-        self._learn_offsets()
         self._check()
+        self._renew_where_needed()
+        self._resend()
+        self._outage.observe(
+            time.monotonic(),
+            self._deliveries.acknowledged,
+            self.in_flight,
+            self._spill.held_bytes,
+            self._spill.limit_bytes,
+        )
 
     async def wait_for_room(self) -> None:
         """Wait until `blocked` is false; while it lasts, the socket must not be read.
@@ -272,6 +249,8 @@ class Publisher:
         if not self.blocked:
             return
         started = said = time.monotonic()
+        if self._spill.limit_bytes and self._spill.is_full:
+            self._say_rarely(_SPILL_FULL, f"not reading the feed: {self._reason_for_waiting()}")
         try:
             while self.blocked:
                 await asyncio.sleep(_WAIT_STEP_S)
@@ -281,6 +260,7 @@ class Publisher:
                     LOG.warning(
                         "not reading the feed for %.0f s: %s", said - started, self._reason_for_waiting()
                     )
+                    self._spill.write()  # a disk that was full may have room by now
         finally:
             self.blocked_s += time.monotonic() - started
 
@@ -288,16 +268,21 @@ class Publisher:
         """Wait until everything published, and what waits for its acknowledgement, is acknowledged.
 
         Returns:
-            Whether that came true within `timeout_s`.
+            Whether that came true without a pause of `timeout_s`: a long spill takes its time.
 
         Raises:
             PublishError: the broker finally refused a message.
         """
+        deliveries = self._deliveries
+        acknowledged = deliveries.acknowledged
         deadline = time.monotonic() + timeout_s
         while True:
             self.poll()
-            if not self.in_flight and self._deliveries.epochs[0].then is None:
+            if not self.in_flight and deliveries.epochs[0].then is None and not deliveries.reached:
                 return True
+            if deliveries.acknowledged != acknowledged:
+                acknowledged = deliveries.acknowledged
+                deadline = time.monotonic() + timeout_s
             if time.monotonic() > deadline:
                 return False
             await asyncio.sleep(_WAIT_STEP_S)
@@ -315,9 +300,10 @@ class Publisher:
         self._serving = True
         self._producer.purge()
         self._producer.flush(1.0)
+        self._spill.close()
         return self.in_flight
 
-    def _produce(self, topic: str, key: bytes, value: bytes, epoch: _Epoch) -> bool:
+    def _produce(self, topic: str, key: bytes, value: bytes, epoch: Epoch) -> bool:
         name = self._topics.get(topic)
         if name is None:
             name = self._topics[topic] = self._broker.topic(topic)
@@ -326,8 +312,109 @@ class Publisher:
         except BufferError:
             return False
         except KafkaException as error:
+            if error.args[0].code() in (KafkaError._UNKNOWN_TOPIC, KafkaError._FATAL):
+                return False  # its topic is gone, or the client is: both are noticed, and it is sent later
             raise PublishError(f"Kafka refused a message for {name}: {error.args[0].str()}") from None
         return True
+
+    def _resend(self) -> None:
+        """Hand over what waits in the spill, as far as there is room."""
+        if self._holds_since is not None:
+            if self._state.asked_at_s < self._holds_since:
+                return
+            self._holds_since = None
+        spill = self._spill
+        for _ in range(min(len(spill), _RESEND_AT_ONCE)):
+            topic, key, value, number = spill.first()
+            if not self._produce(topic, key, value, self._deliveries.epoch(number)):
+                return
+            spill.pop()
+
+    # Logs
+
+    def _take_in_logs(self) -> None:
+        """Notice topics that were made anew, and where their new logs end."""
+        if self._watch is None:
+            return
+        before, self._state = self._state, self._watch.state
+        now = time.monotonic()
+        for recreation in self._state.recreations[len(before.recreations) :]:
+            self._counters.recreated_logs += 1
+            self._deliveries.log_began_anew(recreation.topic)
+            self._unknown_ends[recreation.topic] = now
+            self._doubt = _Doubt(self._deliveries.epochs[-1].number, now, self._deliveries.acknowledged)
+            if self.on_recreation is not None:
+                self.on_recreation(recreation)
+        for topic, since in list(self._unknown_ends.items()):
+            if self._state.asked_at_s > since:
+                self._deliveries.log_ends_at(topic, self._state.ends[topic], self._state.asked_at_s)
+                del self._unknown_ends[topic]
+        if self._unknown_ends:
+            self._watch.ask()
+
+    def _run_reached(self) -> None:
+        """Run what waits for marks that are reached, once it is certain whose offsets they have."""
+        reached = self._deliveries.reached
+        while reached and not self._unknown_ends and reached[0].at_s < self._state.asked_at_s:
+            mark = reached.popleft()
+            mark.then(mark.offsets)
+        if reached and self._watch is not None:
+            self._watch.ask()
+
+    # A client that cannot go on is replaced; what it had not brought through is sent again.
+
+    def _renew_where_needed(self) -> None:
+        deliveries = self._deliveries
+        if deliveries.given_back and self._watch is None and not self._fatal:
+            deliveries.failure = PublishError(f"Kafka refused a message for {deliveries.given_back_why}")
+            self._check()
+        if self._fatal or deliveries.given_back:
+            self._renew(self._fatal or deliveries.given_back_why)
+        elif self._doubt is not None and self._is_stuck(self._doubt):
+            self._renew("it does not find the new log of a topic that was made anew")
+
+    def _is_stuck(self, doubt: _Doubt) -> bool:
+        """Whether a client brings nothing through though the broker answers others."""
+        deliveries, now = self._deliveries, time.monotonic()
+        if deliveries.epochs[0].number > doubt.epoch or not self.in_flight:
+            self._doubt = None
+            return False
+        if self._spill.count and deliveries.acknowledged != doubt.acknowledged:
+            doubt.since_s = now  # a long spill takes its time
+        doubt.acknowledged = deliveries.acknowledged
+        return now - doubt.since_s > _STUCK_AFTER_S and self._state.asked_at_s > doubt.since_s
+
+    def _renew(self, why: str) -> None:
+        """Go on with a new client, and send again what the old one had not brought through, in order.
+
+        Raises:
+            PublishError: new clients do not help, or the old one does not let go of its messages.
+        """
+        deliveries = self._deliveries
+        progress = deliveries.acknowledged != self._acknowledged_before_renewal
+        self._renewals_in_vain = 0 if progress else self._renewals_in_vain + 1
+        self._acknowledged_before_renewal = deliveries.acknowledged
+        self._serving = True
+        try:
+            self._producer.purge()
+            left = self._producer.flush(_LETTING_GO_S)
+        finally:
+            self._serving = False
+        if left or self._renewals_in_vain > _MAX_RENEWALS:
+            deliveries.failure = PublishError(f"Kafka producer failed for good: {why}")
+            self._check()
+        again, deliveries.given_back, deliveries.given_back_why = deliveries.given_back, [], ""
+        LOG.warning("a new Kafka producer takes over, and sends %d messages again: %s", len(again), why)
+        self._counters.renewed_clients += 1
+        self._spill.put_back(again)
+        self._fatal = ""
+        now = time.monotonic()
+        if self._doubt is not None:
+            self._doubt.since_s = now
+        if self._watch is not None:
+            self._holds_since = now
+            self._watch.ask()
+        self._producer = Producer(self._options)
 
     def _learn_offsets(self) -> None:
         """Ask the broker for what an acknowledgement did not tell: the message lies before the log's end.
@@ -360,7 +447,12 @@ class Publisher:
     def _reason_for_waiting(self) -> str:
         if self._stored_offsets is not None and self._is_full():
             return f"{self._deliveries.unstored_bytes} bytes of a partition wait for the archive"
-        return f"the broker has not acknowledged {self.in_flight} messages"
+        waiting = f"Kafka has not acknowledged {self.in_flight} messages"
+        if self._spill.error:
+            return f"{waiting}, and {self._spill.error}"
+        if self._spill.limit_bytes:
+            return f"{waiting}, and the spill is full (ingest.spill_bytes: {self._spill.limit_bytes})"
+        return waiting
 
     def _check(self) -> None:
         if self._deliveries.failure is not None:
@@ -368,12 +460,13 @@ class Publisher:
 
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():
-            self._deliveries.failure = self._deliveries.failure or PublishError(
-                f"Kafka producer failed for good: {error.str()}"
-            )
+            self._fatal = self._fatal or error.str()
             return
         # Every attempt to reconnect reports the same again.
-        code, now = error.code(), time.monotonic()
-        if now >= self._say_again_at.get(code, 0.0):
-            self._say_again_at[code] = now + _SAY_AGAIN_AFTER_S
-            LOG.warning("Kafka: %s", error.str())
+        self._say_rarely(error.code(), f"Kafka: {error.str()}")
+
+    def _say_rarely(self, kind: int, text: str) -> None:
+        now = time.monotonic()
+        if now >= self._say_again_at.get(kind, 0.0):
+            self._say_again_at[kind] = now + _SAY_AGAIN_AFTER_S
+            LOG.warning("%s", text)

@@ -141,6 +141,13 @@ class IngestSettings(Section):
         le=4 * 1024 * 1024,  # the broker evicts at 5 MiB
         description="on the embedded broker: acknowledged but unarchived bytes per partition, at most",
     )
+    spill_bytes: int = Field(
+        default=1024 * 1024 * 1024,
+        ge=0,
+        le=4 * 1024 * 1024 * 1024,  # in files of 4 MiB, each of them open
+        description="while a real broker is away: bytes kept on disk in storage.data_dir for it before the "
+        "feed is no longer read (0: none)",
+    )
 
 
 class SplitSettings(Section):

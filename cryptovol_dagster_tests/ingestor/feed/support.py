@@ -37,6 +37,7 @@ class RememberingPublisher:
         self.messages: list[tuple[str, bytes, Any]] = []
         self.raw: list[bytes] = []
         self.blocked = False
+        self.logs = {TICKS: "abcd1234"}
         self._at_once = at_once
         self._waiting: list[tuple[int, Callable[[Offsets], None]]] = []
 

@@ -315,6 +315,7 @@ def test_a_checkpoint_waits_for_the_acknowledgement() -> None:
         "missing": 2,
         "repeats": 0,
         "offsets": {TICKS: {"0": 2}},
+        "logs": {TICKS: "abcd1234"},
     }
     # The time of what it covers, not of what came since.
     assert checkpoint.event_time_ns == T0_NS + 4 * NS // 10

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +12,9 @@ from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
 from ingestor.envelope import EVENTS, TICKS, TOPICS
 from ingestor.kafka.broker import Broker, connect
+from ingestor.kafka.logs import LogWatch
 from ingestor.kafka.publisher import Offsets, Publisher, PublishError
+from ingestor.kafka.spill import Spill
 from ingestor.settings.model import KafkaSettings
 
 LIMIT = 2 * 1024 * 1024
@@ -139,6 +142,88 @@ async def test_a_full_queue_parks_the_message_and_asks_to_wait(broker: Broker) -
     publisher.close()
     values = [value for records in read_all(broker, TICKS).values() for _, value in records]
     assert [int(value) for value in values] == list(range(200))
+
+
+async def test_what_the_queue_has_no_room_for_is_spilled_and_follows_in_order(
+    any_broker: Broker, tmp_path: Path
+) -> None:
+    spill = Spill(tmp_path, 10**9, chunk_bytes=2_000)
+    options = {"queue.buffering.max.messages": 10}
+    publisher = make(any_broker, spill=spill, unarchived_limit_bytes=10**9, options=options)
+    reached: list[int] = []
+    for number in range(3_000):
+        publisher.publish(TICKS, b"P%d" % (number % 7), b"%d" % number)
+        assert not publisher.blocked, publisher._reason_for_waiting()
+        if number % 1_000 == 999:
+            publisher.after_acknowledged(lambda offsets: reached.append(_count(offsets)))
+    assert publisher.counters.spilled_messages > 2_000
+    assert spill.held_bytes > 100_000
+    assert await publisher.drain(10)
+    assert len(spill) == 0
+    # Each mark came with at least what was published before it.
+    assert [count >= 1_000 * (index + 1) for index, count in enumerate(reached)] == [True] * 3
+    publisher.close()
+    found = read_all(any_broker, TICKS).values()
+    assert sum(map(len, found)) == 3_000
+    for records in found:
+        for product in {key for key, _ in records}:
+            numbers = [int(value) for key, value in records if key == product]
+            assert numbers == list(range(int(product[1:]), 3_000, 7))
+
+
+async def test_a_full_spill_blocks_until_there_is_room(broker: Broker, tmp_path: Path) -> None:
+    publisher = make(
+        broker, spill=Spill(tmp_path, 2_000), options={"queue.buffering.max.messages": 1, "linger.ms": 50}
+    )
+    number = 0
+    while not publisher.blocked:
+        publisher.publish(TICKS, b"BTC-USD", b"%d" % number)
+        number += 1
+    await publisher.wait_for_room()
+    assert not publisher.blocked
+    assert await publisher.drain(10)
+    publisher.close()
+    values = [value for records in read_all(broker, TICKS).values() for _, value in records]
+    assert [int(value) for value in values] == list(range(number))
+
+
+async def test_a_client_that_failed_for_good_is_replaced_and_nothing_is_lost(
+    any_broker: Broker, caplog: pytest.LogCaptureFixture
+) -> None:
+    with LogWatch(any_broker) as logs:
+        publisher = make(any_broker, logs=logs, options={"linger.ms": 500})
+        reached: list[int] = []
+        for number in range(500):
+            publisher.publish(TICKS, b"BTC-USD", b"%d" % number)
+        publisher.after_acknowledged(lambda offsets: reached.append(_count(offsets)))
+        publisher._on_error(KafkaError(KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER, "sequence", fatal=True))
+        for number in range(500, 1_000):
+            publisher.publish(TICKS, b"BTC-USD", b"%d" % number)
+        assert await publisher.drain(10)
+        assert publisher.counters.renewed_clients == 1
+        (said,) = [text for text in caplog.messages if text.startswith("a new Kafka producer takes over")]
+        assert said.endswith(" messages again: sequence")
+        assert reached[0] >= 500
+        assert publisher.close() == 0
+    values = [value for records in read_all(any_broker, TICKS).values() for _, value in records]
+    assert [int(value) for value in values] == list(range(1_000))
+
+
+async def test_clients_that_keep_failing_end_with_one_line(broker: Broker) -> None:
+    with LogWatch(broker) as logs:
+        publisher = make(broker, logs=logs, options={"linger.ms": 60_000})
+        publisher.publish(TICKS, b"BTC-USD", b"x")
+        for _ in range(5):
+            publisher._on_error(KafkaError(KafkaError._FATAL, "fenced", fatal=True))
+            publisher.poll()
+        publisher._on_error(KafkaError(KafkaError._FATAL, "fenced", fatal=True))
+        with pytest.raises(PublishError, match="failed for good: fenced"):
+            publisher.poll()
+        publisher.close()
+
+
+def _count(offsets: Offsets) -> int:
+    return sum(offset + 1 for offset in offsets[TICKS].values())
 
 
 async def test_one_frame_of_many_messages_survives_a_full_queue_in_order(broker: Broker) -> None:
@@ -284,7 +369,7 @@ async def test_a_mark_waits_while_an_offset_is_unknown(broker: Broker) -> None:
     first.delivered(None, _Acknowledged(-1001))  # type: ignore[arg-type]
     assert reached == []
     second.delivered(None, _Acknowledged(6))  # type: ignore[arg-type]
-    deliveries.settle()
+    publisher.poll()
     assert reached == [{TICKS: {0: 6}}]
     publisher.close()
 

@@ -1,0 +1,222 @@
+"""What came back from the broker: which messages it has, up to which offset, and which it gave back."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from confluent_kafka import KafkaError, Message
+
+from ingestor.kafka.spill import Spilled
+
+#: topic (without prefix) → partition → last acknowledged offset.
+Offsets = dict[str, dict[int, int]]
+
+#: What a record costs in a broker's log besides key and value.
+RECORD_OVERHEAD_BYTES = 70
+
+#: With these a message comes back that was not written: its topic is gone, the broker no longer knows this
+#: client, or the client was told to let go of it.
+_GIVEN_BACK = (
+    KafkaError._PURGE_QUEUE,
+    KafkaError._PURGE_INFLIGHT,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError._UNKNOWN_PARTITION,
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError._FATAL,
+    KafkaError.OUT_OF_ORDER_SEQUENCE_NUMBER,
+    KafkaError.UNKNOWN_PRODUCER_ID,
+    KafkaError.INVALID_PRODUCER_EPOCH,
+)
+
+
+class PublishError(Exception):
+    """The broker finally refused a message; the message is one line saying which topic and why."""
+
+
+@dataclass
+class _Partition:
+    """What is acknowledged in one partition, and how much of it the archive has not stored."""
+
+    #: Whether bytes are followed until they are stored; a real broker keeps them anyway.
+    follows_storage: bool
+    last_offset: int = -1
+    #: A delivery was acknowledged without its offset (a retry the broker had already written).
+    uncertain: bool = False
+    acknowledged_bytes: int = 0
+    stored_bytes: int = 0
+    #: (offset, bytes acknowledged up to it), not stored yet.
+    unstored: deque[tuple[int, int]] = field(default_factory=deque)
+
+    def acknowledged(self, offset: int, size: int) -> None:
+        self.uncertain = offset < 0
+        if not self.uncertain:
+            self.last_offset = offset
+        if self.follows_storage:
+            self.acknowledged_bytes += size
+            if not self.uncertain:
+                self.unstored.append((offset, self.acknowledged_bytes))
+
+    def known_to_end_at(self, offset: int) -> None:
+        self.uncertain = False
+        self.last_offset = offset
+        if self.follows_storage:
+            self.unstored.append((offset, self.acknowledged_bytes))
+
+    def stored(self, next_offset: int) -> None:
+        while self.unstored and self.unstored[0][0] < next_offset:
+            self.stored_bytes = self.unstored.popleft()[1]
+
+    @property
+    def unstored_bytes(self) -> int:
+        return self.acknowledged_bytes - self.stored_bytes
+
+
+class Epoch:
+    """The messages published between two marks. Its bound method is the delivery callback of all of them."""
+
+    __slots__ = ("deliveries", "number", "outstanding", "then")
+
+    def __init__(self, deliveries: Deliveries, number: int) -> None:
+        self.deliveries = deliveries
+        self.number = number
+        self.outstanding = 0
+        self.then: Callable[[Offsets], None] | None = None
+
+    def delivered(self, error: KafkaError | None, message: Message) -> None:
+        """Take in a delivery report."""
+        self.deliveries.delivered(self, error, message)
+
+
+@dataclass(frozen=True)
+class Reached:
+    """A mark whose messages are all acknowledged.
+
+    Attributes:
+        then: what waits for it.
+        offsets: what was acknowledged then, fresh.
+        at_s: when, by the monotonic clock.
+    """
+
+    then: Callable[[Offsets], None]
+    offsets: Offsets
+    at_s: float
+
+
+class Deliveries:
+    """Follows the messages of one publisher.
+
+    Args:
+        prefix: of the topics' names.
+        follows_storage: whether bytes count until they are stored.
+    """
+
+    def __init__(self, prefix: str, follows_storage: bool) -> None:
+        self._prefix_length = len(prefix)
+        self._follows_storage = follows_storage
+        self.partitions: dict[tuple[str, int], _Partition] = {}
+        self.epochs: deque[Epoch] = deque([Epoch(self, 0)])
+        self.acknowledged = 0
+        self.in_flight_messages = 0
+        self.in_flight_bytes = 0
+        #: Of the fullest partition, as of the archive's last word.
+        self.unstored_bytes = 0
+        self.failure: PublishError | None = None
+        #: What the client gave back, in its order within a partition, and why it gave back the first.
+        self.given_back: list[Spilled] = []
+        self.given_back_why = ""
+        #: Marks that are reached, oldest first; their owner runs what waits for them.
+        self.reached: deque[Reached] = deque()
+
+    def delivered(self, epoch: Epoch, error: KafkaError | None, message: Message) -> None:
+        """Take in a delivery report."""
+        topic, partition_id = message.topic() or "", message.partition() or 0
+        if error is not None:
+            self._undelivered(epoch, error, message, topic)
+            return
+        size = len(message.value() or b"") + len(message.key() or b"") + RECORD_OVERHEAD_BYTES
+        self.acknowledged += 1
+        self.in_flight_messages -= 1
+        self.in_flight_bytes -= size
+        key = (topic[self._prefix_length :], partition_id)
+        partition = self.partitions.get(key)
+        if partition is None:
+            partition = self.partitions[key] = _Partition(self._follows_storage)
+        offset = message.offset()
+        partition.acknowledged(-1 if offset is None else offset, size)
+        if partition.unstored_bytes > self.unstored_bytes:
+            self.unstored_bytes = partition.unstored_bytes
+        epoch.outstanding -= 1
+        if not epoch.outstanding:
+            self.settle()
+
+    def _undelivered(self, epoch: Epoch, error: KafkaError, message: Message, topic: str) -> None:
+        if error.code() in _GIVEN_BACK:
+            self.given_back_why = self.given_back_why or f"{topic}: {error.str()}"
+            self.given_back.append(
+                (topic[self._prefix_length :], message.key() or b"", message.value() or b"", epoch.number)
+            )
+            return
+        # What can never succeed (no delivery times out): going on would lose a message.
+        self.failure = self.failure or PublishError(f"Kafka refused a message for {topic}: {error.str()}")
+
+    def epoch(self, number: int) -> Epoch:
+        """The epoch of that number; it is kept as long as a message of it is not acknowledged."""
+        return self.epochs[number - self.epochs[0].number]
+
+    def mark(self, then: Callable[[Offsets], None]) -> None:
+        """End the current epoch with a mark, which is reached once everything before it is acknowledged."""
+        newest = self.epochs[-1]
+        newest.then = then
+        self.epochs.append(Epoch(self, newest.number + 1))
+        self.settle()
+
+    def stored(self, next_offsets: Mapping[tuple[str, int], int]) -> None:
+        """Forget what the archive holds."""
+        for key, partition in self.partitions.items():
+            partition.stored(next_offsets.get(key, 0))
+        self.unstored_bytes = max((p.unstored_bytes for p in self.partitions.values()), default=0)
+
+    def unknown_offsets(self) -> list[tuple[str, int]]:
+        """Name the partitions whose last acknowledged offset is unknown and held a mark back."""
+        if self.epochs[0].then is None or self.epochs[0].outstanding:
+            return []
+        return [key for key, partition in self.partitions.items() if partition.uncertain]
+
+    def settle(self) -> None:
+        """Move the marks whose messages, and all earlier ones, are acknowledged to `reached`."""
+        while (
+            self.epochs[0].then is not None
+            and not self.epochs[0].outstanding
+            and not any(partition.uncertain for partition in self.partitions.values())
+        ):
+            then = self.epochs.popleft().then
+            if then is not None:
+                self.reached.append(Reached(then, self.offsets(), time.monotonic()))
+
+    def offsets(self) -> Offsets:
+        """Last acknowledged offset by topic and partition."""
+        result: Offsets = {}
+        for (topic, partition_id), partition in sorted(self.partitions.items()):
+            if partition.last_offset >= 0:
+                result.setdefault(topic, {})[partition_id] = partition.last_offset
+        return result
+
+    def log_began_anew(self, topic: str) -> None:
+        """Forget the offsets of a log that is gone."""
+        for key in [key for key in self.partitions if key[0] == topic]:
+            del self.partitions[key]
+
+    def log_ends_at(self, topic: str, ends: Mapping[int, int], asked_at_s: float) -> None:
+        """Take in where the successor of a log that is gone ended, asked for at `asked_at_s`.
+
+        What was acknowledged while nobody knew that the log is another one lies before that.
+        """
+        for partition, end in ends.items():
+            known = self.partitions.setdefault((topic, partition), _Partition(self._follows_storage))
+            known.known_to_end_at(max(known.last_offset, end - 1))
+        for mark in self.reached:
+            if mark.at_s < asked_at_s:
+                mark.offsets[topic] = {partition: end - 1 for partition, end in ends.items() if end}

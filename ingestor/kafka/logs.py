@@ -1,0 +1,154 @@
+"""Which log stands behind each topic: asked again and again, beside whoever publishes and stores.
+
+A topic that is deleted and made anew, or a broker that lost its data, gives out the same offsets again, and
+clients may go on without a word. An offset belongs to a log for certain only when the log's id was asked for
+after the offset was seen, and was still the same: `LogState.asked_at_s` says up to when that holds.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from ingestor.envelope import TOPICS
+from ingestor.kafka.broker import Broker, BrokerError
+
+LOG = logging.getLogger(__name__)
+
+#: How often a quiet recorder asks, and how soon after an answer at the earliest.
+_ASK_EVERY_S = 2.0
+_ASK_AT_EARLIEST_S = 0.2
+_ANSWER_WITHIN_S = 3.0
+#: Somebody who deletes a topic may be about to make it anew, with other settings: he goes first.
+_MAKE_ANEW_AFTER_S = 3.0
+
+
+@dataclass(frozen=True)
+class Recreation:
+    """A topic got another log.
+
+    Attributes:
+        topic: without prefix.
+        old_log: id of the log that is gone.
+        new_log: id of its successor.
+    """
+
+    topic: str
+    old_log: str
+    new_log: str
+
+
+@dataclass(frozen=True)
+class LogState:
+    """What was answered last.
+
+    Attributes:
+        asked_at_s: when it was asked for (monotonic clock).
+        ids: log id by topic.
+        recreations: every change since the watch began, oldest first.
+        ends: for each topic that was made anew, by partition, the offset after its last record; asked for
+            after `asked_at_s`.
+    """
+
+    asked_at_s: float
+    ids: Mapping[str, str]
+    recreations: tuple[Recreation, ...] = ()
+    ends: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+
+
+class LogWatch:
+    """Asks a broker in a thread of its own. A context manager; `state` may be read from any thread.
+
+    The embedded broker cannot lose a log without ending: there, one answer holds for ever.
+
+    Args:
+        broker: whom to ask.
+
+    Raises:
+        BrokerError: the broker does not answer, or gives its topics no id.
+    """
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self.state = LogState(
+            float("inf") if broker.is_embedded else time.monotonic(), broker.log_ids(TOPICS)
+        )
+        self._asked = threading.Event()
+        self._stop = threading.Event()
+        self._missing_since_s: float | None = None
+        self._said = ""
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> LogWatch:
+        if not self._broker.is_embedded:
+            self._thread = threading.Thread(target=self._run, name="log-watch", daemon=True)
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._asked.set()
+        if self._thread is not None:
+            self._thread.join()
+
+    def ask(self) -> None:
+        """Ask again soon; returns at once."""
+        self._asked.set()
+
+    def _run(self) -> None:
+        while not self._stop.wait(_ASK_AT_EARLIEST_S):
+            self._asked.wait(_ASK_EVERY_S)
+            self._asked.clear()
+            if self._stop.is_set():
+                return
+            try:
+                self._look()
+            except BrokerError as error:
+                self._say(str(error))
+
+    def _look(self) -> None:
+        asked_at_s = time.monotonic()
+        ids = self._broker.log_ids(TOPICS, timeout_s=_ANSWER_WITHIN_S)
+        if len(ids) < len(TOPICS):
+            self._make_anew([topic for topic in TOPICS if topic not in ids], asked_at_s)
+            return
+        self._missing_since_s = None
+        self._said = ""
+        recreations = tuple(
+            Recreation(topic, old, ids[topic]) for topic, old in self.state.ids.items() if ids[topic] != old
+        )
+        if recreations:
+            # What the clients cached of the old logs would mislead every further question.
+            self._broker.renew_clients()
+        for each in recreations:
+            LOG.warning(
+                "topic %s was made anew: its log was %s and is %s; what the old one held and nobody stored "
+                "is lost",
+                each.topic,
+                each.old_log,
+                each.new_log,
+            )
+        so_far = (*self.state.recreations, *recreations)
+        self.state = LogState(asked_at_s, ids, so_far, self._ends({each.topic for each in so_far}))
+
+    def _ends(self, topics: Iterable[str]) -> dict[str, dict[int, int]]:
+        return {topic: self._broker.end_offsets(topic, patience_s=_ANSWER_WITHIN_S) for topic in topics}
+
+    def _make_anew(self, missing: list[str], now_s: float) -> None:
+        if self._missing_since_s is None:
+            self._missing_since_s = now_s
+            LOG.warning(
+                "Kafka at %s has no topic %s any more", self._broker.bootstrap_servers, ", ".join(missing)
+            )
+        elif now_s - self._missing_since_s >= _MAKE_ANEW_AFTER_S:
+            LOG.warning("making topic %s anew", ", ".join(missing))
+            self._broker.ensure_topics()
+
+    def _say(self, text: str) -> None:
+        # The publisher tells about an outage; here it would be said every few seconds.
+        if text != self._said:
+            self._said = text
+            LOG.info("%s", text)
