@@ -34,8 +34,10 @@ from cryptovol_dagster.core.features import (
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.core.ticks import TickCleaner, TickColumns, TickCounts, order_ticks
 from cryptovol_dagster.resources.lake import HOUR_NS
+from ingestor.archive.layout import files_in, hour_folders
 from ingestor.envelope import TICKS
 from ingestor.recordings import RecordingCounts, RecordingReader, iter_recording
+from ingestor.recordings.raw import RAW_FORMATS
 
 #: An hour closes when the recording has passed its end by this, as in the live archive.
 SETTLE_NS = 120 * NS
@@ -45,7 +47,6 @@ REPEAT_HORIZON_NS = 120 * NS
 HOURS_AT_ONCE = 6
 #: A hole longer than this is a wrong clock or two recordings, not a pause.
 LONGEST_HOLE_NS = 31 * 24 * HOUR_NS
-_RAW_FORMAT = "raw Parquet"
 
 
 class ReplayError(Exception):
@@ -304,7 +305,7 @@ class _Sources:
                 del reading[name]
                 continue
             ticks = TickColumns.from_arrays(chunk)
-            if len(self.files) > 1 and reader.counts.format != _RAW_FORMAT:
+            if len(self.files) > 1 and reader.counts.format not in RAW_FORMATS:
                 # Names that a reader made up, or a recorder's own counters, say nothing beyond their file.
                 ticks = _named_by_file(ticks, name)
             reading[name] = (max(newest_ns, int(ticks.event_time_ns.max())), reader)
@@ -403,13 +404,14 @@ def newest_raw_files(raw_dir: Path) -> list[Path]:
 
     Raises:
         ReplayError: raw storage holds no ticks.
+        ArchiveError: it cannot be read.
     """
     # Raw storage is one system's: the prefix that tells systems on a broker apart is not in its names.
     topic = raw_dir / TICKS
-    hours = sorted({file.parent for file in topic.glob("date=*/hour=*/*.parquet")})
-    if not hours:
-        raise ReplayError(f"{topic}: no raw file to replay; name one with --data-file")
-    return sorted(hours[-1].glob("*.parquet"))
+    for _, folder in reversed([*hour_folders(topic)]):
+        if files := sorted(path for _, path in files_in(folder)):
+            return files
+    raise ReplayError(f"{topic}: no raw file to replay; name one with --data-file")
 
 
 def product_ids(text: str) -> list[str]:

@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from confluent_kafka import Consumer, TopicPartition
 
-from ingestor.archive.layout import TEMPORARY, read_footer
+from ingestor.archive.layout import read_footer
 from ingestor.archive.reader import RawReader
+from ingestor.archive.rows import read_rows
+from ingestor.archive.schema import SCHEMAS
 from ingestor.envelope import DECODERS, TICKS, TOPICS, TRADES, DeadLetter, FeedEvent, Message, TickMessage
 from ingestor.kafka.broker import Broker
 
@@ -38,12 +39,13 @@ def assert_exactly_once(broker: Broker, raw_dir: Path) -> int:
 
 def raw_files(raw_dir: Path, topic: str = "*") -> list[Path]:
     """Every published file of a topic (of all of them)."""
-    return [path for path in raw_dir.glob(f"{topic}/date=*/hour=*/*") if TEMPORARY not in path.parts]
+    return [path for path in raw_dir.glob(f"{topic}/date=*/hour=*/*") if not path.name.startswith("_")]
 
 
 def _rows(path: Path) -> int:
     """Rows of a file that can be read whole and holds what its footer says."""
-    table, footer = pq.ParquetFile(path).read(), read_footer(path)
+    footer = read_footer(path)
+    table = read_rows(path, SCHEMAS[footer.topic].names)
     assert table["kafka_offset"].to_pylist() == list(range(footer.first_offset, footer.last_offset + 1))
     assert table.num_rows == footer.rows
     return footer.rows

@@ -74,9 +74,10 @@ def test_archive_killed_at_random_moments(real_broker: Broker, tmp_path: Path) -
     ]
     raw_dir = StorageSettings(data_dir=tmp_path).raw_dir
     kills_with_progress = 0
-    for _ in range(KILLS):
+    for life in range(KILLS):
         files_before = len(raw_files(raw_dir))
-        process = subprocess.Popen(command, cwd=REPOSITORY, stdout=subprocess.PIPE)
+        raw_format = ("parquet", "ndjson")[life % 2]  # each goes on where the other was killed
+        process = subprocess.Popen([*command, raw_format], cwd=REPOSITORY, stdout=subprocess.PIPE)
         assert process.stdout is not None
         process.stdout.readline()  # everything is imported
         # A first file takes about 0.4 s, so kills fall before, into and after the first few.
@@ -94,6 +95,7 @@ def test_archive_killed_at_random_moments(real_broker: Broker, tmp_path: Path) -
     last.stop(drain=True)
     assert assert_exactly_once(real_broker, raw_dir) > 10_000
     assert kills_with_progress > KILLS // 4
+    assert {path.suffix for path in raw_files(raw_dir)} == {".parquet", ".ndjson"}
 
 
 @pytest.mark.kafka

@@ -23,6 +23,7 @@ from cryptovol_dagster.replay import FeatureStream, ReplayError, replay
 from cryptovol_dagster.resources.lake import HOUR_NS
 from cryptovol_dagster.resources.specs import timescale_spec
 from cryptovol_dagster_tests.core.market.builders import START_NS, random_ticks, spec
+from ingestor.archive.layout import FileName
 from ingestor.recordings import RecordingError, read_recording
 from ingestor.settings.model import Settings
 
@@ -256,10 +257,12 @@ def test_without_a_file_the_newest_raw_hour_is_read(tmp_path: Path) -> None:
     for hour in ("date=2026-04-04/hour=23", "date=2026-04-05/hour=01"):
         folder = tmp_path / "ticks.raw" / hour
         folder.mkdir(parents=True)
-        for partition in (1, 0):
-            (folder / f"log-p{partition}.parquet").touch()
+        for partition, suffix in ((1, "parquet"), (0, "ndjson")):
+            (folder / f"{FileName('abcd1234', partition, 0)}.{suffix}").touch()
+        (folder / f"_{FileName('abcd1234', 0, 0)}.footer.json").touch()
+    (tmp_path / "ticks.raw/date=2026-04-05/hour=02").mkdir()
     newest = replay_module.newest_raw_files(tmp_path)
-    assert [(file.parent.name, file.name) for file in newest] == [
-        ("hour=01", "log-p0.parquet"),
-        ("hour=01", "log-p1.parquet"),
+    assert [(file.parent.name, file.name[9:11], file.suffix) for file in newest] == [
+        ("hour=01", "p0", ".ndjson"),
+        ("hour=01", "p1", ".parquet"),
     ]

@@ -23,7 +23,7 @@ from ingestor.archive.errors import ArchiveError, CollisionError
 from ingestor.archive.layout import CLOSED
 from ingestor.archive.schema import to_batch
 from ingestor.archive.slot import Slot
-from ingestor.archive.writer import OpenFile, remove_abandoned
+from ingestor.archive.writer import OpenFile, mend, remove_abandoned
 from ingestor.envelope import EVENTS, TOPICS
 from ingestor.kafka.broker import Broker, BrokerError
 from ingestor.settings.model import StorageSettings
@@ -254,6 +254,8 @@ class Archive:
         self._broker.ensure_topics()
         for folder in (*TOPICS, CLOSED):
             remove_abandoned(self._raw_dir / folder)
+        for topic in TOPICS:
+            mend(self._raw_dir / topic)
 
     def _consumer_config(self, member: str) -> dict[str, Any]:
         config = self._broker.consumer_config(self._group) | {
@@ -455,7 +457,12 @@ class Archive:
         while batch.num_rows:
             if source.file is None:
                 source.file = OpenFile(
-                    self._raw_dir, source.topic, source.log_id, source.partition, source.next_offset
+                    self._raw_dir,
+                    source.topic,
+                    source.log_id,
+                    source.partition,
+                    source.next_offset,
+                    self._storage.raw_format,
                 )
             fitting = source.file.fitting(batch)
             if fitting:

@@ -17,7 +17,6 @@ from typing import Any
 
 import msgspec
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ingestor.archive.errors import CollisionError
 from ingestor.archive.layout import (
@@ -34,6 +33,7 @@ from ingestor.archive.layout import (
     hour_start,
 )
 from ingestor.archive.reader import RawReader
+from ingestor.archive.rows import read_rows
 from ingestor.archive.schema import UNREADABLE
 from ingestor.archive.writer import write_exclusively
 from ingestor.envelope import EVENTS, TICKS, TOPICS, TRADES
@@ -109,7 +109,7 @@ class HourCloser:
 
     def observe_file(self, path: Path) -> None:
         """Take in the events of a file that was just stored."""
-        self.observe(pq.ParquetFile(path).read(columns=_EVENT_COLUMNS))
+        self.observe(read_rows(path, _EVENT_COLUMNS))
 
     def observe(self, events: pa.Table) -> None:
         """Take in stored events, in offset order."""
@@ -203,7 +203,7 @@ def _back_to(newest_first: list[tuple[FileName, Path]]) -> list[pa.Table]:
     taken: list[pa.Table] = []
     newest_at_ns: int | None = None
     for _, path in newest_first:
-        table = pq.ParquetFile(path).read(columns=_EVENT_COLUMNS)
+        table = read_rows(path, _EVENT_COLUMNS)
         taken.append(table)
         times = table.column("at_ns").to_pylist()
         newest_at_ns = max(times) if newest_at_ns is None else newest_at_ns

@@ -9,3 +9,7 @@ class ArchiveError(Exception):
 
 class CollisionError(ArchiveError):
     """Another writer has stored from this offset on: drop what was read, look again where to go on."""
+
+
+class NoRoomError(ArchiveError):
+    """The disk is full, or the quota used up: nothing of the attempt is left, and it may be tried again."""

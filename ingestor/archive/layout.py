@@ -1,7 +1,10 @@
 """Where raw files stand and what they are called, and the footer each of them carries.
 
-``<raw>/<topic>/date=YYYY-MM-DD/hour=HH/<log8>-p<partition>-<first offset, 20 digits>.parquet``. Names that
-begin with ``_`` (temporary files, offset gaps, closed hours) are never data.
+``<raw>/<topic>/date=YYYY-MM-DD/hour=HH/<log8>-p<partition>-<first offset, 20 digits>.parquet`` (``.ndjson``).
+Names that begin with ``_`` (temporary files, claims, footers, offset gaps, closed hours) are never data.
+
+A Parquet file carries its footer inside. That of an NDJSON file stands beside it as ``_<name>.footer.json``
+and is written after it; it is only a cache: where it is missing, it is computed from the file.
 """
 
 from __future__ import annotations
@@ -14,10 +17,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import ArrowException
 
+from ingestor.archive import ndjson
+from ingestor.archive.columns import as_int64
 from ingestor.archive.errors import ArchiveError
+from ingestor.archive.schema import event_times, time_columns
 
 NS = 1_000_000_000
 HOUR_NS = 3_600 * NS
@@ -28,8 +37,11 @@ FOOTER_KEY = b"cryptovol"
 FOOTER_VERSION = 1
 
 TEMPORARY, GAPS, CLOSED = "_tmp", "_gaps", "_closed"
+#: Endings of data files, one a format.
+DATA_SUFFIXES = (".parquet", ".ndjson")
+PARQUET_MAGIC = b"PAR1"
 
-_NAME = re.compile(r"(?P<log>[0-9a-z]{8})-p(?P<partition>\d+)-(?P<first>\d{20})\.(?:parquet|json)")
+_NAME = re.compile(r"(?P<log>[0-9a-z]{8})-p(?P<partition>\d+)-(?P<first>\d{20})\.(?:parquet|ndjson|json)")
 _DATE = re.compile(r"date=\d{4}-\d\d-\d\d")
 _HOUR = re.compile(r"hour=\d\d")
 
@@ -68,6 +80,64 @@ class Footer(msgspec.Struct, frozen=True, kw_only=True):
     max_time_ns: int
     #: For each connection the least and the greatest sequence number; empty where the topic has none.
     connections: dict[str, tuple[int, int]] = {}
+
+
+class _FooterFile(msgspec.Struct, frozen=True, kw_only=True):
+    """The footer beside an NDJSON file, and how long that file is: a shortened one is noticed."""
+
+    data_bytes: int
+    footer: Footer
+
+
+class FooterTally:
+    """Gathers the footer of a file from its rows, whether they are being written or read again.
+
+    Attributes:
+        rows: records counted.
+    """
+
+    def __init__(self, topic: str, name: FileName) -> None:
+        self.rows = 0
+        self._topic = topic
+        self._name = name
+        self._min_time_ns = 0
+        self._max_time_ns = 0
+        self._connections: dict[str, tuple[int, int]] = {}
+
+    def add_times(self, times_ns: np.ndarray) -> None:
+        """Count records by their event times (int64 ns)."""
+        low, high = int(times_ns.min()), int(times_ns.max())
+        self._min_time_ns = min(self._min_time_ns, low) if self.rows else low
+        self._max_time_ns = max(self._max_time_ns, high) if self.rows else high
+        self.rows += len(times_ns)
+
+    def add_sequences(self, columns: pa.Table | pa.RecordBatch) -> None:
+        """Note the sequence numbers of counted records, where the topic has them."""
+        if "sequence_num" not in columns.schema.names:
+            return
+        owners, numbers = columns.column("connection_id"), columns.column("sequence_num")
+        # A few connections at most; group_by would do it at once, and import half of pandas.
+        for connection in owners.unique().drop_null():
+            own = numbers.filter(pc.call_function("equal", [owners, connection]))
+            low, high = pc.call_function("min_max", [own]).values()
+            if low.is_valid:
+                name = connection.as_py()
+                known = self._connections.get(name, (low.as_py(), high.as_py()))
+                self._connections[name] = (min(known[0], low.as_py()), max(known[1], high.as_py()))
+
+    def footer(self) -> Footer:
+        """The footer of what was counted."""
+        return Footer(
+            topic=self._topic,
+            log_id=self._name.log_id,
+            partition=self._name.partition,
+            first_offset=self._name.first_offset,
+            last_offset=self._name.first_offset + self.rows - 1,
+            rows=self.rows,
+            min_time_ns=self._min_time_ns,
+            max_time_ns=self._max_time_ns,
+            connections=self._connections,
+        )
 
 
 class OffsetGap(msgspec.Struct, frozen=True, kw_only=True):
@@ -147,16 +217,92 @@ def read_footer(path: Path) -> Footer:
     Raises:
         ArchiveError: the file is corrupt, or not one of raw storage.
     """
+    footer = _ndjson_footer(path) if is_ndjson(path) else _parquet_footer(path)
+    if footer.schema_version != FOOTER_VERSION:
+        raise ArchiveError(f"{path} has footer version {footer.schema_version}, not {FOOTER_VERSION}")
+    return footer
+
+
+def is_ndjson(path: Path) -> bool:
+    """Whether a raw file is NDJSON: by its name in raw storage, elsewhere by its content.
+
+    Raises:
+        ArchiveError: the file cannot be opened.
+    """
+    if path.suffix in DATA_SUFFIXES:
+        return path.suffix == ".ndjson"
+    try:
+        with path.open("rb") as file:
+            return file.read(len(ndjson.LINE_START)) == ndjson.LINE_START
+    except OSError as error:
+        raise ArchiveError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def footer_path(path: Path) -> Path:
+    """Where the footer of an NDJSON file stands."""
+    return path.with_name(f"_{path.stem}.footer.json")
+
+
+def footer_content(path: Path, footer: Footer) -> bytes:
+    """What to write at `footer_path` for a published NDJSON file."""
+    return msgspec.json.encode(_FooterFile(data_bytes=path.stat().st_size, footer=footer))
+
+
+def computed_footer(path: Path) -> Footer:
+    """The footer of an NDJSON file, from its rows; `log_id` is empty where its name is none of raw storage.
+
+    Raises:
+        ArchiveError: the file is corrupt, or its offsets are not those that its name promises.
+    """
+    topic = ndjson.topic_of(path)
+    sequences = {"connection_id", "sequence_num"}.intersection(ndjson.SCHEMAS[topic].names)
+    columns = {"kafka_partition", "kafka_offset", *time_columns(topic), *sequences}
+    name, tally = FileName.parse(path.name), None
+    for batch in ndjson.iter_batches(path, sorted(columns)):
+        partitions, offsets = (
+            as_int64(batch["kafka_partition"].cast(pa.int64())),
+            as_int64(batch["kafka_offset"]),
+        )
+        if tally is None:
+            name = name or FileName("", int(partitions[0]), int(offsets[0]))
+            tally = FooterTally(topic, name)
+        assert name is not None
+        first_offset = name.first_offset + tally.rows
+        expected = np.arange(first_offset, first_offset + len(offsets))
+        if not np.array_equal(offsets, expected) or (partitions != name.partition).any():
+            raise ArchiveError(f"{path} is damaged: lines {tally.rows + 1} and on hold other offsets")
+        tally.add_times(as_int64(event_times(topic, batch)))
+        tally.add_sequences(batch)
+    assert tally is not None  # a file without a line has no topic
+    return tally.footer()
+
+
+def _ndjson_footer(path: Path) -> Footer:
+    beside = footer_path(path)
+    try:
+        recorded = msgspec.json.decode(beside.read_bytes(), type=_FooterFile)
+        data_bytes = path.stat().st_size
+    except FileNotFoundError:
+        return computed_footer(path)
+    except msgspec.MsgspecError as error:
+        raise ArchiveError(
+            f"{beside} is damaged (it is made anew once deleted): {first_line(error)}"
+        ) from error
+    except OSError as error:
+        raise ArchiveError(f"{path} cannot be read: {error.strerror}") from error
+    if data_bytes != recorded.data_bytes:
+        raise ArchiveError(f"{path} is damaged: it has {data_bytes} bytes, not {recorded.data_bytes}")
+    return recorded.footer
+
+
+def _parquet_footer(path: Path) -> Footer:
     try:
         metadata = pq.read_metadata(path).metadata or {}
-        footer = msgspec.json.decode(metadata[FOOTER_KEY], type=Footer)
+        return msgspec.json.decode(metadata[FOOTER_KEY], type=Footer)
     except KeyError as error:
         raise ArchiveError(f"{path} was not written by raw storage (no cryptovol footer)") from error
     except (ArrowException, msgspec.MsgspecError, OSError) as error:
         raise ArchiveError(f"{path} cannot be read: {first_line(error)}") from error
-    if footer.schema_version != FOOTER_VERSION:
-        raise ArchiveError(f"{path} has footer version {footer.schema_version}, not {FOOTER_VERSION}")
-    return footer
 
 
 def first_line(error: BaseException) -> str:

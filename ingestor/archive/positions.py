@@ -24,12 +24,17 @@ def stored_offsets(raw_dir: Path, topic: str, log_id: str) -> dict[int, int]:
     Raises:
         ArchiveError: a file of the folder is foreign or corrupt.
     """
-    newest: dict[int, tuple[FileName, Path]] = {}
+    newest: dict[int, tuple[FileName, list[Path]]] = {}
     for _, folder in hour_folders(raw_dir / topic):
         for name, path in files_in(folder):
-            if name.log_id == log_id and (name, path) > newest.get(name.partition, (name, Path())):
-                newest[name.partition] = (name, path)
-    offsets = {partition: read_footer(path).last_offset + 1 for partition, (_, path) in newest.items()}
+            known, paths = newest.get(name.partition, (name, []))
+            if name.log_id == log_id and name >= known:
+                # A conversion in place may have left one name in both formats.
+                newest[name.partition] = (name, [path] if name > known else [*paths, path])
+    offsets = {
+        partition: max(read_footer(path).last_offset for path in paths) + 1
+        for partition, (_, paths) in newest.items()
+    }
     for gap in offset_gaps(raw_dir, topic):
         if gap.log_id == log_id:
             offsets[gap.partition] = max(offsets.get(gap.partition, 0), gap.last_offset + 1)

@@ -2,7 +2,8 @@
 
 Files are found by their hour's folder (a file's records lie within 10 s of its hour) and chosen by the
 event-time range in their footers. A file whose offsets another one contains is left out and overlaps are
-read once, so that files may be compacted, hour by hour, beside a reader.
+read once, so that files may be compacted, hour by hour, beside a reader. Parquet and NDJSON may stand side by
+side.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from pathlib import Path
 import msgspec
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ingestor.archive import positions
 from ingestor.archive.errors import ArchiveError
@@ -31,6 +31,7 @@ from ingestor.archive.layout import (
     hour_folders,
     read_footer,
 )
+from ingestor.archive.rows import read_rows
 from ingestor.archive.schema import SCHEMAS, event_times, time_columns
 
 
@@ -146,10 +147,7 @@ class RawReader:
             needed += [name for name in time_columns(topic) if name not in needed]
         if overlaps and "kafka_offset" not in needed:
             needed.append("kafka_offset")
-        try:
-            table = pq.ParquetFile(file.path).read(columns=needed)
-        except (pa.ArrowException, OSError) as error:
-            raise ArchiveError(f"{file.path} cannot be read: {first_line(error)}") from error
+        table = read_rows(file.path, needed)
         if not whole:
             times = event_times(topic, table)
             table = table.filter(

@@ -1,44 +1,63 @@
-"""Publish one file of one partition's consecutive offsets, whole or not at all.
+"""Publish one file of one partition's consecutive offsets, whole or not at all, whatever its format.
 
-Steps: write a temporary file, fsync it, give it its name by an exclusive `os.link`, fsync the folders. A
-crash at any step leaves at worst a temporary file; of two writers that start at one offset one is refused.
+Steps: write a temporary file and fsync it; *claim* its offsets by an exclusive `os.link` to a hidden name
+that does not tell the format; look that nobody has stored them; give the file its name by a second link; take
+the claim away; fsync the folder. A crash at any step leaves at worst a temporary file, a claim, or an NDJSON
+file without its footer, and of two writers that start at one offset one is refused, also where one writes
+Parquet and the other NDJSON.
+
+Why that holds: a claim is a complete file, and it is taken away only once a file of its offsets has its name
+(or they are recorded as lost). So between two writers' looks at the names there is always a claim or a name
+that the second one meets. Whoever meets a claim finishes it (its writer may have died) and is refused: nobody
+waits, and a file that once had its name never loses it, so that a position read from the names stays true.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
-import msgspec
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ingestor.archive.columns import as_int64
-from ingestor.archive.errors import ArchiveError, CollisionError
+from ingestor.archive.errors import ArchiveError, CollisionError, NoRoomError
 from ingestor.archive.layout import (
+    DATA_SUFFIXES,
     DISORDER_NS,
-    FOOTER_KEY,
     GAPS,
     HOUR_NS,
+    PARQUET_MAGIC,
     TEMPORARY,
     FileName,
     Footer,
+    FooterTally,
+    computed_footer,
+    files_in,
     first_line,
+    footer_content,
+    footer_path,
     hour_folder,
+    hour_folders,
     hour_start,
+    is_ndjson,
 )
-from ingestor.archive.schema import DELTA_COLUMNS, DICTIONARY_COLUMNS, SCHEMAS, event_times
+from ingestor.archive.rows import RowWriter, row_writer
+from ingestor.archive.schema import event_times
+from ingestor.settings.model import RawFormat
+
+LOG = logging.getLogger(__name__)
 
 #: Rows held in memory before they go to the temporary file as one row group.
 ROW_GROUP_ROWS = 8_192
+_CLAIM = ".claim"
 #: A temporary file that nobody holds is left alone this long: its writer may be about to lock it.
 _ABANDONED_AFTER_S = 60.0
 
@@ -49,34 +68,44 @@ class OpenFile:
     Attributes:
         first_offset: offset of its first record; its name.
         next_offset: one past its last record.
-        rows: records it holds.
         record_bytes: bytes those records had in Kafka.
         opened_at_s: when it was begun (monotonic clock).
         last_time_ns: event time of its last record, None while it is empty.
     """
 
-    def __init__(self, raw_dir: Path, topic: str, log_id: str, partition: int, first_offset: int) -> None:
+    def __init__(
+        self,
+        raw_dir: Path,
+        topic: str,
+        log_id: str,
+        partition: int,
+        first_offset: int,
+        raw_format: RawFormat = "parquet",
+    ) -> None:
         self.first_offset = first_offset
         self.next_offset = first_offset
-        self.rows = 0
         self.record_bytes = 0
         self.opened_at_s = time.monotonic()
         self.last_time_ns: int | None = None
         self._raw_dir = raw_dir
         self._topic = topic
+        self._format: RawFormat = raw_format
         self._name = FileName(log_id, partition, first_offset)
+        self._tally = FooterTally(topic, self._name)
         self._hour_ns = 0
-        self._min_time_ns = 0
-        self._max_time_ns = 0
-        self._connections: dict[str, tuple[int, int]] = {}
         self._pending: list[pa.RecordBatch] = []
         self._pending_rows = 0
-        self._output: tuple[pq.ParquetWriter, _TemporaryFile] | None = None
+        self._output: tuple[RowWriter, _TemporaryFile] | None = None
+
+    @property
+    def rows(self) -> int:
+        """Records it holds."""
+        return self._tally.rows
 
     @property
     def path(self) -> Path:
         """Where the file will stand, known from its first record on."""
-        return hour_folder(self._raw_dir / self._topic, self._hour_ns) / f"{self._name}.parquet"
+        return hour_folder(self._raw_dir / self._topic, self._hour_ns) / f"{self._name}.{self._format}"
 
     def fitting(self, batch: pa.RecordBatch) -> int:
         """How many of the batch's first rows belong in this file's hour; an empty file takes the first's."""
@@ -95,14 +124,10 @@ class OpenFile:
             ArchiveError: the temporary file cannot be written.
         """
         times = as_int64(event_times(self._topic, batch))
-        low, high = int(times.min()), int(times.max())
         if self.rows == 0:
             self._hour_ns = hour_start(int(times[0]))
-            self._min_time_ns, self._max_time_ns = low, high
-        self._min_time_ns = min(self._min_time_ns, low)
-        self._max_time_ns = max(self._max_time_ns, high)
+        self._tally.add_times(times)
         self.last_time_ns = int(times[-1])
-        self.rows += batch.num_rows
         self.next_offset += batch.num_rows
         self.record_bytes += record_bytes
         self._pending.append(batch)
@@ -115,19 +140,21 @@ class OpenFile:
 
         Raises:
             CollisionError: another writer has stored this offset; this file is gone.
+            NoRoomError: the disk is full.
             ArchiveError: the file cannot be written; nothing of it is visible.
         """
+        place = _Place(self._raw_dir / self._topic, self.path.parent, self._name)
         try:
             with _named(self.path):
                 self._write_row_group()
-                parquet, temporary = self._opened()
-                parquet.add_key_value_metadata({FOOTER_KEY: msgspec.json.encode(self._footer())})
-                parquet.close()
-                if (self._raw_dir / self._topic / GAPS / f"{self._name}.json").exists():
-                    raise CollisionError(f"{self.path}: another writer has recorded these offsets as lost")
-                temporary.publish(self.path)
+                rows, temporary = self._opened()
+                rows.finish(self._tally.footer())
+                temporary.sync()
+                place.fill(temporary, self.path)
         finally:
             self.discard()
+        if self._format == "ndjson":
+            _write_footer(self.path, self._tally.footer())
         return self.path
 
     def discard(self) -> None:
@@ -135,12 +162,9 @@ class OpenFile:
         self._pending = []
         if self._output is None:
             return
-        parquet, temporary = self._output
+        rows, temporary = self._output
         self._output = None
-        # The file is being thrown away, or is published: a full disk may refuse even its end, and that
-        # failure is on its way up already.
-        with suppress(OSError, pa.ArrowException):
-            parquet.close()
+        rows.abandon()
         temporary.close()
 
     def _write_row_group(self) -> None:
@@ -148,51 +172,113 @@ class OpenFile:
             return
         table = pa.Table.from_batches(self._pending)
         with _named(self._raw_dir / self._topic / TEMPORARY):
-            self._opened()[0].write_table(table, row_group_size=table.num_rows)
-        self._note_sequences(table)
+            self._opened()[0].write(table)
+        self._tally.add_sequences(table)
         self._pending = []
         self._pending_rows = 0
 
-    def _opened(self) -> tuple[pq.ParquetWriter, _TemporaryFile]:
+    def _opened(self) -> tuple[RowWriter, _TemporaryFile]:
         if self._output is None:
             temporary = _TemporaryFile(self._raw_dir / self._topic, str(self._name))
-            names = SCHEMAS[self._topic].names
-            dictionary: Any = [name for name in DICTIONARY_COLUMNS if name in names]
-            parquet = pq.ParquetWriter(
-                temporary.file,
-                SCHEMAS[self._topic],
-                compression="zstd",
-                use_dictionary=dictionary,
-                column_encoding={name: "DELTA_BINARY_PACKED" for name in DELTA_COLUMNS if name in names},
-            )
-            self._output = parquet, temporary
+            try:
+                self._output = row_writer(self._format, temporary.file, self._topic), temporary
+            except BaseException:
+                temporary.close()
+                raise
         return self._output
 
-    def _note_sequences(self, table: pa.Table) -> None:
-        if "sequence_num" not in table.schema.names:
-            return
-        owners, numbers = table.column("connection_id"), table.column("sequence_num")
-        # A few connections at most; group_by would do it at once, and import half of pandas.
-        for connection in owners.unique().drop_null():
-            own = numbers.filter(pc.call_function("equal", [owners, connection]))
-            low, high = pc.call_function("min_max", [own]).values()
-            if low.is_valid:
-                name = connection.as_py()
-                known = self._connections.get(name, (low.as_py(), high.as_py()))
-                self._connections[name] = (min(known[0], low.as_py()), max(known[1], high.as_py()))
 
-    def _footer(self) -> Footer:
-        return Footer(
-            topic=self._topic,
-            log_id=self._name.log_id,
-            partition=self._name.partition,
-            first_offset=self.first_offset,
-            last_offset=self.next_offset - 1,
-            rows=self.rows,
-            min_time_ns=self._min_time_ns,
-            max_time_ns=self._max_time_ns,
-            connections=self._connections,
-        )
+class _Place:
+    """The one place that the offsets from a name's first one on have in raw storage, whatever the format."""
+
+    def __init__(self, topic_dir: Path, folder: Path, name: FileName) -> None:
+        self._gap = topic_dir / GAPS / f"{name}.json"
+        self._temporary = topic_dir / TEMPORARY
+        self._folder = folder
+        self._name = name
+        self._claim = folder / f"_{name}{_CLAIM}"
+
+    def fill(self, temporary: _TemporaryFile, path: Path) -> None:
+        """Give a complete file its name, durably.
+
+        Raises:
+            CollisionError: another writer was first.
+        """
+        _ensure_folder(self._folder)
+        try:
+            os.link(temporary.path, self._claim)
+        except FileExistsError as error:
+            self.finish_claim()
+            raise CollisionError(f"{path}: another writer had these offsets ready to store") from error
+        # From here on anyone may finish it, so a name of ours may stand there already.
+        if not temporary.is_at(path):
+            if (taken := self._taken()) is not None:
+                self._claim.unlink(missing_ok=True)
+                raise CollisionError(f"{path}: {taken}")
+            with suppress(FileExistsError):  # finished by another between the look and now
+                os.link(temporary.path, path)
+        self._claim.unlink(missing_ok=True)
+        _fsync_folder(self._folder)
+
+    def finish_claim(self) -> None:
+        """Give the file behind a claim its name, unless its offsets have one, and take the claim away."""
+        own = self._temporary / f"{self._name}-{uuid.uuid4().hex}"
+        try:
+            _ensure_folder(self._temporary)
+            os.link(self._claim, own)  # whatever becomes of the claim, this is the file that was claimed
+        except FileNotFoundError:
+            return  # its writer is through with it
+        try:
+            if self._taken() is None:
+                with own.open("rb") as file:
+                    suffix = ".parquet" if file.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC else ".ndjson"
+                with suppress(FileExistsError):
+                    os.link(own, self._folder / f"{self._name}{suffix}")
+        finally:
+            own.unlink(missing_ok=True)
+        self._claim.unlink(missing_ok=True)
+        _fsync_folder(self._folder)
+
+    def _taken(self) -> str | None:
+        """Who has these offsets; None while nobody does."""
+        for suffix in DATA_SUFFIXES:
+            if (self._folder / f"{self._name}{suffix}").exists():
+                return f"another writer has stored from this offset on ({self._name}{suffix})"
+        return "another writer has recorded these offsets as lost" if self._gap.exists() else None
+
+
+def mend(topic_dir: Path) -> None:
+    """Finish what killed writers began: give claimed files their names, and NDJSON files their footers.
+
+    Raises:
+        ArchiveError: a folder cannot be read or written.
+    """
+    for _, folder in hour_folders(topic_dir):
+        with _named(folder):
+            for claim in folder.glob(f"_*{_CLAIM}"):
+                name = FileName.parse(f"{claim.name[1 : -len(_CLAIM)]}.json")
+                if name is not None:
+                    _Place(topic_dir, folder, name).finish_claim()
+        for _, path in files_in(folder):
+            if not is_ndjson(path) or footer_path(path).exists():
+                continue
+            try:
+                footer = computed_footer(path)
+            except ArchiveError as error:  # whoever reads it hears of it; the recorder goes on
+                LOG.warning("%s", error)
+                continue
+            _write_footer(path, footer)
+            LOG.info("%s had no footer, for its writer was killed; it has one now", path)
+
+
+def _write_footer(path: Path, footer: Footer) -> None:
+    """Put the footer beside a published NDJSON file; without it the file counts all the same."""
+    try:
+        write_exclusively(path.parents[2], footer_path(path), footer_content(path, footer))
+    except CollisionError:
+        pass  # mended by another, with the same content
+    except NoRoomError as error:
+        LOG.warning("%s; until there is room it is computed from the file", error)
 
 
 def write_exclusively(folder: Path, path: Path, content: bytes) -> None:
@@ -206,6 +292,7 @@ def write_exclusively(folder: Path, path: Path, content: bytes) -> None:
         temporary = _TemporaryFile(folder, path.stem)
         try:
             temporary.file.write(content)
+            temporary.sync()
             temporary.publish(path)
         finally:
             temporary.close()
@@ -235,25 +322,39 @@ class _TemporaryFile:
 
     def __init__(self, topic_dir: Path, name: str) -> None:
         _ensure_folder(topic_dir / TEMPORARY)
-        self._path = topic_dir / TEMPORARY / f"{name}-{uuid.uuid4().hex}"
-        self.file: IO[bytes] = self._path.open("xb", buffering=1 << 16)
-        fcntl.flock(self.file, fcntl.LOCK_EX)
+        self.path = topic_dir / TEMPORARY / f"{name}-{uuid.uuid4().hex}"
+        self.file: IO[bytes] = self.path.open("xb", buffering=1 << 16)
+        try:
+            fcntl.flock(self.file, fcntl.LOCK_EX)
+        except OSError:
+            self.close()
+            raise
 
-    def publish(self, path: Path) -> None:
-        """Make the content durable, then visible as `path`, then its name durable."""
+    def sync(self) -> None:
+        """Make the content durable."""
         self.file.flush()
         os.fsync(self.file.fileno())
+
+    def publish(self, path: Path) -> None:
+        """Make the content visible as `path`, and its name durable."""
         _ensure_folder(path.parent)
         try:
-            os.link(self._path, path)
+            os.link(self.path, path)
         except FileExistsError as error:
-            raise CollisionError(f"{path} exists already: another writer has stored this offset") from error
+            raise CollisionError(f"{path} exists already: another writer has stored it") from error
         _fsync_folder(path.parent)
+
+    def is_at(self, path: Path) -> bool:
+        """Whether this very file stands at `path`."""
+        try:
+            return os.path.samestat(os.fstat(self.file.fileno()), path.stat())
+        except FileNotFoundError:
+            return False
 
     def close(self) -> None:
         with suppress(OSError):  # a full disk makes the last flush fail again
             self.file.close()
-        self._path.unlink(missing_ok=True)
+        self.path.unlink(missing_ok=True)
 
 
 def _ensure_folder(folder: Path) -> None:
@@ -285,8 +386,10 @@ def _named(path: Path) -> Iterator[None]:
     except OSError as error:
         code = error.errno
         reason = os.strerror(code) if code else first_line(error)
+        kind = NoRoomError if code in _NO_ROOM else ArchiveError
         hint = " (raw storage needs a file system with hard links)" if code in _NO_HARD_LINKS else ""
-        raise ArchiveError(f"raw storage cannot write {path}: {reason}{hint}") from error
+        raise kind(f"raw storage cannot write {path}: {reason}{hint}") from error
 
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _NO_HARD_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EXDEV)

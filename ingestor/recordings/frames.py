@@ -10,9 +10,9 @@ import msgspec
 
 from ingestor.exchange.clock import rfc3339_to_ns
 from ingestor.recordings.formats import FlattenedTickers, LineFormat, ReceivedFrames, SessionLog, recognise
-from ingestor.recordings.lines import RecordingError, iter_line_blocks, starts_with
+from ingestor.recordings.lines import RecordingError, iter_line_blocks
 from ingestor.recordings.model import RecordingCounts
-from ingestor.recordings.parquet import PARQUET_MAGIC
+from ingestor.recordings.raw import raw_format
 from ingestor.recordings.sequence import ConnectionLog
 
 
@@ -61,12 +61,12 @@ def iter_frames(path: Path | str, counts: RecordingCounts | None = None) -> Iter
 
     Raises:
         RecordingError: The file is absent, empty, no recording, or holds no verbatim frames (flattened
-            ticker lines and our raw Parquet keep entries only).
+            ticker lines and our raw files keep entries only).
     """
     path = Path(path)
     counts = RecordingCounts() if counts is None else counts
-    if starts_with(path, PARQUET_MAGIC):
-        raise RecordingError(f"{path}: raw Parquet holds ticker entries, not the exchange's frames")
+    if (ours := raw_format(path)) is not None:
+        raise RecordingError(f"{path}: {ours} holds ticker entries, not the exchange's frames")
     line_format = recognise(path)
     if isinstance(line_format, FlattenedTickers):
         raise RecordingError(f"{path}: flattened ticker lines are not the exchange's frames")

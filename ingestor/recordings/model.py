@@ -47,7 +47,7 @@ class RecordingCounts:
 
     Attributes:
         format: Name of the recognised format.
-        lines: Lines read, blank ones left out (rows, for raw Parquet).
+        lines: Lines read, blank ones left out (rows, for raw files).
         frames: Frames by channel.
         ticks: Entries of the ticker channel, of every product, before any product filter.
         unreadable: Lines that hold no readable frame.

@@ -18,7 +18,7 @@ from ingestor.recordings.formats import (
     SessionLog,
     recognise,
 )
-from ingestor.recordings.lines import iter_line_blocks, starts_with
+from ingestor.recordings.lines import iter_line_blocks
 from ingestor.recordings.model import (
     ARRAY_FIELDS,
     Recording,
@@ -27,7 +27,7 @@ from ingestor.recordings.model import (
     concatenate,
     tick_arrays,
 )
-from ingestor.recordings.parquet import PARQUET_MAGIC, iter_raw_parquet
+from ingestor.recordings.raw import iter_raw, raw_format
 from ingestor.recordings.sequence import Connection, ConnectionLog
 
 DEFAULT_CHUNK_LINES = 50_000
@@ -57,7 +57,7 @@ def iter_recording(
     `gap_before` comes from the sequence numbers over all frames of a connection, whatever their channel. In
     flattened ticker lines the recorder dropped the other channels, so that a missing number may have been
     only a heartbeat or an ack; nothing proves it, so there too a missing number is a gap, counted and
-    flagged. For our own raw Parquet the recorded gaps of `feed.events` beside it decide
+    flagged. For our own raw files the recorded gaps of `feed.events` beside it decide
     (`counts.gaps_known` is False without them).
 
     Where the recorder did not name connections, a new one begins where the sequence falls back to 0, or
@@ -80,9 +80,9 @@ def iter_recording(
         raise ValueError(f"chunk_lines is {chunk_lines}, not at least 1")
     path = Path(path)
     counts = RecordingCounts()
-    if starts_with(path, PARQUET_MAGIC):
-        counts.format = "raw Parquet"
-        return RecordingReader(iter_raw_parquet(path, counts, chunk_lines, products), counts)
+    if (ours := raw_format(path)) is not None:
+        counts.format = ours
+        return RecordingReader(iter_raw(path, counts, chunk_lines, products), counts)
     line_format = recognise(path)
     counts.format = line_format.name
     parser = _LineParser(path, line_format, counts, products)

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, m
 PositiveFloat = Annotated[float, Field(gt=0)]
 PositiveInt = Annotated[int, Field(gt=0)]
 Channel = Literal["ticker", "heartbeats", "market_trades"]
+RawFormat = Literal["parquet", "ndjson"]
 
 EMBEDDED = "embedded"
 
@@ -89,6 +90,10 @@ class StorageSettings(Section):
     artifacts_dir: Path = Field(
         default=Path("models/artifacts"),
         description="folder of the latest exported models; relative to config.yaml",
+    )
+    raw_format: RawFormat = Field(
+        default="parquet",
+        description="format of new raw files: parquet (small) or ndjson (a record a line); both are read",
     )
     flush_s: PositiveFloat = Field(
         default=60.0, description="a raw file is published at least this often (wall clock)"

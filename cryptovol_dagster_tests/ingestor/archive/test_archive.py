@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
 import pytest
 from confluent_kafka import Producer, TopicPartition
@@ -20,15 +21,21 @@ from ingestor.archive.schema import to_batch
 from ingestor.archive.writer import OpenFile
 from ingestor.envelope import DEAD, EVENTS, TICKS, TOPICS, TRADES
 from ingestor.kafka.broker import Broker, connect
-from ingestor.settings.model import KafkaSettings, StorageSettings
+from ingestor.settings.model import KafkaSettings, RawFormat, StorageSettings
 
 FOREVER = (0, 2**62)
 StartArchive = Callable[..., Archive]
+both_formats = pytest.mark.parametrize("raw_format", get_args(RawFormat))
 
 
 @pytest.fixture
-def storage(tmp_path: Path) -> StorageSettings:
-    return StorageSettings(data_dir=tmp_path)
+def raw_format() -> RawFormat:
+    return "parquet"
+
+
+@pytest.fixture
+def storage(tmp_path: Path, raw_format: RawFormat) -> StorageSettings:
+    return StorageSettings(data_dir=tmp_path, raw_format=raw_format)
 
 
 @pytest.fixture
@@ -74,6 +81,7 @@ def wait_for(condition: Callable[[], bool], timeout_s: float = 20.0) -> None:
         time.sleep(0.05)
 
 
+@both_formats
 def test_everything_of_all_topics_is_stored_once(
     any_broker: Broker, storage: StorageSettings, start: StartArchive
 ) -> None:
@@ -90,6 +98,7 @@ def test_everything_of_all_topics_is_stored_once(
     assert archive.error is None
 
 
+@both_formats
 def test_a_second_run_goes_on_where_the_first_ended(
     any_broker: Broker, storage: StorageSettings, start: StartArchive
 ) -> None:
@@ -133,6 +142,7 @@ def test_on_the_embedded_broker_a_megabyte_is_stored_at_once(
     wait_for(lambda: archive.stored_offsets().get((TICKS, 0), 0) > 0)
 
 
+@both_formats
 def test_hours_close_with_the_stored_checkpoint(
     any_broker: Broker, storage: StorageSettings, start: StartArchive
 ) -> None:

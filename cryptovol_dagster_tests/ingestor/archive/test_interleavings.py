@@ -1,19 +1,23 @@
 """Any interleaving of reading, flushing, failing, restarting and a second writer: every offset exactly once.
 
 The real `Archive` runs over a log in memory whose consumer follows a script; a failure strikes at any system
-call of a publication. A second archive runs nested inside the first one's `consume`, so that the first is,
-for that time, a writer who does not know that it lost its partitions.
+call of a publication. A second archive, which writes the other format, runs nested inside the first one's
+`consume`, so that the first is, for that time, a writer who does not know that it lost its partitions.
+
+Below that, two writers publish files of the same offsets, one system call at a time, in any order.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 from unittest import mock
 
 from confluent_kafka import KafkaError, TopicPartition
@@ -22,12 +26,27 @@ from hypothesis import strategies as st
 
 from cryptovol_dagster_tests.ingestor.archive.messages import TEN_NS, tick
 from ingestor.archive.archive import Archive
-from ingestor.archive.layout import DISORDER_NS, HOUR_NS, NS, read_footer
+from ingestor.archive.errors import CollisionError
+from ingestor.archive.layout import (
+    DISORDER_NS,
+    HOUR_NS,
+    NS,
+    files_in,
+    footer_path,
+    hour_folders,
+    is_ndjson,
+    read_footer,
+)
+from ingestor.archive.positions import stored_offsets
 from ingestor.archive.reader import RawReader
+from ingestor.archive.schema import to_batch
+from ingestor.archive.writer import OpenFile
 from ingestor.envelope import TICKS
-from ingestor.settings.model import StorageSettings
+from ingestor.settings.model import RawFormat, StorageSettings
 
 PARTITIONS = 2
+FORMATS = get_args(RawFormat)
+LOG_ID = "abcd1234"
 
 
 class Killed(BaseException):
@@ -87,7 +106,7 @@ class Log:
         return PARTITIONS
 
     def log_id(self, topic: str) -> str:
-        return "abcd1234"
+        return LOG_ID
 
     def offsets(self, topic: str, partition: int) -> tuple[int, int]:
         return self.first_offset, len(self.records[partition])
@@ -151,31 +170,55 @@ class Reader:
         return taken
 
 
-def run(log: Log, data_dir: Path, script: list[Any], other: list[Any] | None = None, rows: int = 7) -> None:
+def run(
+    log: Log,
+    data_dir: Path,
+    script: list[Any],
+    other: list[Any] | None = None,
+    *,
+    rows: int = 7,
+    raw_format: RawFormat = "parquet",
+) -> None:
     stop = threading.Event()
-    archive = Archive(log, StorageSettings(data_dir=data_dir, flush_rows=rows), closed_after_s=120)  # pyright: ignore[reportArgumentType]
-    reader = Reader(log, script, stop, lambda: run(log, data_dir, other or [], rows=4))
+    storage = StorageSettings(data_dir=data_dir, flush_rows=rows, raw_format=raw_format)
+    archive = Archive(log, storage, closed_after_s=120)  # pyright: ignore[reportArgumentType]
+    (other_format,) = set(FORMATS) - {raw_format}
+    reader = Reader(
+        log, script, stop, lambda: run(log, data_dir, other or [], rows=4, raw_format=other_format)
+    )
     with mock.patch("ingestor.archive.archive.Consumer", return_value=reader):
         archive.run(stop)
 
 
-def killing(call: str, after: int, done: bool) -> Any:
-    """Make a system call end the process at its `after`-th use, before or after it was `done`."""
-    real, uses = getattr(os, call), iter(range(10**6))
+@contextmanager
+def killing(call: str, after: int, done: bool) -> Iterator[None]:
+    """End the process at the `after`-th use of a system call, before or after it was `done`."""
+    real, uses = getattr(os, call), itertools.count()
+    dead = False
 
     def replaced(*args: Any, **options: Any) -> Any:
-        if next(uses) < after:
+        nonlocal dead
+        if not dead and next(uses) < after:
             return real(*args, **options)
-        if done:
+        if done and not dead:
             real(*args, **options)
+        dead = True
         raise Killed
 
-    return mock.patch.object(os, call, replaced)
+    def unlink(*args: Any, **options: Any) -> None:
+        if dead:  # whoever is dead does not tidy up either
+            raise Killed
+        real_unlink(*args, **options)
+
+    real_unlink = os.unlink
+    with mock.patch.object(os, call, replaced), mock.patch.object(os, "unlink", unlink):
+        yield
 
 
 READ = st.tuples(st.integers(0, PARTITIONS - 1), st.integers(1, 12))
 SCRIPT = st.lists(st.one_of(READ, READ, READ, st.sampled_from(["rebalance", "other", "kill"])), max_size=8)
-CRASH = st.one_of(st.none(), st.tuples(st.sampled_from(["fsync", "link"]), st.integers(0, 6), st.booleans()))
+CRASH = st.one_of(st.none(), st.tuples(st.sampled_from(["fsync", "link"]), st.integers(0, 8), st.booleans()))
+LIFE = st.tuples(SCRIPT, st.lists(READ, min_size=2, max_size=8), CRASH, st.sampled_from(FORMATS))
 STEPS_NS = st.sampled_from([0, NS, -NS, 20 * 60 * NS, HOUR_NS])
 
 
@@ -192,32 +235,37 @@ def logs(draw: st.DrawFn) -> list[list[bytes]]:
 
 
 @settings(max_examples=60, deadline=None)
-@given(logs(), st.lists(st.tuples(SCRIPT, st.lists(READ, min_size=2, max_size=8), CRASH), max_size=4))
+@given(logs(), st.lists(LIFE, max_size=4))
 # The first holds 6 records when the second stores 4 and 4: it must be refused, and go on after those.
 @example(
     [[tick(TEN_NS)] * 20, [tick(TEN_NS)]],
-    [([(0, 6), "other", (0, 6), (0, 3)], [(0, 4), (0, 4)], None)],
+    [([(0, 6), "other", (0, 6), (0, 3)], [(0, 4), (0, 4)], None, "parquet")],
+)
+# Killed between the claim and the name: who comes next finishes the file, whatever its own format.
+@example(
+    [[tick(TEN_NS)] * 20, [tick(TEN_NS)]],
+    [([(0, 9)], [(0, 4)] * 2, ("link", 0, True), "ndjson"), ([(0, 9)], [(0, 4)] * 2, None, "parquet")],
 )
 def test_every_offset_is_stored_exactly_once(
-    values: list[list[bytes]], lives: list[tuple[list[Any], list[Any], Any]]
+    values: list[list[bytes]], lives: list[tuple[list[Any], list[Any], Any, RawFormat]]
 ) -> None:
     log = Log(values)
     with tempfile.TemporaryDirectory() as folder:
         data_dir = Path(folder)
-        for script, other, crash in lives:
+        for script, other, crash, raw_format in lives:
             try:
-                if crash is None:
-                    run(log, data_dir, script, other)
-                else:
-                    with killing(*crash):
-                        run(log, data_dir, script, other)
+                with nullcontext() if crash is None else killing(*crash):
+                    run(log, data_dir, script, other, raw_format=raw_format)
             except Killed:
                 continue
         run(log, data_dir, [(partition, 100) for partition in range(PARTITIONS)])
 
         seen: Counter[tuple[int, int]] = Counter()
         raw_dir = data_dir / "raw"
-        for path in (raw_dir / TICKS).glob("date=*/hour=*/*"):
+        folders = [folder for _, folder in hour_folders(raw_dir / TICKS)]
+        assert [path for folder in folders for path in folder.glob("*.claim")] == []
+        for path in [path for folder in folders for _, path in files_in(folder)]:
+            assert not is_ndjson(path) or footer_path(path).exists()
             footer = read_footer(path)
             found = RawReader(raw_dir).files(TICKS, footer.min_time_ns, footer.min_time_ns + 1)
             assert path in [file.path for file in found]
@@ -239,3 +287,105 @@ def test_what_was_read_before_the_log_lost_more_is_stored(tmp_path: Path) -> Non
     stored = reader.read(TICKS, 0, 2**62, columns=["kafka_offset"]).column(0).to_pylist()
     assert stored == [0, 1, 2, 3, 4, 8, 9]
     assert [(gap.first_offset, gap.last_offset) for gap in reader.offset_gaps(TICKS)] == [(5, 7)]
+
+
+class Stepped(threading.Thread):
+    """A writer of `rows` records from offset 0 on that waits before each system call until told to go on."""
+
+    def __init__(self, raw_dir: Path, raw_format: RawFormat, rows: int, killed_at: int | None) -> None:
+        super().__init__(daemon=True)
+        self.rows, self.outcome = rows, "killed"
+        self._file = OpenFile(raw_dir, TICKS, LOG_ID, 0, 0, raw_format)
+        self._file.append(to_batch(TICKS, 0, 0, [tick(TEN_NS)] * rows, lambda _: 0, None), 0)
+        self._killed_at, self._calls = killed_at, itertools.count()
+        self._waits, self._goes = threading.Semaphore(0), threading.Semaphore(0)
+        self.ended = False
+
+    def run(self) -> None:
+        try:
+            self.pause()
+            self._file.publish()
+            self.outcome = "stored"
+        except CollisionError:
+            self.outcome = "refused"
+        except Killed:
+            pass
+        finally:
+            self.ended = True
+            self._waits.release()
+
+    def pause(self) -> None:
+        if self._killed_at is not None and next(self._calls) >= self._killed_at:
+            raise Killed
+        self._waits.release()
+        assert self._goes.acquire(timeout=20)
+
+    def arrive(self) -> None:
+        assert self._waits.acquire(timeout=20)
+
+    def step(self) -> None:
+        self._goes.release()
+        self.arrive()
+
+
+@contextmanager
+def stepping() -> Iterator[None]:
+    """Make every `Stepped` pause before each system call that names a file."""
+
+    def pausing(call: str) -> Any:
+        real = getattr(os, call)
+
+        def replaced(*args: Any, **options: Any) -> Any:
+            thread = threading.current_thread()
+            if isinstance(thread, Stepped):
+                thread.pause()
+            return real(*args, **options)
+
+        return mock.patch.object(os, call, replaced)
+
+    with pausing("link"), pausing("unlink"), pausing("stat"):
+        yield
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.tuples(*[st.tuples(st.sampled_from(FORMATS), st.one_of(st.none(), st.integers(1, 20)))] * 2),
+    st.lists(st.integers(0, 1), max_size=60),
+)
+def test_of_two_writers_of_any_formats_step_by_step_one_stores(
+    writers: tuple[tuple[RawFormat, int | None], ...], turns: list[int]
+) -> None:
+    with tempfile.TemporaryDirectory() as folder, stepping():
+        raw_dir = Path(folder)
+        pair = [
+            Stepped(raw_dir, raw_format, rows, killed_at)
+            for (raw_format, killed_at), rows in zip(writers, (3, 5), strict=True)
+        ]
+        for writer in pair:
+            writer.start()
+            writer.arrive()
+        position = 0
+        for turn in itertools.chain(turns, itertools.cycle([0, 1])):
+            living = [writer for writer in pair if not writer.ended]
+            if not living:
+                break
+            (pair[turn] if not pair[turn].ended else living[0]).step()
+            # What an onlooker takes for stored stays stored, and has one length.
+            seen = stored_offsets(raw_dir, TICKS, LOG_ID).get(0, 0)
+            assert seen == position or position == 0
+            position = seen
+        for writer in pair:
+            writer.join()
+        stored = [writer for writer in pair if writer.outcome == "stored"]
+        assert len(stored) <= 1
+        if stored:
+            assert position == stored[0].rows
+        # Whoever comes next stores the rest.
+        if not position:
+            file = OpenFile(raw_dir, TICKS, LOG_ID, 0, 0)
+            file.append(to_batch(TICKS, 0, 0, [tick(TEN_NS)] * 4, lambda _: 0, None), 0)
+            with suppress(CollisionError):  # it finishes what a killed one had claimed
+                file.publish()
+        (found,) = [path for _, hour in hour_folders(raw_dir / TICKS) for _, path in files_in(hour)]
+        assert read_footer(found).rows in (3, 4, 5)
+        assert RawReader(raw_dir).read(TICKS, 0, 2**62).num_rows == read_footer(found).rows

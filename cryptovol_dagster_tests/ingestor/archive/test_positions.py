@@ -13,14 +13,22 @@ from ingestor.archive.positions import offset_gaps, record_gap, resume_at, store
 from ingestor.archive.schema import to_batch
 from ingestor.archive.writer import OpenFile
 from ingestor.envelope import TICKS
+from ingestor.settings.model import RawFormat
 
 LOG_ID = "abcd1234"
+FORMAT: RawFormat = "parquet"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _in_both_formats(raw_format: RawFormat) -> None:
+    global FORMAT
+    FORMAT = raw_format
 
 
 def store(
     raw_dir: Path, first: int, rows: int, *, log_id: str = LOG_ID, partition: int = 0, time_ns: int = TEN_NS
 ) -> Path:
-    file = OpenFile(raw_dir, TICKS, log_id, partition, first)
+    file = OpenFile(raw_dir, TICKS, log_id, partition, first, FORMAT)
     file.append(to_batch(TICKS, partition, first, [tick(time_ns)] * rows, lambda _: 0, None), 0)
     return file.publish()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,17 +13,34 @@ from hypothesis import strategies as st
 
 from cryptovol_dagster_tests.ingestor.archive.messages import MINUTE_NS, TEN_NS, event, tick
 from ingestor.archive.errors import ArchiveError
-from ingestor.archive.layout import HOUR_NS, FileName, hour_from_key, hour_key, hour_start
+from ingestor.archive.layout import (
+    HOUR_NS,
+    FileName,
+    footer_path,
+    hour_from_key,
+    hour_key,
+    hour_start,
+    is_ndjson,
+)
+from ingestor.archive.positions import stored_offsets
 from ingestor.archive.reader import RawReader
 from ingestor.archive.schema import SCHEMAS, to_batch
 from ingestor.archive.writer import OpenFile
 from ingestor.envelope import EVENTS, TICKS
+from ingestor.settings.model import RawFormat
 
 FOREVER = (0, 2**62)
+FORMAT: RawFormat = "parquet"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _in_both_formats(raw_format: RawFormat) -> None:
+    global FORMAT
+    FORMAT = raw_format
 
 
 def store(raw_dir: Path, first: int, values: list[bytes], topic: str = TICKS, partition: int = 0) -> Path:
-    file = OpenFile(raw_dir, topic, "abcd1234", partition, first)
+    file = OpenFile(raw_dir, topic, "abcd1234", partition, first, FORMAT)
     batch = to_batch(topic, partition, first, values, lambda _: 0, None)
     assert file.fitting(batch) == len(values)
     file.append(batch, 0)
@@ -89,9 +107,13 @@ def test_a_foreign_file_is_named(tmp_path: Path) -> None:
         RawReader(tmp_path).files(TICKS, *FOREVER)
 
 
-def test_a_parquet_file_of_someone_else_is_named(tmp_path: Path) -> None:
+def test_a_file_of_someone_else_is_named(tmp_path: Path) -> None:
     path = store(tmp_path, 0, [tick()])
-    pq.write_table(pa.table({"a": [1]}), path)
+    if is_ndjson(path):
+        footer_path(path).unlink()
+        path.write_text('{"a": 1}\n')
+    else:
+        pq.write_table(pa.table({"a": [1]}), path)
     with pytest.raises(ArchiveError, match=r"was not written by raw storage"):
         RawReader(tmp_path).files(TICKS, *FOREVER)
 
@@ -101,6 +123,25 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(ArchiveError, match=path.name):
         RawReader(tmp_path).read(TICKS, *FOREVER)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.lists(st.sampled_from(get_args(RawFormat)), min_size=4, max_size=4))
+def test_an_hour_may_hold_both_formats(
+    tmp_path_factory: pytest.TempPathFactory, formats: list[RawFormat]
+) -> None:
+    raw_dir = tmp_path_factory.mktemp("raw")
+    for index, raw_format in enumerate(formats):
+        file = OpenFile(raw_dir, TICKS, "abcd1234", 0, 3 * index, raw_format)
+        values = [tick(TEN_NS + 3 * index + extra) for extra in range(3)]
+        file.append(to_batch(TICKS, 0, 3 * index, values, lambda _: 0, None), 0)
+        assert file.publish().suffix == f".{raw_format}"
+    reader = RawReader(raw_dir)
+    table = reader.read(TICKS, *FOREVER)
+    assert offsets(table) == list(range(12))
+    assert table.schema == SCHEMAS[TICKS]
+    assert reader.count(TICKS, TEN_NS + 2, TEN_NS + 9) == 7
+    assert stored_offsets(raw_dir, TICKS, "abcd1234") == {0: 12}
 
 
 def test_footers_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,22 +8,30 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 from cryptovol_dagster_tests.ingestor.archive.messages import MINUTE_NS, TEN_NS, tick
 from ingestor.archive import positions, writer
 from ingestor.archive.errors import ArchiveError, CollisionError
-from ingestor.archive.layout import HOUR_NS, NS, read_footer
+from ingestor.archive.layout import HOUR_NS, NS, footer_path, is_ndjson, read_footer
+from ingestor.archive.rows import read_rows
 from ingestor.archive.schema import to_batch
 from ingestor.archive.writer import OpenFile, remove_abandoned
 from ingestor.envelope import TICKS
+from ingestor.settings.model import RawFormat
 
 LOG_ID = "abcd1234"
+FORMAT: RawFormat = "parquet"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _in_both_formats(raw_format: RawFormat) -> None:
+    global FORMAT
+    FORMAT = raw_format
 
 
 def open_file(raw_dir: Path, first_offset: int, times: list[int]) -> OpenFile:
-    file = OpenFile(raw_dir, TICKS, LOG_ID, 0, first_offset)
+    file = OpenFile(raw_dir, TICKS, LOG_ID, 0, first_offset, FORMAT)
     values = [tick(time_ns, 10 + index) for index, time_ns in enumerate(times)]
     batch = to_batch(TICKS, 0, first_offset, values, lambda _: 0, None)
     assert file.fitting(batch) == len(times)
@@ -35,15 +43,19 @@ def visible(raw_dir: Path) -> list[Path]:
     return sorted(path for path in raw_dir.rglob("*") if path.is_file())
 
 
+def published(path: Path) -> list[Path]:
+    return [footer_path(path), path] if is_ndjson(path) else [path]
+
+
 def test_the_name_tells_log_partition_and_first_offset_and_the_footer_the_rest(tmp_path: Path) -> None:
     path = open_file(tmp_path, 42, [TEN_NS, TEN_NS + 9, TEN_NS + 3]).publish()
-    assert path == tmp_path / TICKS / "date=2026-04-04/hour=10" / f"{LOG_ID}-p0-{42:020d}.parquet"
+    assert path == tmp_path / TICKS / "date=2026-04-04/hour=10" / f"{LOG_ID}-p0-{42:020d}.{FORMAT}"
     footer = read_footer(path)
     assert (footer.first_offset, footer.last_offset, footer.rows) == (42, 44, 3)
     assert (footer.min_time_ns, footer.max_time_ns) == (TEN_NS, TEN_NS + 9)
     assert footer.connections == {"c1": (10, 12)}
-    assert pq.read_table(path).column("kafka_offset").to_pylist() == [42, 43, 44]
-    assert visible(tmp_path) == [path]
+    assert read_rows(path, ["kafka_offset"])["kafka_offset"].to_pylist() == [42, 43, 44]
+    assert visible(tmp_path) == published(path)
 
 
 def test_nothing_is_visible_before_it_is_published(tmp_path: Path) -> None:
@@ -81,10 +93,10 @@ def test_a_file_is_cut_at_its_hour_but_for_ten_seconds_of_disorder(
 def test_of_two_writers_at_one_offset_the_second_is_refused(tmp_path: Path) -> None:
     first, second = open_file(tmp_path, 7, [TEN_NS]), open_file(tmp_path, 7, [TEN_NS] * 5)
     path = first.publish()
-    with pytest.raises(CollisionError, match="another writer"):
+    with pytest.raises(CollisionError, match="another writer has stored from this offset on"):
         second.publish()
     assert read_footer(path).rows == 1
-    assert visible(tmp_path) == [path]
+    assert visible(tmp_path) == published(path)
 
 
 def test_offsets_recorded_as_lost_are_not_stored_as_well(tmp_path: Path) -> None:
@@ -107,7 +119,7 @@ def test_a_failing_step_leaves_nothing_and_says_where(
     monkeypatch.setattr(os, step, refuse)
     with pytest.raises(ArchiveError, match=r"cannot write .*hour=11.*: No space left on device"):
         file.publish()
-    assert visible(tmp_path) == [kept]
+    assert visible(tmp_path) == published(kept)
 
 
 def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path) -> None:
@@ -120,7 +132,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path) -> Non
         "from ingestor.archive.writer import OpenFile\n"
         "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))\n"
-        "file = OpenFile(pathlib.Path(sys.argv[1]), 'ticks.raw', 'abcd1234', 0, 0)\n"
+        "file = OpenFile(pathlib.Path(sys.argv[1]), 'ticks.raw', 'abcd1234', 0, 0, sys.argv[2])\n"
         "noise = random.Random(1)\n"
         "entries = [b'\"%s\"' % noise.randbytes(200).hex().encode() for _ in range(9000)]\n"
         "values = [tick(entry=entry) for entry in entries]\n"
@@ -132,7 +144,7 @@ def test_a_full_disk_is_one_clear_line_and_leaves_nothing(tmp_path: Path) -> Non
         "file.discard()\n"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", code, str(tmp_path), FORMAT], capture_output=True, text=True, check=True
     )
     assert result.stdout.startswith(f"raw storage cannot write {tmp_path / TICKS}")
     assert result.stdout.endswith("File too large\n")

@@ -1,4 +1,4 @@
-"""Our own raw Parquet (`ticks.raw` files) as tick arrays."""
+"""Our own raw files (`ticks.raw`, Parquet or NDJSON) as tick arrays."""
 
 from __future__ import annotations
 
@@ -9,17 +9,20 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from ingestor.archive.errors import ArchiveError
-from ingestor.archive.layout import Footer, first_line, read_footer
+from ingestor.archive.layout import PARQUET_MAGIC, Footer, read_footer
+from ingestor.archive.ndjson import LINE_START
 from ingestor.archive.reader import RawReader
+from ingestor.archive.rows import iter_rows
 from ingestor.envelope import EVENTS, TICKS
 from ingestor.exchange.messages import TICKER
-from ingestor.recordings.lines import RecordingError
+from ingestor.recordings.lines import RecordingError, starts_with
 from ingestor.recordings.model import RecordingCounts, TickArrays, tick_arrays
 
-PARQUET_MAGIC = b"PAR1"
+#: `RecordingCounts.format` of our own files.
+RAW_PARQUET, RAW_NDJSON = "raw Parquet", "raw NDJSON"
+RAW_FORMATS = (RAW_PARQUET, RAW_NDJSON)
 _COLUMNS = (
     "product_id",
     "connection_id",
@@ -37,7 +40,18 @@ _COLUMNS = (
 _Gaps = dict[str, npt.NDArray[np.int64]]
 
 
-def iter_raw_parquet(
+def raw_format(path: Path) -> str | None:
+    """Which of `RAW_FORMATS` a file begins like; None where it is none of ours.
+
+    Raises:
+        RecordingError: The file cannot be opened.
+    """
+    if starts_with(path, PARQUET_MAGIC):
+        return RAW_PARQUET
+    return RAW_NDJSON if starts_with(path, LINE_START) else None
+
+
+def iter_raw(
     path: Path, counts: RecordingCounts, chunk_rows: int, products: Sequence[str] | None
 ) -> Iterator[TickArrays]:
     """Read one file of raw storage.
@@ -47,25 +61,21 @@ def iter_raw_parquet(
     False. Rows of records that raw storage could not decode are counted as unreadable.
 
     Raises:
-        RecordingError: The file is no Parquet of ours, is damaged, or holds another topic.
+        RecordingError: The file is none of ours, is damaged, or holds another topic.
     """
     try:
         footer = read_footer(path)
         if footer.topic != TICKS:
             raise RecordingError(f"{path}: holds {footer.topic}, not {TICKS}")
         gaps = _recorded_gaps(path, footer)
-        file = pq.ParquetFile(path)
     except ArchiveError as error:
         raise RecordingError(str(error)) from error
-    except (pa.ArrowException, OSError) as error:
-        raise RecordingError(f"{path}: cannot be read: {first_line(error)}") from error
     counts.gaps_known = gaps is not None
-    return _chunks(path, file, counts, chunk_rows, products, gaps or {})
+    return _chunks(path, counts, chunk_rows, products, gaps or {})
 
 
 def _chunks(
     path: Path,
-    file: pq.ParquetFile,
     counts: RecordingCounts,
     chunk_rows: int,
     products: Sequence[str] | None,
@@ -75,7 +85,7 @@ def _chunks(
     connection_codes: dict[str, int] = {}
     gaps_passed: dict[tuple[int, int], int] = {}
     try:
-        for batch in file.iter_batches(batch_size=chunk_rows, columns=list(_COLUMNS)):
+        for batch in iter_rows(path, _COLUMNS, chunk_rows):
             readable = _readable(batch, counts)
             if products is not None:
                 wanted = np.isin(readable["product_id"].to_numpy(zero_copy_only=False), list(products))
@@ -102,9 +112,8 @@ def _chunks(
                     ),
                 },
             )
-    except (pa.ArrowException, OSError) as error:
-        where = f"{path}: row {counts.lines + 1}"
-        raise RecordingError(f"{where}: cannot be read: {first_line(error)}") from error
+    except ArchiveError as error:
+        raise RecordingError(f"{error} (after row {counts.lines})") from error
     for connection_id in connection_codes:
         for first, last in gaps.get(connection_id, ()):
             counts.gaps += 1

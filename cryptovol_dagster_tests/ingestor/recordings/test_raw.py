@@ -1,10 +1,11 @@
-"""Our own raw Parquet as a recording."""
+"""Our own raw files, Parquet and NDJSON, as a recording."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 import msgspec
 import pyarrow as pa
@@ -16,11 +17,21 @@ from ingestor.archive.layout import NS
 from ingestor.archive.schema import to_batch
 from ingestor.archive.writer import OpenFile
 from ingestor.envelope import EVENTS, TICKS, TRADES, FeedEvent, encode
-from ingestor.recordings import RecordingError, iter_recording, read_recording
+from ingestor.recordings import RecordingError, iter_frames, iter_recording, read_recording
+from ingestor.settings.model import RawFormat
+
+FORMAT: RawFormat = "parquet"
+NAMES = {"parquet": "raw Parquet", "ndjson": "raw NDJSON"}
+
+
+@pytest.fixture(scope="module", autouse=True, params=get_args(RawFormat))
+def _in_both_formats(request: pytest.FixtureRequest) -> None:
+    global FORMAT
+    FORMAT = request.param
 
 
 def store(raw_dir: Path, topic: str, values: Sequence[bytes]) -> Path:
-    file = OpenFile(raw_dir, topic, "0123abcd", 0, 0)
+    file = OpenFile(raw_dir, topic, "0123abcd", 0, 0, FORMAT)
     batch = to_batch(topic, 0, 0, values, lambda _: TEN_NS, None)
     file.append(batch, sum(map(len, values)))
     return file.publish()
@@ -47,7 +58,7 @@ def test_recorded_gaps_decide_and_heartbeats_do_not(tmp_path: Path, chunk_lines:
     assert flags == [False, False, False, True, False, False, False]
     assert (reader.counts.gaps, reader.counts.missing, reader.counts.gaps_known) == (1, 2, True)
     assert chunks[-1]["connections"] == ("c1", "c2")
-    assert reader.counts.format == "raw Parquet"
+    assert reader.counts.format == NAMES[FORMAT]
 
 
 def test_columns_are_the_stored_ones(tmp_path: Path) -> None:
@@ -75,6 +86,14 @@ def test_a_file_alone_knows_no_gaps(tmp_path: Path) -> None:
     assert not recording.ticks["gap_before"].any()
 
 
+def test_it_is_known_by_its_content(tmp_path: Path) -> None:
+    path = store(tmp_path / "raw", TICKS, ticks(0, 5))
+    renamed = path.rename(tmp_path / "recording")
+    assert read_recording(renamed).ticks["sequence_num"].tolist() == [0, 5]
+    with pytest.raises(RecordingError, match=f"{NAMES[FORMAT]} holds ticker entries, not the exchange's"):
+        next(iter_frames(renamed))
+
+
 def test_undecodable_records_are_counted(tmp_path: Path) -> None:
     recording = read_recording(store(tmp_path, TICKS, [tick(), b"{", tick(TEN_NS + 1, 1)]))
     assert recording.ticks["sequence_num"].tolist() == [0, 1]
@@ -83,7 +102,7 @@ def test_undecodable_records_are_counted(tmp_path: Path) -> None:
     assert recording.counts.first_unreadable.line == 2
 
 
-def test_other_parquet_is_refused(tmp_path: Path) -> None:
+def test_other_and_damaged_files_are_refused(tmp_path: Path) -> None:
     foreign = tmp_path / "foreign.parquet"
     pq.write_table(pa.table({"open": [1.0]}), foreign)
     with pytest.raises(RecordingError, match="no cryptovol footer"):
@@ -93,7 +112,7 @@ def test_other_parquet_is_refused(tmp_path: Path) -> None:
     damaged = store(tmp_path / "other", TICKS, ticks(*range(2_000)))
     content = damaged.read_bytes()
     damaged.chmod(0o644)
-    damaged.write_bytes(content[:200] + bytes(400) + content[600:])
+    damaged.write_bytes(content[:1_000] + bytes(400) + content[1_400:])
     with pytest.raises(RecordingError, match="cannot be read") as caught:
         read_recording(damaged)
     assert str(damaged) in str(caught.value)
