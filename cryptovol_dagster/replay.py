@@ -23,7 +23,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cryptovol_dagster.core.bars import BarGrid, build_bars, tick_reach_ns
+from cryptovol_dagster.core.bars import BarGrid, build_bars, tick_ahead_ns, tick_reach_ns
 from cryptovol_dagster.core.features import (
     FeatureGrid,
     Reason,
@@ -158,7 +158,8 @@ class FeatureStream:
 
     def close_until(self, watermark_ns: int) -> Iterator[FeatureGrid]:
         """Features of the hours that end `SETTLE_NS` before the watermark: nothing more comes for them."""
-        yield from self._close((watermark_ns - SETTLE_NS) // HOUR_NS * HOUR_NS)
+        settle_ns = max(SETTLE_NS, tick_ahead_ns(self._spec))
+        yield from self._close((watermark_ns - settle_ns) // HOUR_NS * HOUR_NS)
 
     def finish(self) -> Iterator[FeatureGrid]:
         """Features of the hours that are still open."""

@@ -45,6 +45,7 @@ _COLUMNS: Mapping[str, tuple[type[np.generic], Any, str | None]] = {
     "in_gap": (np.bool_, True, None),
     "new_segment": (np.bool_, False, None),
     "out_of_bounds": (np.bool_, False, None),
+    "lossy": (np.bool_, False, None),
 }
 BAR_COLUMNS: tuple[str, ...] = tuple(_COLUMNS)
 
@@ -80,7 +81,7 @@ class BarGrid:
         n_trades: trades in the bar; 0 where not `has_trades`.
         volume_e8: traded size × 1e8.
         signed_volume_e8: the same, taker sells negative.
-        ret_ok: the return is known, crosses no break and lies inside the fixed-point bound.
+        ret_ok: the return is known, crosses no break, loses no message and lies inside the fixed-point bound.
         has_quote: a quote not older than the gap length exists.
         has_imbalance: that quote tells both sizes.
         has_trades: the feed had trades.
@@ -88,6 +89,8 @@ class BarGrid:
         in_gap: the last message is older than the gap length, or there was none.
         new_segment: the first bar with a quote after a gap, or one whose ticks lost a predecessor.
         out_of_bounds: the return or the range exceeds 5 %, too much for exact sums; then not `ret_ok`.
+        lossy: the bar overlaps the span from a product's last tick before a loss to the next one (which has
+            `gap_before`), of which at most the last gap length counts; then not `ret_ok`.
     """
 
     products: tuple[str, ...]
@@ -115,6 +118,7 @@ class BarGrid:
     in_gap: NDArray[np.bool_]
     new_segment: NDArray[np.bool_]
     out_of_bounds: NDArray[np.bool_]
+    lossy: NDArray[np.bool_]
 
     @property
     def n_bars(self) -> int:
@@ -267,6 +271,11 @@ def tick_reach_ns(spec: TimescaleSpec) -> int:
     return round(spec.gap_after_s * NS) + spec.bar_ns
 
 
+def tick_ahead_ns(spec: TimescaleSpec) -> int:
+    """How far past the last bar ticks must reach, for bars that know of every loss that touches them."""
+    return round(spec.gap_after_s * NS)
+
+
 def build_bars(
     ticks: TickColumns,
     *,
@@ -277,12 +286,14 @@ def build_bars(
 ) -> BarGrid:
     """Bars of ``[start_ns, end_ns)``.
 
-    Bars depend on the ticks of `tick_reach_ns` before them and on nothing earlier, and a bar on nothing
-    later.
+    Bars depend on the ticks of `tick_reach_ns` before them and on nothing earlier. A bar depends on nothing
+    later but for one thing: that messages were lost is known by the next tick, so a tick with `gap_before`
+    makes the bars back to its predecessor `lossy`, those of at most `tick_ahead_ns`.
 
     Args:
         ticks: cleaned, ordered by (product, event time); they may begin before `start_ns` and should reach
-            back `tick_reach_ns`. Those at or after `end_ns` are not looked at.
+            back `tick_reach_ns`, and on to `tick_ahead_ns` after `end_ns` (of a product's ticks there only
+            the first counts, and only for what it says of a loss).
         start_ns: start of the first bar.
         end_ns: end of the last bar; a whole number of bars later.
         spec: bar length, stale and gap limits.
@@ -305,6 +316,8 @@ def build_bars(
         own = ticks.event_time_ns[edges[row] : edges[row + 1]]
         first = edges[row] + np.searchsorted(own, start_ns - tick_reach_ns(spec))
         last = edges[row] + np.searchsorted(own, end_ns)
+        next_one = min(last + 1, edges[row + 1])
+        grid.lossy[row] = _lossy(ticks, slice(first, next_one), grid, spec)
         if last > first:
             _fill_quotes({name: c[row] for name, c in columns.items()}, ticks, slice(first, last), grid, spec)
     if trades is not None:
@@ -317,6 +330,21 @@ def _require_order(ticks: TickColumns) -> None:
     same = product[1:] == product[:-1]
     if (product[1:] < product[:-1]).any() or (same & (times[1:] < times[:-1])).any():
         raise BarsError("ticks are not ordered by (product, event time)")
+
+
+def _lossy(ticks: TickColumns, own: slice, grid: BarGrid, spec: TimescaleSpec) -> NDArray[np.bool_]:
+    """Which bars overlap a loss of a product, whose ticks are `own`."""
+    times = ticks.event_time_ns[own]
+    lost = np.flatnonzero(ticks.gap_before[own])
+    until = times[lost]
+    since = until - round(spec.gap_after_s * NS)
+    # A predecessor that is not among the ticks is older than the gap length, so it bounds nothing.
+    follows = lost > 0
+    since[follows] = np.maximum(since[follows], times[lost[follows] - 1])
+    steps = np.zeros(grid.n_bars + 1, dtype=np.int64)
+    for times_ns, offset, step in ((since, 0, 1), (until, 1, -1)):
+        np.add.at(steps, np.clip((times_ns - grid.start_ns) // grid.bar_ns + offset, 0, grid.n_bars), step)
+    return np.cumsum(steps[:-1]) > 0
 
 
 def _fill_quotes(
@@ -359,7 +387,7 @@ def _fill_quotes(
     ret, spread = _move_nano(as_of_mid[:-1], close), (ask - bid)[as_of[1:]] / close
     span = _move_nano(low, high)
     out_of_bounds = continues & ((span > MAX_MOVE_NANO) | (np.abs(ret) > MAX_MOVE_NANO))
-    ret_ok = continues & ~out_of_bounds
+    ret_ok = continues & ~out_of_bounds & ~row["lossy"]
     garman_klass = 0.5 * (span * span) - _LN2_TERM * (ret * ret)
     age_s = age_ns[1:] / NS
 

@@ -30,7 +30,7 @@ from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.windows import ewma_length, rolling_max
 
 #: Raised when a formula changes its meaning without changing its text.
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 #: Windows of the families that do not run over all of the spec's windows; those longer than the spec's are
 #: left out.
 RETURN_WINDOWS = (1, 5, 30, 60, 300)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: Raised when the label changes its meaning without changing its parameters.
-LABELS_VERSION = 1
+LABELS_VERSION = 2
 #: Why a row has no label (the value of `LabelGrid.reason`).
 REASONS = {0: "ok", 1: "break", 2: "stale", 3: "end_of_data"}
 _OK, _BREAK, _STALE, _END = range(4)

@@ -13,7 +13,7 @@ from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.ticks import TickColumns, TradeColumns, clean_ticks, clean_trades
 from cryptovol_dagster.defs.metadata import OWNERS, rows_and_path, schema_metadata
 from cryptovol_dagster.defs.partitions import look_back
-from cryptovol_dagster.resources.chain import TICKS, TRADES
+from cryptovol_dagster.resources.chain import NEXT_TICKS, TICKS, TRADES
 from cryptovol_dagster.resources.lake import Lake, hour_window
 from cryptovol_dagster.resources.raw import RawStore
 from ingestor.settings import Settings
@@ -80,7 +80,8 @@ def ticks_asset(
 
         Left out and counted: repeats, messages more than two seconds older than their product's newest, and
         quotes that are absent, non-positive or crossed. The hour's trades are written beside them (`trades`
-        in the lake).
+        in the lake), and each product's first tick after the hour (`next_ticks`), which says whether
+        something was lost up to it.
         """
         for key in context.partition_keys:
             context.add_asset_metadata(
@@ -103,6 +104,7 @@ def _write_hour(
     trades = _inside(trades, trades.trade_time_ns, start_ns, end_ns)
 
     lake.write_table(TRADES, key, trades.to_table())
+    lake.write_table(NEXT_TICKS, key, _first_of_each_product(cleaned.ticks, end_ns).to_table())
     path = lake.write_table(TICKS, key, ticks.to_table())
     read = int(((recorded.event_time_ns >= start_ns) & (recorded.event_time_ns < end_ns)).sum())
     counts = cleaned.counts
@@ -125,6 +127,12 @@ def _write_hour(
             }
         ),
     }
+
+
+def _first_of_each_product(ticks: TickColumns, from_ns: int) -> TickColumns:
+    later = np.flatnonzero(ticks.event_time_ns >= from_ns)
+    _, first = np.unique(ticks.product[later], return_index=True)
+    return ticks.take(later[first])
 
 
 def _inside(columns: _Columns, times: NDArray[np.int64], start_ns: int, end_ns: int) -> _Columns:

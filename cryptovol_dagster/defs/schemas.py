@@ -28,6 +28,7 @@ BAR_DESCRIPTIONS = {
     "stale": "the quote is too old for a prediction",
     "in_gap": "no message for longer than the gap limit",
     "new_segment": "first bar after a break; no return crosses it",
+    "lossy": "messages were lost in it, or around it since the product's last tick; its return is unknown",
 }
 LABEL_DESCRIPTIONS = {
     "sigma": "root mean square of the next H bars' log returns; null is no label",

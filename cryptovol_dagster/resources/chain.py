@@ -30,7 +30,8 @@ from cryptovol_dagster.resources.lake import HOUR_NS, Lake, hour_key, hour_windo
 if TYPE_CHECKING:
     from cryptovol_dagster.core.models import Model
 
-TICKS, TRADES = "ticks", "trades"
+#: Beside the ticks of an hour lie its trades, and each product's first tick after it.
+TICKS, TRADES, NEXT_TICKS = "ticks", "trades", "next_ticks"
 SPLITS_SCHEMA_VERSION = 1
 #: The rows read last: splits, every model, evaluation and report of an hour are made from the same ones.
 _LAST_DATASET: dict[tuple[Any, ...], tuple[Dataset, str]] = {}
@@ -67,9 +68,17 @@ def window_back(partition_key: str, hours: int) -> tuple[int, int]:
 
 
 def read_ticks(lake: Lake, partition_key: str, products: tuple[str, ...]) -> TickColumns:
-    """Read the clean ticks of an hour and of the one before it: quotes carry over the hour's edge."""
-    lake.require(TICKS, [partition_key])
-    ticks = TickColumns.from_table(_of_products(lake, TICKS, partition_key, products), products=products)
+    """Read the clean ticks of an hour, of the one before it and each product's first after it.
+
+    Quotes carry over the hour's edge, and so do losses: the next tick tells whether there was one.
+    """
+    for asset in (TICKS, NEXT_TICKS):
+        lake.require(asset, [partition_key])
+    tables = [
+        _of_products(lake, TICKS, partition_key, products, 1),
+        _of_products(lake, NEXT_TICKS, partition_key, products, 0),
+    ]
+    ticks = TickColumns.concat([TickColumns.from_table(table, products=products) for table in tables])
     # Each hour is ordered by product, then time; two hours in a row are not.
     return ticks.take(np.lexsort((ticks.event_time_ns, ticks.product)))
 
@@ -77,15 +86,17 @@ def read_ticks(lake: Lake, partition_key: str, products: tuple[str, ...]) -> Tic
 def read_trades(lake: Lake, partition_key: str, products: tuple[str, ...]) -> TradeColumns | None:
     """Read the trades of an hour and of the one before it; None where the feed had none."""
     lake.require(TRADES, [partition_key])
-    table = _of_products(lake, TRADES, partition_key, products)
+    table = _of_products(lake, TRADES, partition_key, products, 1)
     if not table.num_rows:
         return None
     trades = TradeColumns.from_table(table, products=products)
     return trades.take(np.lexsort((trades.trade_id, trades.trade_time_ns, trades.product)))
 
 
-def _of_products(lake: Lake, asset: str, partition_key: str, products: tuple[str, ...]) -> pa.Table:
-    table = lake.read_table(asset, *window_back(partition_key, 1)).unify_dictionaries()
+def _of_products(
+    lake: Lake, asset: str, partition_key: str, products: tuple[str, ...], hours_back: int
+) -> pa.Table:
+    table = lake.read_table(asset, *window_back(partition_key, hours_back)).unify_dictionaries()
     wanted = pc.SetLookupOptions(pa.array(products, pa.string()))
     return table.filter(pc.call_function("is_in", [table["product_id"].cast(pa.string())], wanted))
 

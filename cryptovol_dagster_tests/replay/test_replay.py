@@ -110,7 +110,7 @@ def test_hours_streamed_equal_everything_at_once(
     [
         ("btc_eth_2026-04-04_2h.ndjson.gz", 30_123, 30_123, 30_123, 0, 21_600, 12_451),
         ("btc_2026-04-05_20min_verbatim.ndjson.gz", 5_971, 5_970, 5_970, 0, 3_600, 228),
-        ("btc_2025-12-06_overnight_sessions.ndjson.gz", 28_393, 28_381, 28_381, 0, 10_800, 3_917),
+        ("btc_2025-12-06_overnight_sessions.ndjson.gz", 28_393, 28_381, 28_381, 0, 10_800, 3_732),
         ("multichannel_2026-08-09_25s_session.jsonl.gz", 1_038, 160, 160, 0, 7_200, 0),
         ("faulty_every_line_twice.ndjson.gz", 7_156, 7_156, 3_578, 3_578, 3_600, 0),
         ("faulty_heartbeats_dropped.ndjson.gz", 2_500, 2_500, 2_500, 0, 7_200, 0),

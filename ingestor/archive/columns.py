@@ -35,6 +35,11 @@ def as_int64(array: Any) -> np.ndarray:
     return np.frombuffer(array.buffers()[1], np.int64, len(array), array.offset * 8)
 
 
+def mask_of(flags: np.ndarray) -> pa.Array:
+    """A boolean column, for `Table.filter`."""
+    return pa.Array.from_buffers(pa.bool_(), len(flags), [None, _bitmap(flags)])
+
+
 def _integers(values: Sequence[int | None], kind: pa.DataType) -> pa.Array:
     if None in values:
         valid = np.array([value is not None for value in values])

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from ingestor.archive import positions
+from ingestor.archive.columns import as_int64, mask_of
 from ingestor.archive.errors import ArchiveError
 from ingestor.archive.layout import (
     CLOSED,
@@ -88,11 +90,26 @@ class RawReader:
         """
         wanted = list(columns) if columns is not None else SCHEMAS[topic].names
         schema = pa.schema([SCHEMAS[topic].field(name) for name in wanted])
-        tables = [
-            self._read_file(topic, file, wanted, start_ns, end_ns, after_offset).select(wanted).cast(schema)
-            for file, after_offset in _each_after_the_last(self.files(topic, start_ns, end_ns))
-        ]
+        tables = [table for _, _, table in self.tables(topic, start_ns, end_ns, wanted)]
         return pa.concat_tables(tables) if tables else schema.empty_table()
+
+    def tables(
+        self, topic: str, start_ns: int, end_ns: int, columns: Sequence[str]
+    ) -> Iterator[tuple[str, int, pa.Table]]:
+        """What `read` gives, file by file: (log id, partition, rows).
+
+        Raises:
+            ArchiveError: a file is foreign or corrupt.
+        """
+        wanted = list(columns)
+        schema = pa.schema([SCHEMAS[topic].field(name) for name in wanted])
+        for file, after_offset in _each_after_the_last(self.files(topic, start_ns, end_ns)):
+            table = self._read_file(topic, file, wanted, start_ns, end_ns, after_offset)
+            yield file.footer.log_id, file.footer.partition, table.select(wanted).cast(schema)
+
+    def hours(self, topic: str) -> list[int]:
+        """Starts (ns) of the hours under which anything is filed, oldest first; from names alone."""
+        return [hour_ns for hour_ns, _ in hour_folders(self._raw_dir / topic)]
 
     def count(self, topic: str, start_ns: int, end_ns: int) -> int:
         """How many records `read` would give."""
@@ -149,23 +166,15 @@ class RawReader:
             needed.append("kafka_offset")
         table = read_rows(file.path, needed)
         if not whole:
-            times = event_times(topic, table)
-            table = table.filter(
-                pc.call_function(
-                    "and",
-                    [
-                        pc.call_function("greater_equal", [times, pa.scalar(start_ns, pa.int64())]),
-                        pc.call_function("less", [times, pa.scalar(end_ns, pa.int64())]),
-                    ],
-                )
-            )
+            times = _values(event_times(topic, table))
+            table = table.filter(mask_of((start_ns <= times) & (times < end_ns)))
         if overlaps:
-            table = table.filter(
-                pc.call_function(
-                    "greater", [table.column("kafka_offset"), pa.scalar(after_offset, pa.int64())]
-                )
-            )
+            table = table.filter(mask_of(_values(table.column("kafka_offset")) > after_offset))
         return table
+
+
+def _values(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    return np.concatenate([np.empty(0, np.int64), *(as_int64(chunk) for chunk in column.chunks)])
 
 
 def _without_contained(files: list[RawFile]) -> list[RawFile]:

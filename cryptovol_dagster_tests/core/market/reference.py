@@ -80,8 +80,19 @@ def bars(rows: list[Tick], start_ns: int, end_ns: int, spec: TimescaleSpec) -> l
         end = begin + spec.bar_ns
         before = [row for row in rows if row.event_time_ns < begin]
         inside = [row for row in rows if begin <= row.event_time_ns < end]
-        result.append(_bar(before, inside, begin, end, spec))
+        result.append(_bar(before, inside, begin, end, _is_lossy(rows, begin, end, spec), spec))
     return result
+
+
+def _is_lossy(rows: list[Tick], begin: int, end: int, spec: TimescaleSpec) -> bool:
+    """Whether some row lost a predecessor since the row before it, a gap length at most, within the bar."""
+    for place, row in enumerate(rows):
+        since = row.event_time_ns - spec.gap_after_s * NS
+        if place and rows[place - 1].event_time_ns > since:
+            since = rows[place - 1].event_time_ns
+        if row.gap_before and since < end and begin <= row.event_time_ns:
+            return True
+    return False
 
 
 def _mid(row: Tick) -> float:
@@ -99,7 +110,9 @@ def _alive(rows: list[Tick], at_ns: int, spec: TimescaleSpec) -> Tick | None:
     return None
 
 
-def _bar(before: list[Tick], inside: list[Tick], begin: int, end: int, spec: TimescaleSpec) -> dict[str, Any]:
+def _bar(
+    before: list[Tick], inside: list[Tick], begin: int, end: int, lossy: bool, spec: TimescaleSpec
+) -> dict[str, Any]:
     opening, quote = _alive(before, begin, spec), _alive(before + inside, end, spec)
     changes, last = 0, before[-1] if before else None
     for row in inside:
@@ -125,6 +138,7 @@ def _bar(before: list[Tick], inside: list[Tick], begin: int, end: int, spec: Tim
         "in_gap": quote is None,
         "new_segment": False,
         "out_of_bounds": False,
+        "lossy": lossy,
         "n_trades": 0,
         "volume_e8": 0,
         "signed_volume_e8": 0,
@@ -148,7 +162,7 @@ def _bar(before: list[Tick], inside: list[Tick], begin: int, end: int, spec: Tim
         move, span = _log_move_nano(_mid(opening), close), _log_move_nano(low, high)
         if max(abs(move), span) > 50_000_000:
             bar["out_of_bounds"] = True
-        else:
+        elif not lossy:
             bar["ret_ok"], bar["ret_nano"] = True, move
             bar["gk_atto"] = round(0.5 * span**2 - (2 * math.log(2) - 1) * move**2)
     return bar

@@ -12,7 +12,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryptovol_dagster.core.bars import BAR_COLUMNS, BarGrid, BarsError, build_bars, tick_reach_ns
+from cryptovol_dagster.core.bars import (
+    BAR_COLUMNS,
+    BarGrid,
+    BarsError,
+    build_bars,
+    tick_ahead_ns,
+    tick_reach_ns,
+)
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.ticks import TickColumns, TradeColumns, clean_ticks
 from cryptovol_dagster_tests.core.market import reference
@@ -61,7 +68,7 @@ def test_bars_do_not_depend_on_where_ticks_begin_or_end(seed: int, first: int, l
     start_ns, end_ns = START_NS + first * NS, START_NS + last * NS
     whole = build_bars(ticks, start_ns=START_NS, end_ns=START_NS + 200 * NS, spec=SPEC)
     times = ticks.event_time_ns
-    needed = ticks.take((times >= start_ns - tick_reach_ns(SPEC)) & (times < end_ns))
+    needed = ticks.take((times >= start_ns - tick_reach_ns(SPEC)) & (times < end_ns + tick_ahead_ns(SPEC)))
     for given_ticks in (ticks, needed):
         part = build_bars(given_ticks, start_ns=start_ns, end_ns=end_ns, spec=SPEC)
         assert equal(part, whole.slice(start_ns, end_ns))
@@ -79,7 +86,15 @@ def test_no_bar_knows_the_future(seed: int, now: int) -> None:
     one, two = (
         build_bars(t, start_ns=START_NS, end_ns=START_NS + 200 * NS, spec=SPEC) for t in (ticks, mixed)
     )
-    assert equal(one.slice(START_NS, now_ns), two.slice(START_NS, now_ns))
+    one, two = one.slice(START_NS, now_ns), two.slice(START_NS, now_ns)
+    # That something was lost is the one thing that only the next tick tells, within a gap length.
+    settled = one.bar_starts_ns < now_ns - tick_ahead_ns(SPEC)
+    told_later = ("lossy", "ret_ok", "ret_nano", "gk_atto")
+    agreed = ~(one.lossy | two.lossy) | settled
+    for name in BAR_COLUMNS:
+        before, after = getattr(one, name), getattr(two, name)
+        mask = agreed if name in told_later else np.ones_like(agreed)
+        np.testing.assert_array_equal(before[mask], after[mask], name)
 
 
 def test_a_quote_is_carried_until_the_gap_and_the_next_begins_a_segment() -> None:
@@ -116,9 +131,29 @@ def test_no_return_crosses_a_lost_message() -> None:
     rows = [at(0.5), at(1.5, bid=102.0, ask=102.1, gap_before=True), at(2.5, bid=103.0, ask=103.1)]
     grid = bars_of(rows)
     assert grid.new_segment[0].tolist() == [True, True, False, False, False]
+    assert grid.lossy[0].tolist() == [True, True, False, False, False]
     assert grid.ret_ok[0].tolist() == [False, False, True, True, True]
     assert (grid.open[0, 1], grid.low[0, 1]) == (102.05, 102.05)
     assert grid.n_mid_changes[0].tolist() == [0, 0, 1, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("ticks_s", "lossy"),
+    [
+        ([0.5, 1.0, 4.2], [1, 2, 3, 4]),  # on the edge of a bar, after which nothing is known
+        ([0.5, 3.2, 3.4], [3]),
+        ([0.5, 2.5, 5.0], [2, 3, 4, 5]),  # lost up to the very start of a bar
+        ([0.5, 10.5], [2, 3, 4, 5, 6, 7, 8, 9, 10]),  # no further back than the gap length of 8 s
+        ([0.5, 9.5, 13.0], [9, 10, 11]),  # told by the first tick after the grid
+        ([0.5, 9.5, 12.5, 13.0], []),  # which is another one here
+    ],
+)
+def test_a_loss_reaches_back_to_the_tick_before_it(ticks_s: list[float], lossy: list[int]) -> None:
+    rows = [at(second, gap_before=second == ticks_s[-1]) for second in ticks_s]
+    grid = bars_of(rows, seconds=12)
+    assert np.flatnonzero(grid.lossy[0]).tolist() == lossy
+    assert not (grid.ret_ok & grid.lossy).any()
+    assert not grid.lossy[1].any()
 
 
 @pytest.mark.parametrize("wick", [False, True])

@@ -1,0 +1,11 @@
+"""What an audit refuses, and what it found."""
+
+from __future__ import annotations
+
+
+class AuditError(Exception):
+    """There is nothing to audit, or the span makes no sense; the message is one line."""
+
+
+class UnaccountedError(Exception):
+    """Something in raw storage is unaccounted for; the message is one line that says what."""
