@@ -14,13 +14,18 @@ from ingestor.cli_group import VerbGroup
 from ingestor.settings.load import LoadedSettings, load_settings
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from ingestor.audit.model import Audit, Loss
     from ingestor.feed.counters import FeedCounters
     from ingestor.ingest import IngestSummary, Started
-    from ingestor.kafka.check_stream import StreamReport
+    from ingestor.kafka.broker import Broker
     from ingestor.kafka.publisher import PublishCounters
+    from ingestor.kafka.stream_statistics import StreamReport
 
 _WIDTH_WITHOUT_TERMINAL = 160
+#: How often `check-stream` writes a line where there is no terminal to draw on.
+_LINE_EVERY_S = 5.0
 
 
 @click.group(cls=VerbGroup, elsewhere={"simulate": "ingestor.simulator.command:simulate"})
@@ -106,18 +111,27 @@ def ingest(
 )
 @click.option("--bootstrap", metavar="HOST:PORT", help="Broker instead of the configured one.")
 @click.option("--from-beginning", is_flag=True, help="Also look at what the topic holds already.")
-@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object at the end.")
 def check_stream(duration: float, bootstrap: str | None, from_beginning: bool, as_json: bool) -> None:
-    """Look at ticks.raw for a while: what arrives, how fresh, whether valid.
+    """Watch the stream for a while: what arrives, how fresh, in what order, whether valid, how far archived.
+
+    On a terminal the table is kept up to date and left standing at the end (Ctrl-C ends early). Otherwise a
+    line goes to stderr every few seconds and the table to stdout at the end.
+
+    \b
+    exchange→read: from the exchange's timestamp to reading the socket; negative where
+                   its clock is ahead of ours by more than the way takes
+    read→here:     from reading the socket, through Kafka, to this command
 
     Exit code 1 when nothing arrives or a message is invalid. Nothing is committed: looking changes nothing.
 
     \b
     The configured broker:          cryptovol check-stream --duration 60
     The embedded one of `ingest`:   cryptovol check-stream --bootstrap 127.0.0.1:39511
+    What is there already:          cryptovol check-stream --from-beginning --duration 10
+    For another program:            cryptovol check-stream --duration 10 --json
     """
     from ingestor.kafka.broker import BrokerError, connect
-    from ingestor.kafka.check_stream import check_stream as look
 
     settings = load_settings().settings
     kafka = settings.kafka
@@ -129,11 +143,7 @@ def check_stream(duration: float, bootstrap: str | None, from_beginning: bool, a
             "which prints its address; pass it with --bootstrap HOST:PORT"
         )
     with connect(kafka) as broker:
-        report = look(broker, duration, from_beginning=from_beginning)
-    if as_json:
-        _print_json(report.as_dict())
-    else:
-        _print_report(report)
+        report = _looked(broker, duration, from_beginning=from_beginning, as_json=as_json)
     if report.problem is not None:
         raise BrokerError(report.problem)
 
@@ -290,16 +300,40 @@ def _print_counted(title: str, counted: Mapping[str, int]) -> None:
         _print_table((title, "count"), [(name, f"{count:,}") for name, count in commonest_first])
 
 
-def _print_report(report: StreamReport) -> None:
-    numbers = report.as_dict()
-    click.echo(f"{report.topic} at {report.bootstrap_servers}, {report.seconds:.0f} s")
-    _print_table(
-        ("product", "messages", "a second", "newest event", "latency p50 ms", "p99 ms"),
-        [(name, *(str(value) for value in seen.values())) for name, seen in numbers["products"].items()],
-    )
-    events = ", ".join(f"{count} {kind}" for kind, count in numbers["events"].items()) or "none"
-    click.echo(f"feed.events: {events}; frames missing in gaps: {report.missing_frames}")
-    click.echo(f"invalid messages: {report.invalid}")
+def _looked(broker: Broker, duration_s: float, *, from_beginning: bool, as_json: bool) -> StreamReport:
+    """Watch the stream, showing it as whoever looks on can read it."""
+    from rich.live import Live
+
+    from ingestor.kafka.check_stream import check_stream as look
+    from ingestor.kafka.stream_table import progress_line, render
+
+    if as_json:
+        report = look(broker, duration_s, from_beginning=from_beginning)
+        _print_json(report.as_dict())
+        return report
+    console = _console()
+    if not console.is_terminal:
+        report = look(
+            broker,
+            duration_s,
+            from_beginning=from_beginning,
+            on_progress=lambda seen: click.echo(progress_line(seen), err=True),
+            progress_every_s=_LINE_EVERY_S,
+        )
+        console.print(render(report))
+        return report
+    # The last picture gives way to the same table in full, which a small terminal could not hold.
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        report = look(
+            broker,
+            duration_s,
+            from_beginning=from_beginning,
+            on_progress=lambda seen: live.update(
+                render(seen, left_s=duration_s - seen.seconds), refresh=True
+            ),
+        )
+    console.print(render(report))
+    return report
 
 
 def _print_audit(result: Audit) -> None:
@@ -344,7 +378,6 @@ def _print_config(loaded: LoadedSettings) -> None:
 
 
 def _print_table(columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
@@ -353,8 +386,14 @@ def _print_table(columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> Non
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(escape(cell) for cell in row))
+    _console().print(table)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
     # Into a file or a pipe nothing should be folded at the 80 columns of no terminal.
-    Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL).print(table)
+    return Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
 
 
 def _print_json(value: Any) -> None:

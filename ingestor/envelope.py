@@ -15,6 +15,8 @@ SCHEMA_VERSION = 1
 #: Topic names without the configured prefix.
 TICKS, TRADES, EVENTS, DEAD = "ticks.raw", "trades.raw", "feed.events", "feed.dead"
 TOPICS = (TICKS, TRADES, EVENTS, DEAD)
+#: What is computed live from the ticks; derived, so the archive leaves it alone.
+FEATURES_TOPIC = "ticks.features"
 
 EventKind = Literal[
     "connected",

@@ -25,7 +25,7 @@ from ingestor.archive.schema import to_batch
 from ingestor.archive.slot import Slot
 from ingestor.archive.writer import OpenFile, mend, remove_abandoned
 from ingestor.envelope import EVENTS, TOPICS
-from ingestor.kafka.broker import Broker, BrokerError
+from ingestor.kafka.broker import ARCHIVE_GROUP, Broker, BrokerError
 from ingestor.settings.model import StorageSettings
 
 LOG = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ class Archive:
         storage: StorageSettings,
         *,
         closed_after_s: float,
-        group: str = "cryptovol-archive",
+        group: str = ARCHIVE_GROUP,
         on_progress: Callable[[], None] | None = None,
     ) -> None:
         self._broker = broker

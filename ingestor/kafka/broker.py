@@ -39,6 +39,8 @@ LIBRARY_LOG.addHandler(logging.NullHandler())
 T = TypeVar("T")
 
 _MOCK_CLUSTER_PREFIX = "mockCluster"
+#: Consumer group of the archives of one storage, without the prefix.
+ARCHIVE_GROUP = "cryptovol-archive"
 #: Topics whose order over the whole feed matters more than their throughput.
 _SINGLE_PARTITION_TOPICS = (EVENTS, DEAD)
 _EMBEDDED_FETCH_WAIT_MS = 20
@@ -273,6 +275,41 @@ class Broker:
             partition: self.offsets(topic, partition, patience_s=patience_s)[1]
             for partition in range(self.partitions(topic))
         }
+
+    def has_topic(self, topic: str) -> bool:
+        """Whether the broker has `topic`. Unlike asking for it by name, this never creates it.
+
+        Raises:
+            BrokerError: the broker does not answer.
+        """
+        found = self._ask("for its topics", lambda: self._client.list_topics(timeout=self._timeout_s))
+        return self.topic(topic) in found.topics
+
+    def committed(self, group: str, topic: str) -> dict[int, int]:
+        """For each partition of `topic` the offset that a consumer group has committed, where it has.
+
+        Args:
+            group: its name without the prefix; the group is asked about, not joined.
+            topic: a topic's name without the prefix.
+
+        Raises:
+            BrokerError: the broker does not answer, or will not tell.
+        """
+        consumer = Consumer(self.consumer_config(self.topic(group)))
+        name = self.topic(topic)
+        places = [TopicPartition(name, partition) for partition in range(self.partitions(topic))]
+        try:
+            answer = consumer.committed(places, timeout=self._timeout_s)
+        except KafkaException as error:
+            raise self._unanswered(f"what {self.topic(group)} has committed", error) from error
+        finally:
+            consumer.close()
+        for place in answer:
+            if place.error is not None:
+                raise BrokerError(
+                    f"Kafka broker at {self.bootstrap_servers}: {name}: {_plain(place.error.str())}"
+                )
+        return {place.partition: place.offset for place in answer if place.offset >= 0}
 
     def _client_config(self) -> dict[str, Any]:
         security = {key: secret.get_secret_value() for key, secret in self.settings.security.items()}

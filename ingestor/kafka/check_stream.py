@@ -1,99 +1,27 @@
-"""Look at the live stream from outside: what arrives on ``ticks.raw``, how fresh, and whether it is valid.
+"""Look at the live stream from outside: read the topics for a while and keep statistics of what arrives.
 
 Partitions are assigned, never subscribed, and nothing is committed: a look changes nothing for anyone.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import msgspec
-from confluent_kafka import OFFSET_BEGINNING, OFFSET_END, Consumer, KafkaException, Message, TopicPartition
+from confluent_kafka import OFFSET_BEGINNING, Consumer, KafkaException, Message, TopicPartition
 
-from ingestor.envelope import DECODERS, EVENTS, SCHEMA_VERSION, TICKS, FeedEvent, TickMessage
-from ingestor.exchange.clock import ns_to_rfc3339
-from ingestor.exchange.parse import product_of
-from ingestor.kafka.broker import Broker, BrokerError
+from ingestor.envelope import FEATURES_TOPIC, TOPICS
+from ingestor.kafka.broker import ARCHIVE_GROUP, Broker, BrokerError
+from ingestor.kafka.stream_statistics import PartitionSeen, StreamReport
 
 _GROUP = "cryptovol-check-stream"
-#: Latencies kept for the quantiles of a product; more would only cost memory.
-_LATENCIES_KEPT = 100_000
-_FIRST_ERRORS = 5
+#: Committed offsets cost a question to the broker.
+_ASK_STORED_EVERY_S = 2.0
+_LONGEST_POLL_S = 0.1
 
-
-@dataclass
-class ProductSeen:
-    """What arrived for one product. Latency: from reading the socket to arriving here."""
-
-    messages: int = 0
-    newest_event_time_ns: int = 0
-    latencies_ms: list[float] = field(default_factory=list)
-
-    def as_dict(self, seconds: float) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        ordered = sorted(self.latencies_ms)
-        return {
-            "messages": self.messages,
-            "per_second": round(self.messages / seconds, 3),
-            "newest_event_time": ns_to_rfc3339(self.newest_event_time_ns),
-            "latency_ms_p50": round(statistics.median(ordered), 3),
-            "latency_ms_p99": round(ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))], 3),
-        }
-
-
-@dataclass
-class StreamReport:
-    """What a look at the stream saw.
-
-    Attributes:
-        seconds: how long it looked.
-        products: by product id.
-        invalid: messages that are not what ``ticks.raw`` should hold.
-        first_errors: the reasons of the first of them.
-        events: messages of ``feed.events`` by kind.
-        missing_frames: frames that the gaps among them say were lost.
-    """
-
-    topic: str
-    bootstrap_servers: str
-    seconds: float = 0.0
-    products: dict[str, ProductSeen] = field(default_factory=dict)
-    invalid: int = 0
-    first_errors: list[str] = field(default_factory=list)
-    events: dict[str, int] = field(default_factory=dict)
-    missing_frames: int = 0
-
-    @property
-    def messages(self) -> int:
-        """Valid messages of all products."""
-        return sum(seen.messages for seen in self.products.values())
-
-    @property
-    def problem(self) -> str | None:
-        """Why the stream is not healthy, in one line; None where it is."""
-        if self.invalid:
-            return f"{self.invalid} invalid messages on {self.topic}: {self.first_errors[0]}"
-        if not self.messages:
-            return f"nothing arrived on {self.topic} at {self.bootstrap_servers} in {self.seconds:.0f} s"
-        return None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
-        return {
-            "topic": self.topic,
-            "bootstrap_servers": self.bootstrap_servers,
-            "seconds": round(self.seconds, 3),
-            "messages": self.messages,
-            "products": {name: seen.as_dict(self.seconds) for name, seen in sorted(self.products.items())},
-            "invalid": self.invalid,
-            "first_errors": self.first_errors,
-            "events": dict(sorted(self.events.items())),
-            "missing_frames": self.missing_frames,
-            "problem": self.problem,
-        }
+Offsets = dict[tuple[str, int], int]
 
 
 def check_stream(
@@ -101,76 +29,148 @@ def check_stream(
     duration_s: float,
     *,
     from_beginning: bool = False,
+    on_progress: Callable[[StreamReport], None] | None = None,
+    progress_every_s: float = 0.5,
 ) -> StreamReport:
-    """Consume ``ticks.raw`` and ``feed.events`` for a while.
+    """Read every topic for a while, ``ticks.features`` too where there is one. Ctrl-C ends the look early.
 
     Args:
         broker: where the topics are.
         duration_s: how long to look.
         from_beginning: read what the topics hold already, too.
+        on_progress: called with what was seen so far.
+        progress_every_s: how often.
 
     Raises:
         BrokerError: a topic is missing, or the broker fails while it is read.
     """
-    report = StreamReport(broker.topic(TICKS), broker.bootstrap_servers)
-    start = OFFSET_BEGINNING if from_beginning else OFFSET_END
-    consumer = Consumer(broker.consumer_config(_GROUP))
+    look = _Look(broker, from_beginning)
     try:
-        consumer.assign(
+        look.run(duration_s, on_progress, progress_every_s)
+    except KeyboardInterrupt:
+        look.update(ask=False)
+    except KafkaException as error:
+        raise BrokerError(
+            f"Kafka broker at {broker.bootstrap_servers} cannot be read: {error.args[0].str()}"
+        ) from error
+    finally:
+        look.close()
+    return look.report
+
+
+class _Look:
+    """One look: a consumer, the statistics, and questions about the archive beside them."""
+
+    def __init__(self, broker: Broker, from_beginning: bool) -> None:
+        self.report = StreamReport(
+            broker.bootstrap_servers, broker.topic(""), archive_group=broker.topic(ARCHIVE_GROUP)
+        )
+        self._broker = broker
+        topics = (*TOPICS, FEATURES_TOPIC) if broker.has_topic(FEATURES_TOPIC) else TOPICS
+        self._names = {broker.topic(topic): topic for topic in topics}
+        self._ends: Offsets = {}
+        self._positions: Offsets = {}
+        for topic in topics:
+            for partition in range(broker.partitions(topic)):
+                first, end = broker.offsets(topic, partition)
+                self._ends[topic, partition] = end
+                self._positions[topic, partition] = first if from_beginning else end
+        self._stored: Offsets = {}
+        # In a thread: a slow answer would be told as latency of the stream.
+        self._asking = ThreadPoolExecutor(1, "archive-offsets")
+        self._question: Future[Offsets] | None = None
+        self._asked_s = -_ASK_STORED_EVERY_S
+        self._consumer = Consumer(broker.consumer_config(_GROUP))
+        self._consumer.assign(
             [
-                TopicPartition(broker.topic(topic), partition, start)
-                for topic in (TICKS, EVENTS)
-                for partition in range(broker.partitions(topic))
+                # Not the first offset by its number: it may be evicted before the first fetch.
+                TopicPartition(broker.topic(topic), partition, OFFSET_BEGINNING if from_beginning else at)
+                for (topic, partition), at in self._positions.items()
             ]
         )
-        began = time.monotonic()
-        while (left_s := began + duration_s - time.monotonic()) > 0:
+        self._began_s = time.monotonic()
+
+    def run(
+        self, duration_s: float, on_progress: Callable[[StreamReport], None] | None, every_s: float
+    ) -> None:
+        told_s = 0.0
+        self.update()
+        while (at_s := time.monotonic() - self._began_s) < duration_s:
             # One by one: a batch would wait to be filled, and that wait would be told as latency.
-            message = consumer.poll(left_s)
+            message = self._consumer.poll(min(duration_s - at_s, _LONGEST_POLL_S))
             if message is not None:
-                _take_in(report, message)
-        report.seconds = time.monotonic() - began
-    except KafkaException as error:
-        reason = error.args[0].str()
-        raise BrokerError(f"{report.topic} at {report.bootstrap_servers} cannot be read: {reason}") from error
-    finally:
-        consumer.close()
-    return report
+                self._take_in(message)
+            if at_s - told_s >= every_s:
+                told_s = at_s
+                self.update()
+                if on_progress is not None:
+                    on_progress(self.report)
+        self._await_stored()
+        self.update()
 
+    def close(self) -> None:
+        self._asking.shutdown(wait=False, cancel_futures=True)
+        self._consumer.close()
 
-def _take_in(report: StreamReport, message: Message) -> None:
-    error = message.error()
-    if error is not None:
-        raise BrokerError(f"{report.topic} at {report.bootstrap_servers} cannot be read: {error.str()}")
-    value = message.value() or b""
-    try:
-        if message.topic() == report.topic:
-            _take_in_tick(report, DECODERS[TICKS].decode(value), message.key())
-        else:
-            _take_in_event(report, DECODERS[EVENTS].decode(value))
-    except (msgspec.DecodeError, ValueError) as invalid:
-        report.invalid += 1
-        if len(report.first_errors) < _FIRST_ERRORS:
-            place = f"{message.topic()} partition {message.partition()} offset {message.offset()}"
-            report.first_errors.append(f"{place}: {invalid}")
+    def update(self, *, ask: bool = True) -> None:
+        """Bring time and positions up to now."""
+        report = self.report
+        report.now_ns = time.time_ns()
+        report.seconds = time.monotonic() - self._began_s
+        if ask and self._question is None and report.seconds - self._asked_s >= _ASK_STORED_EVERY_S:
+            self._asked_s = report.seconds
+            self._question = self._asking.submit(self._ask_stored)
+        self._hear_stored()
+        report.partitions = tuple(self._partition(topic, partition) for topic, partition in self._ends)
 
+    def _take_in(self, message: Message) -> None:
+        error = message.error()
+        if error is not None:
+            raise BrokerError(
+                f"Kafka broker at {self.report.bootstrap_servers} cannot be read: {error.str()}"
+            )
+        name = message.topic() or ""
+        self.report.take_in(
+            self._names[name],
+            message.key(),
+            message.value() or b"",
+            place=f"{name} partition {message.partition()} offset {message.offset()}",
+            now_ns=time.time_ns(),
+            at_s=time.monotonic() - self._began_s,
+        )
 
-def _take_in_tick(report: StreamReport, tick: TickMessage, key: bytes | str | None) -> None:
-    if tick.schema_version != SCHEMA_VERSION:
-        raise ValueError(f"schema version {tick.schema_version}, expected {SCHEMA_VERSION}")
-    if key != tick.product_id.encode():
-        raise ValueError(f"key {key!r} is not the product {tick.product_id}")
-    product_id = product_of(tick.ticker)
-    if product_id != tick.product_id:
-        raise ValueError(f"entry of {product_id} under {tick.product_id}")
-    seen = report.products.setdefault(product_id, ProductSeen())
-    seen.messages += 1
-    seen.newest_event_time_ns = max(seen.newest_event_time_ns, tick.event_time_ns)
-    if len(seen.latencies_ms) < _LATENCIES_KEPT:
-        seen.latencies_ms.append((time.time_ns() - tick.received_at_ns) / 1e6)
+    def _partition(self, topic: str, partition: int) -> PartitionSeen:
+        place: Any = TopicPartition(self._broker.topic(topic), partition)
+        # What the fetches have told already; nobody is asked.
+        _, end = self._consumer.get_watermark_offsets(place, cached=True)
+        key = topic, partition
+        self._ends[key] = max(self._ends[key], end)
+        self._positions[key] = max(self._positions[key], self._consumer.position([place])[0].offset)
+        return PartitionSeen(topic, partition, self._ends[key], self._positions[key], self._stored.get(key))
 
+    def _ask_stored(self) -> Offsets:
+        topics = [topic for topic in self._names.values() if topic != FEATURES_TOPIC]
+        return {
+            (topic, partition): offset
+            for topic in topics
+            for partition, offset in self._broker.committed(ARCHIVE_GROUP, topic).items()
+        }
 
-def _take_in_event(report: StreamReport, event: FeedEvent) -> None:
-    report.events[event.kind] = report.events.get(event.kind, 0) + 1
-    if event.kind == "gap":
-        report.missing_frames += int(event.detail.get("count", 0))
+    def _hear_stored(self) -> None:
+        if self._question is None or not self._question.done():
+            return
+        try:
+            self._stored = self._question.result()
+            self.report.archive_unknown = ""
+        except BrokerError as error:
+            self.report.archive_unknown = str(error)
+        self._question = None
+
+    def _await_stored(self) -> None:
+        """The last word on the archive, so that the final table is of one moment."""
+        self._asked_s = -_ASK_STORED_EVERY_S
+        self._question = self._question or self._asking.submit(self._ask_stored)
+        try:
+            self._question.exception(self._broker.settings.connect_timeout_s)
+        except TimeoutError:
+            self.report.archive_unknown = "no answer in time"

@@ -144,17 +144,31 @@ def simulate(
 
     \b
     Faults, separated by ';', at seconds of the market since its start:
-      gap@600s:3            the next 3 frames are numbered but never sent
-      repeat@900s           the next frame is sent twice
-      disconnect@1800s:1006 the connection is cut (any other code: closed with it)
-      silence@5400s:12s     nothing is sent for 12 s of the wall clock; the market
-                            moves on by 12 s of its own, unheard
+      gap@600s:3              the next 3 frames are numbered but never sent
+      repeat@900s             the next frame is sent twice
+      disconnect@1800s:1006   the connection is cut (any other code: closed with it)
+      silence@5400s:12s       nothing is sent for 12 s of the wall clock; the market
+                              moves on by 12 s of its own, unheard
+      malformed@10s:not_json  the next frame arrives spoilt: truncated (default),
+                              not_json, not_utf8, wrong_types or bad_time
+      giant@10s:17000000      an order book of that many bytes comes besides
+      unknown_channel@10s:3   3 frames of an unheard-of channel come besides
+      drift@10s               an entry has an unknown field and lacks a known one
+      skew@10s:120s           timestamps are 120 s ahead from then on (-2s: behind,
+                              0s: right again)
+      late_ack@0s:3s          subscriptions are acknowledged 3 s of the market late
+                              from then on (late_ack:3s: from the start)
+      refuse@10s:429:2        the next 2 handshakes get HTTP 429 and Retry-After: 1
+
+    Frames that are spoilt or come besides have numbers like any other. What went out
+    is counted and told at the end: what a client should have heard.
 
     \b
     Examples:
       cryptovol simulate --speed max --hours 3 --once
       cryptovol simulate --recording day.ndjson.gz --speed 60
       cryptovol simulate --products BTC-USD --faults 'gap@60s:3; disconnect@120s:1006'
+      cryptovol simulate --faults 'disconnect@60s:1001; refuse@59s:429:2; late_ack:3s'
       cryptovol simulate --hours 2 --seed 1 --write market.ndjson.gz
     """
     from ingestor.simulator.faults import parse_faults

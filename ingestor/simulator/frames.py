@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from ingestor.exchange.clock import ns_to_rfc3339
+
 NS_PER_S = 1_000_000_000
 
 
@@ -49,3 +51,21 @@ class Segment:
     opening: tuple[MarketFrame, ...] = ()
     recorded_channels: frozenset[str] = frozenset()
     recorded_products: frozenset[str] = frozenset()
+
+
+def frame_head(channel: str, time_ns: int) -> bytes:
+    """A frame up to its sequence number, as the exchange writes it."""
+    return f'{{"channel":"{channel}","timestamp":"{ns_to_rfc3339(time_ns)}","sequence_num":'.encode()
+
+
+def own_frame(channel: str, time_ns: int, events: bytes) -> MarketFrame:
+    """A frame that the simulator makes itself, about no product in particular.
+
+    Args:
+        channel: Its channel.
+        time_ns: Its time.
+        events: Its events, as a JSON list.
+    """
+    return MarketFrame(
+        time_ns, channel, frozenset(), frame_head(channel, time_ns), b',"events":' + events + b"}"
+    )

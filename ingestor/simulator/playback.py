@@ -23,8 +23,24 @@ from ingestor.exchange.messages import (
     TICKER,
     TRADES,
 )
-from ingestor.simulator.faults import Disconnect, Fault, Gap, Repeat, Silence
-from ingestor.simulator.frames import NS_PER_S, MarketFrame, Segment
+from ingestor.simulator import damage
+from ingestor.simulator.faults import (
+    ADDING,
+    Damage,
+    Disconnect,
+    Drift,
+    Fault,
+    Gap,
+    Giant,
+    LateAck,
+    Malformed,
+    Refuse,
+    Repeat,
+    Silence,
+    Skew,
+    UnknownChannel,
+)
+from ingestor.simulator.frames import NS_PER_S, MarketFrame, Segment, frame_head, own_frame
 
 NORMAL, GOING_AWAY = 1000, 1001
 #: What a client subscribes to → how the frames of it are called.
@@ -39,6 +55,8 @@ CHANNEL_OF_SUBSCRIPTION = {
 AUTHENTICATION_FAILURE = b'{"type":"error","message":"authentication failure"}'
 UNREADABLE = b'{"type":"error","message":"failed to parse message"}'
 _SNAPSHOT_CHANNELS = (TICKER, TRADES)
+#: Where a class's name is cut into words.
+_NAME_OF_FAULT = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _UPDATE = re.compile(rb'"type"\s*:\s*"update"')
 
 
@@ -56,13 +74,16 @@ class Sent:
     """What went out so far, over all connections; the truth a client's counts are held against.
 
     Attributes:
-        frames: Frames sent, by channel; repeats included.
-        ticks: Ticker entries sent; repeats left out.
+        frames: Frames sent, by channel; repeats included, malformed ones left out.
+        ticks: Ticker entries sent; those of repeats and malformed frames left out.
         dropped_frames: Frames numbered but not sent (gaps).
         dropped_ticks: Ticker entries in them.
         repeated_frames: Frames sent a second time.
+        malformed_frames: Frames numbered and sent, but spoilt.
+        malformed_ticks: Ticker entries that they would have held.
         skipped_frames: Frames of silences, neither numbered nor sent.
         connections: Connections that were played to.
+        refused_handshakes: Handshakes answered with an HTTP status of refusal.
         faults: Faults that came to pass, by kind.
     """
 
@@ -71,8 +92,11 @@ class Sent:
     dropped_frames: int = 0
     dropped_ticks: int = 0
     repeated_frames: int = 0
+    malformed_frames: int = 0
+    malformed_ticks: int = 0
     skipped_frames: int = 0
     connections: int = 0
+    refused_handshakes: int = 0
     faults: Counter[str] = field(default_factory=Counter)
 
     def as_dict(self) -> dict[str, Any]:
@@ -114,6 +138,10 @@ class Playback:
     def __init__(self, segments: Callable[[], Iterator[Segment]], faults: tuple[Fault, ...] = ()) -> None:
         self._make_segments = segments
         self._all_faults = faults
+        self._skews = tuple(fault for fault in faults if isinstance(fault, Skew))
+        self._late_acks = tuple(fault for fault in faults if isinstance(fault, LateAck))
+        #: Whether the script sends frames of its own, which a recording's numbers leave no room for.
+        self.adds_frames = any(isinstance(fault, ADDING) for fault in faults)
         self.sent = Sent()
         self.finished = False
         self._begin()
@@ -121,9 +149,10 @@ class Playback:
     def _begin(self) -> None:
         self._segments = self._make_segments()
         self._faults = deque(self._all_faults)
+        self._refusals: deque[int] = deque()
         self.finished = False
         self._enter(next(self._segments))
-        self.start_ns = self.segment.start_ns
+        self.start_ns = self._reached_ns = self.segment.start_ns
 
     def restart(self) -> None:
         """Play the market from its start once more."""
@@ -170,9 +199,39 @@ class Playback:
 
     def due_fault(self, time_ns: int) -> Fault | None:
         """Take the next fault, where its time has come."""
+        self._reached_ns = max(self._reached_ns, time_ns)
         if self._faults and self.start_ns + self._faults[0].at_ns <= time_ns:
-            return self._faults.popleft()
+            return self._take(self._faults[0])
         return None
+
+    def _take(self, fault: Fault) -> Fault:
+        self._faults.remove(fault)
+        self.sent.faults[_NAME_OF_FAULT.sub("_", type(fault).__name__).lower()] += 1
+        if isinstance(fault, Refuse):
+            self._refusals.extend([fault.status] * fault.handshakes)
+        return fault
+
+    def refuse_handshake(self) -> int | None:
+        """The HTTP status with which the next handshake is to be refused; None where it is welcome."""
+        for fault in tuple(self._faults):
+            # It befalls whoever comes, so it does not wait for a frame to be due.
+            if isinstance(fault, Refuse) and self.start_ns + fault.at_ns <= self._reached_ns:
+                self._take(fault)
+        if not self._refusals:
+            return None
+        self.sent.refused_handshakes += 1
+        return self._refusals.popleft()
+
+    def ahead_ns(self, time_ns: int) -> int:
+        """How far timestamps are ahead of the market at `time_ns`."""
+        begun = [skew.ahead_ns for skew in self._skews if self.start_ns + skew.at_ns <= time_ns]
+        return begun[-1] if begun else 0
+
+    @property
+    def ack_delay_ns(self) -> int:
+        """How late an acknowledgement asked for now comes."""
+        begun = [late.delay_ns for late in self._late_acks if self.start_ns + late.at_ns <= self.now_ns]
+        return begun[-1] if begun else 0
 
     def skip_until(self, time_ns: int) -> None:
         """Let the market go on to `time_ns` of this segment, unheard."""
@@ -204,9 +263,13 @@ class Line:
         self._number = 0
         self._to_drop = 0
         self._to_repeat = 0
+        self._to_drift = 0
+        self._to_spoil: deque[Damage] = deque()
         self._verbatim = False
         self._next_heartbeat_ns: int | None = None
         self._unanswered = 0
+        #: Acknowledgements that come late: when, and with what events.
+        self._late_acks: deque[tuple[int, bytes]] = deque()
 
     @property
     def subscribed(self) -> bool:
@@ -261,8 +324,8 @@ class Line:
         frame = self._playback.peek()
         if frame is None:
             return None
-        beat_ns = self._heartbeat_ns()
-        return frame.time_ns if beat_ns is None else min(frame.time_ns, beat_ns)
+        own_ns = self._own_frame_ns()
+        return frame.time_ns if own_ns is None else min(frame.time_ns, own_ns)
 
     def advance(self, until_ns: int | None, most_frames: int) -> Step:
         """Let the market go on.
@@ -277,31 +340,39 @@ class Line:
             frame = playback.peek()
             if frame is None:
                 return Step(frames, playback.end_segment())
-            beat_ns = self._heartbeat_ns()
-            beats = beat_ns is not None and beat_ns <= frame.time_ns
-            time_ns = beat_ns if beats and beat_ns is not None else frame.time_ns
+            own_ns = self._own_frame_ns()
+            is_own = own_ns is not None and own_ns <= frame.time_ns
+            time_ns = own_ns if is_own and own_ns is not None else frame.time_ns
             if until_ns is not None and time_ns > until_ns:
                 break
             fault = playback.due_fault(time_ns)
             if fault is not None:
-                then = self._befall(fault)
+                then = self._befall(fault, time_ns, frames)
                 if then is not None:
                     return Step(frames, then)
-            elif beats:
-                self._beat(time_ns, frames)
+            elif is_own:
+                self._send_own(time_ns, frames)
             else:
                 playback.take()
                 if self._wants(frame):
                     self._send(frame, frames)
         return Step(frames)
 
-    def _befall(self, fault: Fault) -> Quiet | Close | None:
-        self._sent.faults[type(fault).__name__.lower()] += 1
+    def _befall(self, fault: Fault, time_ns: int, frames: list[bytes]) -> Quiet | Close | None:
         match fault:
             case Gap():
                 self._to_drop += fault.frames
             case Repeat():
                 self._to_repeat += 1
+            case Malformed():
+                self._to_spoil.append(fault.damage)
+            case Drift():
+                self._to_drift += 1
+            case Giant():
+                self._send(damage.giant(time_ns, fault.size_bytes, self._number), frames)
+            case UnknownChannel():
+                for _ in range(fault.frames):
+                    self._send(damage.unheard_of(time_ns), frames)
             case Disconnect():
                 return Close(fault.code)
             case Silence():
@@ -334,15 +405,32 @@ class Line:
     def _ack(self, frames: list[bytes]) -> None:
         current = {channel: list(products) for channel, products in self._subscriptions.items()}
         events = msgspec.json.encode([{"subscriptions": current}])
-        self._send(_own_frame(SUBSCRIPTIONS, self._playback.now_ns, events), frames)
+        now_ns, delay_ns = self._playback.now_ns, self._playback.ack_delay_ns
+        if delay_ns:
+            self._late_acks.append((now_ns + delay_ns, events))
+        else:
+            self._send(own_frame(SUBSCRIPTIONS, now_ns, events), frames)
 
-    def _beat(self, time_ns: int, frames: list[bytes]) -> None:
+    def _send_own(self, time_ns: int, frames: list[bytes]) -> None:
+        """Send the acknowledgement or the heartbeat that is due."""
+        self._playback.now_ns = max(self._playback.now_ns, time_ns)
+        if self._late_acks and self._late_acks[0][0] <= time_ns:
+            _, events = self._late_acks.popleft()
+            self._send(own_frame(SUBSCRIPTIONS, time_ns, events), frames)
+            return
         counter = (time_ns - self._playback.start_ns) // NS_PER_S
         current_time = ns_to_rfc3339(time_ns).encode()
         events = b'[{"current_time":"%b","heartbeat_counter":%d}]' % (current_time, counter)
-        self._playback.now_ns = max(self._playback.now_ns, time_ns)
-        self._send(_own_frame(HEARTBEATS, time_ns, events), frames)
+        self._send(own_frame(HEARTBEATS, time_ns, events), frames)
         self._next_heartbeat_ns = time_ns + NS_PER_S
+
+    def _own_frame_ns(self) -> int | None:
+        """When the next frame of the connection's own is due: a heartbeat, or a late acknowledgement."""
+        beat_ns = self._heartbeat_ns()
+        if not self._late_acks:
+            return beat_ns
+        ack_ns = self._late_acks[0][0]
+        return ack_ns if beat_ns is None else min(ack_ns, beat_ns)
 
     def _heartbeat_ns(self) -> int | None:
         return self._next_heartbeat_ns if HEARTBEATS in self._subscriptions else None
@@ -356,7 +444,17 @@ class Line:
             sent.dropped_frames += 1
             sent.dropped_ticks += frame.ticks
             return
+        if self._to_drift and frame.channel == TICKER and (drifted := damage.drifted(frame)) is not None:
+            self._to_drift -= 1
+            frame = drifted
+        if ahead_ns := self._playback.ahead_ns(frame.time_ns):
+            frame = damage.skewed(frame, ahead_ns)
         data = b"%b%d%b" % (frame.head, number, frame.tail)
+        if self._to_spoil:
+            frames.append(damage.spoilt(data, self._to_spoil.popleft()))
+            sent.malformed_frames += 1
+            sent.malformed_ticks += frame.ticks
+            return
         frames.append(data)
         sent.frames[frame.channel] += 1
         sent.ticks += frame.ticks
@@ -377,7 +475,7 @@ class Line:
     def _may_be_verbatim(self) -> bool:
         playback = self._playback
         untouched = not self._number and playback.at_segment_start
-        if not untouched or SUBSCRIPTIONS not in playback.segment.recorded_channels:
+        if playback.adds_frames or not untouched or SUBSCRIPTIONS not in playback.segment.recorded_channels:
             return False
         first = playback.peek()
         return first is not None and first.sequence_num == 0
@@ -402,12 +500,4 @@ _SUBSCRIPTION_OF_CHANNEL = {channel: asked for asked, channel in CHANNEL_OF_SUBS
 def _snapshot(frame: MarketFrame, now_ns: int) -> MarketFrame:
     """What the newest frame says, as the exchange greets a new subscriber."""
     tail = _UPDATE.sub(rb'"type":"snapshot"', frame.tail, count=1)
-    return frame._replace(time_ns=now_ns, head=_head(frame.channel, now_ns), tail=tail)
-
-
-def _own_frame(channel: str, time_ns: int, events: bytes) -> MarketFrame:
-    return MarketFrame(time_ns, channel, frozenset(), _head(channel, time_ns), b',"events":' + events + b"}")
-
-
-def _head(channel: str, time_ns: int) -> bytes:
-    return f'{{"channel":"{channel}","timestamp":"{ns_to_rfc3339(time_ns)}","sequence_num":'.encode()
+    return frame._replace(time_ns=now_ns, head=frame_head(frame.channel, now_ns), tail=tail)

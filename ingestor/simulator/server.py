@@ -27,6 +27,8 @@ _STEP_FRAMES = 256
 #: Sending oftener than this would cost more than the pacing is worth; sleeping longer would miss messages.
 _LEAST_SLEEP_S, _LONGEST_SLEEP_S = 0.005, 0.1
 _POLICY_VIOLATION = 1008
+#: What a refused client is asked to wait.
+_RETRY_AFTER_S = "1"
 
 #: Told what happens: a name and its particulars.
 Report = Callable[[str, dict[str, Any]], None]
@@ -80,6 +82,7 @@ class Simulator:
                 close_timeout=None,
                 max_size=1 << 16,
                 server_header="cryptovol-simulator",
+                process_request=self._welcome,
                 process_response=_mark_simulated,
             )
         except OSError as error:
@@ -94,6 +97,15 @@ class Simulator:
         for connection in tuple(self._connections):
             connection.transport.abort()
         await self._server.wait_closed()
+
+    def _welcome(self, socket: ServerConnection, _request: Request) -> Response | None:
+        status = self._playback.refuse_handshake()
+        if status is None:
+            return None
+        self._report("refused", {"status": status, "market_time_ns": self._playback.now_ns})
+        response = socket.respond(status, "refused by the fault script\n")
+        response.headers["Retry-After"] = _RETRY_AFTER_S
+        return response
 
     async def _handle(self, socket: ServerConnection) -> None:
         self._connections.add(socket)

@@ -15,6 +15,7 @@ from websockets.asyncio.client import connect
 from cryptovol_dagster_tests.ingestor.simulator.test_playback import subscribe
 from ingestor.cli_group import OneLineErrorsGroup
 from ingestor.recordings import read_recording
+from ingestor.simulator import faults
 from ingestor.simulator.command import simulate
 
 COMMAND = (sys.executable, "-m", "ingestor", "simulate", "--json")
@@ -28,6 +29,9 @@ def run(*arguments: str) -> tuple[int, str]:
 def test_help_shows_faults_and_examples() -> None:
     code, output = run("--help")
     assert code == 0
+    for kind in faults._MAKERS:
+        assert f"    {kind}@" in output
+        assert f"* ``{kind}@" in (faults.__doc__ or "")
     assert "gap@600s:3" in output
     assert "--recording day.ndjson.gz" in output
 

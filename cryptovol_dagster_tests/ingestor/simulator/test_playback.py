@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from ingestor.exchange.clock import rfc3339_to_ns
+from ingestor.exchange.parse import FrameError, parse_frame
 from ingestor.recordings import RecordingError, iter_frames, read_recording
 from ingestor.simulator.faults import parse_faults
 from ingestor.simulator.frames import Segment
@@ -196,6 +197,111 @@ def test_after_a_disconnect_the_market_goes_on_with_a_snapshot_and_new_numbers()
     assert playback.sent.ticks == whole.sent.ticks + snapshots
 
 
+@pytest.mark.parametrize(
+    ("damage", "says", "has_number"),
+    [
+        ("truncated", "not a frame", False),
+        ("not_json", "not a frame", False),
+        ("not_utf8", "not UTF-8", False),
+        ("wrong_types", "events", True),
+        ("bad_time", "timestamp", True),
+    ],
+)
+def test_a_malformed_frame_has_used_up_its_number(damage: str, says: str, has_number: bool) -> None:
+    playback = synthetic(hours=0.02, faults=f"malformed@20.02s:{damage}")
+    line, greeting = follow(playback, *ALL)
+    readable, spoilt = [], []
+    for frame in greeting + play(line)[0]:
+        try:
+            readable.append(parse_frame(frame).sequence_num)
+        except FrameError as error:
+            spoilt.append(error)
+    assert len(spoilt) == playback.sent.malformed_frames == playback.sent.faults["malformed"] == 1
+    assert says in spoilt[0].reason
+    missing = set(range(readable[-1] + 1)) - set(readable)
+    assert len(missing) == 1
+    assert spoilt[0].sequence_num == (missing.pop() if has_number else None)
+    assert sum(playback.sent.frames.values()) == len(readable)
+    whole = synthetic(hours=0.02)
+    play(follow(whole, *ALL)[0])
+    assert playback.sent.ticks + playback.sent.malformed_ticks == whole.sent.ticks
+
+
+def test_a_giant_and_unheard_of_frames_come_besides_with_numbers_of_their_own() -> None:
+    playback = synthetic(hours=0.02, faults="giant@20s:4321; unknown_channel@30s:3")
+    line, greeting = follow(playback, *ALL)
+    frames = greeting + play(line)[0]
+    parsed = [parse_frame(frame) for frame in frames]
+    assert [frame.sequence_num for frame in parsed] == list(range(len(parsed)))
+    assert [len(data) for data, frame in zip(frames, parsed, strict=True) if frame.channel == "l2_data"] == [
+        4_321
+    ]
+    unknown = [frame for frame in parsed if not frame.known]
+    assert [round((frame.event_time_ns - START_NS) / NS) for frame in unknown] == [30, 30, 30]
+    assert playback.sent.frames["l2_data"] == 1
+    assert playback.sent.frames["simulated_unknown"] == 3
+    whole = synthetic(hours=0.02)
+    play(follow(whole, *ALL)[0])
+    assert playback.sent.ticks == whole.sent.ticks
+
+
+def test_a_drifted_entry_has_a_field_too_many_and_one_too_few() -> None:
+    playback = synthetic(hours=0.02, faults="drift@20s")
+    entries = [
+        entry
+        for frame in loads(play(follow(playback, *ALL)[0])[0])
+        if frame["channel"] == "ticker"
+        for event in frame["events"]
+        for entry in event["tickers"]
+    ]
+    known = entries[0].keys()
+    drifted = [entry for entry in entries if entry.keys() != known]
+    assert len(drifted) == 1
+    assert known - drifted[0].keys() == {"volume_24_h"}
+    assert drifted[0].keys() - known == {"simulated_field"}
+    assert playback.sent.ticks == len(entries) + len(PRODUCTS)  # the greeting's snapshots
+
+
+def test_a_skew_moves_timestamps_and_nothing_else() -> None:
+    plain = play(follow(synthetic(hours=0.02), *ALL)[0])[0]
+    playback = synthetic(hours=0.02, faults="skew@20s:120s; skew@40s:-2s; skew@60s:0s")
+    skewed = play(follow(playback, *ALL)[0])[0]
+    moved = set()
+    for was, found in zip(loads(plain), loads(skewed), strict=True):
+        at_ns = rfc3339_to_ns(was.pop("timestamp"))
+        seconds = (at_ns - START_NS) / NS
+        expected_s = 0 if seconds < 20 or seconds >= 60 else 120 if seconds < 40 else -2
+        assert rfc3339_to_ns(found.pop("timestamp")) - at_ns == expected_s * NS
+        assert was == found
+        moved.add(expected_s)
+    assert moved == {0, 120, -2}
+
+
+def test_a_late_ack_comes_behind_what_was_subscribed_to() -> None:
+    playback = synthetic(hours=0.02, faults="late_ack:3s")
+    line, greeting = follow(playback, *ALL)
+    parsed = loads(greeting + play(line)[0])
+    assert [frame["sequence_num"] for frame in parsed] == list(range(len(parsed)))
+    assert "subscriptions" not in {frame["channel"] for frame in loads(greeting)}
+    acks = [frame for frame in parsed if frame["channel"] == "subscriptions"]
+    assert [rfc3339_to_ns(ack["timestamp"]) for ack in acks] == [START_NS + 3 * NS] * len(ALL)
+    assert list(acks[-1]["events"][0]["subscriptions"]) == ["ticker", "heartbeats", "market_trades"]
+    assert parsed.index(acks[0]) > 20
+    # Only what is asked for while it holds is late.
+    later = synthetic(hours=0.02, faults="late_ack@30s:3s")
+    assert [frame["channel"] for frame in loads(follow(later, "ticker")[1])][-1] == "subscriptions"
+
+
+def test_handshakes_are_refused_from_their_time_on() -> None:
+    playback = synthetic(hours=0.02, faults="refuse@0s:503; disconnect@20s; refuse@20s:429:2")
+    assert [playback.refuse_handshake() for _ in range(2)] == [503, None]
+    line, _ = follow(playback, *ALL)
+    assert play(line)[1] == Close(1006)
+    assert [playback.refuse_handshake() for _ in range(3)] == [429, 429, None]
+    assert playback.sent.refused_handshakes == 3
+    assert playback.sent.faults == {"refuse": 2, "disconnect": 1}
+
+
 def test_a_market_can_be_played_again() -> None:
     playback = synthetic(hours=0.02)
     first = play(follow(playback, *ALL)[0])
@@ -236,6 +342,24 @@ def test_a_client_of_the_ticker_alone_gets_the_recorded_numbers(recordings: Path
     line, greeting = follow(Playback(RecordedMarket([path]).segments), "ticker")
     assert greeting == []
     assert play(line)[0] == [frame.data for frame in iter_frames(path)]
+
+
+def test_frames_that_come_besides_number_a_recording_anew(recordings: Path) -> None:
+    path = recordings / "btc_2026-04-05_20min_verbatim.ndjson.gz"
+    faults = parse_faults("unknown_channel@60s:2; drift@90s; malformed@120s; skew@600s:60s")
+    playback = Playback(RecordedMarket([path]).segments, faults)
+    line, greeting = follow(playback, "ticker")
+    assert [frame["channel"] for frame in loads(greeting)] == ["subscriptions"]
+    frames = greeting + play(line)[0]
+    readable = [json.loads(frame) for frame in frames if frame.endswith(b"}")]
+    assert len(readable) == len(frames) - 1
+    assert readable[-1]["sequence_num"] == len(frames) - 1
+    assert playback.sent.frames == {"ticker": 5_969, "subscriptions": 1, "simulated_unknown": 2}
+    assert (playback.sent.ticks, playback.sent.malformed_ticks) == (5_969, 1)
+    assert sum("simulated_field" in json.dumps(frame) for frame in readable) == 1
+    recorded = list(iter_frames(path))
+    ahead_ns = rfc3339_to_ns(readable[-1]["timestamp"]) - recorded[-1].event_time_ns
+    assert ahead_ns == 60 * NS
 
 
 def test_connections_of_a_recording_are_played_one_after_the_other(recordings: Path) -> None:
@@ -290,3 +414,16 @@ def test_a_written_market_reads_back_as_it_was_sent(tmp_path: Path) -> None:
     write_recording(synthetic(faults=faults), PRODUCTS, plain)
     assert plain.read_bytes() == gzip.decompress(path.read_bytes())
     assert sorted(tmp_path.iterdir()) == sorted([path, again, plain])
+
+
+@pytest.mark.parametrize("damage", ["truncated", "not_json", "not_utf8", "wrong_types", "bad_time"])
+def test_a_written_market_keeps_what_was_spoilt(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "market.ndjson"
+    playback = synthetic(hours=0.02, faults=f"malformed@20s:{damage}; unknown_channel@30s:2; giant@40s:5000")
+    write_recording(playback, PRODUCTS, path)
+    counts = read_recording(path).counts
+    assert counts.lines == sum(playback.sent.frames.values()) + 1
+    assert counts.ticks == playback.sent.ticks
+    # The reader does not look at the encoding of what it has no use for, here a heartbeat's.
+    assert counts.unreadable == (damage != "not_utf8")
+    assert counts.unknown_channels == {"simulated_unknown": 2}

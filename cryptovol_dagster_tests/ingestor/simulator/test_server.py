@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from websockets.asyncio.client import ClientConnection, connect
-from websockets.exceptions import ConnectionClosed
+from websockets.exceptions import ConnectionClosed, InvalidStatus
 
 from cryptovol_dagster_tests.ingestor.simulator.test_playback import (
     ALL,
@@ -239,6 +239,33 @@ async def test_a_recording_of_two_connections_closes_with_1001_between_them(tmp_
     assert [
         sum(json.loads(frame)["channel"] == "ticker" for frame in frames) for frames in (first, second)
     ] == [2, 3]
+
+
+async def test_refused_handshakes_are_told_how_long_to_wait() -> None:
+    playback = synthetic(hours=0.01, faults="refuse@0s:429:2")
+    async with serving(playback) as (url, simulator, events):
+        for _ in range(2):
+            with pytest.raises(InvalidStatus) as refused:
+                await subscribed(url)
+            assert refused.value.response.status_code == 429
+            assert refused.value.response.headers["Retry-After"] == "1"
+        assert (await listen(await subscribed(url)))[1] == 1000
+        await asyncio.wait_for(simulator.played.wait(), 5)
+    assert [name for name, _ in events] == ["refused", "refused", "connected", "closing"]
+    assert playback.sent.refused_handshakes == 2
+
+
+async def test_a_frame_that_is_not_utf8_and_a_giant_pass_the_socket() -> None:
+    faults = "malformed@5s:not_utf8; giant@10s:2000000"
+    expected = play(follow(synthetic(hours=0.01, faults=faults), *ALL)[0])[0]
+    async with serving(synthetic(hours=0.01, faults=faults)) as (url, _, _):
+        socket = await connect(url, compression=None, proxy=None, max_queue=None, max_size=2_000_000)
+        for channel in ALL:
+            await socket.send(subscribe(channel, *PRODUCTS))
+        frames, code = await listen(socket)
+    assert code == 1000
+    assert frames[-len(expected) :] == expected
+    assert max(map(len, frames)) == 2_000_000
 
 
 async def test_a_taken_port_is_one_clear_line() -> None:

@@ -1,0 +1,68 @@
+"""What faults do to a frame's bytes: spoilt, drifted, with a wrong time, unheard of, or far too large."""
+
+from __future__ import annotations
+
+import re
+
+from ingestor.exchange.clock import ns_to_rfc3339, rfc3339_to_ns
+from ingestor.exchange.messages import BOOK
+from ingestor.simulator.faults import Damage
+from ingestor.simulator.frames import MarketFrame, own_frame
+
+UNKNOWN_CHANNEL = "simulated_unknown"
+#: What `drifted` puts in the place of the field that it takes away.
+UNKNOWN_FIELD, MISSING_FIELD = "simulated_field", "volume_24_h"
+_TIME = re.compile(rb'("timestamp"\s*:\s*)"[^"]*"')
+_TIME_TEXT = re.compile(rb'"timestamp"\s*:\s*"([^"]*)"')
+_EVENTS = re.compile(rb'("events"\s*:\s*)\[.*\]', re.DOTALL)
+_TAKEN_AWAY = re.compile(rb'"%b"\s*:\s*"[^"]*"' % MISSING_FIELD.encode())
+
+
+def spoilt(data: bytes, damage: Damage) -> bytes:
+    """A frame as it must not be."""
+    match damage:
+        case Damage.TRUNCATED:
+            return data[: len(data) // 2]
+        case Damage.NOT_JSON:
+            return b"<html><body>502 Bad Gateway</body></html>"
+        case Damage.NOT_UTF8:
+            return data[:-1] + b',"simulated":"\xff\xfe"}'
+        case Damage.WRONG_TYPES:
+            return _EVENTS.sub(rb'\1{"tickers":5}', data, count=1)
+        case Damage.BAD_TIME:
+            return _TIME.sub(rb'\1"yesterday"', data, count=1)
+
+
+def drifted(frame: MarketFrame) -> MarketFrame | None:
+    """A frame whose first entry has a field too many and one too few; None where it has nothing to lose."""
+    tail, changed = _TAKEN_AWAY.subn(b'"%b":"1"' % UNKNOWN_FIELD.encode(), frame.tail, count=1)
+    return frame._replace(tail=tail) if changed else None
+
+
+def skewed(frame: MarketFrame, ahead_ns: int) -> MarketFrame:
+    """A frame whose timestamp is `ahead_ns` later; where it stands in the market stays."""
+    return frame._replace(head=_later(frame.head, ahead_ns), tail=_later(frame.tail, ahead_ns))
+
+
+def _later(part: bytes, ahead_ns: int) -> bytes:
+    found = _TIME_TEXT.search(part)
+    if found is None:
+        return part
+    text = ns_to_rfc3339(rfc3339_to_ns(found[1].decode()) + ahead_ns).encode()
+    return part[: found.start(1)] + text + part[found.end(1) :]
+
+
+def unheard_of(time_ns: int) -> MarketFrame:
+    """A frame of a channel that no client knows."""
+    return own_frame(UNKNOWN_CHANNEL, time_ns, b'[{"type":"update","of":"something new"}]')
+
+
+def giant(time_ns: int, size_bytes: int, number: int) -> MarketFrame:
+    """An order book of just `size_bytes` once it is sent as `number`."""
+    small = _book(time_ns, b"")
+    return _book(time_ns, b"x" * (size_bytes - len(small.head) - len(str(number)) - len(small.tail)))
+
+
+def _book(time_ns: int, padding: bytes) -> MarketFrame:
+    events = b'[{"type":"snapshot","product_id":"BTC-USD","updates":["%b"]}]' % padding
+    return own_frame(BOOK, time_ns, events)
