@@ -209,3 +209,9 @@ def test_the_verb_exits_1_and_prints_json_when_nothing_arrives(environment: Path
     assert result.exit_code == 1
     assert "nothing arrived" in one_line(result)
     assert json.loads(result.stdout)["messages"] == 0
+
+
+def test_an_unknown_verb_of_the_recorder_says_where_the_pipeline_is() -> None:
+    result = CliRunner().invoke(cli, ["backfill"])
+    assert result.exit_code == 2
+    assert "Error: No such command 'backfill'. This is the recorder alone" in result.output
