@@ -53,8 +53,13 @@ format: $(STAMP) ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-lock: ## Resolve requirements.lock anew from pyproject.toml
-	$(BIN)/uv pip compile --quiet --no-emit-index-url --universal --python-version 3.11 --extra dev --no-annotate pyproject.toml -o requirements.lock
+RESOLVE := $(BIN)/uv pip compile --quiet --no-emit-index-url --universal --python-version 3.11 --no-annotate --custom-compile-command "make lock"
+
+lock: ## Resolve requirements.lock anew from pyproject.toml, and from it what the images install
+	$(RESOLVE) --extra dev --extra deploy pyproject.toml -o requirements.lock
+	$(RESOLVE) --extra deploy --constraints requirements.lock pyproject.toml -o docker/requirements-dagster.lock \
+	    --no-emit-package nvidia-nccl-cu12 --no-emit-package nvidia-nccl-cu13 # 300 MB that only several GPUs use
+	$(RESOLVE) --group ingestor --constraints requirements.lock -o docker/requirements-ingestor.lock
 
 kafka: ## Start a real Kafka on this machine (Java 17 and Maven; KAFKA_PORT, KAFKA_DIR)
 	@docker/kafka/kafka.sh start

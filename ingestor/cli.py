@@ -28,7 +28,11 @@ _WIDTH_WITHOUT_TERMINAL = 160
 _LINE_EVERY_S = 5.0
 
 
-@click.group(cls=VerbGroup, elsewhere={"simulate": "ingestor.simulator.command:simulate"})
+@click.group(
+    cls=VerbGroup,
+    elsewhere={"simulate": "ingestor.simulator.command:simulate"},
+    unknown_verb="This is the recorder alone: the pipeline's verbs are in the pipeline's image.",
+)
 def cli() -> None:
     """Record a crypto market: exchange → Kafka → raw storage."""
 

@@ -62,12 +62,14 @@ class VerbGroup(OneLineErrorsGroup):
 
     Args:
         elsewhere: verb → ``module:attribute`` of its click command.
+        unknown_verb: what to add to the error about a verb that this group does not have.
         kwargs: of `click.Group`.
     """
 
-    def __init__(self, *, elsewhere: Mapping[str, str], **kwargs: Any) -> None:
+    def __init__(self, *, elsewhere: Mapping[str, str], unknown_verb: str = "", **kwargs: Any) -> None:
         super().__init__(context_settings={"help_option_names": ["-h", "--help"]}, **kwargs)
         self._elsewhere = elsewhere
+        self._unknown_verb = unknown_verb
         self.params.append(
             click.Option(
                 ["--config"],
@@ -89,6 +91,15 @@ class VerbGroup(OneLineErrorsGroup):
             return super().get_command(ctx, cmd_name)
         module, _, name = target.partition(":")
         return getattr(importlib.import_module(module), name)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the verb that the arguments begin with."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            raise click.UsageError(f"{error.message} {self._unknown_verb}".strip(), ctx) from None
 
 
 def _remember_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:

@@ -120,3 +120,9 @@ def test_check_stream_exits_1_and_prints_json_when_nothing_arrives(
     result = run("check-stream", *bootstrap, "--duration", "0.3")
     assert result.exit_code == 1
     assert "feed.events: none" in result.stdout
+
+
+def test_an_unknown_verb_of_the_recorder_says_where_the_pipeline_is() -> None:
+    result = CliRunner().invoke(cli, ["backfill"])
+    assert result.exit_code == 2
+    assert "Error: No such command 'backfill'. This is the recorder alone" in result.output
