@@ -23,15 +23,10 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cryptovol_dagster.core.bars import BarGrid, build_bars, tick_ahead_ns, tick_reach_ns
-from cryptovol_dagster.core.features import (
-    FeatureGrid,
-    Reason,
-    compute_features,
-    feature_hash,
-    lookback_bars,
-)
+from cryptovol_dagster.core.bars import build_bars, tick_ahead_ns, tick_reach_ns
+from cryptovol_dagster.core.features import FeatureGrid, Reason, feature_hash
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
+from cryptovol_dagster.core.stream import FeatureWindow
 from cryptovol_dagster.core.ticks import TickCleaner, TickColumns, TickCounts, order_ticks
 from cryptovol_dagster.resources.lake import HOUR_NS
 from ingestor.archive.layout import files_in, hour_folders
@@ -118,7 +113,7 @@ class FeatureStream:
         self._spec = spec
         self._cleaner = TickCleaner(round(spec.late_after_s * NS), REPEAT_HORIZON_NS, products)
         self._open: list[TickColumns] = []
-        self._history: BarGrid | None = None
+        self._window = FeatureWindow(spec)
         self._newest_ns = 0
         self.start_ns: int | None = None
         self.end_ns: int | None = None
@@ -179,12 +174,9 @@ class FeatureStream:
         ticks = order_ticks(TickColumns.concat([TickColumns.empty(self.products), *self._open]))
         bars = build_bars(ticks, start_ns=start_ns, end_ns=end_ns, spec=spec)
         self.out_of_bounds += bars.n_out_of_bounds
-        if self._history is not None:
-            bars = BarGrid.concat([self._history.with_products(bars.products), bars])
-        features = compute_features(bars, spec, from_ns=start_ns)
-        # Copies, so that the hours behind them can be freed.
-        first_ns = max(bars.start_ns, end_ns - lookback_bars(spec) * spec.bar_ns)
-        self._history = BarGrid.concat([bars.slice(first_ns, end_ns), bars.slice(end_ns, end_ns)])
+        self._window.put(bars)
+        features = self._window.features(start_ns)
+        self._window.forget_before(end_ns)
         self._open = [ticks.take(ticks.event_time_ns >= end_ns - tick_reach_ns(spec))]
         self.end_ns = end_ns
         return features

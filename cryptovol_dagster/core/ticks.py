@@ -318,6 +318,62 @@ def clean_ticks(ticks: TickColumns, late_after_ns: int) -> CleanedTicks:
     return CleanedTicks(order_ticks(kept), judged.counts(slice(None)))
 
 
+def flag_gaps(ticks: TickColumns, gaps: Mapping[str, NDArray[np.int64]]) -> TickColumns:
+    """Flag each row before which its connection lost messages, counted from its product's previous row.
+
+    Args:
+        ticks: rows in any order; flags that are set stay set. Rows without a sequence number get none.
+        gaps: first missing number of each gap, ascending, by connection id.
+
+    Returns:
+        The same rows. A product's first row of a connection has no previous row to miss anything from.
+    """
+    flags = ticks.gap_before.copy()
+    for code, name in enumerate(ticks.connections):
+        firsts = gaps.get(name)
+        if firsts is None:
+            continue
+        of_connection = (ticks.connection == code) & (ticks.sequence_num != UNKNOWN_SEQUENCE)
+        for of_product in np.unique(ticks.product[of_connection]):
+            rows = np.flatnonzero(of_connection & (ticks.product == of_product))
+            rows = rows[np.argsort(ticks.sequence_num[rows], kind="stable")]
+            passed = np.searchsorted(firsts, ticks.sequence_num[rows])
+            flags[rows[1:]] |= np.diff(passed) > 0
+    return replace(ticks, gap_before=flags)
+
+
+def recent_ticks(
+    ticks: TickColumns, gaps: Mapping[str, NDArray[np.int64]], late_after_ns: int, from_ns: int
+) -> CleanedTicks:
+    """What must be kept of a stream so that what comes later is cleaned as if everything had been kept.
+
+    Args:
+        ticks: raw rows, each product's in offset order.
+        gaps: as for `flag_gaps`; what is kept is flagged by them anew.
+        late_after_ns: as for `clean_ticks`.
+        from_ns: event time from which on cleaned rows must be right.
+
+    Returns:
+        Raw rows: each product's from its first at or after `from_ns` on (at least its last), without repeats.
+        They carry the flags for which the evidence is not kept. The counts are those of cleaning these rows.
+    """
+    whole = _judge(flag_gaps(ticks, gaps), late_after_ns)
+    raw = ticks if whole.order is None else ticks.take(whole.order)
+    first_times = (
+        np.arange(len(raw)) if whole.verdict is None else np.flatnonzero(whole.verdict != _DUPLICATE)
+    )
+    wanted: list[NDArray[np.int64]] = []
+    for code in range(len(raw.products)):
+        own = first_times[raw.product[first_times] == code]
+        recent = np.flatnonzero(raw.event_time_ns[own] >= from_ns)
+        wanted.append(own[recent[0] :] if len(recent) else own[-1:])
+    rows = np.concatenate([np.empty(0, np.int64), *wanted])
+    kept = raw.take(rows)
+    again = _judge(flag_gaps(kept, gaps), late_after_ns)
+    lacking = whole.ticks.gap_before[rows] & ~again.ticks.gap_before
+    return CleanedTicks(replace(kept, gap_before=kept.gap_before | lacking), again.counts(slice(None)))
+
+
 def order_ticks(ticks: TickColumns) -> TickColumns:
     """Rows ordered by (product, event time); rows of equal time keep their order."""
     product, times = ticks.product, ticks.event_time_ns

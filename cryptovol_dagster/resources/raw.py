@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from cryptovol_dagster.core.ticks import UNKNOWN_SEQUENCE, TickColumns, TradeColumns
+from cryptovol_dagster.core.ticks import TickColumns, TradeColumns, flag_gaps
 from cryptovol_dagster.resources.lake import hour_keys
 from ingestor.archive.layout import ClosedHour
 from ingestor.archive.reader import RawFile, RawReader
@@ -76,22 +76,8 @@ class RawStore:
             end_ns: end of the event times, exclusive.
             products: dictionary of the result; other products are left out.
         """
-        table = self._in_order(TICKS, start_ns, end_ns, _TICK_COLUMNS, products)
-        product, _ = _codes(table["product_id"], tuple(products))
-        connection, connections = _codes(table["connection_id"], None)
-        columns = {ours: table[theirs].to_numpy() for ours, theirs in _TICK_FIELDS.items()}
-        sequence = np.asarray(columns["sequence_num"], dtype=np.int64)
-        gaps = self._gaps(start_ns, end_ns)
-        return TickColumns.from_arrays(
-            {
-                **columns,
-                "products": tuple(products),
-                "product": product,
-                "connections": connections,
-                "connection": connection,
-                "gap_before": flag_gaps(product, connection, connections, sequence, gaps),
-            }
-        )
+        ticks = tick_columns(self._in_order(TICKS, start_ns, end_ns, _TICK_COLUMNS, products), products)
+        return flag_gaps(ticks, self.gaps(start_ns, end_ns))
 
     def trades(self, start_ns: int, end_ns: int, products: Sequence[str]) -> TradeColumns:
         """Read the trades whose frames fall into ``[start_ns, end_ns)``; none where the feed had no trades.
@@ -132,7 +118,7 @@ class RawStore:
             )
         )
 
-    def _gaps(self, start_ns: int, end_ns: int) -> dict[str, NDArray[np.int64]]:
+    def gaps(self, start_ns: int, end_ns: int) -> dict[str, NDArray[np.int64]]:
         """Give the first missing sequence number of every recorded gap, ascending, by connection."""
         table = self.reader.read(EVENTS, start_ns, end_ns, ["kind", "connection_id", "payload"])
         found: dict[str, list[int]] = {}
@@ -142,37 +128,25 @@ class RawStore:
         return {connection: np.unique(np.array(firsts)) for connection, firsts in found.items()}
 
 
-def flag_gaps(
-    product: NDArray[np.int32],
-    connection: NDArray[np.int32],
-    connections: Sequence[str],
-    sequence_num: NDArray[np.int64],
-    gaps: dict[str, NDArray[np.int64]],
-) -> NDArray[np.bool_]:
-    """Flag each row before which its connection lost messages, counted from its product's previous row.
+def tick_columns(table: pa.Table, products: Sequence[str] | None = None) -> TickColumns:
+    """Ticks in the columns of raw storage, wherever they came from, as the core's; no gap is flagged.
 
     Args:
-        product: code of each row's product.
-        connection: index into `connections`.
-        connections: connection ids.
-        sequence_num: of each row; unknown ones are never flagged.
-        gaps: first missing number of each gap, ascending, by connection id.
-
-    Returns:
-        One flag a row. A product's first row of a connection has no previous row to miss anything from.
+        table: at least the columns that a quote is made of, every row a tick.
+        products: dictionary of the result, by default the products met.
     """
-    flags = np.zeros(len(product), dtype=np.bool_)
-    for code, name in enumerate(connections):
-        firsts = gaps.get(name)
-        if firsts is None:
-            continue
-        of_connection = (connection == code) & (sequence_num != UNKNOWN_SEQUENCE)
-        for of_product in np.unique(product[of_connection]):
-            rows = np.flatnonzero(of_connection & (product == of_product))
-            rows = rows[np.argsort(sequence_num[rows], kind="stable")]
-            passed = np.searchsorted(firsts, sequence_num[rows])
-            flags[rows[1:]] = np.diff(passed) > 0
-    return flags
+    product, known = _codes(table["product_id"], None if products is None else tuple(products))
+    connection, connections = _codes(table["connection_id"], None)
+    return TickColumns.from_arrays(
+        {
+            **{ours: table[theirs].to_numpy() for ours, theirs in _TICK_FIELDS.items()},
+            "products": known,
+            "product": product,
+            "connections": connections,
+            "connection": connection,
+            "gap_before": np.zeros(table.num_rows, dtype=np.bool_),
+        }
+    )
 
 
 def _codes(

@@ -8,8 +8,10 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cryptovol_dagster.core.ticks import flag_gaps
 from cryptovol_dagster.resources.lake import hour_window
-from cryptovol_dagster.resources.raw import RawStore, flag_gaps
+from cryptovol_dagster.resources.raw import RawStore
+from cryptovol_dagster_tests.core.market.builders import ticks_of
 from cryptovol_dagster_tests.defs import synthetic
 from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, PRODUCTS, hours_from, write_market
 
@@ -71,15 +73,13 @@ def test_a_folder_without_anything_is_empty_and_no_error(tmp_path: Path) -> None
 def test_gap_flags_equal_the_obvious_loop(
     sequence: list[int], products: list[int], firsts: list[int]
 ) -> None:
-    product = np.array(products[: len(sequence)], dtype=np.int32)
-    numbers = np.array(sequence, dtype=np.int64)
+    products = products[: len(sequence)]
+    rows = [{"sequence_num": n, "product": code} for n, code in zip(sequence, products, strict=True)]
     lost = [first for first in firsts if first not in sequence]
     expected, before = [], {}
-    for number, code in zip(sequence, product.tolist(), strict=True):
+    for number, code in zip(sequence, products, strict=True):
         previous = before.get(code)
         expected.append(previous is not None and any(previous < first < number for first in lost))
         before[code] = number
-    flags = flag_gaps(
-        product, np.zeros(len(numbers), np.int32), ("c",), numbers, {"c": np.array(lost, dtype=np.int64)}
-    )
-    assert flags.tolist() == expected
+    flagged = flag_gaps(ticks_of(rows, ("A", "B", "C")), {"c0": np.array(lost, dtype=np.int64)})
+    assert flagged.gap_before.tolist() == expected
