@@ -13,6 +13,7 @@ VERBS = {
     "config": "ingestor.cli:config",
     "ingest": "ingestor.cli:ingest",
     "check-stream": "ingestor.cli:check_stream",
+    "dead-letters": "ingestor.cli:dead_letters",
     "simulate": "ingestor.simulator.command:simulate",
     "replay": "cryptovol_dagster.verbs.replay:replay",
     "backfill": "cryptovol_dagster.verbs.backfill:backfill",
