@@ -14,6 +14,7 @@ VERBS = {
     "ingest": "ingestor.cli:ingest",
     "check-stream": "ingestor.cli:check_stream",
     "audit": "ingestor.cli:audit",
+    "dead-letters": "ingestor.cli:dead_letters",
     "simulate": "ingestor.simulator.command:simulate",
     "replay": "cryptovol_dagster.verbs.replay:replay",
     "backfill": "cryptovol_dagster.verbs.backfill:backfill",

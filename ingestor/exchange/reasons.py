@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import re
 
+from ingestor.exchange.messages import TICKER, TRADES
+
 _QUOTED_CHARACTERS = 64
-_ENTRY = re.compile(r"([^:]+): event \d+, entry \d+: ")
+_ENTRY = re.compile(rf"({TICKER}|{TRADES}): event (\d+), entry (\d+): ")
+_CUT = re.compile(r" \(first \d+ of (\d+) bytes\)$")
 _VARYING = (
-    (re.compile(r" \(first \d+ of \d+ bytes\)$"), ""),
+    (_CUT, ""),
     (re.compile(r"event \d+, entry \d+"), "an entry"),
     (re.compile(r"'(?:[^'\\]|\\.)*'|\"(?:[^\"\\]|\\.)*\""), "'…'"),
     (re.compile(r"\bbyte \d+"), "byte N"),
@@ -41,10 +44,21 @@ def entry_reason(channel: str, event_index: int, entry_index: int, reason: str) 
     return f"{channel}: event {event_index}, entry {entry_index}: {reason}"
 
 
-def entry_channel(reason: str) -> str | None:
-    """Name the channel of whose frame a letter is one entry; None for a letter that is a whole frame."""
+def entry_place(reason: str) -> tuple[str, int, int] | None:
+    """Give (channel, event, entry) of a letter that is one entry; None for a letter that is a whole frame."""
     match = _ENTRY.match(reason)
-    return match[1] if match else None
+    return (match[1], int(match[2]), int(match[3])) if match else None
+
+
+def cut_reason(reason: str, kept_bytes: int, whole_bytes: int) -> str:
+    """Say that only the beginning of a letter's bytes was kept."""
+    return f"{reason} (first {kept_bytes} of {whole_bytes} bytes)"
+
+
+def cut_from(reason: str) -> int | None:
+    """Give the bytes that came for a letter that was cut; None for one that is whole."""
+    match = _CUT.search(reason)
+    return int(match[1]) if match else None
 
 
 def reason_class(reason: str) -> str:

@@ -15,7 +15,7 @@ from ingestor import envelope
 from ingestor.envelope import DeadLetter, EventKind, FeedEvent, TickMessage, TradeMessage
 from ingestor.exchange import messages as wire
 from ingestor.exchange.parse import FrameError, parse_frame, read_entry
-from ingestor.exchange.reasons import entry_reason, reason_class
+from ingestor.exchange.reasons import cut_reason, entry_reason, reason_class
 from ingestor.exchange.sequence import Gap, SequenceTracker, Verdict
 from ingestor.feed.counters import FeedCounters, count_bounded
 from ingestor.kafka.publisher import Offsets
@@ -138,7 +138,7 @@ class Connection:
             self._tell_skew(ahead_ns, received_at_ns)
         if not in_time:
             self._unread_frames += 1
-            reason = f"{frame.channel}: timestamp is {ahead_ns / 1e9:.3f} s ahead of the receiving clock"
+            reason = f"{printable(frame.channel)}: timestamp is {ahead_ns / 1e9:.3f} s ahead of the receiving clock"
             self._dead(reason, data, received_at_ns, frame.sequence_num)
             return frame.channel
         self._note_time(frame.event_time_ns)
@@ -302,7 +302,7 @@ class Connection:
                 try:
                     product_id, drift = read_entry(channel, entry)
                     if check_bounds:
-                        _check_bounds(entry, event_index, entry_index)
+                        check_entry_bounds(entry, event_index, entry_index)
                 except FrameError as error:
                     reason = entry_reason(channel, event_index, entry_index, error.reason)
                     self._dead(reason, bytes(entry), received_at_ns, sequence_num)
@@ -363,7 +363,7 @@ class Connection:
 
     def _dead(self, reason: str, data: bytes, at_ns: int, sequence_num: int | None) -> None:
         if len(data) > _MAX_DEAD_BYTES:
-            reason = f"{reason} (first {_MAX_DEAD_BYTES} of {len(data)} bytes)"
+            reason = cut_reason(reason, _MAX_DEAD_BYTES, len(data))
         letter = DeadLetter(
             reason=reason,
             at_ns=at_ns,
@@ -393,7 +393,12 @@ class Connection:
             self.tell("protocol_drift", detail, at_ns)
 
 
-def _check_bounds(entry: msgspec.Raw, event_index: int, entry_index: int) -> None:
+def check_entry_bounds(entry: msgspec.Raw, event_index: int, entry_index: int) -> None:
+    """Refuse an entry that a message or raw storage cannot hold.
+
+    Raises:
+        FrameError: too many bytes, or a place beyond what raw storage numbers.
+    """
     size = len(memoryview(entry))
     if size > _MAX_ENTRY_BYTES:
         raise FrameError(f"{size} bytes are more than a message holds")

@@ -29,11 +29,12 @@ def one_line(result: Result) -> str:
 def test_help_lists_every_verb_and_shows_examples() -> None:
     overview = run("--help")
     assert overview.exit_code == 0
-    for verb in ("ingest", "check-stream", "simulate", "config"):
+    for verb in ("ingest", "check-stream", "dead-letters", "simulate", "config"):
         assert verb in overview.output
         assert run(verb, "--help").exit_code == 0
     assert "cryptovol ingest --products BTC-USD --duration 60" in run("ingest", "--help").output
     assert "--bootstrap 127.0.0.1:" in run("check-stream", "--help").output
+    assert "cryptovol dead-letters --retry" in run("dead-letters", "--help").output
 
 
 def test_config_shows_values_and_their_sources(environment: Path) -> None:

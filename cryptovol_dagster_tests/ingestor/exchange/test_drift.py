@@ -11,7 +11,7 @@ import pytest
 from cryptovol_dagster_tests.ingestor.exchange.test_parse import FRAMES
 from ingestor.exchange import messages as wire
 from ingestor.exchange.parse import parse_frame, read_entry
-from ingestor.exchange.reasons import entry_channel, entry_reason, printable, quoted, reason_class
+from ingestor.exchange.reasons import entry_place, entry_reason, printable, quoted, reason_class
 
 #: The entries of FRAMES without the field that test_parse adds.
 TICKER: dict[str, Any] = json.loads(FRAMES[wire.TICKER])["events"][0]["tickers"][0]
@@ -166,8 +166,9 @@ def test_a_class_holds_what_is_alike(reason: str, its_class: str) -> None:
 
 
 def test_a_letter_of_one_entry_is_known_by_its_reason() -> None:
-    assert entry_channel(entry_reason("market_trades", 1, 2, "x: event 3, entry 4: ")) == "market_trades"
-    assert entry_channel("ticker: events: Expected `array`") is None
+    reason = entry_reason("market_trades", 1, 2, "x: event 3, entry 4: ")
+    assert entry_place(reason) == ("market_trades", 1, 2)
+    assert entry_place("ticker: events: Expected `array`") is None
 
 
 def test_nothing_that_a_terminal_acts_on_is_printed() -> None:

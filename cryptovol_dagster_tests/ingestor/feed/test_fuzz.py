@@ -35,7 +35,7 @@ from cryptovol_dagster_tests.ingestor.feed.support import (
 from ingestor.archive.schema import to_batch
 from ingestor.envelope import DEAD, EVENTS, TICKS, TRADES, encode
 from ingestor.exchange.clock import ns_to_rfc3339
-from ingestor.exchange.reasons import entry_channel
+from ingestor.exchange.reasons import entry_place
 from ingestor.feed.connection import Connection, SequenceBrokenError
 from ingestor.feed.counters import FeedCounters
 from ingestor.feed.feed import Feed
@@ -108,7 +108,7 @@ class Watched:
             elif topic != EVENTS:
                 published += 1
                 assert bytes(message.ticker if topic == TICKS else message.trade) in frame.data
-        whole = [letter for letter in letters if entry_channel(letter.reason) is None]
+        whole = [letter for letter in letters if entry_place(letter.reason) is None]
         for letter in letters:
             kept = base64.b64decode(letter.data_base64)
             assert kept == frame.data[:_CUT_BYTES] if letter in whole else kept in frame.data
@@ -155,7 +155,7 @@ class Watched:
 
     @property
     def whole_letters(self) -> list[Any]:
-        return [letter for letter in self.out.dead if entry_channel(letter.reason) is None]
+        return [letter for letter in self.out.dead if entry_place(letter.reason) is None]
 
     def is_stored_readably(self) -> None:
         """Every message fits a broker, and raw storage reads each in its place."""
@@ -262,7 +262,7 @@ async def test_the_same_through_a_socket() -> None:
     counters = feed.counters
     assert counters.frames == len(odd) + 2
     sent = set(odd) | set(numbered)
-    whole = [letter for letter in publisher.dead if entry_channel(letter.reason) is None]
+    whole = [letter for letter in publisher.dead if entry_place(letter.reason) is None]
     assert {base64.b64decode(letter.data_base64) for letter in whole} <= sent
     ends = publisher.events("disconnected")
     assert [end.detail["frames"] for end in ends] == [len(halves[0]) + 1, len(halves[1]) + 1]

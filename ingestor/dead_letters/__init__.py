@@ -1,0 +1,1 @@
+"""Dead letters in raw storage: found, grouped, read again, written out."""
