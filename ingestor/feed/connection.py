@@ -15,7 +15,7 @@ from ingestor import envelope
 from ingestor.envelope import DeadLetter, EventKind, FeedEvent, TickMessage, TradeMessage
 from ingestor.exchange import messages as wire
 from ingestor.exchange.parse import FrameError, parse_frame, read_entry
-from ingestor.exchange.reasons import cut_reason, entry_reason, reason_class
+from ingestor.exchange.reasons import cut_reason, entry_reason, printable, reason_class
 from ingestor.exchange.sequence import Gap, SequenceTracker, Verdict
 from ingestor.feed.counters import FeedCounters, count_bounded
 from ingestor.kafka.publisher import Offsets
@@ -138,7 +138,8 @@ class Connection:
             self._tell_skew(ahead_ns, received_at_ns)
         if not in_time:
             self._unread_frames += 1
-            reason = f"{printable(frame.channel)}: timestamp is {ahead_ns / 1e9:.3f} s ahead of the receiving clock"
+            ahead = f"{ahead_ns / 1e9:.3f} s ahead of the receiving clock"
+            reason = f"{printable(frame.channel)}: timestamp is {ahead}"
             self._dead(reason, data, received_at_ns, frame.sequence_num)
             return frame.channel
         self._note_time(frame.event_time_ns)
