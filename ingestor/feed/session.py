@@ -22,6 +22,7 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, W
 from websockets.uri import parse_uri
 
 from ingestor.exchange import messages as wire
+from ingestor.exchange.reasons import printable
 from ingestor.feed.connection import SequenceBrokenError
 from ingestor.settings.model import IngestSettings
 
@@ -281,7 +282,7 @@ def _subscriptions(channels: Sequence[str], products: Sequence[str]) -> Iterator
 
 def _closed(error: ConnectionClosed) -> SessionEnd:
     if error.rcvd is not None:
-        why = f": {error.rcvd.reason}" if error.rcvd.reason else ""
+        why = f": {printable(error.rcvd.reason)}" if error.rcvd.reason else ""
         return SessionEnd(
             EndReason.SERVER_CLOSED, f"the server closed with code {error.rcvd.code}{why}", error.rcvd.code
         )

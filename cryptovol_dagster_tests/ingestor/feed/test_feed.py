@@ -229,6 +229,37 @@ async def test_a_quiet_market_with_heartbeats_stays_connected() -> None:
     assert (feed.counters.connections, publisher.events("stale")) == (1, [])
 
 
+async def test_heartbeats_of_another_shape_are_signs_of_life_and_drift() -> None:
+    async def script(socket: ServerConnection, number: int) -> None:
+        for n in range(10_000):
+            await send(socket, frame(n, "heartbeats", events=[{"heartbeat_counter": [n], "beat": 1}]))
+            await asyncio.sleep(0.05)
+
+    publisher = RememberingPublisher()
+    async with scripted_server(script) as (url, _):
+        started = time.monotonic()
+        feed = make_feed(url, publisher)
+        await run_until(feed, lambda: time.monotonic() - started > 2 * QUICK.heartbeat_silence_s)
+    assert (feed.counters.connections, publisher.dead, publisher.events("stale")) == (1, [], [])
+    assert set(feed.counters.drift) == {
+        "heartbeats: unknown field 'beat' of the event",
+        "heartbeats: missing field 'current_time' of the event",
+        "heartbeats: field 'heartbeat_counter' of the event is an array, not a number or text",
+    }
+    assert len(publisher.events("protocol_drift")) == 3
+
+
+async def test_a_server_that_closes_with_escapes_prints_none() -> None:
+    async def script(socket: ServerConnection, number: int) -> None:
+        await send(socket, frame(0))
+        await socket.close(1001, "\x1b[2J\nbye")
+
+    publisher = RememberingPublisher()
+    async with scripted_server(script) as (url, _):
+        await run_until(make_feed(url, publisher), lambda: bool(publisher.events("disconnected")))
+    assert publisher.events("disconnected")[0].detail["detail"].endswith(r"code 1001: \x1b[2J\nbye")
+
+
 async def test_the_socket_is_not_read_while_there_is_no_room() -> None:
     sent = 0
 
