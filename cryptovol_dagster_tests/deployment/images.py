@@ -289,7 +289,7 @@ class Host:
         return self.folder / "volumes" / name
 
     def _mounts(self, spec: Mapping[str, Any], image: Image) -> list[Mount]:
-        mounts = [Mount("/etc/hosts", self._hosts(), read_only=True)]
+        mounts = [Mount("/etc/hosts", self.hosts(), read_only=True)]
         for entry in spec.get("configs", []):
             file = (DOCKER / self.project["configs"][entry["source"]]["file"]).resolve()
             mounts.append(Mount(entry["target"], file, read_only=True))
@@ -310,7 +310,8 @@ class Host:
             os.chown(volume, owner.st_uid, owner.st_gid)
         return volume
 
-    def _hosts(self) -> Path:
+    def hosts(self) -> Path:
+        """Give the hosts file in which every service has its name."""
         hosts = self.folder / "hosts"
         if not hosts.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
