@@ -149,6 +149,7 @@ def simulate(
       disconnect@1800s:1006   the connection is cut (any other code: closed with it)
       silence@5400s:12s       nothing is sent for 12 s of the wall clock; the market
                               moves on by 12 s of its own, unheard
+      no_heartbeats@900s:20s  no heartbeat for 20 s of the market, all else goes on
       malformed@10s:not_json  the next frame arrives spoilt: truncated (default),
                               not_json, not_utf8, wrong_types or bad_time
       giant@10s:17000000      an order book of that many bytes comes besides

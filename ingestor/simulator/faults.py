@@ -10,6 +10,8 @@ start.
 * ``silence@5400s:12s``: nothing is sent for 12 seconds of the wall clock, whatever the speed, since that is
   what a client's liveness is judged by; and what the market did in 12 seconds of its own is never sent. No
   numbers are used up: the exchange had nothing to say.
+* ``no_heartbeats@900s:20s``: no heartbeat for 20 seconds of the market; all else goes on. No numbers are used
+  up.
 * ``malformed@10s:truncated``: the next frame arrives spoiled: ``truncated`` (the default), ``not_json``,
   ``not_utf8`` (its number cannot be read), ``wrong_types`` or ``bad_time`` (its number can). It has used up
   its number.
@@ -92,6 +94,14 @@ class Silence:
 
 
 @dataclass(frozen=True)
+class NoHeartbeats:
+    """No heartbeat is sent for `duration_ns` of the market, from `at_ns` after its start."""
+
+    at_ns: int
+    duration_ns: int
+
+
+@dataclass(frozen=True)
 class Malformed:
     """One frame is spoiled by `damage`, at `at_ns` after the market's start."""
 
@@ -148,10 +158,21 @@ class Refuse:
 
 
 Fault = (
-    Gap | Repeat | Disconnect | Silence | Malformed | Giant | UnknownChannel | Drift | Skew | LateAck | Refuse
+    Gap
+    | Repeat
+    | Disconnect
+    | Silence
+    | NoHeartbeats
+    | Malformed
+    | Giant
+    | UnknownChannel
+    | Drift
+    | Skew
+    | LateAck
+    | Refuse
 )
-#: Faults after which a recorded connection cannot keep its own numbers: they send frames of ours.
-ADDING = (Giant, UnknownChannel, LateAck)
+#: Faults with which a recorded connection cannot keep its own numbers: frames come besides, or stay away.
+RENUMBERING = (Giant, UnknownChannel, LateAck, NoHeartbeats)
 
 
 def parse_faults(script: str) -> tuple[Fault, ...]:
@@ -206,6 +227,11 @@ def _silence(text: str, at_ns: int, argument: str) -> Silence:
     )
 
 
+def _no_heartbeats(text: str, at_ns: int, argument: str) -> NoHeartbeats:
+    needs = "no_heartbeats needs a duration, for example no_heartbeats@900s:20s"
+    return NoHeartbeats(at_ns, _duration(text, argument, needs))
+
+
 def _malformed(text: str, at_ns: int, argument: str) -> Malformed:
     try:
         return Malformed(at_ns, Damage(argument or Damage.TRUNCATED))
@@ -255,6 +281,7 @@ _MAKERS: dict[str, Callable[[str, int, str], Fault]] = {
     "repeat": _repeat,
     "disconnect": _disconnect,
     "silence": _silence,
+    "no_heartbeats": _no_heartbeats,
     "malformed": _malformed,
     "giant": _giant,
     "unknown_channel": _unknown_channel,

@@ -25,7 +25,7 @@ from ingestor.exchange.messages import (
 )
 from ingestor.simulator import damage
 from ingestor.simulator.faults import (
-    ADDING,
+    RENUMBERING,
     Damage,
     Disconnect,
     Drift,
@@ -34,6 +34,7 @@ from ingestor.simulator.faults import (
     Giant,
     LateAck,
     Malformed,
+    NoHeartbeats,
     Refuse,
     Repeat,
     Silence,
@@ -140,8 +141,9 @@ class Playback:
         self._all_faults = faults
         self._skews = tuple(fault for fault in faults if isinstance(fault, Skew))
         self._late_acks = tuple(fault for fault in faults if isinstance(fault, LateAck))
-        #: Whether the script sends frames of its own, which a recording's numbers leave no room for.
-        self.adds_frames = any(isinstance(fault, ADDING) for fault in faults)
+        self._heart_stops = tuple(fault for fault in faults if isinstance(fault, NoHeartbeats))
+        #: Whether the script leaves no recorded connection its own numbers.
+        self.renumbers = any(isinstance(fault, RENUMBERING) for fault in faults)
         self.sent = Sent()
         self.finished = False
         self._begin()
@@ -226,6 +228,11 @@ class Playback:
         """How far timestamps are ahead of the market at `time_ns`."""
         begun = [skew.ahead_ns for skew in self._skews if self.start_ns + skew.at_ns <= time_ns]
         return begun[-1] if begun else 0
+
+    def heart_beats(self, time_ns: int) -> bool:
+        """Whether heartbeats are sent at `time_ns`."""
+        since_ns = time_ns - self.start_ns
+        return not any(stop.at_ns <= since_ns < stop.at_ns + stop.duration_ns for stop in self._heart_stops)
 
     @property
     def ack_delay_ns(self) -> int:
@@ -418,11 +425,13 @@ class Line:
             _, events = self._late_acks.popleft()
             self._send(own_frame(SUBSCRIPTIONS, time_ns, events), frames)
             return
+        self._next_heartbeat_ns = time_ns + NS_PER_S
+        if not self._playback.heart_beats(time_ns):
+            return
         counter = (time_ns - self._playback.start_ns) // NS_PER_S
         current_time = ns_to_rfc3339(time_ns).encode()
         events = b'[{"current_time":"%b","heartbeat_counter":%d}]' % (current_time, counter)
         self._send(own_frame(HEARTBEATS, time_ns, events), frames)
-        self._next_heartbeat_ns = time_ns + NS_PER_S
 
     def _own_frame_ns(self) -> int | None:
         """When the next frame of the connection's own is due: a heartbeat, or a late acknowledgement."""
@@ -470,12 +479,14 @@ class Line:
         products = self._subscriptions.get(_SUBSCRIPTION_OF_CHANNEL.get(frame.channel, ""))
         if products is None:
             return False
+        if frame.channel == HEARTBEATS and not self._playback.heart_beats(frame.time_ns):
+            return False
         return not frame.products or not frame.products.isdisjoint(products)
 
     def _may_be_verbatim(self) -> bool:
         playback = self._playback
         untouched = not self._number and playback.at_segment_start
-        if playback.adds_frames or not untouched or SUBSCRIPTIONS not in playback.segment.recorded_channels:
+        if playback.renumbers or not untouched or SUBSCRIPTIONS not in playback.segment.recorded_channels:
             return False
         first = playback.peek()
         return first is not None and first.sequence_num == 0

@@ -13,6 +13,7 @@ from ingestor.simulator.faults import (
     Giant,
     LateAck,
     Malformed,
+    NoHeartbeats,
     Refuse,
     Repeat,
     Silence,
@@ -37,8 +38,8 @@ def test_every_kind_in_order_of_time() -> None:
 
 def test_every_kind_of_what_is_sent() -> None:
     script = (
-        "refuse@9s:503:2; malformed@1s:not_utf8; giant@2s:17000000; unknown_channel@3s:4; drift@4s;"
-        "skew@5s:-2.5s; skew@6s:0s; late_ack@7s:3s; late_ack:0.5s"
+        "refuse@9s:503:2; no_heartbeats@8s:20s; malformed@1s:not_utf8; giant@2s:17000000;"
+        "unknown_channel@3s:4; drift@4s; skew@5s:-2.5s; skew@6s:0s; late_ack@7s:3s; late_ack:0.5s"
     )
     assert parse_faults(script) == (
         LateAck(0, S // 2),
@@ -49,6 +50,7 @@ def test_every_kind_of_what_is_sent() -> None:
         Skew(5 * S, -5 * S // 2),
         Skew(6 * S, 0),
         LateAck(7 * S, 3 * S),
+        NoHeartbeats(8 * S, 20 * S),
         Refuse(9 * S, 503, 2),
     )
 
@@ -82,6 +84,7 @@ def test_defaults() -> None:
         ("disconnect@5s:1500", "may not be sent"),
         ("gap@1s:1; gap@2s:3:4", "gap@2s:3:4"),
         ("repeat", "expected kind@<seconds>s"),
+        ("no_heartbeats@5s", "no_heartbeats needs a duration"),
         ("malformed@5s:mangled", "'mangled' is no kind of damage (truncated, not_json"),
         ("giant@5s", "'' is not a number of bytes"),
         ("giant@5s:999", "'999' is not a number of bytes (1000 to "),

@@ -277,6 +277,25 @@ def test_a_skew_moves_timestamps_and_nothing_else() -> None:
     assert moved == {0, 120, -2}
 
 
+def test_heartbeats_stay_away_while_all_else_goes_on(recordings: Path) -> None:
+    parsed = loads(play(follow(synthetic(hours=0.02, faults="no_heartbeats@20s:30s"), *ALL)[0])[0])
+    seconds = [
+        round((rfc3339_to_ns(frame["timestamp"]) - START_NS) / NS)
+        for frame in parsed
+        if frame["channel"] == "heartbeats"
+    ]
+    assert seconds == [*range(1, 20), *range(50, 72)]
+    numbers = [frame["sequence_num"] for frame in parsed]
+    assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+    # A recording's own heartbeats, too; it is then numbered anew.
+    path = recordings / "multichannel_2026-08-09_25s_session.jsonl.gz"
+    playback = Playback(RecordedMarket([path]).segments, parse_faults("no_heartbeats@5s:10s"))
+    line, greeting = follow(playback, "ticker", "heartbeats", "market_trades", "candles", "level2")
+    parsed = loads(greeting + play(line)[0])
+    assert [frame["sequence_num"] for frame in parsed] == list(range(len(parsed)))
+    assert sum(frame["channel"] == "heartbeats" for frame in parsed) == 25 - 10
+
+
 def test_a_late_ack_comes_behind_what_was_subscribed_to() -> None:
     playback = synthetic(hours=0.02, faults="late_ack:3s")
     line, greeting = follow(playback, *ALL)
