@@ -19,11 +19,11 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from ingestor.archive import positions
 from ingestor.archive.closing import HourCloser
-from ingestor.archive.errors import ArchiveError, CollisionError
+from ingestor.archive.errors import ArchiveError, CollisionError, NoRoomError
 from ingestor.archive.layout import CLOSED
 from ingestor.archive.schema import to_batch
 from ingestor.archive.slot import Slot
-from ingestor.archive.writer import OpenFile, mend, remove_abandoned
+from ingestor.archive.writer import OpenFile, mend, probe_room, remove_abandoned
 from ingestor.envelope import EVENTS, TOPICS
 from ingestor.kafka.broker import ARCHIVE_GROUP, Broker, BrokerError
 from ingestor.settings.model import StorageSettings
@@ -40,6 +40,9 @@ _OTHERS_STORED_S = 2.0
 _EMBEDDED_FILE_BYTES = 1024 * 1024
 #: How soon another archive takes over the partitions of a dead one.
 _SESSION_TIMEOUT_MS = 6_000
+#: On a full disk: how often it is tried again, and how often that is said.
+_ROOM_RETRY_S = 2.0
+_ROOM_SAID_S = 60.0
 _POSITION_TRIES = 5
 _JOIN_TRIES = 20
 
@@ -59,6 +62,23 @@ Offsets = Mapping[tuple[str, int], int]
 
 class _FencedError(Exception):
     """The broker holds another consumer to be the member of our name."""
+
+
+@dataclass
+class _NoRoom:
+    """The disk is full, until a file was stored again.
+
+    Attributes:
+        error: what was refused.
+        since_s: when (monotonic clock).
+        refused_at_s: when it was last tried in vain.
+        said_at_s: when it was last said.
+    """
+
+    error: NoRoomError
+    since_s: float
+    refused_at_s: float
+    said_at_s: float
 
 
 @dataclass
@@ -120,6 +140,7 @@ class Archive:
         self._stored: dict[tuple[str, int], int] = {}
         self._drain_targets: dict[tuple[str, int], int] = {}
         self._failure: ArchiveError | None = None
+        self._no_room: _NoRoom | None = None
         self._ended = False
 
         self._stop = threading.Event()
@@ -170,14 +191,18 @@ class Archive:
             timeout_s: how long to wait.
 
         Raises:
+            NoRoomError: the disk is full; it was tried once more.
             ArchiveError: the archive failed, or the time ran out.
         """
-        deadline_s = time.monotonic() + timeout_s
+        began_s = time.monotonic()
+        deadline_s = began_s + timeout_s
         with self._progress:
             self._drain_targets |= offsets
         while lacking := self._lacking(offsets):
             if self._failure is not None:
                 raise self._failure
+            if self._no_room is not None and self._no_room.refused_at_s > began_s:
+                raise NoRoomError(f"{self._no_room.error}; {self._left_in_kafka(lacking)}")
             if self._ended or time.monotonic() >= deadline_s:
                 (topic, partition), offset = next(iter(lacking.items()))
                 raise ArchiveError(
@@ -190,16 +215,25 @@ class Archive:
     def run(self, stop: threading.Event) -> None:
         """Store until `stop` is set, then store what was read so far and let go of the partitions.
 
+        A full disk does not end it: it waits for room.
+
         Raises:
             ArchiveError: raw storage cannot be written, or contradicts the broker's log. Everything stored
                 before stays, and whatever was not stored yet is still in Kafka.
         """
         try:
-            self._prepare()
+            self._broker.ensure_topics()
             with Slot(self._raw_dir, self._group) as slot:
-                for _ in range(_JOIN_TRIES):
-                    if self._consume_as(slot.name, stop):
+                tries_left = _JOIN_TRIES
+                while tries_left:
+                    try:
+                        if self._consume_as(slot.name, stop):
+                            return
+                    except NoRoomError as error:
+                        if self._wait_for_room(error, stop):
+                            continue
                         return
+                    tries_left -= 1
                     LOG.warning(
                         "Kafka at %s took us for another; joining anew", self._broker.bootstrap_servers
                     )
@@ -217,6 +251,7 @@ class Archive:
     def _consume_as(self, member: str, stop: threading.Event) -> bool:
         """Store until `stop` is set; False where the broker shut this member out and it must join anew."""
         self._sources.clear()
+        self._prepare()
         self._consumer = Consumer(self._consumer_config(member))
         try:
             self._consume_until(stop)
@@ -250,8 +285,63 @@ class Archive:
         with self._progress:
             self._failure = error
 
+    def _wait_for_room(self, error: NoRoomError, stop: threading.Event) -> bool:
+        """Hold nothing and read nothing until raw storage takes bytes again; False when told to stop first.
+
+        What was read and not stored is in Kafka: the archive joins anew and reads it again.
+
+        Raises:
+            NoRoomError: it was told to stop, and something is not stored.
+        """
+        self._note_refusal(error)
+        while not stop.wait(_ROOM_RETRY_S):
+            try:
+                probe_room(self._raw_dir)
+            except NoRoomError as again:
+                self._note_refusal(again)
+                continue
+            return True
+        if lacking := self._lacking(self._log_ends()):
+            raise NoRoomError(f"{error}; {self._left_in_kafka(lacking)}")
+        return False
+
+    def _note_refusal(self, error: NoRoomError) -> None:
+        now_s = time.monotonic()
+        known = self._no_room or _NoRoom(error, now_s, now_s, -_ROOM_SAID_S)
+        if now_s - known.said_at_s >= _ROOM_SAID_S:
+            known.said_at_s = now_s
+            LOG.warning(
+                "%s; reading waits for room in %s (tried every %g s), what comes stays in Kafka meanwhile",
+                error,
+                self._raw_dir,
+                _ROOM_RETRY_S,
+            )
+        known.error, known.refused_at_s = error, now_s
+        self._no_room = known
+
+    def _note_room(self) -> None:
+        """A file was stored: if there was no room, there is now."""
+        known, self._no_room = self._no_room, None
+        if known is not None:
+            for_s = time.monotonic() - known.since_s
+            LOG.warning("raw storage has room again in %s, after %.0f s", self._raw_dir, for_s)
+
+    def _left_in_kafka(self, lacking: Offsets) -> str:
+        """Name what is not stored, and whether it still can be."""
+        stored = self.stored_offsets()
+        records = sum(end - stored.get(key, 0) for key, end in lacking.items())
+        (topic, partition), end = next(iter(lacking.items()))
+        fate = (
+            "they are lost with the embedded broker"
+            if self._broker.is_embedded
+            else "Kafka keeps them for the next start"
+        )
+        return (
+            f"{records} records of {len(lacking)} partitions are not stored, the first of them {topic} "
+            f"partition {partition} from offset {stored.get((topic, partition), 0)} to {end - 1}; {fate}"
+        )
+
     def _prepare(self) -> None:
-        self._broker.ensure_topics()
         for folder in (*TOPICS, CLOSED):
             remove_abandoned(self._raw_dir / folder)
         for topic in TOPICS:
@@ -488,7 +578,9 @@ class Archive:
             if source.file is None:
                 continue
             wanted = source.stored_offset < targets.get(key, 0) <= source.next_offset
-            if wanted or now_s - source.file.opened_at_s >= self._storage.flush_s:
+            # After a full disk small files at once: little room takes something, and shows that it is there.
+            overdue = now_s - source.file.opened_at_s >= self._storage.flush_s
+            if wanted or overdue or self._no_room is not None:
                 self._publish(source)
 
     def _publish(self, source: _Source) -> bool:
@@ -499,10 +591,11 @@ class Archive:
         try:
             path = file.publish()
         except CollisionError as error:
-            LOG.info("%s; reading on from there", error)
+            LOG.warning("%s; nothing is stored twice, reading on from there", error)
             self._reposition(source)
             return False
         self._mark_stored(source, file.next_offset)
+        self._note_room()
         if source.topic == EVENTS and self._closes_hours:
             self._closer.observe_file(path)
         self._consumer.commit(

@@ -30,6 +30,7 @@ import pyarrow as pa
 from ingestor.archive.columns import as_int64
 from ingestor.archive.errors import ArchiveError, CollisionError, NoRoomError
 from ingestor.archive.layout import (
+    CLOSED,
     DATA_SUFFIXES,
     DISORDER_NS,
     GAPS,
@@ -58,6 +59,7 @@ LOG = logging.getLogger(__name__)
 #: Rows held in memory before they go to the temporary file as one row group.
 ROW_GROUP_ROWS = 8_192
 _CLAIM = ".claim"
+_PROBE_BYTES = 256 * 1024
 #: A temporary file that nobody holds is left alone this long: its writer may be about to lock it.
 _ABANDONED_AFTER_S = 60.0
 
@@ -294,6 +296,24 @@ def write_exclusively(folder: Path, path: Path, content: bytes) -> None:
             temporary.file.write(content)
             temporary.sync()
             temporary.publish(path)
+        finally:
+            temporary.close()
+
+
+def probe_room(raw_dir: Path) -> None:
+    """Write about as much as a small raw file needs, and remove it again.
+
+    Raises:
+        NoRoomError: the disk does not take it.
+        ArchiveError: it cannot be written for another reason.
+    """
+    with _named(raw_dir):
+        temporary = _TemporaryFile(raw_dir / CLOSED, "room")
+        try:
+            temporary.file.write(
+                os.urandom(_PROBE_BYTES)
+            )  # zeros would cost a compressing file system nothing
+            temporary.sync()
         finally:
             temporary.close()
 
