@@ -23,6 +23,7 @@ from ingestor.feed.feed import Feed
 from ingestor.feed.session import check_address
 from ingestor.kafka.broker import Broker, connect
 from ingestor.kafka.publisher import Offsets, Publisher
+from ingestor.report import HourReporter
 from ingestor.settings.model import EMBEDDED, Settings
 
 LOG = logging.getLogger(__name__)
@@ -193,6 +194,8 @@ class _Recorder:
         self._counters: FeedCounters | None = None
         self._acknowledged: Offsets = {}
         self._waited_for_room_s = 0.0
+        dagster = settings.dagster
+        self._reporter = HourReporter(dagster.ui_url) if dagster.report_closed_hours else None
 
     async def run(self) -> IngestSummary:
         began = time.monotonic()
@@ -267,6 +270,7 @@ class _Recorder:
             self._settings.storage,
             closed_after_s=self._settings.dagster.closed_after_s,
             on_progress=look,
+            on_hour_closed=self._reporter.report if self._reporter else None,
         )
         archive.start()
         return archive
@@ -282,6 +286,8 @@ class _Recorder:
             archive.drain_to(wanted, self._settings.storage.flush_s + ARCHIVE_TIMEOUT_S)
         finally:
             archive.stop(drain=False)
+            if self._reporter is not None:
+                self._reporter.close()
 
     async def _report(self, counters: FeedCounters) -> None:
         while self._on_progress is not None:
