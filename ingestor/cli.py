@@ -447,6 +447,12 @@ def _print_audit(result: Audit) -> None:
         [name.replace("_", " ") for name in names],
         [tuple(str(getattr(one, name)) for name in names) for one in result.offsets],
     )
+    states = [one.state for one in result.seals]
+    told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    click.echo(f"closed hours: {told or 'none'}")
+    for one in result.seals:
+        if one.late_rows:
+            click.echo(f"{one.hour}: {one.late_rows:,} rows came after it closed")
     for finding in result.findings:
         click.echo(f"unaccounted for: {finding.text}")
 

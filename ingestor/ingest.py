@@ -25,6 +25,7 @@ from ingestor.kafka.broker import Broker, connect
 from ingestor.kafka.logs import LogWatch
 from ingestor.kafka.publisher import Offsets, PublishCounters, Publisher
 from ingestor.kafka.spill import Spill
+from ingestor.report import HourReporter
 from ingestor.settings.model import EMBEDDED, Settings
 
 LOG = logging.getLogger(__name__)
@@ -203,6 +204,8 @@ class _Recorder:
         self._published: PublishCounters | None = None
         self._acknowledged: Offsets = {}
         self._waited_for_room_s = 0.0
+        dagster = settings.dagster
+        self._reporter = HourReporter(dagster.ui_url) if dagster.report_closed_hours else None
 
     async def run(self) -> IngestSummary:
         began = time.monotonic()
@@ -282,6 +285,7 @@ class _Recorder:
             self._settings.storage,
             closed_after_s=self._settings.dagster.closed_after_s,
             on_progress=look,
+            on_hour_closed=self._reporter.report if self._reporter else None,
         )
         archive.start()
         return archive
@@ -297,6 +301,8 @@ class _Recorder:
             archive.drain_to(wanted, self._settings.storage.flush_s + ARCHIVE_TIMEOUT_S)
         finally:
             archive.stop(drain=False)
+            if self._reporter is not None:
+                self._reporter.close()
 
     def _spill(self) -> Spill | None:
         """Where messages wait while a real broker is away; the embedded one is never away."""

@@ -1,4 +1,4 @@
-"""Jobs, and what runs by itself: the closed-hour sensor (ticks → labels) and the hourly retrain."""
+"""Jobs, and what runs by itself: the closed-hour sensor (gap ledger → labels) and the hourly retrain."""
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
@@ -14,6 +14,7 @@ from cryptovol_dagster.resources import chain
 from cryptovol_dagster.resources.lake import HOUR_NS, Lake, hour_key, hour_window
 from cryptovol_dagster.resources.raw import RawStore
 from ingestor.archive.layout import ClosedHour
+from ingestor.report import RAW_TICKS, describe
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 MAX_REQUESTS_PER_TICK = 48
 #: How long after it was first seen an hour may be closed again, with rows that came late.
 REMEMBERED_HOURS = 7 * 24
+_DATA_VERSION = "dagster/data_version"
 RETRAIN_CRON = "7 * * * *"
 UNFINISHED = [
     dg.DagsterRunStatus.NOT_STARTED,
@@ -37,8 +39,12 @@ def chain_keys(spec: TimescaleSpec, names: Iterable[str]) -> list[dg.AssetKey]:
 
 
 def market_keys(spec: TimescaleSpec) -> list[dg.AssetKey]:
-    """Give what the closed-hour sensor owns: ticks → labels."""
-    return [dg.AssetKey(chain.TICKS), *chain_keys(spec, ("bars", "features", "labels"))]
+    """Give what the closed-hour sensor owns: gap ledger → labels."""
+    return [
+        dg.AssetKey(chain.LEDGER),
+        dg.AssetKey(chain.TICKS),
+        *chain_keys(spec, ("bars", "features", "labels")),
+    ]
 
 
 def training_keys(spec: TimescaleSpec, models: Sequence[str]) -> list[dg.AssetKey]:
@@ -82,8 +88,9 @@ def closed_hours_sensor(
         job=job,
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Reports every hour that raw storage has closed and asks for its ticks, bars, features "
-        "and labels; again, when rows came late or an hour it looks back on changed.",
+        description="Reports every hour that raw storage has closed, unless the recorder did, and asks for "
+        "its gap ledger, ticks, bars, features and labels; again, when rows came late or an hour before it "
+        "changed.",
     )
     def closed_hours(
         context: dg.SensorEvaluationContext, raw: dg.ResourceParam[RawStore], lake: dg.ResourceParam[Lake]
@@ -116,7 +123,9 @@ def closed_hours_sensor(
                 for hour in taken
                 if hour.hour not in made
             ],
-            asset_events=[_materialization(hour) for hour in taken],
+            asset_events=[
+                _materialization(hour) for hour in taken if not _is_reported(context.instance, hour)
+            ],
             cursor=json.dumps(_newest(seen), sort_keys=True),
         )
 
@@ -129,17 +138,12 @@ def _is_made(lake: Lake, asset: str, hour: ClosedHour, closed: Sequence[ClosedHo
     return lake.is_newer(asset, hour.hour, closed_at_ns)
 
 
-def data_version(hour: ClosedHour) -> str:
-    """Name the contents of a closed hour: other rows, another version."""
-    return hashlib.sha256(json.dumps(hour.rows, sort_keys=True).encode()).hexdigest()[:12]
-
-
 def input_versions(closed: Sequence[ClosedHour], hours_back: int) -> dict[str, str]:
     """Give each hour a version of all it is made from: its own rows and those of the hours it looks back on.
 
     So a late row in one hour, or an hour that closes after its successor, also renews what was built upon it.
     """
-    own = {hour.hour: data_version(hour) for hour in closed}
+    own = {hour.hour: hour.version for hour in closed}
     versions = {}
     for key in own:
         start_ns, _ = hour_window(key)
@@ -162,16 +166,21 @@ def _newest(seen: dict[str, str]) -> dict[str, str]:
     return {key: seen[key] for key in sorted(seen)[-REMEMBERED_HOURS:]}
 
 
+def _is_reported(instance: dg.DagsterInstance, hour: ClosedHour) -> bool:
+    """Tell whether the recorder has reported these very contents of the hour by itself."""
+    wanted = dg.AssetRecordsFilter(asset_key=dg.AssetKey(RAW_TICKS), asset_partitions=[hour.hour])
+    for record in instance.fetch_materializations(wanted, limit=1).records:
+        event = record.asset_materialization
+        return event is not None and (event.tags or {}).get(_DATA_VERSION) == hour.version
+    return False
+
+
 def _materialization(hour: ClosedHour) -> dg.AssetMaterialization:
     return dg.AssetMaterialization(
-        asset_key="raw_ticks",
+        asset_key=RAW_TICKS,
         partition=hour.hour,
-        metadata={
-            **{f"rows {topic}": rows for topic, rows in hour.rows.items()},
-            "watermark_ns": hour.watermark_ns,
-            "closed_at": dg.MetadataValue.timestamp(hour.closed_at_ns / 1e9),
-        },
-        tags={"dagster/data_version": data_version(hour)},
+        metadata={**describe(hour), "closed_at": dg.MetadataValue.timestamp(hour.closed_at_ns / 1e9)},
+        tags={_DATA_VERSION: hour.version},
     )
 
 

@@ -8,8 +8,8 @@ import dagster as dg
 
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs.automation import RETRAIN_CRON, closed_hours_sensor, jobs, retrain_schedule
-from cryptovol_dagster.defs.checks import tick_checks, timescale_checks
-from cryptovol_dagster.defs.ingestion import external_assets, ticks_asset
+from cryptovol_dagster.defs.checks import ledger_checks, tick_checks, timescale_checks
+from cryptovol_dagster.defs.ingestion import external_assets, gap_ledger_asset, ticks_asset
 from cryptovol_dagster.defs.market import market_assets
 from cryptovol_dagster.defs.monitoring import train_test_report_asset
 from cryptovol_dagster.defs.partitions import hours as hourly_partitions
@@ -69,10 +69,12 @@ def _assemble(settings: Settings, retrain_cron: str, resources: dict[str, Any]) 
     return dg.Definitions(
         assets=[
             *external_assets(settings, hours),
+            gap_ledger_asset(hours),
             ticks_asset(settings, hours, spec.late_after_s),
             *timescale_assets(settings, spec, hours),
         ],
         asset_checks=[
+            *ledger_checks(hours),
             *tick_checks(hours),
             *timescale_checks(spec, settings.coinbase.products, settings.models.enabled, hours),
         ],

@@ -8,9 +8,8 @@ a run over a range Dagster records a single evaluation, so that names the hours 
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import dagster as dg
@@ -23,9 +22,10 @@ from cryptovol_dagster.core.labels import iso_utc
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.core.ticks import TickColumns
 from cryptovol_dagster.defs import schemas
+from cryptovol_dagster.defs.ingestion import LEDGER_SCHEMA
 from cryptovol_dagster.defs.market import lake_name
 from cryptovol_dagster.resources import chain
-from cryptovol_dagster.resources.lake import HOUR_NS, Lake, hour_window
+from cryptovol_dagster.resources.lake import Lake, hour_window
 from cryptovol_dagster.resources.raw import RawStore
 
 #: Shares at which people should look; none of them poisons a model, since such rows are never learned from.
@@ -102,43 +102,32 @@ def _result(found: dict[str, list[str]], severity: dg.AssetCheckSeverity) -> dg.
     )
 
 
-def raw_conservation_check(hours: dg.PartitionsDefinition) -> dg.AssetChecksDefinition:
-    """Make the check that no Kafka offset is missing between the raw files of an hour."""
+def conservation_check(hours: dg.PartitionsDefinition) -> dg.AssetChecksDefinition:
+    """Make the check that nothing in the raw hour is unaccounted for."""
 
     @dg.asset_check(
-        asset=chain.TICKS,
-        name="raw_offsets_contiguous",
+        asset=chain.LEDGER,
+        name="nothing_unaccounted_for",
         partitions_def=hours,
-        description="The raw files an hour was made of hold every Kafka offset between them exactly once.",
+        blocking=True,
+        description="Every sequence number of the hour is stored, a control frame, a dead letter or in the "
+        "ledger, every Kafka offset is stored or recorded as lost, and a sealed hour is as it was.",
     )
-    def raw_offsets_contiguous(
+    def nothing_unaccounted_for(
         context: dg.AssetCheckExecutionContext, raw: dg.ResourceParam[RawStore]
     ) -> dg.AssetCheckResult:
-        found = {key: _missing_offsets(raw, key) for key in context.partition_keys}
-        return _result(found, dg.AssetCheckSeverity.WARN)
+        return _result(_unaccounted(raw, context.partition_keys), dg.AssetCheckSeverity.ERROR)
 
-    return raw_offsets_contiguous
+    return nothing_unaccounted_for
 
 
-def _missing_offsets(raw: RawStore, key: str) -> list[str]:
-    """Compare neighbouring files of one log and partition: each begins right after the one before it."""
-    start_ns, end_ns = hour_window(key)
-    inside = {file.path for file in raw.files(start_ns, end_ns)}
-    # A file without a row of this hour may stand between two that have some.
-    around = raw.files(start_ns - HOUR_NS, end_ns + HOUR_NS)
-    sentences = []
-    for before, after in pairwise(around):
-        same_log = (before.footer.log_id, before.footer.partition) == (
-            after.footer.log_id,
-            after.footer.partition,
-        )
-        expected, first = before.footer.last_offset + 1, after.footer.first_offset
-        if same_log and first > expected and {before.path, after.path} & inside:
-            sentences.append(
-                f"expected {after.path.name} to begin at offset {expected}, found {first}: "
-                f"{first - expected} offsets are missing after {before.path.name}"
-            )
-    return sentences
+def _unaccounted(raw: RawStore, keys: Sequence[str]) -> dict[str, list[str]]:
+    """Give what the audit of these hours finds, by hour."""
+    found: dict[str, list[str]] = {key: [] for key in keys}
+    for finding in raw.audit(hour_window(min(keys))[0], hour_window(max(keys))[1]).findings:
+        if finding.hour in found:
+            found[finding.hour].append(finding.text)
+    return found
 
 
 def freshness_check(spec: TimescaleSpec) -> dg.AssetChecksDefinition:
@@ -169,6 +158,21 @@ def freshness_check(spec: TimescaleSpec) -> dg.AssetChecksDefinition:
     return newest_closed_hour_labelled
 
 
+def ledger_checks(hours: dg.PartitionsDefinition) -> list[dg.AssetChecksDefinition]:
+    """Make the checks of `gap_ledger`."""
+    return [
+        partition_check(
+            dg.AssetKey(chain.LEDGER),
+            "schema",
+            _schema_rule(LEDGER_SCHEMA),
+            hours,
+            description="Columns and types are the ones that ticks and bars read.",
+            blocking=True,
+        ),
+        conservation_check(hours),
+    ]
+
+
 def tick_checks(hours: dg.PartitionsDefinition) -> list[dg.AssetChecksDefinition]:
     """Make the checks of `ticks`."""
     ticks = dg.AssetKey(chain.TICKS)
@@ -197,7 +201,6 @@ def tick_checks(hours: dg.PartitionsDefinition) -> list[dg.AssetChecksDefinition
             description="Every quote is positive and its bid does not exceed its ask.",
             blocking=True,
         ),
-        raw_conservation_check(hours),
     ]
 
 
@@ -233,6 +236,14 @@ def timescale_checks(
             _complete_grid(spec, products),
             hours,
             description="Every product has every bar of the hour once, in order.",
+            blocking=True,
+        ),
+        partition_check(
+            bars,
+            "no_return_across_a_loss",
+            _no_return_across_a_loss(spec, products),
+            hours,
+            description="No bar has a known return between a product's ticks around a ledgered gap.",
             blocking=True,
         ),
         partition_check(
@@ -364,6 +375,52 @@ def _complete_grid(spec: TimescaleSpec, products: Sequence[str]) -> Rule:
         return sentences
 
     return rule
+
+
+def _no_return_across_a_loss(spec: TimescaleSpec, products: Sequence[str]) -> Rule:
+    """Find a gap's bars by sequence numbers, not by the flags that the bars were made with."""
+
+    def rule(stored: Stored) -> list[str]:
+        losses = chain.read_sequence_gaps(stored.lake, stored.key).to_pylist()
+        if not losses:
+            return []
+        ticks = chain.read_ticks(stored.lake, stored.key, tuple(products))
+        bars = stored.frame(["bar_start", "product", "ret_ok"])
+        starts = bars["bar_start"].to_numpy(dtype="datetime64[ns]").astype(np.int64)
+        sentences = []
+        for loss in losses:
+            for since_ns, until_ns, product in _spans_without_messages(ticks, loss, spec):
+                inside = (starts + spec.bar_ns > since_ns) & (starts <= until_ns)
+                wrong = np.flatnonzero(inside & bars["ret_ok"] & (bars["product"] == product))
+                if wrong.size:
+                    sentences.append(
+                        f"{product}: expected no return from {iso_utc(since_ns)} to {iso_utc(until_ns)} "
+                        f"(connection {loss['connection_id']} lost {loss['from_sequence']} to "
+                        f"{loss['to_sequence']}), found {wrong.size}, the first at "
+                        f"{iso_utc(int(starts[wrong[0]]))}"
+                    )
+        return sentences
+
+    return rule
+
+
+def _spans_without_messages(
+    ticks: TickColumns, loss: dict[str, Any], spec: TimescaleSpec
+) -> Iterator[tuple[int, int, str]]:
+    """Give, for each product with ticks on both sides of a gap, from when to when its market is unknown."""
+    if loss["connection_id"] not in ticks.connections:
+        return
+    of_connection = ticks.connection == ticks.connections.index(loss["connection_id"])
+    for code, product in enumerate(ticks.products):
+        of_product = ticks.product == code
+        own = np.flatnonzero(of_connection & of_product)
+        after = own[ticks.sequence_num[own] > loss["to_sequence"]]
+        if not after.size or not (ticks.sequence_num[own] < loss["from_sequence"]).any():
+            continue
+        first = after[np.argmin(ticks.sequence_num[after])]
+        until_ns = int(ticks.event_time_ns[first])
+        before_ns = int(ticks.event_time_ns[:first][of_product[:first]].max(initial=0))
+        yield max(before_ns, until_ns - round(spec.gap_after_s * NS)), until_ns, product
 
 
 def _gap_share(stored: Stored) -> list[str]:

@@ -1,21 +1,25 @@
-"""The front of the graph: what the recorder owns (external assets), and the clean ticks made of it."""
+"""The front of the graph: what the recorder owns (external assets), what it lost, and the clean ticks."""
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TypeVar
 
 import dagster as dg
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.ticks import TickColumns, TradeColumns, clean_ticks, clean_trades
 from cryptovol_dagster.defs.metadata import OWNERS, rows_and_path, schema_metadata
 from cryptovol_dagster.defs.partitions import look_back
-from cryptovol_dagster.resources.chain import NEXT_TICKS, TICKS, TRADES
+from cryptovol_dagster.resources.chain import LEDGER, NEXT_TICKS, TICKS, TRADES, read_sequence_gaps
 from cryptovol_dagster.resources.lake import Lake, hour_window
 from cryptovol_dagster.resources.raw import RawStore
+from ingestor.audit.model import COUNTS, Loss
 from ingestor.settings import Settings
 
 _Columns = TypeVar("_Columns", TickColumns, TradeColumns)
@@ -23,6 +27,28 @@ GROUP = "ingestion"
 #: Read around the hour, so that what is late or said twice at its edges is judged as in the middle of it.
 MARGIN_NS = 300 * NS
 
+LEDGER_SCHEMA = pa.schema(
+    [
+        ("connection_id", pa.string()),
+        ("kind", pa.string()),
+        ("from_sequence", pa.int64()),
+        ("to_sequence", pa.int64()),
+        ("count", pa.int64()),
+        ("start_ns", pa.int64()),
+        ("end_ns", pa.int64()),
+        ("detail", pa.string()),
+        ("in_hour", pa.bool_()),
+    ]
+)
+LEDGER_COLUMNS = {
+    "kind": "sequence: told by the feed; in_flight: died with a killed recorder, at least; between: from one "
+    "connection to the next; offsets: lost by the broker",
+    "count": "numbers (or offsets) lost; null where nobody knows",
+    "start_ns": "event time of the last thing known before",
+    "end_ns": "event time of the first thing known after; it decides the hour",
+    "detail": "what else is known, JSON",
+    "in_hour": f"whether it ends in this hour; false within {MARGIN_NS // NS} s around it",
+}
 TICK_COLUMNS = {
     "event_time_ns": "the exchange's time, UTC nanoseconds",
     "sequence_num": "of the frame within its connection; -1 unknown",
@@ -57,6 +83,56 @@ def external_assets(settings: Settings, hours: dg.PartitionsDefinition) -> list[
     ]
 
 
+def gap_ledger_asset(hours: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    """Build the asset `gap_ledger`."""
+
+    @dg.asset(
+        key=LEDGER,
+        deps=[look_back("raw_ticks", 1)],
+        partitions_def=hours,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name=GROUP,
+        owners=OWNERS,
+        kinds={"python", "parquet"},
+        metadata=schema_metadata(LEDGER_SCHEMA, LEDGER_COLUMNS),
+    )
+    def gap_ledger(
+        context: dg.AssetExecutionContext, raw: dg.ResourceParam[RawStore], lake: dg.ResourceParam[Lake]
+    ) -> dg.MaterializeResult:
+        """What an hour is known to lack: gaps of sequence numbers, killed recorders, holes, lost offsets.
+
+        Made by the same audit as `cryptovol audit`, whose counts stand beside it: every sequence number of
+        the hour is stored, a control frame, a dead letter, or in here.
+        """
+        for key in context.partition_keys:
+            context.add_asset_metadata(_write_ledger(raw, lake, key), partition_key=key)
+        return dg.MaterializeResult()
+
+    return gap_ledger
+
+
+def _write_ledger(raw: RawStore, lake: Lake, key: str) -> dict[str, object]:
+    start_ns, end_ns = hour_window(key)
+    found = raw.audit(start_ns - MARGIN_NS, end_ns + MARGIN_NS, with_seals=False)
+    rows = [_ledger_row(loss, start_ns, end_ns) for loss in found.losses]
+    path = lake.write_table(LEDGER, key, pa.Table.from_pylist(rows, LEDGER_SCHEMA))
+    own = [row for row in rows if row["in_hour"]]
+    lines = [line for line in found.lines if line.hour_ns == start_ns]
+    return {
+        **rows_and_path(len(own), path),
+        **{f"rows_{kind}": count for kind, count in sorted(Counter(row["kind"] for row in own).items())},
+        **{f"numbers_{name}": sum(getattr(line, name) for line in lines) for name in COUNTS},
+    }
+
+
+def _ledger_row(loss: Loss, start_ns: int, end_ns: int) -> dict[str, object]:
+    columns = {name: getattr(loss, name) for name in LEDGER_SCHEMA.names if name not in ("detail", "in_hour")}
+    return columns | {
+        "detail": json.dumps(loss.detail, sort_keys=True),
+        "in_hour": start_ns <= loss.end_ns < end_ns,
+    }
+
+
 def ticks_asset(
     settings: Settings, hours: dg.PartitionsDefinition, late_after_s: float
 ) -> dg.AssetsDefinition:
@@ -65,7 +141,7 @@ def ticks_asset(
 
     @dg.asset(
         key=TICKS,
-        deps=[look_back("raw_ticks", 1)],
+        deps=[look_back("raw_ticks", 1), LEDGER],
         partitions_def=hours,
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name=GROUP,
@@ -97,7 +173,7 @@ def _write_hour(
 ) -> dict[str, object]:
     start_ns, end_ns = hour_window(key)
     window = (start_ns - MARGIN_NS, end_ns + MARGIN_NS)
-    recorded = raw.ticks(*window, products)
+    recorded = raw.ticks(*window, products, _first_missing(read_sequence_gaps(lake, key)))
     cleaned = clean_ticks(recorded, late_after_ns)
     ticks = _inside(cleaned.ticks, cleaned.ticks.event_time_ns, start_ns, end_ns)
     trades = clean_trades(raw.trades(*window, products))
@@ -127,6 +203,14 @@ def _write_hour(
             }
         ),
     }
+
+
+def _first_missing(ledger: pa.Table) -> Mapping[str, NDArray[np.int64]]:
+    """Give the first missing number of every gap, ascending, by connection."""
+    firsts: dict[str, set[int]] = {}
+    for row in ledger.select(["connection_id", "from_sequence"]).to_pylist():
+        firsts.setdefault(row["connection_id"], set()).add(row["from_sequence"])
+    return {name: np.array(sorted(numbers), dtype=np.int64) for name, numbers in firsts.items()}
 
 
 def _first_of_each_product(ticks: TickColumns, from_ns: int) -> TickColumns:

@@ -30,6 +30,7 @@ from cryptovol_dagster.resources.lake import HOUR_NS, Lake, hour_key, hour_windo
 if TYPE_CHECKING:
     from cryptovol_dagster.core.models import Model
 
+LEDGER = "gap_ledger"
 #: Beside the ticks of an hour lie its trades, and each product's first tick after it.
 TICKS, TRADES, NEXT_TICKS = "ticks", "trades", "next_ticks"
 SPLITS_SCHEMA_VERSION = 1
@@ -81,6 +82,16 @@ def read_ticks(lake: Lake, partition_key: str, products: tuple[str, ...]) -> Tic
     ticks = TickColumns.concat([TickColumns.from_table(table, products=products) for table in tables])
     # Each hour is ordered by product, then time; two hours in a row are not.
     return ticks.take(np.lexsort((ticks.event_time_ns, ticks.product)))
+
+
+def read_sequence_gaps(lake: Lake, partition_key: str) -> pa.Table:
+    """Read the ledgered gaps of a connection's numbers, in and around an hour.
+
+    Raises:
+        LakeError: the hour's ledger was never written.
+    """
+    ledger = lake.read_table(LEDGER, *hour_window(partition_key))
+    return ledger.filter(pc.call_function("equal", [ledger["kind"], pa.scalar("sequence")]))
 
 
 def read_trades(lake: Lake, partition_key: str, products: tuple[str, ...]) -> TradeColumns | None:

@@ -7,7 +7,7 @@ or the file rule (`ingestor.archive`).
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,7 +21,10 @@ from numpy.typing import NDArray
 from cryptovol_dagster.core.ticks import TickColumns, TradeColumns, flag_gaps
 from cryptovol_dagster.resources.lake import hour_keys
 from ingestor.archive.layout import ClosedHour
-from ingestor.archive.reader import RawFile, RawReader
+from ingestor.archive.reader import RawReader
+from ingestor.audit.audit import audit
+from ingestor.audit.model import Audit
+from ingestor.audit.span import archive_runs
 from ingestor.envelope import EVENTS, TICKS, TRADES
 
 _TICK_FIELDS = {
@@ -53,9 +56,10 @@ class RawStore:
         """The recorder's own reader, kept because it remembers footers."""
         return RawReader(self.raw_dir)
 
-    def files(self, start_ns: int, end_ns: int) -> list[RawFile]:
-        """List the files of ticks whose event times touch ``[start_ns, end_ns)``."""
-        return self.reader.files(TICKS, start_ns, end_ns)
+    def audit(self, start_ns: int, end_ns: int, *, with_seals: bool = True) -> Audit:
+        """Account for every sequence number and offset of a span, and for the seals of its closed hours."""
+        still_storing = archive_runs(self.raw_dir)
+        return audit(self.reader, start_ns, end_ns, still_storing=still_storing, with_seals=with_seals)
 
     def hours_with_ticks(self) -> list[str]:
         """List the hours that hold ticks, closed or not, oldest first; from footers alone."""
@@ -68,16 +72,23 @@ class RawStore:
         """List the hours that raw storage has closed, oldest first; numbers only."""
         return self.reader.closed_hours(after)
 
-    def ticks(self, start_ns: int, end_ns: int, products: Sequence[str]) -> TickColumns:
+    def ticks(
+        self,
+        start_ns: int,
+        end_ns: int,
+        products: Sequence[str],
+        gaps: Mapping[str, NDArray[np.int64]],
+    ) -> TickColumns:
         """Read the ticks of ``[start_ns, end_ns)`` in the order they were recorded, with `gap_before` set.
 
         Args:
             start_ns: first event time.
             end_ns: end of the event times, exclusive.
             products: dictionary of the result; other products are left out.
+            gaps: first missing sequence number of every gap, ascending, by connection id.
         """
         ticks = tick_columns(self._in_order(TICKS, start_ns, end_ns, _TICK_COLUMNS, products), products)
-        return flag_gaps(ticks, self.gaps(start_ns, end_ns))
+        return flag_gaps(ticks, gaps)
 
     def trades(self, start_ns: int, end_ns: int, products: Sequence[str]) -> TradeColumns:
         """Read the trades whose frames fall into ``[start_ns, end_ns)``; none where the feed had no trades.
@@ -119,7 +130,7 @@ class RawStore:
         )
 
     def gaps(self, start_ns: int, end_ns: int) -> dict[str, NDArray[np.int64]]:
-        """Give the first missing sequence number of every recorded gap, ascending, by connection."""
+        """Give the first missing number of every gap that the feed told of, ascending, by connection."""
         table = self.reader.read(EVENTS, start_ns, end_ns, ["kind", "connection_id", "payload"])
         found: dict[str, list[int]] = {}
         for row in table.filter(_equal(table["kind"], "gap")).to_pylist():

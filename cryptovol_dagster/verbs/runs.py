@@ -23,7 +23,7 @@ from ingestor.settings import Settings
 
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 _OURS = ("cryptovol_dagster.", "ingestor.")
-MARKET = ("ticks", f"{TIMESCALE}/bars", f"{TIMESCALE}/features", f"{TIMESCALE}/labels")
+MARKET = ("gap_ledger", "ticks", f"{TIMESCALE}/bars", f"{TIMESCALE}/features", f"{TIMESCALE}/labels")
 
 
 class RunFailed(Exception):  # noqa: N818 - named for what it says

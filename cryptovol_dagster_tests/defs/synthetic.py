@@ -85,10 +85,11 @@ def write_market(
         hours: keys in a row.
         seed: of prices; the same hours with the same seed are the same bytes.
         step_s: seconds between two ticks of a product.
-        gap_in: an hour in which a hundred seconds and twenty sequence numbers are lost.
+        gap_in: an hour in which a hundred seconds of sequence numbers are lost.
         close: record the hours as closed.
         moving: whether prices move at all.
-        first_offset: Kafka offset of the first message, for hours written in a second call.
+        first_offset: Kafka offset of the first message of a partition, for hours written in a second call: as
+            many as each product has ticks before.
     """
     offset, first_sequence = first_offset, 3 * first_offset
     for index, key in enumerate(hours):
@@ -100,7 +101,6 @@ def write_market(
         keep = np.ones(steps, dtype=bool)
         if key == gap_in:
             keep[steps // 2 : steps // 2 + int(100 / step_s)] = False
-            _write_gap(raw_dir, times[steps // 2], int(sequence[steps // 2]))
         regime = np.where((np.arange(steps) // (steps // 12)) % 4 == 3, 6.0, 1.0)
         for number, product in enumerate(PRODUCTS):
             moves = random.normal(size=steps) * 2e-5 * regime * moving
@@ -125,6 +125,7 @@ def write_market(
             _publish(raw_dir, TICKS, number, offset, ticks, keep)
             trades = {
                 **{name: ticks[name] for name in list(ticks)[:8]},
+                "sequence_num": sequence + 2,
                 "trade_id": [str(offset + i) for i in range(steps)],
                 "price": mid,
                 "size": size[0],
@@ -134,6 +135,19 @@ def write_market(
             }
             _publish(raw_dir, TRADES, number, offset, trades, keep)
         offset += int(keep.sum())
+        # Of three numbers two are ticks, one a frame with a trade of each product.
+        lost = sequence[~keep]
+        gap = (int(lost[0]), int(lost[-1]) + 2) if len(lost) else None
+        back_ns = int(times[np.flatnonzero(~keep)[-1] + 1]) if len(lost) else 0
+        _write_events(
+            raw_dir,
+            2 * (first_offset // steps + index),
+            (first_sequence, first_sequence + 3 * steps - 1),
+            int(times[-1]) + 1,
+            int(keep.sum()),
+            gap,
+            back_ns,
+        )
         first_sequence += 3 * steps
         if close:
             close_hour(raw_dir, key, {TICKS: 2 * int(keep.sum()), TRADES: 2 * int(keep.sum())})
@@ -151,16 +165,38 @@ def close_hour(raw_dir: Path, key: str, rows: dict[str, int]) -> None:
     path.write_bytes(msgspec.json.encode(closed))
 
 
-def _write_gap(raw_dir: Path, at_ns: int, first_missing: int) -> None:
-    detail = {"from_sequence": first_missing, "to_sequence": first_missing + 19, "count": 20}
-    event = {
-        "kind": ["gap"],
-        "at_ns": [int(at_ns)],
-        "connection_id": ["c0ffee"],
-        "event_time_ns": [int(at_ns)],
-        "payload": [json.dumps(detail)],
+def _write_events(
+    raw_dir: Path,
+    first_offset: int,
+    window: tuple[int, int],
+    time_ns: int,
+    kept: int,
+    gap: tuple[int, int] | None,
+    back_ns: int,
+) -> None:
+    """Write two events of an hour: its gap (else that the clock is skewed), and its checkpoint."""
+    told: dict[str, int] = {}
+    if gap is not None:
+        told = {"from_sequence": gap[0], "to_sequence": gap[1], "count": gap[1] - gap[0] + 1}
+    checkpoint = {
+        "from_sequence": window[0],
+        "to_sequence": window[1],
+        "frames": {"ticker": 2 * kept, "market_trades": kept},
+        "empty_frames": 0,
+        "dead_frames": 0,
+        "missing": told.get("count", 0),
+        "repeats": 0,
+        "offsets": {},
     }
-    _publish(raw_dir, EVENTS, 0, 0, event, np.array([True]))
+    times = [back_ns or time_ns, time_ns]
+    events = {
+        "kind": ["clock_skew" if gap is None else "gap", "checkpoint"],
+        "at_ns": times,
+        "connection_id": ["c0ffee"] * 2,
+        "event_time_ns": times,
+        "payload": [json.dumps(told), json.dumps(checkpoint)],
+    }
+    _publish(raw_dir, EVENTS, 0, first_offset, events, np.array([True, True]))
 
 
 def _publish(

@@ -9,7 +9,7 @@ import dagster as dg
 import pytest
 
 from cryptovol_dagster.defs import automation
-from cryptovol_dagster.defs.automation import data_version, input_versions
+from cryptovol_dagster.defs.automation import input_versions
 from cryptovol_dagster.defs.build import build_defs, build_resources
 from cryptovol_dagster.resources.lake import Lake, hour_window
 from cryptovol_dagster_tests.defs.conftest import Pipeline
@@ -78,6 +78,7 @@ def test_closed_hours_are_reported_and_asked_for_once_oldest_first(market: Setti
     assert [request.partition_key for request in result.run_requests or ()] == hours
     asked = (result.run_requests or [])[0]
     assert [key.to_user_string() for key in asked.asset_selection or ()] == [
+        "gap_ledger",
         "ticks",
         "seconds/bars",
         "seconds/features",
@@ -139,7 +140,7 @@ def test_an_hour_that_closes_after_its_successor_renews_it() -> None:
     full, without_first = input_versions(hours, 1), input_versions(hours[1:], 1)
     assert full[hours[1].hour] != without_first[hours[1].hour]
     assert full[hours[2].hour] == without_first[hours[2].hour]
-    assert data_version(hours[0]) == data_version(hours[1])
+    assert hours[0].version == hours[1].version
 
 
 def test_a_retrain_waits_for_a_closed_hour(empty: Settings) -> None:

@@ -31,7 +31,7 @@ from cryptovol_dagster_tests.defs.synthetic import (
 from ingestor.settings import Settings
 from ingestor.settings.model import TimescalesSettings
 
-TABLES = ("ticks", "trades", "seconds/bars", "seconds/features", "seconds/labels")
+TABLES = ("gap_ledger", "ticks", "next_ticks", "trades", "seconds/bars", "seconds/features", "seconds/labels")
 
 
 def _stored(lake: Lake, hours: list[str]) -> dict[tuple[str, str], bytes]:

@@ -16,9 +16,13 @@ from cryptovol_dagster.defs.build import TIMESCALE
 from cryptovol_dagster.defs.checks import Rule, Stored
 from cryptovol_dagster.resources import chain
 from cryptovol_dagster.resources.lake import Lake, hour_window
+from cryptovol_dagster.resources.raw import RawStore
 from cryptovol_dagster.resources.specs import timescale_spec
+from cryptovol_dagster.verbs import runs
 from cryptovol_dagster_tests.defs.conftest import Pipeline
-from cryptovol_dagster_tests.defs.synthetic import MODELS, PRODUCTS
+from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, MODELS, PRODUCTS, hours_from
+from ingestor.envelope import TICKS
+from ingestor.settings import Settings
 
 Spoil = Callable[[pd.DataFrame], pd.DataFrame]
 
@@ -81,6 +85,64 @@ def test_a_number_that_is_none_in_a_valid_row_is_found(spoilt, value: float | No
 )
 def test_ticks_that_go_back_or_outside_the_hour_are_found(spoilt, spoil: Spoil, says: str | None) -> None:
     _expect(checks._ordered_ticks, spoilt("ticks", spoil), says)
+
+
+def _gap_hour(pipeline: Pipeline, folder: Path, spoil: Spoil) -> Stored:
+    """Copy what the bars of the hour with a gap were made of, and the bars, changed."""
+    key, lake = pipeline.hours[1], Lake(folder)
+    for asset in ("gap_ledger", "ticks", "next_ticks"):
+        for hour in pipeline.hours[:2]:
+            lake.write_table(asset, hour, pipeline.lake.read_table(asset, *hour_window(hour)))
+    bars = pipeline.lake.read_table("seconds/bars", *hour_window(key)).to_pandas()
+    lake.write_table("seconds/bars", key, chain.to_table(spoil(bars)))
+    return Stored(lake, "seconds/bars", key)
+
+
+def _return_within_the_loss(frame: pd.DataFrame) -> pd.DataFrame:
+    inside = frame.index[frame["lossy"] & (frame["product"] == PRODUCTS[1])]
+    assert len(inside) > 5
+    frame.loc[inside[2], "ret_ok"] = True
+    return frame
+
+
+@pytest.mark.parametrize(
+    ("spoil", "says"),
+    [
+        (lambda frame: frame, None),
+        (_return_within_the_loss, rf"{PRODUCTS[1]}: expected no return from .* found 1, the first at"),
+    ],
+)
+def test_a_return_across_a_loss_is_found(
+    pipeline: Pipeline, tmp_path: Path, spec: TimescaleSpec, spoil: Spoil, says: str | None
+) -> None:
+    _expect(checks._no_return_across_a_loss(spec, PRODUCTS), _gap_hour(pipeline, tmp_path, spoil), says)
+
+
+def test_bars_that_do_not_reflect_a_ledgered_gap_are_found(
+    pipeline: Pipeline, tmp_path: Path, spec: TimescaleSpec
+) -> None:
+    stored = _gap_hour(pipeline, tmp_path, lambda frame: frame)
+    ledger = stored.lake.read_table("gap_ledger", *hour_window(stored.key)).to_pandas()
+    ticks = stored.lake.read_table("ticks", *hour_window(stored.key)).to_pandas()
+    # A number between two ticks of each product, 2.5 s apart.
+    lost = int(ticks["sequence_num"].iloc[300]) + 2
+    ledger[["from_sequence", "to_sequence"]] = lost
+    stored.lake.write_table("gap_ledger", stored.key, chain.to_table(ledger))
+    says = rf"{PRODUCTS[0]}: expected no return from .* \(connection c0ffee lost {lost} to {lost}\)"
+    _expect(checks._no_return_across_a_loss(spec, PRODUCTS), stored, says)
+
+
+def test_raw_storage_that_lacks_something_is_found_and_stops_the_run(market: Settings) -> None:
+    hours, raw_dir = hours_from(FIRST_HOUR, 2), market.storage.raw_dir
+    assert checks._unaccounted(RawStore(raw_dir), hours) == {key: [] for key in hours}
+    lost = next((raw_dir / TICKS).glob("date=*/hour=04/*-p1-*"))
+    lost.unlink()
+    found = checks._unaccounted(RawStore(raw_dir), hours)
+    assert found[hours[0]] == []
+    assert "expected 4320 frames with entries, found 2880" in found[hours[1]][0]
+    with pytest.raises(runs.RunFailed, match="nothing_unaccounted_for"):
+        runs.materialize_range(market, hours[0], hours[1], list(runs.MARKET))
+    assert Lake(market.storage.lake_dir).partitions("seconds/bars") == []
 
 
 def test_a_split_closer_than_purge_and_embargo_is_found(

@@ -86,7 +86,7 @@ def test_everything_people_see_says_what_it_is(defs: dg.Definitions) -> None:
 
 def test_tables_show_their_columns_before_anything_was_materialized(defs: dg.Definitions) -> None:
     graph = defs.resolve_asset_graph()
-    for name in ("ticks", "seconds/bars", "seconds/features", "seconds/labels"):
+    for name in ("gap_ledger", "ticks", "seconds/bars", "seconds/features", "seconds/labels"):
         schema = graph.get(dg.AssetKey.from_user_string(name)).metadata["dagster/column_schema"]
         assert isinstance(schema, dg.TableSchema)
         assert len(schema.columns) >= 5

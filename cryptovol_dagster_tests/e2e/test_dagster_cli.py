@@ -20,7 +20,7 @@ from ingestor.settings import load_settings
 defs = build_defs(load_settings().settings, retrain_cron="* * * * *")
 """
 MODULE = ("-m", "cryptovol_dagster.definitions")
-MARKET = "ticks,key:seconds/bars,key:seconds/features,key:seconds/labels"
+MARKET = "gap_ledger,ticks,key:seconds/bars,key:seconds/features,key:seconds/labels"
 
 
 @pytest.mark.slow
@@ -46,7 +46,7 @@ def test_the_daemon_left_alone_runs_closed_hours_a_backfill_and_a_retrain(tmp_pa
     settings = small_settings(tmp_path, models=("baseline_zscore", "ewma"))
     hours = hours_from(FIRST_HOUR, 3)
     write_market(settings.storage.raw_dir, hours[:1], close=False)
-    write_market(settings.storage.raw_dir, hours[1:], seed=11, first_offset=100_000)
+    write_market(settings.storage.raw_dir, hours[1:], seed=11, first_offset=1_440)
     env = environment(settings, tmp_path)
     location = tmp_path / "every_minute.py"
     location.write_text(EVERY_MINUTE)

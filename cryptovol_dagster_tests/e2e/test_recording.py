@@ -120,7 +120,7 @@ def assets(by_embedded: Recorded) -> pd.DataFrame:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DAGSTER_HOME", by_embedded.env["DAGSTER_HOME"])
         summary = runs.materialize_range(
-            settings, HOURS[0], HOURS[-1], ["ticks", "seconds/bars", "seconds/features"]
+            settings, HOURS[0], HOURS[-1], ["gap_ledger", "ticks", "seconds/bars", "seconds/features"]
         )
     assert [check for check in summary.checks_failed if check.severity == "ERROR"] == []
     assert sum(hour["kept"] for hour in summary.metadata["ticks"].values()) == N_TICKS

@@ -141,7 +141,7 @@ def test_bad_quotes_and_disorder_are_counted_alike_by_replay_and_by_the_assets(t
     assert RawReader(settings.storage.raw_dir).count(TICKS, 0, 2**62) == 900
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DAGSTER_HOME", env["DAGSTER_HOME"])
-        summary = runs.materialize_range(settings, FIRST_HOUR, FIRST_HOUR, ["ticks"])
+        summary = runs.materialize_range(settings, FIRST_HOUR, FIRST_HOUR, ["gap_ledger", "ticks"])
     ticks = summary.metadata["ticks"][FIRST_HOUR]
     margins = ticks["with_margins"]
     assert (ticks["read"], ticks["kept"]) == (900, 894)

@@ -18,7 +18,10 @@ from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, PRODUCTS, hours_f
 
 def test_a_recorded_gap_flags_the_next_row_of_every_product(tmp_path: Path) -> None:
     write_market(tmp_path, [FIRST_HOUR], gap_in=FIRST_HOUR)
-    ticks = RawStore(tmp_path).ticks(*hour_window(FIRST_HOUR), PRODUCTS)
+    raw = RawStore(tmp_path)
+    (loss,) = raw.audit(*hour_window(FIRST_HOUR)).losses
+    gaps = {loss.connection_id: np.array([loss.from_sequence])}
+    ticks = raw.ticks(*hour_window(FIRST_HOUR), PRODUCTS, gaps)
     flagged = np.flatnonzero(ticks.gap_before)
     assert sorted(ticks.product[flagged].tolist()) == [0, 1]
     for row in flagged:
@@ -27,7 +30,7 @@ def test_a_recorded_gap_flags_the_next_row_of_every_product(tmp_path: Path) -> N
 
 def test_other_products_are_left_out_and_silent_ones_stay_listed(tmp_path: Path) -> None:
     write_market(tmp_path, [FIRST_HOUR])
-    ticks = RawStore(tmp_path).ticks(*hour_window(FIRST_HOUR), ("SOL-USD", "ETH-USD"))
+    ticks = RawStore(tmp_path).ticks(*hour_window(FIRST_HOUR), ("SOL-USD", "ETH-USD"), {})
     assert ticks.products == ("SOL-USD", "ETH-USD")
     assert set(ticks.product.tolist()) == {1}
 
@@ -38,7 +41,7 @@ def test_rows_of_two_logs_follow_the_clock_of_reception(tmp_path: Path, monkeypa
     write_market(tmp_path, [first])
     monkeypatch.setattr(synthetic, "LOG_ID", "aaaaaaaa")
     write_market(tmp_path, [second])
-    ticks = RawStore(tmp_path).ticks(hour_window(first)[0], hour_window(second)[1], PRODUCTS)
+    ticks = RawStore(tmp_path).ticks(hour_window(first)[0], hour_window(second)[1], PRODUCTS, {})
     assert len(ticks) == 4 * 1440
     assert (np.diff(ticks.event_time_ns) >= 0).all()
 
@@ -61,7 +64,7 @@ def test_hours_with_ticks_need_not_be_closed(tmp_path: Path) -> None:
 
 def test_a_folder_without_anything_is_empty_and_no_error(tmp_path: Path) -> None:
     raw = RawStore(tmp_path / "absent")
-    assert len(raw.ticks(*hour_window(FIRST_HOUR), PRODUCTS)) == 0
+    assert len(raw.ticks(*hour_window(FIRST_HOUR), PRODUCTS, {})) == 0
     assert len(raw.trades(*hour_window(FIRST_HOUR), PRODUCTS)) == 0
 
 

@@ -20,7 +20,7 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 from ingestor.archive import positions
 from ingestor.archive.closing import HourCloser
 from ingestor.archive.errors import ArchiveError, CollisionError, NoRoomError
-from ingestor.archive.layout import CLOSED
+from ingestor.archive.layout import CLOSED, ClosedHour
 from ingestor.archive.schema import to_batch
 from ingestor.archive.slot import Slot
 from ingestor.archive.writer import OpenFile, mend, probe_room, remove_abandoned
@@ -109,6 +109,7 @@ class Archive:
         closed_after_s: an hour closes when the watermark passes its end by this.
         group: consumer group; archives of one storage share it.
         on_progress: called from the archive's thread after each stored file, and once when it fails.
+        on_hour_closed: called from there with each hour that it closed.
     """
 
     def __init__(
@@ -119,6 +120,7 @@ class Archive:
         closed_after_s: float,
         group: str = ARCHIVE_GROUP,
         on_progress: Callable[[], None] | None = None,
+        on_hour_closed: Callable[[ClosedHour], None] | None = None,
     ) -> None:
         self._broker = broker
         self._storage = storage
@@ -126,6 +128,7 @@ class Archive:
         # Systems that share a broker have prefixes of their own, and so have their groups.
         self._group = broker.topic(group)
         self._on_progress = on_progress
+        self._on_hour_closed = on_hour_closed
         self._names = {broker.topic(topic): topic for topic in TOPICS}
         self._sources: dict[tuple[str, int], _Source] = {}
         self._log_ids: dict[str, str] = {}
@@ -660,6 +663,8 @@ class Archive:
         self._closing_due_s = time.monotonic() + _CLOSING_S
         for hour in self._closer.advance():
             LOG.info("hour %s is complete: %s", hour.hour, hour.rows)
+            if self._on_hour_closed is not None:
+                self._on_hour_closed(hour)
 
 
 def _run_length(offsets: Sequence[int]) -> int:

@@ -8,6 +8,7 @@ once, when the watermark passes its end by `closed_after_s`.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
@@ -18,13 +19,14 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
-from ingestor.archive.errors import CollisionError
+from ingestor.archive.errors import ArchiveError, CollisionError
 from ingestor.archive.layout import (
     CLOSED,
     HOUR_NS,
     NS,
     ClosedHour,
     FileName,
+    Seal,
     files_in,
     hour_folder,
     hour_folders,
@@ -35,8 +37,11 @@ from ingestor.archive.layout import (
 from ingestor.archive.reader import RawReader
 from ingestor.archive.rows import read_rows
 from ingestor.archive.schema import UNREADABLE
+from ingestor.archive.seal import seal
 from ingestor.archive.writer import write_exclusively
 from ingestor.envelope import EVENTS, TICKS, TOPICS, TRADES
+
+LOG = logging.getLogger(__name__)
 
 #: A connection that left no event for this long while others did (a killed process) holds no hour open.
 LOST_AFTER_NS = 60 * NS
@@ -172,12 +177,16 @@ class HourCloser:
             yield f"{path.parent.name[5:]}-{path.stem[5:]}:00"
 
     def _close(self, hour_ns: int, watermark_ns: int, reader: RawReader) -> ClosedHour | None:
-        end_ns = hour_ns + HOUR_NS
+        seals = _seals(reader, hour_ns)
         hour = ClosedHour(
             hour=hour_key(hour_ns),
             closed_at_ns=time.time_ns(),
             watermark_ns=watermark_ns,
-            rows={topic: reader.count(topic, hour_ns, end_ns) for topic in TOPICS},
+            rows={
+                topic: seals[topic].rows if seals else reader.count(topic, hour_ns, hour_ns + HOUR_NS)
+                for topic in TOPICS
+            },
+            seals=seals,
         )
         path = hour_folder(self._raw_dir / CLOSED, hour_ns).with_suffix(".json")
         try:
@@ -197,6 +206,15 @@ class HourCloser:
         for files in newest_first.values():
             tables += reversed(_back_to(sorted(files, reverse=True)))
         return tables
+
+
+def _seals(reader: RawReader, hour_ns: int) -> dict[str, Seal]:
+    """Seals of an hour by topic; none where a file cannot be read, for which recording must not stop."""
+    try:
+        return {topic: seal(reader, topic, hour_ns) for topic in TOPICS}
+    except ArchiveError as error:
+        LOG.error("hour %s closes without a seal: %s", hour_key(hour_ns), error)
+        return {}
 
 
 def _back_to(newest_first: list[tuple[FileName, Path]]) -> list[pa.Table]:

@@ -9,6 +9,8 @@ and is written after it; it is only a cache: where it is missing, it is computed
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 from collections.abc import Iterator
@@ -152,16 +154,43 @@ class OffsetGap(msgspec.Struct, frozen=True, kw_only=True):
     found_at_ns: int
 
 
+class SealedPart(msgspec.Struct, frozen=True, kw_only=True):
+    """What a partition of a log held of a closed hour; `sha256` is over every column of its rows."""
+
+    log_id: str
+    partition: int
+    first_offset: int
+    last_offset: int
+    rows: int
+    sha256: str
+
+
+class Seal(msgspec.Struct, frozen=True, kw_only=True):
+    """What a topic held of a closed hour: its rows, one hash over all, and what it is made of."""
+
+    rows: int
+    sha256: str
+    parts: tuple[SealedPart, ...]
+
+
 class ClosedHour(msgspec.Struct, frozen=True, kw_only=True):
     """An hour that is complete: every connection's event time has passed its end.
 
-    `hour` is ``YYYY-MM-DD-HH:00`` (UTC), `rows` counts the stored records of that hour for each topic.
+    `hour` is ``YYYY-MM-DD-HH:00`` (UTC), `rows` counts the stored records of that hour for each topic, and
+    `seals` say what they were; hours closed by earlier versions have none.
     """
 
     hour: str
     closed_at_ns: int
     watermark_ns: int
     rows: dict[str, int]
+    seals: dict[str, Seal] = {}
+
+    @property
+    def version(self) -> str:
+        """Name of its contents, short and stable: other rows, another version."""
+        contents = {topic: seal.sha256 for topic, seal in self.seals.items()} or self.rows
+        return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def hour_start(time_ns: int) -> int:

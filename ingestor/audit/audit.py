@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import msgspec
@@ -14,11 +14,12 @@ import pyarrow.compute as pc
 
 from ingestor.archive.closing import LOST_AFTER_NS
 from ingestor.archive.columns import as_int64
-from ingestor.archive.layout import HOUR_NS, Footer, hour_key, hour_start
+from ingestor.archive.layout import HOUR_NS, Footer, hour_from_key, hour_key, hour_start
 from ingestor.archive.reader import RawFile, RawReader
 from ingestor.archive.schema import UNREADABLE
+from ingestor.archive.seal import differences
 from ingestor.audit.connections import DATA_TOPICS, Checkpoint, ConnectionAccount, Numbers
-from ingestor.audit.model import Audit, Finding, Loss
+from ingestor.audit.model import Audit, Finding, Loss, SealState
 from ingestor.audit.offsets import EVER_NS, LostOffsets, partition_offsets, recorded_losses
 from ingestor.envelope import DEAD, EVENTS, TOPICS
 
@@ -35,6 +36,7 @@ def audit(
     end_ns: int | None = None,
     *,
     still_storing: bool = False,
+    with_seals: bool = True,
 ) -> Audit:
     """Account for every sequence number and every offset of a span of raw storage.
 
@@ -45,12 +47,34 @@ def audit(
         start_ns: first event time; all that is stored by default.
         end_ns: event time at which to stop.
         still_storing: an archive may still store what was promised; then it is unconfirmed, not missing.
+        with_seals: hold closed hours against their seals, which reads every column.
 
     Raises:
         ArchiveError: a file is foreign or corrupt.
     """
     start_ns, end_ns = (0 if start_ns is None else start_ns), (EVER_NS if end_ns is None else end_ns)
-    return _Auditor(reader, start_ns, end_ns, still_storing).run()
+    result = _Auditor(reader, start_ns, end_ns, still_storing).run()
+    return _with_seals(reader, result, start_ns, end_ns) if with_seals else result
+
+
+def _with_seals(reader: RawReader, result: Audit, start_ns: int, end_ns: int) -> Audit:
+    states: list[SealState] = []
+    findings = list(result.findings)
+    for hour in reader.closed_hours():
+        hour_ns = hour_from_key(hour.hour)
+        if not (start_ns < hour_ns + HOUR_NS and hour_ns < end_ns):
+            continue
+        if not hour.seals:
+            states.append(SealState(hour.hour, "not sealed"))
+            continue
+        late_rows, different = differences(reader, hour)
+        states.append(SealState(hour.hour, "changed" if different else "unchanged", late_rows))
+        findings += [
+            Finding("seal", hour.hour, where, rows, f"{hour.hour}, {where}: {text}")
+            for where, rows, text in different
+        ]
+    findings.sort(key=lambda one: one.hour)
+    return replace(result, seals=tuple(states), findings=tuple(findings))
 
 
 @dataclass
@@ -302,6 +326,7 @@ class _Auditor:
                 )
             ),
             offsets=tuple(offsets),
+            seals=(),
             findings=tuple(
                 sorted((one for one in findings if one.hour in inside), key=lambda one: (one.hour, one.where))
             ),

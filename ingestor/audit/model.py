@@ -119,6 +119,21 @@ class PartitionOffsets:
 
 
 @dataclass(frozen=True)
+class SealState:
+    """Whether a closed hour is as it was when it closed.
+
+    Attributes:
+        hour: its key.
+        state: ``unchanged``, ``changed``, or ``not sealed`` (closed by an earlier version).
+        late_rows: rows that came after it closed, which changes nothing that was sealed.
+    """
+
+    hour: str
+    state: Literal["unchanged", "changed", "not sealed"]
+    late_rows: int = 0
+
+
+@dataclass(frozen=True)
 class Audit:
     """An audit of a span of raw storage.
 
@@ -127,6 +142,7 @@ class Audit:
         lines: by hour and connection.
         losses: the gap ledger of the span, by time.
         offsets: by topic, log and partition.
+        seals: of the closed hours, oldest first.
         findings: what is unaccounted for; empty where everything is.
     """
 
@@ -134,6 +150,7 @@ class Audit:
     lines: tuple[Line, ...]
     losses: tuple[Loss, ...]
     offsets: tuple[PartitionOffsets, ...]
+    seals: tuple[SealState, ...]
     findings: tuple[Finding, ...]
 
     def total(self, name: str) -> int:
@@ -159,6 +176,7 @@ class Audit:
             "totals": {name: self.total(name) for name in COUNTS},
             "gap_ledger": [asdict(loss) for loss in self.losses],
             "offsets": [asdict(one) for one in self.offsets],
+            "seals": [asdict(one) for one in self.seals],
             "findings": [asdict(finding) for finding in self.findings],
             "verdict": self.verdict,
             "accounted": not self.findings,

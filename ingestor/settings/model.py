@@ -268,6 +268,9 @@ class DagsterSettings(Section):
     closed_after_s: PositiveFloat = Field(
         default=120.0, description="an hour closes when the watermark passes its end by this"
     )
+    report_closed_hours: bool = Field(
+        default=False, description="the recorder tells the webserver at ui_url of each closed hour"
+    )
 
     @field_validator("partitions_start")
     @classmethod

@@ -1,0 +1,90 @@
+"""Telling Dagster that an hour has closed: fire and forget, in a thread of its own.
+
+The sensor `closed_hours` is what makes sure: whatever does not arrive here, it reports.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import urllib.error
+import urllib.request
+from http.client import HTTPException
+from typing import Any
+
+import msgspec
+
+from ingestor.archive.layout import ClosedHour
+
+LOG = logging.getLogger(__name__)
+
+#: The external asset that raw storage is in Dagster.
+RAW_TICKS = "raw_ticks"
+_TIMEOUT_S = 5.0
+
+
+def describe(hour: ClosedHour) -> dict[str, Any]:
+    """What is told of a closed hour beside its version: plain values, as metadata."""
+    return {**{f"rows {topic}": rows for topic, rows in hour.rows.items()}, "watermark_ns": hour.watermark_ns}
+
+
+class ReportError(Exception):
+    """The address of Dagster's webserver cannot be one; the message is one line."""
+
+    exit_code = 2
+
+
+class HourReporter:
+    """Posts closed hours to Dagster's webserver; `report` never waits and never fails.
+
+    Args:
+        ui_url: address of the webserver.
+        timeout_s: how long it may take to answer.
+
+    Raises:
+        ReportError: the address is none of HTTP.
+    """
+
+    def __init__(self, ui_url: str, timeout_s: float = _TIMEOUT_S) -> None:
+        if not ui_url.startswith(("http://", "https://")):
+            raise ReportError(f"dagster.ui_url is {ui_url!r}: closed hours are reported to http(s):// only")
+        self._url = f"{ui_url.rstrip('/')}/report_asset_materialization/{RAW_TICKS}"
+        self._timeout_s = timeout_s
+        self._hours: queue.SimpleQueue[ClosedHour | None] = queue.SimpleQueue()
+        # Neighbours are not asked through a proxy that the environment names for the world.
+        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._thread = threading.Thread(target=self._run, name="hour-reporter", daemon=True)
+        self._thread.start()
+
+    def report(self, hour: ClosedHour) -> None:
+        """Report an hour soon."""
+        self._hours.put(hour)
+
+    def close(self) -> None:
+        """Report what is waiting, as far as the webserver answers in time; then end."""
+        self._hours.put(None)
+        self._thread.join(self._timeout_s)
+
+    def _run(self) -> None:
+        while (hour := self._hours.get()) is not None:
+            try:
+                self._post(hour)
+            except (OSError, HTTPException) as error:  # URLError and timeouts are OSErrors
+                LOG.warning("hour %s was not reported to %s: %s", hour.hour, self._url, _reason(error))
+
+    def _post(self, hour: ClosedHour) -> None:
+        body = {"partition": hour.hour, "data_version": hour.version, "metadata": describe(hour)}
+        request = urllib.request.Request(
+            self._url,
+            data=msgspec.json.encode(body),
+            headers={"Content-Type": "application/json"},
+            method="POST",
+        )
+        with self._opener.open(request, timeout=self._timeout_s) as response:
+            response.read()
+
+
+def _reason(error: Exception) -> str:
+    reason = error.reason if isinstance(error, urllib.error.URLError) else error
+    return (str(reason) or type(error).__name__).splitlines()[0]
