@@ -4,38 +4,31 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import subprocess
-import sys
-import threading
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from cryptovol_dagster_tests.e2e.processes import cryptovol, environment, simulated
 from ingestor.archive.reader import RawReader
 from ingestor.envelope import DEAD, EVENTS, TICKS, TRADES
 from ingestor.exchange.clock import ns_to_rfc3339, rfc3339_to_ns
+from ingestor.settings import Settings
+from ingestor.settings.model import IngestSettings, StorageSettings
 from ingestor.simulator.market import SyntheticMarket
 from ingestor.simulator.playback import Playback
 from ingestor.simulator.write import write_recording
 
 EVER_NS = 2**62
 NS = 1_000_000_000
-INGESTOR = (sys.executable, "-m", "ingestor")
 START = "2026-04-04T03:00:00Z"
 PRODUCTS = ("BTC-USD", "ETH-USD")
 SEED = 7
 #: Limits short enough for a test, long enough for a busy machine.
-LIMITS = {
-    "FRAME_SILENCE_S": "2",
-    "HEARTBEAT_SILENCE_S": "2",
-    "BACKOFF_INITIAL_S": "0.01",
-    "BACKOFF_MAX_S": "2",
-    "MAX_FRAME_BYTES": "500000",
-}
+LIMITS = IngestSettings(
+    frame_silence_s=2, heartbeat_silence_s=2, backoff_initial_s=0.01, backoff_max_s=2, max_frame_bytes=500_000
+)
 
 
 @dataclass(frozen=True)
@@ -131,62 +124,24 @@ class Played:
         return holes
 
 
-def play(
-    folder: Path,
-    faults: str,
-    *,
-    hours: float = 0.02,
-    speed: str = "max",
-    start: str = START,
-    limits: Mapping[str, str] = LIMITS,
-) -> Played:
+def play(folder: Path, faults: str, *, hours: float = 0.02, speed: str = "max", start: str = START) -> Played:
     """Run `simulate` with a fault script and `ingest` against it, to the market's end."""
-    market = ("--hours", str(hours), "--start", start, "--products", ",".join(PRODUCTS), "--seed", str(SEED))
-    env = {
-        **os.environ,
-        "CRYPTOVOL__STORAGE__DATA_DIR": str(folder / "data"),
-        **{f"CRYPTOVOL__INGEST__{name}": value for name, value in limits.items()},
-    }
-    env.pop("CRYPTOVOL_CONFIG", None)
+    settings = Settings(ingest=LIMITS, storage=StorageSettings(data_dir=folder / "data"))
+    env = environment(settings, folder)
     without_faults = Playback(
         lambda: iter([SyntheticMarket(PRODUCTS, rfc3339_to_ns(start), SEED).segment(hours)])
     )
     write_recording(without_faults, PRODUCTS, folder / "market.ndjson")
-    serving = subprocess.Popen(
-        [*INGESTOR, "simulate", *market, "--speed", speed, "--faults", faults, "--once", "--json"],
-        cwd=folder,
-        env=env,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        assert serving.stdout is not None
-        url = json.loads(serving.stdout.readline())["url"]
-        # Nobody reads what the server reports meanwhile but this thread.
-        told: list[str] = []
-        reader = threading.Thread(target=lambda: told.extend(serving.stdout or ()))
-        reader.start()
-        done = subprocess.run(
-            [*INGESTOR, "ingest", "--url", url, "--until-closed", "--json"],
-            cwd=folder,
-            env=env,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+    market = ("--hours", f"{hours}", "--start", start, "--products", ",".join(PRODUCTS), "--seed", f"{SEED}")
+    with simulated(*market, "--speed", speed, "--faults", faults, "--once", env=env) as served:
+        done = cryptovol("ingest", "--url", served.url, "--until-closed", "--json", env=env)
         assert done.returncode == 0, done.stderr
-        assert serving.wait(20) == 0
-        reader.join(20)
-    finally:
-        if serving.poll() is None:
-            serving.kill()
-        serving.wait()
+        sent = served.ended()
     return Played(
         log=done.stderr.splitlines(),
-        sent=json.loads(told[-1]),
+        sent=sent,
         summary=json.loads(done.stdout.splitlines()[-1]),
-        raw_dir=folder / "data" / "raw",
+        raw_dir=settings.storage.raw_dir,
         market=folder / "market.ndjson",
     )
 
