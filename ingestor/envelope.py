@@ -26,6 +26,7 @@ EventKind = Literal[
     "protocol_drift",
     "resumed",
     "checkpoint",
+    "log_recreated",
 ]
 
 
