@@ -20,6 +20,7 @@ from cryptovol_dagster_tests.faults.conservation import (
     stored_runs,
 )
 from ingestor.archive.reader import RawReader
+from ingestor.audit.audit import audit
 from ingestor.envelope import DEAD, TICKS, TRADES
 from ingestor.kafka.broker import Broker
 from ingestor.settings import Settings
@@ -65,6 +66,14 @@ def test_ingest_killed_at_random_moments(real_broker: Broker, tmp_path: Path) ->
     assert assert_exactly_once(real_broker, storage.raw_dir) > 5_000
     assert_same_messages(real_broker, storage.raw_dir)
     assert RawReader(storage.raw_dir).offset_gaps(TICKS) == []
+    audited = audit(RawReader(storage.raw_dir))
+    assert audited.findings == ()
+    # The market stands still while nobody listens: nothing but what died in flight can be lost.
+    assert {loss.kind for loss in audited.losses} <= {"in_flight", "between"}
+    assert audited.total("stored") > 5_000
+    told = cryptovol("audit", env=env)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert told.stdout.splitlines()[-1] == audited.verdict
     assert real_broker.end_offsets(DEAD) == {0: 0}
     for (topic, product), played in _played(script).items():
         runs = stored_runs(storage.raw_dir, topic, product)

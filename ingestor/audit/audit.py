@@ -110,6 +110,8 @@ class _Auditor:
         #: topic and partition → logs, oldest first; connection and topic → its log.
         self._logs: dict[tuple[str, int], list[str]] = {}
         self._log_of: dict[tuple[str, str], str] = {}
+        #: Topics and logs that the recorder saw replaced.
+        self._replaced: set[tuple[str, str]] = set()
 
     def run(self) -> Audit:
         offsets, findings = [], []
@@ -120,7 +122,7 @@ class _Auditor:
             self._lost += recorded_losses(self._reader, topic, self._files[topic])
         hours = self._hours()
         for hour_ns in hours:
-            for row in self._events(hour_ns, with_payload=False):
+            for row in self._events(hour_ns):
                 self._note_event(row)
         self._order_logs()
         for hour_ns in hours:
@@ -141,9 +143,8 @@ class _Auditor:
 
     # What the events say
 
-    def _events(self, hour_ns: int, *, with_payload: bool) -> Iterator[dict[str, Any]]:
-        names = _EVENT_COLUMNS if with_payload else _EVENT_COLUMNS[:-1]
-        for log_id, _, table in self._reader.tables(EVENTS, *self._window(hour_ns), list(names)):
+    def _events(self, hour_ns: int) -> Iterator[dict[str, Any]]:
+        for log_id, _, table in self._reader.tables(EVENTS, *self._window(hour_ns), _EVENT_COLUMNS):
             for row in table.to_pylist():
                 if row["schema_version"] != UNREADABLE:
                     yield row | {"log_id": log_id}
@@ -154,23 +155,28 @@ class _Auditor:
             known.last_at_ns, known.log_id = row["at_ns"], row["log_id"]
         known.ended = known.ended or row["kind"] == "disconnected"
         known.begins = known.begins or row["kind"] in ("connected", "subscribed")
+        if row["kind"] == "log_recreated":
+            detail = msgspec.json.decode(row["payload"])
+            self._replaced.add((detail["topic"], detail["old_log"]))
 
     def _order_logs(self) -> None:
         """Tell which log of a partition followed which, by the connections in them; and where each ends."""
-        newest: dict[_Log, int] = {}
+        newest: dict[_Log, tuple[bool, int, int]] = {}
         for topic, files in self._files.items():
             for file in files:
                 footer = file.footer
                 log = topic, footer.partition, footer.log_id
                 self._ends[log] = max(self._ends.get(log, -1), footer.last_offset)
                 at_ns = max((self._known[name].last_at_ns for name in footer.connections), default=0)
-                newest[log] = max(newest.get(log, 0), at_ns)
+                is_last = (topic, footer.log_id) not in self._replaced
+                newest[log] = max(newest.get(log, (False, 0, 0)), (is_last, at_ns, footer.max_time_ns))
                 for name in footer.connections:
                     self._log_of[name, topic] = footer.log_id
         for known in self._known.values():
             for log in self._ends:
                 if log[0] == EVENTS and log[2] == known.log_id:
-                    newest[log] = max(newest[log], known.last_at_ns)
+                    is_last, at_ns, time_ns = newest[log]
+                    newest[log] = is_last, max(at_ns, known.last_at_ns), time_ns
         for lost in self._lost:
             log = lost.topic, lost.partition, lost.log_id
             self._ends[log] = max(self._ends.get(log, -1), lost.last_offset)
@@ -191,7 +197,7 @@ class _Auditor:
                 end = self._ends.get((topic, int(partition), log_id), -1)
                 if offset <= end:
                     continue
-                if log_id in logs and log_id != logs[-1]:
+                if log_id in logs[:-1] or (topic, log_id) in self._replaced:
                     self._lose_with_log(topic, int(partition), log_id, end + 1, offset)
                 else:
                     stored = False
@@ -199,9 +205,10 @@ class _Auditor:
 
     def _lose_with_log(self, topic: str, partition: int, log_id: str, first: int, last: int) -> None:
         files = self._files[topic]
-        logs = self._logs[topic, partition]
+        logs = self._logs.get((topic, partition), [])
+        after = logs[logs.index(log_id) + 1 :] if log_id in logs else logs[-1:]
         own = _footers(files, log_id, partition)
-        heirs = _footers(files, logs[logs.index(log_id) + 1], partition)
+        heirs = _footers(files, after[0], partition) if after else []
         self._lost.append(
             LostOffsets(
                 topic=topic,
@@ -210,8 +217,8 @@ class _Auditor:
                 first_offset=first,
                 last_offset=last,
                 reason="the log was replaced before they were stored",
-                start_ns=own[-1].max_time_ns,
-                end_ns=max(heirs[0].min_time_ns, own[-1].max_time_ns),
+                start_ns=own[-1].max_time_ns if own else 0,
+                end_ns=max(heirs[0].min_time_ns, own[-1].max_time_ns if own else 0) if heirs else EVER_NS,
                 left=last - first + 1,
             )
         )
@@ -228,7 +235,7 @@ class _Auditor:
 
     def _take_hour(self, hour_ns: int) -> None:
         told: dict[str, _HourEvents] = defaultdict(_HourEvents)
-        for row in self._events(hour_ns, with_payload=True):
+        for row in self._events(hour_ns):
             self._tell(told[row["connection_id"]], row)
         stored = self._stored(hour_ns)
         for name in sorted({*told, *stored}):

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ingestor.archive.errors import ArchiveError
-from ingestor.archive.layout import PARQUET_MAGIC, Footer, read_footer
+from ingestor.archive.layout import DISORDER_NS, NS, PARQUET_MAGIC, Footer, read_footer
 from ingestor.archive.ndjson import LINE_START
 from ingestor.archive.reader import RawReader
 from ingestor.archive.rows import iter_rows
@@ -36,8 +36,12 @@ _COLUMNS = (
     "best_ask_quantity",
     "price",
 )
-#: Connection id → (n, 2) first and last missing number of its recorded gaps, ascending.
+#: Connection id → (n, 3): first and last missing number of its recorded gaps, ascending, and event time.
 _Gaps = dict[str, npt.NDArray[np.int64]]
+#: Codes of the rows, and the names they stand for.
+_Coded = tuple[npt.NDArray[np.int32], tuple[str, ...]]
+#: A product's previous row is looked for this far before a file, as the hourly assets do.
+_BEFORE_NS = 300 * NS
 
 
 def raw_format(path: Path) -> str | None:
@@ -68,10 +72,11 @@ def iter_raw(
         if footer.topic != TICKS:
             raise RecordingError(f"{path}: holds {footer.topic}, not {TICKS}")
         gaps = _recorded_gaps(path, footer)
+        passed = _passed_before(path, footer, gaps) if gaps else {}
     except ArchiveError as error:
         raise RecordingError(str(error)) from error
     counts.gaps_known = gaps is not None
-    return _chunks(path, counts, chunk_rows, products, gaps or {})
+    return _chunks(path, counts, chunk_rows, products, gaps or {}, passed, footer.min_time_ns)
 
 
 def _chunks(
@@ -80,10 +85,11 @@ def _chunks(
     chunk_rows: int,
     products: Sequence[str] | None,
     gaps: _Gaps,
+    gaps_passed: dict[tuple[str, str], int],
+    begin_ns: int,
 ) -> Iterator[TickArrays]:
     product_codes = {product: code for code, product in enumerate(products or ())}
     connection_codes: dict[str, int] = {}
-    gaps_passed: dict[tuple[int, int], int] = {}
     try:
         for batch in iter_rows(path, _COLUMNS, chunk_rows):
             readable = _readable(batch, counts)
@@ -108,16 +114,21 @@ def _chunks(
                     "bid_size": columns["best_bid_quantity"],
                     "ask_size": columns["best_ask_quantity"],
                     "gap_before": _gap_flags(
-                        product, connection, columns["sequence_num"], connections, gaps, gaps_passed
+                        (product, tuple(product_codes)),
+                        (connection, connections),
+                        columns["sequence_num"],
+                        gaps,
+                        gaps_passed,
                     ),
                 },
             )
     except ArchiveError as error:
         raise RecordingError(f"{error} (after row {counts.lines})") from error
     for connection_id in connection_codes:
-        for first, last in gaps.get(connection_id, ()):
-            counts.gaps += 1
-            counts.missing += int(last - first + 1)
+        for first, last, told_ns in gaps.get(connection_id, ()):
+            if told_ns >= begin_ns:  # else the file before this one counts it
+                counts.gaps += 1
+                counts.missing += int(last - first + 1)
 
 
 def _readable(batch: pa.RecordBatch, counts: RecordingCounts) -> pa.RecordBatch:
@@ -138,42 +149,69 @@ def _codes(column: pa.Array, codes: dict[str, int]) -> npt.NDArray[np.int32]:
 
 
 def _gap_flags(
-    product: npt.NDArray[np.int32],
-    connection: npt.NDArray[np.int32],
+    product: _Coded,
+    connection: _Coded,
     sequence_num: npt.NDArray[np.int64],
-    connections: tuple[str, ...],
     gaps: _Gaps,
-    gaps_passed: dict[tuple[int, int], int],
+    gaps_passed: dict[tuple[str, str], int],
 ) -> npt.NDArray[np.bool_]:
     """Flag rows before which a gap lies; `gaps_passed` carries (connection, product) from chunk to chunk."""
-    flags = np.zeros(len(product), dtype=np.bool_)
-    for connection_code in np.unique(connection).tolist():
-        recorded = gaps.get(connections[connection_code])
+    (products, product_names), (connections, connection_names) = product, connection
+    flags = np.zeros(len(products), dtype=np.bool_)
+    for connection_code in np.unique(connections).tolist():
+        recorded = gaps.get(connection_names[connection_code])
         if recorded is None:
             continue
-        of_connection = connection == connection_code
-        for product_code in np.unique(product[of_connection]).tolist():
-            rows = np.flatnonzero(of_connection & (product == product_code))
+        of_connection = connections == connection_code
+        for product_code in np.unique(products[of_connection]).tolist():
+            rows = np.flatnonzero(of_connection & (products == product_code))
             passed = np.searchsorted(recorded[:, 0], sequence_num[rows])
             # A product's first row of a connection has no earlier one to miss anything from.
-            before = gaps_passed.get((connection_code, product_code), int(passed[0]))
-            flags[rows] = np.diff(passed, prepend=before) > 0
-            gaps_passed[connection_code, product_code] = int(passed[-1])
+            owner = connection_names[connection_code], product_names[product_code]
+            flags[rows] = np.diff(passed, prepend=gaps_passed.get(owner, int(passed[0]))) > 0
+            gaps_passed[owner] = int(passed[-1])
     return flags
 
 
 def _recorded_gaps(path: Path, footer: Footer) -> _Gaps | None:
-    """The gaps that the feed recorded in the file's span; None where no `feed.events` stand beside it."""
-    topic_dir = next((folder for folder in path.resolve().parents if folder.name == TICKS), None)
+    """The gaps that the feed recorded up to the file's end; None where no `feed.events` stand beside it."""
+    topic_dir = _topic_dir(path)
     if topic_dir is None or not topic_dir.with_name(EVENTS).is_dir():
         return None
     events = RawReader(topic_dir.parent).read(
-        EVENTS, footer.min_time_ns, footer.max_time_ns + 1, ["kind", "connection_id", "payload"]
+        EVENTS,
+        footer.min_time_ns - _BEFORE_NS,
+        footer.max_time_ns + 1,
+        ["kind", "at_ns", "connection_id", "event_time_ns", "payload"],
     )
-    found: dict[str, set[tuple[int, int]]] = {}
+    found: dict[str, set[tuple[int, int, int]]] = {}
     for event in events.to_pylist():
         if event["kind"] == "gap":
             detail = json.loads(event["payload"])
-            missing = (detail["from_sequence"], detail["to_sequence"])
+            told_ns = event["at_ns"] if event["event_time_ns"] is None else event["event_time_ns"]
+            missing = (detail["from_sequence"], detail["to_sequence"], told_ns)
             found.setdefault(event["connection_id"], set()).add(missing)
     return {name: np.array(sorted(ranges), dtype=np.int64) for name, ranges in found.items()}
+
+
+def _passed_before(path: Path, footer: Footer, gaps: _Gaps) -> dict[tuple[str, str], int]:
+    """How many gaps of its connection each product had passed with its last row before the file."""
+    topic_dir = _topic_dir(path)
+    if topic_dir is None or not gaps.keys() & footer.connections.keys():
+        return {}
+    rows = RawReader(topic_dir.parent).read(
+        TICKS,
+        footer.min_time_ns - _BEFORE_NS,
+        footer.min_time_ns + DISORDER_NS,
+        ["kafka_partition", "kafka_offset", "connection_id", "product_id", "sequence_num"],
+    )
+    newest: dict[tuple[str, str], int] = {}
+    for row in rows.to_pylist():
+        before = row["kafka_partition"] == footer.partition and row["kafka_offset"] < footer.first_offset
+        if before and row["connection_id"] in gaps and row["connection_id"] in footer.connections:
+            newest[row["connection_id"], row["product_id"]] = row["sequence_num"]
+    return {owner: int(np.searchsorted(gaps[owner[0]][:, 0], sequence)) for owner, sequence in newest.items()}
+
+
+def _topic_dir(path: Path) -> Path | None:
+    return next((folder for folder in path.resolve().parents if folder.name == TICKS), None)

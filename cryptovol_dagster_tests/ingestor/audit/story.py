@@ -13,7 +13,7 @@ from cryptovol_dagster_tests.ingestor.feed.support import T0_NS, entry, frame
 from ingestor.archive.layout import NS
 from ingestor.archive.schema import to_batch
 from ingestor.archive.writer import OpenFile
-from ingestor.envelope import DECODERS, EVENTS, encode
+from ingestor.envelope import DECODERS, EVENTS, EventKind, encode
 from ingestor.exchange.clock import ns_to_rfc3339
 from ingestor.feed.connection import Connection
 from ingestor.feed.counters import FeedCounters
@@ -33,6 +33,7 @@ class Story:
     def __init__(self, raw_dir: Path, log_id: str = "abcd1234") -> None:
         self.raw_dir = raw_dir
         self.log_id = log_id
+        self.log_ids: dict[str, str] = {}
         self.at_ns = T0_NS
         self.lose: set[str] = set()
         self._logs: dict[tuple[str, int], list[bytes]] = defaultdict(list)
@@ -48,7 +49,8 @@ class Story:
         """Put a message into its partition (the publisher's part)."""
         if topic == EVENTS:
             event = DECODERS[EVENTS].decode(value)
-            value = encode(msgspec.structs.replace(event, at_ns=self.at_ns))
+            detail = {**event.detail, "logs": self.log_ids} if self.log_ids else event.detail
+            value = encode(msgspec.structs.replace(event, at_ns=self.at_ns, detail=detail))
         if topic in self.lose:
             self.lose.discard(topic)
             return
@@ -70,11 +72,19 @@ class Story:
                 batch = to_batch(
                     topic, partition, first, messages[first : first + every], lambda _: T0_NS, None
                 )
-                file = OpenFile(self.raw_dir, topic, self.log_id, partition, first)
+                file = OpenFile(self.raw_dir, topic, self.log_ids.get(topic, self.log_id), partition, first)
                 fitting = file.fitting(batch)
                 file.append(batch.slice(0, fitting), 0)
                 file.publish()
                 self._stored[topic, partition] = file.next_offset
+
+    def recreate(self, topic: str, log_id: str) -> None:
+        """The topic is deleted and created anew: what was not stored of it is gone, offsets begin again."""
+        self.log_ids[topic] = log_id
+        for of_topic, partition in list(self._logs):
+            if of_topic == topic:
+                self._logs[topic, partition] = []
+                self._stored[topic, partition] = 0
 
     def files(self, topic: str) -> list[Path]:
         """What is stored of a topic, by name."""
@@ -107,6 +117,10 @@ class Told:
 
     def checkpoint(self) -> Told:
         self._connection.checkpoint()
+        return self
+
+    def tell(self, kind: EventKind, detail: dict[str, Any]) -> Told:
+        self._connection.tell(kind, detail, self._story.at_ns)
         return self
 
     def end(self) -> Told:

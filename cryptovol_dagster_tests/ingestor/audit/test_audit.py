@@ -210,6 +210,29 @@ def test_what_a_killed_recorders_broker_took_with_it_is_lost_and_known(tmp_path:
     )
 
 
+@pytest.mark.parametrize(("old", "new"), [("aaaaaaaa", "bbbbbbbb"), ("bbbbbbbb", "aaaaaaaa")])
+@pytest.mark.parametrize("stored_before", [True, False])
+def test_what_a_topic_took_with_it_when_it_was_recreated_is_lost_and_known(
+    tmp_path: Path, old: str, new: str, stored_before: bool
+) -> None:
+    story = Story(tmp_path)
+    story.log_ids[TICKS] = old
+    told = story.connect("c1").frames("ticker")
+    if stored_before:
+        story.store()
+    told.frames("ticker", "ticker").checkpoint()
+    story.recreate(TICKS, new)
+    told.tell("log_recreated", {"topic": TICKS, "old_log": old, "new_log": new})
+    told.frames("ticker", "heartbeats").end()
+    story.store()
+    result = audited(story)
+    assert result.findings == ()
+    lost = 2 if stored_before else 3
+    assert counts(result) == {"stored": 4 - lost, "control": 1, "in_gaps": lost}
+    (loss,) = result.losses
+    assert (loss.kind, loss.count, loss.detail["log_id"]) == ("offsets", lost, old)
+
+
 def test_a_span_tells_of_its_hours_what_the_whole_tells(story: Story) -> None:
     story.at_ns = T0_NS + HOUR_NS - 3 * NS
     told = story.connect("c1", of_a_second=1)

@@ -30,9 +30,9 @@ def _in_both_formats(request: pytest.FixtureRequest) -> None:
     FORMAT = request.param
 
 
-def store(raw_dir: Path, topic: str, values: Sequence[bytes]) -> Path:
-    file = OpenFile(raw_dir, topic, "0123abcd", 0, 0, FORMAT)
-    batch = to_batch(topic, 0, 0, values, lambda _: TEN_NS, None)
+def store(raw_dir: Path, topic: str, values: Sequence[bytes], first_offset: int = 0) -> Path:
+    file = OpenFile(raw_dir, topic, "0123abcd", 0, first_offset, FORMAT)
+    batch = to_batch(topic, 0, first_offset, values, lambda _: TEN_NS, None)
     file.append(batch, sum(map(len, values)))
     return file.publish()
 
@@ -59,6 +59,19 @@ def test_recorded_gaps_decide_and_heartbeats_do_not(tmp_path: Path, chunk_lines:
     assert (reader.counts.gaps, reader.counts.missing, reader.counts.gaps_known) == (1, 2, True)
     assert chunks[-1]["connections"] == ("c1", "c2")
     assert reader.counts.format == NAMES[FORMAT]
+
+
+def test_a_gap_between_two_files_flags_each_products_next_row(tmp_path: Path) -> None:
+    other = [tick(TEN_NS + NS, 1, product="ETH-USD"), tick(TEN_NS + 9 * NS, 9, product="ETH-USD")]
+    first = store(tmp_path, TICKS, [*ticks(0), other[0], *ticks(2)])
+    second = store(tmp_path, TICKS, [*ticks(6, 7), other[1], *ticks(10)], first_offset=3)
+    # Told by a heartbeat's frame, number 5, between the two.
+    store(tmp_path, EVENTS, [gap(3, 4, TEN_NS + 5 * NS)])
+    before, after = read_recording(first), read_recording(second)
+    assert not before.ticks["gap_before"].any()
+    assert after.ticks["gap_before"].tolist() == [True, False, True, False]
+    # A gap told between two files stands in neither.
+    assert before.counts.missing == after.counts.missing == 0
 
 
 def test_columns_are_the_stored_ones(tmp_path: Path) -> None:
