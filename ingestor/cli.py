@@ -1,4 +1,4 @@
-"""The recorder's verbs: ``ingest``, ``check-stream``, ``simulate``, ``config``; their imports wait."""
+"""The recorder's verbs (``ingest``, ``check-stream``, ``config`` and those of other rooms); imports wait."""
 
 from __future__ import annotations
 
@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 _WIDTH_WITHOUT_TERMINAL = 160
 
 
-@click.group(cls=VerbGroup, elsewhere={"simulate": "ingestor.simulator.command:simulate"})
+@click.group(
+    cls=VerbGroup,
+    elsewhere={
+        "simulate": "ingestor.simulator.command:simulate",
+        "convert-raw": "ingestor.archive.command:convert_raw",
+    },
+)
 def cli() -> None:
     """Record a crypto market: exchange → Kafka → raw storage."""
 
@@ -37,6 +43,12 @@ def cli() -> None:
 )
 @click.option("--no-archive", is_flag=True, help="Publish only; another process archives. Real broker only.")
 @click.option("--no-feed", is_flag=True, help="Archive only; another process publishes. Real broker only.")
+@click.option(
+    "--shared-archive",
+    is_flag=True,
+    help="Let other archives that say so too write this raw storage, sharing a real broker's partitions. "
+    "Without it a second archive is refused.",
+)
 @click.option("--no-kafka", is_flag=True, help="Leave the configured broker alone: use the embedded one.")
 @click.option(
     "--connect-timeout",
@@ -55,6 +67,7 @@ def ingest(
     until_closed: bool,
     no_archive: bool,
     no_feed: bool,
+    shared_archive: bool,
     no_kafka: bool,
     connect_timeout: float,
     as_json: bool,
@@ -68,6 +81,7 @@ def ingest(
     One product, a minute: cryptovol ingest --products BTC-USD --duration 60
     A recording:           cryptovol ingest --url ws://127.0.0.1:8765 --until-closed
     For another program:   cryptovol ingest --json
+    Two archives, by plan: cryptovol ingest --no-feed --shared-archive   (each of them)
     """
     settings = load_settings().settings
     chosen = _chosen_products(products)
@@ -84,6 +98,7 @@ def ingest(
         with_feed=not no_feed,
         connect_timeout_s=connect_timeout,
         embedded_broker=no_kafka,
+        shared_archive=shared_archive,
         on_started=_tell_started(as_json),
         on_progress=_log_progress,
     )
