@@ -16,6 +16,7 @@ VERBS = {
     "audit": "ingestor.cli:audit",
     "dead-letters": "ingestor.cli:dead_letters",
     "simulate": "ingestor.simulator.command:simulate",
+    "convert-raw": "ingestor.archive.command:convert_raw",
     "replay": "cryptovol_dagster.verbs.replay:replay",
     "backfill": "cryptovol_dagster.verbs.backfill:backfill",
     "train": "cryptovol_dagster.verbs.train:train",

@@ -36,7 +36,10 @@ _EVER_NS = 2**63 - 1
 
 @click.group(
     cls=VerbGroup,
-    elsewhere={"simulate": "ingestor.simulator.command:simulate"},
+    elsewhere={
+        "simulate": "ingestor.simulator.command:simulate",
+        "convert-raw": "ingestor.archive.command:convert_raw",
+    },
     unknown_verb="This is the recorder alone: the pipeline's verbs are in the pipeline's image.",
 )
 def cli() -> None:
@@ -54,6 +57,12 @@ def cli() -> None:
 )
 @click.option("--no-archive", is_flag=True, help="Publish only; another process archives. Real broker only.")
 @click.option("--no-feed", is_flag=True, help="Archive only; another process publishes. Real broker only.")
+@click.option(
+    "--shared-archive",
+    is_flag=True,
+    help="Let other archives that say so too write this raw storage, sharing a real broker's partitions. "
+    "Without it a second archive is refused.",
+)
 @click.option("--no-kafka", is_flag=True, help="Leave the configured broker alone: use the embedded one.")
 @click.option(
     "--connect-timeout",
@@ -72,6 +81,7 @@ def ingest(
     until_closed: bool,
     no_archive: bool,
     no_feed: bool,
+    shared_archive: bool,
     no_kafka: bool,
     connect_timeout: float,
     as_json: bool,
@@ -85,6 +95,7 @@ def ingest(
     One product, a minute: cryptovol ingest --products BTC-USD --duration 60
     A recording:           cryptovol ingest --url ws://127.0.0.1:8765 --until-closed
     For another program:   cryptovol ingest --json
+    Two archives, by plan: cryptovol ingest --no-feed --shared-archive   (each of them)
     """
     settings = load_settings().settings
     chosen = _chosen_products(products)
@@ -101,6 +112,7 @@ def ingest(
         with_feed=not no_feed,
         connect_timeout_s=connect_timeout,
         embedded_broker=no_kafka,
+        shared_archive=shared_archive,
         on_started=_tell_started(as_json),
         on_progress=_log_progress,
     )

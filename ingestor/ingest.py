@@ -13,11 +13,12 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 from ingestor.archive.archive import Archive
+from ingestor.archive.lock import StorageLock
 from ingestor.feed.counters import FeedCounters
 from ingestor.feed.feed import Feed
 from ingestor.feed.session import check_address
@@ -113,6 +114,7 @@ def run_ingest(
     with_feed: bool = True,
     connect_timeout_s: float = 20.0,
     embedded_broker: bool = False,
+    shared_archive: bool = False,
     on_started: Callable[[Started], None] | None = None,
     on_progress: Callable[[FeedCounters, PublishCounters], None] | None = None,
 ) -> IngestSummary:
@@ -129,11 +131,13 @@ def run_ingest(
         connect_timeout_s: with `duration_s` or `until_closed`, how long nothing readable may come before the
             run fails; a run without an end tries for ever.
         embedded_broker: never touch the configured broker, bring an embedded one.
+        shared_archive: let other archives that say so too write the same raw storage.
         on_started: called once, when the broker answers and a signal would stop cleanly.
         on_progress: called every few seconds.
 
     Raises:
         IngestSetupError: the parts asked for cannot work together.
+        StorageHeldError: another archive writes the same raw storage.
         AddressError: `url` is no WebSocket address.
         IngestError: something was left unacknowledged or unarchived at the end.
         BrokerError, FeedError, PublishError, ArchiveError: what their names say.
@@ -143,6 +147,8 @@ def run_ingest(
         settings = settings.model_copy(update={"kafka": kafka})
     if not with_archive and not with_feed:
         raise IngestSetupError("with neither feed nor archive there is nothing to do")
+    if shared_archive and not with_archive:
+        raise IngestSetupError("without an archive there is none to share")
     check_address(url or settings.coinbase.url)
     with connect(settings.kafka) as broker:
         if broker.is_embedded and not with_archive:
@@ -158,7 +164,9 @@ def run_ingest(
             raw_dir=str(settings.storage.raw_dir) if with_archive else None,
         )
         bounded = until_closed or duration_s is not None
-        with LogWatch(broker) as logs:
+        raw_dir = settings.storage.raw_dir
+        lock = StorageLock(raw_dir, shared=shared_archive) if with_archive else nullcontext()
+        with LogWatch(broker) as logs, lock:
             recorder = _Recorder(
                 settings,
                 broker,

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, get_args
 from unittest import mock
 
+import pytest
 from confluent_kafka import KafkaError, TopicPartition
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -273,6 +274,16 @@ def test_every_offset_is_stored_exactly_once(
             seen.update((footer.partition, o) for o in range(footer.first_offset, footer.last_offset + 1))
         assert seen == Counter((p, o) for p, column in enumerate(values) for o in range(len(column)))
         assert RawReader(raw_dir).read(TICKS, 0, 2**62).num_rows == sum(map(len, values))
+
+
+def test_an_archive_that_another_one_overtook_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = Log([[tick(TEN_NS)] * 20, [tick(TEN_NS)]])
+    run(log, tmp_path, [(0, 6), "other", (0, 6), (0, 3)], [(0, 4), (0, 4)])
+    (line,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert "another writer has stored from this offset on" in line
+    assert line.endswith("nothing is stored twice, reading on from there")
 
 
 def test_what_was_read_before_the_log_lost_more_is_stored(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from ingestor.archive.errors import ArchiveError
 from ingestor.archive.reader import RawReader
 from ingestor.envelope import DEAD, EVENTS, TICKS, TRADES
 from ingestor.ingest import IngestError, IngestSetupError, Started, run_ingest
-from ingestor.kafka.broker import BrokerError
+from ingestor.kafka.broker import Broker, BrokerError
 from ingestor.settings.model import Settings
 
 FeedServer = Callable[[Callable[[ServerConnection], None]], AbstractContextManager[str]]
@@ -253,3 +253,58 @@ def test_a_signal_stops_cleanly_with_everything_stored(
     if after_s:
         assert stored
         assert rows(environment / "data" / "raw", EVENTS)[-1]["kind"] == "disconnected"
+
+
+def _ingest(environment: Path, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "ingestor", "ingest", "--json", *arguments],
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[3])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_a_second_recorder_on_the_same_storage_is_refused(
+    environment: Path, feed_server: FeedServer, settings: Settings
+) -> None:
+    with feed_server(endless) as url:
+        first = _ingest(environment, "--url", url)
+        assert first.stderr is not None
+        assert any("connected" in line for line in first.stderr)  # it holds the storage
+        second = _ingest(environment, "--url", url)
+        _, said = second.communicate(timeout=30)
+        assert second.returncode == 2
+        (line,) = [line for line in said.splitlines() if line.startswith("Error: ")]
+        assert f"raw storage {settings.storage.raw_dir} has an archive already (pid {first.pid} on " in line
+        assert "--shared-archive" in line
+        sharing = _ingest(environment, "--url", url, "--shared-archive")
+        _, said = sharing.communicate(timeout=30)
+        assert sharing.returncode == 2, said
+        first.kill()
+        first.communicate(timeout=30)
+        third = _ingest(environment, "--url", url, "--duration", "0.5")
+        _, said = third.communicate(timeout=30)
+        assert third.returncode == 0, said
+
+
+@pytest.mark.kafka
+def test_archives_alone_share_a_broker_only_when_all_say_so(
+    environment: Path, real_broker: Broker, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CRYPTOVOL__KAFKA__BOOTSTRAP_SERVERS", real_broker.bootstrap_servers)
+    monkeypatch.setenv("CRYPTOVOL__KAFKA__TOPIC_PREFIX", real_broker.settings.topic_prefix)
+    pair = [_ingest(environment, "--no-feed", "--shared-archive") for _ in range(2)]
+    try:
+        for process in pair:
+            assert process.stdout is not None
+            assert json.loads(process.stdout.readline())["event"] == "started"
+        alone = _ingest(environment, "--no-feed")
+        _, said = alone.communicate(timeout=30)
+        assert alone.returncode == 2
+        assert "has an archive already" in said
+    finally:
+        for process in pair:
+            process.send_signal(signal.SIGTERM)
+        ends = [process.communicate(timeout=60) for process in pair]
+    assert [process.returncode for process in pair] == [0, 0], ends

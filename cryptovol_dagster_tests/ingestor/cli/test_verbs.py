@@ -29,7 +29,7 @@ def one_line(result: Result) -> str:
 def test_help_lists_every_verb_and_shows_examples() -> None:
     overview = run("--help")
     assert overview.exit_code == 0
-    for verb in ("ingest", "check-stream", "dead-letters", "simulate", "config"):
+    for verb in ("ingest", "check-stream", "audit", "dead-letters", "simulate", "convert-raw", "config"):
         assert verb in overview.output
         assert run(verb, "--help").exit_code == 0
     assert "cryptovol ingest --products BTC-USD --duration 60" in run("ingest", "--help").output
