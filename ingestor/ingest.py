@@ -281,6 +281,7 @@ class _Recorder:
             self._broker,
             self._settings.storage,
             closed_after_s=self._settings.dagster.closed_after_s,
+            logs=self._logs,
             on_progress=look,
         )
         archive.start()

@@ -11,7 +11,7 @@ import os
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -24,10 +24,21 @@ from cryptovol_dagster_tests.ingestor.archive.messages import TEN_NS, tick
 from ingestor.archive.archive import Archive
 from ingestor.archive.layout import DISORDER_NS, HOUR_NS, NS, read_footer
 from ingestor.archive.reader import RawReader
-from ingestor.envelope import TICKS
+from ingestor.envelope import TICKS, TOPICS
+from ingestor.kafka.logs import LogState
 from ingestor.settings.model import StorageSettings
 
 PARTITIONS = 2
+LOG_ID = "abcd1234"
+
+
+class OneLog:
+    """A watch that knows: there is no other log."""
+
+    state = LogState(float("inf"), dict.fromkeys(TOPICS, LOG_ID))
+
+
+ONE_LOG = OneLog()
 
 
 class Killed(BaseException):
@@ -86,8 +97,8 @@ class Log:
     def partitions(self, topic: str) -> int:
         return PARTITIONS
 
-    def log_id(self, topic: str) -> str:
-        return "abcd1234"
+    def log_ids(self, topics: Sequence[str], **_: object) -> dict[str, str]:
+        return dict.fromkeys(topics, LOG_ID)
 
     def offsets(self, topic: str, partition: int) -> tuple[int, int]:
         return self.first_offset, len(self.records[partition])
@@ -124,6 +135,9 @@ class Reader:
     def commit(self, **_: object) -> None:
         pass
 
+    def get_watermark_offsets(self, of: TopicPartition, cached: bool) -> tuple[int, int]:
+        return self.log.first_offset, len(self.log.records[of.partition])
+
     def close(self) -> None:
         pass
 
@@ -153,7 +167,8 @@ class Reader:
 
 def run(log: Log, data_dir: Path, script: list[Any], other: list[Any] | None = None, rows: int = 7) -> None:
     stop = threading.Event()
-    archive = Archive(log, StorageSettings(data_dir=data_dir, flush_rows=rows), closed_after_s=120)  # pyright: ignore[reportArgumentType]
+    storage = StorageSettings(data_dir=data_dir, flush_rows=rows)
+    archive = Archive(log, storage, closed_after_s=120, logs=ONE_LOG)  # pyright: ignore[reportArgumentType]
     reader = Reader(log, script, stop, lambda: run(log, data_dir, other or [], rows=4))
     with mock.patch("ingestor.archive.archive.Consumer", return_value=reader):
         archive.run(stop)
