@@ -75,7 +75,7 @@ def test_ingest_killed_at_random_moments(real_broker: Broker, tmp_path: Path) ->
     assert (told.returncode, told.stderr) == (0, "")
     assert told.stdout.splitlines()[-1] == audited.verdict
     assert real_broker.end_offsets(DEAD) == {0: 0}
-    for (topic, product), played in _played(script).items():
+    for (topic, product), played in played_entries(script).items():
         runs = stored_runs(storage.raw_dir, topic, product)
         assert len(runs) > KILLS // 4
         _assert_in_order_with_losses_only_between(runs, played)
@@ -93,7 +93,7 @@ def _live_and_die(url: str, env: dict[str, str], seconds: float) -> None:
     process.communicate()
 
 
-def _played(script: Path) -> dict[tuple[str, str], list[str]]:
+def played_entries(script: Path) -> dict[tuple[str, str], list[str]]:
     """Every entry that the market holds, in order, by topic and product."""
     played: dict[tuple[str, str], list[str]] = defaultdict(list)
     for line in script.read_text().splitlines():

@@ -11,8 +11,10 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
@@ -26,6 +28,7 @@ from ingestor.archive.slot import Slot
 from ingestor.archive.writer import OpenFile, mend, probe_room, remove_abandoned
 from ingestor.envelope import EVENTS, TOPICS
 from ingestor.kafka.broker import ARCHIVE_GROUP, Broker, BrokerError
+from ingestor.kafka.logs import LogWatch
 from ingestor.settings.model import StorageSettings
 
 LOG = logging.getLogger(__name__)
@@ -44,6 +47,11 @@ _SESSION_TIMEOUT_MS = 6_000
 _ROOM_RETRY_S = 2.0
 _ROOM_SAID_S = 60.0
 _POSITION_TRIES = 5
+#: How long an answer of the broker is waited for, and how often that is looked at.
+_ANSWER_WITHIN_S = 30.0
+_ANSWER_STEP_S = 0.02
+#: Records read ahead of the answer which log they are of.
+_STAGED_RECORDS = 50_000
 _JOIN_TRIES = 20
 
 #: Errors of one partition or broker that librdkafka gets over by itself.
@@ -52,6 +60,11 @@ _PASSING_ERRORS = (
     KafkaError._ALL_BROKERS_DOWN,
     KafkaError._TIMED_OUT,
     KafkaError._MAX_POLL_EXCEEDED,
+    # A topic was deleted: the watch over the logs sees to it.
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.UNKNOWN_TOPIC_ID,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError._UNKNOWN_PARTITION,
 )
 
 #: The broker holds another to be the member of our name; nothing else is fatal to a consumer.
@@ -62,6 +75,10 @@ Offsets = Mapping[tuple[str, int], int]
 
 class _FencedError(Exception):
     """The broker holds another consumer to be the member of our name."""
+
+
+class _NewLogError(Exception):
+    """A topic has another log than when its partitions were assigned."""
 
 
 @dataclass
@@ -91,10 +108,15 @@ class _Source:
     next_offset: int
     stored_offset: int
     file: OpenFile | None = None
+    #: Records read, and when (monotonic clock): until the log's id is asked for they may be of another one.
+    staged: deque[tuple[float, Sequence[Message]]] = field(default_factory=deque)
+    #: One past the last offset known of the log.
+    seen_end: int = 0
     #: Offset from which on records seem to be missing, looked at twice before it is believed.
     doubted_offset: int | None = None
 
     def drop(self) -> None:
+        self.staged.clear()
         if self.file is not None:
             self.file.discard()
             self.file = None
@@ -108,6 +130,7 @@ class Archive:
         storage: where to write, and how often.
         closed_after_s: an hour closes when the watermark passes its end by this.
         group: consumer group; archives of one storage share it.
+        logs: tells which log stands behind each topic; by default the archive asks by itself.
         on_progress: called from the archive's thread after each stored file, and once when it fails.
         on_hour_closed: called from there with each hour that it closed.
     """
@@ -119,6 +142,7 @@ class Archive:
         *,
         closed_after_s: float,
         group: str = ARCHIVE_GROUP,
+        logs: LogWatch | None = None,
         on_progress: Callable[[], None] | None = None,
         on_hour_closed: Callable[[ClosedHour], None] | None = None,
     ) -> None:
@@ -131,7 +155,12 @@ class Archive:
         self._on_hour_closed = on_hour_closed
         self._names = {broker.topic(topic): topic for topic in TOPICS}
         self._sources: dict[tuple[str, int], _Source] = {}
+        self._shared_logs = logs
+        self._logs: Any = None
         self._log_ids: dict[str, str] = {}
+        self._assigned_at_s = 0.0
+        #: Sources that were taken from us, to be stored if it turns out that their log is gone.
+        self._orphans: list[_Source] = []
         self._closer = HourCloser(self._raw_dir, closed_after_s, self._next_stored)
         self._closes_hours = False
         self._closing_due_s = 0.0
@@ -226,24 +255,9 @@ class Archive:
         """
         try:
             self._broker.ensure_topics()
-            with Slot(self._raw_dir, self._group) as slot:
-                tries_left = _JOIN_TRIES
-                while tries_left:
-                    try:
-                        if self._consume_as(slot.name, stop):
-                            return
-                    except NoRoomError as error:
-                        if self._wait_for_room(error, stop):
-                            continue
-                        return
-                    tries_left -= 1
-                    LOG.warning(
-                        "Kafka at %s took us for another; joining anew", self._broker.bootstrap_servers
-                    )
-                raise ArchiveError(
-                    f"Kafka at {self._broker.bootstrap_servers} shut the archive out {_JOIN_TRIES} times: "
-                    f"another member of group {self._group} calls itself {slot.name}"
-                )
+            watching = LogWatch(self._broker) if self._shared_logs is None else nullcontext(self._shared_logs)
+            with watching as self._logs, Slot(self._raw_dir, self._group) as slot:
+                self._consume_as(slot.name, stop)
         except BrokerError as error:
             raise ArchiveError(str(error)) from error
         except KafkaException as error:
@@ -251,23 +265,55 @@ class Archive:
                 f"reading from Kafka at {self._broker.bootstrap_servers} failed: {error.args[0].str()}"
             ) from error
 
-    def _consume_as(self, member: str, stop: threading.Event) -> bool:
-        """Store until `stop` is set; False where the broker shut this member out and it must join anew."""
-        self._sources.clear()
+    def _consume_as(self, member: str, stop: threading.Event) -> None:
+        """Store until `stop` is set, joining anew where there was no room, no membership, or a new log."""
+        shut_out = 0
+        try:
+            while shut_out < _JOIN_TRIES:
+                try:
+                    self._join_and_consume(member, stop)
+                    return
+                except NoRoomError as error:
+                    if not self._wait_for_room(error, stop):
+                        return
+                except _NewLogError:
+                    LOG.warning("a topic was made anew; the archive goes on with its new log")
+                except _FencedError:
+                    shut_out += 1
+                    LOG.warning(
+                        "Kafka at %s took us for another; joining anew", self._broker.bootstrap_servers
+                    )
+        finally:
+            for source in self._orphans:
+                source.drop()
+        raise ArchiveError(
+            f"Kafka at {self._broker.bootstrap_servers} shut the archive out {_JOIN_TRIES} times: "
+            f"another member of group {self._group} calls itself {member}"
+        )
+
+    def _join_and_consume(self, member: str, stop: threading.Event) -> None:
+        """Store until `stop` is set.
+
+        Raises:
+            _FencedError, _NewLogError: a new consumer is needed.
+            NoRoomError: the disk is full.
+        """
         self._prepare()
         self._consumer = Consumer(self._consumer_config(member))
         try:
             self._consume_until(stop)
-        except _FencedError:
-            return False
+        except _NewLogError:
+            self._orphans += self._sources.values()
+            self._sources.clear()
+            raise
         except KafkaException as error:  # a commit or a seek may be the first to hear of it
             if error.args[0].code() not in _FENCED:
                 raise
-            return False
+            raise _FencedError from error
         finally:
             self._drop_all()
             self._consumer.close()
-        return True
+            self._sources.clear()
 
     def _run_in_thread(self) -> None:
         try:
@@ -367,9 +413,14 @@ class Archive:
     def _consume_until(self, stop: threading.Event) -> None:
         self._join()
         while not stop.is_set():
-            self._take(self._consumer.consume(_BATCH_RECORDS, _POLL_S))
+            if self._staged_records() < _STAGED_RECORDS:
+                self._take(self._consumer.consume(_BATCH_RECORDS, _POLL_S))
+            else:
+                stop.wait(_POLL_S)
+            self._admit()
             self._publish_due()
             self._close_hours()
+        self._admit_last()
         # Events last: with them the hours that the data just stored complete.
         for source in sorted(self._sources.values(), key=lambda source: source.topic == EVENTS):
             self._publish(source)
@@ -394,9 +445,13 @@ class Archive:
 
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         owned = sorted((self._names[each.topic], each.partition) for each in partitions)
-        self._log_ids = {topic: self._broker.log_id(topic) for topic in TOPICS}
+        self._assigned_at_s = time.monotonic()
+        self._log_ids = self._broker.log_ids(TOPICS, patience_s=_ANSWER_WITHIN_S)
+        self._retire_orphans()
         stored: dict[str, dict[int, int]] = {}
         for topic, partition in owned:
+            if topic not in self._log_ids:
+                continue  # deleted just now; its successor will be noticed
             if topic not in stored:
                 stored[topic] = self._stored_in(topic)
             source = _Source(topic, partition, self._log_ids[topic], 0, 0)
@@ -414,15 +469,50 @@ class Archive:
         for each in partitions:
             source = self._sources.pop((self._names[each.topic], each.partition), None)
             if source is not None:
-                source.drop()
+                self._orphans.append(source)
         self._closes_hours = False
+
+    def _retire_orphans(self) -> None:
+        """Store what was read of logs that are gone; what was read of others, whoever owns it reads again."""
+        known, self._orphans = self._orphans, []
+        for source in known:
+            if source.topic not in self._log_ids:
+                self._orphans.append(source)
+            elif source.log_id == self._log_ids[source.topic]:
+                source.drop()
+            else:
+                self._retire(source)
+
+    def _retire(self, source: _Source) -> None:
+        file, source.file = source.file, None
+        if file is not None:
+            with suppress(CollisionError):  # another archive had read as much
+                file.publish()
+        # What is staged may be of either log: the new one is read from its start.
+        source.staged.clear()
+        lost = positions.record_end(
+            self._raw_dir,
+            source.topic,
+            source.log_id,
+            source.partition,
+            source.seen_end,
+            f"the topic was made anew (log {self._log_ids[source.topic]}) before they were stored",
+        )
+        if lost:
+            LOG.warning(
+                "%s partition %d: offsets before %d of log %s are lost with it",
+                source.topic,
+                source.partition,
+                source.seen_end,
+                source.log_id,
+            )
 
     def _take_over_closing(self) -> None:
         """Close hours only with every event in view, else the watermark could miss a connection."""
         owned = sum(topic == EVENTS for topic, _ in self._sources)
-        self._closes_hours = owned == self._broker.partitions(EVENTS)
+        self._closes_hours = EVENTS in self._log_ids and owned == self._broker.partitions(EVENTS)
         if self._closes_hours:
-            self._closer.recover(self._log_ids[EVENTS])
+            self._closer.recover(self._log_ids)
         elif owned:
             LOG.warning("hours are not closed: the partitions of %s are shared by several archives", EVENTS)
 
@@ -451,11 +541,11 @@ class Archive:
     def _reposition(self, source: _Source) -> None:
         """Drop what was read of a partition and go on where raw storage ends by now."""
         source.drop()
-        self._log_ids[source.topic] = source.log_id = self._broker.log_id(source.topic)
         self._set_position(source, self._stored_in(source.topic))
         self._seek(source)
 
     def _seek(self, source: _Source) -> None:
+        source.staged.clear()
         self._consumer.seek(
             TopicPartition(self._broker.topic(source.topic), source.partition, source.next_offset)
         )
@@ -470,10 +560,12 @@ class Archive:
                 batches.setdefault((message.topic(), message.partition()), []).append(message)  # pyright: ignore[reportArgumentType]
             else:
                 errors.append(message)
+        now_s = time.monotonic()
         for (name, partition), batch in batches.items():
             source = self._sources.get((self._names[name], partition))
             if source is not None:  # else revoked while the batch was on its way
-                self._take_batch(source, batch)
+                source.staged.append((now_s, batch))
+                self._note_end(source, cast("int", batch[-1].offset()) + 1)
         # What was read before an error is stored first: the broker may not have it any more.
         for message in errors:
             self._on_error(message)
@@ -485,6 +577,11 @@ class Archive:
         source = self._sources.get((self._names.get(topic or "", ""), -1 if partition is None else partition))
         if error.code() == KafkaError._AUTO_OFFSET_RESET and source is not None:
             # The log no longer has the next offset: keep what was read before it, then look again.
+            if self._broker.log_ids([source.topic], patience_s=_ANSWER_WITHIN_S) != {
+                source.topic: source.log_id
+            }:
+                raise _NewLogError
+            self._take_staged(source, float("inf"))
             self._publish(source)
             self._reposition(source)
         elif error.code() in _PASSING_ERRORS or error.retriable():
@@ -495,6 +592,44 @@ class Archive:
             raise _FencedError
         else:
             raise ArchiveError(f"reading {topic or 'from Kafka'} failed: {error.str()}")
+
+    # From reading to storing: a record belongs to a log once that log's id was asked for after it was read.
+
+    def _admit(self) -> None:
+        """Take over what is known to be of the logs that were assigned.
+
+        Raises:
+            _NewLogError: a topic has another one by now.
+        """
+        if not self._log_ids:
+            return  # nothing is assigned yet
+        state = self._logs.state
+        if state.asked_at_s > self._assigned_at_s and dict(state.ids) != self._log_ids:
+            raise _NewLogError
+        for source in list(self._sources.values()):
+            self._take_staged(source, state.asked_at_s)
+        if self._staged_records():
+            self._logs.ask()
+
+    def _admit_last(self) -> None:
+        """At the end, wait for the answer; what is not confirmed by then stays in Kafka, to be read again."""
+        deadline_s = time.monotonic() + _ANSWER_WITHIN_S
+        self._admit()
+        while self._staged_records() and time.monotonic() < deadline_s:
+            time.sleep(_ANSWER_STEP_S)
+            self._admit()
+
+    def _take_staged(self, source: _Source, asked_at_s: float) -> None:
+        while source.staged and source.staged[0][0] < asked_at_s:
+            self._take_batch(source, source.staged.popleft()[1])
+
+    def _staged_records(self) -> int:
+        return sum(len(batch) for source in self._sources.values() for _, batch in source.staged)
+
+    def _note_end(self, source: _Source, end: int) -> None:
+        name = self._broker.topic(source.topic)
+        _, known = self._consumer.get_watermark_offsets(TopicPartition(name, source.partition), cached=True)
+        source.seen_end = max(source.seen_end, end, known)
 
     def _take_batch(self, source: _Source, batch: Sequence[Message]) -> None:
         offsets = cast("list[int]", [message.offset() for message in batch])
@@ -631,7 +766,8 @@ class Archive:
     def _stored_by_others(self, topic: str) -> dict[int, int]:
         looked_s, stored = self._others_stored.get(topic, (-_OTHERS_STORED_S, {}))
         if time.monotonic() - looked_s >= _OTHERS_STORED_S:
-            stored = positions.stored_offsets(self._raw_dir, topic, self._broker.log_id(topic))
+            log_id = self._log_ids.get(topic) or self._broker.log_id(topic)
+            stored = positions.stored_offsets(self._raw_dir, topic, log_id)
             self._others_stored[topic] = (time.monotonic(), stored)
         return stored
 

@@ -19,6 +19,7 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
+from ingestor.archive import positions
 from ingestor.archive.errors import ArchiveError, CollisionError
 from ingestor.archive.layout import (
     CLOSED,
@@ -54,9 +55,19 @@ _EVENT_COLUMNS = ["schema_version", "kind", "at_ns", "connection_id", "event_tim
 
 
 @dataclass(frozen=True)
+class _Offset:
+    """The last acknowledged offset of a partition; the log is None where the checkpoint does not say."""
+
+    topic: str
+    partition: int
+    offset: int
+    log_id: str | None
+
+
+@dataclass(frozen=True)
 class _Checkpoint:
     event_time_ns: int
-    offsets: tuple[tuple[str, int, int], ...]
+    offsets: tuple[_Offset, ...]
 
 
 @dataclass
@@ -66,9 +77,9 @@ class _Connection:
     watermark_ns: int | None = None
     waiting: deque[_Checkpoint] = field(default_factory=deque)
 
-    def settle(self, is_stored: Callable[[str, int, int], bool]) -> None:
-        """Take over the checkpoints whose offsets are all stored by now."""
-        while self.waiting and all(is_stored(*offset) for offset in self.waiting[0].offsets):
+    def settle(self, is_stored: Callable[[_Offset], bool]) -> None:
+        """Take over the checkpoints whose offsets are all stored by now, or can never be."""
+        while self.waiting and all(is_stored(offset) for offset in self.waiting[0].offsets):
             time_ns = self.waiting.popleft().event_time_ns
             self.watermark_ns = time_ns if self.watermark_ns is None else max(self.watermark_ns, time_ns)
 
@@ -89,6 +100,9 @@ class HourCloser:
         self._connections: dict[str, _Connection] = {}
         self._newest_at_ns = 0
         self._looked_up_to_ns: int | None = None
+        self._log_ids: Mapping[str, str] = {}
+        #: (topic, log, partition) → offset up to which a log that is gone was looked at.
+        self._looked_at: dict[tuple[str, str, int], int] = {}
 
     @property
     def watermark_ns(self) -> int | None:
@@ -104,12 +118,19 @@ class HourCloser:
             return min(known) if len(known) == len(in_force) else None
         return max((watermark for watermark in over if watermark is not None), default=None)
 
-    def recover(self, log_id: str) -> None:
-        """Start anew from the newest stored events of the log `log_id`."""
+    def recover(self, log_ids: Mapping[str, str]) -> None:
+        """Start anew from the newest stored events.
+
+        Args:
+            log_ids: the log behind each topic. An event taken in later must have been read before they were
+                asked for, or they must have been confirmed since: an offset of another log is then one of a
+                log that is gone, which nobody can store any more.
+        """
+        self._log_ids = dict(log_ids)
         self._connections.clear()
         self._newest_at_ns = 0
         self._looked_up_to_ns = None
-        for table in self._newest_events(log_id):
+        for table in self._newest_events(log_ids[EVENTS]):
             self.observe(table)
 
     def observe_file(self, path: Path) -> None:
@@ -139,9 +160,29 @@ class HourCloser:
         connection.ended = event["kind"] == "disconnected"
         if event["kind"] == "checkpoint" and event["event_time_ns"] is not None:
             connection.waiting.append(_Checkpoint(event["event_time_ns"], _offsets(event["payload"])))
+        elif event["kind"] == "log_recreated":
+            # What its old log had acknowledged and nobody stored is recorded as lost.
+            for offset in _last_offsets(event["payload"]):
+                self._is_stored(offset)
 
-    def _is_stored(self, topic: str, partition: int, offset: int) -> bool:
-        return self._next_stored(topic, partition) > offset
+    def _is_stored(self, wanted: _Offset) -> bool:
+        """Whether an offset is stored, or can never be because its log is gone."""
+        log_id = self._log_ids.get(wanted.topic)
+        if wanted.log_id is None or log_id is None or wanted.log_id == log_id:
+            return self._next_stored(wanted.topic, wanted.partition) > wanted.offset
+        key = (wanted.topic, wanted.log_id, wanted.partition)
+        if self._looked_at.get(key, -1) < wanted.offset:
+            self._looked_at[key] = wanted.offset
+            if positions.record_end(
+                self._raw_dir,
+                wanted.topic,
+                wanted.log_id,
+                wanted.partition,
+                wanted.offset + 1,
+                f"acknowledged, but the topic was made anew (log {log_id}) before they were stored",
+            ):
+                LOG.warning("%s partition %d: log %s was lost", wanted.topic, wanted.partition, wanted.log_id)
+        return True
 
     def _is_over(self, connection: _Connection) -> bool:
         """Whether a connection ended or fell silent, and its last checkpoint has counted."""
@@ -230,11 +271,21 @@ def _back_to(newest_first: list[tuple[FileName, Path]]) -> list[pa.Table]:
     return taken
 
 
-def _offsets(payload: str) -> tuple[tuple[str, int, int], ...]:
-    """The last acknowledged offset of each topic and partition in a checkpoint's detail."""
+def _last_offsets(payload: str) -> tuple[_Offset, ...]:
+    """The last acknowledged offset of each partition of the log that an event ``log_recreated`` is about."""
     detail = msgspec.json.decode(payload)
     return tuple(
-        (topic, int(partition), offset)
+        _Offset(detail["topic"], int(partition), offset, detail["old_log"])
+        for partition, offset in detail.get("acknowledged", {}).items()
+    )
+
+
+def _offsets(payload: str) -> tuple[_Offset, ...]:
+    """The last acknowledged offset of each topic and partition in a checkpoint's detail."""
+    detail = msgspec.json.decode(payload)
+    logs = detail.get("logs", {})
+    return tuple(
+        _Offset(topic, int(partition), offset, logs.get(topic))
         for topic, partitions in detail.get("offsets", {}).items()
         for partition, offset in partitions.items()
     )

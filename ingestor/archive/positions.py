@@ -11,7 +11,7 @@ from pathlib import Path
 
 import msgspec
 
-from ingestor.archive.errors import ArchiveError
+from ingestor.archive.errors import ArchiveError, CollisionError
 from ingestor.archive.layout import GAPS, FileName, OffsetGap, files_in, first_line, hour_folders, read_footer
 from ingestor.archive.writer import write_exclusively
 
@@ -91,6 +91,18 @@ def record_gap(
     )
     path = raw_dir / topic / GAPS / f"{FileName(log_id, partition, first)}.json"
     write_exclusively(raw_dir / topic, path, msgspec.json.encode(gap))
+
+
+def record_end(raw_dir: Path, topic: str, log_id: str, partition: int, end: int, reason: str) -> bool:
+    """Record that a log that is gone held offsets before `end` which nobody stored; whether it did."""
+    first = stored_offsets(raw_dir, topic, log_id).get(partition, 0)
+    if first >= end:
+        return False
+    try:
+        record_gap(raw_dir, topic, log_id, partition, first, end, reason)
+    except CollisionError:
+        return False  # another archive recorded it
+    return True
 
 
 def offset_gaps(raw_dir: Path, topic: str) -> list[OffsetGap]:

@@ -158,12 +158,18 @@ class Feed:
             if self._link is not None:
                 self._link.connection.checkpoint()
 
-    def log_recreated(self, recreation: Recreation) -> None:
-        """Tell that a topic got another log: on the connection in force, or else on the next one."""
+    def log_recreated(self, recreation: Recreation, acknowledged: dict[int, int]) -> None:
+        """Tell that a topic got another log: on the connection in force, or else on the next one.
+
+        Args:
+            recreation: of which topic.
+            acknowledged: for each partition of the old log the last offset acknowledged.
+        """
         detail = {
             "topic": recreation.topic,
             "old_log": recreation.old_log,
             "new_log": recreation.new_log,
+            "acknowledged": acknowledged,
         }
         if self._link is not None and self._link.is_open:
             self._link.connection.tell("log_recreated", detail)

@@ -43,6 +43,8 @@ class _Partition:
     #: Whether bytes are followed until they are stored; a real broker keeps them anyway.
     follows_storage: bool
     last_offset: int = -1
+    #: The last offset before they went back; −1 while they go forward.
+    end_of_old_log: int = -1
     #: A delivery was acknowledged without its offset (a retry the broker had already written).
     uncertain: bool = False
     acknowledged_bytes: int = 0
@@ -53,6 +55,8 @@ class _Partition:
     def acknowledged(self, offset: int, size: int) -> None:
         self.uncertain = offset < 0
         if not self.uncertain:
+            if offset < self.last_offset:  # only another log begins anew
+                self.end_of_old_log = self.last_offset
             self.last_offset = offset
         if self.follows_storage:
             self.acknowledged_bytes += size
@@ -204,10 +208,15 @@ class Deliveries:
                 result.setdefault(topic, {})[partition_id] = partition.last_offset
         return result
 
-    def log_began_anew(self, topic: str) -> None:
-        """Forget the offsets of a log that is gone."""
+    def log_began_anew(self, topic: str) -> dict[int, int]:
+        """Forget the offsets of a log that is gone; for each partition the last acknowledged one."""
+        last: dict[int, int] = {}
         for key in [key for key in self.partitions if key[0] == topic]:
-            del self.partitions[key]
+            partition = self.partitions.pop(key)
+            end = partition.last_offset if partition.end_of_old_log < 0 else partition.end_of_old_log
+            if end >= 0:
+                last[key[1]] = end
+        return last
 
     def log_ends_at(self, topic: str, ends: Mapping[int, int], asked_at_s: float) -> None:
         """Take in where the successor of a log that is gone ended, asked for at `asked_at_s`.

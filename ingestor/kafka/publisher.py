@@ -120,8 +120,9 @@ class Publisher:
         self._watch = logs
         #: As taken in by `poll`; with a watch it is newer elsewhere at any time.
         self._state = logs.state if logs is not None else LogState(float("inf"), {})
-        #: Called from `poll` for every topic that was made anew.
-        self.on_recreation: Callable[[Recreation], None] | None = None
+        #: Called from `poll` for every topic that was made anew, with the last offset acknowledged in each
+        #: partition of its old log.
+        self.on_recreation: Callable[[Recreation, dict[int, int]], None] | None = None
         #: Topics whose new log has an end that is not known yet, and since when; marks wait for it.
         self._unknown_ends: dict[str, float] = {}
         self._doubt: _Doubt | None = None
@@ -340,11 +341,11 @@ class Publisher:
         now = time.monotonic()
         for recreation in self._state.recreations[len(before.recreations) :]:
             self._counters.recreated_logs += 1
-            self._deliveries.log_began_anew(recreation.topic)
+            acknowledged = self._deliveries.log_began_anew(recreation.topic)
             self._unknown_ends[recreation.topic] = now
             self._doubt = _Doubt(self._deliveries.epochs[-1].number, now, self._deliveries.acknowledged)
             if self.on_recreation is not None:
-                self.on_recreation(recreation)
+                self.on_recreation(recreation, acknowledged)
         for topic, since in list(self._unknown_ends.items()):
             if self._state.asked_at_s > since:
                 self._deliveries.log_ends_at(topic, self._state.ends[topic], self._state.asked_at_s)

@@ -150,7 +150,7 @@ def test_a_restart_knows_the_connections_and_closes_nothing_twice(story: Story) 
     story.ticks(TEN_NS + HOUR_NS)
     story.tell("checkpoint", "fast", TEN_NS + HOUR_NS + ENOUGH_NS)
     story.closer = story.new_closer()
-    story.closer.recover("abcd1234")
+    story.closer.recover({EVENTS: "abcd1234", TICKS: "abcd1234"})
     assert story.advance() == []
     assert story.closer.watermark_ns == TEN_NS + ENOUGH_NS
     assert story.tell("checkpoint", "slow", TEN_NS + HOUR_NS + ENOUGH_NS) == ["11:00"]
@@ -159,5 +159,5 @@ def test_a_restart_knows_the_connections_and_closes_nothing_twice(story: Story) 
 def test_two_closers_of_one_storage_close_an_hour_once(story: Story) -> None:
     other = story.new_closer()
     assert story.tell("checkpoint", time_ns=TEN_NS + ENOUGH_NS) == ["10:00"]
-    other.recover("abcd1234")
+    other.recover({EVENTS: "abcd1234", TICKS: "abcd1234"})
     assert other.advance() == []

@@ -14,7 +14,7 @@ import os
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, get_args
@@ -42,12 +42,22 @@ from ingestor.archive.positions import stored_offsets
 from ingestor.archive.reader import RawReader
 from ingestor.archive.schema import to_batch
 from ingestor.archive.writer import OpenFile
-from ingestor.envelope import TICKS
+from ingestor.envelope import TICKS, TOPICS
+from ingestor.kafka.logs import LogState
 from ingestor.settings.model import RawFormat, StorageSettings
 
 PARTITIONS = 2
 FORMATS = get_args(RawFormat)
 LOG_ID = "abcd1234"
+
+
+class OneLog:
+    """A watch that knows: there is no other log."""
+
+    state = LogState(float("inf"), dict.fromkeys(TOPICS, LOG_ID))
+
+
+ONE_LOG = OneLog()
 
 
 class Killed(BaseException):
@@ -106,8 +116,8 @@ class Log:
     def partitions(self, topic: str) -> int:
         return PARTITIONS
 
-    def log_id(self, topic: str) -> str:
-        return LOG_ID
+    def log_ids(self, topics: Sequence[str], **_: object) -> dict[str, str]:
+        return dict.fromkeys(topics, LOG_ID)
 
     def offsets(self, topic: str, partition: int) -> tuple[int, int]:
         return self.first_offset, len(self.records[partition])
@@ -143,6 +153,9 @@ class Reader:
 
     def commit(self, **_: object) -> None:
         pass
+
+    def get_watermark_offsets(self, of: TopicPartition, cached: bool) -> tuple[int, int]:
+        return self.log.first_offset, len(self.log.records[of.partition])
 
     def close(self) -> None:
         pass
@@ -182,7 +195,7 @@ def run(
 ) -> None:
     stop = threading.Event()
     storage = StorageSettings(data_dir=data_dir, flush_rows=rows, raw_format=raw_format)
-    archive = Archive(log, storage, closed_after_s=120)  # pyright: ignore[reportArgumentType]
+    archive = Archive(log, storage, closed_after_s=120, logs=ONE_LOG)  # pyright: ignore[reportArgumentType]
     (other_format,) = set(FORMATS) - {raw_format}
     reader = Reader(
         log, script, stop, lambda: run(log, data_dir, other or [], rows=4, raw_format=other_format)
