@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 export GIT_PYTHON_REFRESH := quiet
 
-.PHONY: help setup demo demo-ui ui test check format bench bench-recorder containers-lint containers-check kafka kafka-stop kafka-status lock clean
+.PHONY: help setup demo demo-ui ui notebook test check format bench bench-recorder containers-lint containers-check kafka kafka-stop kafka-status lock clean
 
 help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ demo-ui: $(STAMP) ## Open Dagster and MLflow on the demo's data
 
 ui: $(STAMP) ## Open Dagster (webserver, daemon) and MLflow on your own data
 	@$(BIN)/cryptovol ui
+
+notebook: $(STAMP) ## Run notebooks/eda.ipynb on the configured data; writes reports/eda.html
+	@$(BIN)/jupyter-nbconvert --execute --to html --output-dir reports notebooks/eda.ipynb
 
 test: $(STAMP) ## Every test; what needs Java, Maven or Chromium skips loudly where they are absent
 	$(BIN)/pytest

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import io
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from cryptovol_dagster.core.canvas import BPS, canvas, clock, log_bins, png, time_axis, title
 from cryptovol_dagster.core.metrics import Market, Ranking
 from cryptovol_dagster.core.specs import NS
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
-
     from cryptovol_dagster.core.dataset import Problem
     from cryptovol_dagster.core.evaluation import Evaluation
     from cryptovol_dagster.core.models import Model
 
-_DPI = 80
-#: Per second σ as basis points: people read 1.3 bps, not 1.3e-4.
-_BPS = 1e4
 #: One colour a model, the same in every picture (Okabe & Ito, told apart by colour-blind readers).
 _COLOURS = {
     "baseline_zscore": "#999999",
@@ -36,7 +30,7 @@ def plot_pr_curves(evaluation: Evaluation) -> bytes:
     """Draw precision over recall of every model, with the base rate and AP (interval) in the legend."""
     report, rows = evaluation.report, evaluation.predictions
     y = rows["y"].to_numpy(dtype=bool)
-    figure, axes = _canvas(7.5, 6)
+    figure, axes = canvas(7.5, 6)
     for row in evaluation.summary_rows():
         name = row["model"]
         if row["average_precision"] is None:
@@ -56,16 +50,16 @@ def plot_pr_curves(evaluation: Evaluation) -> bytes:
         axes.text(0.5, 0.5, "one class only: nothing to rank", ha="center", transform=axes.transAxes)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     figure.legend(loc="outside lower center", fontsize=8, ncols=2)
-    _title(
+    title(
         axes, f"Precision and recall: are the next {report['horizon_s']} s a spike?", _measured_on(evaluation)
     )
-    return _png(figure)
+    return png(figure)
 
 
 def plot_reliability(evaluation: Evaluation) -> bytes:
     """Draw the observed share of spikes over the predicted probability, and how many rows each bin holds."""
     report = evaluation.report
-    figure, (axes, counts) = _canvas(7.5, 7.5, rows=2, height_ratios=(3, 1), sharex=True)
+    figure, (axes, counts) = canvas(7.5, 7.5, rows=2, height_ratios=(3, 1), sharex=True)
     axes.plot([0, 1], [0, 1], color="black", linestyle=":", label="perfect")
     for name in evaluation.model_names:
         result = report["models"][name]
@@ -88,8 +82,8 @@ def plot_reliability(evaluation: Evaluation) -> bytes:
     axes.set(ylabel="observed share of spikes", xlim=(0, 1), ylim=(0, 1))
     counts.set(xlabel="predicted probability (mean of the bin)", ylabel="rows (log)", yscale="log")
     figure.legend(loc="outside lower center", fontsize=8, ncols=2)
-    _title(axes, "Calibration: does 30 % mean 30 %?", _measured_on(evaluation))
-    return _png(figure)
+    title(axes, "Calibration: does 30 % mean 30 %?", _measured_on(evaluation))
+    return png(figure)
 
 
 def plot_importances(model: Model, top: int = 20) -> bytes:
@@ -97,21 +91,21 @@ def plot_importances(model: Model, top: int = 20) -> bytes:
     used = {name: weight for name, weight in model.importances().items() if weight}
     weights = dict(list(used.items())[:top])
     names, values = list(weights)[::-1], list(weights.values())[::-1]
-    figure, axes = _canvas(7.5, 1.6 + 0.28 * len(names))
+    figure, axes = canvas(7.5, 1.6 + 0.28 * len(names))
     axes.barh(names, values, color=["#0072B2" if value >= 0 else "#D55E00" for value in values])
     axes.axvline(0, color="black", linewidth=0.8)
     kind = "share of total gain" if model.name == "xgboost" else "coefficient of the standardised feature"
     axes.set(xlabel=kind)
     axes.tick_params(axis="y", labelsize=8)
-    trained = " – ".join(_clock(ns) for ns in (model.meta.train_start_ns, model.meta.train_end_ns))
+    trained = " – ".join(clock(ns) for ns in (model.meta.train_start_ns, model.meta.train_end_ns))
     axes.margins(y=0.02)
-    _title(
+    title(
         axes,
         f"{model.name}: what it looks at",
         f"trained on {trained} UTC\n{len(model.meta.features)} features read, {len(used)} with weight, "
         f"{len(names)} shown",
     )
-    return _png(figure)
+    return png(figure)
 
 
 def plot_episode(evaluation: Evaluation, mid: pd.DataFrame | None = None) -> bytes:
@@ -131,7 +125,7 @@ def plot_episode(evaluation: Evaluation, mid: pd.DataFrame | None = None) -> byt
     margin = pd.Timedelta(seconds=10 * report["horizon_s"])
     own = _between(rows, product, start - margin, end + margin, report["bar_interval_s"])
     n_panels = 2 if mid is None else 3
-    figure, panels = _canvas(10.5, 2.4 * n_panels + 0.8, rows=n_panels, sharex=True)
+    figure, panels = canvas(10.5, 2.4 * n_panels + 0.8, rows=n_panels, sharex=True)
     if mid is not None:
         bars = _between(mid, product, start - margin, end + margin, report["bar_interval_s"])
         panels[0].plot(bars["bar_start"], bars["close"], color="black", linewidth=1)
@@ -139,12 +133,12 @@ def plot_episode(evaluation: Evaluation, mid: pd.DataFrame | None = None) -> byt
     volatility, scores = panels[-2], panels[-1]
     horizon = report["horizon_s"]
     volatility.plot(
-        own["bar_start"], own["trailing_sigma"] * _BPS, color="#0072B2", label=f"past {horizon} s (known)"
+        own["bar_start"], own["trailing_sigma"] * BPS, color="#0072B2", label=f"past {horizon} s (known)"
     )
     volatility.plot(
-        own["bar_start"], own["sigma"] * _BPS, color="#D55E00", alpha=0.8, label=f"next {horizon} s (label)"
+        own["bar_start"], own["sigma"] * BPS, color="#D55E00", alpha=0.8, label=f"next {horizon} s (label)"
     )
-    tau = report["thresholds"][product] * _BPS
+    tau = report["thresholds"][product] * BPS
     volatility.axhline(tau, color="black", linestyle=":", label=f"τ = {tau:.3g} bps")
     volatility.set(ylabel="volatility, bps per bar", ylim=(0, None))
     for name in evaluation.model_names:
@@ -156,18 +150,18 @@ def plot_episode(evaluation: Evaluation, mid: pd.DataFrame | None = None) -> byt
             panel.axvspan(start, end, color="#F0E442", alpha=0.25, linewidth=0)
     for panel in (volatility, scores):
         panel.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
-    _time_axis(scores)
+    time_axis(scores)
     what = f"largest spike episode of the test: {product}" if window else f"no spike in the test: {product}"
-    _title(panels[0], what[0].upper() + what[1:], "shaded: rows whose next span is a spike; gaps left open")
-    return _png(figure)
+    title(panels[0], what[0].upper() + what[1:], "shaded: rows whose next span is a spike; gaps left open")
+    return png(figure)
 
 
 def plot_sigma_distribution(problem: Problem) -> bytes:
     """Draw the distribution of σ in training and test, by product, with τ and the share at or over it."""
     products = sorted(problem.thresholds)
-    figure, panels = _canvas(8.5, 2.6 * len(products) + 0.8, rows=len(products), sharex=True)
+    figure, panels = canvas(8.5, 2.6 * len(products) + 0.8, rows=len(products), sharex=True)
     spans = (("training", problem.split.train, "#0072B2"), ("test", problem.split.test, "#D55E00"))
-    bins = _log_bins(problem.dataset.sigma)
+    bins = log_bins(problem.dataset.sigma * BPS)
     for axes, product in zip(np.atleast_1d(panels), products, strict=True):
         tau = problem.thresholds[product]
         for name, span, colour in spans:
@@ -175,7 +169,7 @@ def plot_sigma_distribution(problem: Problem) -> bytes:
             own = part.product == product
             if own.any():
                 axes.hist(
-                    np.maximum(part.sigma[own] * _BPS, bins[0]),
+                    np.maximum(part.sigma[own] * BPS, bins[0]),
                     bins=bins,
                     weights=np.full(int(own.sum()), 100 / own.sum()),
                     histtype="stepfilled",
@@ -183,20 +177,20 @@ def plot_sigma_distribution(problem: Problem) -> bytes:
                     color=colour,
                     label=f"{name}: {int(own.sum()):,} rows, {y[own].mean():.1%} spikes",
                 )
-        axes.axvline(tau * _BPS, color="black", linestyle=":", label=f"τ = {tau * _BPS:.3g} bps (training)")
+        axes.axvline(tau * BPS, color="black", linestyle=":", label=f"τ = {tau * BPS:.3g} bps (training)")
         axes.set(xscale="log", ylabel=f"{product}\n% of rows")
         axes.legend(fontsize=8)
     last = np.atleast_1d(panels)[-1]
     horizon_s = problem.dataset.horizon_ns / NS
     last.set(xlabel=f"volatility of the next {horizon_s:g} s, bps per bar (log; zeros at the left edge)")
     train, test = problem.split.train, problem.split.test
-    _title(
+    title(
         np.atleast_1d(panels)[0],
         "Volatility to be predicted, and what counts as a spike",
-        f"training {_clock(train.start_ns)} – {_clock(train.end_ns)}, "
-        f"test {_clock(test.start_ns)} – {_clock(test.end_ns)}",
+        f"training {clock(train.start_ns)} – {clock(train.end_ns)}, "
+        f"test {clock(test.start_ns)} – {clock(test.end_ns)}",
     )
-    return _png(figure)
+    return png(figure)
 
 
 def _largest_episode(evaluation: Evaluation) -> tuple[str, pd.Timestamp, pd.Timestamp] | None:
@@ -234,7 +228,7 @@ def _between(
 def _measured_on(evaluation: Evaluation) -> str:
     report = evaluation.report
     test, counts = report["split"]["test"], report["counts"]["test"]
-    span = f"{_clock(test['start_ns'])} – {_clock(test['end_ns'])}"
+    span = f"{clock(test['start_ns'])} – {clock(test['end_ns'])}"
     verdict = "" if evaluation.verdict == "ok" else "; INSUFFICIENT DATA"
     return (
         f"test {', '.join(report['data']['products'])}, {span} UTC\n"
@@ -242,48 +236,5 @@ def _measured_on(evaluation: Evaluation) -> str:
     )
 
 
-def _log_bins(sigma: np.ndarray) -> np.ndarray:
-    positive = sigma[sigma > 0] * _BPS
-    low, high = (positive.min(), positive.max()) if positive.size else (1e-4, 1.0)
-    return np.geomspace(low, max(high, low * 1.01) * 1.001, 60)
-
-
-def _clock(ns: int) -> str:
-    return f"{pd.Timestamp(ns, unit='ns', tz='UTC'):%Y-%m-%d %H:%M}"
-
-
 def _colour(model: str) -> str:
     return _COLOURS.get(model, "#CC79A7")
-
-
-def _canvas(width: float, height: float, *, rows: int = 1, **options: Any) -> tuple[Figure, Any]:
-    # `Figure` and not pyplot: no global state, so pictures can be drawn in any thread.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    panels = figure.subplots(rows, 1, **options)
-    for axes in np.atleast_1d(panels):
-        axes.grid(alpha=0.25)
-        axes.spines[["top", "right"]].set_visible(False)
-    return figure, panels
-
-
-def _time_axis(axes: Axes) -> None:
-    from matplotlib.dates import AutoDateLocator, DateFormatter
-
-    axes.xaxis.set_major_locator(AutoDateLocator(tz="UTC"))
-    axes.xaxis.set_major_formatter(DateFormatter("%H:%M", tz="UTC"))
-
-
-def _title(axes: Axes, what: str, measured_on: str) -> None:
-    lines = measured_on.count("\n") + 1
-    axes.set_title(what + "\n" * lines, loc="left", fontsize=11, fontweight="bold")
-    axes.text(0, 1.02, measured_on, transform=axes.transAxes, fontsize=8, color="#555555")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI)
-    return buffer.getvalue()

@@ -7,6 +7,7 @@ or the file rule (`ingestor.archive`).
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -71,6 +72,18 @@ class RawStore:
     def closed_hours(self, after: str | None = None) -> list[ClosedHour]:
         """List the hours that raw storage has closed, oldest first; numbers only."""
         return self.reader.closed_hours(after)
+
+    def servers(self) -> dict[str, int]:
+        """Count the connections by who served them, as the server called itself, else its address.
+
+        The simulator calls itself ``cryptovol-simulator``, so what it played is told from the market.
+        """
+        table = self.reader.read(EVENTS, 0, 2**62, ["kind", "payload"])
+        details = [
+            json.loads(payload)
+            for payload in table.filter(_equal(table["kind"], "connected"))["payload"].to_pylist()
+        ]
+        return dict(Counter(detail["server"] or detail["url"] for detail in details))
 
     def ticks(
         self,

@@ -15,12 +15,21 @@ from ingestor.settings import load_settings
     "--compare-train-test",
     is_flag=True,
     expose_value=False,
-    help="Compare the features of training and test; the only report so far, so also the default.",
+    help="How the features of test differ from those of training: the only report so far, hence the default.",
 )
 @partition_option
 @json_option
 def report(partition: str | None, as_json: bool) -> None:
-    """Write reports/evidently/evidently_report.html and .json: how test differs from training."""
+    """Write reports/evidently/evidently_report.html and .json: how test differs from training.
+
+    The splits of the hour are made first where they are missing or of other rows than are there now.
+
+    \b
+    The newest hour:       cryptovol report
+    The same, by name:     cryptovol report --compare-train-test
+    As of another hour:    cryptovol report --compare-train-test --partition 2026-04-04-03:00
+    For another program:   cryptovol report --json
+    """
     from cryptovol_dagster.resources.reports import Reports
     from cryptovol_dagster.verbs import runs
 

@@ -79,3 +79,33 @@ def test_only_what_is_missing_is_filled_in_runs_of_neighbouring_hours(pipeline: 
     assert missing == [(hours_from(FIRST_HOUR, 5)[-1], last)]
     whole = runs.ranges_to_fill(pipeline.settings, None, None, only_missing=False, market_only=False)
     assert whole == [(pipeline.hours[0], pipeline.hours[-1])]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--compare-live",), "No such option"),
+        (("--compare-train-test=no",), "does not take a value"),
+        (("--compare-train-test", "yesterday"), "unexpected extra argument"),
+    ],
+)
+def test_the_report_of_training_against_test_is_named_or_meant_and_nothing_else_is_taken(
+    tmp_path: Path, invoke, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], says: str
+) -> None:
+    """What the report holds is tested beside Evidently; here only what is asked for."""
+    settings = small_settings(tmp_path)
+    asked: list[tuple[str, str, tuple[str, ...]]] = []
+
+    def asked_only(_settings: Settings, first: str, last: str, selection: list[str]) -> None:
+        asked.append((first, last, tuple(selection)))
+        raise runs.NothingToDo("asked")
+
+    monkeypatch.setattr(runs, "materialize_range", asked_only)
+    hour = ("--partition", FIRST_HOUR)
+    for named in (hour, ("--compare-train-test", *hour)):
+        assert invoke(settings, "report", *named).exit_code == 1
+        assert asked.pop() == (FIRST_HOUR, FIRST_HOUR, ("seconds/splits", "seconds/train_test_report"))
+    refused = invoke(settings, "report", *arguments)
+    assert refused.exit_code == 2
+    assert says in refused.output
+    assert not asked

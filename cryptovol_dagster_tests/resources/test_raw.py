@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from cryptovol_dagster.resources.raw import RawStore
 from cryptovol_dagster_tests.core.market.builders import ticks_of
 from cryptovol_dagster_tests.defs import synthetic
 from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, PRODUCTS, hours_from, write_market
+from ingestor.envelope import EVENTS
 
 
 def test_a_recorded_gap_flags_the_next_row_of_every_product(tmp_path: Path) -> None:
@@ -53,6 +55,23 @@ def test_the_taker_bought_where_the_maker_sold(tmp_path: Path) -> None:
     table = raw.reader.read("trades.raw", *hour_window(FIRST_HOUR), ["side"])
     assert trades.buy.tolist() == [side == "SELL" for side in table["side"].to_pylist()]
     assert not trades.is_snapshot.any()
+
+
+def test_who_served_the_connections_is_told(tmp_path: Path) -> None:
+    served = [
+        {"url": "ws://127.0.0.1:8765", "server": "cryptovol-simulator"},
+        {"url": "wss://exchange.example", "server": ""},
+        {"url": "wss://exchange.example", "server": ""},
+    ]
+    events = {
+        "kind": ["connected"] * 3 + ["subscribed"],
+        "at_ns": [hour_window(FIRST_HOUR)[0] + step for step in range(4)],
+        "connection_id": ["a", "b", "c", "c"],
+        "event_time_ns": [None] * 4,
+        "payload": [json.dumps(detail) for detail in (*served, {"subscriptions": {}})],
+    }
+    synthetic._publish(tmp_path, EVENTS, 0, 0, events, np.ones(4, dtype=bool))
+    assert RawStore(tmp_path).servers() == {"cryptovol-simulator": 1, "wss://exchange.example": 2}
 
 
 def test_hours_with_ticks_need_not_be_closed(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from cryptovol_dagster.core.dataset import Problem, join_dataset, pose_problem
 from cryptovol_dagster.core.evaluation import evaluate
 from cryptovol_dagster.core.features import compute_features, feature_hash
 from cryptovol_dagster.core.labels import forward_volatility
+from cryptovol_dagster.core.leaks import leak_ladder
 from cryptovol_dagster.core.models import MODELS, train_model
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.splits import split_times
@@ -62,3 +63,10 @@ def test_a_label_of_the_present_would_stand_out(problem: Problem) -> None:
     by_product = pd.DataFrame({"product": test.product, "y": y, "score": score}).groupby("product")
     for _, own in by_product:
         assert own.loc[own["y"], "score"].min() >= own.loc[~own["y"], "score"].max()
+
+
+def test_each_leak_turns_two_hours_without_skill_into_a_brilliant_result(problem: Problem) -> None:
+    few_trees = replace(MODEL_SPEC, xgboost_trees=60, xgboost_learning_rate=0.15)
+    honest, *leaking = leak_ladder(problem, few_trees)
+    assert honest.lift < 2
+    assert all(rung.lift > 4 * honest.lift for rung in leaking), leaking
