@@ -20,6 +20,7 @@ from cryptovol_dagster.verbs import runs
 from cryptovol_dagster_tests.e2e.processes import cryptovol, environment, simulated
 from cryptovol_dagster_tests.e2e.recorded import EVER_NS, ticks_of_raw_storage, ticks_of_recording
 from ingestor.archive.reader import RawReader
+from ingestor.audit.audit import audit
 from ingestor.envelope import DEAD, EVENTS, TICKS, TRADES
 from ingestor.settings import Settings
 from ingestor.settings.model import EMBEDDED, KafkaSettings, StorageSettings
@@ -109,6 +110,13 @@ def test_every_offset_is_stored_once_and_the_summary_tells_them(recorded: Record
     assert reader.count(TRADES, 0, EVER_NS) == reader.count(DEAD, 0, EVER_NS) == 0
     last = reader.read(EVENTS, 0, EVER_NS).to_pylist()[-2:]
     assert [event["kind"] for event in last] == ["checkpoint", "disconnected"]
+    audited = audit(reader)
+    assert (audited.findings, audited.total("stored"), audited.total("frames")) == (
+        (),
+        len(set(reader.read(TICKS, 0, EVER_NS, ["sequence_num"])["sequence_num"].to_pylist())),
+        recorded.summary["feed"]["frames"],
+    )
+    assert [seal.state for seal in audited.seals] == ["unchanged"] * 2
     # The last hour has not ended, the first two have, by far more than the two minutes of settling.
     assert [hour.hour for hour in reader.closed_hours()] == HOURS[:2]
 

@@ -6,12 +6,22 @@ import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 
 import pytest
+from websockets.sync.server import ServerConnection
 
-from ingestor.archive.layout import ClosedHour
+from cryptovol_dagster_tests.ingestor.cli.conftest import served
+from cryptovol_dagster_tests.ingestor.feed.support import T0_NS, frame
+from ingestor.archive.layout import HOUR_NS, NS, ClosedHour
+from ingestor.archive.reader import RawReader
+from ingestor.audit.audit import audit
 from ingestor.envelope import TICKS
+from ingestor.exchange.clock import ns_to_rfc3339
+from ingestor.ingest import run_ingest
 from ingestor.report import HourReporter, ReportError
+from ingestor.settings import Settings
+from ingestor.settings.model import DagsterSettings, StorageSettings
 
 HOUR = ClosedHour(hour="2026-04-04-03:00", closed_at_ns=1, watermark_ns=2, rows={TICKS: 5})
 
@@ -85,6 +95,43 @@ def test_nobody_listening_is_one_line(server: _Server, caplog: pytest.LogCapture
     reporter.close()
     (record,) = caplog.records
     assert "Connection refused" in record.getMessage()
+
+
+def _record(folder: Path, ui_url: str) -> RawReader:
+    """Record a market of an hour and two minutes, as the recorder does."""
+
+    def script(socket: ServerConnection) -> None:
+        for number in range(10):
+            socket.send(frame(number))
+        socket.send(frame(10, timestamp=ns_to_rfc3339(T0_NS + HOUR_NS + 130 * NS)))
+        socket.close(1000)
+
+    settings = Settings(
+        storage=StorageSettings(data_dir=folder),
+        dagster=DagsterSettings(ui_url=ui_url, report_closed_hours=True),
+    )
+    with served(script) as url:
+        run_ingest(settings, url=url, until_closed=True)
+    return RawReader(settings.storage.raw_dir)
+
+
+def test_the_recorder_reports_the_hour_it_closed(tmp_path: Path, server: _Server) -> None:
+    reader = _record(tmp_path, f"http://127.0.0.1:{server.server_port}")
+    (hour,) = reader.closed_hours()
+    assert hour.rows[TICKS] == 10
+    ((_, body),) = server.requests
+    assert (body["partition"], body["data_version"]) == (hour.hour, hour.version)
+    audited = audit(reader)
+    assert (audited.findings, audited.total("stored"), audited.seals[0].state) == ((), 11, "unchanged")
+
+
+def test_the_recorder_loses_nothing_where_nobody_listens(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reader = _record(tmp_path, "http://127.0.0.1:9")
+    assert len(reader.closed_hours()) == 1
+    assert [record.name for record in caplog.records].count("ingestor.report") == 1
+    assert audit(reader).verdict == "every one of 11 sequence numbers is accounted for"
 
 
 def test_only_http_is_reported_to() -> None:

@@ -20,6 +20,7 @@ from cryptovol_dagster_tests.ingestor.feed.support import frame
 from ingestor.archive.archive import Archive, Offsets
 from ingestor.archive.errors import ArchiveError
 from ingestor.archive.reader import RawReader
+from ingestor.audit.audit import audit
 from ingestor.envelope import DEAD, EVENTS, TICKS, TRADES
 from ingestor.ingest import IngestError, IngestSetupError, Started, run_ingest
 from ingestor.kafka.broker import Broker, BrokerError
@@ -70,6 +71,10 @@ def test_a_recording_is_in_raw_storage_exactly_once(settings: Settings, feed_ser
     last = json.loads(rows(raw, EVENTS)[-2]["payload"])
     assert last["to_sequence"] == 2_999
     assert sum(offset + 1 for offset in last["offsets"][TICKS].values()) == 2_988
+
+    audited = audit(RawReader(raw))
+    assert audited.findings == ()
+    assert [audited.total(name) for name in ("stored", "control", "in_gaps")] == [2_989, 1, 10]
 
 
 def test_more_than_the_broker_keeps_passes_whole(settings: Settings, feed_server: FeedServer) -> None:
