@@ -11,7 +11,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +54,8 @@ class Memory(threading.Thread):
 
 class _Discard:
     """An outlet that takes everything and keeps nothing."""
+
+    logs: Mapping[str, str] = {}
 
     def __init__(self) -> None:
         self.bytes = 0

@@ -282,7 +282,9 @@ class Broker:
         Raises:
             BrokerError: the broker does not answer.
         """
-        found = self._ask("for its topics", lambda: self._client.list_topics(timeout=self._timeout_s))
+        found = self._ask(
+            "for its topics", lambda: self._client.list_topics(timeout=self._timeout_s), _PATIENCE_S
+        )
         return self.topic(topic) in found.topics
 
     def committed(self, group: str, topic: str) -> dict[int, int]:

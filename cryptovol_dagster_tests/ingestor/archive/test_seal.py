@@ -34,7 +34,7 @@ def closed(raw_dir: Path, every: int = 10**9) -> Story:
     story.connect("c2").frames("ticker").end()
     story.store(every=every)
     closer = HourCloser(raw_dir, 120.0, lambda topic, partition: 10**9)
-    closer.recover(story.log_id)
+    closer.recover(story.logs)
     assert len(closer.advance()) == 1
     return story
 
@@ -175,7 +175,7 @@ def test_a_file_that_cannot_be_read_does_not_stop_the_closing(
     content[4:200] = bytes(196)
     path.write_bytes(content)
     closer = HourCloser(tmp_path, 120.0, lambda topic, partition: 10**9)
-    closer.recover(story.log_id)
+    closer.recover(story.logs)
     (hour,) = closer.advance()
     assert (hour.rows[TICKS], hour.seals) == (2, {})
     assert f"hour {hour.hour} closes without a seal: {path} cannot be read" in caplog.text

@@ -13,7 +13,7 @@ from cryptovol_dagster_tests.ingestor.feed.support import T0_NS, entry, frame
 from ingestor.archive.layout import NS
 from ingestor.archive.schema import to_batch
 from ingestor.archive.writer import OpenFile
-from ingestor.envelope import DECODERS, EVENTS, EventKind, encode
+from ingestor.envelope import DECODERS, EVENTS, TOPICS, EventKind, encode
 from ingestor.exchange.clock import ns_to_rfc3339
 from ingestor.feed.connection import Connection
 from ingestor.feed.counters import FeedCounters
@@ -45,12 +45,16 @@ class Story:
         connection.tell("connected", {}, self.at_ns)
         return Told(self, connection, of_a_second)
 
+    @property
+    def logs(self) -> dict[str, str]:
+        """Of every topic, the log that is told in checkpoints."""
+        return {**dict.fromkeys(TOPICS, self.log_id), **self.log_ids}
+
     def publish(self, topic: str, key: bytes, value: bytes) -> None:
         """Put a message into its partition (the publisher's part)."""
         if topic == EVENTS:
             event = DECODERS[EVENTS].decode(value)
-            detail = {**event.detail, "logs": self.log_ids} if self.log_ids else event.detail
-            value = encode(msgspec.structs.replace(event, at_ns=self.at_ns, detail=detail))
+            value = encode(msgspec.structs.replace(event, at_ns=self.at_ns))
         if topic in self.lose:
             self.lose.discard(topic)
             return
