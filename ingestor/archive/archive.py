@@ -159,6 +159,7 @@ class Archive:
         self._logs: Any = None
         self._log_ids: dict[str, str] = {}
         self._assigned_at_s = 0.0
+        self._is_outdated = False
         #: Sources that were taken from us, to be stored if it turns out that their log is gone.
         self._orphans: list[_Source] = []
         self._closer = HourCloser(self._raw_dir, closed_after_s, self._next_stored)
@@ -299,6 +300,7 @@ class Archive:
             NoRoomError: the disk is full.
         """
         self._prepare()
+        self._log_ids, self._is_outdated = {}, False
         self._consumer = Consumer(self._consumer_config(member))
         try:
             self._consume_until(stop)
@@ -446,7 +448,9 @@ class Archive:
     def _assigned(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         owned = sorted((self._names[each.topic], each.partition) for each in partitions)
         self._assigned_at_s = time.monotonic()
-        self._log_ids = self._broker.log_ids(TOPICS, patience_s=_ANSWER_WITHIN_S)
+        before, self._log_ids = self._log_ids, self._broker.log_ids(TOPICS, patience_s=_ANSWER_WITHIN_S)
+        # A consumer that knew the old log may hold the leader of the new one for outdated, and wait for ever.
+        self._is_outdated = bool(before) and before != self._log_ids
         self._retire_orphans()
         stored: dict[str, dict[int, int]] = {}
         for topic, partition in owned:
@@ -604,7 +608,7 @@ class Archive:
         if not self._log_ids:
             return  # nothing is assigned yet
         state = self._logs.state
-        if state.asked_at_s > self._assigned_at_s and dict(state.ids) != self._log_ids:
+        if self._is_outdated or (state.asked_at_s > self._assigned_at_s and dict(state.ids) != self._log_ids):
             raise _NewLogError
         for source in list(self._sources.values()):
             self._take_staged(source, state.asked_at_s)

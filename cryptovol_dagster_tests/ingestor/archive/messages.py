@@ -66,6 +66,7 @@ def event(
     connection: str = "c1",
     event_time_ns: int | None = None,
     offsets: dict[str, dict[str, int]] | None = None,
+    logs: dict[str, str] | None = None,
 ) -> bytes:
     return encode(
         FeedEvent(
@@ -73,7 +74,8 @@ def event(
             at_ns=at_ns,
             connection_id=connection,
             event_time_ns=event_time_ns,
-            detail={} if offsets is None else {"offsets": offsets},
+            detail=({} if offsets is None else {"offsets": offsets})
+            | ({} if logs is None else {"logs": logs}),
         )
     )
 

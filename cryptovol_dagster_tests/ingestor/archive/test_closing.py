@@ -41,16 +41,29 @@ class Story:
         self.stored[TICKS, 0] = file.next_offset
 
     def tell(
-        self, kind: str, connection: str = "c1", time_ns: int | None = None, offset: int = -1
+        self,
+        kind: str,
+        connection: str = "c1",
+        time_ns: int | None = None,
+        offset: int = -1,
+        logs: dict[str, str] | None = None,
     ) -> list[str]:
         """Store one event and return the hours that closed."""
-        self.store(kind, connection, time_ns, offset)
+        self.store(kind, connection, time_ns, offset, logs)
         return self.advance()
 
-    def store(self, kind: str, connection: str = "c1", time_ns: int | None = None, offset: int = -1) -> None:
+    def store(
+        self,
+        kind: str,
+        connection: str = "c1",
+        time_ns: int | None = None,
+        offset: int = -1,
+        logs: dict[str, str] | None = None,
+    ) -> None:
         """Store one event without looking at the hours yet."""
         self.at_ns += NS
-        value = event(kind, self.at_ns, connection, time_ns, {TICKS: {"0": offset}} if offset >= 0 else None)
+        offsets = {TICKS: {"0": offset}} if offset >= 0 else None
+        value = event(kind, self.at_ns, connection, time_ns, offsets, logs)
         file = OpenFile(self.raw_dir, EVENTS, "abcd1234", 0, self.events)
         file.append(to_batch(EVENTS, 0, self.events, [value], lambda _: 0, None), 0)
         self.events += 1
@@ -90,6 +103,29 @@ def test_a_checkpoint_counts_only_once_its_offsets_are_stored(story: Story) -> N
     assert story.tell("checkpoint", time_ns=TEN_NS + ENOUGH_NS, offset=2) == []
     story.ticks(TEN_NS + 2 * MINUTE_NS)
     assert story.advance() == ["10:00"]
+
+
+def test_a_checkpoint_does_not_wait_for_a_log_that_is_gone(story: Story) -> None:
+    """What that log had acknowledged and nobody stored is recorded as lost, once."""
+    story.closer.recover({EVENTS: "abcd1234", TICKS: "abcd1234"})
+    logs = {TICKS: "0000aaaa"}
+    assert story.tell("checkpoint", time_ns=TEN_NS + MINUTE_NS, offset=7, logs=logs) == []
+    assert story.tell("checkpoint", time_ns=TEN_NS + ENOUGH_NS, offset=9, logs=logs) == ["10:00"]
+    gaps = RawReader(story.raw_dir).offset_gaps(TICKS)
+    assert [(gap.log_id, gap.first_offset, gap.last_offset) for gap in gaps] == [
+        ("0000aaaa", 0, 7),
+        ("0000aaaa", 8, 9),
+    ]
+    assert "the topic was made anew (log abcd1234)" in gaps[0].reason
+
+
+def test_a_checkpoint_of_the_log_there_is_waits(story: Story) -> None:
+    story.closer.recover({EVENTS: "abcd1234", TICKS: "abcd1234"})
+    logs = {TICKS: "abcd1234"}
+    assert story.tell("checkpoint", time_ns=TEN_NS + ENOUGH_NS, offset=2, logs=logs) == []
+    story.ticks(TEN_NS + 2 * MINUTE_NS)
+    assert story.advance() == ["10:00"]
+    assert RawReader(story.raw_dir).offset_gaps(TICKS) == []
 
 
 def test_the_slowest_connection_holds_the_hour_open_until_it_disconnects(story: Story) -> None:
