@@ -358,8 +358,11 @@ def hours_are_computed(proof: Proof) -> None:
 
 def a_killed_code_server_is_survived(proof: Proof) -> None:
     """A retrain whose code server is killed is ended, tried again, and its models reach MLflow."""
-    job = ["dagster", "job", "backfill", "--workspace", "/app/workspace.yaml", "-j", "retrain", "--noprompt"]
-    proof.inside("code", *job, "--partitions", CLOSED[-1])
+    # As the schedule does. A job backfill is over once its runs are queued, so they are not tried again.
+    tags = json.dumps({"dagster/partition": CLOSED[-1]})
+    proof.inside(
+        "code", "dagster", "job", "launch", "-w", "/app/workspace.yaml", "-j", "retrain", "--tags", tags
+    )
     proof.wait(lambda: "STARTED" in statuses("retrain"), "a retrain", 400, "daemon")
     proof.stop("code", signal.SIGKILL)
     proof.up("code")
@@ -427,6 +430,7 @@ def _alone(folder: Path) -> int:
         stored = json.loads((folder / f"{name}.json").read_text())
         images[str(dockerfile.relative_to(REPOSITORY))] = Image(**{**stored, "root": Path(stored["root"])})
     proof = Proof(Host(compose(SECRETS), images, folder / "host"))
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # leave nothing behind
     try:
         prove(proof)
     except NotProvenError as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dagster as dg
 from dagster._core.storage.tags import GRPC_INFO_TAG
 
-from cryptovol_dagster.resources.lost_runs import MESSAGE, SERVED_BY, end_lost_runs
+from cryptovol_dagster.resources.lost_runs import MESSAGE, SERVED_BY, end_runs, lost_runs
 
 Status = dg.DagsterRunStatus
 
@@ -27,7 +27,11 @@ def test_only_unfinished_runs_of_a_code_server_are_ended() -> None:
             run(Status.NOT_STARTED, {}): Status.NOT_STARTED,
             run(Status.SUCCESS, served): Status.SUCCESS,
         }
-        assert sorted(end_lost_runs(instance)) == sorted([*lost, canceling])
+        found = lost_runs(instance)
+        assert sorted(found) == sorted([*lost, canceling])
+        later = run(Status.STARTED, served)  # launched by the server that has just started
+        end_runs(instance, found)
+        others[later] = Status.STARTED
         after = {each.run_id: each.status for each in instance.get_runs()}
         told = [record.message for record in instance.all_logs(lost[0])]
     assert after == {**dict.fromkeys(lost, Status.FAILURE), canceling: Status.CANCELED, **others}
