@@ -268,7 +268,7 @@ def _density(
     """Draw the share of values in each bin; what lies outside is counted in the outermost ones."""
     bounded = np.clip(values, bins[0], bins[-1])
     weights = np.full(values.size, 100 / max(values.size, 1))
-    axes.hist(bounded, bins=bins, weights=weights, histtype="step", color=colour, label=label)
+    axes.hist(bounded, bins=bins.tolist(), weights=weights, histtype="step", color=colour, label=label)
 
 
 def _quantiles(values: NDArray[np.float64]) -> str:
