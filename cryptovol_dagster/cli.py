@@ -14,6 +14,7 @@ VERBS = {
     "ingest": "ingestor.cli:ingest",
     "check-stream": "ingestor.cli:check_stream",
     "simulate": "ingestor.simulator.command:simulate",
+    "featurize": "cryptovol_dagster.verbs.featurize:featurize",
     "replay": "cryptovol_dagster.verbs.replay:replay",
     "backfill": "cryptovol_dagster.verbs.backfill:backfill",
     "train": "cryptovol_dagster.verbs.train:train",
