@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from cryptovol_dagster.core.features import Reason, feature_names
-from cryptovol_dagster.replay import replay
+from cryptovol_dagster.replay import FeatureStream, replay
+from cryptovol_dagster.resources.raw import RawStore
 from cryptovol_dagster.resources.specs import timescale_spec
 from cryptovol_dagster_tests.e2e.recorded import EVER_NS
 from ingestor.archive.reader import RawReader
@@ -27,6 +28,15 @@ def replayed(raw_dir: Path, out: Path) -> pd.DataFrame:
     files = [file.path for file in RawReader(raw_dir).files(TICKS, 0, EVER_NS)]
     replay(files, spec=SPEC, out=out)
     return pd.read_parquet(out).astype({"product": str}).set_index(KEY).sort_index()
+
+
+def from_storage(raw_dir: Path) -> pd.DataFrame:
+    """Features of all of raw storage, read at once as the hourly assets read it."""
+    store, stream = RawStore(raw_dir), FeatureStream(SPEC)
+    products = store.reader.read(TICKS, 0, EVER_NS, ["product_id"])["product_id"].unique().to_pylist()
+    stream.add(store.ticks(0, EVER_NS, products))
+    rows = pd.concat([grid.to_frame().astype({"product": str}) for grid in stream.finish()])
+    return rows.set_index(KEY).sort_index()
 
 
 def written(folder: Path) -> pd.DataFrame:
