@@ -268,6 +268,8 @@ class Featurizer:
             self._leave(self._partitions)
             return ended
         finally:
+            # Whatever ended it: closing gives the partitions back, and nothing is left to be told of them.
+            self._partitions.clear()
             self._consumer.close()
             self._events.close()
             self._reader.close()
@@ -354,6 +356,8 @@ class Featurizer:
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         leaving = {each.partition for each in partitions} & self._partitions.keys()
+        if not leaving:
+            return
         self._leave({number: self._partitions[number] for number in leaving})
         for number in leaving:
             del self._partitions[number]
