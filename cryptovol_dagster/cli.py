@@ -17,6 +17,7 @@ VERBS = {
     "dead-letters": "ingestor.cli:dead_letters",
     "simulate": "ingestor.simulator.command:simulate",
     "convert-raw": "ingestor.archive.command:convert_raw",
+    "featurize": "cryptovol_dagster.verbs.featurize:featurize",
     "replay": "cryptovol_dagster.verbs.replay:replay",
     "backfill": "cryptovol_dagster.verbs.backfill:backfill",
     "train": "cryptovol_dagster.verbs.train:train",

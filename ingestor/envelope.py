@@ -15,8 +15,9 @@ SCHEMA_VERSION = 1
 #: Topic names without the configured prefix.
 TICKS, TRADES, EVENTS, DEAD = "ticks.raw", "trades.raw", "feed.events", "feed.dead"
 TOPICS = (TICKS, TRADES, EVENTS, DEAD)
-#: What is computed live from the ticks; derived, so the archive leaves it alone.
+#: Features of every bar: derived data, so the archive leaves it alone.
 FEATURES_TOPIC = "ticks.features"
+ALL_TOPICS = (*TOPICS, FEATURES_TOPIC)
 
 EventKind = Literal[
     "connected",
@@ -78,6 +79,26 @@ class DeadLetter(msgspec.Struct, frozen=True, kw_only=True):
     data_base64: str
 
 
+class FeatureMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """Features of one product's bar.
+
+    Its key is (product, bar end, feature version); of several messages with one key the highest `revision`
+    counts, and of equal ones the last. `provisional` says that the product was in a gap, or the feed silent,
+    when it was told. `reason` is the name of the core's reason code, ``ok`` where the row is `valid`. A
+    feature without a value is null.
+    """
+
+    schema_version: int = SCHEMA_VERSION
+    product_id: str
+    bar_end_ns: int
+    feature_version: str
+    revision: int
+    provisional: bool
+    valid: bool
+    reason: str
+    values: dict[str, float | None]
+
+
 Message = TickMessage | TradeMessage | FeedEvent | DeadLetter
 
 #: One reusable encoder; `encode(message)` gives the Kafka value.
@@ -88,4 +109,5 @@ DECODERS: dict[str, msgspec.json.Decoder[Any]] = {
     TRADES: msgspec.json.Decoder(TradeMessage),
     EVENTS: msgspec.json.Decoder(FeedEvent),
     DEAD: msgspec.json.Decoder(DeadLetter),
+    FEATURES_TOPIC: msgspec.json.Decoder(FeatureMessage),
 }

@@ -203,7 +203,8 @@ class LiveFeatures:
         self._spec = spec
         disorder_ns = lateness_ns + round(spec.late_after_s * NS)
         revisable_ns = round(spec.gap_after_s * NS) + tick_reach_ns(spec) + disorder_ns
-        self._revisable_ns = -(-revisable_ns // spec.bar_ns) * spec.bar_ns
+        #: How far back bars are kept open, whatever happens.
+        self.revisable_ns = -(-revisable_ns // spec.bar_ns) * spec.bar_ns
         self._ticks_kept_ns = tick_reach_ns(spec) + disorder_ns
         #: Rows of bars that end by then are not told: an earlier run told them.
         self.silent_until_ns = silent_until_ns
@@ -291,7 +292,7 @@ class LiveFeatures:
         _, firsts = np.unique(ticks.connection, return_index=True)
         for row in firsts.tolist():
             is_new = ticks.connections[ticks.connection[row]] not in self._connections
-            if is_new and before[row] - times[row] > self._revisable_ns:
+            if is_new and before[row] - times[row] > self.revisable_ns:
                 breaks.append(row)
         return min(breaks, default=None)
 
@@ -424,7 +425,7 @@ class LiveFeatures:
         """
         spec = self._spec
         assert self.end_ns is not None
-        open_ns = min(self.end_ns - self._revisable_ns, newest_ns // spec.bar_ns * spec.bar_ns)
+        open_ns = min(self.end_ns - self.revisable_ns, newest_ns // spec.bar_ns * spec.bar_ns)
         open_ns = max(open_ns, self.end_ns - LONGEST_SILENCE_NS)
         self.final_ns = max(self.final_ns, min(open_ns // spec.bar_ns * spec.bar_ns, self.end_ns))
         self._window.forget_before(self.final_ns)

@@ -29,7 +29,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from ingestor.envelope import DEAD, EVENTS, TOPICS
+from ingestor.envelope import ALL_TOPICS, DEAD, EVENTS
 from ingestor.settings.model import KafkaSettings
 
 #: librdkafka's own log lines; a NullHandler keeps them off stderr until an application configures logging.
@@ -164,7 +164,7 @@ class Broker:
         return config
 
     def ensure_topics(self) -> None:
-        """Create the topics of `TOPICS` that are missing; existing ones stay as they are.
+        """Create the topics of `ALL_TOPICS` that are missing; existing ones stay as they are.
 
         A mock cluster has no admin API: there, asking for a topic creates it, with 4 partitions.
 
@@ -175,7 +175,7 @@ class Broker:
             self._auto_create()
             return
         existing = self._client.list_topics(timeout=self._timeout_s).topics
-        missing = [name for name in TOPICS if self.topic(name) not in existing]
+        missing = [name for name in ALL_TOPICS if self.topic(name) not in existing]
         if not missing:
             return
         created: dict[str, Future[None]] = self._admin().create_topics(
@@ -350,7 +350,7 @@ class Broker:
 
     def _auto_create(self) -> None:
         producer = Producer(self._client_config())
-        for name in TOPICS:
+        for name in ALL_TOPICS:
             producer.list_topics(self.topic(name), timeout=self._timeout_s)
 
     def _mock_identity(self) -> str:

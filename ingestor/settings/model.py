@@ -106,6 +106,11 @@ class StorageSettings(Section):
         return self.data_dir / "raw"
 
     @property
+    def features_path(self) -> Path:
+        """Folder of the live features, read as one table."""
+        return self.data_dir / "processed" / "features.parquet"
+
+    @property
     def lake_dir(self) -> Path:
         """Folder of what Dagster writes."""
         return self.data_dir / "lake"
@@ -215,6 +220,21 @@ class TimescalesSettings(Section):
     seconds: TimescaleSettings = Field(default_factory=_seconds, description="1-s bars from the feed")
 
 
+class LiveSettings(Section):
+    """Live features: `cryptovol featurize`."""
+
+    lateness_s: PositiveFloat = Field(
+        default=2.0, description="a bar closes this long after its end; what comes later makes revisions"
+    )
+    flush_s: PositiveFloat = Field(
+        default=60.0, description="features.parquet is brought up to date this often (wall clock)"
+    )
+    commit_s: PositiveFloat = Field(
+        default=5.0,
+        description="how often the consumer group's offsets are committed (they only show the lag)",
+    )
+
+
 class ModelSettings(Section):
     """Model parameters and the seed of everything random."""
 
@@ -294,6 +314,7 @@ class Settings(Section):
     storage: StorageSettings = Field(default_factory=StorageSettings)
     ingest: IngestSettings = Field(default_factory=IngestSettings)
     timescales: TimescalesSettings = Field(default_factory=TimescalesSettings)
+    live: LiveSettings = Field(default_factory=LiveSettings)
     models: ModelSettings = Field(default_factory=ModelSettings)
     monitoring: MonitoringSettings = Field(default_factory=MonitoringSettings)
     mlflow: MlflowSettings = Field(default_factory=MlflowSettings)

@@ -1,0 +1,184 @@
+"""`cryptovol featurize`: features of every second, as the market goes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from cryptovol_dagster.verbs.options import json_option
+from ingestor.settings import load_settings
+
+if TYPE_CHECKING:
+    from cryptovol_dagster.core.stream import LiveRows
+    from cryptovol_dagster.live.featurizer import LiveProgress, LiveStarted, LiveSummary
+
+LOG = logging.getLogger(__name__)
+
+
+@click.command()
+@click.option("--bootstrap", metavar="HOST:PORT", help="Broker instead of the configured one.")
+@click.option(
+    "--duration", type=click.FloatRange(0, min_open=True), metavar="S", help="Stop after S seconds."
+)
+@click.option(
+    "--until-idle",
+    type=click.FloatRange(0, min_open=True),
+    metavar="S",
+    help="Stop once no tick came for S seconds and every second of the last ones is told.",
+)
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of the rows as Parquet (default: data/processed/features.parquet).",
+)
+@json_option
+def featurize(
+    bootstrap: str | None, duration: float | None, until_idle: float | None, out: Path | None, as_json: bool
+) -> None:
+    """Compute features live: ticks.raw → ticks.features and data/processed/features.parquet.
+
+    A second is told about two seconds after its end (live.lateness_s). A tick that comes later, or a loss
+    learnt of late, tells it again with the next revision; the last revision is the row that `cryptovol
+    replay` gives. After any stop, a kill too, it goes on where it left off; several instances share the
+    partitions.
+
+    Ctrl-C (or SIGTERM) stops cleanly: everything told is acknowledged and written, exit code 0.
+
+    \b
+    The configured broker:           cryptovol featurize
+    The embedded one of `ingest`:    cryptovol featurize --bootstrap 127.0.0.1:39511
+    A recording, to its end:         cryptovol featurize --until-idle 5 --json
+    Read the rows:                   duckdb -c "from 'data/processed/features.parquet/*.parquet'"
+    """
+    settings = load_settings().settings
+    kafka = settings.kafka
+    if bootstrap is not None:
+        kafka = kafka.model_copy(update={"bootstrap_servers": bootstrap})
+    if kafka.is_embedded:
+        raise click.UsageError(
+            "kafka.bootstrap_servers is 'embedded': that broker lives inside `cryptovol ingest`, "
+            "which prints its address; pass it with --bootstrap HOST:PORT"
+        )
+    _log_to_stderr()
+    from cryptovol_dagster.live.featurizer import Featurizer
+    from cryptovol_dagster.resources.specs import timescale_spec
+    from ingestor.kafka.broker import connect
+
+    with connect(kafka) as broker, _stopping_at_signals() as stop:
+        featurizer = Featurizer(
+            broker,
+            timescale_spec(settings.timescales.seconds, "seconds"),
+            settings.live,
+            raw_dir=settings.storage.raw_dir,
+            out=out or settings.storage.features_path,
+            on_rows=None if as_json else _tell_first_rows(),
+            on_progress=_log_progress,
+        )
+        summary = featurizer.run(
+            stop, duration_s=duration, until_idle_s=until_idle, on_started=_tell_started(as_json)
+        )
+    click.echo(json.dumps(summary.as_dict()) if as_json else _text(summary))
+
+
+def _log_to_stderr() -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    # librdkafka repeats each failed attempt; what matters reaches us as errors and is said once.
+    logging.getLogger("ingestor.kafka.librdkafka").setLevel(logging.CRITICAL)
+
+
+@contextmanager
+def _stopping_at_signals() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets; a second one ends the process at once."""
+    stop = threading.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def on_signal(number: int, _: object) -> None:
+        stop.set()
+        for each in numbers:
+            signal.signal(each, signal.SIG_DFL)
+        LOG.info("%s: stopping; once more stops at once", signal.Signals(number).name)
+
+    before = {number: signal.signal(number, on_signal) for number in numbers}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _tell_started(as_json: bool) -> Callable[[LiveStarted], None]:
+    def tell(started: LiveStarted) -> None:
+        if as_json:
+            print(json.dumps(started.as_dict()), flush=True)
+            return
+        click.echo(f"Kafka at {started.bootstrap_servers}: ticks → {started.topic}")
+        click.echo(f"rows {started.out}, features {started.feature_version}")
+
+    return tell
+
+
+def _tell_first_rows() -> Callable[[LiveRows], None]:
+    """Show the first row of each product, so that one sees what comes."""
+    shown: set[str] = set()
+
+    def tell(rows: LiveRows) -> None:
+        from cryptovol_dagster.core.features import Reason
+        from ingestor.exchange.clock import ns_to_rfc3339
+
+        for k, code in enumerate(rows.product.tolist()):
+            product = rows.products[code]
+            if product in shown:
+                continue
+            shown.add(product)
+            known = int((rows.values[k] == rows.values[k]).sum())
+            reason = Reason(int(rows.reason[k])).name.lower()
+            end = ns_to_rfc3339(int(rows.bar_end_ns[k]))
+            click.echo(f"first row of {product}: {end}, {known} of {len(rows.names)} features, {reason}")
+
+    return tell
+
+
+def _log_progress(progress: LiveProgress) -> None:
+    LOG.info(
+        "%d rows, %d told again (%.2f %%), %d provisional; %s behind the feed; %s",
+        progress.rows,
+        progress.revisions,
+        100 * progress.revised_share,
+        progress.provisional,
+        "none yet" if progress.behind_s is None else f"{progress.behind_s:.1f} s",
+        ", ".join(progress.products) or "no product yet",
+    )
+
+
+def _text(summary: LiveSummary) -> str:
+    progress = summary.progress
+    recovered = ", ".join(
+        f"partition {number}: {found['raw_ticks']:,} stored ticks, then offset {found['kafka_offset']}"
+        for number, found in sorted(progress.recovered.items())
+    )
+    return "\n".join(
+        [
+            f"ended    {summary.ended} after {summary.seconds:.1f} s",
+            f"ticks    {progress.ticks:,} from Kafka: {progress.duplicates:,} duplicates, "
+            f"{progress.late:,} late, {progress.rejected:,} rejected, {progress.unreadable:,} unreadable, "
+            f"{progress.beyond_reach:,} too old to change a row",
+            f"rows     {progress.rows:,}, {progress.revisions:,} told again ({progress.revised_share:.2%}), "
+            f"{progress.provisional:,} provisional, {progress.known:,} told before",
+            f"from     {recovered or 'nothing assigned'}",
+            f"written  {summary.out}",
+        ]
+    )
