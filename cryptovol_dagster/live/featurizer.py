@@ -449,7 +449,7 @@ class Featurizer:
         """Start of the bar of the first tick that Kafka (an embedded one: raw storage) has of this log."""
         times = [
             file.footer.min_time_ns
-            for file in self._store.files(0, 2**62)
+            for file in self._store.reader.files(TICKS, 0, 2**62)
             if (file.footer.log_id, file.footer.partition) == (log_id, partition)
             and (self._broker.is_embedded or file.footer.last_offset >= log_start)
         ]
@@ -457,7 +457,7 @@ class Featurizer:
 
     def _replay_raw(self, state: LiveFeatures, partition: int, from_ns: int, *, silent_until_ns: int) -> None:
         """Feed what raw storage holds since `from_ns`; tell what an earlier run did not."""
-        files = self._store.files(from_ns, 2**62)
+        files = self._store.reader.files(TICKS, from_ns, 2**62)
         if not files:
             return
         end_ns = max(file.footer.max_time_ns for file in files) + 1

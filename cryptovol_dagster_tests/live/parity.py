@@ -34,7 +34,7 @@ def from_storage(raw_dir: Path) -> pd.DataFrame:
     """Features of all of raw storage, read at once as the hourly assets read it."""
     store, stream = RawStore(raw_dir), FeatureStream(SPEC)
     products = store.reader.read(TICKS, 0, EVER_NS, ["product_id"])["product_id"].unique().to_pylist()
-    stream.add(store.ticks(0, EVER_NS, products))
+    stream.add(store.ticks(0, EVER_NS, products, store.gaps(0, EVER_NS)))
     rows = pd.concat([grid.to_frame().astype({"product": str}) for grid in stream.finish()])
     return rows.set_index(KEY).sort_index()
 
