@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import click
 
+from ingestor.cli import VERBS as RECORDER_VERBS
 from ingestor.cli_group import VerbGroup
 
 #: In the order in which a newcomer meets them.
 VERBS = {
     "demo": "cryptovol_dagster.demo:demo",
     "ui": "cryptovol_dagster.ui:ui",
-    "config": "ingestor.cli:config",
-    "ingest": "ingestor.cli:ingest",
-    "check-stream": "ingestor.cli:check_stream",
-    "audit": "ingestor.cli:audit",
-    "dead-letters": "ingestor.cli:dead_letters",
-    "simulate": "ingestor.simulator.command:simulate",
-    "convert-raw": "ingestor.archive.command:convert_raw",
+    **RECORDER_VERBS,
     "featurize": "cryptovol_dagster.verbs.featurize:featurize",
     "replay": "cryptovol_dagster.verbs.replay:replay",
     "backfill": "cryptovol_dagster.verbs.backfill:backfill",

@@ -49,17 +49,18 @@ def test_the_summary_tells_letters_and_drift(recorded: Result) -> None:
 
 
 def test_the_progress_line_tells_the_commonest(caplog: pytest.LogCaptureFixture) -> None:
-    from ingestor.cli import _log_progress
+    from ingestor.kafka.publisher import PublishCounters
+    from ingestor.verbs.ingest import _log_progress
 
     counters = FeedCounters()
     with caplog.at_level("INFO"):
-        _log_progress(counters)
+        _log_progress(counters, PublishCounters())
         assert "0 dead letters, 0 reconnects; newest none yet" in caplog.messages[0]
         assert "unlike" not in caplog.messages[0]
         counters.dead_letters = 3
         counters.dead_reasons.update({"not a {frame}": 2, "other": 1})
         counters.drift.update({"ticker: unknown field 'x'": 7})
-        _log_progress(counters)
+        _log_progress(counters, PublishCounters())
     assert "3 dead letters (mostly not a {frame}), 0 reconnects" in caplog.messages[1]
     told = "; 7 × unlike the documented protocol (ticker: unknown field 'x')"
     assert caplog.messages[1].endswith(told)

@@ -1,0 +1,1 @@
+"""The recorder's verbs, one module each; heavy imports wait inside them."""

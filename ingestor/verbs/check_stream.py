@@ -1,0 +1,101 @@
+"""``cryptovol check-stream``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from ingestor.settings.load import load_settings
+from ingestor.verbs.output import open_console, print_json
+
+if TYPE_CHECKING:
+    from ingestor.kafka.broker import Broker
+    from ingestor.kafka.stream_statistics import StreamReport
+
+#: How often a line is written where there is no terminal to draw on.
+_LINE_EVERY_S = 5.0
+
+
+@click.command("check-stream")
+@click.option(
+    "--duration",
+    type=click.FloatRange(0, min_open=True),
+    default=60.0,
+    show_default=True,
+    metavar="S",
+    help="How long to look.",
+)
+@click.option("--bootstrap", metavar="HOST:PORT", help="Broker instead of the configured one.")
+@click.option("--from-beginning", is_flag=True, help="Also look at what the topic holds already.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object at the end.")
+def check_stream(duration: float, bootstrap: str | None, from_beginning: bool, as_json: bool) -> None:
+    """Watch the stream for a while: what arrives, how fresh, in what order, whether valid, how far archived.
+
+    On a terminal the table is kept up to date and left standing at the end (Ctrl-C ends early). Otherwise a
+    line goes to stderr every few seconds and the table to stdout at the end.
+
+    \b
+    exchange→read: from the exchange's timestamp to reading the socket; negative where
+                   its clock is ahead of ours by more than the way takes
+    read→here:     from reading the socket, through Kafka, to this command
+
+    Exit code 1 when nothing arrives or a message is invalid. Nothing is committed: looking changes nothing.
+
+    \b
+    The configured broker:          cryptovol check-stream --duration 60
+    The embedded one of `ingest`:   cryptovol check-stream --bootstrap 127.0.0.1:39511
+    What is there already:          cryptovol check-stream --from-beginning --duration 10
+    For another program:            cryptovol check-stream --duration 10 --json
+    """
+    from ingestor.kafka.broker import BrokerError, connect
+
+    settings = load_settings().settings
+    kafka = settings.kafka
+    if bootstrap is not None:
+        kafka = kafka.model_copy(update={"bootstrap_servers": bootstrap})
+    if kafka.is_embedded:
+        raise click.UsageError(
+            "kafka.bootstrap_servers is 'embedded': that broker lives inside `cryptovol ingest`, "
+            "which prints its address; pass it with --bootstrap HOST:PORT"
+        )
+    with connect(kafka) as broker:
+        report = _looked(broker, duration, from_beginning=from_beginning, as_json=as_json)
+    if report.problem is not None:
+        raise BrokerError(report.problem)
+
+
+def _looked(broker: Broker, duration_s: float, *, from_beginning: bool, as_json: bool) -> StreamReport:
+    """Watch the stream, showing it as whoever looks on can read it."""
+    from rich.live import Live
+
+    from ingestor.kafka.check_stream import check_stream as look
+    from ingestor.kafka.stream_table import progress_line, render
+
+    if as_json:
+        report = look(broker, duration_s, from_beginning=from_beginning)
+        print_json(report.as_dict())
+        return report
+    console = open_console()
+    if not console.is_terminal:
+        report = look(
+            broker,
+            duration_s,
+            from_beginning=from_beginning,
+            on_progress=lambda seen: click.echo(progress_line(seen), err=True),
+            progress_every_s=_LINE_EVERY_S,
+        )
+        console.print(render(report))
+        return report
+    # The last picture gives way to the same table in full, which a small terminal could not hold.
+    with Live(console=console, auto_refresh=False, transient=True) as live:
+        report = look(
+            broker,
+            duration_s,
+            from_beginning=from_beginning,
+            on_progress=lambda seen: live.update(
+                render(seen, left_s=duration_s - seen.seconds), refresh=True
+            ),
+        )
+    console.print(render(report))
+    return report
