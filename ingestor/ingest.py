@@ -24,7 +24,7 @@ from ingestor.feed.feed import Feed
 from ingestor.feed.session import check_address
 from ingestor.kafka.broker import Broker, connect
 from ingestor.kafka.logs import LogWatch
-from ingestor.kafka.publisher import Offsets, PublishCounters, Publisher
+from ingestor.kafka.publisher import Offsets, PublishCounters, Publisher, PublishError
 from ingestor.kafka.spill import Spill
 from ingestor.report import HourReporter
 from ingestor.settings.model import EMBEDDED, Settings
@@ -219,6 +219,9 @@ class _Recorder:
         began = time.monotonic()
         loop = asyncio.get_running_loop()
         timer = None if self._duration_s is None else loop.call_later(self._duration_s, self._end, "duration")
+        self._logs.when_another_broker_answers(
+            lambda: loop.call_soon_threadsafe(self._end, "another broker answers")
+        )
         with self._stopping_at_signals(loop):
             if self._on_started is not None:
                 self._on_started(self._started)
@@ -266,11 +269,16 @@ class _Recorder:
         try:
             await feed.run(self._stop)
             self._stop.set()  # whatever comes from now on, that is why it ended
+            if self._logs.state.other_broker:
+                raise IngestError(self._logs.state.other_broker)
             if not await publisher.drain(FLUSH_TIMEOUT_S):
                 raise IngestError(
                     f"Kafka at {self._started.bootstrap_servers} acknowledged nothing more for "
                     f"{FLUSH_TIMEOUT_S:g} s: the last {publisher.in_flight} messages may not be in it"
                 )
+        except PublishError as error:
+            # The client's own words for it name a symptom.
+            raise IngestError(self._logs.state.other_broker or str(error)) from error
         finally:
             reporting.cancel()
             self._acknowledged = publisher.acknowledged_offsets()

@@ -53,6 +53,8 @@ _ANSWER_STEP_S = 0.02
 #: Records read ahead of the answer which log they are of.
 _STAGED_RECORDS = 50_000
 _JOIN_TRIES = 20
+#: Longer than it takes the group to give up a dead member.
+_NOTHING_ASSIGNED_AFTER_S = 10.0
 
 #: Errors of one partition or broker that librdkafka gets over by itself.
 _PASSING_ERRORS = (
@@ -79,6 +81,14 @@ class _FencedError(Exception):
 
 class _NewLogError(Exception):
     """A topic has another log than when its partitions were assigned."""
+
+
+class _NothingAssignedError(Exception):
+    """The group gave this member no partition."""
+
+
+class _OtherBrokerError(Exception):
+    """Another cluster answers at the broker's address."""
 
 
 @dataclass
@@ -158,7 +168,9 @@ class Archive:
         self._shared_logs = logs
         self._logs: Any = None
         self._log_ids: dict[str, str] = {}
-        self._assigned_at_s = 0.0
+        self._assigned_at_s = self._owned_at_s = 0.0
+        #: Whether it has not been tried yet to join under another name.
+        self._is_first_name = True
         self._is_outdated = False
         #: Sources that were taken from us, to be stored if it turns out that their log is gone.
         self._orphans: list[_Source] = []
@@ -279,6 +291,16 @@ class Archive:
                         return
                 except _NewLogError:
                     LOG.warning("a topic was made anew; the archive goes on with its new log")
+                except _NothingAssignedError:
+                    # Who comes back under its name is given what it had before, without a new division: for
+                    # ever nothing, if that was while the topics were missing.
+                    LOG.warning("the group gave the archive no partition; joining under another name")
+                    member, self._is_first_name = f"{member}-anew", False
+                except _OtherBrokerError as error:
+                    for source in self._orphans:
+                        self._retire(source, str(error))
+                    self._orphans.clear()
+                    raise ArchiveError(str(error)) from error
                 except _FencedError:
                     shut_out += 1
                     LOG.warning(
@@ -297,14 +319,17 @@ class Archive:
 
         Raises:
             _FencedError, _NewLogError: a new consumer is needed.
+            _NothingAssignedError: another name is needed, too.
+            _OtherBrokerError: nothing more can come of the old one.
             NoRoomError: the disk is full.
         """
         self._prepare()
-        self._log_ids, self._is_outdated = {}, False
+        self._log_ids, self._is_outdated, self._assigned_at_s = {}, False, 0.0
+        self._owned_at_s = time.monotonic()
         self._consumer = Consumer(self._consumer_config(member))
         try:
             self._consume_until(stop)
-        except _NewLogError:
+        except (_NewLogError, _OtherBrokerError):
             self._orphans += self._sources.values()
             self._sources.clear()
             raise
@@ -420,6 +445,7 @@ class Archive:
             else:
                 stop.wait(_POLL_S)
             self._admit()
+            self._require_partitions()
             self._publish_due()
             self._close_hours()
         self._admit_last()
@@ -430,6 +456,18 @@ class Archive:
         self._close_hours()
 
     # Assignment
+
+    def _require_partitions(self) -> None:
+        """Once, not to be left without partitions: of many archives that share some may well have none.
+
+        Raises:
+            _NothingAssignedError: none was given for so long that none will be.
+        """
+        now_s = time.monotonic()
+        if self._sources:
+            self._is_first_name, self._owned_at_s = True, now_s
+        elif self._is_first_name and now_s - self._owned_at_s > _NOTHING_ASSIGNED_AFTER_S:
+            raise _NothingAssignedError
 
     def _join(self) -> None:
         if self._broker.is_embedded:
@@ -485,9 +523,11 @@ class Archive:
             elif source.log_id == self._log_ids[source.topic]:
                 source.drop()
             else:
-                self._retire(source)
+                log_id = self._log_ids[source.topic]
+                self._retire(source, f"the topic was made anew (log {log_id}) before they were stored")
 
-    def _retire(self, source: _Source) -> None:
+    def _retire(self, source: _Source, why_lost: str) -> None:
+        """Store what is confirmed of a log that is gone; record what was seen of it besides."""
         file, source.file = source.file, None
         if file is not None:
             with suppress(CollisionError):  # another archive had read as much
@@ -500,7 +540,7 @@ class Archive:
             source.log_id,
             source.partition,
             source.seen_end,
-            f"the topic was made anew (log {self._log_ids[source.topic]}) before they were stored",
+            why_lost,
         )
         if lost:
             LOG.warning(
@@ -604,10 +644,13 @@ class Archive:
 
         Raises:
             _NewLogError: a topic has another one by now.
+            _OtherBrokerError: all topics are gone.
         """
-        if not self._log_ids:
-            return  # nothing is assigned yet
         state = self._logs.state
+        if state.other_broker:
+            raise _OtherBrokerError(state.other_broker)
+        if not self._assigned_at_s:
+            return  # nothing is assigned yet
         if self._is_outdated or (state.asked_at_s > self._assigned_at_s and dict(state.ids) != self._log_ids):
             raise _NewLogError
         for source in list(self._sources.values()):

@@ -44,6 +44,7 @@ ARCHIVE_GROUP = "cryptovol-archive"
 #: Topics whose order over the whole feed matters more than their throughput.
 _SINGLE_PARTITION_TOPICS = (EVENTS, DEAD)
 _EMBEDDED_FETCH_WAIT_MS = 20
+_METADATA_REFRESH_MS = 5_000
 _MARKER = "cryptovol-log-"
 _RETRY_S = 0.05
 #: What a broker that is starting, or handing a partition over, answers for a moment.
@@ -156,6 +157,9 @@ class Broker:
             "group.id": group,
             "auto.offset.reset": "error",
             "enable.auto.commit": False,
+            # Topics that were made a moment ago may be unknown to whom a group member asks: by default it
+            # has nothing assigned then, and looks again after five minutes.
+            "topic.metadata.refresh.interval.ms": _METADATA_REFRESH_MS,
         }
         if self.is_embedded:
             # A mock cluster answers a fetch that found nothing only after its whole wait (500 ms by default),
@@ -275,6 +279,19 @@ class Broker:
             partition: self.offsets(topic, partition, patience_s=patience_s)[1]
             for partition in range(self.partitions(topic))
         }
+
+    def current_cluster_id(self) -> str:
+        """What the cluster at the address calls itself now; `cluster_id` is what it did at first.
+
+        Raises:
+            BrokerError: the broker does not answer.
+        """
+        answer: Future[Any] = self._admin().describe_cluster(request_timeout=self._timeout_s)
+        try:
+            # The request's own timeout comes first: it says why.
+            return answer.result(2 * self._timeout_s).cluster_id or ""
+        except KafkaException as error:
+            raise self._unanswered("what it is called", error) from error
 
     def has_topic(self, topic: str) -> bool:
         """Whether the broker has `topic`. Unlike asking for it by name, this never creates it.

@@ -10,8 +10,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from ingestor.envelope import TOPICS
 from ingestor.kafka.broker import Broker, BrokerError
@@ -51,12 +51,15 @@ class LogState:
         recreations: every change since the watch began, oldest first.
         ends: for each topic that was made anew, by partition, the offset after its last record; asked for
             after `asked_at_s`.
+        other_broker: why nothing more can come of the logs: another cluster answers at the address. Empty
+            while that is not so.
     """
 
     asked_at_s: float
     ids: Mapping[str, str]
     recreations: tuple[Recreation, ...] = ()
     ends: Mapping[str, Mapping[int, int]] = field(default_factory=dict)
+    other_broker: str = ""
 
 
 class LogWatch:
@@ -80,6 +83,7 @@ class LogWatch:
         self._stop = threading.Event()
         self._missing_since_s: float | None = None
         self._said = ""
+        self._when_another_answers: list[Callable[[], None]] = []
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> LogWatch:
@@ -93,6 +97,10 @@ class LogWatch:
         self._asked.set()
         if self._thread is not None:
             self._thread.join()
+
+    def when_another_broker_answers(self, then: Callable[[], None]) -> None:
+        """Call `then`, from the watch's thread, once `state.other_broker` is set."""
+        self._when_another_answers.append(then)
 
     def ask(self) -> None:
         """Ask again soon; returns at once."""
@@ -112,6 +120,12 @@ class LogWatch:
     def _look(self) -> None:
         asked_at_s = time.monotonic()
         ids = self._broker.log_ids(TOPICS, timeout_s=_ANSWER_WITHIN_S)
+        if (
+            ids != self.state.ids
+            and (cluster_id := self._broker.current_cluster_id()) != self._broker.cluster_id
+        ):
+            self._end_with(cluster_id)
+            return
         if len(ids) < len(TOPICS):
             self._make_anew([topic for topic in TOPICS if topic not in ids], asked_at_s)
             return
@@ -133,6 +147,23 @@ class LogWatch:
             )
         so_far = (*self.state.recreations, *recreations)
         self.state = LogState(asked_at_s, ids, so_far, self._ends({each.topic for each in so_far}))
+
+    def _end_with(self, cluster_id: str) -> None:
+        """Another cluster answers: whoever has a client of the old one cannot rely on it any more.
+
+        Clients cached leader epochs and a producer id that mean something else here; what they would do
+        next ranges from waiting for ever to records that are stored twice (measured with Kafka 4.1).
+        """
+        text = (
+            f"Kafka at {self._broker.bootstrap_servers} is another cluster ({cluster_id}) than when "
+            f"recording began ({self._broker.cluster_id}): what the old one held and nobody stored is lost; "
+            "start again"
+        )
+        self._stop.set()
+        self.state = replace(self.state, other_broker=text)
+        LOG.error("%s", text)
+        for each in self._when_another_answers:
+            each()
 
     def _ends(self, topics: Iterable[str]) -> dict[str, dict[int, int]]:
         return {topic: self._broker.end_offsets(topic, patience_s=_ANSWER_WITHIN_S) for topic in topics}

@@ -223,7 +223,7 @@ class Publisher:
             return
         self._serving = True
         try:
-            self._producer.poll(0)
+            self._serve(lambda: self._producer.poll(0))
             self._take_in_logs()
             self._learn_offsets()
             self._run_reached()
@@ -362,6 +362,14 @@ class Publisher:
         if reached and self._watch is not None:
             self._watch.ask()
 
+    def _serve(self, serve: Callable[[], int]) -> int:
+        """Run delivery callbacks; a fatal error of the client is raised there, not called back."""
+        try:
+            return serve()
+        except KafkaException as error:
+            self._fatal = self._fatal or error.args[0].str()
+            return len(self._producer)
+
     # A client that cannot go on is replaced; what it had not brought through is sent again.
 
     def _renew_where_needed(self) -> None:
@@ -398,7 +406,10 @@ class Publisher:
         self._serving = True
         try:
             self._producer.purge()
-            left = self._producer.flush(_LETTING_GO_S)
+            # A fatal error may break off the first one.
+            left = self._serve(lambda: self._producer.flush(_LETTING_GO_S))
+            if left:
+                left = self._serve(lambda: self._producer.flush(_LETTING_GO_S))
         finally:
             self._serving = False
         if left or self._renewals_in_vain > _MAX_RENEWALS:
