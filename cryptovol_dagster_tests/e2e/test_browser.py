@@ -48,19 +48,19 @@ def test_the_graph_is_shown_and_an_hour_is_materialized_by_clicking(tmp_path: Pa
             opened = ",".join(f"global@global:{group}" for group in GROUPS)
             page.goto(f"{address}/asset-groups?expanded={opened}")
             page.get_by_role("button", name="Skip").click()
-            for asset in ("raw_ticks", "ticks", "bars", "features", "labels", "splits", "model_xgboost"):
+            for asset in ("raw_ticks", "gap_ledger", "ticks", "bars", "features", "labels", "splits", "model_xgboost"):
                 page.get_by_text(asset, exact=True).last.wait_for()
             page.screenshot(path=shots / "graph.png")
 
-            page.goto(f"{address}/assets/ticks")
+            page.goto(f"{address}/assets/gap_ledger")
             page.get_by_role("button", name="Materialize").first.click()
             page.get_by_text("Partition selection").wait_for()
             _choose(page, hour)
             page.screenshot(path=shots / "dialog.png")
             page.get_by_role("button", name="Launch 1 run").click()
             lake = Lake(settings.storage.lake_dir)
-            wait_until(lambda: lake.exists("ticks", hour), "the ticks of the hour", 60, server, log)
-            page.goto(f"{address}/assets/ticks?partition={hour}&view=partitions")
+            wait_until(lambda: lake.exists("gap_ledger", hour), "the losses of the hour", 60, server, log)
+            page.goto(f"{address}/assets/gap_ledger?partition={hour}&view=partitions")
             page.get_by_text("Materialized").first.wait_for()
             page.screenshot(path=shots / "materialized.png")
             page.goto(f"{address}/runs")
@@ -68,7 +68,7 @@ def test_the_graph_is_shown_and_an_hour_is_materialized_by_clicking(tmp_path: Pa
             page.screenshot(path=shots / "runs.png")
             browser.close()
     with dg.DagsterInstance.from_config(env["DAGSTER_HOME"]) as instance:
-        assert instance.get_materialized_partitions(dg.AssetKey("ticks")) == {hour}
+        assert instance.get_materialized_partitions(dg.AssetKey("gap_ledger")) == {hour}
         assert [run.status for run in instance.get_runs()] == [dg.DagsterRunStatus.SUCCESS]
 
 

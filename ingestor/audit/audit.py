@@ -298,8 +298,8 @@ class _Auditor:
         newest_ns = max((known.last_at_ns for known in self._known.values()), default=0)
         newest_log = max(self._known.values(), key=lambda known: known.last_at_ns, default=_Known()).log_id
         in_order = _in_order(self._accounts)
-        next_ns = [account.first_ns for _, account in in_order[1:]]
-        for (name, account), after in zip(in_order, [*next_ns, None], strict=True):
+        next_ns = [*(account.first_ns for _, account in in_order[1:]), None]
+        for (name, account), after in zip(in_order, next_ns, strict=False):  # of no account there is no next
             known = self._known[name]
             lost = known.last_at_ns < newest_ns - LOST_AFTER_NS or known.log_id != newest_log
             account.finish(

@@ -205,7 +205,7 @@ def test_connections_of_a_session_log_keep_their_names(path: Path) -> None:
         (b"id,price\n1,2\n", "no recording of the exchange's feed \\(line 1: not JSON"),
         (b'{"e":"trade","s":"BTCUSDT"}\n' * 300, "line 1: neither a frame"),
         (gzip.compress(b"x")[:10] + b"\xff" * 20, "line 1: broken gzip stream"),
-        (b"PAR1 not really", "cannot be read"),
+        (b"PAR1 not really", "was not written by raw storage"),
     ],
 )
 def test_files_that_are_no_recording_are_refused_in_one_line(
