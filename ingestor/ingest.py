@@ -17,6 +17,8 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
+
 from ingestor.archive.archive import Archive
 from ingestor.archive.lock import StorageLock
 from ingestor.feed.counters import FeedCounters
@@ -150,6 +152,8 @@ def run_ingest(
     if shared_archive and not with_archive:
         raise IngestSetupError("without an archive there is none to share")
     check_address(url or settings.coinbase.url)
+    # The default pool keeps memory for each thread that ever asked for some: 20 to 40 MB more at the peak.
+    pa.set_memory_pool(pa.system_memory_pool())
     with connect(settings.kafka) as broker:
         if broker.is_embedded and not with_archive:
             raise IngestSetupError("the embedded broker forgets what is not archived: it needs the archive")
