@@ -48,7 +48,7 @@ def test_the_graph_is_shown_and_an_hour_is_materialized_by_clicking(tmp_path: Pa
             opened = ",".join(f"global@global:{group}" for group in GROUPS)
             page.goto(f"{address}/asset-groups?expanded={opened}")
             page.get_by_role("button", name="Skip").click()
-            for asset in ("raw_ticks", "gap_ledger", "ticks", "bars", "features", "labels", "splits", "model_xgboost"):
+            for asset in ("raw_ticks", "gap_ledger", "ticks", "bars", "features", "splits", "model_xgboost"):
                 page.get_by_text(asset, exact=True).last.wait_for()
             page.screenshot(path=shots / "graph.png")
 
