@@ -83,7 +83,7 @@ class LogWatch:
         self._stop = threading.Event()
         self._missing_since_s: float | None = None
         self._said = ""
-        self._when_another_answers: list[Callable[[], None]] = []
+        self._when_another_answers: list[Callable[[], object]] = []
         self._thread: threading.Thread | None = None
 
     def __enter__(self) -> LogWatch:
@@ -98,7 +98,7 @@ class LogWatch:
         if self._thread is not None:
             self._thread.join()
 
-    def when_another_broker_answers(self, then: Callable[[], None]) -> None:
+    def when_another_broker_answers(self, then: Callable[[], object]) -> None:
         """Call `then`, from the watch's thread, once `state.other_broker` is set."""
         self._when_another_answers.append(then)
 
