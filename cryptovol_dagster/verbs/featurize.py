@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,6 +15,8 @@ import click
 
 from cryptovol_dagster.verbs.options import json_option
 from ingestor.settings import load_settings
+from ingestor.verbs.bootstrap import bootstrap_option, outside_kafka
+from ingestor.verbs.output import log_to_stderr
 
 if TYPE_CHECKING:
     from cryptovol_dagster.core.stream import LiveRows
@@ -25,7 +26,7 @@ LOG = logging.getLogger(__name__)
 
 
 @click.command()
-@click.option("--bootstrap", metavar="HOST:PORT", help="Broker instead of the configured one.")
+@bootstrap_option
 @click.option(
     "--duration", type=click.FloatRange(0, min_open=True), metavar="S", help="Stop after S seconds."
 )
@@ -60,15 +61,8 @@ def featurize(
     Read the rows:                   duckdb -c "from 'data/processed/features.parquet/*.parquet'"
     """
     settings = load_settings().settings
-    kafka = settings.kafka
-    if bootstrap is not None:
-        kafka = kafka.model_copy(update={"bootstrap_servers": bootstrap})
-    if kafka.is_embedded:
-        raise click.UsageError(
-            "kafka.bootstrap_servers is 'embedded': that broker lives inside `cryptovol ingest`, "
-            "which prints its address; pass it with --bootstrap HOST:PORT"
-        )
-    _log_to_stderr()
+    kafka = outside_kafka(settings.kafka, bootstrap)
+    log_to_stderr()
     from cryptovol_dagster.live.featurizer import Featurizer
     from cryptovol_dagster.resources.specs import timescale_spec
     from ingestor.kafka.broker import connect
@@ -87,17 +81,6 @@ def featurize(
             stop, duration_s=duration, until_idle_s=until_idle, on_started=_tell_started(as_json)
         )
     click.echo(json.dumps(summary.as_dict()) if as_json else _text(summary))
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-    )
-    # librdkafka repeats each failed attempt; what matters reaches us as errors and is said once.
-    logging.getLogger("ingestor.kafka.librdkafka").setLevel(logging.CRITICAL)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ingestor.settings.load import load_settings
+from ingestor.verbs.bootstrap import bootstrap_option, outside_kafka
 from ingestor.verbs.output import open_console, print_json
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ _LINE_EVERY_S = 5.0
     metavar="S",
     help="How long to look.",
 )
-@click.option("--bootstrap", metavar="HOST:PORT", help="Broker instead of the configured one.")
+@bootstrap_option
 @click.option("--from-beginning", is_flag=True, help="Also look at what the topic holds already.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object at the end.")
 def check_stream(duration: float, bootstrap: str | None, from_beginning: bool, as_json: bool) -> None:
@@ -51,14 +52,7 @@ def check_stream(duration: float, bootstrap: str | None, from_beginning: bool, a
     from ingestor.kafka.broker import BrokerError, connect
 
     settings = load_settings().settings
-    kafka = settings.kafka
-    if bootstrap is not None:
-        kafka = kafka.model_copy(update={"bootstrap_servers": bootstrap})
-    if kafka.is_embedded:
-        raise click.UsageError(
-            "kafka.bootstrap_servers is 'embedded': that broker lives inside `cryptovol ingest`, "
-            "which prints its address; pass it with --bootstrap HOST:PORT"
-        )
+    kafka = outside_kafka(settings.kafka, bootstrap)
     with connect(kafka) as broker:
         report = _looked(broker, duration, from_beginning=from_beginning, as_json=as_json)
     if report.problem is not None:

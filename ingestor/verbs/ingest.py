@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import click
 
 from ingestor.settings.load import load_settings
-from ingestor.verbs.output import print_json, print_table
+from ingestor.verbs.output import log_to_stderr, print_json, print_table
 
 if TYPE_CHECKING:
     from ingestor.feed.counters import FeedCounters
@@ -71,7 +70,7 @@ def ingest(
     """
     settings = load_settings().settings
     chosen = _chosen_products(products)
-    _log_to_stderr()
+    log_to_stderr()
     from ingestor.ingest import run_ingest
 
     summary = run_ingest(
@@ -101,17 +100,6 @@ def _chosen_products(text: str | None) -> list[str] | None:
     if not all(products) or len(set(products)) != len(products):
         raise click.BadParameter("names no product, or one twice", param_hint="--products")
     return products
-
-
-def _log_to_stderr() -> None:
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-        datefmt="%H:%M:%S",
-    )
-    # librdkafka repeats each failed attempt; what matters reaches us as errors and is said once.
-    logging.getLogger("ingestor.kafka.librdkafka").setLevel(logging.CRITICAL)
 
 
 def _tell_started(as_json: bool) -> Callable[[Started], None]:

@@ -1,8 +1,9 @@
-"""How verbs print: tables as wide as what they are written to, JSON a line."""
+"""How verbs print: tables as wide as what they are written to, JSON a line, the log beside them."""
 
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -38,3 +39,15 @@ def print_json(value: Any) -> None:
     """Print a value as one line of JSON, at once."""
     # A pipe must see the first line at once.
     print(json.dumps(value), flush=True)
+
+
+def log_to_stderr() -> None:
+    """Let what happens be read on stderr, a line each."""
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(asctime)s %(levelname)s %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    # librdkafka repeats each failed attempt; what matters reaches us as errors and is said once.
+    logging.getLogger("ingestor.kafka.librdkafka").setLevel(logging.CRITICAL)
