@@ -57,9 +57,7 @@ def demo(hours: int, seed: int) -> None:
     )
     recorded = _record(settings, hours, seed)
     _print_recorded(recorded, time.monotonic() - began)
-    _headline(
-        2, "every asset and check: gap ledger → ticks → bars → features, labels → splits → … → reports"
-    )
+    _headline(2, "every asset and check: gap ledger → ticks → bars → features, labels → splits → … → reports")
     run = _materialize(settings)
     _print_run(run)
     _headline(3, "results")

@@ -813,8 +813,11 @@ class Archive:
     def _stored_by_others(self, topic: str) -> dict[int, int]:
         looked_s, stored = self._others_stored.get(topic, (-_OTHERS_STORED_S, {}))
         if time.monotonic() - looked_s >= _OTHERS_STORED_S:
-            log_id = self._log_ids.get(topic) or self._broker.log_id(topic)
-            stored = positions.stored_offsets(self._raw_dir, topic, log_id)
+            log_ids = self._log_ids or self._broker.log_ids([topic], patience_s=_ANSWER_WITHIN_S)
+            # A topic that is gone for the moment has nothing stored; its successor will be noticed.
+            stored = (
+                positions.stored_offsets(self._raw_dir, topic, log_ids[topic]) if topic in log_ids else {}
+            )
             self._others_stored[topic] = (time.monotonic(), stored)
         return stored
 
