@@ -280,22 +280,23 @@ class Archive:
 
     def _consume_as(self, member: str, stop: threading.Event) -> None:
         """Store until `stop` is set, joining anew where there was no room, no membership, or a new log."""
-        shut_out = 0
+        shut_out = renamed = 0
         try:
             while shut_out < _JOIN_TRIES:
                 try:
-                    self._join_and_consume(member, stop)
+                    # Who comes back under its name is given what it had before, without a new division: too
+                    # little for ever, if that was while a topic was missing.
+                    self._join_and_consume(f"{member}-{renamed}" if renamed else member, stop)
                     return
                 except NoRoomError as error:
                     if not self._wait_for_room(error, stop):
                         return
                 except _NewLogError:
                     LOG.warning("a topic was made anew; the archive goes on with its new log")
+                    renamed += 1
                 except _NothingAssignedError:
-                    # Who comes back under its name is given what it had before, without a new division: for
-                    # ever nothing, if that was while the topics were missing.
                     LOG.warning("the group gave the archive no partition; joining under another name")
-                    member, self._is_first_name = f"{member}-anew", False
+                    renamed, self._is_first_name = renamed + 1, False
                 except _OtherBrokerError as error:
                     for source in self._orphans:
                         self._retire(source, str(error))
