@@ -37,8 +37,10 @@ ui: $(STAMP) ## Open Dagster (webserver, daemon) and MLflow on your own data
 notebook: $(STAMP) ## Run notebooks/eda.ipynb on the configured data; writes reports/eda.html
 	@$(BIN)/jupyter-nbconvert --execute --to html --output-dir reports notebooks/eda.ipynb
 
+# Half of the tests wait (for a broker, a socket, a page), so two files run at a time; more would make those that
+# measure silence see it where there is none.
 test: $(STAMP) ## Every test; what needs Java, Maven or Chromium skips loudly where they are absent
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 bench: $(STAMP) ## Speed of bars, features and replay, as ratios against pandas, Polars and the targets
 	$(BIN)/python -m benchmarks.run

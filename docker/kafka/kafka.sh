@@ -57,7 +57,7 @@ resolve_jars() {
 }
 
 running() { # a pid may have been given to another program since
-    [ -f "$pid_file" ] && ps -p "$(cat "$pid_file")" -o args= 2>/dev/null | grep -qF "$properties"
+    [ -f "$pid_file" ] && ps -ww -p "$(cat "$pid_file")" -o args= 2>/dev/null | grep -qF "$properties"
 }
 
 listening() { (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; }

@@ -77,7 +77,7 @@ def test_gzip_is_recognised_by_content(tmp_path: Path) -> None:
     misnamed = tmp_path / "recording.txt"
     body = json.dumps(frame(0)).encode() + b"\n"
     # Two members, as an appending recorder leaves them.
-    misnamed.write_bytes(gzip.compress(body) + gzip.compress(json.dumps(frame(1)).encode()))
+    misnamed.write_bytes(gzip.compress(body, mtime=0) + gzip.compress(json.dumps(frame(1)).encode()))
     assert read_recording(misnamed).counts.ticks == 2
 
 
@@ -201,10 +201,10 @@ def test_connections_of_a_session_log_keep_their_names(path: Path) -> None:
     [
         (b"", "empty recording"),
         (b"\n\n  \n", "empty recording"),
-        (gzip.compress(b""), "empty recording"),
+        (gzip.compress(b"", mtime=0), "empty recording"),
         (b"id,price\n1,2\n", "no recording of the exchange's feed \\(line 1: not JSON"),
         (b'{"e":"trade","s":"BTCUSDT"}\n' * 300, "line 1: neither a frame"),
-        (gzip.compress(b"x")[:10] + b"\xff" * 20, "line 1: broken gzip stream"),
+        (gzip.compress(b"x", mtime=0)[:10] + b"\xff" * 20, "line 1: broken gzip stream"),
         (b"PAR1 not really", "was not written by raw storage"),
     ],
 )
