@@ -54,6 +54,8 @@ _PASSING_ERRORS = (
     KafkaError._TRANSPORT,
     KafkaError._TIMED_OUT,
     KafkaError._ALL_BROKERS_DOWN,
+    # A broker that has just started tells of topics before their partitions have a leader.
+    KafkaError._UNKNOWN_PARTITION,
 )
 #: How long a question to a broker that was reached before outlasts its restart.
 _PATIENCE_S = 30.0
