@@ -18,9 +18,9 @@ from cryptovol_dagster.core.bars import BarGrid, build_bars, tick_reach_ns
 from cryptovol_dagster.core.features import (
     FeatureGrid,
     Reason,
-    compute_features,
-    feature_names,
+    compute_own_features,
     lookback_bars,
+    own_feature_names,
 )
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.core.ticks import TickColumns, TickCounts, clean_ticks, flag_gaps, recent_ticks
@@ -53,9 +53,9 @@ class FeatureWindow:
         self.bars = bars
 
     def features(self, from_ns: int) -> FeatureGrid:
-        """Features of the bars held from `from_ns` on."""
+        """Own features of the bars held from `from_ns` on."""
         assert self.bars is not None
-        return compute_features(self.bars, self._spec, from_ns=from_ns)
+        return compute_own_features(self.bars, self._spec, from_ns=from_ns)
 
     def forget_before(self, from_ns: int) -> None:
         """Keep what the features of bars from `from_ns` on need."""
@@ -72,7 +72,7 @@ class LiveRows:
 
     Attributes:
         products: product ids, indexed by `product`.
-        names: feature names.
+        names: names of the own features: the products of other partitions are not known here.
         bar_ns: length of a bar.
         product: index into `products` (n,).
         bar_start_ns: start of each row's bar (n,); the row is known at the bar's end.
@@ -177,7 +177,7 @@ class _Told:
 
 
 class LiveFeatures:
-    """Ticks of one partition → feature rows, each told when its bar closes and again whenever it changes.
+    """Ticks of one partition → rows of own features, each told when its bar closes and whenever it changes.
 
     The last revision of each row is the row that cleaning, bars and features give on all ticks at once. What
     may still change is rebuilt at each close by the same functions: a delayed tick, a gap that is learnt of
@@ -229,7 +229,7 @@ class LiveFeatures:
         self._first_ns: dict[str, int] = {}
         #: Bars before this are final; those from here to `end_ns` have been told and may change.
         self.final_ns = 0
-        self._told = _Told(len(feature_names(self._spec)), 0, self._spec.bar_ns)
+        self._told = _Told(len(own_feature_names(self._spec)), 0, self._spec.bar_ns)
         self._changed = False
         #: End of the last bar told; None before the first.
         self.end_ns: int | None = None
@@ -453,7 +453,7 @@ def _differ(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[
 def _joined(parts: Sequence[LiveRows], spec: TimescaleSpec) -> LiveRows:
     if len(parts) == 1:
         return parts[0]
-    names = feature_names(spec)
+    names = own_feature_names(spec)
     products = tuple(dict.fromkeys(product for part in parts for product in part.products))
     place = {product: code for code, product in enumerate(products)}
     codes = [np.array([place[p] for p in part.products], dtype=np.int64)[part.product] for part in parts]

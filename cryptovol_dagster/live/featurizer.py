@@ -31,7 +31,7 @@ from confluent_kafka import (
 )
 
 from cryptovol_dagster.core.bars import tick_reach_ns
-from cryptovol_dagster.core.features import Reason, feature_hash, feature_names, lookback_bars
+from cryptovol_dagster.core.features import Reason, feature_hash, lookback_bars, own_feature_names
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.core.stream import LONGEST_SILENCE_NS, LiveFeatures, LiveRows, ToldRow
 from cryptovol_dagster.core.ticks import TickColumns, TickCounts
@@ -193,7 +193,7 @@ class Featurizer:
         self._on_rows, self._on_progress = on_rows, on_progress
         self._revisable_ns = LiveFeatures(spec, lateness_ns=self._lateness_ns).revisable_ns
         self._version = feature_hash(spec)
-        self._names = feature_names(spec)
+        self._names = own_feature_names(spec)
         self._parts = FeatureParts(out, self._version)
         self._feed = FeedClock(round(spec.gap_after_s * NS) + _CARRY_BEYOND_GAP_NS)
         self._partitions: dict[int, _Partition] = {}

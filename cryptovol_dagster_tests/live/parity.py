@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cryptovol_dagster.core.features import Reason, feature_names
+from cryptovol_dagster.core.features import Reason, own_feature_names
 from cryptovol_dagster.replay import FeatureStream, replay
 from cryptovol_dagster.resources.raw import RawStore
 from cryptovol_dagster.resources.specs import timescale_spec
@@ -18,7 +18,7 @@ from ingestor.envelope import DECODERS, FEATURES_TOPIC, TICKS
 from ingestor.settings import Settings
 
 SPEC = timescale_spec(Settings().timescales.seconds, "seconds")
-NAMES = feature_names(SPEC)
+NAMES = own_feature_names(SPEC)
 KEY = ["product", "bar_start"]
 #: The longest window, after which every feature may be known.
 WARM_BARS = 2_400

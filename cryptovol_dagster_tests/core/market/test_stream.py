@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cryptovol_dagster.core.bars import BAR_COLUMNS, BarGrid, build_bars
-from cryptovol_dagster.core.features import FeatureGrid, Reason, compute_features, feature_names
+from cryptovol_dagster.core.features import FeatureGrid, Reason, compute_own_features, own_feature_names
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.core.stream import LONGEST_HOLE_NS, LiveFeatures, LiveRows, ToldRow
 from cryptovol_dagster.core.ticks import TickColumns, clean_ticks, flag_gaps
@@ -34,7 +34,7 @@ def at_once(
     """Bars and features of everything in one go."""
     cleaned = clean_ticks(ticks, round(used.late_after_s * NS)).ticks
     bars = build_bars(cleaned, start_ns=start_ns, end_ns=end_ns, spec=used)
-    return bars, compute_features(bars, used)
+    return bars, compute_own_features(bars, used)
 
 
 class Reader:
@@ -302,6 +302,6 @@ def test_rows_as_a_frame_are_those_of_the_grid_with_revision_and_provisional() -
     _, grid = at_once(quotes([k + 0.5 for k in range(80)]), START_NS, START_NS + 80 * NS)
     whole = grid.to_frame()
     assert list(frame.columns) == [*whole.columns, "revision", "provisional"]
-    assert list(frame.columns[2:-4]) == list(feature_names(SPEC))
+    assert list(frame.columns[2:-4]) == list(own_feature_names(SPEC))
     for name in whole.columns:
         np.testing.assert_array_equal(frame[name].to_numpy(), whole[name].to_numpy(), err_msg=name)
