@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cryptovol_dagster.core.bars import BarGrid, build_bars, tick_reach_ns
+from cryptovol_dagster.core.bars import TRADES_KNOWN_FOR_NS, BarGrid, build_bars, tick_reach_ns
 from cryptovol_dagster.core.features import (
     FeatureGrid,
     Reason,
@@ -23,7 +23,15 @@ from cryptovol_dagster.core.features import (
     own_feature_names,
 )
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
-from cryptovol_dagster.core.ticks import TickColumns, TickCounts, clean_ticks, flag_gaps, recent_ticks
+from cryptovol_dagster.core.ticks import (
+    TickColumns,
+    TickCounts,
+    TradeColumns,
+    clean_ticks,
+    clean_trades,
+    flag_gaps,
+    recent_ticks,
+)
 
 #: A difference of a feature below this (relative) is the rounding of a formula, not news.
 TOLERANCE = 1e-13
@@ -177,7 +185,7 @@ class _Told:
 
 
 class LiveFeatures:
-    """Ticks of one partition → rows of own features, each told when its bar closes and whenever it changes.
+    """Ticks and trades of one partition → rows of own features, told when their bar closes or they change.
 
     The last revision of each row is the row that cleaning, bars and features give on all ticks at once. What
     may still change is rebuilt at each close by the same functions: a delayed tick, a gap that is learnt of
@@ -214,7 +222,8 @@ class LiveFeatures:
         self._owed: list[LiveRows] = []
         #: What cleaning did with the ticks so far.
         self.counts = TickCounts()
-        #: Ticks that came when nothing they change could be told any more.
+        self._trades = TradeColumns.empty()
+        #: Ticks and trades that came when nothing they change could be told any more.
         self.beyond_reach = 0
         #: How often time went back, or far ahead, and everything began anew.
         self.restarts = 0
@@ -268,6 +277,16 @@ class LiveFeatures:
             ticks, restarted = ticks.take(slice(row, None)), True
         self._take(ticks)
         return restarted
+
+    def add_trades(self, trades: TradeColumns) -> None:
+        """Take trades, in any order; those said twice, or in a snapshot, count once or not at all."""
+        held = self._trades
+        self._trades = clean_trades(TradeColumns.concat([held, trades]))
+        if self.end_ns is None or len(self._trades) == len(held):
+            return
+        self._changed |= bool((trades.trade_time_ns < self.end_ns).any())
+        too_late, before = (int((t.trade_time_ns < self.final_ns).sum()) for t in (self._trades, held))
+        self.beyond_reach += too_late - before
 
     def close(self, until_ns: int, heard_ns: int) -> LiveRows:
         """Tell the bars that end by `until_ns`, and those told before that changed.
@@ -336,7 +355,13 @@ class LiveFeatures:
             return []
         end_ns = max(until_ns, self.end_ns)
         self._note_firsts(ticks)
-        bars = build_bars(ticks, start_ns=self.final_ns, end_ns=end_ns, spec=spec)
+        bars = build_bars(
+            ticks,
+            start_ns=self.final_ns,
+            end_ns=end_ns,
+            spec=spec,
+            trades=self._trades if len(self._trades) else None,
+        )
         from_ns = self._first_change(bars, self.end_ns)
         self._window.put(bars)
         rows = self._tell(self._window.features(from_ns), heard_ns) if from_ns < end_ns else []
@@ -434,6 +459,8 @@ class LiveFeatures:
             self._ticks, self._gaps, round(spec.late_after_s * NS), self.final_ns - self._ticks_kept_ns
         )
         self._ticks, self._counted = kept.ticks, kept.counts
+        recent = self._trades.trade_time_ns >= self.final_ns - TRADES_KNOWN_FOR_NS
+        self._trades = self._trades.take(recent)
 
 
 def _difference(whole: TickCounts, part: TickCounts) -> TickCounts:
