@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cryptovol_dagster.core.bars import build_bars, tick_ahead_ns, tick_reach_ns
-from cryptovol_dagster.core.features import FeatureGrid, Reason, feature_hash
+from cryptovol_dagster.core.features import FeatureGrid, Reason, feature_hash, with_cross_features
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.core.stream import FeatureWindow
 from cryptovol_dagster.core.ticks import TickCleaner, TickColumns, TickCounts, order_ticks
@@ -175,7 +175,7 @@ class FeatureStream:
         bars = build_bars(ticks, start_ns=start_ns, end_ns=end_ns, spec=spec)
         self.out_of_bounds += bars.n_out_of_bounds
         self._window.put(bars)
-        features = self._window.features(start_ns)
+        features = with_cross_features(self._window.features(start_ns), spec)
         self._window.forget_before(end_ns)
         self._open = [ticks.take(ticks.event_time_ns >= end_ns - tick_reach_ns(spec))]
         self.end_ns = end_ns
@@ -190,6 +190,8 @@ def replay(
     out: Path | str | None = None,
 ) -> ReplayResult:
     """Compute the features of recordings, over the whole UTC hours that cover them.
+
+    Recordings are read for their ticks alone, so the features of trades are null.
 
     Memory does not grow with the length of the recordings; files may be named in any order and may overlap.
 

@@ -6,6 +6,8 @@ Belongs here: the grid, its long form, and how ticks become bars. Does not belon
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -20,6 +22,11 @@ from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.core.ticks import TickColumns, TradeColumns
 
 _LN2_TERM = 2 * np.log(2) - 1
+#: Raised when a column changes its meaning, or one is added.
+BARS_VERSION = 2
+#: For so long after a product's last trade a bar without one says that nothing was traded; later nobody knows
+#: whether the feed still tells of trades.
+TRADES_KNOWN_FOR_NS = 600 * NS
 
 #: Column → (dtype, value of a bar of which nothing is known, mask that says where it is known or None).
 _COLUMNS: Mapping[str, tuple[type[np.generic], Any, str | None]] = {
@@ -29,8 +36,10 @@ _COLUMNS: Mapping[str, tuple[type[np.generic], Any, str | None]] = {
     "close": (np.float64, np.nan, None),
     "ret_nano": (np.int64, 0, "ret_ok"),
     "gk_atto": (np.int64, 0, "ret_ok"),
+    "range_nano": (np.int64, 0, "ret_ok"),
     "spread_nano": (np.int64, 0, "has_quote"),
     "imbalance_nano": (np.int64, 0, "has_imbalance"),
+    "microprice_nano": (np.int64, 0, "has_imbalance"),
     "n_updates": (np.int32, 0, None),
     "n_mid_changes": (np.int32, 0, None),
     "age_s": (np.float64, np.nan, None),
@@ -48,6 +57,12 @@ _COLUMNS: Mapping[str, tuple[type[np.generic], Any, str | None]] = {
     "lossy": (np.bool_, False, None),
 }
 BAR_COLUMNS: tuple[str, ...] = tuple(_COLUMNS)
+
+
+def bars_hash(spec: TimescaleSpec) -> str:
+    """Short stable hash of what a bar means: version, length, and the limits of its quote."""
+    meaning = (BARS_VERSION, spec.bar_interval_s, spec.stale_after_s, spec.gap_after_s)
+    return hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:12]
 
 
 class BarsError(ValueError):
@@ -72,8 +87,11 @@ class BarGrid:
         ret_nano: round(1e9·(ln close_t − ln close_{t−1})); 0 where not `ret_ok`.
         gk_atto: Garman–Klass term 0.5(h−l)² − (2 ln 2 − 1)(c−o)² × 1e18, from logs in nano; 0 where not
             `ret_ok`.
+        range_nano: round(1e9·(ln high − ln low)); 0 where not `ret_ok`.
         spread_nano: (ask − bid)/mid × 1e9 as of the end (1e5 nano = 1 bps); 0 without a quote.
         imbalance_nano: (bid size − ask size)/(their sum) × 1e9 as of the end; 0 where not `has_imbalance`.
+        microprice_nano: (microprice − mid)/mid × 1e9 as of the end, the microprice being the quotes' mean
+            weighted by the size of the other side; 0 where not `has_imbalance`.
         n_updates: ticks in the bar.
         n_mid_changes: ticks whose mid differs from the one before (by more than half a nano of it); the first
             after a break does not count.
@@ -84,7 +102,8 @@ class BarGrid:
         ret_ok: the return is known, crosses no break, loses no message and lies inside the fixed-point bound.
         has_quote: a quote not older than the gap length exists.
         has_imbalance: that quote tells both sizes.
-        has_trades: the feed had trades.
+        has_trades: trades are known: the product's last one is at most `TRADES_KNOWN_FOR_NS` before the bar's
+            end, there is a quote, and no message was lost.
         stale: the quote is older than the spec allows for a prediction.
         in_gap: the last message is older than the gap length, or there was none.
         new_segment: the first bar with a quote after a gap, or one whose ticks lost a predecessor.
@@ -102,8 +121,10 @@ class BarGrid:
     close: NDArray[np.float64]
     ret_nano: NDArray[np.int64]
     gk_atto: NDArray[np.int64]
+    range_nano: NDArray[np.int64]
     spread_nano: NDArray[np.int64]
     imbalance_nano: NDArray[np.int64]
+    microprice_nano: NDArray[np.int64]
     n_updates: NDArray[np.int32]
     n_mid_changes: NDArray[np.int32]
     age_s: NDArray[np.float64]
@@ -297,7 +318,8 @@ def build_bars(
         start_ns: start of the first bar.
         end_ns: end of the last bar; a whole number of bars later.
         spec: bar length, stale and gap limits.
-        trades: cleaned trades; None where the feed had none (`has_trades` is then False).
+        trades: cleaned trades, reaching back `TRADES_KNOWN_FOR_NS`; None where the feed had none
+            (`has_trades` is then False).
 
     Raises:
         BarsError: the span is empty or no whole number of bars, or ticks are not ordered.
@@ -397,9 +419,12 @@ def _fill_quotes(
         np.copyto(row[name], values, where=has_quote)
     _copy_rounded(row["ret_nano"], ret, ret_ok)
     _copy_rounded(row["gk_atto"], garman_klass, ret_ok)
+    _copy_rounded(row["range_nano"], span, ret_ok)
     _copy_rounded(row["spread_nano"], spread * NANO, has_quote)
     imbalance, sized = _imbalance(ticks.bid_size[own][as_of[1:]], ticks.ask_size[own][as_of[1:]])
     _copy_rounded(row["imbalance_nano"], imbalance * NANO, has_quote & sized)
+    # (bid·ask size + ask·bid size)/(sum of sizes) lies half a spread times the imbalance above the mid.
+    _copy_rounded(row["microprice_nano"], imbalance * spread * (0.5 * NANO), has_quote & sized)
     row["ret_ok"][:] = ret_ok
     row["has_quote"][:] = has_quote
     row["has_imbalance"][:] = has_quote & sized
@@ -445,7 +470,7 @@ def _mid_changes(
 
 
 def _fill_trades(grid: BarGrid, trades: TradeColumns) -> None:
-    """Add trade counts and sizes; a bar in a gap has no trades known either."""
+    """Add trade counts and sizes; a bar in a gap, or one that lost messages, has no trades known either."""
     edges_ns = grid.start_ns + grid.bar_ns * np.arange(grid.n_bars + 1, dtype=np.int64)
     for code, product in enumerate(trades.products):
         if product not in grid.products:
@@ -455,7 +480,8 @@ def _fill_trades(grid: BarGrid, trades: TradeColumns) -> None:
         order = np.argsort(own.trade_time_ns, kind="stable")
         at = np.searchsorted(own.trade_time_ns[order], edges_ns)
         size = np.rint(own.size[order] * SIZE_SCALE).astype(np.int64)
-        known = grid.has_quote[row]
+        last_ns = np.concatenate([[np.iinfo(np.int64).min // 2], own.trade_time_ns[order]])[at[1:]]
+        known = grid.has_quote[row] & ~grid.lossy[row] & (edges_ns[1:] - last_ns <= TRADES_KNOWN_FOR_NS)
         grid.has_trades[row] = known
         for column, values in (
             (grid.n_trades, np.ones_like(size)),

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
+from cryptovol_dagster.core.features import optional_feature_names
 from cryptovol_dagster.core.labels import REASONS, LearningError, is_spike, iso_utc, spike_thresholds
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.splits import Split, TimeRange
@@ -15,6 +16,8 @@ from cryptovol_dagster.core.splits import Split, TimeRange
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+#: An optional feature known in a smaller share of the training rows is left out of the problem.
+MIN_KNOWN_SHARE = 0.1
 #: Columns of a features frame that are no features.
 KEY_COLUMNS = ("bar_start", "product", "valid", "reason")
 
@@ -28,7 +31,8 @@ class Dataset:
     """Labelled rows, ordered by time, then product; every array has one entry a row.
 
     Attributes:
-        features: finite float64 columns, one a feature; default index.
+        features: float64 columns, one a feature; NaN only in those of `optional`, elsewhere finite; default
+            index.
         product: name of the row's product.
         t_ns: decision time, the *end* of the row's bar: features know everything up to it, and nothing after.
         sigma: volatility over ``(t, t + H]``, never NaN.
@@ -36,6 +40,7 @@ class Dataset:
         bar_ns: length of a bar.
         horizon_bars: H in bars.
         dropped: rows left out by the join, by reason.
+        optional: columns of `features` that may lack a value.
     """
 
     features: pd.DataFrame
@@ -46,6 +51,7 @@ class Dataset:
     bar_ns: int
     horizon_bars: int
     dropped: dict[str, int] = field(default_factory=dict)
+    optional: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return int(self.t_ns.size)
@@ -88,12 +94,15 @@ class Problem:
         split: where training, validation and test lie.
         thresholds: τ per product, from training rows only.
         y: one bool a row of `dataset`: ``σ >= τ``.
+        left_out: optional features known in less than `MIN_KNOWN_SHARE` of the training rows; `dataset` no
+            longer has them.
     """
 
     dataset: Dataset
     split: Split
     thresholds: dict[str, float]
     y: NDArray[np.bool_]
+    left_out: tuple[str, ...] = ()
 
     def part(self, part: TimeRange) -> tuple[Dataset, NDArray[np.bool_]]:
         """Return the rows and labels of one range of the split."""
@@ -104,9 +113,9 @@ class Problem:
 def join_dataset(features: pd.DataFrame, labels: pd.DataFrame, spec: TimescaleSpec) -> Dataset:
     """Join long frames of features and labels on (product, bar start) into rows fit for learning.
 
-    A row is kept when its features are valid and finite and it has a label. The rest is counted in
-    `dropped`, each row under the first of: ``label_missing`` (no such row of labels), ``feature_missing``,
-    ``feature_reason_<code>``, ``label_<reason>``, ``feature_not_finite``.
+    A row is kept when its features are valid, the required ones finite, and it has a label. The rest is
+    counted in `dropped`, each row under the first of: ``label_missing`` (no such row of labels),
+    ``feature_missing``, ``feature_reason_<code>``, ``label_<reason>``, ``feature_not_finite``.
 
     Args:
         features: `bar_start`, `product`, `valid`, `reason` and one float64 column a feature.
@@ -119,6 +128,7 @@ def join_dataset(features: pd.DataFrame, labels: pd.DataFrame, spec: TimescaleSp
     _require_columns("features", features, KEY_COLUMNS)
     _require_columns("labels", labels, (*KEY_COLUMNS[:2], "sigma", "trailing_sigma", "reason"))
     names = [column for column in features.columns if column not in KEY_COLUMNS]
+    optional = optional_feature_names(spec).intersection(names)
     feature_key, label_key, products = _row_keys(features, labels)
     shared = np.intersect1d(feature_key, label_key, assume_unique=True, return_indices=True)
     at_feature, at_label = np.asarray(shared[1]), np.asarray(shared[2])
@@ -128,7 +138,8 @@ def join_dataset(features: pd.DataFrame, labels: pd.DataFrame, spec: TimescaleSp
     label_reason = labels["reason"].to_numpy()[at_label]
     finite = np.ones(at_feature.size, dtype=bool)
     for name in names:  # column by column: a week of seconds is too large to copy for a look
-        finite &= np.isfinite(features[name].to_numpy(dtype=np.float64)[at_feature])
+        values = features[name].to_numpy(dtype=np.float64)[at_feature]
+        finite &= ~np.isinf(values) if name in optional else np.isfinite(values)
     labelled = valid & (label_reason == 0)
     keep = labelled & finite
     dropped = {
@@ -161,11 +172,14 @@ def join_dataset(features: pd.DataFrame, labels: pd.DataFrame, spec: TimescaleSp
         bar_ns=spec.bar_ns,
         horizon_bars=spec.horizon_bars,
         dropped=dropped,
+        optional=optional,
     )
 
 
 def pose_problem(dataset: Dataset, split: Split, spec: TimescaleSpec) -> Problem:
     """Take τ per product from the training rows and label every row with it.
+
+    Optional features that training knows next to nothing of are left out; no other row decides that.
 
     Rows of a product before its own training rows exist keep their place; those of a product that training
     lacks altogether (one followed since yesterday) are left out and counted in `dropped` as
@@ -184,9 +198,23 @@ def pose_problem(dataset: Dataset, split: Split, spec: TimescaleSpec) -> Problem
     train = dataset.rows(split.train.mask(dataset.t_ns))
     thresholds = spike_thresholds(train.sigma, train.product, spec, t_ns=train.t_ns)
     y = is_spike(dataset.sigma, dataset.product, thresholds)
-    problem = Problem(dataset=dataset, split=split, thresholds=thresholds, y=y)
+    if left_out := _hardly_known(train):
+        dataset = replace(
+            dataset,
+            features=dataset.features.drop(columns=list(left_out)),
+            optional=dataset.optional - set(left_out),
+        )
+    problem = Problem(dataset=dataset, split=split, thresholds=thresholds, y=y, left_out=left_out)
     require_both_classes(*problem.part(split.train), "training")
     return problem
+
+
+def _hardly_known(train: Dataset) -> tuple[str, ...]:
+    return tuple(
+        name
+        for name in train.features.columns
+        if name in train.optional and train.features[name].notna().mean() < MIN_KNOWN_SHARE
+    )
 
 
 def _without_newcomers(dataset: Dataset, trained: set[str]) -> Dataset:

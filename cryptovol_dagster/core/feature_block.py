@@ -13,7 +13,14 @@ from numpy.typing import NDArray
 
 from cryptovol_dagster.core.bars import BarGrid
 from cryptovol_dagster.core.fixed_point import IMBALANCE_SHIFT
-from cryptovol_dagster.core.windows import cumulative, ewma_length, ewma_mass, ewma_sum, rolling_sum
+from cryptovol_dagster.core.windows import (
+    cumulative,
+    ewma_length,
+    ewma_mass,
+    ewma_sum,
+    rolling_max,
+    rolling_sum,
+)
 
 #: A window is warm when at least this share of its bars (of its kernel's mass) is valid.
 WARM_PERCENT = 90
@@ -28,7 +35,8 @@ class Block:
     """Some products' bars from `left` to `right`, with what lies before them as far as features look back.
 
     Valid bars are those with a fresh quote (known, not stale) and, by kind: ``return`` a return that may be
-    summed, ``quote`` nothing more, ``sizes`` a known imbalance.
+    summed, ``pair`` such a return in the bar before as well, ``quote`` nothing more, ``sizes`` known sizes,
+    ``trades`` known trades.
 
     Attributes:
         first: position of `left` in the columns; results are wanted from there on.
@@ -37,7 +45,15 @@ class Block:
     """
 
     def __init__(
-        self, bars: BarGrid, rows: slice, left: int, right: int, *, window_bars: int, kernel_bars: int
+        self,
+        bars: BarGrid,
+        rows: slice,
+        left: int,
+        right: int,
+        *,
+        window_bars: int,
+        kernel_bars: int,
+        shared: dict[Any, Any],
     ) -> None:
         """Take bars `left` … `right` of the products `rows`.
 
@@ -48,6 +64,7 @@ class Block:
             right: end of the bars wanted.
             window_bars: longest window.
             kernel_bars: longest EWMA kernel.
+            shared: what the blocks of other products found for the same bars, and takes what this one finds.
         """
         self._bars, self._rows = bars, rows
         self._span = slice(max(left - window_bars, 0), right)
@@ -56,23 +73,75 @@ class Block:
         self.first = left - self._span.start
         self.results: dict[str, tuple[Floats, Warm]] = {}
         self._cache: dict[Any, Any] = {}
+        self._shared = shared
         fresh = self._long("has_quote") & ~self._long("stale")
         self._long_returns_ok = self._long("ret_ok") & fresh
         fresh = fresh[..., self._extra :]
-        self._masks = {
-            "return": self._long_returns_ok[..., self._extra :],
-            "quote": fresh,
-            "sizes": self.column("has_imbalance") & fresh,
-        }
-        self._all_valid = {kind: bool(mask.all()) for kind, mask in self._masks.items()}
+        self._fresh = fresh
         self._all_returns_ok = bool(self._long_returns_ok.all())
         self.fresh = fresh[..., self.first :]
+
+    def valid(self, kind: str) -> NDArray[np.bool_]:
+        """Which bars are valid."""
+
+        def make() -> NDArray[np.bool_]:
+            returns_ok = self._long_returns_ok[..., self._extra :]
+            match kind:
+                case "return":
+                    return returns_ok
+                case "pair":
+                    pairs = returns_ok.copy()
+                    pairs[..., 1:] &= returns_ok[..., :-1]
+                    # The first bar of all has none before it. Elsewhere no window of pairs reaches the first
+                    # bar held, so that it need not count as one that is not valid.
+                    pairs[..., 0] &= self._span.start > 0
+                    return pairs
+                case "quote":
+                    return self._fresh
+                case "sizes":
+                    return self.column("has_imbalance") & self._fresh
+                case "trades":
+                    return self.column("has_trades") & self._fresh
+            raise ValueError(f"no kind of valid bars is called {kind!r}")
+
+        return self.once(("valid", kind), make)
+
+    def all_valid(self, kind: str) -> bool:
+        """Whether every bar is valid."""
+        return self.once(("all valid", kind), lambda: bool(self.valid(kind).all()))
+
+    def any_valid(self, kind: str) -> bool:
+        """Whether some bar is valid."""
+        return self.once(("any valid", kind), lambda: bool(self.valid(kind).any()))
 
     def once(self, key: Any, make: Callable[[], Any]) -> Any:
         """The value of `make()`, computed at the first call with `key`."""
         if key not in self._cache:
             self._cache[key] = make()
         return self._cache[key]
+
+    def for_all_products(self, key: Any, make: Callable[[], Any]) -> Any:
+        """The value of `make()`, computed once for these bars of all products: it may not look at any."""
+        if key not in self._shared:
+            self._shared[key] = make()
+        return self._shared[key]
+
+    def ends_ns(self) -> Integers:
+        """End of each wanted bar."""
+        bars, begin = self._bars, self._span.start + self.first
+        return bars.start_ns + bars.bar_ns * np.arange(begin + 1, self._span.stop + 1, dtype=np.int64)
+
+    def bars_since(self, name: str, longest: int) -> tuple[Integers, Warm]:
+        """Bars from the last one with a flag to each wanted one, both included, and where that is known.
+
+        `longest` where the last `longest` bars have none; unknown where fewer than that are at hand.
+        """
+        flags = self.column(name)
+        positions = np.arange(flags.shape[-1])
+        last = np.maximum.accumulate(np.where(flags, positions, -1), axis=-1)[..., self.first :]
+        bars = positions[self.first :] - last + 1
+        known = (last >= 0) | (positions[self.first :] + self._span.start >= longest - 1)
+        return np.minimum(bars, longest), (None if known.all() else known)
 
     def column(self, name: str) -> NDArray[Any]:
         """A column of the bars with the look-back of the longest window."""
@@ -90,9 +159,9 @@ class Block:
 
         def make() -> tuple[float | Floats, Warm]:
             # Before the first bar of all nothing is valid, so there "all valid" says nothing.
-            if self._all_valid[kind] and self.first >= window - 1:
+            if self.all_valid(kind) and self.first >= window - 1:
                 return float(window), None
-            valid = self.window_sum(kind, lambda: self._masks[kind].astype(np.int64), window)
+            valid = self.window_sum(kind, lambda: self.valid(kind).astype(np.int64), window)
             warm = valid * 100 >= window * WARM_PERCENT
             return np.maximum(valid, 1).astype(np.float64), (None if warm.all() else warm)
 
@@ -139,7 +208,7 @@ class Block:
     def _valid(self, name: str, kind: str) -> Integers:
         """An integer column with 0 where it is not valid."""
         values = self.column(name).astype(np.int64, copy=False)
-        return values if self._all_valid[kind] else values * self._masks[kind]
+        return values if self.all_valid(kind) else values * self.valid(kind)
 
     def returns(self) -> Integers:
         """R in nano."""
@@ -153,9 +222,32 @@ class Block:
         """Garman–Klass terms in nano²."""
         return self._valid("gk_atto", "return")
 
+    def squared_downside(self) -> Integers:
+        """r² of the falls in nano²."""
+        return np.square(np.minimum(self.returns(), 0))
+
+    def adjacent_products(self) -> Integers:
+        """|r| times |r of the bar before| in nano²; 0 where one of the two is not valid."""
+        size = np.abs(self.returns())
+        products = np.zeros_like(size)
+        np.multiply(size[..., 1:], size[..., :-1], out=products[..., 1:])
+        return products
+
+    def squared_ranges(self) -> Integers:
+        """(ln high − ln low)² in nano²."""
+        return np.square(self._valid("range_nano", "return"))
+
     def spreads(self) -> Integers:
         """Spread over mid in nano."""
         return self.once("spread", lambda: self._valid("spread_nano", "quote"))
+
+    def is_above_tick(self, tick_bars: int) -> Integers:
+        """1 where the spread is more than half as large again as the smallest one of the last `tick_bars`."""
+        # The greatest of what is left below a bound is the bound less the smallest; 0 stands for no spread.
+        bound = np.int64(1 << 32)
+        spreads = self.spreads()
+        (left,) = rolling_max(np.where(spreads > 0, bound - spreads, 0), (tick_bars,))
+        return (2 * spreads > 3 * (bound - left)).astype(np.int64)
 
     def imbalances(self) -> Integers:
         """Imbalance in units of 2048 nano, rounded to the nearest."""
@@ -173,3 +265,19 @@ class Block:
     def mid_changes(self) -> Integers:
         """Changes of mid."""
         return self._valid("n_mid_changes", "quote")
+
+    def microprices(self) -> Integers:
+        """Microprice over mid, less 1, in nano."""
+        return self._valid("microprice_nano", "sizes")
+
+    def trade_counts(self) -> Integers:
+        """Trades."""
+        return self._valid("n_trades", "trades")
+
+    def volumes(self) -> Integers:
+        """Traded size in 1e-8 of the base currency."""
+        return self._valid("volume_e8", "trades")
+
+    def signed_volumes(self) -> Integers:
+        """The same, what takers sold negative."""
+        return self._valid("signed_volume_e8", "trades")

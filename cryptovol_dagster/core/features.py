@@ -1,20 +1,21 @@
 """Features: what is known at the end of a bar, from windows over bars; never a price or volume level.
 
 Each feature is declared once (`FEATURES`): the declaration names, documents, computes and versions it. One
-function serves the hourly asset, replay, the benchmark and the live path; `docs` and the lake's schema are
-rendered from the same table. Does not belong here: labels, scaling to a training span, anything that looks
-past a row's own bar.
+function serves the hourly asset, replay, the benchmark and the live path; `docs/features.md` and the lake's
+schema are rendered from the same table. There are two stages: a product's *own* features from its own bars,
+and *cross* features from the other products' own features of the same bar. Does not belong here: the
+formulas (`feature_formulas.py`), labels, scaling to a training span, anything that looks past a row's own
+bar.
 
-Formulas: realised volatility and the HAR set after Corsi (2009), range volatility after Garman & Klass
-    (1980).
+Realised volatility and the HAR set after Corsi (2009).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from functools import lru_cache
 from typing import Any
@@ -23,26 +24,32 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from cryptovol_dagster.core import feature_formulas as formulas
 from cryptovol_dagster.core.bars import BarGrid, frame_keys
-from cryptovol_dagster.core.feature_block import WARM_PERCENT, Block, Floats, Warm
-from cryptovol_dagster.core.fixed_point import IMBALANCE_SHIFT, MAX_WINDOW_BARS, NANO
+from cryptovol_dagster.core.feature_block import WARM_PERCENT, Block, Floats
+from cryptovol_dagster.core.fixed_point import MAX_WINDOW_BARS
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.core.windows import ewma_length, rolling_max
+from cryptovol_dagster.core.windows import ewma_length
 
 #: Raised when a formula changes its meaning without changing its text.
-FEATURES_VERSION = 2
+FEATURES_VERSION = 3
 #: Windows of the families that do not run over all of the spec's windows; those longer than the spec's are
 #: left out.
 RETURN_WINDOWS = (1, 5, 30, 60, 300)
 QUOTE_WINDOWS = (15, 60, 300)
+SHAPE_WINDOWS = (60, 300, 900)
+RANGE_WINDOWS = (15, 60, 300, 900)
 #: (short, long) of the ratios.
-RV_RATIOS = ((15, 300), (60, 900))
-INTENSITY_RATIO = (15, 300)
-#: Added under a logarithm: volatility per bar, spread in bps, updates a bar.
-RV_FLOOR, SPREAD_FLOOR_BPS, INTENSITY_FLOOR = 1e-7, 1e-3, 1e-2
-NANO_PER_BPS = 1e5
+RV_RATIOS = ((15, 300), (60, 900), (300, 3_600))
+RANGE_RATIOS = ((15, 300), (60, 900))
+INTENSITY_RATIO = VOLUME_RATIO = (15, 300)
+#: What of the other products is averaged.
+CROSS_GK_WINDOWS, CROSS_RETURN_WINDOWS = (15, 60, 300), (5, 60)
+#: A longer window makes no row wait: its feature is optional. An hour of warm-up after each start would leave
+#: nothing to score for most of it, and of a short recording nothing to learn from.
+MAX_REQUIRED_WINDOW_BARS = 2_400
 #: Bars computed at a time: what is in use stays in the cache, and is small enough for the allocator to reuse.
-_BLOCK_BARS = 32_768
+_BLOCK_BARS, _CROSS_BLOCK_BARS = 16_384, 4_096
 
 
 class FeatureError(ValueError):
@@ -50,11 +57,11 @@ class FeatureError(ValueError):
 
 
 class Reason(IntEnum):
-    """Why a row may not be scored. Of several: gap, no quote, stale, break, no sizes, warming up."""
+    """Why a row may not be scored. Of several: gap, no quote, stale, break, warming up."""
 
     #: The row may be scored.
     OK = 0
-    #: Fewer than 90 % of a window's bars are valid.
+    #: Fewer than 90 % of the bars of a required feature's window are valid.
     WARMING_UP = 1
     #: The quote is older than `stale_after_s`.
     STALE = 2
@@ -64,11 +71,6 @@ class Reason(IntEnum):
     NO_QUOTE = 4
     #: The bar's own return crosses a break or is too large to be summed.
     BREAK = 5
-    #: The quote tells no sizes, so imbalance is unknown.
-    NO_SIZES = 6
-
-
-_Compute = Callable[[Block, Floats], Warm]
 
 
 @dataclass(frozen=True)
@@ -77,28 +79,42 @@ class Feature:
 
     Attributes:
         name: column name.
+        family: what it is listed under.
         unit: of the value; "ln(...)" for the logarithm of a quantity.
         sources: columns of `BarGrid` it is made of.
         window_bars: bars it looks back over, its own included.
         formula: for people; part of the version hash.
-        compute: fills one block's values and says where its window is warm.
+        optional: NaN where what it is made of is unknown (a feed without trades or sizes, no other product, a
+            look-back of an hour); such a row is valid all the same. Every other feature must be known.
+        compute: fills one block's values and says where its window is warm; None for a cross feature.
+        mean_of: the own feature that a cross feature averages over the other products; None for an own one.
     """
 
     name: str
+    family: str
     unit: str
     sources: tuple[str, ...]
     window_bars: int
     formula: str
-    compute: _Compute = field(repr=False, compare=False)
+    optional: bool = False
+    compute: formulas.Compute | None = field(default=None, repr=False, compare=False)
+    mean_of: str | None = None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is made of the product's own bars alone."""
+        return self.mean_of is None
 
     def document(self) -> dict[str, Any]:
         """The declaration without its code: what docs, schema and hash are made of."""
         return {
             "name": self.name,
+            "family": self.family,
             "unit": self.unit,
             "sources": list(self.sources),
             "window_bars": self.window_bars,
             "formula": self.formula,
+            "optional": self.optional,
         }
 
 
@@ -110,10 +126,10 @@ class FeatureGrid:
         products: rows of the grid.
         start_ns: start of the first bar; a row is known at its bar's *end*.
         bar_ns: length of a bar.
-        names: feature names.
+        names: feature names; with or without the cross features.
         values: float64 (n_features, n_products, n_bars); NaN where a window is not warm or no fresh quote
             exists.
-        valid: the row may be scored: every feature is a finite number (bool, n_products × n_bars).
+        valid: the row may be scored: every required feature is a finite number (bool, n_products × n_bars).
         reason: code of `Reason` (int8, n_products × n_bars); `OK` where `valid`.
     """
 
@@ -146,261 +162,270 @@ class FeatureGrid:
         return pd.DataFrame(frame | {"valid": self.valid.ravel(), "reason": self.reason.ravel()})
 
 
-def _both(one: Warm, other: Warm) -> Warm:
-    if one is None or other is None:
-        return other if one is None else one
-    return one & other
+@dataclass(frozen=True)
+class _Windows:
+    """The windows in use, in bars."""
+
+    all: tuple[int, ...]
+    half_lives: tuple[int, ...]
+
+    def up_to_longest(self, windows: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(window for window in windows if window <= self.all[-1])
+
+    def pairs(self, ratios: tuple[tuple[int, int], ...]) -> Iterator[tuple[int, int]]:
+        """The ratios of windows that are all in use."""
+        return ((a, b) for a, b in ratios if {a, b} <= set(self.all))
 
 
-def _ln_volatility(out: Floats) -> None:
-    """Mean of squares in nano² → ln(volatility + floor), in place."""
-    np.sqrt(out, out=out)
-    out *= 1 / NANO
-    out += RV_FLOOR
-    np.log(out, out=out)
+_LN_VOLATILITY, _LN_BPS, _LN_RATIO = "ln(volatility per √bar)", "ln(bps)", "log ratio"
 
 
-def _ln_spread(out: Floats) -> None:
-    """Nano → ln(bps + floor), in place."""
-    out *= 1 / NANO_PER_BPS
-    out += SPREAD_FLOOR_BPS
-    np.log(out, out=out)
+def _returns(windows: _Windows) -> Iterator[Feature]:
+    for w in windows.up_to_longest(RETURN_WINDOWS):
+        text = f"Σ r over {w} bars"
+        yield Feature(f"ret_{w}", "return", "log return", ("ret_nano",), w, text, compute=formulas.ret(w))
+    for w in windows.up_to_longest(RETURN_WINDOWS):
+        text, compute = f"|Σ r over {w} bars|", formulas.abs_ret(w)
+        yield Feature(f"abs_ret_{w}", "return", "log return", ("ret_nano",), w, text, compute=compute)
 
 
-def _ln_rate(out: Floats) -> None:
-    out += INTENSITY_FLOOR
-    np.log(out, out=out)
-
-
-def _ret(window: int) -> _Compute:
-    def compute(block: Block, out: Floats) -> Warm:
-        np.multiply(block.window_sum("r", block.returns, window), 1 / NANO, out=out)
-        return block.count("return", window)[1]
-
-    return compute
-
-
-def _abs_ret(window: int) -> _Compute:
-    def compute(block: Block, out: Floats) -> Warm:
-        ret, warm = block.results[f"ret_{window}"]
-        np.abs(ret, out=out)
-        return warm
-
-    return compute
-
-
-def _ln_rv(window: int) -> _Compute:
-    def compute(block: Block, out: Floats) -> Warm:
-        warm = block.mean(out, "r2", block.squared_returns, "return", window)
-        _ln_volatility(out)
-        return warm
-
-    return compute
-
-
-def _ln_gk(window: int) -> _Compute:
-    def compute(block: Block, out: Floats) -> Warm:
-        warm = block.mean(out, "gk", block.garman_klass, "return", window)
-        _ln_volatility(out)
-        return warm
-
-    return compute
-
-
-def _ln_ewma(half_life: int, which: int) -> _Compute:
-    def compute(block: Block, out: Floats) -> Warm:
-        totals, mass, warm = block.ewmas(half_life)
-        np.divide(totals[which], mass, out=out)
-        _ln_volatility(out)
-        return warm
-
-    return compute
-
-
-def _difference(minuend: str, subtrahend: str) -> _Compute:
-    """Of two features declared earlier."""
-
-    def compute(block: Block, out: Floats) -> Warm:
-        (one, one_warm), (other, other_warm) = block.results[minuend], block.results[subtrahend]
-        np.subtract(one, other, out=out)
-        return _both(one_warm, other_warm)
-
-    return compute
-
-
-def _ln_spread_last(block: Block, out: Floats) -> Warm:
-    out[...] = block.now("spread_nano")
-    _ln_spread(out)
-    return None
-
-
-def _ln_spread_mean(window: int) -> _Compute:
-    def compute(block: Block, out: Floats) -> Warm:
-        warm = block.mean(out, "spread", block.spreads, "quote", window)
-        _ln_spread(out)
-        return warm
-
-    return compute
-
-
-def _ln_spread_max(window: int, windows: tuple[int, ...]) -> _Compute:
-    def compute(block: Block, out: Floats) -> Warm:
-        maxima = block.once(
-            "spread max", lambda: dict(zip(windows, rolling_max(block.spreads(), windows), strict=True))
+def _volatility(windows: _Windows) -> Iterator[Feature]:
+    for short, family, source, what, compute in (
+        ("rv", "realised volatility", "ret_nano", "r²", formulas.ln_rv),
+        ("gk", "Garman–Klass volatility", "gk_atto", "GK", formulas.ln_gk),
+    ):
+        for w in windows.all:
+            text = f"ln(√(Σ {what} / n) + 1e-7), n valid bars of {w}"
+            yield Feature(
+                f"ln_{short}_{w}", family, _LN_VOLATILITY, (source,), w, text, _is_long(w), compute(w)
+            )
+    for which, (short, source, what) in enumerate((("rv", "ret_nano", "r²"), ("gk", "gk_atto", "GK"))):
+        for h in windows.half_lives:
+            length = ewma_length(h)
+            text = f"ln(√EWMA({what}) + 1e-7), half-life {h} bars, kernel of {length} bars"
+            yield Feature(
+                f"ln_ewma_{short}_{h}", "EWMA", _LN_VOLATILITY, (source,), length, text, _is_long(length),
+                formulas.ln_ewma(h, which),
+            )  # fmt: skip
+    for a, b in windows.pairs(RV_RATIOS):
+        text, compute = f"ln RV({a}) − ln RV({b})", formulas.difference(f"ln_rv_{a}", f"ln_rv_{b}")
+        yield Feature(
+            f"rv_ratio_{a}_{b}",
+            "realised volatility",
+            _LN_RATIO,
+            ("ret_nano",),
+            b,
+            text,
+            _is_long(b),
+            compute,
         )
-        out[...] = maxima[window][..., block.first :]
-        _ln_spread(out)
-        return block.count("quote", window)[1]
-
-    return compute
 
 
-def _imbalance_last(block: Block, out: Floats) -> Warm:
-    np.multiply(block.now("imbalance_nano"), 1 / NANO, out=out)
-    known = block.now("has_imbalance")
-    return None if known.all() else known
+def _is_long(window: int) -> bool:
+    return window > MAX_REQUIRED_WINDOW_BARS
 
 
-def _abs_imbalance_mean(window: int) -> _Compute:
-    def compute(block: Block, out: Floats) -> Warm:
-        warm = block.mean(out, "q", block.imbalances, "sizes", window)
-        np.abs(out, out=out)
-        out *= 2.0**IMBALANCE_SHIFT / NANO
-        return warm
-
-    return compute
-
-
-def _imbalance_std(window: int) -> _Compute:
-    def compute(block: Block, out: Floats) -> Warm:
-        valid, warm = block.count("sizes", window)
-        # n·Σq² − (Σq)² in integers: exact, so a constant imbalance has deviation 0 and not a rounding error.
-        total = block.window_sum("q", block.imbalances, window)
-        out[...] = np.asarray(valid, dtype=np.int64) * block.window_sum(
-            "q2", block.squared_imbalances, window
+def _shape(windows: _Windows) -> Iterator[Feature]:
+    """How the movement came about: in jumps or evenly, downwards or upwards, within the bars or between."""
+    used = windows.up_to_longest(SHAPE_WINDOWS)
+    for w in used:
+        text = f"ln(√BV + 1e-7), BV = π/2 · Σ |r_i||r_i−1| / n, n pairs of adjacent valid bars of {w}"
+        yield Feature(
+            f"ln_bv_{w}", "jumps", _LN_VOLATILITY, ("ret_nano",), w, text, compute=formulas.ln_bipower(w)
         )
-        out -= total * total
-        np.sqrt(out, out=out)
-        np.divide(out, valid, out=out)
-        out *= 2.0**IMBALANCE_SHIFT / NANO
-        return warm
+    for w in used:
+        text = f"max(0, 1 − BV/RV²) over {w} bars; 0 where RV is 0"
+        yield Feature(
+            f"jump_share_{w}", "jumps", "share", ("ret_nano",), w, text, compute=formulas.jump_share(w)
+        )
+    for w in used:
+        text, compute = f"ln(max |r| over {w} bars + 1e-7)", formulas.ln_max_abs_ret(w, used)
+        yield Feature(
+            f"ln_max_abs_ret_{w}", "jumps", "ln(log return)", ("ret_nano",), w, text, compute=compute
+        )
+    for w in used:
+        text = f"Σ r² of the bars with r < 0 / Σ r², over {w} bars; 0.5 where RV is 0"
+        yield Feature(
+            f"downside_share_{w}", "downside", "share", ("ret_nano",), w, text,
+            compute=formulas.downside_share(w),
+        )  # fmt: skip
+    for w in windows.up_to_longest(RANGE_WINDOWS):
+        text = (
+            f"ln(√(Σ (ln high − ln low)² / (4 ln 2 · n)) + 1e-7), the range of each bar, n valid bars of {w}"
+        )
+        yield Feature(
+            f"ln_parkinson_{w}", "Parkinson volatility", _LN_VOLATILITY, ("range_nano",), w, text,
+            compute=formulas.ln_parkinson(w),
+        )  # fmt: skip
+    for a, b in RANGE_RATIOS:
+        if b <= windows.all[-1]:
+            text = f"ln Parkinson({a}) − ln Parkinson({b})"
+            compute = formulas.difference(f"ln_parkinson_{a}", f"ln_parkinson_{b}")
+            yield Feature(
+                f"range_ratio_{a}_{b}", "Parkinson volatility", _LN_RATIO, ("range_nano",), b, text,
+                compute=compute,
+            )  # fmt: skip
 
-    return compute
+
+def _spread(windows: _Windows) -> Iterator[Feature]:
+    sources, used = ("spread_nano",), windows.up_to_longest(QUOTE_WINDOWS)
+    text = "ln(spread + 0.001 bps), bar's end"
+    yield Feature("ln_spread_last", "spread", _LN_BPS, sources, 1, text, compute=formulas.ln_spread_last)
+    for w in used:
+        text, compute = f"ln(mean spread of the valid bars of {w} + 0.001 bps)", formulas.ln_spread_mean(w)
+        yield Feature(f"ln_spread_mean_{w}", "spread", _LN_BPS, sources, w, text, compute=compute)
+    for w in used:
+        text = f"ln(greatest spread of the valid bars of {w} + 0.001 bps)"
+        compute = formulas.ln_spread_max(w, used)
+        yield Feature(f"ln_spread_max_{w}", "spread", _LN_BPS, sources, w, text, compute=compute)
+    tick_bars = max(used, default=0)
+    for w in used:
+        text = (
+            f"share of the valid bars of {w} whose spread is over 1.5 times the smallest positive one of the "
+            f"{tick_bars} bars up to each"
+        )
+        yield Feature(
+            f"spread_above_tick_{w}", "spread", "share", sources, w + tick_bars, text,
+            compute=formulas.spread_above_tick(w, tick_bars),
+        )  # fmt: skip
 
 
-def _ln_intensity(window: int) -> _Compute:
-    def compute(block: Block, out: Floats) -> Warm:
-        warm = block.mean(out, "updates", block.updates, "quote", window)
-        _ln_rate(out)
-        return warm
+def _book(windows: _Windows) -> Iterator[Feature]:
+    sources, used = ("imbalance_nano",), windows.up_to_longest(QUOTE_WINDOWS)
+    text = "(bid size − ask size)/(bid size + ask size), bar's end"
+    yield Feature("imbalance_last", "book", "share", sources, 1, text, True, formulas.imbalance_last)
+    for w in used:
+        text, compute = f"|mean imbalance of the valid bars of {w}|", formulas.abs_imbalance_mean(w)
+        yield Feature(f"abs_imbalance_mean_{w}", "book", "share", sources, w, text, True, compute)
+    for w in used:
+        text = f"standard deviation of imbalance over the valid bars of {w} (divisor n)"
+        yield Feature(
+            f"imbalance_std_{w}", "book", "share", sources, w, text, True, formulas.imbalance_std(w)
+        )
+    sources, text = (
+        ("microprice_nano",),
+        "(microprice − mid)/mid, bar's end; weighted by the other side's size",
+    )
+    yield Feature("microprice_last", "book", "bps", sources, 1, text, True, formulas.microprice_last)
+    for w in used:
+        text, compute = f"mean (microprice − mid)/mid of the valid bars of {w}", formulas.microprice_mean(w)
+        yield Feature(f"microprice_mean_{w}", "book", "bps", sources, w, text, True, compute)
 
-    return compute
+
+def _activity(windows: _Windows) -> Iterator[Feature]:
+    used = windows.up_to_longest(QUOTE_WINDOWS)
+    for w in used:
+        text, compute = f"ln(quote updates / n + 0.01), n valid bars of {w}", formulas.ln_intensity(w)
+        yield Feature(
+            f"ln_intensity_{w}", "intensity", "ln(updates per bar)", ("n_updates",), w, text, compute=compute
+        )
+    a, b = INTENSITY_RATIO
+    if b <= windows.all[-1]:
+        text = f"ln intensity({a}) − ln intensity({b})"
+        compute = formulas.difference(f"ln_intensity_{a}", f"ln_intensity_{b}")
+        yield Feature(
+            f"intensity_ratio_{a}_{b}", "intensity", _LN_RATIO, ("n_updates",), b, text, compute=compute
+        )
+    for w in used:
+        text, compute = f"ln(changes of mid / n + 0.01), n valid bars of {w}", formulas.ln_mid_changes(w)
+        yield Feature(
+            f"ln_mid_changes_{w}", "intensity", "ln(changes per bar)", ("n_mid_changes",), w, text,
+            compute=compute,
+        )  # fmt: skip
 
 
-def _ln_mid_changes(window: int) -> _Compute:
-    def compute(block: Block, out: Floats) -> Warm:
-        warm = block.mean(out, "mid changes", block.mid_changes, "quote", window)
-        _ln_rate(out)
-        return warm
+def _trades(windows: _Windows) -> Iterator[Feature]:
+    used = windows.up_to_longest(QUOTE_WINDOWS)
+    for w in used:
+        text, compute = f"ln(trades / n + 0.01), n bars of {w} with known trades", formulas.ln_trade_rate(w)
+        yield Feature(
+            f"ln_trade_rate_{w}", "trades", "ln(trades per bar)", ("n_trades",), w, text, True, compute
+        )
+    a, b = VOLUME_RATIO
+    if b <= windows.all[-1]:
+        text = f"ln(volume a bar over {a} / volume a bar over {b} + 0.01); null where nothing was traded"
+        compute = formulas.ln_volume_ratio(a, b)
+        yield Feature(f"volume_ratio_{a}_{b}", "trades", _LN_RATIO, ("volume_e8",), b, text, True, compute)
+    for w in used:
+        text = f"(bought − sold)/(bought + sold) by takers over {w} bars; null where nothing was traded"
+        sources, compute = ("signed_volume_e8", "volume_e8"), formulas.signed_volume_share(w)
+        yield Feature(f"signed_volume_share_{w}", "trades", "share", sources, w, text, True, compute)
 
-    return compute
+
+def _time(windows: _Windows, spec: TimescaleSpec) -> Iterator[Feature]:
+    for period, period_s, text in (
+        ("day", formulas.DAY_S, "day"),
+        ("week", formulas.WEEK_S, "week from Monday"),
+    ):
+        for name, wave in (("sin", np.sin), ("cos", np.cos)):
+            formula = f"{name}(2π · share of the {text} that has passed at the bar's end, UTC)"
+            yield Feature(
+                f"{name}_{period}", "calendar", "", ("bar_start",), 1, formula,
+                compute=formulas.calendar(wave, period_s),
+            )  # fmt: skip
+    yield Feature(
+        "age_s", "age", "s", ("age_s",), 1, "bar's end − event time of its quote", compute=formulas.age
+    )
+    longest = max(w for w in windows.all if not _is_long(w) or w == windows.all[0])
+    text = f"ln(bars since a new segment began, its own and this one included, at most {longest}, in seconds)"
+    yield Feature(
+        "ln_segment_age", "age", "ln(s)", ("new_segment",), longest, text,
+        compute=formulas.ln_segment_age(longest, spec.bar_interval_s),
+    )  # fmt: skip
 
 
-def _age(block: Block, out: Floats) -> Warm:
-    out[...] = block.now("age_s")
-    return None
+def _cross(own: dict[str, Feature]) -> Iterator[Feature]:
+    names = [f"ln_gk_{w}" for w in CROSS_GK_WINDOWS] + [f"abs_ret_{w}" for w in CROSS_RETURN_WINDOWS]
+    for name in names:
+        if name in own:
+            of = own[name]
+            text = f"mean over the other products of {name}, those that have one"
+            yield Feature(
+                f"cross_{name}", "cross", of.unit, of.sources, of.window_bars, text, True, mean_of=name
+            )
 
 
 @lru_cache(maxsize=32)
 def FEATURES(spec: TimescaleSpec) -> tuple[Feature, ...]:  # noqa: N802 - it is the table
-    """Every feature of a timescale, in column order.
+    """Every feature of a timescale, in column order: the own ones, then the cross ones.
 
     Raises:
         FeatureError: a window or half-life is below 1, or too long for exact sums.
     """
-    windows = tuple(sorted(spec.windows_bars))
-    if not windows or windows[0] < 1 or windows[-1] > MAX_WINDOW_BARS:
+    windows = _Windows(tuple(sorted(spec.windows_bars)), tuple(sorted(spec.ewma_half_lives_bars)))
+    if not windows.all or windows.all[0] < 1 or windows.all[-1] > MAX_WINDOW_BARS:
         raise FeatureError(
-            f"timescale {spec.name}: windows_bars {list(windows)} must lie within 1 … {MAX_WINDOW_BARS}"
+            f"timescale {spec.name}: windows_bars {list(windows.all)} must lie within 1 … {MAX_WINDOW_BARS}"
         )
-    half_lives = tuple(sorted(spec.ewma_half_lives_bars))
-    if half_lives and half_lives[0] < 1:
+    if windows.half_lives and windows.half_lives[0] < 1:
         raise FeatureError(
-            f"timescale {spec.name}: ewma_half_lives_bars {list(half_lives)} must be at least 1"
+            f"timescale {spec.name}: ewma_half_lives_bars {list(windows.half_lives)} must be at least 1"
         )
-    longest = windows[-1]
-    return_windows = tuple(w for w in RETURN_WINDOWS if w <= longest)
-    quote_windows = tuple(w for w in QUOTE_WINDOWS if w <= longest)
-    table: list[Feature] = []
-
-    def add(
-        name: str, unit: str, sources: Sequence[str], window: int, formula: str, compute: _Compute
-    ) -> None:
-        table.append(Feature(name, unit, tuple(sources), window, formula, compute))
-
-    for w in return_windows:
-        add(f"ret_{w}", "log return", ["ret_nano"], w, f"Σ r over {w} bars", _ret(w))
-    for w in return_windows:
-        add(f"abs_ret_{w}", "log return", ["ret_nano"], w, f"|Σ r over {w} bars|", _abs_ret(w))
-    for w in windows:
-        formula = f"ln(√(Σ r² / n) + 1e-7), n valid bars of {w}"
-        add(f"ln_rv_{w}", "ln(volatility per √bar)", ["ret_nano"], w, formula, _ln_rv(w))
-    for w in windows:
-        formula = f"ln(√(Σ GK / n) + 1e-7), n valid bars of {w}"
-        add(f"ln_gk_{w}", "ln(volatility per √bar)", ["gk_atto"], w, formula, _ln_gk(w))
-    for which, (short, source, text) in enumerate((("rv", "ret_nano", "r²"), ("gk", "gk_atto", "GK"))):
-        for h in half_lives:
-            formula = f"ln(√EWMA({text}) + 1e-7), half-life {h} bars, kernel of {ewma_length(h)} bars"
-            unit = "ln(volatility per √bar)"
-            add(f"ln_ewma_{short}_{h}", unit, [source], ewma_length(h), formula, _ln_ewma(h, which))
-    for a, b in RV_RATIOS:
-        if b <= longest:
-            formula = f"ln RV({a}) − ln RV({b})"
-            add(
-                f"rv_ratio_{a}_{b}",
-                "log ratio",
-                ["ret_nano"],
-                b,
-                formula,
-                _difference(f"ln_rv_{a}", f"ln_rv_{b}"),
-            )
-    spread = ["spread_nano"]
-    add("ln_spread_last", "ln(bps)", spread, 1, "ln(spread + 0.001 bps), bar's end", _ln_spread_last)
-    for w in quote_windows:
-        formula = f"ln(mean spread of the valid bars of {w} + 0.001 bps)"
-        add(f"ln_spread_mean_{w}", "ln(bps)", spread, w, formula, _ln_spread_mean(w))
-    for w in quote_windows:
-        formula = f"ln(greatest spread of the valid bars of {w} + 0.001 bps)"
-        add(f"ln_spread_max_{w}", "ln(bps)", spread, w, formula, _ln_spread_max(w, quote_windows))
-    imbalance = ["imbalance_nano"]
-    formula = "(bid size − ask size)/(bid size + ask size), bar's end"
-    add("imbalance_last", "share", imbalance, 1, formula, _imbalance_last)
-    for w in quote_windows:
-        formula = f"|mean imbalance of the valid bars of {w}|"
-        add(f"abs_imbalance_mean_{w}", "share", imbalance, w, formula, _abs_imbalance_mean(w))
-    for w in quote_windows:
-        formula = f"standard deviation of imbalance over the valid bars of {w} (divisor n)"
-        add(f"imbalance_std_{w}", "share", imbalance, w, formula, _imbalance_std(w))
-    for w in quote_windows:
-        formula = f"ln(quote updates / n + 0.01), n valid bars of {w}"
-        add(f"ln_intensity_{w}", "ln(updates per bar)", ["n_updates"], w, formula, _ln_intensity(w))
-    a, b = INTENSITY_RATIO
-    if b <= longest:
-        formula, ratio = (
-            f"ln intensity({a}) − ln intensity({b})",
-            _difference(f"ln_intensity_{a}", f"ln_intensity_{b}"),
-        )
-        add(f"intensity_ratio_{a}_{b}", "log ratio", ["n_updates"], b, formula, ratio)
-    for w in quote_windows:
-        formula = f"ln(changes of mid / n + 0.01), n valid bars of {w}"
-        add(f"ln_mid_changes_{w}", "ln(changes per bar)", ["n_mid_changes"], w, formula, _ln_mid_changes(w))
-    add("age_s", "s", ["age_s"], 1, "bar's end − event time of its quote", _age)
-    return tuple(table)
+    own: list[Feature] = []
+    for family in (_returns, _volatility, _shape, _spread, _book, _activity, _trades):
+        own += family(windows)
+    own += _time(windows, spec)
+    return (*own, *_cross({feature.name: feature for feature in own}))
 
 
 def feature_names(spec: TimescaleSpec) -> tuple[str, ...]:
     """Column names, in order."""
     return tuple(feature.name for feature in FEATURES(spec))
+
+
+def own_features(spec: TimescaleSpec) -> tuple[Feature, ...]:
+    """The features that a product's own bars give: what live rows carry."""
+    return tuple(feature for feature in FEATURES(spec) if feature.is_own)
+
+
+def own_feature_names(spec: TimescaleSpec) -> tuple[str, ...]:
+    """Column names of `own_features`, in order."""
+    return tuple(feature.name for feature in own_features(spec))
+
+
+def optional_feature_names(spec: TimescaleSpec) -> frozenset[str]:
+    """Names of the features that a valid row may lack."""
+    return frozenset(feature.name for feature in FEATURES(spec) if feature.optional)
 
 
 def feature_hash(spec: TimescaleSpec) -> str:
@@ -411,21 +436,30 @@ def feature_hash(spec: TimescaleSpec) -> str:
         "bar_interval_s": spec.bar_interval_s,
         "stale_after_s": spec.stale_after_s,
         "gap_after_s": spec.gap_after_s,
+        "required_window_bars": MAX_REQUIRED_WINDOW_BARS,
         "features": [feature.document() for feature in FEATURES(spec)],
     }
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def lookback_bars(spec: TimescaleSpec) -> int:
-    """Bars before a row that it may depend on: the longest window or kernel, and one for the return."""
-    return max(feature.window_bars for feature in FEATURES(spec)) + 1
+    """Bars that a row may depend on, its own included: the longest window or kernel."""
+    return max(feature.window_bars for feature in FEATURES(spec))
 
 
 def compute_features(bars: BarGrid, spec: TimescaleSpec, *, from_ns: int | None = None) -> FeatureGrid:
-    """Features of every bar from `from_ns` on.
+    """Own and cross features of every bar from `from_ns` on; as `compute_own_features` otherwise."""
+    grid = _empty_grid(bars, spec, from_ns, FEATURES(spec))
+    _fill_own(bars, spec, grid)
+    _fill_cross(spec, grid)
+    return grid
 
-    A row uses its own bar and the `lookback_bars` before it; what lies before the first bar counts as not
-    valid. So rows with a full look-back are the same whatever span they are computed in.
+
+def compute_own_features(bars: BarGrid, spec: TimescaleSpec, *, from_ns: int | None = None) -> FeatureGrid:
+    """Own features of every bar from `from_ns` on.
+
+    A row uses `lookback_bars`, its own included; what lies before the first bar counts as not valid. So rows
+    with a full look-back are the same whatever span they are computed in.
 
     Args:
         bars: the bars wanted, after their look-back.
@@ -435,14 +469,31 @@ def compute_features(bars: BarGrid, spec: TimescaleSpec, *, from_ns: int | None 
     Raises:
         FeatureError: another bar length, or `from_ns` off the grid or outside it.
     """
+    grid = _empty_grid(bars, spec, from_ns, own_features(spec))
+    _fill_own(bars, spec, grid)
+    return grid
+
+
+def with_cross_features(own: FeatureGrid, spec: TimescaleSpec) -> FeatureGrid:
+    """The grid of `compute_features` from that of `compute_own_features`, for products that meet later."""
     table = FEATURES(spec)
+    values = np.empty((len(table), *own.valid.shape))
+    values[: len(own.names)] = own.values
+    grid = replace(own, names=tuple(feature.name for feature in table), values=values)
+    _fill_cross(spec, grid)
+    return grid
+
+
+def _empty_grid(
+    bars: BarGrid, spec: TimescaleSpec, from_ns: int | None, table: tuple[Feature, ...]
+) -> FeatureGrid:
     if bars.bar_ns != spec.bar_ns:
         raise FeatureError(f"bars of {bars.bar_ns} ns do not fit timescale {spec.name} ({spec.bar_ns} ns)")
     skip, rest = divmod((bars.start_ns if from_ns is None else from_ns) - bars.start_ns, bars.bar_ns)
     if rest or not 0 <= skip <= bars.n_bars:
         raise FeatureError(f"from_ns {from_ns} is no bar of [{bars.start_ns}, {bars.end_ns})")
     n_products, n_rows = len(bars.products), bars.n_bars - skip
-    grid = FeatureGrid(
+    return FeatureGrid(
         products=bars.products,
         start_ns=bars.start_ns + skip * bars.bar_ns,
         bar_ns=bars.bar_ns,
@@ -451,17 +502,41 @@ def compute_features(bars: BarGrid, spec: TimescaleSpec, *, from_ns: int | None 
         valid=np.zeros((n_products, n_rows), dtype=np.bool_),
         reason=np.zeros((n_products, n_rows), dtype=np.int8),
     )
-    window_bars = max(spec.windows_bars)
+
+
+def _fill_own(bars: BarGrid, spec: TimescaleSpec, grid: FeatureGrid) -> None:
+    """Fill the first rows of the grid's values, and what says whether they may be scored."""
+    table, skip = own_features(spec), (grid.start_ns - bars.start_ns) // bars.bar_ns
     kernel_bars = max((ewma_length(half_life) for half_life in spec.ewma_half_lives_bars), default=0)
-    for row in range(n_products):
-        rows = slice(row, row + 1)
-        for left in range(0, n_rows, _BLOCK_BARS):
-            right = min(left + _BLOCK_BARS, n_rows)
+    window_bars = max(feature.window_bars for feature in table if feature.family != "EWMA")
+    for left in range(0, grid.n_bars, _BLOCK_BARS):
+        right = min(left + _BLOCK_BARS, grid.n_bars)
+        shared: dict[Any, Any] = {}
+        for row in range(len(grid.products)):
+            rows = slice(row, row + 1)
             block = Block(
-                bars, rows, skip + left, skip + right, window_bars=window_bars, kernel_bars=kernel_bars
+                bars,
+                rows,
+                skip + left,
+                skip + right,
+                window_bars=window_bars,
+                kernel_bars=kernel_bars,
+                shared=shared,
             )
             _fill_block(block, table, grid, rows, slice(left, right))
-    return grid
+
+
+def _fill_cross(spec: TimescaleSpec, grid: FeatureGrid) -> None:
+    """Fill the cross features from the own ones; which product comes first is no matter."""
+    for left in range(0, grid.n_bars, _CROSS_BLOCK_BARS):
+        columns = slice(left, left + _CROSS_BLOCK_BARS)
+        has_none = np.isnan(grid["age_s"][:, columns])
+        for out, feature in zip(grid.values, FEATURES(spec), strict=True):
+            if feature.mean_of is not None:
+                means = formulas.mean_of_others(grid[feature.mean_of][:, columns])
+                # Of a product without a fresh quote nothing is told, of the others neither.
+                means[has_none] = np.nan
+                out[:, columns] = means
 
 
 def _fill_block(
@@ -469,20 +544,21 @@ def _fill_block(
 ) -> None:
     cold = np.zeros(block.fresh.shape, dtype=np.bool_)
     if block.fresh.any():
-        for values, feature in zip(grid.values, table, strict=True):
+        for values, feature in zip(grid.values, table, strict=False):  # the cross features come after them
             out = values[rows, columns]
+            assert feature.compute is not None
             warm = feature.compute(block, out)
             if warm is not None:
                 np.copyto(out, np.nan, where=~warm)
-                cold |= ~warm
+                if not feature.optional:
+                    cold |= ~warm
             block.results[feature.name] = out, warm
     # Rows without a fresh quote got numbers from what was carried or unknown; they have none.
     if not block.fresh.all():
-        np.copyto(grid.values[:, rows, columns], np.nan, where=~block.fresh)
+        np.copyto(grid.values[: len(table), rows, columns], np.nan, where=~block.fresh)
     reason = grid.reason[rows, columns]
     for code, applies in (
         (Reason.WARMING_UP, cold),
-        (Reason.NO_SIZES, ~block.now("has_imbalance")),
         (Reason.BREAK, ~block.now("ret_ok")),
         (Reason.STALE, block.now("stale")),
         (Reason.NO_QUOTE, ~block.now("has_quote")),

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 NANO = 1e9
 #: Sizes are stored in 1e-8 of the base currency, the exchange's own finest step.
 SIZE_SCALE = 1e8
-#: A bar whose return or range exceeds this (5 %) is not summed: 3600 · (5e7)² = 9.0e18 < 2^63.
+#: A bar whose return or range exceeds this (5 %) is not summed: 3600 · (5e7)² = 9.0e18 < 2^63, and no product
+#: of two returns is greater.
 MAX_MOVE_NANO = 50_000_000
 #: Longest window whose sum of squares is sure to fit.
 MAX_WINDOW_BARS = 3_600

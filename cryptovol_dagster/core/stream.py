@@ -14,16 +14,24 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cryptovol_dagster.core.bars import BarGrid, build_bars, tick_reach_ns
+from cryptovol_dagster.core.bars import TRADES_KNOWN_FOR_NS, BarGrid, build_bars, tick_reach_ns
 from cryptovol_dagster.core.features import (
     FeatureGrid,
     Reason,
-    compute_features,
-    feature_names,
+    compute_own_features,
     lookback_bars,
+    own_feature_names,
 )
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
-from cryptovol_dagster.core.ticks import TickColumns, TickCounts, clean_ticks, flag_gaps, recent_ticks
+from cryptovol_dagster.core.ticks import (
+    TickColumns,
+    TickCounts,
+    TradeColumns,
+    clean_ticks,
+    clean_trades,
+    flag_gaps,
+    recent_ticks,
+)
 
 #: A difference of a feature below this (relative) is the rounding of a formula, not news.
 TOLERANCE = 1e-13
@@ -53,9 +61,9 @@ class FeatureWindow:
         self.bars = bars
 
     def features(self, from_ns: int) -> FeatureGrid:
-        """Features of the bars held from `from_ns` on."""
+        """Own features of the bars held from `from_ns` on."""
         assert self.bars is not None
-        return compute_features(self.bars, self._spec, from_ns=from_ns)
+        return compute_own_features(self.bars, self._spec, from_ns=from_ns)
 
     def forget_before(self, from_ns: int) -> None:
         """Keep what the features of bars from `from_ns` on need."""
@@ -72,7 +80,7 @@ class LiveRows:
 
     Attributes:
         products: product ids, indexed by `product`.
-        names: feature names.
+        names: names of the own features: the products of other partitions are not known here.
         bar_ns: length of a bar.
         product: index into `products` (n,).
         bar_start_ns: start of each row's bar (n,); the row is known at the bar's end.
@@ -177,7 +185,7 @@ class _Told:
 
 
 class LiveFeatures:
-    """Ticks of one partition → feature rows, each told when its bar closes and again whenever it changes.
+    """Ticks and trades of one partition → rows of own features, told when their bar closes or they change.
 
     The last revision of each row is the row that cleaning, bars and features give on all ticks at once. What
     may still change is rebuilt at each close by the same functions: a delayed tick, a gap that is learnt of
@@ -214,7 +222,8 @@ class LiveFeatures:
         self._owed: list[LiveRows] = []
         #: What cleaning did with the ticks so far.
         self.counts = TickCounts()
-        #: Ticks that came when nothing they change could be told any more.
+        self._trades = TradeColumns.empty()
+        #: Ticks and trades that came when nothing they change could be told any more.
         self.beyond_reach = 0
         #: How often time went back, or far ahead, and everything began anew.
         self.restarts = 0
@@ -229,7 +238,7 @@ class LiveFeatures:
         self._first_ns: dict[str, int] = {}
         #: Bars before this are final; those from here to `end_ns` have been told and may change.
         self.final_ns = 0
-        self._told = _Told(len(feature_names(self._spec)), 0, self._spec.bar_ns)
+        self._told = _Told(len(own_feature_names(self._spec)), 0, self._spec.bar_ns)
         self._changed = False
         #: End of the last bar told; None before the first.
         self.end_ns: int | None = None
@@ -268,6 +277,16 @@ class LiveFeatures:
             ticks, restarted = ticks.take(slice(row, None)), True
         self._take(ticks)
         return restarted
+
+    def add_trades(self, trades: TradeColumns) -> None:
+        """Take trades, in any order; those said twice, or in a snapshot, count once or not at all."""
+        held = self._trades
+        self._trades = clean_trades(TradeColumns.concat([held, trades]))
+        if self.end_ns is None or len(self._trades) == len(held):
+            return
+        self._changed |= bool((trades.trade_time_ns < self.end_ns).any())
+        too_late, before = (int((t.trade_time_ns < self.final_ns).sum()) for t in (self._trades, held))
+        self.beyond_reach += too_late - before
 
     def close(self, until_ns: int, heard_ns: int) -> LiveRows:
         """Tell the bars that end by `until_ns`, and those told before that changed.
@@ -336,7 +355,13 @@ class LiveFeatures:
             return []
         end_ns = max(until_ns, self.end_ns)
         self._note_firsts(ticks)
-        bars = build_bars(ticks, start_ns=self.final_ns, end_ns=end_ns, spec=spec)
+        bars = build_bars(
+            ticks,
+            start_ns=self.final_ns,
+            end_ns=end_ns,
+            spec=spec,
+            trades=self._trades if len(self._trades) else None,
+        )
         from_ns = self._first_change(bars, self.end_ns)
         self._window.put(bars)
         rows = self._tell(self._window.features(from_ns), heard_ns) if from_ns < end_ns else []
@@ -434,6 +459,8 @@ class LiveFeatures:
             self._ticks, self._gaps, round(spec.late_after_s * NS), self.final_ns - self._ticks_kept_ns
         )
         self._ticks, self._counted = kept.ticks, kept.counts
+        recent = self._trades.trade_time_ns >= self.final_ns - TRADES_KNOWN_FOR_NS
+        self._trades = self._trades.take(recent)
 
 
 def _difference(whole: TickCounts, part: TickCounts) -> TickCounts:
@@ -453,7 +480,7 @@ def _differ(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[
 def _joined(parts: Sequence[LiveRows], spec: TimescaleSpec) -> LiveRows:
     if len(parts) == 1:
         return parts[0]
-    names = feature_names(spec)
+    names = own_feature_names(spec)
     products = tuple(dict.fromkeys(product for part in parts for product in part.products))
     place = {product: code for code, product in enumerate(products)}
     codes = [np.array([place[p] for p in part.products], dtype=np.int64)[part.product] for part in parts]

@@ -47,6 +47,8 @@ TRADE_DTYPES: Mapping[str, np.dtype[Any]] = {
     }.items()
 }
 UNKNOWN_SEQUENCE = -1
+#: Raised when cleaning keeps other rows than before.
+TICKS_VERSION = 1
 
 
 class ColumnsError(ValueError):

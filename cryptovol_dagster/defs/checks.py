@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 
 from cryptovol_dagster.core.dataset import KEY_COLUMNS
+from cryptovol_dagster.core.features import optional_feature_names
 from cryptovol_dagster.core.labels import iso_utc
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.core.ticks import TickColumns
@@ -257,9 +258,9 @@ def timescale_checks(
         partition_check(
             features,
             "finite_where_valid",
-            _finite_where_valid,
+            _finite_where_valid(spec),
             hours,
-            description="A row that may be scored holds finite numbers only.",
+            description="A row that may be scored holds finite numbers; only optional features may be null.",
             blocking=True,
         ),
         partition_check(
@@ -432,18 +433,24 @@ def _gap_share(stored: Stored) -> list[str]:
     ]
 
 
-def _finite_where_valid(stored: Stored) -> list[str]:
-    frame = stored.frame()
-    valid = frame.loc[frame["valid"]]
-    sentences = []
-    for name in [name for name in frame.columns if name not in KEY_COLUMNS]:
-        bad = valid.loc[~np.isfinite(np.asarray(valid[name], dtype=np.float64))]
-        if len(bad):
-            sentences.append(
-                f"{name}: expected a finite number in every valid row, found {len(bad)} of {len(valid)} "
-                f"without, the first {bad['product'].iloc[0]} {bad['bar_start'].iloc[0]}"
-            )
-    return sentences
+def _finite_where_valid(spec: TimescaleSpec) -> Callable[[Stored], list[str]]:
+    optional = optional_feature_names(spec)
+
+    def find(stored: Stored) -> list[str]:
+        frame = stored.frame()
+        valid = frame.loc[frame["valid"]]
+        sentences = []
+        for name in [name for name in frame.columns if name not in KEY_COLUMNS]:
+            values = np.asarray(valid[name], dtype=np.float64)
+            bad = valid.loc[np.isinf(values) if name in optional else ~np.isfinite(values)]
+            if len(bad):
+                sentences.append(
+                    f"{name}: expected a finite number in every valid row, found {len(bad)} of {len(valid)} "
+                    f"without, the first {bad['product'].iloc[0]} {bad['bar_start'].iloc[0]}"
+                )
+        return sentences
+
+    return find
 
 
 def _labelled_share(stored: Stored) -> list[str]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from cryptovol_dagster.core.specs import NS
-from cryptovol_dagster.core.ticks import TickColumns, TradeColumns, clean_ticks, clean_trades
+from cryptovol_dagster.core.ticks import TICKS_VERSION, TickColumns, TradeColumns, clean_ticks, clean_trades
 from cryptovol_dagster.defs.metadata import OWNERS, rows_and_path, schema_metadata
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.resources.chain import LEDGER, NEXT_TICKS, TICKS, TRADES, read_sequence_gaps
@@ -24,6 +24,9 @@ from ingestor.settings import Settings
 
 _Columns = TypeVar("_Columns", TickColumns, TradeColumns)
 GROUP = "ingestion"
+TAGS = {"source": "coinbase"}
+#: Raised when the ledger's rows change their meaning.
+LEDGER_VERSION = "1"
 #: Read around the hour, so that what is late or said twice at its edges is judged as in the middle of it.
 MARGIN_NS = 300 * NS
 
@@ -68,6 +71,7 @@ def external_assets(settings: Settings, hours: dg.PartitionsDefinition) -> list[
             group_name=GROUP,
             owners=OWNERS,
             kinds={"kafka"},
+            tags=TAGS,
         ),
         dg.AssetSpec(
             "raw_ticks",
@@ -77,6 +81,7 @@ def external_assets(settings: Settings, hours: dg.PartitionsDefinition) -> list[
             group_name=GROUP,
             owners=OWNERS,
             kinds={"parquet"},
+            tags=TAGS,
             partitions_def=hours,
             metadata={"folder": dg.MetadataValue.path(settings.storage.raw_dir)},
         ),
@@ -94,6 +99,8 @@ def gap_ledger_asset(hours: dg.PartitionsDefinition) -> dg.AssetsDefinition:
         group_name=GROUP,
         owners=OWNERS,
         kinds={"python", "parquet"},
+        tags=TAGS,
+        code_version=LEDGER_VERSION,
         metadata=schema_metadata(LEDGER_SCHEMA, LEDGER_COLUMNS),
     )
     def gap_ledger(
@@ -147,6 +154,8 @@ def ticks_asset(
         group_name=GROUP,
         owners=OWNERS,
         kinds={"python", "parquet"},
+        tags=TAGS,
+        code_version=f"{TICKS_VERSION}-{late_after_s:g}",
         metadata=schema_metadata(TickColumns.empty().to_table().schema, TICK_COLUMNS),
     )
     def ticks(

@@ -2,16 +2,17 @@
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from cryptovol_dagster.core.bars import build_bars
+from cryptovol_dagster.core.bars import bars_hash, build_bars
 from cryptovol_dagster.core.features import compute_features, feature_hash
 from cryptovol_dagster.core.labels import REASONS, forward_volatility, label_hash, rows_labelled_by
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs import schemas
-from cryptovol_dagster.defs.metadata import OWNERS, picture, rows_and_path, schema_metadata
+from cryptovol_dagster.defs.metadata import OWNERS, lineage_metadata, picture, rows_and_path, schema_metadata
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.resources import chain, pictures
 from cryptovol_dagster.resources.lake import Lake, hour_window
@@ -27,6 +28,7 @@ def market_assets(
     bars_key, features_key, labels_key = (
         dg.AssetKey([spec.name, name]) for name in ("bars", "features", "labels")
     )
+    tags = {"timescale": spec.name}
 
     @dg.asset(
         key=bars_key,
@@ -36,7 +38,12 @@ def market_assets(
         group_name="market",
         owners=OWNERS,
         kinds={"python", "parquet"},
-        metadata=schema_metadata(schemas.bars(spec), schemas.BAR_DESCRIPTIONS),
+        tags=tags,
+        code_version=bars_hash(spec),
+        metadata={
+            **schema_metadata(schemas.bars(spec), schemas.BAR_DESCRIPTIONS),
+            **_lineage(dg.AssetKey(chain.TICKS), schemas.BAR_SOURCES),
+        },
     )
     def bars(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
         """Regular grid of as-of quotes, returns and trades; every product has every bar of the hour.
@@ -73,8 +80,11 @@ def market_assets(
         group_name="features",
         owners=OWNERS,
         kinds={"python", "parquet"},
+        tags=tags,
+        code_version=feature_hash(spec),
         metadata={
             **schema_metadata(schemas.features(spec), schemas.feature_descriptions(spec)),
+            **_lineage(bars_key, schemas.feature_sources(spec)),
             "feature_hash": feature_hash(spec),
         },
     )
@@ -105,8 +115,11 @@ def market_assets(
         group_name="features",
         owners=OWNERS,
         kinds={"python", "parquet"},
+        tags=tags,
+        code_version=label_hash(spec),
         metadata={
             **schema_metadata(schemas.labels(spec), schemas.LABEL_DESCRIPTIONS),
+            **_lineage(bars_key, schemas.LABEL_SOURCES),
             "horizon_s": spec.horizon_bars * spec.bar_interval_s,
         },
     )
@@ -148,6 +161,11 @@ def market_assets(
 def lake_name(key: dg.AssetKey) -> str:
     """Give the name under which an asset's partitions lie in the lake."""
     return "/".join(key.path)
+
+
+def _lineage(key: dg.AssetKey, sources: Mapping[str, tuple[str, ...]]) -> dict[str, dg.TableColumnLineage]:
+    """Say which columns of one asset another's are made of."""
+    return lineage_metadata({name: [(key, column) for column in of] for name, of in sources.items()})
 
 
 def _quality(grid: "BarGrid") -> dict[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,18 @@ def column_schema(schema: pa.Schema, descriptions: Mapping[str, str] | None = No
 def schema_metadata(schema: pa.Schema, descriptions: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Give the metadata entry under which the catalog looks for columns."""
     return {"dagster/column_schema": column_schema(schema, descriptions)}
+
+
+def lineage_metadata(sources: Mapping[str, Sequence[tuple[dg.AssetKey, str]]]) -> dict[str, Any]:
+    """Give the metadata entry under which the catalog looks for the columns that a column is made of."""
+    return {
+        "dagster/column_lineage": dg.TableColumnLineage(
+            {
+                column: [dg.TableColumnDep(asset_key=key, column_name=name) for key, name in made_of]
+                for column, made_of in sources.items()
+            }
+        )
+    }
 
 
 def rows_and_path(rows: int, path: Path) -> dict[str, Any]:

@@ -23,12 +23,40 @@ BAR_DESCRIPTIONS = {
     "ret_nano": "log return x 1e9; null where unknown or across a break",
     "gk_atto": "Garman-Klass term x 1e18",
     "spread_nano": "(ask - bid) / mid x 1e9; 1e5 is one basis point",
+    "range_nano": "log of high over low x 1e9",
     "imbalance_nano": "(bid size - ask size) / sum x 1e9",
+    "microprice_nano": "(microprice - mid) / mid x 1e9",
+    "has_trades": "trades are known: a recent one, a quote, and no message lost",
     "age_s": "age of the quote at the bar's end, seconds",
     "stale": "the quote is too old for a prediction",
     "in_gap": "no message for longer than the gap limit",
     "new_segment": "first bar after a break; no return crosses it",
     "lossy": "messages were lost in it, or around it since the product's last tick; its return is unknown",
+}
+_TIME, _QUOTE, _SIZES = ("event_time_ns",), ("event_time_ns", "bid", "ask"), ("bid_size", "ask_size")
+_UNBROKEN = (*_QUOTE, "gap_before")
+#: Columns of `ticks` that a column of `bars` is made of. Trades lie beside the ticks, they are no columns.
+BAR_SOURCES = {
+    "product": ("product_id",),
+    **dict.fromkeys(("open", "high", "low", "close", "out_of_bounds"), _QUOTE),
+    **dict.fromkeys(("ret_nano", "gk_atto", "range_nano", "ret_ok", "n_mid_changes"), _UNBROKEN),
+    "spread_nano": _QUOTE,
+    **dict.fromkeys(("imbalance_nano", "has_imbalance"), (*_TIME, *_SIZES)),
+    "microprice_nano": (*_QUOTE, *_SIZES),
+    **dict.fromkeys(("n_updates", "age_s", "has_quote", "stale", "in_gap"), _TIME),
+    **dict.fromkeys(("new_segment", "lossy"), (*_TIME, "gap_before")),
+}
+#: Columns of `bars` that a column of `features` which is no feature is made of.
+_FEATURE_KEY_SOURCES = {
+    "bar_start": ("bar_start",),
+    "product": ("product",),
+    **dict.fromkeys(("valid", "reason"), ("ret_ok", "stale", "has_quote", "in_gap")),
+}
+#: Columns of `bars` that a column of `labels` is made of.
+LABEL_SOURCES = {
+    "bar_start": ("bar_start",),
+    "product": ("product",),
+    **dict.fromkeys(("sigma", "trailing_sigma", "reason"), ("ret_nano", "ret_ok", "age_s", "in_gap")),
 }
 LABEL_DESCRIPTIONS = {
     "sigma": "root mean square of the next H bars' log returns; null is no label",
@@ -62,6 +90,11 @@ def features(spec: TimescaleSpec) -> pa.Schema:
 def labels(spec: TimescaleSpec) -> pa.Schema:
     """Give the columns of `labels`."""
     return _schema(forward_volatility(_one_bar(spec), spec).to_frame())
+
+
+def feature_sources(spec: TimescaleSpec) -> dict[str, tuple[str, ...]]:
+    """Give the columns of `bars` that each column of `features` is made of."""
+    return _FEATURE_KEY_SOURCES | {feature.name: feature.sources for feature in FEATURES(spec)}
 
 
 def feature_descriptions(spec: TimescaleSpec) -> dict[str, str]:

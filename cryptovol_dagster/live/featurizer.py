@@ -1,4 +1,4 @@
-"""The consumer loop of ``cryptovol featurize``: ticks.raw and feed.events in, ticks.features and files out.
+"""The consumer loop of ``cryptovol featurize``: ticks, trades and events in, ticks.features and files out.
 
 What has been published is the truth: each partition begins where the newest published rows (and the files)
 end, with its look-back replayed from raw storage, and rows that were told before are not told again.
@@ -30,8 +30,8 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from cryptovol_dagster.core.bars import tick_reach_ns
-from cryptovol_dagster.core.features import Reason, feature_hash, feature_names, lookback_bars
+from cryptovol_dagster.core.bars import TRADES_KNOWN_FOR_NS, tick_reach_ns
+from cryptovol_dagster.core.features import Reason, feature_hash, lookback_bars, own_feature_names
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.core.stream import LONGEST_SILENCE_NS, LiveFeatures, LiveRows, ToldRow
 from cryptovol_dagster.core.ticks import TickColumns, TickCounts
@@ -39,10 +39,19 @@ from cryptovol_dagster.live.clock import FeedClock, PartitionClock
 from cryptovol_dagster.live.errors import LiveError
 from cryptovol_dagster.live.parts import FeatureParts
 from cryptovol_dagster.resources.lake import HOUR_NS
-from cryptovol_dagster.resources.raw import RawStore, tick_columns
+from cryptovol_dagster.resources.raw import RawStore, tick_columns, trade_columns
 from ingestor.archive import positions
 from ingestor.archive.schema import to_batch
-from ingestor.envelope import DECODERS, EVENTS, FEATURES_TOPIC, TICKS, FeatureMessage, FeedEvent, encode
+from ingestor.envelope import (
+    DECODERS,
+    EVENTS,
+    FEATURES_TOPIC,
+    TICKS,
+    TRADES,
+    FeatureMessage,
+    FeedEvent,
+    encode,
+)
 from ingestor.kafka.broker import Broker
 from ingestor.settings.model import LiveSettings
 
@@ -97,11 +106,12 @@ class LiveProgress:
         provisional: rows told in a gap, or while the feed was silent.
         known: rows an earlier run had told, computed again and equal.
         ticks: ticker entries read from Kafka.
-        unreadable: records on ticks.raw that are no tick (raw storage keeps them).
+        trades: trades read from Kafka.
+        unreadable: records on ticks.raw and trades.raw that are none (raw storage keeps them).
         late: ticks left out as too late for their product.
         duplicates: ticks left out as repeats.
         rejected: ticks left out for want of a usable quote.
-        beyond_reach: ticks that came when their seconds were final.
+        beyond_reach: ticks and trades that came when their seconds were final.
         restarts: how often the feed began an earlier (or a far later) time.
         products: products followed.
         newest_bar_end_ns: end of the newest bar told.
@@ -114,6 +124,7 @@ class LiveProgress:
     provisional: int = 0
     known: int = 0
     ticks: int = 0
+    trades: int = 0
     unreadable: int = 0
     late: int = 0
     duplicates: int = 0
@@ -154,11 +165,25 @@ class LiveSummary:
 
 @dataclass
 class _Partition:
-    """An assigned partition: its rows so far, its clock, and the next offset to read."""
+    """An assigned partition: its rows so far, its clock, and the next offsets to read.
+
+    Attributes:
+        state: its rows so far.
+        clock: until when its ticks are complete.
+        next_offset: of ticks.raw.
+        next_trade: offset in trades.raw, where the trades of the same products lie.
+        trades_at_end: whether all trades in the log have been read.
+        trades_until_ns: event time of the last one read; None before the first.
+        counted: what of its cleaning is in the progress.
+        beyond_reach: how much of what came too late is.
+    """
 
     state: LiveFeatures
     clock: PartitionClock
     next_offset: int
+    next_trade: int
+    trades_at_end: bool = False
+    trades_until_ns: int | None = None
     counted: TickCounts = field(default_factory=TickCounts)
     beyond_reach: int = 0
 
@@ -193,7 +218,7 @@ class Featurizer:
         self._on_rows, self._on_progress = on_rows, on_progress
         self._revisable_ns = LiveFeatures(spec, lateness_ns=self._lateness_ns).revisable_ns
         self._version = feature_hash(spec)
-        self._names = feature_names(spec)
+        self._names = own_feature_names(spec)
         self._parts = FeatureParts(out, self._version)
         self._feed = FeedClock(round(spec.gap_after_s * NS) + _CARRY_BEYOND_GAP_NS)
         self._partitions: dict[int, _Partition] = {}
@@ -238,11 +263,17 @@ class Featurizer:
         broker = self._broker
         broker.ensure_topics()
         self._tick_partitions = broker.partitions(TICKS)
+        if (others := broker.partitions(TRADES)) != self._tick_partitions:
+            raise LiveError(
+                f"{broker.topic(TICKS)} has {self._tick_partitions} partitions and {broker.topic(TRADES)} "
+                f"{others}: trades are looked for in the partition of their ticks, so give both as many"
+            )
         self._producer = Producer(
             broker.producer_config() | {"linger.ms": 5, "queue.buffering.max.messages": 100_000}
         )
         self._reader = Consumer(broker.consumer_config(broker.topic(f"{GROUP}-reader")))
         self._events = Consumer(broker.consumer_config(broker.topic(f"{GROUP}-events")) | _WITH_ENDS)
+        self._trades = Consumer(broker.consumer_config(broker.topic(f"{GROUP}-trades")) | _WITH_ENDS)
         self._consumer = Consumer(self._consumer_config())
         try:
             self._read_events_to_their_end()
@@ -272,11 +303,13 @@ class Featurizer:
             self._partitions.clear()
             self._consumer.close()
             self._events.close()
+            self._trades.close()
             self._reader.close()
             self._producer.purge()
 
     def _turn(self) -> None:
         self._take(self._consumer.consume(_BATCH_RECORDS, _POLL_S))
+        self._take_trades(self._trades.consume(_BATCH_RECORDS, 0.0))
         self._producer.poll(0)
         self._check()
         now_ns = time.monotonic_ns()
@@ -301,7 +334,9 @@ class Featurizer:
             return False
         for each in self._partitions.values():
             newest_ns, end_ns = each.state.newest_ns, each.state.end_ns
-            if not each.clock.at_end or (newest_ns is not None and (end_ns is None or end_ns <= newest_ns)):
+            if not (each.clock.at_end and each.trades_at_end) or (
+                newest_ns is not None and (end_ns is None or end_ns <= newest_ns)
+            ):
                 return False
         return bool(self._partitions)
 
@@ -352,7 +387,15 @@ class Featurizer:
         consumer.assign(
             [TopicPartition(name, number, each.next_offset) for number, each in self._partitions.items()]
         )
+        self._assign_trades()
         LOG.info("partitions of %s: %s", name, ", ".join(map(str, sorted(self._partitions))) or "none")
+
+    def _assign_trades(self) -> None:
+        """Read the trades of the products whose ticks are read here."""
+        name = self._broker.topic(TRADES)
+        self._trades.assign(
+            [TopicPartition(name, number, each.next_trade) for number, each in self._partitions.items()]
+        )
 
     def _revoked(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         leaving = {each.partition for each in partitions} & self._partitions.keys()
@@ -361,12 +404,14 @@ class Featurizer:
         self._leave({number: self._partitions[number] for number in leaving})
         for number in leaving:
             del self._partitions[number]
+        self._assign_trades()
 
     def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
         # Another instance has them already: what was not written, it computes again.
         self._parts.drop()
         for each in partitions:
             self._partitions.pop(each.partition, None)
+        self._assign_trades()
 
     def _leave(self, leaving: dict[int, _Partition]) -> None:
         """Bring everything told out of this process, then say how far it goes."""
@@ -406,6 +451,8 @@ class Featurizer:
         log_start, log_end = broker.offsets(TICKS, partition)
         # Looked up before raw storage is read: what it gains meanwhile comes twice, and repeats are left out.
         stored = positions.stored_offsets(self._raw_dir, TICKS, log_id).get(partition)
+        stored_trades = positions.stored_offsets(self._raw_dir, TRADES, broker.log_id(TRADES)).get(partition)
+        log_of_trades = broker.offsets(TRADES, partition)
         if resume_ns is None:
             resume_ns = self._first_time(log_id, partition, log_start)
         state = LiveFeatures(
@@ -414,12 +461,29 @@ class Featurizer:
             silent_until_ns=resume_ns or 0,
             told=[row for row in told if row.bar_end_ns > (resume_ns or 0)],
         )
-        read_from_ns = None
+        read_from_ns = trades_until_ns = None
+        next_trade = log_of_trades[0]
         if resume_ns is not None:
             reach_ns = lookback_bars(spec) * spec.bar_ns + tick_reach_ns(spec) + _SKEW_NS
             read_from_ns = resume_ns - reach_ns
-            self._replay_raw(state, partition, read_from_ns, silent_until_ns=resume_ns)
-        offset = self._offset_after_raw(partition, stored, (log_start, log_end), read_from_ns, bool(told))
+            next_trade = self._offset_after_raw(
+                TRADES,
+                partition,
+                stored_trades,
+                log_of_trades,
+                read_from_ns - TRADES_KNOWN_FOR_NS,
+                bool(told),
+            )
+            trades_until_ns = self._replay_raw(
+                state,
+                partition,
+                read_from_ns,
+                silent_until_ns=resume_ns,
+                trades_wait=next_trade < log_of_trades[1],
+            )
+        offset = self._offset_after_raw(
+            TICKS, partition, stored, (log_start, log_end), read_from_ns, bool(told)
+        )
         self.progress.recovered[partition] = {
             "told_until_ns": max((row.bar_end_ns for row in told), default=None),
             "raw_ticks": state.counts.read,
@@ -428,7 +492,15 @@ class Featurizer:
         if state.newest_ns is not None:
             # Raw storage says nothing of whether the feed is alive: its time is not carried on from there.
             self._feed.hear(state.newest_ns, time.monotonic_ns() - _LONG_AGO_NS)
-        return _Partition(state, PartitionClock(self._lateness_ns), offset, state.counts, state.beyond_reach)
+        return _Partition(
+            state,
+            PartitionClock(self._lateness_ns),
+            offset,
+            next_trade,
+            trades_until_ns=trades_until_ns,
+            counted=state.counts,
+            beyond_reach=state.beyond_reach,
+        )
 
     def _resume_at(self, told: Sequence[ToldRow]) -> int:
         """Bar end up to which rows are final, published and in the files, as far as `told` says."""
@@ -455,11 +527,24 @@ class Featurizer:
         ]
         return min(times) // self._spec.bar_ns * self._spec.bar_ns if times else None
 
-    def _replay_raw(self, state: LiveFeatures, partition: int, from_ns: int, *, silent_until_ns: int) -> None:
-        """Feed what raw storage holds since `from_ns`; tell what an earlier run did not."""
+    def _replay_raw(
+        self,
+        state: LiveFeatures,
+        partition: int,
+        from_ns: int,
+        *,
+        silent_until_ns: int,
+        trades_wait: bool,
+    ) -> int | None:
+        """Feed what raw storage holds since `from_ns`; tell what an earlier run did not.
+
+        Returns:
+            Event time of the last trade it holds; None where it holds none. Seconds close no further: it may
+            hold later ticks already, and none at all while the log's trades all wait (`trades_wait`).
+        """
         files = self._store.reader.files(TICKS, from_ns, 2**62)
         if not files:
-            return
+            return None
         end_ns = max(file.footer.max_time_ns for file in files) + 1
         self._learn(self._store.gaps(from_ns - HOUR_NS, end_ns))
         state.learn_gaps(self._gaps)
@@ -469,18 +554,27 @@ class Featurizer:
             for product in table["product_id"].unique().to_pylist()
             if product is not None and self._partition_of(product) == partition
         ]
+        traded = self._store.reader.read(TRADES, from_ns, end_ns, ["product_id", "event_time_ns"])
+        known = [product in products for product in traded["product_id"].to_pylist()]
+        times_ns = traded["event_time_ns"].to_numpy()[np.array(known, dtype=np.bool_)]
+        trades_until_ns = int(times_ns.max()) if len(times_ns) else None
+        close_until_ns = (0 if trades_wait else end_ns) if trades_until_ns is None else trades_until_ns
         rows: list[LiveRows] = []
+        state.add_trades(self._store.trades(from_ns - TRADES_KNOWN_FOR_NS, from_ns, products))
         edges = [from_ns, *range((from_ns // HOUR_NS + 1) * HOUR_NS, end_ns, HOUR_NS), end_ns]
         for first_ns, last_ns in pairwise(edges):
+            state.add_trades(self._store.trades(first_ns, last_ns, products))
             ticks = self._store.ticks(first_ns, last_ns, products, {})
             if state.add(ticks):
                 # An earlier recording that raw storage also holds: what came of it was told long ago.
                 rows.clear()
                 state.silent_until_ns = silent_until_ns
             if state.newest_ns is not None:
-                rows.append(state.close(state.newest_ns - self._lateness_ns, state.newest_ns))
+                until_ns = min(state.newest_ns, close_until_ns) - self._lateness_ns
+                rows.append(state.close(until_ns, state.newest_ns))
         for part in rows:
             self._tell(part)
+        return trades_until_ns
 
     def _partition_of(self, product: str) -> int:
         """Where librdkafka puts the messages of a key."""
@@ -488,6 +582,7 @@ class Featurizer:
 
     def _offset_after_raw(
         self,
+        topic: str,
         partition: int,
         stored: int | None,
         log: tuple[int, int],
@@ -500,13 +595,13 @@ class Featurizer:
         if stored is not None:
             LOG.warning(
                 "%s partition %d: raw storage ends at offset %d, the log holds %d … %d: going on there",
-                TICKS, partition, stored, start, end,
+                topic, partition, stored, start, end,
             )  # fmt: skip
             return start
         if not was_told or read_from_ns is None or self._broker.is_embedded:
             return start
         # Published after it happened, so the first message published since then is early enough.
-        name = self._broker.topic(TICKS)
+        name = self._broker.topic(topic)
         (found,) = self._reader.offsets_for_times(
             [TopicPartition(name, partition, max(read_from_ns - _SKEW_NS, 0) // 1_000_000)], timeout=10
         )
@@ -653,6 +748,39 @@ class Featurizer:
         self._parts.flush()
         each = self._partitions[partition] = self._recovered(partition)
         self._consumer.seek(TopicPartition(self._broker.topic(TICKS), partition, each.next_offset))
+        self._assign_trades()
+
+    def _take_trades(self, messages: Sequence[Message]) -> None:
+        batches: dict[int, list[Message]] = {}
+        for message in messages:
+            error, number = message.error(), message.partition()
+            if number not in self._partitions:
+                continue
+            if error is None:
+                batches.setdefault(number, []).append(message)
+                self._partitions[number].trades_at_end = False
+            elif error.code() == KafkaError._PARTITION_EOF:
+                self._partitions[number].trades_at_end = True
+            elif error.code() == KafkaError._AUTO_OFFSET_RESET:
+                self._recover_again(number)
+            else:
+                self._on_error(error, TRADES)
+        for number, batch in batches.items():
+            each = self._partitions[number]
+            offsets = [message.offset() or 0 for message in batch]
+            values = [message.value() for message in batch]
+            each.next_trade = offsets[-1] + 1
+            table = pa.Table.from_batches([to_batch(TRADES, number, offsets[0], values, lambda _: 0, None)])
+            table = table.filter(table["product_id"].is_valid())
+            if not table.num_rows:
+                self.progress.unreadable += len(values)
+                continue
+            each.trades_until_ns = table["event_time_ns"][-1].as_py()
+            trades = trade_columns(table)
+            self.progress.unreadable += len(values) - len(trades)
+            self.progress.trades += len(trades)
+            self._heard_at_ns = time.monotonic_ns()
+            each.state.add_trades(trades)
 
     def _take_batch(self, number: int, each: _Partition, batch: Sequence[Message]) -> None:
         offsets = [message.offset() or 0 for message in batch]
@@ -697,7 +825,12 @@ class Featurizer:
     def _close(self, now_ns: int) -> None:
         feed_ns = self._feed.reading(now_ns)
         for each in self._partitions.values():
-            until_ns = each.clock.closing(now_ns, each.state.newest_ns, feed_ns)
+            own_ns, ahead_ns = each.state.newest_ns, feed_ns
+            if not each.trades_at_end and own_ns is not None:
+                # Trades wait to be read: seconds close no further than they have been.
+                own_ns = None if each.trades_until_ns is None else min(own_ns, each.trades_until_ns)
+                ahead_ns = None
+            until_ns = each.clock.closing(now_ns, own_ns, ahead_ns)
             if until_ns is not None:
                 self._tell(each.state.close(until_ns, self._feed.newest_ns or 0))
 

@@ -186,7 +186,8 @@ class SplitPlan:
         reason: why nothing can be trained; empty where it can.
         split: the ranges; None where nothing can be trained.
         thresholds: τ per product, from training rows.
-        counts: rows and positives of each part, and rows that the join left out, by reason.
+        counts: rows and positives of each part, rows that the join left out, by reason, and the features that
+            training knows next to nothing of.
         data_hash: of every row of the dataset.
         feature_hash: of the feature set.
     """
@@ -263,6 +264,7 @@ def plan_split(lake: Lake, spec: TimescaleSpec, partition_key: str) -> SplitPlan
     except LearningError as error:
         return SplitPlan(partition_key, str(error), None, {}, counts, digest, feature_hash(spec))
     counts["left_out"] = dict(problem.dataset.dropped)
+    counts["features_left_out"] = list(problem.left_out)
     for name in ("train", "validation", "test"):
         rows, y = problem.part(getattr(split, name))
         counts[name] = {"rows": len(rows), "positives": int(y.sum())}

@@ -108,22 +108,8 @@ class RawStore:
 
         A trade that lacks id, price, size, side or time is no trade; it stays in raw storage.
         """
-        table = self._in_order(TRADES, start_ns, end_ns, _TRADE_COLUMNS, products).drop_null()
-        table = table.filter(_call("match_substring_regex", table["trade_id"], options=_NUMERIC_ID))
-        product, _ = _codes(table["product_id"], tuple(products))
-        return TradeColumns.from_arrays(
-            {
-                "products": tuple(products),
-                "product": product,
-                "trade_time_ns": table["trade_time_ns"].to_numpy(),
-                "price": table["price"].to_numpy(),
-                "size": table["size"].to_numpy(),
-                # The exchange names the maker's side: whoever took a sell order bought.
-                "buy": _equal(table["side"], "SELL").to_numpy(),
-                "trade_id": table["trade_id"].cast(pa.int64()).to_numpy(),
-                "is_snapshot": _equal(table["event_type"], "snapshot").to_numpy(),
-            }
-        )
+        table = self._in_order(TRADES, start_ns, end_ns, _TRADE_COLUMNS, products)
+        return trade_columns(table, products)
 
     def _in_order(
         self, topic: str, start_ns: int, end_ns: int, columns: Sequence[str], products: Sequence[str]
@@ -169,6 +155,31 @@ def tick_columns(table: pa.Table, products: Sequence[str] | None = None) -> Tick
             "connections": connections,
             "connection": connection,
             "gap_before": np.zeros(table.num_rows, dtype=np.bool_),
+        }
+    )
+
+
+def trade_columns(table: pa.Table, products: Sequence[str] | None = None) -> TradeColumns:
+    """Trades in the columns of raw storage, wherever they came from, as the core's.
+
+    Args:
+        table: at least the columns that a trade is made of; a row that lacks one is no trade.
+        products: dictionary of the result, by default the products met.
+    """
+    table = table.select(list(_TRADE_COLUMNS)).drop_null()
+    table = table.filter(_call("match_substring_regex", table["trade_id"], options=_NUMERIC_ID))
+    product, known = _codes(table["product_id"], None if products is None else tuple(products))
+    return TradeColumns.from_arrays(
+        {
+            "products": known,
+            "product": product,
+            "trade_time_ns": table["trade_time_ns"].to_numpy(),
+            "price": table["price"].to_numpy(),
+            "size": table["size"].to_numpy(),
+            # The exchange names the maker's side: whoever took a sell order bought.
+            "buy": _equal(table["side"], "SELL").to_numpy(),
+            "trade_id": table["trade_id"].cast(pa.int64()).to_numpy(),
+            "is_snapshot": _equal(table["event_type"], "snapshot").to_numpy(),
         }
     )
 

@@ -68,11 +68,22 @@ def test_a_grid_with_a_hole_is_found(spoilt, spec: TimescaleSpec, spoil: Spoil, 
     _expect(checks._complete_grid(spec, PRODUCTS), spoilt("seconds/bars", spoil), says)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf, None])
-def test_a_number_that_is_none_in_a_valid_row_is_found(spoilt, value: float | None) -> None:
-    spoil = (lambda frame: frame) if value is None else _first_value("ln_rv_15", value)
-    says = None if value is None else "ln_rv_15: expected a finite number in every valid row, found 1 of"
-    _expect(checks._finite_where_valid, spoilt("seconds/features", spoil), says)
+@pytest.mark.parametrize(
+    ("name", "value", "is_found"),
+    [
+        ("ln_rv_15", 0.0, False),
+        ("ln_rv_15", np.nan, True),
+        ("ln_rv_15", np.inf, True),
+        ("ln_trade_rate_15", np.nan, False),  # optional
+        ("ln_trade_rate_15", np.inf, True),
+    ],
+)
+def test_a_number_that_is_none_in_a_valid_row_is_found(
+    spoilt, spec: TimescaleSpec, name: str, value: float, is_found: bool
+) -> None:
+    says = f"{name}: expected a finite number in every valid row, found 1 of" if is_found else None
+    stored = spoilt("seconds/features", _first_value(name, value))
+    _expect(checks._finite_where_valid(spec), stored, says)
 
 
 @pytest.mark.parametrize(

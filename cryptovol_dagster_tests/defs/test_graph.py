@@ -131,3 +131,41 @@ def test_a_bad_configuration_stops_the_code_location_with_one_line_that_names_it
     )
     assert done.returncode != 0
     assert done.stderr.strip().splitlines()[-1].endswith(f"{config}:2: unknown key 'models.sead'")
+
+
+LINEAGE = {"seconds/bars": "ticks", "seconds/features": "seconds/bars", "seconds/labels": "seconds/bars"}
+
+
+@pytest.mark.parametrize("name", LINEAGE)
+def test_columns_say_which_columns_they_are_made_of(defs: dg.Definitions, name: str) -> None:
+    graph = defs.resolve_asset_graph()
+
+    def columns(asset: str) -> set[str]:
+        schema = graph.get(dg.AssetKey.from_user_string(asset)).metadata["dagster/column_schema"]
+        return {column.name for column in schema.columns}
+
+    made_of = graph.get(dg.AssetKey.from_user_string(name)).metadata["dagster/column_lineage"]
+    deps = made_of.deps_by_column
+    # A bar's start is made, and what bars know of trades is no column of the ticks.
+    traded = {"bar_start", "n_trades", "volume_e8", "signed_volume_e8", "has_trades"}
+    assert set(deps) == columns(name) - (traded if name == "seconds/bars" else set())
+    for column, sources in deps.items():
+        assert sources, column
+        for source in sources:
+            assert source.asset_key == dg.AssetKey.from_user_string(LINEAGE[name])
+            assert source.column_name in columns(LINEAGE[name]), column
+
+
+def test_assets_up_to_the_labels_say_by_which_code_they_were_made(defs: dg.Definitions) -> None:
+    graph = defs.resolve_asset_graph()
+    made = ("gap_ledger", "ticks", *LINEAGE)
+    nodes = {name: graph.get(dg.AssetKey.from_user_string(name)) for name in made}
+    versions = {name: node.code_version for name, node in nodes.items()}
+    assert all(versions.values())
+    assert versions["seconds/features"] == nodes["seconds/features"].metadata["feature_hash"]
+    assert {name: dict(node.tags) for name, node in nodes.items()} == {
+        **dict.fromkeys(("gap_ledger", "ticks"), nodes["ticks"].tags),
+        **dict.fromkeys(LINEAGE, nodes["seconds/bars"].tags),
+    }
+    assert nodes["seconds/bars"].tags["timescale"] == "seconds"
+    assert nodes["ticks"].tags["source"] == "coinbase"

@@ -8,8 +8,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cryptovol_dagster.core.features import Reason, feature_names
-from cryptovol_dagster.replay import FeatureStream, replay
+from cryptovol_dagster.core.bars import build_bars
+from cryptovol_dagster.core.features import Reason, compute_own_features, own_feature_names
+from cryptovol_dagster.core.specs import NS
+from cryptovol_dagster.core.ticks import clean_ticks, clean_trades
+from cryptovol_dagster.replay import replay
+from cryptovol_dagster.resources.lake import HOUR_NS
 from cryptovol_dagster.resources.raw import RawStore
 from cryptovol_dagster.resources.specs import timescale_spec
 from cryptovol_dagster_tests.e2e.recorded import EVER_NS
@@ -18,13 +22,14 @@ from ingestor.envelope import DECODERS, FEATURES_TOPIC, TICKS
 from ingestor.settings import Settings
 
 SPEC = timescale_spec(Settings().timescales.seconds, "seconds")
-NAMES = feature_names(SPEC)
+NAMES = own_feature_names(SPEC)
 KEY = ["product", "bar_start"]
 #: The longest window, after which every feature may be known.
 WARM_BARS = 2_400
 
 
 def replayed(raw_dir: Path, out: Path) -> pd.DataFrame:
+    """Features by `cryptovol replay`, which knows of no trades."""
     files = [file.path for file in RawReader(raw_dir).files(TICKS, 0, EVER_NS)]
     replay(files, spec=SPEC, out=out)
     return pd.read_parquet(out).astype({"product": str}).set_index(KEY).sort_index()
@@ -32,10 +37,15 @@ def replayed(raw_dir: Path, out: Path) -> pd.DataFrame:
 
 def from_storage(raw_dir: Path) -> pd.DataFrame:
     """Features of all of raw storage, read at once as the hourly assets read it."""
-    store, stream = RawStore(raw_dir), FeatureStream(SPEC)
+    store = RawStore(raw_dir)
     products = store.reader.read(TICKS, 0, EVER_NS, ["product_id"])["product_id"].unique().to_pylist()
-    stream.add(store.ticks(0, EVER_NS, products, store.gaps(0, EVER_NS)))
-    rows = pd.concat([grid.to_frame().astype({"product": str}) for grid in stream.finish()])
+    recorded = store.ticks(0, EVER_NS, products, store.gaps(0, EVER_NS))
+    ticks = clean_ticks(recorded, round(SPEC.late_after_s * NS)).ticks
+    trades = clean_trades(store.trades(0, EVER_NS, products))
+    start_ns = int(ticks.event_time_ns.min()) // HOUR_NS * HOUR_NS
+    end_ns = (int(ticks.event_time_ns.max()) // HOUR_NS + 1) * HOUR_NS
+    bars = build_bars(ticks, start_ns=start_ns, end_ns=end_ns, spec=SPEC, trades=trades)
+    rows = compute_own_features(bars, SPEC).to_frame().astype({"product": str})
     return rows.set_index(KEY).sort_index()
 
 

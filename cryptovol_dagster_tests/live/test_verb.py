@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
 
 from cryptovol_dagster.cli import main
+from cryptovol_dagster.live.errors import LiveError
+from cryptovol_dagster.live.featurizer import Featurizer
+from cryptovol_dagster.resources.specs import timescale_spec
+from ingestor.envelope import TRADES
+from ingestor.kafka.broker import connect
+from ingestor.settings.model import EMBEDDED, KafkaSettings, LiveSettings, Settings
 
 
 @pytest.fixture(autouse=True)
@@ -26,6 +34,30 @@ def test_help_shows_how_it_is_used() -> None:
     result = CliRunner().invoke(main, ["featurize", "--help"])
     assert result.exit_code == 0
     assert "cryptovol featurize --until-idle 5 --json" in result.output
+
+
+def test_topics_of_ticks_and_trades_must_be_divided_alike(tmp_path: Path) -> None:
+    settings = KafkaSettings(bootstrap_servers=EMBEDDED)
+    with connect(settings) as broker:
+        of_topic = broker.partitions
+        divided = SimpleNamespace(
+            ensure_topics=broker.ensure_topics,
+            topic=broker.topic,
+            partitions=lambda topic: of_topic(topic) + (topic == TRADES),
+            bootstrap_servers=broker.bootstrap_servers,
+        )
+        featurizer = Featurizer(
+            divided,  # type: ignore[arg-type] - what it needs up to the refusal
+            timescale_spec(Settings().timescales.seconds, "seconds"),
+            LiveSettings(),
+            raw_dir=tmp_path / "raw",
+            out=tmp_path / "out",
+        )
+        refused = (
+            r"ticks.raw has 4 partitions and trades.raw 5: trades are looked for in the partition of their"
+        )
+        with pytest.raises(LiveError, match=refused):
+            featurizer.run(threading.Event(), duration_s=1)
 
 
 def test_nobody_at_the_address_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -207,7 +207,7 @@ class TimescaleSettings(Section):
 def _seconds() -> TimescaleSettings:
     return TimescaleSettings(
         bar_interval_s=1,
-        windows_bars=(5, 15, 30, 60, 120, 300, 900),
+        windows_bars=(5, 15, 30, 60, 120, 300, 900, 3_600),
         ewma_half_lives_bars=(5, 20, 60, 300),
         horizon_bars=60,
         splits=SplitSettings(train_span_s=7 * 86_400, test_span_s=86_400),

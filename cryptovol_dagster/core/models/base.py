@@ -21,7 +21,7 @@ from cryptovol_dagster.core.specs import NS, ModelSpec
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _META = "meta.json"
 
 
@@ -46,6 +46,7 @@ class ModelMeta:
             the same.
         timescale: name of the timescale.
         thresholds: τ per product; what its probability speaks of.
+        optional: those of `features` that may lack a value.
     """
 
     name: str
@@ -59,6 +60,7 @@ class ModelMeta:
     problem_hash: str = ""
     timescale: str = ""
     thresholds: Mapping[str, float] = field(default_factory=dict)
+    optional: tuple[str, ...] = ()
 
 
 class Model(ABC):
@@ -71,7 +73,7 @@ class Model(ABC):
     name: ClassVar[str]
     #: Libraries whose versions matter to the stored parameters.
     libraries: ClassVar[tuple[str, ...]] = ("numpy",)
-    #: Whether a missing value means something to the model.
+    #: Whether a value may be missing from any column, not only from the optional ones.
     accepts_nan: ClassVar[bool] = False
     _meta: ModelMeta | None = None
 
@@ -102,7 +104,7 @@ class Model(ABC):
 
         Raises:
             SingleClassError: the training labels hold one class only.
-            ModelError: a column the model needs is missing or holds NaN.
+            ModelError: a column the model needs is missing, or holds NaN though it is not optional.
         """
         require_both_classes(train, y, "training")
         features = self._choose(train, y)
@@ -114,6 +116,7 @@ class Model(ABC):
             train_start_ns=int(train.t_ns.min()),
             train_end_ns=int(train.t_ns.max()),
             versions={library: version(library) for library in self.libraries},
+            optional=tuple(name for name in features if name in train.optional),
         )
         self._fit(self._matrix(train.features), y, self._matrix(validation.features), y_validation, spec)
         return self
@@ -122,7 +125,8 @@ class Model(ABC):
         """Return P(spike) in [0, 1], one a row, whatever the order of the columns.
 
         Raises:
-            ModelError: a column is missing or unknown, or one the model reads holds NaN or infinity.
+            ModelError: a column is missing or unknown, or one the model reads holds infinity, or NaN though
+                it is not optional.
         """
         matrix = self._matrix(features)
         return self._predict(matrix) if len(matrix) else np.empty(0, dtype=np.float64)
@@ -192,7 +196,8 @@ class Model(ABC):
         if unknown := sorted(str(column) for column in set(features.columns) - set(meta.inputs)):
             raise ModelError(f"model {self.name}: feature columns unknown to it: {', '.join(unknown)}")
         matrix = features[list(meta.features)].to_numpy(dtype=np.float64)
-        bad = np.isinf(matrix) if self.accepts_nan else ~np.isfinite(matrix)
+        may_lack = np.isin(meta.features, meta.optional) | self.accepts_nan
+        bad = np.where(may_lack, np.isinf(matrix), ~np.isfinite(matrix))
         if bad.any():
             names = [meta.features[column] for column in np.flatnonzero(bad.any(axis=0))]
             raise ModelError(
@@ -218,7 +223,7 @@ def read_parts(data: bytes) -> tuple[ModelMeta, dict[str, bytes]]:
     if found != FORMAT_VERSION:
         raise ModelError(f"model file of format {found}; this version reads format {FORMAT_VERSION}")
     try:
-        meta = ModelMeta(**meta | {"features": tuple(meta["features"]), "inputs": tuple(meta["inputs"])})
+        meta = ModelMeta(**meta | {name: tuple(meta[name]) for name in ("features", "inputs", "optional")})
     except (KeyError, TypeError) as error:
         raise ModelError(f"model file with an unreadable {_META}: {error}") from error
     return meta, parts

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: Short, middle and long memory, in bars.
-WINDOWS_BARS = (15, 60, 300, 900)
+WINDOWS_BARS = (15, 60, 300, 900, 3_600)
 
 
 class HarLogit(LogisticModel):

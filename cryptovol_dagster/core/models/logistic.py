@@ -17,7 +17,10 @@ _PIPELINE = "pipeline.skops"
 
 
 class LogisticModel(Model):
-    """Logistic regression (L2, no class weights) on standardised columns; kinds differ in the columns."""
+    """Logistic regression (L2, no class weights) on standardised columns; kinds differ in the columns.
+
+    An optional feature without a value counts as the training mean of its column: 0 once standardised.
+    """
 
     libraries: ClassVar[tuple[str, ...]] = ("numpy", "scikit-learn", "skops")
     _pipeline: Any = None
@@ -42,10 +45,11 @@ class LogisticModel(Model):
 
         self._pipeline = make_pipeline(
             StandardScaler(), LogisticRegression(C=spec.logreg_c, max_iter=1_000, random_state=spec.seed)
-        ).fit(X, y)
+        ).fit(_filled(X, np.nanmean(X, axis=0)), y)
 
     def _predict(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        return self._pipeline.predict_proba(X)[:, 1]
+        # The scaler's mean is that of the filled columns, hence of the values known in training.
+        return self._pipeline.predict_proba(_filled(X, self._pipeline[0].mean_))[:, 1]
 
     def _parts(self) -> dict[str, bytes]:
         import skops.io
@@ -65,3 +69,8 @@ class LogisticModel(Model):
             raise ModelError(f"the file of model {self.name} holds no readable pipeline: {error}") from error
         if untrusted:
             raise ModelError(f"the file of model {self.name} holds types not trusted: {', '.join(untrusted)}")
+
+
+def _filled(X: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[np.float64]:
+    unknown = np.isnan(X)
+    return np.where(unknown, means, X) if unknown.any() else X

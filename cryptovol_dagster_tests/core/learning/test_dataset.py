@@ -148,3 +148,46 @@ def test_a_single_class_names_products_and_span(value: bool, words: str) -> None
     ) as caught:
         require_both_classes(dataset, np.full(len(dataset), value), "training")
     assert "\n" not in str(caught.value)
+
+
+def with_optional(features: pd.DataFrame, known_from_ns: int) -> pd.DataFrame:
+    """Features with two optional columns: one known in every third row, one from some time on."""
+    starts_ns = features["bar_start"].astype(np.int64).to_numpy()
+    numbers = np.random.default_rng(1).normal(size=len(features))
+    return features.assign(
+        imbalance_last=np.where(starts_ns // NS % 3 == 0, numbers, np.nan),
+        ln_trade_rate_60=np.where(starts_ns >= known_from_ns, numbers, np.nan),
+    )
+
+
+def test_an_optional_feature_stays_with_its_holes_unless_training_knows_nothing_of_it() -> None:
+    bars = make_bars(4_000)
+    labels = forward_volatility(bars, SPEC).to_frame()
+    plain = join_dataset(make_features(bars), labels, SPEC)
+    split = split_times(int(plain.t_ns.min()), int(plain.t_ns.max()) + NS, SPEC)
+    late = with_optional(make_features(bars), split.validation.start_ns)
+    dataset = join_dataset(late, labels, SPEC)
+    assert dataset.optional == {"imbalance_last", "ln_trade_rate_60"}
+    assert len(dataset) == len(plain)
+    problem = pose_problem(dataset, split, SPEC)
+    # Validation and test know it in every row, but they have no say.
+    assert problem.left_out == ("ln_trade_rate_60",)
+    assert "ln_trade_rate_60" not in problem.dataset.features
+    assert problem.dataset.optional == {"imbalance_last"}
+    assert problem.dataset.features["imbalance_last"].notna().mean() == pytest.approx(1 / 3, abs=0.01)
+    early = with_optional(make_features(bars), split.validation.start_ns - 1_000 * NS)
+    early.loc[early["bar_start"] >= pd.Timestamp(split.validation.start_ns, tz="UTC"), "ln_trade_rate_60"] = (
+        np.nan
+    )
+    assert pose_problem(join_dataset(early, labels, SPEC), split, SPEC).left_out == ()
+
+
+def test_a_required_feature_without_a_value_and_an_infinite_optional_one_cost_the_row() -> None:
+    bars = make_bars(1_200)
+    labels = forward_volatility(bars, SPEC).to_frame()
+    features = with_optional(make_features(bars), 0)
+    before = len(join_dataset(features, labels, SPEC))
+    features.loc[features.index[1_000], "noise"] = np.nan
+    features.loc[features.index[1_010], "ln_trade_rate_60"] = np.inf
+    dataset = join_dataset(features, labels, SPEC)
+    assert (len(dataset), dataset.dropped["feature_not_finite"]) == (before - 2, 2)

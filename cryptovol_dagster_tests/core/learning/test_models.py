@@ -267,3 +267,41 @@ def test_types_that_could_run_code_are_not_loaded(models: dict[str, Model]) -> N
     data = rewritten(models["logreg"].to_bytes(), {"pipeline.skops": foreign})
     with pytest.raises(ModelError, match="the file of model logreg holds types not trusted"):
         load_model(data)
+
+
+@pytest.fixture(scope="module")
+def holed(problem: Problem) -> Problem:
+    """The problem with one more feature, optional and known in half of the rows."""
+    features = problem.dataset.features.copy()
+    random = np.random.default_rng(3)
+    numbers = 5.0 + features["ln_rv_60"].to_numpy()
+    features["ln_ewma_optional"] = np.where(random.random(len(features)) < 0.5, numbers, np.nan)
+    dataset = replace(problem.dataset, features=features, optional=frozenset({"ln_ewma_optional"}))
+    return replace(problem, dataset=dataset)
+
+
+@pytest.mark.parametrize("name", ["logreg", "xgboost"])
+def test_an_optional_feature_may_lack_a_value(name: str, holed: Problem) -> None:
+    model = train(name, holed)
+    assert model.meta.optional == ("ln_ewma_optional",)
+    rows, _ = holed.part(holed.split.test)
+    score = model.predict_proba(rows.features)
+    assert np.isfinite(score).all()
+    read = load_model(model.to_bytes())
+    np.testing.assert_array_equal(read.predict_proba(rows.features), score)
+    assert read.meta == model.meta
+    infinite = rows.features.assign(ln_ewma_optional=np.inf)
+    with pytest.raises(ModelError, match="missing or infinite value in ln_ewma_optional"):
+        model.predict_proba(infinite)
+
+
+def test_a_linear_model_takes_the_training_mean_for_what_is_unknown(holed: Problem) -> None:
+    model = train("logreg", holed)
+    rows, _ = holed.part(holed.split.test)
+    fit_rows, _ = holed.part(holed.split.train)
+    mean = fit_rows.features["ln_ewma_optional"].mean()
+    assert np.isnan(rows.features["ln_ewma_optional"]).any()
+    filled = rows.features.fillna({"ln_ewma_optional": mean})
+    np.testing.assert_allclose(model.predict_proba(rows.features), model.predict_proba(filled), rtol=1e-9)
+    moved = rows.features.fillna({"ln_ewma_optional": mean + 1})
+    assert not np.allclose(model.predict_proba(rows.features), model.predict_proba(moved), rtol=1e-9)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from cryptovol_dagster.core.specs import NS, SplitSpec, TimescaleSpec
-from cryptovol_dagster.core.ticks import TickColumns
+from cryptovol_dagster.core.ticks import TickColumns, TradeColumns
 
 #: An hour's edge, so that whole hours and bars begin here.
 START_NS = 1_775_268_000 * NS
@@ -98,6 +98,29 @@ def random_ticks(
     }
     ticks = TickColumns.from_arrays(columns)
     return _with_faults(ticks, random) if faults else ticks
+
+
+def random_trades(
+    seed: int, *, seconds: int, per_second: float = 1.0, n_products: int = 2, start_ns: int = START_NS
+) -> TradeColumns:
+    """Trades of the products of `random_ticks`, with a burst; sizes in the exchange's finest step."""
+    random = np.random.default_rng([seed, 1])
+    n = random.poisson(seconds * per_second)
+    times = np.sort(
+        np.concatenate([random.uniform(0, seconds, n - n // 3), random.normal(seconds / 3, 5, n // 3)])
+    )
+    return TradeColumns.from_arrays(
+        {
+            "products": tuple(f"P{code}-USD" for code in range(n_products)),
+            "product": random.integers(0, n_products, n),
+            "trade_time_ns": start_ns + np.rint(times * NS).astype(np.int64),
+            "price": np.full(n, 50_000.0),
+            "size": np.round(random.exponential(0.1, n) + 1e-8, 8),
+            "buy": random.random(n) < 0.55,
+            "trade_id": np.arange(n),
+            "is_snapshot": np.zeros(n, dtype=bool),
+        }
+    )
 
 
 def _with_faults(ticks: TickColumns, random: np.random.Generator) -> TickColumns:

@@ -6,6 +6,7 @@ Nothing here is shared with the code it judges, except the meaning of the reason
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 from cryptovol_dagster.core.features import Reason
@@ -129,8 +130,10 @@ def _bar(
         "age_s": math.nan,
         "ret_nano": 0,
         "gk_atto": 0,
+        "range_nano": 0,
         "spread_nano": 0,
         "imbalance_nano": 0,
+        "microprice_nano": 0,
         "ret_ok": False,
         "has_quote": quote is not None,
         "has_imbalance": False,
@@ -158,6 +161,8 @@ def _bar(
     if all(math.isfinite(size) and size >= 0 for size in sizes) and sum(sizes) > 0:
         bar["has_imbalance"] = True
         bar["imbalance_nano"] = round((sizes[0] - sizes[1]) / (sizes[0] + sizes[1]) * 1e9)
+        micro = (quote.bid * sizes[1] + quote.ask * sizes[0]) / (sizes[0] + sizes[1])
+        bar["microprice_nano"] = round((micro - close) / close * 1e9)
     if not breaks and opening is not None:
         move, span = _log_move_nano(_mid(opening), close), _log_move_nano(low, high)
         if max(abs(move), span) > 50_000_000:
@@ -165,11 +170,14 @@ def _bar(
         elif not lossy:
             bar["ret_ok"], bar["ret_nano"] = True, move
             bar["gk_atto"] = round(0.5 * span**2 - (2 * math.log(2) - 1) * move**2)
+            bar["range_nano"] = span
     return bar
 
 
-def features(series: list[dict[str, Any]], at: int, spec: TimescaleSpec) -> tuple[dict[str, float], Reason]:
-    """Features of one product's bar `at`, and the row's reason; a feature that is not warm is NaN."""
+def features(
+    series: list[dict[str, Any]], at: int, spec: TimescaleSpec, start_ns: int
+) -> tuple[dict[str, float], Reason]:
+    """Own features of one product's bar `at`, and the row's reason; a feature that is not warm is NaN."""
     now = series[at]
 
     def fresh(bar: dict[str, Any]) -> bool:
@@ -181,6 +189,7 @@ def features(series: list[dict[str, Any]], at: int, spec: TimescaleSpec) -> tupl
             "return": lambda bar: fresh(bar) and bar["ret_ok"],
             "quote": fresh,
             "sizes": lambda bar: fresh(bar) and bar["has_imbalance"],
+            "trades": lambda bar: fresh(bar) and bar["has_trades"],
         }[kind]
         chosen = [bar[column] for bar in series[max(at - length + 1, 0) : at + 1] if valid(bar)]
         return chosen, 10 * len(chosen) >= 9 * length
@@ -218,6 +227,40 @@ def features(series: list[dict[str, Any]], at: int, spec: TimescaleSpec) -> tupl
     def rate(values: list[int]) -> float:
         return math.log(sum(values) / len(values) + 0.01)
 
+    def bipower(length: int) -> float:
+        """Mean of the products of adjacent returns times π/2, in nano²; NaN where RV is not warm."""
+        chosen = []
+        for k in range(max(at - length + 2, 1), at + 1):
+            pair = series[k - 1], series[k]
+            if all(fresh(bar) and bar["ret_ok"] for bar in pair):
+                chosen.append(abs(pair[0]["ret_nano"] * pair[1]["ret_nano"]))
+        _, is_warm = window(length, "ret_nano", "return")
+        return math.pi / 2 * sum(chosen) / len(chosen) if is_warm else math.nan
+
+    def jump_share(length: int) -> float:
+        variance = from_window(length, "ret_nano", "return", lambda v: sum(squares(v)) / len(v))
+        if math.isnan(variance + bipower(length)):
+            return math.nan
+        return max(0.0, 1 - bipower(length) / variance) if variance else 0.0
+
+    def downside(values: list[int]) -> float:
+        return sum(squares([v for v in values if v < 0])) / sum(squares(values)) if any(values) else 0.5
+
+    def above_tick(length: int, tick_bars: int) -> float:
+        def is_above(k: int) -> bool:
+            held = [bar["spread_nano"] for bar in series[max(k - tick_bars + 1, 0) : k + 1] if fresh(bar)]
+            ticks = [spread for spread in held if spread > 0]
+            return bool(ticks) and series[k]["spread_nano"] > 1.5 * min(ticks)
+
+        judged = [is_above(k) for k in range(max(at - length + 1, 0), at + 1) if fresh(series[k])]
+        return sum(judged) / len(judged) if 10 * len(judged) >= 9 * length else math.nan
+
+    def per_bar(length: int, column: str) -> float:
+        return from_window(length, column, "trades", lambda v: sum(v) / len(v))
+
+    def ratio(one: float, other: float) -> float:
+        return one / other if other else math.nan
+
     longest = max(spec.windows_bars)
     row: dict[str, float] = {}
     for w in (1, 5, 30, 60, 300):
@@ -230,7 +273,7 @@ def features(series: list[dict[str, Any]], at: int, spec: TimescaleSpec) -> tupl
     for h in spec.ewma_half_lives_bars:
         row[f"ln_ewma_rv_{h}"] = ewma(h, "ret_nano", 2)
         row[f"ln_ewma_gk_{h}"] = ewma(h, "gk_atto", 1)
-    for a, b in ((15, 300), (60, 900)):
+    for a, b in ((15, 300), (60, 900), (300, 3_600)):
         if b <= longest:
             row[f"rv_ratio_{a}_{b}"] = row[f"ln_rv_{a}"] - row[f"ln_rv_{b}"]
     row["ln_spread_last"] = ln_bps(now["spread_nano"])
@@ -247,15 +290,53 @@ def features(series: list[dict[str, Any]], at: int, spec: TimescaleSpec) -> tupl
             row[f"imbalance_std_{w}"] = from_window(w, "imbalance_nano", "sizes", deviation)
             row[f"ln_intensity_{w}"] = from_window(w, "n_updates", "quote", rate)
             row[f"ln_mid_changes_{w}"] = from_window(w, "n_mid_changes", "quote", rate)
+    row["microprice_last"] = now["microprice_nano"] * 1e-5 if now["has_imbalance"] else math.nan
+    used = [w for w in (15, 60, 300) if w <= longest]
+    for w in used:
+        row[f"spread_above_tick_{w}"] = above_tick(w, used[-1])
+        row[f"microprice_mean_{w}"] = from_window(
+            w, "microprice_nano", "sizes", lambda v: sum(v) / len(v) * 1e-5
+        )
+        row[f"ln_trade_rate_{w}"] = from_window(w, "n_trades", "trades", rate)
+        row[f"signed_volume_share_{w}"] = ratio(per_bar(w, "signed_volume_e8"), per_bar(w, "volume_e8"))
+    for w in (60, 300, 900):
+        if w <= longest:
+            row[f"ln_bv_{w}"] = math.log(math.sqrt(bipower(w)) * 1e-9 + 1e-7)
+            row[f"jump_share_{w}"] = jump_share(w)
+            row[f"ln_max_abs_ret_{w}"] = from_window(
+                w, "ret_nano", "return", lambda v: math.log(max(map(abs, v)) * 1e-9 + 1e-7)
+            )
+            row[f"downside_share_{w}"] = from_window(w, "ret_nano", "return", downside)
+    for w in (15, 60, 300, 900):
+        if w <= longest:
+            row[f"ln_parkinson_{w}"] = from_window(
+                w, "range_nano", "return", lambda v: volatility([x * x / (4 * math.log(2)) for x in v])
+            )
+    for a, b in ((15, 300), (60, 900)):
+        if b <= longest:
+            row[f"range_ratio_{a}_{b}"] = row[f"ln_parkinson_{a}"] - row[f"ln_parkinson_{b}"]
     if longest >= 300:
         row["intensity_ratio_15_300"] = row["ln_intensity_15"] - row["ln_intensity_300"]
+        row["volume_ratio_15_300"] = math.log(
+            ratio(per_bar(15, "volume_e8"), per_bar(300, "volume_e8")) + 0.01
+        )
+    end = datetime.fromtimestamp((start_ns + (at + 1) * spec.bar_ns) / NS, tz=UTC)
+    midnight = end.replace(hour=0, minute=0, second=0, microsecond=0)
+    of_day = (end - midnight).total_seconds() / 86_400
+    for period, share in (("day", of_day), ("week", (end.weekday() + of_day) / 7)):
+        row[f"sin_{period}"] = math.sin(2 * math.pi * share)
+        row[f"cos_{period}"] = math.cos(2 * math.pi * share)
     row["age_s"] = now["age_s"]
+    cap = max(w for w in spec.windows_bars if w <= 2_400)
+    starts = [k for k in range(max(at - cap + 1, 0), at + 1) if series[k]["new_segment"]]
+    bars_since = at - starts[-1] + 1 if starts else cap if at >= cap - 1 else math.nan
+    row["ln_segment_age"] = math.log(bars_since * spec.bar_interval_s)
 
+    optional = ("imbalance", "microprice", "trade_rate", "volume", "_3600")
+    required = [value for name, value in row.items() if not any(part in name for part in optional)]
     reason = Reason.OK
-    if any(math.isnan(value) for value in row.values()):
+    if any(math.isnan(value) for value in required):
         reason = Reason.WARMING_UP
-    if not now["has_imbalance"]:
-        reason = Reason.NO_SIZES
     if not now["ret_ok"]:
         reason = Reason.BREAK
     if now["stale"]:
@@ -265,3 +346,18 @@ def features(series: list[dict[str, Any]], at: int, spec: TimescaleSpec) -> tupl
     if not fresh(now):
         row = dict.fromkeys(row, math.nan)
     return row, reason
+
+
+def cross(rows: list[dict[str, float]]) -> list[dict[str, float]]:
+    """Cross features of one bar, from the own features of every product."""
+    result: list[dict[str, float]] = []
+    for mine, own in enumerate(rows):
+        added = {}
+        for name in ("ln_gk_15", "ln_gk_60", "ln_gk_300", "abs_ret_5", "abs_ret_60"):
+            if name not in own:
+                continue
+            others = [row[name] for k, row in enumerate(rows) if k != mine and not math.isnan(row[name])]
+            known = others and not math.isnan(own["age_s"])
+            added[f"cross_{name}"] = math.fsum(others) / len(others) if known else math.nan
+        result.append(added)
+    return result

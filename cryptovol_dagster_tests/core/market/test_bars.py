@@ -89,7 +89,7 @@ def test_no_bar_knows_the_future(seed: int, now: int) -> None:
     one, two = one.slice(START_NS, now_ns), two.slice(START_NS, now_ns)
     # That something was lost is the one thing that only the next tick tells, within a gap length.
     settled = one.bar_starts_ns < now_ns - tick_ahead_ns(SPEC)
-    told_later = ("lossy", "ret_ok", "ret_nano", "gk_atto")
+    told_later = ("lossy", "ret_ok", "ret_nano", "gk_atto", "range_nano")
     agreed = ~(one.lossy | two.lossy) | settled
     for name in BAR_COLUMNS:
         before, after = getattr(one, name), getattr(two, name)

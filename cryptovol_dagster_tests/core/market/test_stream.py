@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from cryptovol_dagster.core.bars import BAR_COLUMNS, BarGrid, build_bars
-from cryptovol_dagster.core.features import FeatureGrid, Reason, compute_features, feature_names
+from cryptovol_dagster.core.features import FeatureGrid, Reason, compute_own_features, own_feature_names
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.core.stream import LONGEST_HOLE_NS, LiveFeatures, LiveRows, ToldRow
 from cryptovol_dagster.core.ticks import TickColumns, clean_ticks, flag_gaps
-from cryptovol_dagster_tests.core.market.builders import START_NS, random_ticks, spec, ticks_of
+from cryptovol_dagster_tests.core.market.builders import START_NS, random_ticks, random_trades, spec, ticks_of
 
 SPEC = spec()
 LATENESS_NS = 2 * NS
@@ -34,7 +34,7 @@ def at_once(
     """Bars and features of everything in one go."""
     cleaned = clean_ticks(ticks, round(used.late_after_s * NS)).ticks
     bars = build_bars(cleaned, start_ns=start_ns, end_ns=end_ns, spec=used)
-    return bars, compute_features(bars, used)
+    return bars, compute_own_features(bars, used)
 
 
 class Reader:
@@ -143,6 +143,60 @@ def test_the_last_revision_of_each_row_is_that_of_one_computation(
     assert reader.assert_equals(grid) > 0
     assert stream.counts == clean_ticks(whole, LATENESS_NS).counts
     assert stream.restarts == 0
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    step=st.integers(5, 60),
+    lag_s=st.integers(-20, 15),
+    ticks_first=st.booleans(),
+)
+@settings(max_examples=20, deadline=None)
+def test_trades_count_in_the_rows_of_their_time_whenever_they_come(
+    seed: int, step: int, lag_s: int, ticks_first: bool
+) -> None:
+    ticks = random_ticks(seed, seconds=120, per_second=2, faults=False)
+    trades = random_trades(seed, seconds=120)
+    stream, reader, given_until = stream_of(), Reader(), 0
+    for first in range(0, len(ticks), step):
+        part = ticks.take(slice(first, first + step))
+        until_ns = int(part.event_time_ns[-1]) - lag_s * NS
+        count = max(int(np.searchsorted(trades.trade_time_ns, until_ns)), given_until)
+        news = trades.take(slice(given_until, count))
+        given_until = count
+        if ticks_first:
+            stream.add(part)
+        stream.add_trades(news)
+        if not ticks_first:
+            stream.add(part)
+        assert stream.newest_ns is not None
+        reader.take(stream.close(stream.newest_ns - LATENESS_NS, stream.newest_ns))
+    # What was left, and all of it once more: said twice, it counts once.
+    stream.add_trades(trades)
+    assert stream.newest_ns is not None
+    reader.take(stream.close(stream.newest_ns + NS, stream.newest_ns))
+    assert stream.end_ns is not None
+    cleaned = clean_ticks(ticks, LATENESS_NS).ticks
+    bars = build_bars(cleaned, start_ns=START_NS, end_ns=stream.end_ns, spec=SPEC, trades=trades)
+    grid = compute_own_features(bars, SPEC)
+    assert np.isfinite(grid["ln_trade_rate_15"]).any()
+    assert reader.assert_equals(grid) > 0
+
+
+def test_a_trade_of_a_final_second_is_counted_and_its_row_stays() -> None:
+    stream = stream_of()
+    stream.add(quotes([k + 0.5 for k in range(200)]))
+    closed(stream, 200)
+    trade = replace(random_trades(1, seconds=1, per_second=5).take(slice(0, 1)), products=("BTC-USD", "X"))
+    trade = replace(trade, product=np.zeros(1, np.int32), trade_time_ns=np.array([START_NS + 5 * NS]))
+    final_ns = stream.final_ns
+    assert final_ns > START_NS + 6 * NS
+    stream.add_trades(trade)
+    # That the feed tells of trades is news for the seconds that may still change.
+    assert closed(stream, 200).bar_start_ns.min() >= final_ns
+    assert stream.beyond_reach == 1
+    stream.add_trades(trade)
+    assert stream.beyond_reach == 1
 
 
 def quotes(
@@ -302,6 +356,6 @@ def test_rows_as_a_frame_are_those_of_the_grid_with_revision_and_provisional() -
     _, grid = at_once(quotes([k + 0.5 for k in range(80)]), START_NS, START_NS + 80 * NS)
     whole = grid.to_frame()
     assert list(frame.columns) == [*whole.columns, "revision", "provisional"]
-    assert list(frame.columns[2:-4]) == list(feature_names(SPEC))
+    assert list(frame.columns[2:-4]) == list(own_feature_names(SPEC))
     for name in whole.columns:
         np.testing.assert_array_equal(frame[name].to_numpy(), whole[name].to_numpy(), err_msg=name)
