@@ -1,8 +1,9 @@
 """Splits, one asset a model, their evaluation and the model card: everything with an as-of partition.
 
-When nothing can be trained (too little data, one class, a degenerate threshold) `splits` records why. In a
-run over a range the models then skip that hour, visibly, and the rest goes on; a run for that one hour
-alone fails with the reason as its message.
+A run over a range trains every so many hours and at its end; `splits` records of the hours between whose
+models hold on (`carried`). Where nothing can be trained (too little data, one class, a degenerate threshold)
+it records why. Either way what follows leaves such an hour out, visibly, and the rest goes on. A run for one
+hour alone always trains, or fails with the reason as its message.
 """
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
@@ -39,15 +40,22 @@ def model_key(spec: TimescaleSpec, model: str) -> dg.AssetKey:
 
 
 def training_assets(
-    spec: TimescaleSpec, models: ModelSpec, hours: dg.PartitionsDefinition
+    spec: TimescaleSpec, models: ModelSpec, hours: dg.PartitionsDefinition, *, every_hours: int
 ) -> list[dg.AssetsDefinition]:
-    """Build `splits`, the models, `model_evaluation` and `model_card` of a timescale."""
+    """Build `splits`, the models, `model_evaluation` and `model_card` of a timescale.
+
+    Args:
+        spec: the timescale.
+        models: which, and their parameters.
+        hours: the partitions.
+        every_hours: how often a run over a range trains.
+    """
     rows = [
         look_back(dg.AssetKey([spec.name, name]), chain.training_hours_back(spec))
         for name in ("features", "labels")
     ]
     return [
-        _splits(spec, rows, hours),
+        _splits(spec, rows, hours, every_hours),
         *(_model(name, spec, models, rows, hours) for name in models.enabled),
         _evaluation(spec, models, rows, hours),
         _model_card(spec, hours),
@@ -55,7 +63,7 @@ def training_assets(
 
 
 def _splits(
-    spec: TimescaleSpec, rows: Sequence[dg.AssetDep], hours: dg.PartitionsDefinition
+    spec: TimescaleSpec, rows: Sequence[dg.AssetDep], hours: dg.PartitionsDefinition, every_hours: int
 ) -> dg.AssetsDefinition:
     key_of_asset = dg.AssetKey([spec.name, "splits"])
 
@@ -74,10 +82,16 @@ def _splits(
 
         In time order, never random: training ends one horizon before validation, validation one horizon and
         an embargo before test. Thresholds come from training rows only. The hash of the rows is kept, so
-        that a model cannot be trained or evaluated on others.
+        that a model cannot be trained or evaluated on others. In a run over a range most hours carry the
+        models of an earlier one forward.
         """
+        trained = chain.newest_trained(lake, spec, before=context.partition_keys[0])
         for key in context.partition_keys:
-            plan = chain.plan_split(lake, spec, key)
+            if key == context.partition_keys[-1] or chain.trains_at(key, every_hours):
+                plan = chain.plan_split(lake, spec, key)
+            else:
+                plan = chain.carry_plan(spec, key, every_hours, trained)
+            trained = key if plan.trainable else trained
             path = lake.write_bytes(lake_name(key_of_asset), key, plan.to_json(), "json")
             metadata = _plan_metadata(plan) | {"path": dg.MetadataValue.path(path)}
             context.add_asset_metadata(metadata, partition_key=key)
@@ -303,12 +317,11 @@ def _model_card(spec: TimescaleSpec, hours: dg.PartitionsDefinition) -> dg.Asset
 def trainable_plans(
     context: dg.AssetExecutionContext, lake: Lake, spec: TimescaleSpec, *written: str
 ) -> Iterator[SplitPlan]:
-    """Go through the run's partitions that can be trained.
+    """Go through the run's partitions that are trained.
 
-    The others say so in their metadata, and what an earlier run left of them in the lake under the names
-    `written` is removed. A plan is
-    trainable only where the problem could be posed, so a model that refuses it all the same is a fault and
-    ends the run.
+    The others say why not in their metadata, and what an earlier run left of them in the lake under the names
+    `written` is removed: no file may contradict the plan. A plan is trainable only where the problem could be
+    posed, so a model that refuses it all the same is a fault and ends the run.
     """
     for key in context.partition_keys:
         plan = chain.read_plan(lake, spec, key)
@@ -322,12 +335,20 @@ def trainable_plans(
 
 
 def _refuse_alone(context: dg.AssetExecutionContext, plan: SplitPlan) -> None:
-    """Fail a run that was asked for nothing but a partition on which nothing can be trained."""
-    if not plan.trainable and len(context.partition_keys) == 1:
-        raise dg.Failure(f"nothing can be trained as of {plan.as_of}: {plan.reason}", allow_retries=False)
+    """Fail a run that was asked for nothing but a partition as of which nothing is trained."""
+    if plan.trainable or len(context.partition_keys) > 1:
+        return
+    if plan.status == chain.CARRIED:
+        raise dg.Failure(
+            f"{plan.as_of} has no models of its own ({plan.reason}): materialize splits of this hour too",
+            allow_retries=False,
+        )
+    raise dg.Failure(f"nothing can be trained as of {plan.as_of}: {plan.reason}", allow_retries=False)
 
 
 def _plan_metadata(plan: SplitPlan) -> dict[str, Any]:
+    if plan.status == chain.CARRIED:
+        return {"status": plan.status, "reason": plan.reason, "models_of": plan.carried_from or "none"}
     return {
         "status": plan.status,
         "reason": plan.reason,

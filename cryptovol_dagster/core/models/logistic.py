@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _PIPELINE = "pipeline.skops"
+_PIECE_ROWS = 100_000
 
 
 class LogisticModel(Model):
@@ -30,9 +31,9 @@ class LogisticModel(Model):
 
     def _fit(
         self,
-        X: NDArray[np.float64],
+        X: NDArray[np.float32],
         y: NDArray[np.bool_],
-        X_validation: NDArray[np.float64],
+        X_validation: NDArray[np.float32],
         y_validation: NDArray[np.bool_],
         spec: ModelSpec,
     ) -> None:
@@ -40,12 +41,19 @@ class LogisticModel(Model):
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        self._pipeline = make_pipeline(
-            StandardScaler(), LogisticRegression(C=spec.logreg_c, max_iter=1_000, random_state=spec.seed)
-        ).fit(X, y)
+        scaler = StandardScaler()
+        # In pieces: at once it would hold a copy of X in float64.
+        for first in range(0, len(X), _PIECE_ROWS):
+            scaler.partial_fit(X[first : first + _PIECE_ROWS])
+        standardised = np.empty(X.shape, dtype=X.dtype)  # by rows, as the solver wants it: no second copy
+        np.subtract(X, np.asarray(scaler.mean_, X.dtype), out=standardised)
+        standardised /= np.asarray(scaler.scale_, X.dtype)
+        logistic = LogisticRegression(C=spec.logreg_c, max_iter=1_000, random_state=spec.seed)
+        self._pipeline = make_pipeline(scaler, logistic.fit(standardised, y))
 
-    def _predict(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        return self._pipeline.predict_proba(X)[:, 1]
+    def _predict(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
+        # Sums in float32 would depend on how many rows are asked for at once.
+        return self._pipeline.predict_proba(X.astype(np.float64))[:, 1]
 
     def _parts(self) -> dict[str, bytes]:
         import skops.io
