@@ -282,6 +282,10 @@ class Event:
     start_ns: int
     end_ns: int
 
+    def holds(self, product: str, t_ns: int) -> bool:
+        """Whether a product's row lies inside."""
+        return self.product == product and self.start_ns <= t_ns <= self.end_ns
+
 
 @dataclass(frozen=True)
 class Market:

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from cryptovol_dagster.core.canvas import BPS
 from cryptovol_dagster.core.features import feature_hash
+from cryptovol_dagster.core.labels import label_hash
 from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
 from cryptovol_dagster.defs.market import lake_name
 from cryptovol_dagster.defs.metadata import OWNERS, picture
@@ -29,6 +31,7 @@ from cryptovol_dagster.resources.tracking import Tracking
 if TYPE_CHECKING:
     from cryptovol_dagster.core.dataset import Problem
     from cryptovol_dagster.core.evaluation import Evaluation
+    from cryptovol_dagster.core.models import Model
 
 GROUP = "training"
 KINDS = {"xgboost": "xgboost", "logreg": "scikitlearn", "har_logit": "scikitlearn"}
@@ -37,6 +40,15 @@ KINDS = {"xgboost": "xgboost", "logreg": "scikitlearn", "har_logit": "scikitlear
 def model_key(spec: TimescaleSpec, model: str) -> dg.AssetKey:
     """Give the asset key of a model."""
     return dg.AssetKey([spec.name, f"model_{model}"])
+
+
+def _version(*hashes: str) -> str:
+    """Name what an asset's contents mean: another version shows in the UI as stale."""
+    return "-".join(hashes)
+
+
+def _stage(spec: TimescaleSpec) -> dict[str, str]:
+    return {"cryptovol/timescale": spec.name, "cryptovol/stage": "training"}
 
 
 def training_assets(
@@ -54,10 +66,11 @@ def training_assets(
         look_back(dg.AssetKey([spec.name, name]), chain.training_hours_back(spec))
         for name in ("features", "labels")
     ]
+    bars = look_back(dg.AssetKey([spec.name, "bars"]), chain.training_hours_back(spec))
     return [
         _splits(spec, rows, hours, every_hours),
         *(_model(name, spec, models, rows, hours) for name in models.enabled),
-        _evaluation(spec, models, rows, hours),
+        _evaluation(spec, models, [*rows, bars], hours),
         _model_card(spec, hours),
     ]
 
@@ -75,7 +88,13 @@ def _splits(
         group_name=GROUP,
         owners=OWNERS,
         kinds={"python", "json"},
-        metadata={"horizon_s": spec.horizon_bars * spec.bar_interval_s, "quantile": spec.quantile},
+        code_version=_version(spec.hash(), feature_hash(spec), label_hash(spec)),
+        tags=_stage(spec),
+        metadata={
+            "horizon_s": spec.horizon_bars * spec.bar_interval_s,
+            "quantile": spec.quantile,
+            "range_trains_every_hours": every_hours,
+        },
     )
     def splits(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
         """Where training, validation and test lie as of an hour, and the spike threshold of each product.
@@ -119,8 +138,10 @@ def _model(
         group_name=GROUP,
         owners=OWNERS,
         kinds={KINDS.get(name, "python"), "mlflow"},
-        description=f"The `{name}` model as of the end of an hour: a zip without pickle in the lake, a "
-        "child run in MLflow, and (the newest) a copy among the exported models.",
+        code_version=_version(spec.hash(), feature_hash(spec), models.hash()),
+        tags=_stage(spec) | {"cryptovol/model": name},
+        description=f"{_about(name)}\n\nAs of the end of an hour: a zip without pickle in the lake, a child "
+        "run in MLflow, and (the newest) a copy among the exported models.",
     )
     def model(
         context: dg.AssetExecutionContext,
@@ -128,12 +149,14 @@ def _model(
         reports: dg.ResourceParam[Reports],
         tracking: dg.ResourceParam[Tracking],
     ) -> dg.MaterializeResult:
+        drawn = None
         for plan in trainable_plans(context, lake, spec, asset_name):
             key = plan.as_of
             problem = chain.read_problem(lake, spec, plan)
             with tracking.child(asset=asset_name, partition_key=key, tags=_tags(spec, plan, name)) as run:
-                content, metadata = _train(name, problem, spec, models, plan, tracking)
+                trained, metadata = _train(name, problem, spec, models, plan, tracking)
                 run_id = run.info.run_id
+            content, drawn = trained.to_bytes(), (key, trained)
             path = lake.write_bytes(asset_name, key, content, "zip")
             lake.write_bytes(asset_name, key, json.dumps({"mlflow_run_id": run_id}).encode(), "json")
             if lake.is_newest(asset_name, key, "zip"):
@@ -150,9 +173,29 @@ def _model(
                 },
                 partition_key=key,
             )
+        if drawn is not None:  # one picture a run: event logs keep everything for ever
+            _show_importances(context, reports, lake.is_newest(asset_name, drawn[0], "zip"), *drawn)
         return dg.MaterializeResult()
 
     return model
+
+
+def _show_importances(
+    context: dg.AssetExecutionContext, reports: Reports, is_newest: bool, key: str, model: "Model"
+) -> None:
+    from cryptovol_dagster.core.plots import plot_importances
+
+    png = plot_importances(model)
+    if is_newest:
+        reports.write(reports.plot(f"importance_{model.name}"), png)
+    context.add_asset_metadata({"importance": picture(png, "strongest features")}, partition_key=key)
+
+
+def _about(name: str) -> str:
+    """Say what a model is, in the words of its class, without importing the libraries it learns with."""
+    from cryptovol_dagster.core.models import MODELS
+
+    return (MODELS[name].__doc__ or "").strip().splitlines()[0]
 
 
 def _train(
@@ -162,7 +205,7 @@ def _train(
     models: ModelSpec,
     plan: SplitPlan,
     tracking: Tracking,
-) -> tuple[bytes, dict[str, Any]]:
+) -> tuple["Model", dict[str, Any]]:
     from cryptovol_dagster.core.models import train_model
 
     started = time.perf_counter()
@@ -175,7 +218,6 @@ def _train(
         problem_hash=plan.problem_hash,
     )
     fit_s = time.perf_counter() - started
-    content = model.to_bytes()
     train, y = problem.part(problem.split.train)
     span = problem.split.to_dict()["train"]
     tracking.log(
@@ -196,11 +238,12 @@ def _train(
             **{f"threshold_{product}": tau for product, tau in plan.thresholds.items()},
         },
     )
-    tracking.log_file(f"{name}.zip", content)
+    tracking.log_file(f"{name}.zip", model.to_bytes())
     tracking.log_model(model, train.features.head(100))
     strongest = list(model.importances().items())[:10]
-    return content, {
+    return model, {
         "fit_s": fit_s,
+        "train_span": f"{span['start']} … {span['end']}",
         "train_rows": len(train),
         "train_positives": int(y.sum()),
         "strongest_features": dg.MetadataValue.json(dict(strongest)),
@@ -215,7 +258,7 @@ def _evaluation(
 ) -> dg.AssetsDefinition:
     key_of_asset = dg.AssetKey([spec.name, "model_evaluation"])
     asset_name = lake_name(key_of_asset)
-    predictions = f"{asset_name}_predictions"
+    predictions, plots = f"{asset_name}_predictions", f"{asset_name}_plots"
 
     @dg.asset(
         key=key_of_asset,
@@ -229,6 +272,8 @@ def _evaluation(
         group_name=GROUP,
         owners=OWNERS,
         kinds={"python", "json"},
+        code_version=_version(spec.hash(), feature_hash(spec), label_hash(spec), models.hash()),
+        tags=_stage(spec),
     )
     def model_evaluation(
         context: dg.AssetExecutionContext,
@@ -239,12 +284,15 @@ def _evaluation(
         """Every model on the same test rows: PR-AUC with interval, calibration, events, verdict.
 
         Operating points are chosen on validation rows. `insufficient_data` is a verdict, not an error: the
-        numbers are there, and so is the reason not to lean on them.
+        numbers are there, and so is the reason not to lean on them. A run draws its newest hour: the most
+        violent stretch of the test (with mids from the bars), precision over recall, calibration.
         """
         from cryptovol_dagster.core.evaluation import evaluate
 
-        for plan in trainable_plans(context, lake, spec, asset_name, predictions):
+        evaluation = key = None
+        for plan in trainable_plans(context, lake, spec, asset_name, predictions, plots):
             key = plan.as_of
+            lake.delete(plots, key)  # those of an earlier evaluation
             evaluation = evaluate(
                 chain.read_problem(lake, spec, plan),
                 chain.read_models(lake, spec, plan, models.enabled),
@@ -265,16 +313,26 @@ def _evaluation(
                 tracking.log_test_metrics(run_id, _numbers(report, name))
             context.add_asset_metadata(
                 {
+                    "dagster/partition_row_count": len(evaluation.predictions),
                     "status": evaluation.verdict,
                     "reasons": dg.MetadataValue.json(list(evaluation.reasons)),
                     "results": _table(evaluation.summary_rows()),
                     "path": dg.MetadataValue.path(path),
                     "mlflow_run": dg.MetadataValue.url(tracking.run_url(tracking.parent_run_id)),
+                    **_headline(evaluation),
                 },
                 partition_key=key,
             )
-            if key == context.partition_keys[-1]:
-                context.add_asset_metadata(_pictures(evaluation), partition_key=key)
+        if evaluation is not None and key is not None:  # one set a run: event logs keep everything for ever
+            pngs = _draw(evaluation, lake, spec)
+            newest = lake.is_newest(asset_name, key, "json")
+            for name, png in pngs.items():
+                lake.write_bytes(plots, key, png, f"{name}.png")
+                if newest:
+                    reports.write(reports.plot(name), png)
+            context.add_asset_metadata(
+                {name: picture(png, name.replace("_", " ")) for name, png in pngs.items()}, partition_key=key
+            )
         return dg.MaterializeResult()
 
     return model_evaluation
@@ -352,10 +410,24 @@ def _plan_metadata(plan: SplitPlan) -> dict[str, Any]:
     return {
         "status": plan.status,
         "reason": plan.reason,
+        **_part_numbers(plan),
         "counts": dg.MetadataValue.json(plan.counts),
         "thresholds": dg.MetadataValue.json(plan.thresholds),
         "data_hash": plan.data_hash,
         "feature_hash": plan.feature_hash,
+    }
+
+
+def _part_numbers(plan: SplitPlan) -> dict[str, Any]:
+    """Give what the UI draws over partitions: rows and share of spikes of each part, and each threshold."""
+    if not plan.trainable:
+        return {}
+    parts = {name: plan.counts[name] for name in ("train", "validation", "test")}
+    return {
+        "dagster/partition_row_count": sum(part["rows"] for part in parts.values()),
+        **{f"rows {name}": part["rows"] for name, part in parts.items()},
+        **{f"base rate {name}": part["positives"] / part["rows"] for name, part in parts.items()},
+        **{f"τ {product}, bps": tau * BPS for product, tau in plan.thresholds.items()},
     }
 
 
@@ -401,10 +473,20 @@ def _cell(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _pictures(evaluation: "Evaluation") -> dict[str, dg.MarkdownMetadataValue]:
-    from cryptovol_dagster.core.plots import plot_pr_curves, plot_reliability
-
-    return {
-        "precision and recall": picture(plot_pr_curves(evaluation), "precision over recall"),
-        "reliability": picture(plot_reliability(evaluation), "observed share over predicted probability"),
+def _headline(evaluation: "Evaluation") -> dict[str, Any]:
+    """Give the numbers that the UI draws over partitions; null ones are left out."""
+    rows = evaluation.summary_rows()
+    numbers = {f"AP {row['model']}": row["average_precision"] for row in rows} | {
+        "base rate": rows[0]["base_rate"]
     }
+    return {
+        "best_model": rows[0]["model"],
+        **{name: value for name, value in numbers.items() if value is not None},
+    }
+
+
+def _draw(evaluation: "Evaluation", lake: Lake, spec: TimescaleSpec) -> dict[str, bytes]:
+    from cryptovol_dagster.core.plots import draw_evaluation, most_violent_stretch
+
+    stretch = most_violent_stretch(evaluation)
+    return draw_evaluation(evaluation, chain.read_mids(lake, spec, stretch.start, stretch.end))

@@ -127,6 +127,14 @@ def read_bars(lake: Lake, spec: TimescaleSpec, partition_key: str, hours_back: i
     return BarGrid.from_frame(lake.read_table(asset, start_ns, end_ns).to_pandas(), bar_ns=spec.bar_ns)
 
 
+def read_mids(lake: Lake, spec: TimescaleSpec, start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame | None:
+    """Read start, product and mid of the bars of a stretch, for a picture; None where none were written."""
+    asset, window = f"{spec.name}/bars", (start.value, end.value + 1)
+    if not lake.fingerprint(asset, *window):
+        return None
+    return lake.read_table(asset, *window, columns=["bar_start", "product", "close"]).to_pandas()
+
+
 def to_table(frame: pd.DataFrame) -> pa.Table:
     """Turn a core frame into a lake table; pandas' own types (nullable integers) survive the round trip."""
     return pa.Table.from_pandas(frame, preserve_index=False)

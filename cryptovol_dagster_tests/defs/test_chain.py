@@ -103,6 +103,39 @@ def test_the_newest_hour_is_exported_and_reported(pipeline: Pipeline) -> None:
     assert exported == pipeline.lake.read_bytes("seconds/model_xgboost", newest, "zip")
 
 
+def test_a_run_draws_its_newest_hour_in_the_ui_in_the_lake_and_for_people_without_dagster(
+    pipeline: Pipeline,
+) -> None:
+    metadata, newest = pipeline.summary.metadata, pipeline.hours[-1]
+    evaluated = metadata["seconds/model_evaluation"]
+    for name in ("episode", "precision_recall", "reliability"):
+        assert evaluated[newest][name].startswith(f"![{name.replace('_', ' ')}](data:image/png;base64,")
+        assert [name in evaluated[key] for key in pipeline.hours] == [False, False, False, True]
+        stored = pipeline.lake.read_bytes("seconds/model_evaluation_plots", newest, f"{name}.png")
+        assert stored == (pipeline.settings.storage.reports_dir / "plots" / f"{name}.png").read_bytes()
+        assert pipeline.lake.partitions("seconds/model_evaluation_plots", f"{name}.png") == [newest]
+    for model in pipeline.settings.models.enabled:
+        assert ["importance" in metadata[f"seconds/model_{model}"][key] for key in pipeline.hours] == [
+            False,
+            False,
+            False,
+            True,
+        ]
+        assert (pipeline.settings.storage.reports_dir / "plots" / f"importance_{model}.png").is_file()
+
+
+def test_what_was_trained_and_measured_is_told_in_numbers_that_the_ui_draws(pipeline: Pipeline) -> None:
+    newest = pipeline.hours[-1]
+    report = json.loads(pipeline.lake.read_bytes("seconds/model_evaluation", newest, "json"))
+    shown = pipeline.summary.metadata["seconds/model_evaluation"][newest]
+    assert shown["AP logreg"] == report["models"]["logreg"]["average_precision"]
+    assert shown["base rate"] == report["counts"]["test"]["base_rate"]
+    assert shown["dagster/partition_row_count"] == report["counts"]["test"]["rows"]
+    plan = pipeline.summary.metadata["seconds/splits"][newest]
+    assert plan["rows train"] == report["counts"]["train"]["rows"]
+    assert plan[f"τ {PRODUCTS[0]}, bps"] == pytest.approx(report["thresholds"][PRODUCTS[0]] * 1e4)
+
+
 def test_a_backfill_of_an_old_hour_leaves_the_latest_copies_alone(pipeline: Pipeline) -> None:
     old = pipeline.hours[1]
     runs.materialize_range(
