@@ -152,6 +152,8 @@ def _print_run(run: RunSummary) -> None:
     partitions = sum(run.materialized.values())
     span = f"{len(hours)} hours ({hours[0]} … {hours[-1]} UTC)"
     click.echo(f"{len(run.materialized)} assets × {span}: {partitions} partitions")
+    if run.carried:
+        click.echo(f"{len(run.carried)} hours carry the models of an earlier one")
     click.echo(f"{run.checks_passed} of {len(run.checks)} checks passed")
     for check in run.checks_failed:
         click.secho(f"  {check.severity} {check.asset} {check.name}:", fg="yellow")
@@ -199,6 +201,7 @@ def _print_places(settings: Settings) -> None:
         ("evaluation", storage.reports_dir / "model_eval.json"),
         ("model card", storage.reports_dir / "model_card.md"),
         ("Evidently report", storage.reports_dir / "evidently" / "evidently_report.html"),
+        ("pictures", storage.reports_dir / "plots"),
         ("models", storage.artifacts_dir),
         ("raw storage", storage.raw_dir),
     )

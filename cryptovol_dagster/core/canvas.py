@@ -17,7 +17,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from numpy.typing import NDArray
 
-_DPI = 80
+_DPI = 90
+#: Lines, a few hues and their blends: more colours only make the file larger.
+_COLOURS = 128
 #: Per second σ as basis points: people read 1.3 bps, not 1.3e-4.
 BPS = 1e4
 #: Colours of things without one of their own, in order (Okabe & Ito, told apart by colour-blind readers).
@@ -69,7 +71,13 @@ def log_bins(values: NDArray[np.float64], count: int = 60) -> NDArray[np.float64
 
 
 def png(figure: Figure) -> bytes:
-    """Render a figure."""
+    """Render a figure, with a palette: a third of the size, and event logs keep pictures for ever."""
+    from PIL import Image
+
+    rendered = io.BytesIO()
+    figure.savefig(rendered, format="png", dpi=_DPI)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI)
+    with Image.open(rendered) as image:
+        palette = image.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
+        palette.save(buffer, format="png", optimize=True)
     return buffer.getvalue()

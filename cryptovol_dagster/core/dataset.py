@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 MIN_KNOWN_SHARE = 0.1
 #: Columns of a features frame that are no features.
 KEY_COLUMNS = ("bar_start", "product", "valid", "reason")
+#: Seven digits are more than a volatility of a minute has, and a week of seconds is half as large.
+FEATURE_DTYPE = np.float32
 
 
 class SingleClassError(LearningError):
@@ -31,8 +34,8 @@ class Dataset:
     """Labelled rows, ordered by time, then product; every array has one entry a row.
 
     Attributes:
-        features: float64 columns, one a feature; NaN only in those of `optional`, elsewhere finite; default
-            index.
+        features: float32 columns in the order of their names, one a feature; NaN only in those of `optional`,
+            elsewhere finite; default index.
         product: name of the row's product.
         t_ns: decision time, the *end* of the row's bar: features know everything up to it, and nothing after.
         sigma: volatility over ``(t, t + H]``, never NaN.
@@ -78,6 +81,18 @@ class Dataset:
             dropped={},
         )
 
+    def slice(self, first: int, stop: int) -> Dataset:
+        """Return the rows from `first` up to `stop`, as views: nothing is copied."""
+        return replace(
+            self,
+            features=_renumbered(self.features.iloc[first:stop]),
+            product=self.product[first:stop],
+            t_ns=self.t_ns[first:stop],
+            sigma=self.sigma[first:stop],
+            trailing_sigma=self.trailing_sigma[first:stop],
+            dropped={},
+        )
+
     def describe(self) -> str:
         """Products and time span in a few words, for messages."""
         if not len(self):
@@ -105,9 +120,9 @@ class Problem:
     left_out: tuple[str, ...] = ()
 
     def part(self, part: TimeRange) -> tuple[Dataset, NDArray[np.bool_]]:
-        """Return the rows and labels of one range of the split."""
-        mask = part.mask(self.dataset.t_ns)
-        return self.dataset.rows(mask), self.y[mask]
+        """Return the rows and labels of one range of the split, as views: rows are in order of time."""
+        first, stop = part.rows(self.dataset.t_ns)
+        return self.dataset.slice(first, stop), self.y[first:stop]
 
 
 def join_dataset(features: pd.DataFrame, labels: pd.DataFrame, spec: TimescaleSpec) -> Dataset:
@@ -125,9 +140,21 @@ def join_dataset(features: pd.DataFrame, labels: pd.DataFrame, spec: TimescaleSp
     Raises:
         LearningError: a needed column is missing, a key appears twice, or no row is left.
     """
+    dataset = join_rows(features, labels, spec)
+    if not len(dataset):
+        raise no_rows(dataset.dropped)
+    return dataset
+
+
+def join_rows(features: pd.DataFrame, labels: pd.DataFrame, spec: TimescaleSpec) -> Dataset:
+    """Join frames as `join_dataset` does, but let nothing be left: a part of a span may be empty.
+
+    Raises:
+        LearningError: a needed column is missing, or a key appears twice.
+    """
     _require_columns("features", features, KEY_COLUMNS)
     _require_columns("labels", labels, (*KEY_COLUMNS[:2], "sigma", "trailing_sigma", "reason"))
-    names = [column for column in features.columns if column not in KEY_COLUMNS]
+    names = sorted(column for column in features.columns if column not in KEY_COLUMNS)
     optional = optional_feature_names(spec).intersection(names)
     feature_key, label_key, products = _row_keys(features, labels)
     shared = np.intersect1d(feature_key, label_key, assume_unique=True, return_indices=True)
@@ -154,17 +181,16 @@ def join_dataset(features: pd.DataFrame, labels: pd.DataFrame, spec: TimescaleSp
         "feature_not_finite": int(np.sum(labelled & ~finite)),
     }
     dropped = {reason: count for reason, count in dropped.items() if count}
-    if not keep.any():
-        why = ", ".join(f"{reason} {count}" for reason, count in dropped.items()) or "the frames are empty"
-        raise LearningError(f"no row has both valid features and a label ({why})")
-
     at_feature, at_label = at_feature[keep], at_label[keep]
     start_ns = _starts_ns(features)[at_feature]
     product = products[at_feature]
     order = np.lexsort((pd.factorize(product, sort=True)[0], start_ns))
     at_feature, at_label = at_feature[order], at_label[order]
+    values = np.empty((len(names), at_feature.size), dtype=FEATURE_DTYPE)
+    for row, name in zip(values, names, strict=True):
+        row[:] = features[name].to_numpy()[at_feature]
     return Dataset(
-        features=_renumbered(features[names].iloc[at_feature]),
+        features=_features(values, names),
         product=product[order],
         t_ns=start_ns[order] + spec.bar_ns,
         sigma=labels["sigma"].to_numpy(dtype=np.float64)[at_label],
@@ -174,6 +200,32 @@ def join_dataset(features: pd.DataFrame, labels: pd.DataFrame, spec: TimescaleSp
         dropped=dropped,
         optional=optional,
     )
+
+
+def no_rows(dropped: dict[str, int]) -> LearningError:
+    """Say that a join left nothing, and where its rows went."""
+    found = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
+    return LearningError(f"no row has both valid features and a label ({found or 'the frames are empty'})")
+
+
+def concatenate(parts: Sequence[Dataset], dropped: dict[str, int]) -> Dataset:
+    """Put datasets of the same features, in order of time, into one; every value is copied once.
+
+    Args:
+        parts: at least one.
+        dropped: rows left out of them, by reason.
+    """
+    names = list(parts[0].features.columns)
+    values = np.empty((len(names), sum(map(len, parts))), dtype=FEATURE_DTYPE)
+    at = 0
+    for part in parts:
+        values[:, at : at + len(part)] = part.features.to_numpy().T
+        at += len(part)
+    columns = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("product", "t_ns", "sigma", "trailing_sigma")
+    }
+    return replace(parts[0], features=_features(values, names), **columns, dropped=dropped)
 
 
 def pose_problem(dataset: Dataset, split: Split, spec: TimescaleSpec) -> Problem:
@@ -190,12 +242,13 @@ def pose_problem(dataset: Dataset, split: Split, spec: TimescaleSpec) -> Problem
         LearningError: a part of the split has no rows of a product that training knows.
         SingleClassError: the training rows are all of one class.
     """
-    trained = pd.unique(dataset.product[split.train.mask(dataset.t_ns)])
+    trained = pd.unique(dataset.product[slice(*split.train.rows(dataset.t_ns))])
     dataset = _without_newcomers(dataset, set(trained))
     for name, part in (("training", split.train), ("validation", split.validation), ("test", split.test)):
-        if not part.mask(dataset.t_ns).any():
+        first, stop = part.rows(dataset.t_ns)
+        if first == stop:
             raise LearningError(f"no labelled rows in the {name} span {part} of {dataset.describe()}")
-    train = dataset.rows(split.train.mask(dataset.t_ns))
+    train = dataset.slice(*split.train.rows(dataset.t_ns))
     thresholds = spike_thresholds(train.sigma, train.product, spec, t_ns=train.t_ns)
     y = is_spike(dataset.sigma, dataset.product, thresholds)
     if left_out := _hardly_known(train):
@@ -257,6 +310,11 @@ def _row_keys(
         if not pd.Index(part).is_unique:
             raise LearningError(f"{what} hold a (product, bar start) twice")
     return keys[: len(features)], keys[len(features) :], own
+
+
+def _features(values: NDArray[np.float32], names: list[str]) -> pd.DataFrame:
+    """Show a matrix (features × rows) as a frame without copying it: one block, a column in one piece."""
+    return pd.DataFrame(values.T, columns=pd.Index(names), copy=False)
 
 
 def _renumbered(rows: pd.DataFrame) -> pd.DataFrame:

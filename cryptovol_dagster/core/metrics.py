@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from cryptovol_dagster.core.specs import NS
 
@@ -60,11 +62,11 @@ class Ranking:
         if not self._positives.size:
             return float("nan")
         weight = np.ones(self._y.size, dtype=np.int64) if weight is None else weight
-        gained = np.add.reduceat(weight[self._positives], self._first_positive)
+        gained = np.add.reduceat(weight[self._positives], self._first_positive, dtype=np.int64)
         hits = np.cumsum(gained)
         if hits[-1] == 0:
             return float("nan")
-        flagged = np.cumsum(weight[self._order])[self._gaining_ends]
+        flagged = np.cumsum(weight[self._order], dtype=np.int64)[self._gaining_ends]
         # Where nothing is flagged yet (all weights zero) nothing is gained either.
         return float(np.sum(gained * hits / np.maximum(flagged, 1)) / hits[-1])
 
@@ -280,6 +282,10 @@ class Event:
     start_ns: int
     end_ns: int
 
+    def holds(self, product: str, t_ns: int) -> bool:
+        """Whether a product's row lies inside."""
+        return self.product == product and self.start_ns <= t_ns <= self.end_ns
+
 
 @dataclass(frozen=True)
 class Market:
@@ -301,34 +307,44 @@ class Market:
     bar_ns: int
     horizon_ns: int
 
-    @property
+    @cached_property
     def hours(self) -> float:
         """Hours in which at least one product was scored."""
         return np.unique(self.t_ns).size * self.bar_ns / NS / 3_600
 
+    @cached_property
+    def _own_rows(self) -> dict[str, NDArray[np.int64]]:
+        """The rows of each product, in order of time. Sorting names anew for each question takes seconds."""
+        codes, names = pd.factorize(self.product, sort=True)
+        return {str(name): np.flatnonzero(codes == code) for code, name in enumerate(names)}
+
+    @cached_property
+    def _own_times(self) -> dict[str, NDArray[np.int64]]:
+        return {name: self.t_ns[own] for name, own in self._own_rows.items()}
+
     def events(self) -> list[Event]:
         """Runs of positive rows of a product; gaps of at most H are bridged."""
         found = []
-        for name in np.unique(self.product):
-            times = self.t_ns[(self.product == name) & self.y]
+        for name, own in self._own_rows.items():
+            times = self.t_ns[own[self.y[own]]]
             if times.size:
                 cuts = np.flatnonzero(np.diff(times) > self.horizon_ns)
                 starts, ends = times[np.append(0, cuts + 1)], times[np.append(cuts, times.size - 1)]
-                found += [Event(str(name), int(a), int(b)) for a, b in zip(starts, ends, strict=True)]
+                found += [Event(name, int(a), int(b)) for a, b in zip(starts, ends, strict=True)]
         return found
 
     def in_event(self, events: list[Event]) -> NDArray[np.bool_]:
         """Say which rows lie inside an event, bridged gaps included."""
         inside = np.zeros(self.t_ns.size, dtype=bool)
         for event in events:
-            inside |= self._during(event)
+            inside[self._during(event)] = True
         return inside
 
     def alarms(self, flagged: NDArray[np.bool_]) -> NDArray[np.int64]:
         """Return the rows at which an alarm sounds: flagged, no alarm of the product in the last 5 min."""
         sounded: list[int] = []
-        for name in np.unique(self.product):
-            rows = np.flatnonzero((self.product == name) & flagged)
+        for own in self._own_rows.values():
+            rows = own[flagged[own]]
             times = self.t_ns[rows]
             at = 0
             while at < rows.size:
@@ -346,17 +362,19 @@ class Market:
         found = []
         for event in events:
             during = self._during(event)
-            hits = self.t_ns[during & flagged]
+            hits = self.t_ns[during[flagged[during]]]
             if hits.size:
                 first = int(hits.min())
                 until = self._during(Event(event.product, event.start_ns, event.end_ns + self.horizon_ns))
-                shown = self.t_ns[until & self.visible]
+                shown = self.t_ns[until[self.visible[until]]]
                 lead = (int(shown.min()) - first) / NS if shown.size else None
                 found.append(FirstFlag(delay_s=(first - event.start_ns) / NS, lead_s=lead))
         return found
 
-    def _during(self, event: Event) -> NDArray[np.bool_]:
-        return (self.product == event.product) & (self.t_ns >= event.start_ns) & (self.t_ns <= event.end_ns)
+    def _during(self, event: Event) -> NDArray[np.int64]:
+        own = self._own_rows[event.product]
+        first, stop = np.searchsorted(self._own_times[event.product], [event.start_ns, event.end_ns + 1])
+        return own[first:stop]
 
 
 class FirstFlag(NamedTuple):

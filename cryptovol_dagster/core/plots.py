@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -26,8 +26,41 @@ _COLOURS = {
 }
 
 
+class Stretch(NamedTuple):
+    """A stretch of a product's test rows, bounds included.
+
+    Attributes:
+        product: whose.
+        start: first bar drawn.
+        end: last bar drawn.
+        has_spike: whether it is a spike episode; else the test has none.
+    """
+
+    product: str
+    start: pd.Timestamp
+    end: pd.Timestamp
+    has_spike: bool
+
+
+def draw_evaluation(evaluation: Evaluation, mid: pd.DataFrame | None) -> dict[str, bytes]:
+    """Draw what people look at after an evaluation: PNGs by name, the most telling first.
+
+    Args:
+        evaluation: what was measured.
+        mid: as `plot_episode` takes it.
+    """
+    return {
+        "episode": plot_episode(evaluation, mid),
+        "precision_recall": plot_pr_curves(evaluation),
+        "reliability": plot_reliability(evaluation),
+    }
+
+
 def plot_pr_curves(evaluation: Evaluation) -> bytes:
-    """Draw precision over recall of every model, with the base rate and AP (interval) in the legend."""
+    """Draw precision over recall of every model, with the base rate and AP (interval) in the legend.
+
+    A dot is where the threshold of the largest F1 on validation rows lands on the test rows.
+    """
     report, rows = evaluation.report, evaluation.predictions
     y = rows["y"].to_numpy(dtype=bool)
     figure, axes = canvas(7.5, 6)
@@ -44,6 +77,8 @@ def plot_pr_curves(evaluation: Evaluation) -> bytes:
             color=_colour(name),
             label=f"{name}  AP {row['average_precision']:.3f}{bounds}",
         )
+        if point := report["models"][name]["operating_points"]["max_f1"]:
+            axes.plot(point["recall"], point["precision"], marker="o", color=_colour(name), markersize=7)
     base = report["counts"]["test"]["base_rate"]
     axes.axhline(base, color="black", linestyle=":", label=f"base rate {base:.3f}")
     if not 0 < base < 1:
@@ -51,7 +86,9 @@ def plot_pr_curves(evaluation: Evaluation) -> bytes:
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     figure.legend(loc="outside lower center", fontsize=8, ncols=2)
     title(
-        axes, f"Precision and recall: are the next {report['horizon_s']} s a spike?", _measured_on(evaluation)
+        axes,
+        f"Precision and recall: are the next {report['horizon_s']} s a spike?",
+        f"{_measured_on(evaluation)}; dots: thresholds chosen on validation",
     )
     return png(figure)
 
@@ -86,7 +123,7 @@ def plot_reliability(evaluation: Evaluation) -> bytes:
     return png(figure)
 
 
-def plot_importances(model: Model, top: int = 20) -> bytes:
+def plot_importances(model: Model, top: int = 15) -> bytes:
     """Draw the model's strongest features: standardised coefficients, or shares of the total gain."""
     used = {name: weight for name, weight in model.importances().items() if weight}
     weights = dict(list(used.items())[:top])
@@ -101,7 +138,7 @@ def plot_importances(model: Model, top: int = 20) -> bytes:
     axes.margins(y=0.02)
     title(
         axes,
-        f"{model.name}: what it looks at",
+        f"{model.name}: what it looks at most",
         f"trained on {trained} UTC\n{len(model.meta.features)} features read, {len(used)} with weight, "
         f"{len(names)} shown",
     )
@@ -109,50 +146,78 @@ def plot_importances(model: Model, top: int = 20) -> bytes:
 
 
 def plot_episode(evaluation: Evaluation, mid: pd.DataFrame | None = None) -> bytes:
-    """Draw the largest spike episode of the test: mid, volatility with its threshold, and the scores.
+    """Draw the most violent stretch of the test: mid, volatility with its threshold, the best model's score.
 
     Args:
-        evaluation: its predictions hold the episode.
+        evaluation: its predictions hold the stretch.
         mid: bars with `bar_start`, `product` and `close`; without it the picture starts with the volatility.
     """
-    report, rows = evaluation.report, evaluation.predictions
-    window = _largest_episode(evaluation)
-    product, start, end = window or (
-        str(rows["product"].iloc[0]),
-        rows["bar_start"].min(),
-        rows["bar_start"].max(),
-    )
-    margin = pd.Timedelta(seconds=10 * report["horizon_s"])
-    own = _between(rows, product, start - margin, end + margin, report["bar_interval_s"])
+    report = evaluation.report
+    stretch = most_violent_stretch(evaluation)
+    product, bar_s = stretch.product, report["bar_interval_s"]
+    own = _between(evaluation.predictions, stretch, bar_s)
+    best = evaluation.summary_rows()[0]["model"]
+    point = report["models"][best]["operating_points"]["max_f1"]
+    flagged = own[best] >= (point["threshold"] if point else np.inf)
     n_panels = 2 if mid is None else 3
-    figure, panels = canvas(10.5, 2.4 * n_panels + 0.8, rows=n_panels, sharex=True)
+    figure, panels = canvas(9.5, 2.3 * n_panels + 0.8, rows=n_panels, sharex=True)
     if mid is not None:
-        bars = _between(mid, product, start - margin, end + margin, report["bar_interval_s"])
-        panels[0].plot(bars["bar_start"], bars["close"], color="black", linewidth=1)
+        bars = _between(mid, stretch, bar_s)
+        panels[0].plot(bars["bar_start"], bars["close"], color="black", linewidth=1, label="mid")
         panels[0].set(ylabel=f"mid, {product.partition('-')[2]}")
-    volatility, scores = panels[-2], panels[-1]
-    horizon = report["horizon_s"]
+        panels[0].ticklabel_format(axis="y", useOffset=False)
+    volatility, score = panels[-2], panels[-1]
+    horizon, tau = report["horizon_s"], report["thresholds"][product] * BPS
     volatility.plot(
         own["bar_start"], own["trailing_sigma"] * BPS, color="#0072B2", label=f"past {horizon} s (known)"
     )
     volatility.plot(
-        own["bar_start"], own["sigma"] * BPS, color="#D55E00", alpha=0.8, label=f"next {horizon} s (label)"
+        own["bar_start"], own["sigma"] * BPS, color="#CC79A7", label=f"next {horizon} s (label)", linewidth=1
     )
-    tau = report["thresholds"][product] * BPS
-    volatility.axhline(tau, color="black", linestyle=":", label=f"τ = {tau:.3g} bps")
-    volatility.set(ylabel="volatility, bps per bar", ylim=(0, None))
-    for name in evaluation.model_names:
-        scores.plot(own["bar_start"], own[name], color=_colour(name), label=name, linewidth=1)
-    highest = float(np.nanmax(own[list(evaluation.model_names)].to_numpy(dtype=np.float64)))
-    scores.set(ylabel="P(spike)", ylim=(0, min(1.0, 1.1 * highest)), xlabel=f"UTC, {start:%Y-%m-%d}")
-    if window:
-        for panel in panels:
-            panel.axvspan(start, end, color="#F0E442", alpha=0.25, linewidth=0)
-    for panel in (volatility, scores):
+    volatility.axhline(tau, color="black", linestyle=":", label=f"spike from τ = {tau:.3g} bps")
+    volatility.set(ylabel="σ, bps per bar", ylim=(0, None))
+    score.plot(own["bar_start"], own[best], color=_colour(best), label=best, linewidth=1)
+    highest = float(np.nanmax(own[best].to_numpy(dtype=np.float64)))
+    if point:
+        highest = max(highest, point["threshold"])
+        score.axhline(
+            point["threshold"],
+            color=_colour(best),
+            linestyle="--",
+            label=f"flag from {point['threshold']:.2f}",
+        )
+    score.set(ylabel="P(spike)", ylim=(0, min(1.02, 1.15 * highest)))
+    score.set_xlabel(f"UTC, {stretch.start:%Y-%m-%d}")
+    for panel in panels:
+        for where, height, colour, alpha, label in (
+            (own["y"].eq(True), 1.0, "#F0E442", 0.3, f"spike: next {horizon} s over τ"),
+            (flagged, 0.05, _colour(best), 0.8, f"flagged by {best}"),
+        ):
+            panel.fill_between(
+                own["bar_start"],
+                0,
+                height,
+                where=where,
+                transform=panel.get_xaxis_transform(),
+                color=colour,
+                alpha=alpha,
+                linewidth=0,
+                label=label if panel is panels[0] else None,
+            )
         panel.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
-    time_axis(scores)
-    what = f"largest spike episode of the test: {product}" if window else f"no spike in the test: {product}"
-    title(panels[0], what[0].upper() + what[1:], "shaded: rows whose next span is a spike; gaps left open")
+    time_axis(score)
+    what = (
+        "The most violent spike episode of the test"
+        if stretch.has_spike
+        else "No spike in the test; its worst"
+    )
+    found = report["models"][best]["average_precision"]
+    judged = "nothing to rank" if found is None else f"AP {found:.3f}, the best of {len(report['models'])}"
+    title(
+        panels[0],
+        f"{what}: {product}, {stretch.start:%Y-%m-%d %H:%M} – {stretch.end:%H:%M} UTC",
+        f"score of {best} ({judged}); gaps in the data are left open",
+    )
     return png(figure)
 
 
@@ -193,33 +258,33 @@ def plot_sigma_distribution(problem: Problem) -> bytes:
     return png(figure)
 
 
-def _largest_episode(evaluation: Evaluation) -> tuple[str, pd.Timestamp, pd.Timestamp] | None:
-    """Find the event with the largest σ/τ: product, first and last bar start; None without events."""
+def most_violent_stretch(evaluation: Evaluation) -> Stretch:
+    """Find the spike episode with the largest σ/τ, or without one the row with it, and the time around it."""
     rows, report = evaluation.predictions, evaluation.report
     taus = rows["product"].map(report["thresholds"]).to_numpy(dtype=np.float64)
-    starts_ns = rows["bar_start"].astype(np.int64).to_numpy()
     market = Market(
         product=rows["product"].to_numpy(dtype=object),
-        t_ns=starts_ns,
+        t_ns=rows["bar_start"].astype(np.int64).to_numpy(),
         y=rows["y"].to_numpy(dtype=bool),
         visible=np.zeros(len(rows), dtype=bool),
         bar_ns=int(report["bar_interval_s"] * NS),
         horizon_ns=int(report["horizon_s"] * NS),
     )
-    events = market.events()
-    if not events:
-        return None
-    excess = rows["sigma"].to_numpy() / taus
-    largest = max(events, key=lambda event: float(excess[market.in_event([event])].max()))
-    first, last = pd.to_datetime([largest.start_ns, largest.end_ns], unit="ns", utc=True)
-    return largest.product, first, last
+    worst = int(np.argmax(rows["sigma"].to_numpy() / taus))
+    product, at_ns = str(market.product[worst]), int(market.t_ns[worst])
+    inside = [event for event in market.events() if event.holds(product, at_ns)]
+    first, last = pd.to_datetime(
+        [inside[0].start_ns, inside[0].end_ns] if inside else [at_ns, at_ns], unit="ns", utc=True
+    )
+    margin = pd.Timedelta(seconds=10 * report["horizon_s"])
+    return Stretch(product, first - margin, last + margin, bool(inside))
 
 
-def _between(
-    frame: pd.DataFrame, product: str, start: pd.Timestamp, end: pd.Timestamp, bar_s: float
-) -> pd.DataFrame:
-    """Rows of a product on every bar of a span; absent ones are NaN, so that lines break at gaps."""
-    own = frame[(frame["product"] == product) & frame["bar_start"].between(start, end)]
+def _between(frame: pd.DataFrame, stretch: Stretch, bar_s: float) -> pd.DataFrame:
+    """A product's rows on every bar of a stretch; absent ones are NaN, so that lines break at gaps."""
+    own = frame[
+        (frame["product"] == stretch.product) & frame["bar_start"].between(stretch.start, stretch.end)
+    ]
     own = own.drop(columns="product").set_index("bar_start")
     whole = pd.date_range(own.index.min(), own.index.max(), freq=pd.Timedelta(seconds=bar_s))
     return own.reindex(whole).rename_axis("bar_start").reset_index()

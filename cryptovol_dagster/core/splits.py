@@ -34,6 +34,11 @@ class TimeRange:
         """Say which times lie inside."""
         return (t_ns >= self.start_ns) & (t_ns < self.end_ns)
 
+    def rows(self, t_ns: NDArray[np.int64]) -> tuple[int, int]:
+        """Return the first row inside and the first one after, of times in order."""
+        first, stop = np.searchsorted(t_ns, [self.start_ns, self.end_ns])
+        return int(first), int(stop)
+
     @property
     def length_s(self) -> float:
         """Length in seconds."""

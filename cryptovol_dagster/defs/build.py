@@ -45,7 +45,7 @@ def timescale_assets(
     )
     return [
         *market_assets(spec, settings.coinbase.products, hours),
-        *training_assets(spec, models, hours),
+        *training_assets(spec, models, hours, every_hours=settings.models.backfill_retrain_every_hours),
         report,
     ]
 

@@ -1,8 +1,9 @@
 """Splits, one asset a model, their evaluation and the model card: everything with an as-of partition.
 
-When nothing can be trained (too little data, one class, a degenerate threshold) `splits` records why. In a
-run over a range the models then skip that hour, visibly, and the rest goes on; a run for that one hour
-alone fails with the reason as its message.
+A run over a range trains every so many hours and at its end; `splits` records of the hours between whose
+models hold on (`carried`). Where nothing can be trained (too little data, one class, a degenerate threshold)
+it records why. Either way what follows leaves such an hour out, visibly, and the rest goes on. A run for one
+hour alone always trains, or fails with the reason as its message.
 """
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
@@ -14,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from cryptovol_dagster.core.canvas import BPS
 from cryptovol_dagster.core.features import feature_hash
+from cryptovol_dagster.core.labels import label_hash
 from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
 from cryptovol_dagster.defs.market import lake_name
 from cryptovol_dagster.defs.metadata import OWNERS, picture
@@ -28,6 +31,7 @@ from cryptovol_dagster.resources.tracking import Tracking
 if TYPE_CHECKING:
     from cryptovol_dagster.core.dataset import Problem
     from cryptovol_dagster.core.evaluation import Evaluation
+    from cryptovol_dagster.core.models import Model
 
 GROUP = "training"
 KINDS = {"xgboost": "xgboost", "logreg": "scikitlearn", "har_logit": "scikitlearn"}
@@ -38,24 +42,41 @@ def model_key(spec: TimescaleSpec, model: str) -> dg.AssetKey:
     return dg.AssetKey([spec.name, f"model_{model}"])
 
 
+def _version(*hashes: str) -> str:
+    """Name what an asset's contents mean: another version shows in the UI as stale."""
+    return "-".join(hashes)
+
+
+def _stage(spec: TimescaleSpec) -> dict[str, str]:
+    return {"cryptovol/timescale": spec.name, "cryptovol/stage": "training"}
+
+
 def training_assets(
-    spec: TimescaleSpec, models: ModelSpec, hours: dg.PartitionsDefinition
+    spec: TimescaleSpec, models: ModelSpec, hours: dg.PartitionsDefinition, *, every_hours: int
 ) -> list[dg.AssetsDefinition]:
-    """Build `splits`, the models, `model_evaluation` and `model_card` of a timescale."""
+    """Build `splits`, the models, `model_evaluation` and `model_card` of a timescale.
+
+    Args:
+        spec: the timescale.
+        models: which, and their parameters.
+        hours: the partitions.
+        every_hours: how often a run over a range trains.
+    """
     rows = [
         look_back(dg.AssetKey([spec.name, name]), chain.training_hours_back(spec))
         for name in ("features", "labels")
     ]
+    bars = look_back(dg.AssetKey([spec.name, "bars"]), chain.training_hours_back(spec))
     return [
-        _splits(spec, rows, hours),
+        _splits(spec, rows, hours, every_hours),
         *(_model(name, spec, models, rows, hours) for name in models.enabled),
-        _evaluation(spec, models, rows, hours),
+        _evaluation(spec, models, [*rows, bars], hours),
         _model_card(spec, hours),
     ]
 
 
 def _splits(
-    spec: TimescaleSpec, rows: Sequence[dg.AssetDep], hours: dg.PartitionsDefinition
+    spec: TimescaleSpec, rows: Sequence[dg.AssetDep], hours: dg.PartitionsDefinition, every_hours: int
 ) -> dg.AssetsDefinition:
     key_of_asset = dg.AssetKey([spec.name, "splits"])
 
@@ -67,17 +88,29 @@ def _splits(
         group_name=GROUP,
         owners=OWNERS,
         kinds={"python", "json"},
-        metadata={"horizon_s": spec.horizon_bars * spec.bar_interval_s, "quantile": spec.quantile},
+        code_version=_version(spec.hash(), feature_hash(spec), label_hash(spec)),
+        tags=_stage(spec),
+        metadata={
+            "horizon_s": spec.horizon_bars * spec.bar_interval_s,
+            "quantile": spec.quantile,
+            "range_trains_every_hours": every_hours,
+        },
     )
     def splits(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
         """Where training, validation and test lie as of an hour, and the spike threshold of each product.
 
         In time order, never random: training ends one horizon before validation, validation one horizon and
         an embargo before test. Thresholds come from training rows only. The hash of the rows is kept, so
-        that a model cannot be trained or evaluated on others.
+        that a model cannot be trained or evaluated on others. In a run over a range most hours carry the
+        models of an earlier one forward.
         """
+        trained = chain.newest_trained(lake, spec, before=context.partition_keys[0])
         for key in context.partition_keys:
-            plan = chain.plan_split(lake, spec, key)
+            if key == context.partition_keys[-1] or chain.trains_at(key, every_hours):
+                plan = chain.plan_split(lake, spec, key)
+            else:
+                plan = chain.carry_plan(spec, key, every_hours, trained)
+            trained = key if plan.trainable else trained
             path = lake.write_bytes(lake_name(key_of_asset), key, plan.to_json(), "json")
             metadata = _plan_metadata(plan) | {"path": dg.MetadataValue.path(path)}
             context.add_asset_metadata(metadata, partition_key=key)
@@ -105,8 +138,10 @@ def _model(
         group_name=GROUP,
         owners=OWNERS,
         kinds={KINDS.get(name, "python"), "mlflow"},
-        description=f"The `{name}` model as of the end of an hour: a zip without pickle in the lake, a "
-        "child run in MLflow, and (the newest) a copy among the exported models.",
+        code_version=_version(spec.hash(), feature_hash(spec), models.hash()),
+        tags=_stage(spec) | {"cryptovol/model": name},
+        description=f"{_about(name)}\n\nAs of the end of an hour: a zip without pickle in the lake, a child "
+        "run in MLflow, and (the newest) a copy among the exported models.",
     )
     def model(
         context: dg.AssetExecutionContext,
@@ -114,12 +149,14 @@ def _model(
         reports: dg.ResourceParam[Reports],
         tracking: dg.ResourceParam[Tracking],
     ) -> dg.MaterializeResult:
+        drawn = None
         for plan in trainable_plans(context, lake, spec, asset_name):
             key = plan.as_of
             problem = chain.read_problem(lake, spec, plan)
             with tracking.child(asset=asset_name, partition_key=key, tags=_tags(spec, plan, name)) as run:
-                content, metadata = _train(name, problem, spec, models, plan, tracking)
+                trained, metadata = _train(name, problem, spec, models, plan, tracking)
                 run_id = run.info.run_id
+            content, drawn = trained.to_bytes(), (key, trained)
             path = lake.write_bytes(asset_name, key, content, "zip")
             lake.write_bytes(asset_name, key, json.dumps({"mlflow_run_id": run_id}).encode(), "json")
             if lake.is_newest(asset_name, key, "zip"):
@@ -136,9 +173,29 @@ def _model(
                 },
                 partition_key=key,
             )
+        if drawn is not None:  # one picture a run: event logs keep everything for ever
+            _show_importances(context, reports, lake.is_newest(asset_name, drawn[0], "zip"), *drawn)
         return dg.MaterializeResult()
 
     return model
+
+
+def _show_importances(
+    context: dg.AssetExecutionContext, reports: Reports, is_newest: bool, key: str, model: "Model"
+) -> None:
+    from cryptovol_dagster.core.plots import plot_importances
+
+    png = plot_importances(model)
+    if is_newest:
+        reports.write(reports.plot(f"importance_{model.name}"), png)
+    context.add_asset_metadata({"importance": picture(png, "strongest features")}, partition_key=key)
+
+
+def _about(name: str) -> str:
+    """Say what a model is, in the words of its class, without importing the libraries it learns with."""
+    from cryptovol_dagster.core.models import MODELS
+
+    return (MODELS[name].__doc__ or "").strip().splitlines()[0]
 
 
 def _train(
@@ -148,7 +205,7 @@ def _train(
     models: ModelSpec,
     plan: SplitPlan,
     tracking: Tracking,
-) -> tuple[bytes, dict[str, Any]]:
+) -> tuple["Model", dict[str, Any]]:
     from cryptovol_dagster.core.models import train_model
 
     started = time.perf_counter()
@@ -161,7 +218,6 @@ def _train(
         problem_hash=plan.problem_hash,
     )
     fit_s = time.perf_counter() - started
-    content = model.to_bytes()
     train, y = problem.part(problem.split.train)
     span = problem.split.to_dict()["train"]
     tracking.log(
@@ -182,11 +238,12 @@ def _train(
             **{f"threshold_{product}": tau for product, tau in plan.thresholds.items()},
         },
     )
-    tracking.log_file(f"{name}.zip", content)
+    tracking.log_file(f"{name}.zip", model.to_bytes())
     tracking.log_model(model, train.features.head(100))
     strongest = list(model.importances().items())[:10]
-    return content, {
+    return model, {
         "fit_s": fit_s,
+        "train_span": f"{span['start']} … {span['end']}",
         "train_rows": len(train),
         "train_positives": int(y.sum()),
         "strongest_features": dg.MetadataValue.json(dict(strongest)),
@@ -201,7 +258,7 @@ def _evaluation(
 ) -> dg.AssetsDefinition:
     key_of_asset = dg.AssetKey([spec.name, "model_evaluation"])
     asset_name = lake_name(key_of_asset)
-    predictions = f"{asset_name}_predictions"
+    predictions, plots = f"{asset_name}_predictions", f"{asset_name}_plots"
 
     @dg.asset(
         key=key_of_asset,
@@ -215,6 +272,8 @@ def _evaluation(
         group_name=GROUP,
         owners=OWNERS,
         kinds={"python", "json"},
+        code_version=_version(spec.hash(), feature_hash(spec), label_hash(spec), models.hash()),
+        tags=_stage(spec),
     )
     def model_evaluation(
         context: dg.AssetExecutionContext,
@@ -225,12 +284,15 @@ def _evaluation(
         """Every model on the same test rows: PR-AUC with interval, calibration, events, verdict.
 
         Operating points are chosen on validation rows. `insufficient_data` is a verdict, not an error: the
-        numbers are there, and so is the reason not to lean on them.
+        numbers are there, and so is the reason not to lean on them. A run draws its newest hour: the most
+        violent stretch of the test (with mids from the bars), precision over recall, calibration.
         """
         from cryptovol_dagster.core.evaluation import evaluate
 
-        for plan in trainable_plans(context, lake, spec, asset_name, predictions):
+        evaluation = key = None
+        for plan in trainable_plans(context, lake, spec, asset_name, predictions, plots):
             key = plan.as_of
+            lake.delete(plots, key)  # those of an earlier evaluation
             evaluation = evaluate(
                 chain.read_problem(lake, spec, plan),
                 chain.read_models(lake, spec, plan, models.enabled),
@@ -251,16 +313,26 @@ def _evaluation(
                 tracking.log_test_metrics(run_id, _numbers(report, name))
             context.add_asset_metadata(
                 {
+                    "dagster/partition_row_count": len(evaluation.predictions),
                     "status": evaluation.verdict,
                     "reasons": dg.MetadataValue.json(list(evaluation.reasons)),
                     "results": _table(evaluation.summary_rows()),
                     "path": dg.MetadataValue.path(path),
                     "mlflow_run": dg.MetadataValue.url(tracking.run_url(tracking.parent_run_id)),
+                    **_headline(evaluation),
                 },
                 partition_key=key,
             )
-            if key == context.partition_keys[-1]:
-                context.add_asset_metadata(_pictures(evaluation), partition_key=key)
+        if evaluation is not None and key is not None:  # one set a run: event logs keep everything for ever
+            pngs = _draw(evaluation, lake, spec)
+            newest = lake.is_newest(asset_name, key, "json")
+            for name, png in pngs.items():
+                lake.write_bytes(plots, key, png, f"{name}.png")
+                if newest:
+                    reports.write(reports.plot(name), png)
+            context.add_asset_metadata(
+                {name: picture(png, name.replace("_", " ")) for name, png in pngs.items()}, partition_key=key
+            )
         return dg.MaterializeResult()
 
     return model_evaluation
@@ -303,12 +375,11 @@ def _model_card(spec: TimescaleSpec, hours: dg.PartitionsDefinition) -> dg.Asset
 def trainable_plans(
     context: dg.AssetExecutionContext, lake: Lake, spec: TimescaleSpec, *written: str
 ) -> Iterator[SplitPlan]:
-    """Go through the run's partitions that can be trained.
+    """Go through the run's partitions that are trained.
 
-    The others say so in their metadata, and what an earlier run left of them in the lake under the names
-    `written` is removed. A plan is
-    trainable only where the problem could be posed, so a model that refuses it all the same is a fault and
-    ends the run.
+    The others say why not in their metadata, and what an earlier run left of them in the lake under the names
+    `written` is removed: no file may contradict the plan. A plan is trainable only where the problem could be
+    posed, so a model that refuses it all the same is a fault and ends the run.
     """
     for key in context.partition_keys:
         plan = chain.read_plan(lake, spec, key)
@@ -322,19 +393,41 @@ def trainable_plans(
 
 
 def _refuse_alone(context: dg.AssetExecutionContext, plan: SplitPlan) -> None:
-    """Fail a run that was asked for nothing but a partition on which nothing can be trained."""
-    if not plan.trainable and len(context.partition_keys) == 1:
-        raise dg.Failure(f"nothing can be trained as of {plan.as_of}: {plan.reason}", allow_retries=False)
+    """Fail a run that was asked for nothing but a partition as of which nothing is trained."""
+    if plan.trainable or len(context.partition_keys) > 1:
+        return
+    if plan.status == chain.CARRIED:
+        raise dg.Failure(
+            f"{plan.as_of} has no models of its own ({plan.reason}): materialize splits of this hour too",
+            allow_retries=False,
+        )
+    raise dg.Failure(f"nothing can be trained as of {plan.as_of}: {plan.reason}", allow_retries=False)
 
 
 def _plan_metadata(plan: SplitPlan) -> dict[str, Any]:
+    if plan.status == chain.CARRIED:
+        return {"status": plan.status, "reason": plan.reason, "models_of": plan.carried_from or "none"}
     return {
         "status": plan.status,
         "reason": plan.reason,
+        **_part_numbers(plan),
         "counts": dg.MetadataValue.json(plan.counts),
         "thresholds": dg.MetadataValue.json(plan.thresholds),
         "data_hash": plan.data_hash,
         "feature_hash": plan.feature_hash,
+    }
+
+
+def _part_numbers(plan: SplitPlan) -> dict[str, Any]:
+    """Give what the UI draws over partitions: rows and share of spikes of each part, and each threshold."""
+    if not plan.trainable:
+        return {}
+    parts = {name: plan.counts[name] for name in ("train", "validation", "test")}
+    return {
+        "dagster/partition_row_count": sum(part["rows"] for part in parts.values()),
+        **{f"rows {name}": part["rows"] for name, part in parts.items()},
+        **{f"base rate {name}": part["positives"] / part["rows"] for name, part in parts.items()},
+        **{f"τ {product}, bps": tau * BPS for product, tau in plan.thresholds.items()},
     }
 
 
@@ -380,10 +473,20 @@ def _cell(value: Any) -> str:
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
-def _pictures(evaluation: "Evaluation") -> dict[str, dg.MarkdownMetadataValue]:
-    from cryptovol_dagster.core.plots import plot_pr_curves, plot_reliability
-
-    return {
-        "precision and recall": picture(plot_pr_curves(evaluation), "precision over recall"),
-        "reliability": picture(plot_reliability(evaluation), "observed share over predicted probability"),
+def _headline(evaluation: "Evaluation") -> dict[str, Any]:
+    """Give the numbers that the UI draws over partitions; null ones are left out."""
+    rows = evaluation.summary_rows()
+    numbers = {f"AP {row['model']}": row["average_precision"] for row in rows} | {
+        "base rate": rows[0]["base_rate"]
     }
+    return {
+        "best_model": rows[0]["model"],
+        **{name: value for name, value in numbers.items() if value is not None},
+    }
+
+
+def _draw(evaluation: "Evaluation", lake: Lake, spec: TimescaleSpec) -> dict[str, bytes]:
+    from cryptovol_dagster.core.plots import draw_evaluation, most_violent_stretch
+
+    stretch = most_violent_stretch(evaluation)
+    return draw_evaluation(evaluation, chain.read_mids(lake, spec, stretch.start, stretch.end))

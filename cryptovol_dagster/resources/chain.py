@@ -19,13 +19,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cryptovol_dagster.core.bars import BarGrid
-from cryptovol_dagster.core.dataset import Dataset, Problem, join_dataset, pose_problem
+from cryptovol_dagster.core.dataset import Dataset, Problem, pose_problem
 from cryptovol_dagster.core.features import feature_hash, lookback_bars
 from cryptovol_dagster.core.labels import LearningError, label_hash
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.splits import Split, split_times
 from cryptovol_dagster.core.ticks import TickColumns, TradeColumns
 from cryptovol_dagster.resources.lake import HOUR_NS, Lake, hour_key, hour_window
+from cryptovol_dagster.resources.rows import read_rows
 
 if TYPE_CHECKING:
     from cryptovol_dagster.core.models import Model
@@ -34,8 +35,8 @@ LEDGER = "gap_ledger"
 #: Beside the ticks of an hour lie its trades, and each product's first tick after it.
 TICKS, TRADES, NEXT_TICKS = "ticks", "trades", "next_ticks"
 SPLITS_SCHEMA_VERSION = 1
-#: The rows read last: splits, every model, evaluation and report of an hour are made from the same ones.
-_LAST_DATASET: dict[tuple[Any, ...], tuple[Dataset, str]] = {}
+#: What a plan comes to.
+TRAINABLE, NOT_TRAINABLE, CARRIED = "trainable", "not_trainable", "carried"
 
 
 class ChainError(Exception):
@@ -126,6 +127,14 @@ def read_bars(lake: Lake, spec: TimescaleSpec, partition_key: str, hours_back: i
     return BarGrid.from_frame(lake.read_table(asset, start_ns, end_ns).to_pandas(), bar_ns=spec.bar_ns)
 
 
+def read_mids(lake: Lake, spec: TimescaleSpec, start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame | None:
+    """Read start, product and mid of the bars of a stretch, for a picture; None where none were written."""
+    asset, window = f"{spec.name}/bars", (start.value, end.value + 1)
+    if not lake.fingerprint(asset, *window):
+        return None
+    return lake.read_table(asset, *window, columns=["bar_start", "product", "close"]).to_pandas()
+
+
 def to_table(frame: pd.DataFrame) -> pa.Table:
     """Turn a core frame into a lake table; pandas' own types (nullable integers) survive the round trip."""
     return pa.Table.from_pandas(frame, preserve_index=False)
@@ -143,24 +152,12 @@ def read_dataset(lake: Lake, spec: TimescaleSpec, partition_key: str) -> Dataset
 
 
 def _dataset_and_hash(lake: Lake, spec: TimescaleSpec, partition_key: str) -> tuple[Dataset, str]:
-    """Read and digest the rows, or give those that were just read, as long as no file has changed."""
     window = window_back(partition_key, training_hours_back(spec))
     assets = f"{spec.name}/features", f"{spec.name}/labels"
-    for asset in assets:
+    for asset, version in zip(assets, (feature_hash(spec), label_hash(spec)), strict=True):
         lake.require(asset, [partition_key])
-    key = (lake, spec, window, *(lake.fingerprint(asset, *window) for asset in assets))
-    if key not in _LAST_DATASET:
-        for asset, version in zip(assets, (feature_hash(spec), label_hash(spec)), strict=True):
-            _require_version(lake, asset, window, version)
-        _LAST_DATASET.clear()  # before the next is read: a week of two products is 0.7 GB
-        # Column by column, each freed once it is converted: half the memory of a copy as a whole.
-        features, labels = (
-            lake.read_table(asset, *window).to_pandas(split_blocks=True, self_destruct=True)
-            for asset in assets
-        )
-        dataset = join_dataset(features, labels, spec)
-        _LAST_DATASET[key] = dataset, hash_dataset(dataset)
-    return _LAST_DATASET[key]
+        _require_version(lake, asset, window, version)
+    return read_rows(lake, spec, *window)
 
 
 def _require_version(lake: Lake, asset: str, window: tuple[int, int], version: str) -> None:
@@ -183,13 +180,15 @@ class SplitPlan:
 
     Attributes:
         as_of: the partition.
-        reason: why nothing can be trained; empty where it can.
-        split: the ranges; None where nothing can be trained.
+        reason: why nothing is trained; empty where it is.
+        split: the ranges; None where nothing is trained.
         thresholds: τ per product, from training rows.
         counts: rows and positives of each part, rows that the join left out, by reason, and the features that
             training knows next to nothing of.
         data_hash: of every row of the dataset.
         feature_hash: of the feature set.
+        carried_from: between two trainings of a run over a range, the hour whose models hold on; empty when
+            no earlier hour has any. None where training was tried.
     """
 
     as_of: str
@@ -199,10 +198,11 @@ class SplitPlan:
     counts: dict[str, Any]
     data_hash: str
     feature_hash: str
+    carried_from: str | None = None
 
     @property
     def trainable(self) -> bool:
-        """Whether models can be trained as of this partition."""
+        """Whether models are trained as of this partition."""
         return self.split is not None
 
     @property
@@ -212,8 +212,10 @@ class SplitPlan:
 
     @property
     def status(self) -> str:
-        """``trainable`` or ``not_trainable``."""
-        return "trainable" if self.trainable else "not_trainable"
+        """``trainable``, ``not_trainable``, or ``carried``: the models of an earlier hour hold on."""
+        if self.carried_from is not None:
+            return CARRIED
+        return TRAINABLE if self.trainable else NOT_TRAINABLE
 
     def to_json(self) -> bytes:
         """Write the stored form."""
@@ -228,6 +230,8 @@ class SplitPlan:
             "data_hash": self.data_hash,
             "feature_hash": self.feature_hash,
         }
+        if self.carried_from is not None:  # nowhere else, so that plans of before are what they were
+            body["carried_from"] = self.carried_from
         return json.dumps(body, indent=2, sort_keys=True).encode()
 
     @classmethod
@@ -243,7 +247,8 @@ class SplitPlan:
                 raise ChainError(f"splits of schema version {body['schema_version']}: re-materialize them")
             split = Split.from_dict(body["split"]) if body["split"] else None
             names = ("as_of", "reason", "thresholds", "counts", "data_hash", "feature_hash")
-            return cls(split=split, **{name: body[name] for name in names})
+            carried_from = body.get("carried_from")
+            return cls(split=split, carried_from=carried_from, **{name: body[name] for name in names})
         except (ValueError, KeyError, TypeError) as error:
             raise ChainError(f"splits cannot be read: {error!r}") from error
 
@@ -271,6 +276,40 @@ def plan_split(lake: Lake, spec: TimescaleSpec, partition_key: str) -> SplitPlan
     return SplitPlan(partition_key, "", split, problem.thresholds, counts, digest, feature_hash(spec))
 
 
+def trains_at(partition_key: str, every_hours: int) -> bool:
+    """Tell whether a run over a range trains as of an hour, besides its last one.
+
+    Hours are counted from the epoch, so that every range that contains the hour agrees.
+    """
+    return hour_window(partition_key)[0] // HOUR_NS % every_hours == 0
+
+
+def carry_plan(spec: TimescaleSpec, partition_key: str, every_hours: int, trained: str) -> SplitPlan:
+    """Say for an hour between two trainings whose models hold on.
+
+    Args:
+        spec: the timescale.
+        partition_key: the hour.
+        every_hours: how often a run over a range trains.
+        trained: the newest earlier hour that has models; empty where none has.
+    """
+    holding = f"the models of {trained} hold on" if trained else "no earlier hour has models"
+    reason = f"a run over a range trains every {every_hours} h and at its end; {holding}"
+    return SplitPlan(partition_key, reason, None, {}, {}, "", feature_hash(spec), carried_from=trained)
+
+
+def newest_trained(lake: Lake, spec: TimescaleSpec, before: str) -> str:
+    """Name the newest hour before `before` whose models were trained; empty where there is none.
+
+    Raises:
+        ChainError: a plan on the way is of another version.
+    """
+    for key in reversed(lake.partitions(f"{spec.name}/splits", "json")):
+        if key < before and read_plan(lake, spec, key).trainable:
+            return key
+    return ""
+
+
 def read_plan(lake: Lake, spec: TimescaleSpec, partition_key: str) -> SplitPlan:
     """Read the stored plan of an as-of partition.
 
@@ -288,7 +327,7 @@ def read_problem(lake: Lake, spec: TimescaleSpec, plan: SplitPlan) -> Problem:
             not trainable.
     """
     if plan.split is None:
-        raise ChainError(f"{spec.name} as of {plan.as_of} is not trainable: {plan.reason}")
+        raise ChainError(f"{spec.name} as of {plan.as_of} is {plan.status}: {plan.reason}")
     dataset, found = _dataset_and_hash(lake, spec, plan.as_of)
     if (found, feature_hash(spec)) != (plan.data_hash, plan.feature_hash):
         raise ChainError(
@@ -342,14 +381,3 @@ def read_models(lake: Lake, spec: TimescaleSpec, plan: SplitPlan, names: Iterabl
             "materialize it again"
         )
     return {name: load_model(lake.read_bytes(model_asset(spec, name), plan.as_of, "zip")) for name in names}
-
-
-def hash_dataset(dataset: Dataset) -> str:
-    """Digest every row: keys, both σ and features, in order."""
-    digest = hashlib.blake2b(digest_size=8)
-    digest.update("\n".join([*dataset.features.columns, *dataset.products]).encode())
-    codes, _ = pd.factorize(dataset.product, sort=True)
-    features = (column.to_numpy() for _, column in dataset.features.items())
-    for array in (dataset.t_ns, codes.astype(np.int64), dataset.sigma, dataset.trailing_sigma, *features):
-        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
-    return digest.hexdigest()

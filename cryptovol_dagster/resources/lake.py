@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 
 HOUR_NS = 3_600 * 1_000_000_000
 KEY_FORMAT = "%Y-%m-%d-%H:%M"
+#: Key, inode, time and size of a partition's file: another state, other contents.
+FileState = tuple[str, int, int, int]
 _VERSION = b"cryptovol.version"
 _PARTITION_FOLDER = re.compile(r"date=(\d{4}-\d{2}-\d{2})/hour=(\d{2})$")
 
@@ -144,7 +146,20 @@ class Lake:
                 found[key] = metadata.get(_VERSION, b"").decode()
         return found
 
-    def fingerprint(self, asset: str, start_ns: int, end_ns: int) -> tuple[tuple[str, int, int, int], ...]:
+    def count_rows(self, asset: str, partition_key: str) -> int:
+        """Count the rows of a partition, by its footer.
+
+        Raises:
+            LakeError: it was never written or cannot be read.
+        """
+        self.require(asset, [partition_key])
+        path = self.path(asset, partition_key)
+        try:
+            return pq.read_metadata(path).num_rows
+        except (OSError, pa.ArrowException) as error:
+            raise LakeError(f"{path}: cannot be read as Parquet: {_one_line(error)}") from error
+
+    def fingerprint(self, asset: str, start_ns: int, end_ns: int) -> tuple[FileState, ...]:
         """Give key, inode, time and size of the partitions in a span: another state, other numbers."""
         states = []
         for key in hour_keys(start_ns, end_ns):

@@ -2,71 +2,79 @@
 
 from __future__ import annotations
 
-import io
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
 
+from cryptovol_dagster.core.canvas import BPS, CYCLE, canvas, png, time_axis, title
 from cryptovol_dagster.core.specs import TimescaleSpec
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
     from cryptovol_dagster.core.bars import BarGrid
     from cryptovol_dagster.core.labels import LabelGrid
 
-_SIZE_INCHES = (7.0, 3.6)
-_NS_PER_MINUTE = 60 * 1_000_000_000
-
 
 def draw_bars(grid: BarGrid, window_bars: int = 60) -> bytes:
-    """Draw, over the minutes of the span, each product's mid (its start = 100) and realised volatility.
+    """Draw each product's mid (its start = 100) and trailing realised volatility.
 
     Args:
         grid: bars of the span.
         window_bars: bars of the trailing realised volatility (root mean square of log returns, bps per bar).
     """
-    figure = _figure()
-    top, bottom = figure.subplots(2, 1, sharex=True)
-    minutes = (grid.bar_starts_ns - grid.start_ns) / _NS_PER_MINUTE
+    figure, (top, bottom) = canvas(8, 4.2, rows=2, sharex=True)
+    times = _times(grid.start_ns, grid.bar_ns, grid.n_bars)
     for row, product in enumerate(grid.products):
-        close = grid.close[row]
+        close, colour = grid.close[row], CYCLE[row % len(CYCLE)]
         known = np.flatnonzero(np.isfinite(close))
         if known.size:
-            top.plot(minutes, 100 * close / close[known[0]], linewidth=0.7, label=product)
-        bottom.plot(minutes, _trailing_bps(grid, row, window_bars), linewidth=0.7, label=product)
+            top.plot(times, 100 * close / close[known[0]], linewidth=0.8, color=colour, label=product)
+        bottom.plot(times, _trailing_bps(grid, row, window_bars), linewidth=0.8, color=colour)
     top.set_ylabel("mid (start = 100)")
-    bottom.set_ylabel(f"RV {window_bars} bars, bps")
-    bottom.set_xlabel("minutes into the span")
-    if top.lines:
-        top.legend(loc="upper left", fontsize="x-small")
-    return _png(figure)
+    top.ticklabel_format(axis="y", useOffset=False)
+    bottom.set(ylabel="σ, bps per bar", ylim=(0, None))
+    _finish(top, bottom, "Mid and realised volatility", f"{_span(times)}; σ over the last {window_bars} bars")
+    return png(figure)
 
 
 def draw_sigma(grid: LabelGrid, spec: TimescaleSpec) -> bytes:
-    """Draw σ of the next H bars over the minutes of the span, with each product's own quantile of this span.
+    """Draw σ of the next H bars, with each product's own quantile of this span.
 
     The dashed line is this span's quantile, for the eye only; the threshold τ of a label comes from a
     training span.
     """
-    figure = _figure()
-    axes = figure.subplots()
-    minutes = np.arange(grid.sigma.shape[1]) * grid.bar_ns / _NS_PER_MINUTE
+    figure, axes = canvas(8, 3)
+    times = _times(grid.start_ns, grid.bar_ns, grid.sigma.shape[1])
     for row, product in enumerate(grid.products):
-        sigma = grid.sigma[row] * 1e4
-        (line,) = axes.plot(minutes, sigma, linewidth=0.7, label=product)
+        sigma, colour = grid.sigma[row] * BPS, CYCLE[row % len(CYCLE)]
+        axes.plot(times, sigma, linewidth=0.8, color=colour, label=product)
         if np.isfinite(sigma).any():
-            axes.axhline(
-                float(np.nanquantile(sigma, spec.quantile)),
-                color=line.get_color(),
-                linestyle="--",
-                linewidth=0.6,
-            )
-    axes.set_ylabel("σ of the next H bars, bps per bar")
-    axes.set_xlabel("minutes into the span")
-    axes.legend(loc="upper left", fontsize="x-small")
-    return _png(figure)
+            quantile = float(np.nanquantile(sigma, spec.quantile))
+            axes.axhline(quantile, color=colour, linestyle="--", linewidth=0.8)
+    axes.set(ylabel="σ, bps per bar", ylim=(0, None))
+    horizon_s = spec.horizon_bars * spec.bar_interval_s
+    note = f"{_span(times)}; dashed: the {spec.quantile:.0%} quantile of this span, not a model's τ"
+    _finish(axes, axes, f"Volatility of the next {horizon_s} s", note)
+    return png(figure)
+
+
+def _times(start_ns: int, bar_ns: int, bars: int) -> pd.DatetimeIndex:
+    return pd.to_datetime(start_ns + bar_ns * np.arange(bars), unit="ns", utc=True)
+
+
+def _span(times: pd.DatetimeIndex) -> str:
+    return f"{times[0]:%Y-%m-%d %H:%M} – {times[-1]:%H:%M} UTC"
+
+
+def _finish(top: Axes, bottom: Axes, what: str, measured_on: str) -> None:
+    time_axis(bottom)
+    bottom.set_xlabel("UTC")
+    if top.lines:
+        top.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    title(top, what, measured_on)
 
 
 def _trailing_bps(grid: BarGrid, row: int, window_bars: int) -> NDArray[np.float64]:
@@ -75,16 +83,3 @@ def _trailing_bps(grid: BarGrid, row: int, window_bars: int) -> NDArray[np.float
     kernel = np.ones(min(window_bars, squares.size))
     sums, counts = (np.convolve(values, kernel)[: squares.size] for values in (squares, valid))
     return np.sqrt(np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)) * 1e4
-
-
-def _figure() -> Figure:
-    from matplotlib.figure import Figure
-
-    # Figure, not pyplot: no global state, no display, safe in the daemon's threads.
-    return Figure(figsize=_SIZE_INCHES, layout="constrained")
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=90)
-    return buffer.getvalue()

@@ -37,6 +37,10 @@ class Reports:
         """Where the newest Evidently report lies (`suffix`: ``html`` or ``json``)."""
         return self.reports_dir / "evidently" / f"evidently_report.{suffix}"
 
+    def plot(self, name: str) -> Path:
+        """Where the newest picture of a kind lies, e.g. ``episode``."""
+        return self.reports_dir / "plots" / f"{name}.png"
+
     def model(self, timescale: str, model: str) -> Path:
         """Where the newest model of a kind is exported."""
         return self.artifacts_dir / f"{timescale}-{model}.zip"

@@ -23,4 +23,5 @@ def model_spec(settings: ModelSettings) -> ModelSpec:
     Args:
         settings: the section ``settings.models``.
     """
-    return ModelSpec(**settings.model_dump())
+    # How often a backfill trains changes which hours have models, not what a model is.
+    return ModelSpec(**settings.model_dump(exclude={"backfill_retrain_every_hours"}))

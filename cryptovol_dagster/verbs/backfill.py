@@ -21,8 +21,9 @@ def backfill(
 ) -> None:
     """Rebuild ticks, bars, features, labels, splits, models and evaluation of past hours.
 
-    Hours whose data do not suffice to train are recorded as such and do not stop the others. With
-    --only-missing, runs of missing hours are worked off one after the other.
+    Models are trained at every 24th hour (models.backfill_retrain_every_hours) and at the last one; the hours
+    between carry them forward. Hours whose data do not suffice to train are recorded as such and do not stop
+    the others. With --only-missing, runs of missing hours are worked off one after the other.
     """
     from cryptovol_dagster.verbs import runs
 
@@ -44,6 +45,8 @@ def backfill(
             f"{sum(summary.materialized.values())} partitions written, "
             f"{summary.checks_passed} checks passed, {len(failed)} not"
         )
+        if summary.carried:
+            click.echo(f"  {len(summary.carried)} hours carry the models of an earlier one")
         for key, reason in summary.not_trainable.items():
             click.echo(f"  {key}: nothing trained: {reason}")
         for check in failed:

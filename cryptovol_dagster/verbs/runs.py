@@ -80,7 +80,13 @@ class RunSummary:
     def not_trainable(self) -> dict[str, str]:
         """Hours on which nothing could be trained, and why."""
         splits = self.metadata.get(f"{TIMESCALE}/splits", {})
-        return {key: found["reason"] for key, found in splits.items() if found["status"] == "not_trainable"}
+        return {k: found["reason"] for k, found in splits.items() if found["status"] == chain.NOT_TRAINABLE}
+
+    @property
+    def carried(self) -> dict[str, str]:
+        """Hours between two trainings, and the hour whose models hold on there (or ``none``)."""
+        splits = self.metadata.get(f"{TIMESCALE}/splits", {})
+        return {k: found["models_of"] for k, found in splits.items() if found["status"] == chain.CARRIED}
 
     @property
     def checks_failed(self) -> tuple[CheckOutcome, ...]:
@@ -94,6 +100,7 @@ class RunSummary:
             "partitions": list(self.partitions),
             "materialized": self.materialized,
             "not_trainable": self.not_trainable,
+            "carried": self.carried,
             "checks_passed": self.checks_passed,
             "checks_failed": [check.__dict__ for check in self.checks_failed],
         }

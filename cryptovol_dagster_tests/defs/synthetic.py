@@ -55,6 +55,7 @@ def small_settings(
             xgboost_trees=20,
             xgboost_min_child_weight=5.0,
             bootstrap_resamples=20,
+            backfill_retrain_every_hours=1,
         ),
         monitoring=MonitoringSettings(report_max_rows=500),
         dagster=DagsterSettings(partitions_start=first_hour),

@@ -103,6 +103,39 @@ def test_the_newest_hour_is_exported_and_reported(pipeline: Pipeline) -> None:
     assert exported == pipeline.lake.read_bytes("seconds/model_xgboost", newest, "zip")
 
 
+def test_a_run_draws_its_newest_hour_in_the_ui_in_the_lake_and_for_people_without_dagster(
+    pipeline: Pipeline,
+) -> None:
+    metadata, newest = pipeline.summary.metadata, pipeline.hours[-1]
+    evaluated = metadata["seconds/model_evaluation"]
+    for name in ("episode", "precision_recall", "reliability"):
+        assert evaluated[newest][name].startswith(f"![{name.replace('_', ' ')}](data:image/png;base64,")
+        assert [name in evaluated[key] for key in pipeline.hours] == [False, False, False, True]
+        stored = pipeline.lake.read_bytes("seconds/model_evaluation_plots", newest, f"{name}.png")
+        assert stored == (pipeline.settings.storage.reports_dir / "plots" / f"{name}.png").read_bytes()
+        assert pipeline.lake.partitions("seconds/model_evaluation_plots", f"{name}.png") == [newest]
+    for model in pipeline.settings.models.enabled:
+        assert ["importance" in metadata[f"seconds/model_{model}"][key] for key in pipeline.hours] == [
+            False,
+            False,
+            False,
+            True,
+        ]
+        assert (pipeline.settings.storage.reports_dir / "plots" / f"importance_{model}.png").is_file()
+
+
+def test_what_was_trained_and_measured_is_told_in_numbers_that_the_ui_draws(pipeline: Pipeline) -> None:
+    newest = pipeline.hours[-1]
+    report = json.loads(pipeline.lake.read_bytes("seconds/model_evaluation", newest, "json"))
+    shown = pipeline.summary.metadata["seconds/model_evaluation"][newest]
+    assert shown["AP logreg"] == report["models"]["logreg"]["average_precision"]
+    assert shown["base rate"] == report["counts"]["test"]["base_rate"]
+    assert shown["dagster/partition_row_count"] == report["counts"]["test"]["rows"]
+    plan = pipeline.summary.metadata["seconds/splits"][newest]
+    assert plan["rows train"] == report["counts"]["train"]["rows"]
+    assert plan[f"τ {PRODUCTS[0]}, bps"] == pytest.approx(report["thresholds"][PRODUCTS[0]] * 1e4)
+
+
 def test_a_backfill_of_an_old_hour_leaves_the_latest_copies_alone(pipeline: Pipeline) -> None:
     old = pipeline.hours[1]
     runs.materialize_range(
@@ -205,6 +238,57 @@ def test_a_market_that_does_not_move_is_recorded_and_skipped_in_a_range_but_fail
     ) as failure:
         runs.materialize_range(settings, hours[1], hours[1], ["seconds/splits", "seconds/model_ewma"])
     assert "\n" not in str(failure.value)
+
+
+def test_a_range_trains_every_nth_hour_and_its_last_and_the_hours_between_carry_the_models_forward(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    base = small_settings(tmp_path, models=("ewma",))
+    models = base.models.model_copy(update={"backfill_retrain_every_hours": 3})
+    settings = base.model_copy(update={"models": models})
+    shutil.copytree(pipeline.settings.storage.raw_dir, settings.storage.raw_dir)
+    # Files of hours that were trained one by one before, and of an hour before the range.
+    shutil.copytree(pipeline.settings.storage.lake_dir, settings.storage.lake_dir)
+    lake, spec = Lake(settings.storage.lake_dir), timescale_spec(settings.timescales.seconds, TIMESCALE)
+    training = [name for name in runs.chain_selection(settings) if name not in runs.MARKET]
+    first, second, third, last = pipeline.hours  # 03:00 and 06:00 are divided by three
+    summary = runs.materialize_range(settings, second, last, training)
+    assert summary.carried == {second: first, third: first}
+    assert summary.not_trainable == {}
+    assert [check for check in summary.checks_failed if check.severity == "ERROR"] == []
+    assert "cryptovol" in (settings.storage.reports_dir / "model_card.md").read_text()
+    carried = summary.metadata["seconds/model_evaluation"][second]
+    assert (carried["status"], carried["models_of"]) == ("carried", first)
+    assert carried["reason"] == (
+        f"a run over a range trains every 3 h and at its end; the models of {first} hold on"
+    )
+    written = {"model_ewma": "zip", "model_evaluation": "json", "model_card": "md"}
+    for asset, suffix in written.items():
+        assert lake.partitions(f"seconds/{asset}", suffix) == [first, last]
+    # What is trained in a range is what an hour alone would train.
+    assert lake.read_bytes("seconds/splits", last, "json") == pipeline.lake.read_bytes(
+        "seconds/splits", last, "json"
+    )
+    assert runs.ranges_to_fill(settings, first, last, only_missing=True, market_only=False) == []
+    assert not runs.splits_are_current(settings, second)
+    with pytest.raises(
+        runs.RunFailed, match=f"{second} has no models of its own .*: materialize splits of this hour too"
+    ):
+        runs.materialize_range(settings, second, second, ["seconds/model_ewma"])
+    alone = runs.materialize_range(settings, second, second, training)
+    assert (alone.carried, chain.read_plan(lake, spec, second).status) == ({}, "trainable")
+    assert chain.newest_trained(lake, spec, before=third) == second
+    assert chain.newest_trained(lake, spec, before=first) == ""
+
+
+def test_hours_before_the_first_training_say_that_no_models_hold() -> None:
+    spec = timescale_spec(small_settings(Path()).timescales.seconds, TIMESCALE)
+    plan = chain.carry_plan(spec, FIRST_HOUR, 24, trained="")
+    assert plan.reason == "a run over a range trains every 24 h and at its end; no earlier hour has models"
+    assert chain.SplitPlan.from_json(plan.to_json()) == plan
+    assert (plan.status, plan.trainable) == ("carried", False)
+    midnights = [key for key in hours_from("2026-04-01-00:00", 72) if chain.trains_at(key, 24)]
+    assert midnights == ["2026-04-01-00:00", "2026-04-02-00:00", "2026-04-03-00:00"]
 
 
 def test_rows_are_read_once_until_one_of_their_files_changes(pipeline: Pipeline) -> None:

@@ -92,6 +92,33 @@ def test_tables_show_their_columns_before_anything_was_materialized(defs: dg.Def
         assert len(schema.columns) >= 5
 
 
+def test_what_is_trained_shows_as_stale_once_the_code_or_the_configuration_means_something_else(
+    defs: dg.Definitions,
+) -> None:
+    settings = Settings()
+    deeper = settings.models.model_copy(update={"xgboost_depth": 4})
+    shorter = settings.timescales.seconds.model_copy(update={"horizon_bars": 30})
+    changes = {
+        "models": {"models": deeper},
+        "horizon": {"timescales": settings.timescales.model_copy(update={"seconds": shorter})},
+    }
+    versions = {"now": _code_versions(defs)}
+    for name, change in changes.items():
+        versions[name] = _code_versions(build.build_defs(settings.model_copy(update=change)))
+    for asset in ("splits", "model_xgboost", "model_evaluation"):
+        assert all(version[asset] for version in versions.values())
+        assert (versions["models"][asset] == versions["now"][asset]) == (asset == "splits")
+        assert versions["horizon"][asset] != versions["now"][asset]
+    node = defs.resolve_asset_graph().get(dg.AssetKey(["seconds", "model_xgboost"]))
+    assert node.tags["cryptovol/model"] == "xgboost"
+    assert "stopped early by the log loss" in (node.description or "")
+
+
+def _code_versions(defs: dg.Definitions) -> dict[str, str | None]:
+    graph = defs.resolve_asset_graph()
+    return {key.path[-1]: graph.get(key).code_version for key in graph.get_all_asset_keys()}
+
+
 def test_no_unstable_feature_is_used_but_those_listed() -> None:
     with warnings.catch_warnings():
         for kind in UNSTABLE:

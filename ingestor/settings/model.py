@@ -258,6 +258,11 @@ class ModelSettings(Section):
     alert_budget_per_hour: PositiveFloat = Field(
         default=2.0, description="false alarms an hour the operating point may cost"
     )
+    backfill_retrain_every_hours: PositiveInt = Field(
+        default=24,
+        description="a run over a range of hours trains at every such hour (from the epoch) and at its last "
+        "one; the hours between carry the models forward",
+    )
 
 
 class MonitoringSettings(Section):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import numpy as np
 import pandas as pd
 
-from cryptovol_dagster.core.dataset import Dataset, require_both_classes
+from cryptovol_dagster.core.dataset import FEATURE_DTYPE, Dataset, require_both_classes
 from cryptovol_dagster.core.labels import LearningError
 from cryptovol_dagster.core.specs import NS, ModelSpec
 
@@ -169,16 +169,16 @@ class Model(ABC):
     @abstractmethod
     def _fit(
         self,
-        X: NDArray[np.float64],
+        X: NDArray[np.float32],
         y: NDArray[np.bool_],
-        X_validation: NDArray[np.float64],
+        X_validation: NDArray[np.float32],
         y_validation: NDArray[np.bool_],
         spec: ModelSpec,
     ) -> None:
         """Learn the parameters; columns are `meta.features`."""
 
     @abstractmethod
-    def _predict(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
+    def _predict(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return one probability a row; never called without rows."""
 
     @abstractmethod
@@ -189,22 +189,33 @@ class Model(ABC):
     def _restore(self, parts: dict[str, bytes]) -> None:
         """Take the parameters back; a missing file is a KeyError."""
 
-    def _matrix(self, features: pd.DataFrame) -> NDArray[np.float64]:
+    def _matrix(self, features: pd.DataFrame) -> NDArray[np.float32]:
         meta = self.meta
         if missing := sorted(set(meta.inputs) - set(features.columns)):
             raise ModelError(f"model {self.name}: feature columns missing: {', '.join(missing)}")
         if unknown := sorted(str(column) for column in set(features.columns) - set(meta.inputs)):
             raise ModelError(f"model {self.name}: feature columns unknown to it: {', '.join(unknown)}")
-        matrix = features[list(meta.features)].to_numpy(dtype=np.float64)
+        matrix = _chosen(features, meta.features)
         may_lack = np.isin(meta.features, meta.optional) | self.accepts_nan
-        bad = np.where(may_lack, np.isinf(matrix), ~np.isfinite(matrix))
-        if bad.any():
-            names = [meta.features[column] for column in np.flatnonzero(bad.any(axis=0))]
+
+        def unusable(k: int) -> NDArray[np.bool_]:
+            return np.isinf(matrix[:, k]) if may_lack[k] else ~np.isfinite(matrix[:, k])
+
+        # Column by column: a mask of a week of seconds is as large as a fourth of the week itself.
+        if bad := [k for k in range(matrix.shape[1]) if unusable(k).any()]:
+            rows = int(np.logical_or.reduce([unusable(k) for k in bad]).sum())
             raise ModelError(
-                f"model {self.name}: {int(bad.any(axis=1).sum())} of {len(matrix)} rows hold a missing or "
-                f"infinite value in {', '.join(names)}"
+                f"model {self.name}: {rows} of {len(matrix)} rows hold a missing or "
+                f"infinite value in {', '.join(meta.features[k] for k in bad)}"
             )
         return matrix
+
+
+def _chosen(features: pd.DataFrame, names: tuple[str, ...]) -> NDArray[np.float32]:
+    """Give some columns as a matrix (rows × columns), without a copy where they are all there are."""
+    if tuple(features.columns) != names:
+        features = features[list(names)]
+    return features.to_numpy(dtype=FEATURE_DTYPE)
 
 
 def read_parts(data: bytes) -> tuple[ModelMeta, dict[str, bytes]]:

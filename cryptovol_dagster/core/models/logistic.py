@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _PIPELINE = "pipeline.skops"
+_PIECE_ROWS = 100_000
 
 
 class LogisticModel(Model):
@@ -33,9 +34,9 @@ class LogisticModel(Model):
 
     def _fit(
         self,
-        X: NDArray[np.float64],
+        X: NDArray[np.float32],
         y: NDArray[np.bool_],
-        X_validation: NDArray[np.float64],
+        X_validation: NDArray[np.float32],
         y_validation: NDArray[np.bool_],
         spec: ModelSpec,
     ) -> None:
@@ -43,13 +44,22 @@ class LogisticModel(Model):
         from sklearn.pipeline import make_pipeline
         from sklearn.preprocessing import StandardScaler
 
-        self._pipeline = make_pipeline(
-            StandardScaler(), LogisticRegression(C=spec.logreg_c, max_iter=1_000, random_state=spec.seed)
-        ).fit(_filled(X, np.nanmean(X, axis=0)), y)
+        scaler = StandardScaler()
+        means = np.array([np.nanmean(column, dtype=np.float64) for column in X.T])
+        # In pieces: at once it would hold a copy of X in float64.
+        for first in range(0, len(X), _PIECE_ROWS):
+            scaler.partial_fit(_filled(X[first : first + _PIECE_ROWS], means))
+        standardised = np.empty(X.shape, dtype=X.dtype)  # by rows, as the solver wants it: no second copy
+        np.subtract(X, np.asarray(scaler.mean_, X.dtype), out=standardised)
+        standardised /= np.asarray(scaler.scale_, X.dtype)
+        np.nan_to_num(standardised, copy=False)
+        logistic = LogisticRegression(C=spec.logreg_c, max_iter=1_000, random_state=spec.seed)
+        self._pipeline = make_pipeline(scaler, logistic.fit(standardised, y))
 
-    def _predict(self, X: NDArray[np.float64]) -> NDArray[np.float64]:
-        # The scaler's mean is that of the filled columns, hence of the values known in training.
-        return self._pipeline.predict_proba(_filled(X, self._pipeline[0].mean_))[:, 1]
+    def _predict(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
+        # Sums in float32 would depend on how many rows are asked for at once. The scaler's mean is that of the
+        # filled columns, hence of the values known in training.
+        return self._pipeline.predict_proba(_filled(X.astype(np.float64), self._pipeline[0].mean_))[:, 1]
 
     def _parts(self) -> dict[str, bytes]:
         import skops.io
@@ -71,6 +81,7 @@ class LogisticModel(Model):
             raise ModelError(f"the file of model {self.name} holds types not trusted: {', '.join(untrusted)}")
 
 
-def _filled(X: NDArray[np.float64], means: NDArray[np.float64]) -> NDArray[np.float64]:
+def _filled(X: NDArray[Any], means: NDArray[np.float64]) -> NDArray[Any]:
+    """Give X with the means where it knows nothing; X itself where it knows everything."""
     unknown = np.isnan(X)
     return np.where(unknown, means, X) if unknown.any() else X

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from cryptovol_dagster.core.bars import BarGrid
-from cryptovol_dagster.core.dataset import SingleClassError, join_dataset, pose_problem, require_both_classes
+from cryptovol_dagster.core.dataset import (
+    KEY_COLUMNS,
+    SingleClassError,
+    concatenate,
+    join_dataset,
+    pose_problem,
+    require_both_classes,
+)
 from cryptovol_dagster.core.labels import DegenerateThreshold, LearningError, forward_volatility
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.splits import split_times
@@ -42,7 +50,9 @@ def test_the_join_equals_pandas_merge(frames: tuple[pd.DataFrame, pd.DataFrame])
     features, labels = (frame.assign(product=frame["product"].astype(str)) for frame in (features, labels))
     merged = features.merge(labels, on=KEYS, suffixes=("", "_label"))
     merged = merged[merged["valid"] & merged["sigma"].notna()].sort_values(KEYS).reset_index(drop=True)
-    pd.testing.assert_frame_equal(dataset.features, merged[list(dataset.features.columns)])
+    assert list(dataset.features.columns) == sorted(set(features.columns) - set(KEY_COLUMNS))
+    expected = merged[list(dataset.features.columns)].astype(np.float32)
+    pd.testing.assert_frame_equal(dataset.features, expected)
     assert dataset.product.tolist() == merged["product"].tolist()
     np.testing.assert_array_equal(dataset.sigma, merged["sigma"])
     np.testing.assert_array_equal(dataset.trailing_sigma, merged["trailing_sigma"])
@@ -57,6 +67,24 @@ def test_row_order_of_the_frames_does_not_matter(frames: tuple[pd.DataFrame, pd.
     )
     pd.testing.assert_frame_equal(straight.features, shuffled.features)
     np.testing.assert_array_equal(straight.sigma, shuffled.sigma)
+
+
+def test_parts_of_a_problem_are_views_and_pieces_put_together_are_the_whole() -> None:
+    problem = make_problem(6_000)
+    dataset, split = problem.dataset, problem.split
+    train, y = problem.part(split.train)
+    mask = split.train.mask(dataset.t_ns)
+    pd.testing.assert_frame_equal(train.features, dataset.rows(mask).features)
+    np.testing.assert_array_equal(y, problem.y[mask])
+    assert np.shares_memory(train.features.to_numpy(), dataset.features.to_numpy())
+    cuts = [0, 1, 1_000, 1_000, len(dataset)]
+    whole = concatenate([dataset.slice(*cut) for cut in pairwise(cuts)], {"because": 3})
+    pd.testing.assert_frame_equal(whole.features, dataset.features)
+    for name in ("product", "t_ns", "sigma", "trailing_sigma"):
+        np.testing.assert_array_equal(getattr(whole, name), getattr(dataset, name))
+    assert whole.dropped == {"because": 3}
+    # One block: asking for the matrix copies nothing.
+    assert np.shares_memory(whole.features.to_numpy(), whole.features.to_numpy())
 
 
 def test_every_row_left_out_is_counted(frames: tuple[pd.DataFrame, pd.DataFrame]) -> None:

@@ -16,6 +16,7 @@ from cryptovol_dagster.core.metrics import best_f1_threshold
 from cryptovol_dagster.core.model_card import render_model_card
 from cryptovol_dagster.core.models import MODELS, Model, ModelError, train_model
 from cryptovol_dagster.core.plots import (
+    most_violent_stretch,
     plot_episode,
     plot_importances,
     plot_pr_curves,
@@ -231,8 +232,29 @@ def test_pictures_are_png(evaluation: Evaluation, problem: Problem, models: dict
         plot_sigma_distribution(problem),
         *[plot_importances(model) for model in models.values()],
     ]
-    assert all(picture.startswith(PNG) and len(picture) > 5_000 for picture in drawn)
+    # Above, event logs leave them out.
+    assert all(picture.startswith(PNG) and 2_000 < len(picture) < 100 * 1024 for picture in drawn)
     assert plot_episode(evaluation, mid) != plot_episode(evaluation)
+
+
+def test_the_most_violent_stretch_is_the_episode_of_the_largest_excess_over_its_threshold(
+    evaluation: Evaluation,
+) -> None:
+    rows = evaluation.predictions
+    excess = rows["sigma"] / rows["product"].map(evaluation.report["thresholds"])
+    worst = rows.loc[excess.idxmax()]
+    stretch = most_violent_stretch(evaluation)
+    margin = pd.Timedelta(seconds=10 * evaluation.report["horizon_s"])
+    assert (stretch.product, stretch.has_spike) == (worst["product"], True)
+    assert stretch.start + margin <= worst["bar_start"] <= stretch.end - margin
+    own = rows[rows["product"] == stretch.product].set_index("bar_start")["y"]
+    assert own[stretch.start + margin]
+    assert own[stretch.end - margin]
+    calm = replace(evaluation, predictions=rows.assign(y=False))
+    assert most_violent_stretch(calm) == stretch._replace(
+        start=worst["bar_start"] - margin, end=worst["bar_start"] + margin, has_spike=False
+    )
+    assert plot_episode(calm).startswith(PNG)
 
 
 def test_pictures_touch_no_global_state(evaluation: Evaluation) -> None:

@@ -1,0 +1,203 @@
+"""The labelled rows of a trailing window: joined hour by hour, and kept for the next window that needs them.
+
+Splits, every model, evaluation and report of an hour learn from the same rows, and the next hour from nearly
+the same. So each pair of files (an hour's labels, the features they speak of) is read and joined once. A
+window is a view on what is kept, or one copy of it when hours come and go at its ends.
+
+Belongs here: reading, joining and keeping. Does not belong here: which window, or what is learned from it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
+
+import numpy as np
+import pandas as pd
+
+from cryptovol_dagster.core.dataset import Dataset, concatenate, join_rows, no_rows
+from cryptovol_dagster.core.labels import rows_labelled_by
+from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.resources.lake import FileState, Lake, hour_keys, hour_window
+
+
+@dataclass(frozen=True)
+class _Files:
+    """The states of an hour's features and of labels, of the same hour or a later one, that speak of them."""
+
+    features: FileState
+    labels: FileState
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """The rows joined from a pair of files.
+
+    Attributes:
+        rows: in order of time; a view once they are kept.
+        digest: of every value in them.
+        features_read: rows of the features that the labels speak of.
+        labels_read: rows of the labels that speak of the features.
+    """
+
+    rows: Dataset
+    digest: bytes
+    features_read: int
+    labels_read: int
+
+
+@dataclass
+class _Kept:
+    """Pieces in order of time, the one dataset they are views of, and the windows given out of it."""
+
+    pieces: dict[_Files, _Piece] = field(default_factory=dict)
+    dataset: Dataset | None = None
+    given: dict[tuple[_Files, ...], tuple[Dataset, str]] = field(default_factory=dict)
+
+
+#: One window at most: a week of two products is hundreds of megabytes.
+_KEPT: dict[tuple[Lake, TimescaleSpec], _Kept] = {}
+
+
+def read_rows(lake: Lake, spec: TimescaleSpec, start_ns: int, end_ns: int) -> tuple[Dataset, str]:
+    """Join the features and labels of the hours in a window, as far as they were written.
+
+    Args:
+        lake: holds features and labels.
+        spec: the timescale.
+        start_ns: of the first hour.
+        end_ns: of the last hour, exclusive.
+
+    Returns:
+        The rows of one join over all these hours, and a digest of every value in them.
+
+    Raises:
+        LakeError: a file cannot be read.
+        LearningError: no row has both features and a label.
+    """
+    features, labels = (
+        {state[0]: state for state in lake.fingerprint(f"{spec.name}/{name}", start_ns, end_ns)}
+        for name in ("features", "labels")
+    )
+    wanted = tuple(
+        _Files(features[hour], state)
+        for state in labels.values()
+        for hour in hour_keys(*rows_labelled_by(*hour_window(state[0]), spec))
+        if hour in features
+    )
+    kept = _KEPT.get((lake, spec), _Kept())
+    if wanted not in kept.given:
+        if not _is_run_of(wanted, kept.pieces):
+            kept = _kept_anew(lake, spec, wanted, kept)
+            _KEPT.clear()
+            _KEPT[lake, spec] = kept
+        totals = (
+            sum(_row_count(lake, f"{spec.name}/{name}", state) for state in states.values())
+            for name, states in (("features", features), ("labels", labels))
+        )
+        kept.given[wanted] = _window(kept, wanted, *totals)
+    return kept.given[wanted]
+
+
+def _is_run_of(wanted: tuple[_Files, ...], pieces: dict[_Files, _Piece]) -> bool:
+    """Tell whether the pieces wanted are kept, one beside the other."""
+    if not wanted or wanted[0] not in pieces:
+        return False
+    keys = list(pieces)
+    first = keys.index(wanted[0])
+    return tuple(keys[first : first + len(wanted)]) == wanted
+
+
+def _kept_anew(lake: Lake, spec: TimescaleSpec, wanted: tuple[_Files, ...], before: _Kept) -> _Kept:
+    """Join what is not kept yet, put all of it into one dataset, and forget what is not wanted any more."""
+    pieces = {files: before.pieces[files] for files in wanted if files in before.pieces}
+    features: dict[FileState, pd.DataFrame] = {}
+    labels: dict[FileState, pd.DataFrame] = {}
+    for files in wanted:
+        if files in pieces:
+            continue
+        if files.labels not in labels:
+            labels = {files.labels: _read(lake, f"{spec.name}/labels", files.labels)}
+        if files.features not in features:
+            last = dict(list(features.items())[-1:])  # the next hour's labels speak of its end
+            features = last | {files.features: _read(lake, f"{spec.name}/features", files.features)}
+        pieces[files] = _join(features[files.features], labels[files.labels], files, spec)
+    pieces = {files: pieces[files] for files in wanted}
+    filled = [piece.rows for piece in pieces.values() if len(piece.rows)]
+    if not filled:
+        return _Kept(pieces)
+    dataset = concatenate(filled, {})
+    at = 0
+    for files, piece in pieces.items():
+        view = dataset.slice(at, at + len(piece.rows))
+        pieces[files] = replace(piece, rows=replace(view, dropped=piece.rows.dropped))
+        at += len(view)
+    return _Kept(pieces, dataset)
+
+
+def _read(lake: Lake, asset: str, state: FileState) -> pd.DataFrame:
+    return lake.read_table(asset, *hour_window(state[0])).to_pandas(split_blocks=True, self_destruct=True)
+
+
+def _join(features: pd.DataFrame, labels: pd.DataFrame, files: _Files, spec: TimescaleSpec) -> _Piece:
+    """Join the part of an hour's features that the labels speak of with the labels of that hour."""
+    first_ns, stop_ns = hour_window(files.features[0])
+    from_ns, to_ns = rows_labelled_by(*hour_window(files.labels[0]), spec)
+    features = _between(features, max(first_ns, from_ns), min(stop_ns, to_ns))
+    labels = _between(labels, first_ns, stop_ns)
+    rows = join_rows(features, labels, spec)
+    return _Piece(rows, _digest(rows), len(features), len(labels))
+
+
+def _between(frame: pd.DataFrame, start_ns: int, end_ns: int) -> pd.DataFrame:
+    start, end = (pd.Timestamp(ns, unit="ns", tz="UTC") for ns in (start_ns, end_ns))
+    inside = (frame["bar_start"] >= start) & (frame["bar_start"] < end)
+    return frame if inside.all() else frame.loc[inside]
+
+
+def _window(
+    kept: _Kept, wanted: tuple[_Files, ...], features_total: int, labels_total: int
+) -> tuple[Dataset, str]:
+    """Cut a window out of what is kept, and count what was left out of it.
+
+    Raises:
+        LearningError: no row is left.
+    """
+    pieces = [kept.pieces[files] for files in wanted]
+    dropped = Counter(
+        label_missing=features_total - sum(piece.features_read for piece in pieces),
+        feature_missing=labels_total - sum(piece.labels_read for piece in pieces),
+    )
+    for piece in pieces:
+        dropped.update(piece.rows.dropped)
+    counts = {reason: count for reason, count in sorted(dropped.items()) if count}
+    length = sum(len(piece.rows) for piece in pieces)
+    if not length or kept.dataset is None:
+        raise no_rows(counts)
+    first = 0
+    for files, piece in kept.pieces.items():
+        if files == wanted[0]:
+            break
+        first += len(piece.rows)
+    rows = replace(kept.dataset.slice(first, first + length), dropped=counts)
+    digest = hashlib.blake2b(b"".join(piece.digest for piece in pieces if len(piece.rows)), digest_size=8)
+    return rows, digest.hexdigest()
+
+
+def _digest(rows: Dataset) -> bytes:
+    """Digest every row: keys, both σ and features, in order."""
+    digest = hashlib.blake2b(digest_size=8)
+    digest.update("\n".join([*rows.features.columns, *rows.products]).encode())
+    codes, _ = pd.factorize(rows.product, sort=True)
+    features = (column.to_numpy() for _, column in rows.features.items())
+    for array in (rows.t_ns, codes.astype(np.int64), rows.sigma, rows.trailing_sigma, *features):
+        digest.update(np.ascontiguousarray(array).view(np.uint8).data)
+    return digest.digest()
+
+
+@lru_cache(maxsize=1_000)
+def _row_count(lake: Lake, asset: str, state: FileState) -> int:
+    """Count the rows of a file that is in this state."""
+    return lake.count_rows(asset, state[0])
