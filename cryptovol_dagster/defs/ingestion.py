@@ -16,6 +16,7 @@ from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.ticks import TickColumns, TradeColumns, clean_ticks, clean_trades
 from cryptovol_dagster.defs.metadata import OWNERS, rows_and_path, schema_metadata
 from cryptovol_dagster.defs.partitions import look_back
+from cryptovol_dagster.defs.pools import MARKET
 from cryptovol_dagster.resources.chain import LEDGER, NEXT_TICKS, TICKS, TRADES, read_sequence_gaps
 from cryptovol_dagster.resources.lake import Lake, hour_window
 from cryptovol_dagster.resources.raw import RawStore
@@ -93,6 +94,7 @@ def gap_ledger_asset(hours: dg.PartitionsDefinition) -> dg.AssetsDefinition:
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name=GROUP,
         owners=OWNERS,
+        pool=MARKET,
         kinds={"python", "parquet"},
         metadata=schema_metadata(LEDGER_SCHEMA, LEDGER_COLUMNS),
     )
@@ -146,6 +148,7 @@ def ticks_asset(
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name=GROUP,
         owners=OWNERS,
+        pool=MARKET,
         kinds={"python", "parquet"},
         metadata=schema_metadata(TickColumns.empty().to_table().schema, TICK_COLUMNS),
     )

@@ -13,6 +13,7 @@ from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs import schemas
 from cryptovol_dagster.defs.metadata import OWNERS, picture, rows_and_path, schema_metadata
 from cryptovol_dagster.defs.partitions import look_back
+from cryptovol_dagster.defs.pools import MARKET
 from cryptovol_dagster.resources import chain, pictures
 from cryptovol_dagster.resources.lake import Lake, hour_window
 
@@ -35,6 +36,7 @@ def market_assets(
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name="market",
         owners=OWNERS,
+        pool=MARKET,
         kinds={"python", "parquet"},
         metadata=schema_metadata(schemas.bars(spec), schemas.BAR_DESCRIPTIONS),
     )
@@ -72,6 +74,7 @@ def market_assets(
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name="features",
         owners=OWNERS,
+        pool=MARKET,
         kinds={"python", "parquet"},
         metadata={
             **schema_metadata(schemas.features(spec), schemas.feature_descriptions(spec)),
@@ -104,6 +107,7 @@ def market_assets(
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name="features",
         owners=OWNERS,
+        pool=MARKET,
         kinds={"python", "parquet"},
         metadata={
             **schema_metadata(schemas.labels(spec), schemas.LABEL_DESCRIPTIONS),

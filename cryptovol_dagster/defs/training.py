@@ -19,6 +19,7 @@ from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
 from cryptovol_dagster.defs.market import lake_name
 from cryptovol_dagster.defs.metadata import OWNERS, picture
 from cryptovol_dagster.defs.partitions import look_back
+from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.resources import chain
 from cryptovol_dagster.resources.chain import SplitPlan
 from cryptovol_dagster.resources.lake import Lake
@@ -66,6 +67,7 @@ def _splits(
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name=GROUP,
         owners=OWNERS,
+        pool=TRAINING,
         kinds={"python", "json"},
         metadata={"horizon_s": spec.horizon_bars * spec.bar_interval_s, "quantile": spec.quantile},
     )
@@ -104,6 +106,7 @@ def _model(
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name=GROUP,
         owners=OWNERS,
+        pool=TRAINING,
         kinds={KINDS.get(name, "python"), "mlflow"},
         description=f"The `{name}` model as of the end of an hour: a zip without pickle in the lake, a "
         "child run in MLflow, and (the newest) a copy among the exported models.",
@@ -214,6 +217,7 @@ def _evaluation(
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name=GROUP,
         owners=OWNERS,
+        pool=TRAINING,
         kinds={"python", "json"},
     )
     def model_evaluation(
@@ -277,6 +281,7 @@ def _model_card(spec: TimescaleSpec, hours: dg.PartitionsDefinition) -> dg.Asset
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name=GROUP,
         owners=OWNERS,
+        pool=TRAINING,
         kinds={"markdown"},
     )
     def model_card(
