@@ -76,7 +76,7 @@ class Service:
     essential: bool = True
     finishes: bool = False
     hopeless: frozenset[int] = frozenset({2})
-    start_s: float = 180.0
+    start_s: float = 600.0  # on a busy machine Dagster was seen to take two minutes
     stop_s: float = 20.0
     before: Callable[[], None] | None = None
     after: Callable[[], None] | None = None
