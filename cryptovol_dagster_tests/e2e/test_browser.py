@@ -65,6 +65,14 @@ class Shown:
     def shot(self, name: str) -> None:
         self.page.screenshot(path=self.shots / f"{name}.png")
 
+    def wait_for(self, asset: str, hour: str, timeout_s: float = 120) -> None:
+        """Wait until a run has written an hour. The page stays: leaving it could cut the launch off."""
+        lake = Lake(self.settings.storage.lake_dir)
+        deadline_s = time.monotonic() + timeout_s
+        while not lake.exists(asset, hour):
+            assert time.monotonic() < deadline_s, f"{asset} of {hour} was not written in {timeout_s:g} s"
+            self.page.wait_for_timeout(500)
+
     def materialized(self, asset: str) -> set[str]:
         with dg.DagsterInstance.from_config(os.environ["DAGSTER_HOME"]) as instance:
             return instance.get_materialized_partitions(dg.AssetKey(asset))
@@ -202,12 +210,11 @@ def test_an_hour_is_materialized_by_clicking(shown: Shown) -> None:
     hour = shown.untouched[0]
     shown.open("/assets/gap_ledger")
     _choose(shown.page, hour, "Launch 1 run")
-    shown.page.wait_for_timeout(1_000)
+    shown.wait_for("gap_ledger", hour)
     shown.open(f"/assets/gap_ledger?partition={hour}&view=partitions")
     shown.page.get_by_text("Materialized", exact=True).first.wait_for(timeout=90_000)
     shown.shot("materialized")
     assert hour in shown.materialized("gap_ledger")
-    assert Lake(shown.settings.storage.lake_dir).exists("gap_ledger", hour)
 
 
 def test_a_backfill_is_launched_and_watched(shown: Shown) -> None:
