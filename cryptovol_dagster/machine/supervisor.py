@@ -22,6 +22,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any, Self
 
+import click
+
 from cryptovol_dagster.machine import guard
 
 #: A service that lived this long had come up properly: its next end counts as the first one again.
@@ -214,7 +216,9 @@ class Supervisor:
             kept.restarts = 0
         # What never came up is set up wrongly; what did come up has met with an accident.
         hopeless = code in service.hopeless or not kept.was_ready or kept.restarts >= MAX_RESTARTS
-        line = f"{service.name} {what}{_last_words(service.log, kept.log_start)}"
+        # Whoever is killed has no last words.
+        words = "" if code is not None and code < 0 else _last_words(service.log, kept.log_start)
+        line = f"{service.name} {what}{words}"
         if not hopeless:
             pause_s = min(BACKOFF_FIRST_S * 2**kept.restarts, BACKOFF_LONGEST_S)
             kept.restarts += 1
@@ -291,4 +295,4 @@ def _last_words(log: Path, start: int) -> str:
     with log.open("rb") as file:
         file.seek(max(start, os.fstat(file.fileno()).st_size - 4_096))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]
-    return f": {lines[-1][:300]}" if lines else ""
+    return f": {click.unstyle(lines[-1])[:300]}" if lines else ""

@@ -89,13 +89,16 @@ def test_one_that_is_killed_is_started_again_and_said_so(tmp_path: Path) -> None
         assert kept.child is not None
         assert kept.child.pid != killed
     assert told == [
-        f"recorder ended by SIGKILL: up; it is started again in 0.05 s (log: {one.log})",
+        f"recorder ended by SIGKILL; it is started again in 0.05 s (log: {one.log})",
         "recorder is up again",
     ]
 
 
 def test_one_that_keeps_dying_ends_everything_when_it_cannot_be_done_without(tmp_path: Path) -> None:
-    code = "import time\nprint('up', flush=True)\ntime.sleep(0.5)\nraise SystemExit('no more room')"
+    code = (
+        "import time; print('up', flush=True); time.sleep(0.5)\n"
+        "raise SystemExit('\\x1b[31mno more room\\x1b[0m')"
+    )
     told: list[str] = []
     services = [service(tmp_path, "recorder", code), service(tmp_path, "other", SLEEPER)]
     with (
