@@ -5,10 +5,13 @@ from __future__ import annotations
 import socket
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from cryptovol_dagster.machine.run import frames_per_s
 from cryptovol_dagster.machine.services import Machine, PortError, choose_port
+from cryptovol_dagster.resources.instance import ensure_dagster_home
+from cryptovol_dagster.resources.lost_runs import MESSAGE, SERVED_BY
 from cryptovol_dagster_tests.defs.synthetic import small_settings
 from ingestor.feed.counters import FeedCounters
 from ingestor.kafka.publisher import PublishCounters
@@ -60,3 +63,31 @@ def test_the_rate_is_read_from_what_the_recorder_says(
     log.write_text("\n".join(said) + "\n")
     assert frames_per_s(log) == rate
     assert frames_per_s(tmp_path / "none.log") is None
+
+
+@pytest.mark.slow
+def test_runs_that_an_earlier_dagster_left_are_ended_once_the_new_one_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dg.job
+    def nothing() -> None: ...
+
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    settings = small_settings(tmp_path)
+    home = ensure_dagster_home(settings)
+    service = Machine(settings, home, 3001, 5001).dagster(essential=True)
+    assert service.before is not None
+    assert service.after is not None
+    service.before()  # nothing was launched here yet: nothing is asked
+    served = {SERVED_BY: "{}"}
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        lost = instance.create_run_for_job(nothing, status=dg.DagsterRunStatus.STARTED, tags=served).run_id
+        service.before()
+        run = instance.get_run_by_id(lost)
+        assert run is not None
+        assert run.status is dg.DagsterRunStatus.STARTED
+        service.after()
+        run = instance.get_run_by_id(lost)
+        assert run is not None
+        assert run.status is dg.DagsterRunStatus.FAILURE
+        assert any(MESSAGE in record.message for record in instance.all_logs(lost))
