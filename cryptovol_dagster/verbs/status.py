@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -11,7 +13,7 @@ import click
 from cryptovol_dagster.resources.status import NS, SERVICES, AssetLook, ModelsLook, Status, look
 from cryptovol_dagster.verbs.options import json_option
 from cryptovol_dagster.verbs.synthetic import SIMULATED_DIR, synthetic_settings
-from ingestor.settings import load_settings
+from ingestor.settings import Settings, load_settings
 from ingestor.verbs.output import open_console, print_json
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 #: Reports shown, of which there is one for each hour in the lake.
 _REPORTS_SHOWN = 5
+WATCH_EVERY_S = 5.0
 
 
 @click.command()
@@ -47,19 +50,29 @@ def status(
     cryptovol status --json
     """
     settings = synthetic_settings(SIMULATED_DIR, own_reports=True) if simulated else load_settings().settings
-    if watch:
-        from rich.live import Live
-
-        with Live(_render(look(settings, time.time_ns(), require)), auto_refresh=False) as live:
-            while True:
-                time.sleep(5.0)
-                live.update(_render(look(settings, time.time_ns(), require)), refresh=True)
+    if watch and as_json:
+        raise click.UsageError("--watch is for people: leave out --json")
     found = look(settings, time.time_ns(), require)
-    if as_json:
+    if watch:
+        found = _watch(settings, require, found)
+    elif as_json:
         print_json(found.as_dict())
     else:
         open_console().print(_render(found))
     context.exit(1 if found.problems else 0)
+
+
+def _watch(settings: Settings, require: Sequence[str], found: Status) -> Status:
+    """Look again and again until Ctrl-C; give what was seen last."""
+    from rich.live import Live
+
+    with suppress(KeyboardInterrupt), Live(_render(found), auto_refresh=False) as live:
+        live.refresh()
+        while True:
+            time.sleep(WATCH_EVERY_S)
+            found = look(settings, time.time_ns(), require)
+            live.update(_render(found), refresh=True)
+    return found
 
 
 def _render(found: Status) -> RenderableType:

@@ -166,3 +166,6 @@ def test_the_verb_shows_it_and_its_exit_code_says_whether_it_is_fine(tmp_path: P
     wrong = CliRunner().invoke(main, ["status", "--json", "--require", "dagster"], env=env)
     assert wrong.exit_code == 1
     assert json.loads(wrong.output)["problems"] == ["dagster does not run (http://127.0.0.1:1)"]
+    both = CliRunner().invoke(main, ["status", "--json", "--watch"], env=env)
+    assert both.exit_code == 2
+    assert "leave out --json" in both.output
