@@ -10,7 +10,9 @@ from ingestor.cli_group import VerbGroup
 #: In the order in which a newcomer meets them.
 VERBS = {
     "demo": "cryptovol_dagster.demo:demo",
-    "ui": "cryptovol_dagster.ui:ui",
+    "up": "cryptovol_dagster.verbs.up:up",
+    "ui": "cryptovol_dagster.verbs.ui:ui",
+    "status": "cryptovol_dagster.verbs.status:status",
     **RECORDER_VERBS,
     "featurize": "cryptovol_dagster.verbs.featurize:featurize",
     "replay": "cryptovol_dagster.verbs.replay:replay",
@@ -28,7 +30,9 @@ def main() -> None:
 
     \b
     Try it without the exchange:   cryptovol demo
-    Record the real market:        cryptovol ingest
+    Everything on this machine:    cryptovol up        (offline: cryptovol up --simulate)
+    Only record the real market:   cryptovol ingest
+    See how things stand:          cryptovol status
     See what is configured:        cryptovol config
     """
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from ingestor.settings import Settings, load_settings
+from cryptovol_dagster.verbs.synthetic import TAIL_HOURS, synthetic_settings
+from ingestor.settings import Settings
 
 if TYPE_CHECKING:
     from cryptovol_dagster.verbs.runs import RunSummary
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
 DEMO_DIR = Path("data/demo")
 #: At seconds of the market: three frames lost, one twice, a connection cut, another closed by the server.
 FAULTS = "gap@5000s:3; repeat@7000s; disconnect@9000s:1006; disconnect@12000s:1001"
-#: An hour closes only when the feed has passed its end by two minutes.
-TAIL_HOURS = 0.05
 
 
 class DemoError(Exception):
@@ -48,7 +47,7 @@ def demo(hours: int, seed: int) -> None:
     reports/ and models/artifacts/.
     """
     began = time.monotonic()
-    settings = _demo_settings()
+    settings = synthetic_settings(DEMO_DIR)
     if settings.storage.data_dir.exists():
         shutil.rmtree(settings.storage.data_dir)
 
@@ -69,17 +68,6 @@ def demo(hours: int, seed: int) -> None:
 
 def _headline(number: int, text: str) -> None:
     click.secho(f"\n[{number}/4] {text}", bold=True)
-
-
-def _demo_settings() -> Settings:
-    """The configuration with a data folder of its own and the embedded broker; children read the same."""
-    base = load_settings()
-    root = base.config_file.parent if base.config_file else Path.cwd()
-    os.environ["CRYPTOVOL__STORAGE__DATA_DIR"] = str(root / DEMO_DIR)
-    os.environ["CRYPTOVOL__KAFKA__BOOTSTRAP_SERVERS"] = "embedded"
-    # A Dagster home of the user's shall not fill with synthetic runs.
-    os.environ.pop("DAGSTER_HOME", None)
-    return load_settings().settings
 
 
 def _record(settings: Settings, hours: int, seed: int) -> dict[str, Any]:

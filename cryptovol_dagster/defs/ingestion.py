@@ -16,6 +16,7 @@ from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.ticks import TICKS_VERSION, TickColumns, TradeColumns, clean_ticks, clean_trades
 from cryptovol_dagster.defs.metadata import OWNERS, rows_and_path, schema_metadata
 from cryptovol_dagster.defs.partitions import look_back
+from cryptovol_dagster.defs.pools import MARKET
 from cryptovol_dagster.resources.chain import LEDGER, NEXT_TICKS, TICKS, TRADES, read_sequence_gaps
 from cryptovol_dagster.resources.lake import Lake, hour_window
 from cryptovol_dagster.resources.raw import RawStore
@@ -98,6 +99,7 @@ def gap_ledger_asset(hours: dg.PartitionsDefinition) -> dg.AssetsDefinition:
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name=GROUP,
         owners=OWNERS,
+        pool=MARKET,
         kinds={"python", "parquet"},
         tags=TAGS,
         code_version=LEDGER_VERSION,
@@ -153,6 +155,7 @@ def ticks_asset(
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name=GROUP,
         owners=OWNERS,
+        pool=MARKET,
         kinds={"python", "parquet"},
         tags=TAGS,
         code_version=f"{TICKS_VERSION}-{late_after_s:g}",

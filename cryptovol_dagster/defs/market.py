@@ -14,6 +14,7 @@ from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs import schemas
 from cryptovol_dagster.defs.metadata import OWNERS, lineage_metadata, picture, rows_and_path, schema_metadata
 from cryptovol_dagster.defs.partitions import look_back
+from cryptovol_dagster.defs.pools import MARKET
 from cryptovol_dagster.resources import chain, pictures
 from cryptovol_dagster.resources.lake import Lake, hour_window
 
@@ -37,6 +38,7 @@ def market_assets(
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name="market",
         owners=OWNERS,
+        pool=MARKET,
         kinds={"python", "parquet"},
         tags=tags,
         code_version=bars_hash(spec),
@@ -79,6 +81,7 @@ def market_assets(
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name="features",
         owners=OWNERS,
+        pool=MARKET,
         kinds={"python", "parquet"},
         tags=tags,
         code_version=feature_hash(spec),
@@ -114,6 +117,7 @@ def market_assets(
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name="features",
         owners=OWNERS,
+        pool=MARKET,
         kinds={"python", "parquet"},
         tags=tags,
         code_version=label_hash(spec),

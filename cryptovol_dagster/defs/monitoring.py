@@ -8,6 +8,7 @@ from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs.market import lake_name
 from cryptovol_dagster.defs.metadata import OWNERS
 from cryptovol_dagster.defs.partitions import look_back
+from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.defs.training import trainable_plans
 from cryptovol_dagster.resources import chain
 from cryptovol_dagster.resources.lake import Lake
@@ -32,6 +33,7 @@ def train_test_report_asset(
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name="monitoring",
         owners=OWNERS,
+        pool=TRAINING,
         kinds={"evidently", "html"},
     )
     def train_test_report(

@@ -22,6 +22,7 @@ from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
 from cryptovol_dagster.defs.market import lake_name
 from cryptovol_dagster.defs.metadata import OWNERS, picture
 from cryptovol_dagster.defs.partitions import look_back
+from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.resources import chain
 from cryptovol_dagster.resources.chain import SplitPlan
 from cryptovol_dagster.resources.lake import Lake
@@ -87,6 +88,7 @@ def _splits(
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name=GROUP,
         owners=OWNERS,
+        pool=TRAINING,
         kinds={"python", "json"},
         code_version=_version(spec.hash(), feature_hash(spec), label_hash(spec)),
         tags=_stage(spec),
@@ -137,6 +139,7 @@ def _model(
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name=GROUP,
         owners=OWNERS,
+        pool=TRAINING,
         kinds={KINDS.get(name, "python"), "mlflow"},
         code_version=_version(spec.hash(), feature_hash(spec), models.hash()),
         tags=_stage(spec) | {"cryptovol/model": name},
@@ -271,6 +274,7 @@ def _evaluation(
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name=GROUP,
         owners=OWNERS,
+        pool=TRAINING,
         kinds={"python", "json"},
         code_version=_version(spec.hash(), feature_hash(spec), label_hash(spec), models.hash()),
         tags=_stage(spec),
@@ -349,6 +353,7 @@ def _model_card(spec: TimescaleSpec, hours: dg.PartitionsDefinition) -> dg.Asset
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name=GROUP,
         owners=OWNERS,
+        pool=TRAINING,
         kinds={"markdown"},
     )
     def model_card(

@@ -1,0 +1,1 @@
+"""Everything on one machine: the processes of `cryptovol up` and `ui`, started, watched and ended."""

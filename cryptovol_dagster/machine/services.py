@@ -1,0 +1,192 @@
+"""The services of one machine, each as a command and a sign of life."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from cryptovol_dagster.machine.supervisor import Service
+from cryptovol_dagster.resources.instance import InstanceError
+from cryptovol_dagster.resources.reachable import answers, free_port, why_taken
+from ingestor.settings import Settings
+
+HOST = "127.0.0.1"
+_CRYPTOVOL = (sys.executable, "-m", "cryptovol_dagster.cli")
+_LOST_RUNS = (sys.executable, "-m", "cryptovol_dagster.resources.lost_runs")
+#: A recorder waits for acknowledgements, then for the archive to flush: 30 s, flush_s and 30 s.
+RECORDER_STOP_S = 150.0
+
+
+class PortError(Exception):
+    """A port cannot be listened on; the message names it and how to choose another."""
+
+    exit_code = 2
+
+
+def choose_port(wanted: int, option: str) -> int:
+    """Give the port wanted, or a free one for 0.
+
+    Raises:
+        PortError: something listens there.
+    """
+    if wanted == 0:
+        return free_port(HOST)
+    reason = why_taken(wanted, HOST)
+    if reason is not None:
+        raise PortError(
+            f"port {wanted} on {HOST} cannot be used: {reason}; choose another with {option} (0: a free one)"
+        )
+    return wanted
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What all services share.
+
+    Attributes:
+        settings: the configuration, which the services read by themselves.
+        home: the Dagster instance's folder.
+        dagster_port: of the webserver.
+        mlflow_port: of the MLflow UI.
+        simulator_port: of the simulator, where one is to run.
+    """
+
+    settings: Settings
+    home: Path
+    dagster_port: int
+    mlflow_port: int
+    simulator_port: int | None = None
+    _lost: list[str] = field(default_factory=list)
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the services' logs."""
+        return self.settings.storage.data_dir / "logs"
+
+    @property
+    def dagster_url(self) -> str:
+        """Where people open Dagster."""
+        return f"http://{HOST}:{self.dagster_port}"
+
+    @property
+    def mlflow_url(self) -> str:
+        """Where people open MLflow."""
+        return f"http://{HOST}:{self.mlflow_port}"
+
+    def environment(self, **more: str) -> Mapping[str, str]:
+        """Give the environment of a service: links lead to the ports that were chosen."""
+        return {
+            **os.environ,
+            "DAGSTER_HOME": str(self.home),
+            "CRYPTOVOL__DAGSTER__UI_URL": self.dagster_url,
+            "CRYPTOVOL__MLFLOW__UI_URL": self.mlflow_url,
+            **more,
+        }
+
+    def recorder(self) -> Service:
+        """Give the recorder: the real feed for ever, or the simulator's market to its end."""
+        simulated = self.simulator_port is not None
+        source = ("--until-closed", "--url", f"ws://{HOST}:{self.simulator_port}") if simulated else ()
+        log = self.logs / "recorder.log"
+        return Service(
+            name="recorder",
+            command=(*_CRYPTOVOL, "ingest", "--json", *source),
+            # The webserver is ours, so a closed hour may be told to it at once.
+            environment=self.environment(CRYPTOVOL__DAGSTER__REPORT_CLOSED_HOURS="true"),
+            log=log,
+            is_ready=_says(log, '"event": "started"'),
+            finishes=simulated,
+            stop_s=RECORDER_STOP_S,
+        )
+
+    def simulator(self, arguments: Sequence[str]) -> Service:
+        """Give the simulator, which plays its market once; `arguments` are options of ``simulate``."""
+        log = self.logs / "simulator.log"
+        address = ("--port", str(self.simulator_port), "--once", "--json")
+        return Service(
+            name="simulator",
+            command=(*_CRYPTOVOL, "simulate", *address, *arguments),
+            environment=self.environment(),
+            log=log,
+            is_ready=_says(log, '"event": "listening"'),
+            finishes=True,
+        )
+
+    def dagster(self, *, essential: bool) -> Service:
+        """Give Dagster: webserver, daemon and code server."""
+        return Service(
+            name="Dagster",
+            command=(
+                *(sys.executable, "-m", "dagster", "dev", "-m", "cryptovol_dagster.definitions"),
+                *("-h", HOST, "-p", str(self.dagster_port), "--log-level", "warning"),
+            ),
+            environment=self.environment(),
+            log=self.logs / "dagster.log",
+            is_ready=lambda _: answers(f"{self.dagster_url}/server_info"),
+            essential=essential,
+            before=self._list_lost_runs,
+            after=self._end_lost_runs,
+        )
+
+    def mlflow(self, *, essential: bool) -> Service:
+        """Give the MLflow UI; runs write to its store directly."""
+        uri = self.settings.mlflow_tracking_uri
+        if uri.startswith("sqlite:///"):
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        return Service(
+            name="MLflow",
+            command=(
+                *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri),
+                *("--host", HOST, "--port", str(self.mlflow_port), "--workers", "1"),
+            ),
+            environment=self.environment(),
+            log=self.logs / "mlflow.log",
+            is_ready=lambda _: answers(f"{self.mlflow_url}/health"),
+            essential=essential,
+        )
+
+    def _list_lost_runs(self) -> None:
+        """Note the runs whose worker went with an earlier Dagster: they would hold the queue for ever."""
+        if not (self.home / "history").is_dir():
+            return  # no run was ever launched here
+        listed = subprocess.run(
+            (*_LOST_RUNS, "list"), env=dict(self.environment()), capture_output=True, text=True, check=False
+        )
+        if listed.returncode != 0:
+            raise InstanceError(f"{self.home} cannot be asked for lost runs: {_last_line(listed.stderr)}")
+        self._lost[:] = listed.stdout.split()
+
+    def _end_lost_runs(self) -> None:
+        """End them now that Dagster serves, so that they are tried again."""
+        if not self._lost:
+            return
+        ended = subprocess.run(
+            (*_LOST_RUNS, "end", *self._lost),
+            env=dict(self.environment()),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if ended.returncode != 0:
+            raise InstanceError(f"{self.home}: lost runs cannot be ended: {_last_line(ended.stderr)}")
+        self._lost.clear()
+
+
+def _says(log: Path, words: str) -> Callable[[int], bool]:
+    """Make a sign of life out of words in a log, looked for from where this start began."""
+
+    def says(start: int) -> bool:
+        with log.open("rb") as file:
+            file.seek(start)
+            return words.encode() in file.read(65_536)
+
+    return says
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else "no reason given"

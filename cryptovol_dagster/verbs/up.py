@@ -1,0 +1,109 @@
+"""`cryptovol up`."""
+
+from __future__ import annotations
+
+import shutil
+from datetime import UTC, datetime, timedelta
+
+import click
+
+from cryptovol_dagster.machine.run import keep_running, port_option
+from cryptovol_dagster.machine.services import HOST, Machine, choose_port
+from cryptovol_dagster.machine.supervisor import Service
+from cryptovol_dagster.resources.instance import InstanceError, ensure_dagster_home, running_instance
+from cryptovol_dagster.resources.reachable import free_port
+from cryptovol_dagster.verbs.synthetic import SIMULATED_DIR, TAIL_HOURS, synthetic_settings
+from ingestor.settings import Settings, load_settings
+
+
+@click.command()
+@click.option(
+    "--simulate",
+    is_flag=True,
+    help=f"Record a synthetic market, offline, in {SIMULATED_DIR} (made anew at each start).",
+)
+@click.option(
+    "--speed", default="60", show_default=True, metavar="1|N|max", help="Simulated: market seconds a second."
+)
+@click.option(
+    "--hours",
+    default=24,
+    show_default=True,
+    type=click.IntRange(1, 1_000),
+    help="Simulated: length of the market.",
+)
+@click.option("--seed", default=7, show_default=True, type=click.IntRange(min=0), help="Simulated: its seed.")
+@click.option("--no-dagster", is_flag=True, help="Without Dagster: nothing is made of what is recorded.")
+@click.option("--no-mlflow", is_flag=True, help="Without the MLflow UI; runs are tracked all the same.")
+@port_option("Dagster", 3000)
+@port_option("MLflow", 5000)
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print events as JSON lines; the first has the addresses."
+)
+def up(
+    simulate: bool,
+    speed: str,
+    hours: int,
+    seed: int,
+    no_dagster: bool,
+    no_mlflow: bool,
+    dagster_port: int,
+    mlflow_port: int,
+    as_json: bool,
+) -> None:
+    """Run everything on this machine: recorder, Dagster (webserver and daemon) and MLflow.
+
+    The market is recorded, hours that close are worked off by themselves, models are retrained hourly. A part
+    that dies is started again; when the recorder cannot be kept running everything ends. Ctrl-C stops all in
+    order, the recorder first: what it has read is stored. A second Ctrl-C does not wait.
+
+    The broker is the configured one, or the embedded one inside the recorder.
+
+    \b
+    cryptovol up                              # the real market
+    cryptovol up --simulate                   # offline: an hour of market each minute
+    cryptovol up --simulate --speed 600 --hours 48
+    cryptovol status                          # from another terminal
+    """
+    settings = _fresh_simulation() if simulate else load_settings().settings
+    machine = Machine(
+        settings,
+        ensure_dagster_home(settings),
+        0 if no_dagster else choose_port(dagster_port, "--dagster-port"),
+        0 if no_mlflow else choose_port(mlflow_port, "--mlflow-port"),
+        free_port(HOST) if simulate else None,
+    )
+    services: list[Service] = [machine.recorder()]
+    if simulate:
+        services.append(machine.simulator(_market(speed, hours, seed)))
+    if not no_dagster:
+        services.append(machine.dagster(essential=False))
+    if not no_mlflow:
+        services.append(machine.mlflow(essential=False))
+    notes = (
+        [f"market   synthetic, {hours} h at speed {speed}; `cryptovol status --simulated`"]
+        if simulate
+        else []
+    )
+    keep_running(machine, services, as_json=as_json, notes=notes)
+
+
+def _fresh_simulation() -> Settings:
+    """Give the settings of a simulation whose folder holds nothing of an earlier one."""
+    settings = synthetic_settings(SIMULATED_DIR, own_reports=True)
+    running = running_instance(settings)
+    if running is not None:
+        raise InstanceError(f"a simulation runs already (pid {running.pid}, {running.dagster_url})")
+    if settings.storage.data_dir.exists():
+        shutil.rmtree(settings.storage.data_dir)
+    return settings
+
+
+def _market(speed: str, hours: int, seed: int) -> list[str]:
+    """Give the simulator's options for whole hours that end in the past: the future is refused as such."""
+    this_hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
+    start = this_hour - timedelta(hours=hours + 1)
+    return [
+        *("--start", f"{start:%Y-%m-%dT%H:%M:%SZ}", "--hours", str(hours + TAIL_HOURS)),
+        *("--speed", speed, "--seed", str(seed)),
+    ]

@@ -1,0 +1,93 @@
+"""What the services of a machine have in common: ports, and what the recorder says of itself."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from cryptovol_dagster.machine.run import frames_per_s
+from cryptovol_dagster.machine.services import Machine, PortError, choose_port
+from cryptovol_dagster.resources.instance import ensure_dagster_home
+from cryptovol_dagster.resources.lost_runs import MESSAGE, SERVED_BY
+from cryptovol_dagster_tests.defs.synthetic import small_settings
+from ingestor.feed.counters import FeedCounters
+from ingestor.kafka.publisher import PublishCounters
+from ingestor.verbs.ingest import _log_progress
+
+
+def test_a_port_that_is_taken_is_refused_with_what_to_do() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        message = rf"port {port} on 127\.0\.0\.1 cannot be used: .*; choose another with --dagster-port"
+        with pytest.raises(PortError, match=message) as refused:
+            choose_port(port, "--dagster-port")
+        assert refused.value.exit_code == 2
+    assert choose_port(port, "--dagster-port") == port
+    assert 0 < choose_port(0, "--dagster-port") < 65_536
+
+
+def test_links_lead_to_the_ports_that_were_chosen(tmp_path: Path) -> None:
+    machine = Machine(small_settings(tmp_path), tmp_path / "home", 3001, 5001)
+    environment = machine.dagster(essential=True).environment
+    assert environment["CRYPTOVOL__DAGSTER__UI_URL"] == "http://127.0.0.1:3001"
+    assert environment["CRYPTOVOL__MLFLOW__UI_URL"] == "http://127.0.0.1:5001"
+    assert machine.recorder().environment["CRYPTOVOL__DAGSTER__REPORT_CLOSED_HOURS"] == "true"
+
+
+@pytest.mark.parametrize(
+    ("lines", "rate"),
+    [
+        ([], None),
+        ([("12:00:00", 100)], None),
+        ([("12:00:00", 100), ("12:00:05", 150)], 10.0),
+        ([("23:59:58", 0), ("00:00:03", 10)], 2.0),
+        ([("12:00:00", 5_000), ("12:00:05", 10)], None),
+        ([(f"12:00:{2 * i:02d}", 4 * i) for i in range(20)], 2.0),
+    ],
+)
+def test_the_rate_is_read_from_what_the_recorder_says(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, lines: list[tuple[str, int]], rate: float | None
+) -> None:
+    log = tmp_path / "recorder.log"
+    said = ["12:00:00 INFO connected"]
+    for at, frames in lines:
+        caplog.clear()
+        with caplog.at_level("INFO"):
+            _log_progress(FeedCounters(frames=frames), PublishCounters())
+        said.append(f"{at} INFO {caplog.records[0].getMessage()}")
+    log.write_text("\n".join(said) + "\n")
+    assert frames_per_s(log) == rate
+    assert frames_per_s(tmp_path / "none.log") is None
+
+
+@pytest.mark.slow
+def test_runs_that_an_earlier_dagster_left_are_ended_once_the_new_one_serves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @dg.job
+    def nothing() -> None: ...
+
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    settings = small_settings(tmp_path)
+    home = ensure_dagster_home(settings)
+    service = Machine(settings, home, 3001, 5001).dagster(essential=True)
+    assert service.before is not None
+    assert service.after is not None
+    service.before()  # nothing was launched here yet: nothing is asked
+    served = {SERVED_BY: "{}"}
+    with dg.DagsterInstance.from_config(str(home)) as instance:
+        lost = instance.create_run_for_job(nothing, status=dg.DagsterRunStatus.STARTED, tags=served).run_id
+        service.before()
+        run = instance.get_run_by_id(lost)
+        assert run is not None
+        assert run.status is dg.DagsterRunStatus.STARTED
+        service.after()
+        run = instance.get_run_by_id(lost)
+        assert run is not None
+        assert run.status is dg.DagsterRunStatus.FAILURE
+        assert any(MESSAGE in record.message for record in instance.all_logs(lost))
