@@ -56,7 +56,7 @@ def small_settings(
             xgboost_min_child_weight=5.0,
             bootstrap_resamples=20,
         ),
-        monitoring=MonitoringSettings(report_max_rows=500),
+        monitoring=MonitoringSettings(report_max_rows=500, drift_reference_hours=3),
         dagster=DagsterSettings(partitions_start=first_hour),
     )
 
