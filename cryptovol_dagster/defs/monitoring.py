@@ -135,7 +135,7 @@ def _data_quality_report(
             max_rows=monitoring.report_max_rows,
             seed=seed,
         )
-        _publish(context, lake, reports, spec, report)
+        _publish(context, lake, reports, spec, report, monitoring.report_pages_kept)
         return dg.MaterializeResult()
 
     return data_quality_report
@@ -184,7 +184,7 @@ def _train_test_report(
                 max_rows=monitoring.report_max_rows,
                 seed=seed,
             )
-            _publish(context, lake, reports, spec, report)
+            _publish(context, lake, reports, spec, report, monitoring.report_pages_kept)
         return dg.MaterializeResult()
 
     return train_test_report
@@ -229,7 +229,7 @@ def _drift_report(
             max_rows=monitoring.report_max_rows,
             seed=seed,
         )
-        _publish(context, lake, reports, spec, report)
+        _publish(context, lake, reports, spec, report, monitoring.report_pages_kept)
         return dg.MaterializeResult()
 
     return drift_report
@@ -262,6 +262,7 @@ def _publish(
     reports: Reports,
     spec: TimescaleSpec,
     report: EvidentlyReport,
+    pages_kept: int,
 ) -> None:
     """Store a report and its summary, renew the latest copies and the page over all, and say what it says."""
     kind, key = report.summary["kind"], report.summary["as_of"]
@@ -270,6 +271,7 @@ def _publish(
     lake.write_bytes(asset, key, report.json, "json")
     summary = json.dumps(report.summary, indent=2, allow_nan=False).encode()
     lake.write_bytes(asset, key, summary, SUMMARY)
+    lake.keep_last_written(asset, "html", pages_kept)
     if lake.is_newest(asset, key, "html"):
         reports.write(reports.evidently(kind, "html"), report.html)
         reports.write(reports.evidently(kind, "json"), report.json)

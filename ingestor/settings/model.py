@@ -266,6 +266,10 @@ class MonitoringSettings(Section):
     report_max_rows: PositiveInt = Field(
         default=20_000, description="rows of a side sampled for an Evidently report"
     )
+    report_pages_kept: PositiveInt = Field(
+        default=100,
+        description="HTML pages kept of a kind of report, the last made; numbers are kept for ever",
+    )
     drift_reference_hours: PositiveInt = Field(
         default=24, description="hours before an hour with which its features are compared"
     )
