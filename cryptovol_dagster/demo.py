@@ -188,6 +188,7 @@ def _print_places(settings: Settings) -> None:
     places = (
         ("evaluation", storage.reports_dir / "model_eval.json"),
         ("model card", storage.reports_dir / "model_card.md"),
+        ("all reports", storage.reports_dir / "index.html"),
         ("Evidently report", storage.reports_dir / "evidently" / "evidently_report.html"),
         ("pictures", storage.reports_dir / "plots"),
         ("models", storage.artifacts_dir),

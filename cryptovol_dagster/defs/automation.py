@@ -39,11 +39,11 @@ def chain_keys(spec: TimescaleSpec, names: Iterable[str]) -> list[dg.AssetKey]:
 
 
 def market_keys(spec: TimescaleSpec) -> list[dg.AssetKey]:
-    """Give what the closed-hour sensor owns: gap ledger → labels."""
+    """Give what the closed-hour sensor owns: gap ledger → labels, and the drift numbers."""
     return [
         dg.AssetKey(chain.LEDGER),
         dg.AssetKey(chain.TICKS),
-        *chain_keys(spec, ("bars", "features", "labels")),
+        *chain_keys(spec, ("bars", "features", "labels", "drift_scores")),
     ]
 
 
@@ -55,7 +55,9 @@ def training_keys(spec: TimescaleSpec, models: Sequence[str]) -> list[dg.AssetKe
 def jobs(spec: TimescaleSpec, models: Sequence[str]) -> list["UnresolvedAssetJobDefinition"]:
     """Build the jobs of a timescale."""
     market, training = market_keys(spec), training_keys(spec, models)
-    card, report = chain_keys(spec, ("model_card", "train_test_report"))
+    card, quality, report, drift = chain_keys(
+        spec, ("model_card", "data_quality_report", "train_test_report", "drift_report")
+    )
 
     def job(name: str, keys: Sequence[dg.AssetKey], description: str) -> "UnresolvedAssetJobDefinition":
         return dg.define_asset_job(name, dg.AssetSelection.assets(*keys), description=description)
@@ -64,14 +66,15 @@ def jobs(spec: TimescaleSpec, models: Sequence[str]) -> list["UnresolvedAssetJob
         job("hourly_pipeline", [*market, *training], "Ticks to evaluation of one hour."),
         job(
             "retrain",
-            [*training, card, report],
-            "Splits to evaluation, model card and report as of one hour.",
+            [*training, card, quality, report],
+            "Splits to evaluation, model card and reports as of one hour.",
         ),
         job(
             "backfill",
             [*market, *training, card],
-            "The whole chain over past hours, without the Evidently report.",
+            "The whole chain over past hours, without the Evidently reports.",
         ),
+        job("drift", [drift], "The Evidently report of one hour against the hours before it."),
     ]
 
 
@@ -184,6 +187,38 @@ def _materialization(hour: ClosedHour) -> dg.AssetMaterialization:
     )
 
 
+def why_no_retrain(
+    instance: dg.DagsterInstance,
+    lake: Lake,
+    spec: TimescaleSpec,
+    hour: ClosedHour,
+    job_name: str,
+    named: str,
+) -> str:
+    """Say why models need not, or cannot, be trained as of a closed hour; empty where they can.
+
+    Args:
+        instance: whose runs are looked at.
+        lake: what was made.
+        spec: the timescale.
+        hour: as of which.
+        job_name: of the retrain.
+        named: what the reason calls the hour.
+    """
+    labels, evaluation = f"{spec.name}/labels", f"{spec.name}/model_evaluation"
+    if not lake.exists(labels, hour.hour):
+        return f"{labels} of {named} is missing"
+    # People may train on an hour that is still running; what they made then is not of the whole hour.
+    if not lake.is_newer(labels, hour.hour, hour.closed_at_ns):
+        return f"{labels} of {named} was made before it closed"
+    if lake.is_newer(evaluation, hour.hour, hour.closed_at_ns, "json"):
+        return f"models as of {named} are evaluated already"
+    waiting = dg.RunsFilter(job_name=job_name, tags={"dagster/partition": hour.hour}, statuses=UNFINISHED)
+    if instance.get_runs(waiting, limit=1):
+        return f"a retrain as of {named} is on its way"
+    return ""
+
+
 def retrain_schedule(
     spec: TimescaleSpec, job: "UnresolvedAssetJobDefinition", cron: str = RETRAIN_CRON
 ) -> dg.ScheduleDefinition:
@@ -194,7 +229,6 @@ def retrain_schedule(
         job: splits → report.
         cron: when; UTC.
     """
-    labels, evaluation = f"{spec.name}/labels", f"{spec.name}/model_evaluation"
 
     @dg.schedule(
         name="hourly_retrain",
@@ -212,17 +246,10 @@ def retrain_schedule(
         closed = raw.closed_hours()
         if not closed:
             return dg.SkipReason("raw storage has closed no hour yet")
-        newest, closed_at_ns = closed[-1].hour, closed[-1].closed_at_ns
-        if not lake.exists(labels, newest):
-            return dg.SkipReason(f"{labels} of {newest}, the newest closed hour, is missing")
-        # People may train on an hour that is still running; what they made then is not of the whole hour.
-        if not lake.is_newer(labels, newest, closed_at_ns):
-            return dg.SkipReason(f"{labels} of {newest}, the newest closed hour, was made before it closed")
-        if lake.is_newer(evaluation, newest, closed_at_ns, "json"):
-            return dg.SkipReason(f"models as of {newest}, the newest closed hour, are evaluated already")
-        waiting = dg.RunsFilter(job_name=job.name, tags={"dagster/partition": newest}, statuses=UNFINISHED)
-        if context.instance.get_runs(waiting, limit=1):
-            return dg.SkipReason(f"a retrain as of {newest}, the newest closed hour, is on its way")
-        return dg.RunRequest(run_key=newest, partition_key=newest)
+        newest = closed[-1]
+        named = f"{newest.hour}, the newest closed hour,"
+        if reason := why_no_retrain(context.instance, lake, spec, newest, job.name, named):
+            return dg.SkipReason(reason)
+        return dg.RunRequest(run_key=newest.hour, partition_key=newest.hour)
 
     return hourly_retrain

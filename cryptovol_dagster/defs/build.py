@@ -9,9 +9,10 @@ import dagster as dg
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs.automation import RETRAIN_CRON, closed_hours_sensor, jobs, retrain_schedule
 from cryptovol_dagster.defs.checks import ledger_checks, tick_checks, timescale_checks
+from cryptovol_dagster.defs.drift import drift_retrain_sensor, drift_sensor
 from cryptovol_dagster.defs.ingestion import external_assets, gap_ledger_asset, ticks_asset
 from cryptovol_dagster.defs.market import market_assets
-from cryptovol_dagster.defs.monitoring import train_test_report_asset
+from cryptovol_dagster.defs.monitoring import monitoring_assets
 from cryptovol_dagster.defs.partitions import hours as hourly_partitions
 from cryptovol_dagster.defs.training import training_assets
 from cryptovol_dagster.defs.unstable import accepted_warnings
@@ -38,15 +39,12 @@ def build_resources(settings: Settings) -> dict[str, Any]:
 def timescale_assets(
     settings: Settings, spec: TimescaleSpec, hours: dg.PartitionsDefinition
 ) -> list[dg.AssetsDefinition]:
-    """Build the chain of a timescale, from bars to evaluation, model card and report."""
+    """Build the chain of a timescale, from bars to evaluation, model card and reports."""
     models = model_spec(settings.models)
-    report = train_test_report_asset(
-        spec, hours, max_rows=settings.monitoring.report_max_rows, seed=models.seed
-    )
     return [
         *market_assets(spec, settings.coinbase.products, hours),
         *training_assets(spec, models, hours, every_hours=settings.models.backfill_retrain_every_hours),
-        report,
+        *monitoring_assets(spec, hours, settings.monitoring, seed=models.seed),
     ]
 
 
@@ -65,7 +63,7 @@ def build_defs(settings: Settings, *, retrain_cron: str = RETRAIN_CRON, **resour
 def _assemble(settings: Settings, retrain_cron: str, resources: dict[str, Any]) -> dg.Definitions:
     spec = timescale_spec(settings.timescales.seconds, TIMESCALE)
     hours = hourly_partitions(settings)
-    pipeline, retrain, backfill = jobs(spec, settings.models.enabled)
+    pipeline, retrain, backfill, drift = jobs(spec, settings.models.enabled)
     return dg.Definitions(
         assets=[
             *external_assets(settings, hours),
@@ -78,8 +76,12 @@ def _assemble(settings: Settings, retrain_cron: str, resources: dict[str, Any]) 
             *tick_checks(hours),
             *timescale_checks(spec, settings.coinbase.products, settings.models.enabled, hours),
         ],
-        jobs=[pipeline, retrain, backfill],
-        sensors=[closed_hours_sensor(spec, hours, pipeline)],
+        jobs=[pipeline, retrain, backfill, drift],
+        sensors=[
+            closed_hours_sensor(spec, hours, pipeline),
+            drift_sensor(spec, drift, settings.monitoring),
+            drift_retrain_sensor(spec, drift, retrain),
+        ],
         schedules=[retrain_schedule(spec, retrain, retrain_cron)],
         resources=resources,
         # Steps are short and their imports long: a process for each would spend its time importing.

@@ -1,26 +1,154 @@
-"""Reports that people read: how training and test differ."""
+"""Reports that people read, and the drift numbers that the drift sensor reads.
+
+A report by Evidently takes some 20 s and megabytes, so a run over a range makes that of its newest hour;
+the others say so, and get theirs when materialized alone.
+"""
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
+import json
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 import dagster as dg
 
+from cryptovol_dagster.core.canvas import clock
+from cryptovol_dagster.core.drift import DriftLimits
 from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.defs import schemas
 from cryptovol_dagster.defs.market import lake_name
 from cryptovol_dagster.defs.metadata import OWNERS
 from cryptovol_dagster.defs.partitions import look_back
-from cryptovol_dagster.defs.pools import TRAINING
+from cryptovol_dagster.defs.pools import MARKET, TRAINING
 from cryptovol_dagster.defs.training import trainable_plans
-from cryptovol_dagster.resources import chain
+from cryptovol_dagster.resources import chain, drift, evidently_report, report_rows
+from cryptovol_dagster.resources.evidently_report import EvidentlyReport, Side
 from cryptovol_dagster.resources.lake import Lake
+from cryptovol_dagster.resources.report_index import SUMMARY, write_index
 from cryptovol_dagster.resources.reports import Reports
+from ingestor.settings.model import MonitoringSettings
+
+if TYPE_CHECKING:
+    from cryptovol_dagster.core.dataset import Dataset
+
+GROUP = "monitoring"
+#: Columns that metadata name: those that moved most.
+SHOWN_COLUMNS = 10
 
 
-def train_test_report_asset(
-    spec: TimescaleSpec, hours: dg.PartitionsDefinition, *, max_rows: int, seed: int
+def monitoring_assets(
+    spec: TimescaleSpec, hours: dg.PartitionsDefinition, monitoring: MonitoringSettings, *, seed: int
+) -> list[dg.AssetsDefinition]:
+    """Build `drift_scores` and the three reports of a timescale."""
+    return [
+        _drift_scores(spec, hours, monitoring),
+        _data_quality_report(spec, hours, monitoring, seed),
+        _train_test_report(spec, hours, monitoring, seed),
+        _drift_report(spec, hours, monitoring, seed),
+    ]
+
+
+def drift_limits(monitoring: MonitoringSettings) -> DriftLimits:
+    """Give the limits that the settings ask for."""
+    return DriftLimits(monitoring.drift_distance_limit, monitoring.drift_limit_share)
+
+
+def _drift_scores(
+    spec: TimescaleSpec, hours: dg.PartitionsDefinition, monitoring: MonitoringSettings
 ) -> dg.AssetsDefinition:
-    """Build the asset `train_test_report`."""
-    key_of_asset = dg.AssetKey([spec.name, "train_test_report"])
-    asset_name = lake_name(key_of_asset)
+    key_of_asset = dg.AssetKey([spec.name, "drift_scores"])
+    back = monitoring.drift_reference_hours
+
+    @dg.asset(
+        key=key_of_asset,
+        deps=[look_back(dg.AssetKey([spec.name, "features"]), back)],
+        partitions_def=hours,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name=GROUP,
+        owners=OWNERS,
+        pool=MARKET,
+        kinds={"numpy", "json"},
+        metadata={"reference_hours": back},
+    )
+    def drift_scores(
+        context: dg.AssetExecutionContext,
+        lake: dg.ResourceParam[Lake],
+        reports: dg.ResourceParam[Reports],
+    ) -> dg.MaterializeResult:
+        """How far each feature of an hour lies from the hours before it: numbers for the drift sensor.
+
+        Wasserstein distance over the standard deviation of both samples' mixture, 0 to 2; of several
+        products the worst counts. The limits are uncalibrated, so an hour over them is no alarm.
+        """
+        for key in context.partition_keys:
+            scores = drift.score_hour(lake, spec, key, reference_hours=back, limits=drift_limits(monitoring))
+            content = json.dumps(scores.to_dict(), indent=2, allow_nan=False).encode()
+            path = lake.write_bytes(lake_name(key_of_asset), key, content, "json")
+            context.add_asset_metadata(
+                {
+                    "status": scores.status,
+                    "reason": scores.reason,
+                    "rows": scores.rows,
+                    "reference_hours": len(scores.reference_hours),
+                    **_share(scores.drift.share_over),
+                    "over_limit": scores.drift.over_limit,
+                    "strongest": _columns_table(scores.drift.strongest(SHOWN_COLUMNS)),
+                    "path": dg.MetadataValue.path(path),
+                },
+                partition_key=key,
+            )
+        write_index(lake, reports, spec)
+        return dg.MaterializeResult()
+
+    return drift_scores
+
+
+def _data_quality_report(
+    spec: TimescaleSpec, hours: dg.PartitionsDefinition, monitoring: MonitoringSettings, seed: int
+) -> dg.AssetsDefinition:
+    kind = evidently_report.DATA_QUALITY
+    key_of_asset = dg.AssetKey([spec.name, kind])
+
+    @dg.asset(
+        key=key_of_asset,
+        deps=[dg.AssetKey([spec.name, name]) for name in ("bars", "features")],
+        partitions_def=hours,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name=GROUP,
+        owners=OWNERS,
+        pool=TRAINING,
+        kinds={"evidently", "html"},
+    )
+    def data_quality_report(
+        context: dg.AssetExecutionContext,
+        lake: dg.ResourceParam[Lake],
+        reports: dg.ResourceParam[Reports],
+    ) -> dg.MaterializeResult:
+        """What an hour's bars and features are like: missing, constant, twice, ranges (Evidently).
+
+        Every row is in it, those of gaps too, which no model sees.
+        """
+        key = _newest_of(context, context.partition_keys)
+        side = Side("the hour", key, report_rows.quality_rows(lake, spec, key))
+        report = evidently_report.data_quality_report(
+            key,
+            side,
+            report_rows.quality_columns(schemas.bars(spec), schemas.features(spec)),
+            report_rows.ROW_KEY,
+            max_rows=monitoring.report_max_rows,
+            seed=seed,
+        )
+        _publish(context, lake, reports, spec, report, monitoring.report_pages_kept)
+        return dg.MaterializeResult()
+
+    return data_quality_report
+
+
+def _train_test_report(
+    spec: TimescaleSpec, hours: dg.PartitionsDefinition, monitoring: MonitoringSettings, seed: int
+) -> dg.AssetsDefinition:
+    kind = evidently_report.TRAIN_TEST
+    key_of_asset = dg.AssetKey([spec.name, kind])
     back = chain.training_hours_back(spec)
 
     @dg.asset(
@@ -31,7 +159,7 @@ def train_test_report_asset(
         ],
         partitions_def=hours,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name="monitoring",
+        group_name=GROUP,
         owners=OWNERS,
         pool=TRAINING,
         kinds={"evidently", "html"},
@@ -43,40 +171,138 @@ def train_test_report_asset(
     ) -> dg.MaterializeResult:
         """How the features of test differ from those of training (Evidently, HTML and JSON).
 
-        Evidently's tests take rows as independent, which seconds of a market are not: the flagged columns
-        describe a difference, they are no alarm. A report takes some 20 s and megabytes, so a run over a
-        range makes that of its newest trainable hour; the others say so, and get theirs when materialized
-        alone.
+        Rows that depend on their neighbours, as seconds of a market do, make the verdict uncalibrated: the
+        columns named describe a difference, they are no alarm.
         """
-        from cryptovol_dagster.resources.evidently_report import train_test_report as compare
-
-        plans = list(trainable_plans(context, lake, spec, asset_name))
-        for plan in plans[:-1]:
-            context.add_asset_metadata(
-                {"status": f"not made in a range; materialize this hour alone (made: {plans[-1].as_of})"},
-                partition_key=plan.as_of,
+        plans = {plan.as_of: plan for plan in trainable_plans(context, lake, spec, lake_name(key_of_asset))}
+        if plans:
+            key = _newest_of(context, list(plans))
+            problem = chain.read_problem(lake, spec, plans[key])
+            report = evidently_report.comparison_report(
+                kind,
+                key,
+                _side("training", problem.part(problem.split.train)[0]),
+                _side("test", problem.part(problem.split.test)[0]),
+                report_rows.feature_columns(schemas.features(spec)),
+                limits=drift_limits(monitoring),
+                max_rows=monitoring.report_max_rows,
+                seed=seed,
             )
-        for plan in plans[-1:]:
-            problem = chain.read_problem(lake, spec, plan)
-            (train, _), (test, _) = (problem.part(part) for part in (problem.split.train, problem.split.test))
-            report = compare(train.features, test.features, max_rows=max_rows, seed=seed)
-            path = lake.write_bytes(asset_name, plan.as_of, report.html, "html")
-            lake.write_bytes(asset_name, plan.as_of, report.json, "json")
-            if lake.is_newest(asset_name, plan.as_of, "html"):
-                reports.write(reports.evidently("html"), report.html)
-                reports.write(reports.evidently("json"), report.json)
-            context.add_asset_metadata(
-                {
-                    "path": dg.MetadataValue.path(path),
-                    "rows_train": report.rows_train,
-                    "rows_test": report.rows_test,
-                    "columns": len(report.columns),
-                    "columns_flagged": len(report.drifted),
-                    "flagged": dg.MetadataValue.json(list(report.drifted)),
-                    "left_out_without_values": dg.MetadataValue.json(list(report.left_out)),
-                },
-                partition_key=plan.as_of,
-            )
+            _publish(context, lake, reports, spec, report, monitoring.report_pages_kept)
         return dg.MaterializeResult()
 
     return train_test_report
+
+
+def _drift_report(
+    spec: TimescaleSpec, hours: dg.PartitionsDefinition, monitoring: MonitoringSettings, seed: int
+) -> dg.AssetsDefinition:
+    kind = evidently_report.DRIFT
+    key_of_asset = dg.AssetKey([spec.name, kind])
+    back = monitoring.drift_reference_hours
+
+    @dg.asset(
+        key=key_of_asset,
+        deps=[look_back(dg.AssetKey([spec.name, "features"]), back)],
+        partitions_def=hours,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name=GROUP,
+        owners=OWNERS,
+        pool=TRAINING,
+        kinds={"evidently", "html"},
+        metadata={"reference_hours": back},
+    )
+    def drift_report(
+        context: dg.AssetExecutionContext,
+        lake: dg.ResourceParam[Lake],
+        reports: dg.ResourceParam[Reports],
+    ) -> dg.MaterializeResult:
+        """How the features of an hour differ from those of the hours before it (Evidently, HTML and JSON).
+
+        The drift sensor asks for it when `drift_scores` stay over their limit. The verdict is uncalibrated:
+        it describes a difference and is no alarm by itself.
+        """
+        key = _newest_of(context, context.partition_keys)
+        before = drift.hours_before(key, back)
+        report = evidently_report.comparison_report(
+            kind,
+            key,
+            _hours_side("reference", lake, spec, before),
+            _hours_side("recent", lake, spec, [key]),
+            report_rows.feature_columns(schemas.features(spec)),
+            limits=drift_limits(monitoring),
+            max_rows=monitoring.report_max_rows,
+            seed=seed,
+        )
+        _publish(context, lake, reports, spec, report, monitoring.report_pages_kept)
+        return dg.MaterializeResult()
+
+    return drift_report
+
+
+def _newest_of(context: dg.AssetExecutionContext, keys: Sequence[str]) -> str:
+    """Give the newest of a run's hours, and say of the others that they have no report."""
+    *others, newest = keys
+    for key in others:
+        context.add_asset_metadata(
+            {"status": f"not made in a range; materialize this hour alone (made: {newest})"},
+            partition_key=key,
+        )
+    return newest
+
+
+def _side(name: str, dataset: "Dataset") -> Side:
+    first, last = clock(int(dataset.t_ns.min())), clock(int(dataset.t_ns.max()))
+    return Side(name, f"{first} … {last}", dataset.features)
+
+
+def _hours_side(name: str, lake: Lake, spec: TimescaleSpec, keys: Sequence[str]) -> Side:
+    span = keys[0] if len(keys) == 1 else f"{keys[0]} … {keys[-1]}"
+    return Side(name, span, drift.valid_rows(lake, spec, keys).drop(columns="product"))
+
+
+def _publish(
+    context: dg.AssetExecutionContext,
+    lake: Lake,
+    reports: Reports,
+    spec: TimescaleSpec,
+    report: EvidentlyReport,
+    pages_kept: int,
+) -> None:
+    """Store a report and its summary, renew the latest copies and the page over all, and say what it says."""
+    kind, key = report.summary["kind"], report.summary["as_of"]
+    asset = f"{spec.name}/{kind}"
+    path = lake.write_bytes(asset, key, report.html, "html")
+    lake.write_bytes(asset, key, report.json, "json")
+    summary = json.dumps(report.summary, indent=2, allow_nan=False).encode()
+    lake.write_bytes(asset, key, summary, SUMMARY)
+    lake.keep_last_written(asset, "html", pages_kept)
+    if lake.is_newest(asset, key, "html"):
+        reports.write(reports.evidently(kind, "html"), report.html)
+        reports.write(reports.evidently(kind, "json"), report.json)
+    index = write_index(lake, reports, spec)
+    metadata: dict[str, Any] = {
+        "report": dg.MetadataValue.url(path.resolve().as_uri()),
+        "all reports": dg.MetadataValue.url(index.resolve().as_uri()),
+        "path": dg.MetadataValue.path(path),
+        "verdict": report.summary["verdict"],
+        "columns": report.summary["columns"],
+        **{f"rows {side}": rows for side, rows in report.rows.items()},
+        "left_out": dg.MetadataValue.json(report.summary["left_out"]),
+    }
+    if "strongest" in report.summary:
+        strongest = dict(list(report.summary["strongest"].items())[:SHOWN_COLUMNS])
+        metadata |= {**_share(report.summary["share_over"]), "strongest": _columns_table(strongest)}
+    context.add_asset_metadata(metadata, partition_key=key)
+
+
+def _share(share: float | None) -> dict[str, float]:
+    """Give the share of drifted columns where there is one: Dagster charts numbers, and a null is none."""
+    return {} if share is None else {"share_over": share}
+
+
+def _columns_table(distances: Mapping[str, float]) -> dg.MarkdownMetadataValue:
+    lines = ["| column | distance |", "|---|---|"]
+    return dg.MetadataValue.md(
+        "\n".join([*lines, *(f"| {name} | {d:.2f} |" for name, d in distances.items())])
+    )

@@ -218,6 +218,20 @@ class Lake:
         for path in self.path(asset, partition_key).parent.glob("part.*"):
             path.unlink(missing_ok=True)
 
+    def keep_last_written(self, asset: str, suffix: str, count: int) -> list[str]:
+        """Remove an asset's files of a kind but the `count` written last; returns the keys of those removed.
+
+        By time of writing and not by hour, so that what was just made of an old hour is there to be opened.
+        """
+        written = sorted(
+            self.partitions(asset, suffix),
+            key=lambda key: self.path(asset, key, suffix).stat().st_mtime_ns,
+            reverse=True,
+        )
+        for key in written[count:]:
+            self.path(asset, key, suffix).unlink(missing_ok=True)
+        return written[count:]
+
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write `content` to `path` in one step: a temporary file beside it, fsync, rename, fsync of the folder.

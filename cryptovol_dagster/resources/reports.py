@@ -33,9 +33,18 @@ class Reports:
         """Where the newest model card lies."""
         return self.reports_dir / "model_card.md"
 
-    def evidently(self, suffix: str) -> Path:
-        """Where the newest Evidently report lies (`suffix`: ``html`` or ``json``)."""
-        return self.reports_dir / "evidently" / f"evidently_report.{suffix}"
+    @property
+    def index(self) -> Path:
+        """Where the page over all reports lies."""
+        return self.reports_dir / "index.html"
+
+    def evidently(self, kind: str, suffix: str) -> Path:
+        """Where the newest Evidently report of a kind lies (`suffix`: ``html`` or ``json``).
+
+        That of training against test keeps the name people know, ``evidently_report``.
+        """
+        name = "evidently_report" if kind == "train_test_report" else kind
+        return self.reports_dir / "evidently" / f"{name}.{suffix}"
 
     def plot(self, name: str) -> Path:
         """Where the newest picture of a kind lies, e.g. ``episode``."""

@@ -1,52 +1,112 @@
-"""`cryptovol report`: the Evidently report of an hour."""
+"""`cryptovol report`: the Evidently reports of an hour, and the list of those made."""
 
 from __future__ import annotations
 
 import json
+from typing import TYPE_CHECKING
 
 import click
 
 from cryptovol_dagster.verbs.options import json_option, partition_option
 from ingestor.settings import load_settings
 
+if TYPE_CHECKING:
+    from cryptovol_dagster.resources.report_index import Entry
+    from ingestor.settings import Settings
+
 
 @click.command()
 @click.option(
-    "--compare-train-test",
-    is_flag=True,
-    expose_value=False,
-    help="How the features of test differ from those of training: the only report so far, hence the default.",
+    "--compare-train-test", is_flag=True, help="How the features of test differ from training (the default)."
 )
+@click.option("--drift", is_flag=True, help="How an hour's features differ from those of the hours before.")
+@click.option("--data-quality", is_flag=True, help="What an hour's bars and features are like.")
+@click.option("--list", "as_list", is_flag=True, help="List the reports made; make none.")
 @partition_option
 @json_option
-def report(partition: str | None, as_json: bool) -> None:
-    """Write reports/evidently/evidently_report.html and .json: how test differs from training.
+def report(
+    compare_train_test: bool,
+    drift: bool,
+    data_quality: bool,
+    as_list: bool,
+    partition: str | None,
+    as_json: bool,
+) -> None:
+    """Make an Evidently report, HTML and JSON, and renew reports/index.html, the page over all of them.
 
-    The splits of the hour are made first where they are missing or of other rows than are there now.
+    The newest copies lie in reports/evidently/, the others by hour in the lake. For --compare-train-test the
+    splits of the hour are made first where they are missing or of other rows than are there now.
 
     \b
-    The newest hour:       cryptovol report
-    The same, by name:     cryptovol report --compare-train-test
-    As of another hour:    cryptovol report --compare-train-test --partition 2026-04-04-03:00
-    For another program:   cryptovol report --json
+    How test differs from training:       cryptovol report
+    The same, as of another hour:         cryptovol report --compare-train-test --partition 2026-04-04-03:00
+    The newest hour against those before: cryptovol report --drift
+    What its bars and features are like:  cryptovol report --data-quality
+    Every report made so far:             cryptovol report --list
+    For another program:                  cryptovol report --drift --json
     """
+    if sum((compare_train_test, drift, data_quality, as_list)) > 1:
+        raise click.UsageError("--compare-train-test, --drift, --data-quality and --list exclude each other")
+    settings = load_settings().settings
+    if as_list:
+        if partition is not None:
+            raise click.UsageError("--list is of every hour: leave --partition out")
+        _list(settings, as_json)
+        return
+    kind = "drift_report" if drift else "data_quality_report" if data_quality else "train_test_report"
+    _make(settings, kind, partition, as_json)
+
+
+def _make(settings: Settings, kind: str, partition: str | None, as_json: bool) -> None:
+    from cryptovol_dagster.resources.evidently_report import TITLES, measured_on
+    from cryptovol_dagster.resources.lake import Lake
+    from cryptovol_dagster.resources.report_index import SUMMARY
     from cryptovol_dagster.resources.reports import Reports
     from cryptovol_dagster.verbs import runs
 
-    settings = load_settings().settings
     key = partition or runs.newest_labelled(settings)
-    assets = [f"{runs.TIMESCALE}/train_test_report"]
-    if not runs.splits_are_current(settings, key):
+    asset = f"{runs.TIMESCALE}/{kind}"
+    assets = [asset]
+    if kind == "train_test_report" and not runs.splits_are_current(settings, key):
         assets.insert(0, f"{runs.TIMESCALE}/splits")
-    summary = runs.materialize_range(settings, key, key, assets)
-    found = summary.metadata[f"{runs.TIMESCALE}/train_test_report"][key]
-    files = Reports(settings.storage.reports_dir, settings.storage.artifacts_dir)
+    done = runs.materialize_range(settings, key, key, assets)
+    lake = Lake(settings.storage.lake_dir)
+    index = Reports(settings.storage.reports_dir, settings.storage.artifacts_dir).index
+    page = lake.path(asset, key, "html")
+    summary = json.loads(lake.read_bytes(asset, key, SUMMARY))
     if as_json:
-        click.echo(json.dumps({**summary.to_dict(), "as_of": key, "report": found}))
+        found = {**summary, "path": str(page), "index": str(index)}
+        click.echo(json.dumps({**done.to_dict(), "as_of": key, "report": found}))
         return
-    click.echo(
-        f"as of {key}: {found['rows_train']} training and {found['rows_test']} test rows, {found['columns']} "
-        f"columns, {found['columns_flagged']} differ by Evidently's tests (which take rows as independent: a "
-        "description, no alarm)"
-    )
-    click.echo(f"written to {files.evidently('html')}")
+    click.echo(f"{TITLES[kind]}, as of {key}: {measured_on(summary)}")
+    click.echo(f"{summary['columns']} columns: {summary['verdict']}")
+    for name, value in list(summary.get("strongest", {}).items())[:5]:
+        click.echo(f"  {name:<28}{value:.2f}")
+    for name, why in summary["left_out"].items():
+        click.echo(f"  left out: {name} ({why})")
+    click.echo(f"written to {page}\nall reports: {index}")
+
+
+def _list(settings: Settings, as_json: bool) -> None:
+    from cryptovol_dagster.resources.evidently_report import TITLES
+    from cryptovol_dagster.resources.lake import Lake
+    from cryptovol_dagster.resources.report_index import entries
+    from cryptovol_dagster.resources.specs import timescale_spec
+    from cryptovol_dagster.verbs.runs import TIMESCALE
+
+    spec = timescale_spec(settings.timescales.seconds, TIMESCALE)
+    found = entries(Lake(settings.storage.lake_dir), spec)
+    if as_json:
+        click.echo(json.dumps({"reports": [entry.to_dict() for entry in found]}))
+        return
+    if not found:
+        click.echo("no report yet: `cryptovol report` makes one")
+        return
+    click.echo(f"{'hour (UTC)':<18}{'report':<26}{'drifted':>8}  verdict; measured on; page")
+    for entry in found:
+        click.echo(f"{entry.as_of:<18}{TITLES[entry.kind]:<26}{_percent(entry):>8}  {entry.verdict}")
+        click.echo(f"{'':<54}{entry.rows}\n{'':<54}{entry.path or 'removed'}")
+
+
+def _percent(entry: Entry) -> str:
+    return "–" if entry.share_over is None else f"{entry.share_over:.0%}"

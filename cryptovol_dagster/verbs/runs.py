@@ -23,7 +23,11 @@ from ingestor.settings import Settings
 
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 _OURS = ("cryptovol_dagster.", "ingestor.")
-MARKET = ("gap_ledger", "ticks", f"{TIMESCALE}/bars", f"{TIMESCALE}/features", f"{TIMESCALE}/labels")
+MARKET = (
+    "gap_ledger",
+    "ticks",
+    *(f"{TIMESCALE}/{name}" for name in ("bars", "features", "labels", "drift_scores")),
+)
 
 
 class RunFailed(Exception):  # noqa: N818 - named for what it says

@@ -57,7 +57,7 @@ def small_settings(
             bootstrap_resamples=20,
             backfill_retrain_every_hours=1,
         ),
-        monitoring=MonitoringSettings(report_max_rows=500),
+        monitoring=MonitoringSettings(report_max_rows=500, drift_reference_hours=3),
         dagster=DagsterSettings(partitions_start=first_hour),
     )
 

@@ -83,6 +83,7 @@ def test_closed_hours_are_reported_and_asked_for_once_oldest_first(market: Setti
         "seconds/bars",
         "seconds/features",
         "seconds/labels",
+        "seconds/drift_scores",
     ]
     assert (asked.run_key or "").startswith(f"{hours[0]}@")
     assert [(event.asset_key.to_user_string(), event.partition) for event in result.asset_events] == [

@@ -87,9 +87,11 @@ def test_only_what_is_missing_is_filled_in_runs_of_neighbouring_hours(pipeline: 
         (("--compare-live",), "No such option"),
         (("--compare-train-test=no",), "does not take a value"),
         (("--compare-train-test", "yesterday"), "unexpected extra argument"),
+        (("--drift", "--data-quality"), "exclude each other"),
+        (("--list", "--partition", FIRST_HOUR), "leave --partition out"),
     ],
 )
-def test_the_report_of_training_against_test_is_named_or_meant_and_nothing_else_is_taken(
+def test_the_report_asked_for_is_made_and_nothing_else_is_taken(
     tmp_path: Path, invoke, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], says: str
 ) -> None:
     """What the report holds is tested beside Evidently; here only what is asked for."""
@@ -101,10 +103,15 @@ def test_the_report_of_training_against_test_is_named_or_meant_and_nothing_else_
         raise runs.NothingToDo("asked")
 
     monkeypatch.setattr(runs, "materialize_range", asked_only)
-    hour = ("--partition", FIRST_HOUR)
-    for named in (hour, ("--compare-train-test", *hour)):
-        assert invoke(settings, "report", *named).exit_code == 1
-        assert asked.pop() == (FIRST_HOUR, FIRST_HOUR, ("seconds/splits", "seconds/train_test_report"))
+    hour, compared = ("--partition", FIRST_HOUR), ("seconds/splits", "seconds/train_test_report")
+    for named, assets in (
+        ((), compared),
+        (("--compare-train-test",), compared),
+        (("--drift",), ("seconds/drift_report",)),
+        (("--data-quality",), ("seconds/data_quality_report",)),
+    ):
+        assert invoke(settings, "report", *named, *hour).exit_code == 1
+        assert asked.pop() == (FIRST_HOUR, FIRST_HOUR, assets)
     refused = invoke(settings, "report", *arguments)
     assert refused.exit_code == 2
     assert says in refused.output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pyarrow as pa
@@ -89,3 +90,15 @@ def test_only_the_newest_partition_is_the_newest(tmp_path: Path) -> None:
         lake.write_bytes("a", key, b"{}", "json")
     assert not lake.is_newest("a", KEY, "json")
     assert lake.is_newest("a", "2026-04-04-05:00", "json")
+
+
+def test_of_a_kind_of_file_those_written_last_are_kept_whatever_their_hour(tmp_path: Path) -> None:
+    lake, hours = Lake(tmp_path), ["2026-04-04-03:00", "2026-04-04-04:00", "2026-04-04-05:00"]
+    for age, key in enumerate(hours):
+        path = lake.write_bytes("report", key, b"page", "html")
+        os.utime(path, ns=(10**18 - age, 10**18 - age))  # the oldest hour was made last
+        lake.write_bytes("report", key, b"{}", "json")
+    assert lake.keep_last_written("report", "html", 5) == []
+    assert lake.keep_last_written("report", "html", 2) == hours[2:]
+    assert lake.partitions("report", "html") == hours[:2]
+    assert lake.partitions("report", "json") == hours

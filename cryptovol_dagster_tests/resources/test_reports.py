@@ -1,48 +1,14 @@
-"""Latest copies, the Dagster home, and what Evidently is never shown."""
+"""Latest copies and the Dagster home."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import pytest
 
-from cryptovol_dagster.resources.evidently_report import EvidentlyError, train_test_report
 from cryptovol_dagster.resources.instance import InstanceError, ensure_dagster_home
 from cryptovol_dagster.resources.reports import ReportError, Reports
 from cryptovol_dagster_tests.defs.synthetic import small_settings
-
-
-def _frame(**columns: object) -> pd.DataFrame:
-    return pd.DataFrame({"a": np.linspace(0, 1, 40), **columns})
-
-
-@pytest.mark.parametrize(
-    ("train", "test", "says"),
-    [
-        (_frame(b=1.0), _frame(), "differ in columns: b"),
-        (_frame(), _frame().iloc[:0], "test has no rows"),
-        (_frame(b="x"), _frame(b="x"), "not numeric in training: b"),
-        (_frame().assign(a=np.nan), _frame(), "no column has a value in both"),
-    ],
-)
-def test_frames_that_evidently_would_stumble_over_are_refused(
-    train: pd.DataFrame, test: pd.DataFrame, says: str
-) -> None:
-    with pytest.raises(EvidentlyError, match=says):
-        train_test_report(train, test, max_rows=10, seed=1)
-
-
-def test_a_moved_column_is_flagged_an_empty_one_left_out_and_rows_are_bounded() -> None:
-    random = np.random.default_rng(3)
-    train = pd.DataFrame({"same": random.normal(size=900), "moved": random.normal(size=900), "none": np.nan})
-    test = pd.DataFrame({"same": random.normal(size=300), "moved": random.normal(size=300) + 3, "none": 1.0})
-    report = train_test_report(train, test, max_rows=500, seed=1)
-    assert report.drifted == ("moved",)
-    assert report.left_out == ("none",)
-    assert (report.rows_train, report.rows_test) == (500, 300)
-    assert b"<html" in report.html[:2000].lower()
 
 
 def test_an_unwritable_report_is_named(tmp_path: Path) -> None:

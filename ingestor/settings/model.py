@@ -266,9 +266,39 @@ class ModelSettings(Section):
 
 
 class MonitoringSettings(Section):
-    """Reports."""
+    """Reports, and when the market has drifted from the hours before."""
 
-    report_max_rows: PositiveInt = Field(default=20_000, description="rows sampled for an Evidently report")
+    report_max_rows: PositiveInt = Field(
+        default=20_000, description="rows of a side sampled for an Evidently report"
+    )
+    report_pages_kept: PositiveInt = Field(
+        default=100,
+        description="HTML pages kept of a kind of report, the last made; numbers are kept for ever",
+    )
+    drift_reference_hours: PositiveInt = Field(
+        default=24, description="hours before an hour with which its features are compared"
+    )
+    drift_distance_limit: PositiveFloat = Field(
+        default=1.2,
+        description="distance (Wasserstein over the mixture's standard deviation, 0 to 2) from which on a "
+        "feature has drifted",
+    )
+    drift_limit_share: float = Field(
+        default=0.3,
+        ge=0.0,
+        lt=1.0,
+        description="an hour is over the limit when a greater share of its features drifted",
+    )
+    drift_hours_needed: PositiveInt = Field(
+        default=3, description="hours over the limit that make the drift sensor ask for a report"
+    )
+    drift_hours_looked_at: PositiveInt = Field(
+        default=6, description="newest closed hours in which the sensor counts them"
+    )
+    drift_cool_down_hours: PositiveInt = Field(
+        default=24,
+        description="hours of the market from one drift report to the next that the sensor asks for",
+    )
 
 
 class MlflowSettings(Section):
@@ -329,6 +359,13 @@ class Settings(Section):
     def _pauses_make_sense(self) -> Settings:
         if self.ingest.backoff_initial_s > self.ingest.backoff_max_s:
             raise ValueError("ingest.backoff_initial_s is above ingest.backoff_max_s")
+        return self
+
+    @model_validator(mode="after")
+    def _drift_can_be_reached(self) -> Settings:
+        monitoring = self.monitoring
+        if monitoring.drift_hours_needed > monitoring.drift_hours_looked_at:
+            raise ValueError("monitoring.drift_hours_needed is above monitoring.drift_hours_looked_at")
         return self
 
     @property

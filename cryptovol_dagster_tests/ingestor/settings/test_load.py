@@ -97,6 +97,11 @@ def test_secrets_are_hidden(config):
             "environment CRYPTOVOL__COINBASE__PRODUCTS: not valid JSON",
         ),
         ("ingest:\n  backoff_initial_s: 60\n", {}, "ingest.backoff_initial_s is above ingest.backoff_max_s"),
+        (
+            "monitoring:\n  drift_hours_looked_at: 2\n",
+            {},
+            "monitoring.drift_hours_needed is above monitoring.drift_hours_looked_at",
+        ),
     ],
 )
 def test_a_mistake_is_one_line_that_names_it(config, text, environ, expected):

@@ -1,0 +1,94 @@
+"""`python -m benchmarks.reports`: what a drift report and an hour's drift numbers cost, against their limits.
+
+A hundred columns of a random walk a product, on the scale of the seconds timescale: the limits are of the
+work, not of what the numbers say.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+
+from benchmarks.run import Line, machine
+from cryptovol_dagster.core.drift import DriftLimits
+from cryptovol_dagster.core.features import feature_hash, feature_names
+from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.resources import drift
+from cryptovol_dagster.resources.chain import to_table
+from cryptovol_dagster.resources.evidently_report import DRIFT, Side, comparison_report
+from cryptovol_dagster.resources.lake import Lake
+from cryptovol_dagster.resources.specs import timescale_spec
+from ingestor.settings import Settings
+
+ROWS, COLUMNS, REFERENCE_HOURS = 20_000, 100, 24
+REPORT_LIMIT_S, SCORES_LIMIT_S = 60.0, 0.3
+NEWEST = "2026-04-05-03:00"
+PRODUCTS = ("BTC-USD", "ETH-USD")
+BARS = 3_600
+LIMITS = DriftLimits(distance=1.2, share=0.3)
+
+
+def report_line() -> Line:
+    """The Evidently drift report, import included: what the drift job does in a fresh process."""
+    random = np.random.default_rng(7)
+    names = [f"feature_{number}" for number in range(COLUMNS)]
+    reference, current = (
+        pd.DataFrame(np.cumsum(random.normal(size=(rows, COLUMNS)), axis=0) / 50, columns=names)
+        for rows in (REFERENCE_HOURS * BARS, ROWS)
+    )
+    schema = pa.schema([(name, pa.float64()) for name in names])
+    started, cpu = time.perf_counter(), time.process_time()
+    report = comparison_report(
+        DRIFT,
+        NEWEST,
+        Side("reference", "a day", reference),
+        Side("recent", "hours", current),
+        schema,
+        limits=LIMITS,
+        max_rows=ROWS,
+        seed=7,
+    )
+    took, of_cpu = time.perf_counter() - started, time.process_time() - cpu
+    if report.summary["columns"] != COLUMNS or set(report.rows.values()) != {ROWS}:
+        raise SystemExit(f"the report is not of {ROWS} rows × {COLUMNS} columns: {report.summary}")
+    detail = f"{of_cpu:.1f} s of CPU, import included; HTML {len(report.html) / 1e6:.1f} MB"
+    return Line(f"drift report, {ROWS:,} rows × {COLUMNS} columns", took, REPORT_LIMIT_S, "s", detail, True)
+
+
+def scores_line(spec: TimescaleSpec) -> Line:
+    """The drift numbers of an hour with a day before it, as every closed hour gets them."""
+    names, random = feature_names(spec), np.random.default_rng(7)
+    with tempfile.TemporaryDirectory() as folder:
+        lake = Lake(Path(folder))
+        for key in [*drift.hours_before(NEWEST, REFERENCE_HOURS), NEWEST]:
+            values = np.cumsum(random.normal(size=(BARS * len(PRODUCTS), len(names))), axis=0) / 50
+            frame = pd.DataFrame(values, columns=list(names))
+            frame["product"] = np.repeat(PRODUCTS, BARS)
+            frame["valid"] = True
+            lake.write_table(f"{spec.name}/features", key, to_table(frame), version=feature_hash(spec))
+            if key != NEWEST:
+                drift.score_hour(lake, spec, key, reference_hours=1, limits=LIMITS)
+        started, cpu = time.perf_counter(), time.process_time()
+        scores = drift.score_hour(lake, spec, NEWEST, reference_hours=REFERENCE_HOURS, limits=LIMITS)
+        took, of_cpu = time.perf_counter() - started, time.process_time() - cpu
+    if scores.status != drift.SCORED or len(scores.reference_hours) != REFERENCE_HOURS:
+        raise SystemExit(f"the hour was not scored: {scores.status} {scores.reason}")
+    detail = f"{of_cpu:.2f} s of CPU; {len(names)} features × {len(PRODUCTS)} products, a day of reference"
+    return Line("drift numbers of an hour", took, SCORES_LIMIT_S, "s", detail, True)
+
+
+def main() -> None:
+    print(f"machine: {machine()}\n", flush=True)
+    seconds = Settings().timescales.seconds
+    spec = timescale_spec(seconds, "seconds")
+    for line in (scores_line(spec), report_line()):
+        print(line.row(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

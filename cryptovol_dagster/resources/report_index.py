@@ -1,0 +1,219 @@
+"""The page over all reports: what is newest, and every report over time; no framework, no request.
+
+Belongs here: finding the summaries that lie beside the reports, and rendering them. Does not belong here:
+what a report says. Links are relative to the page, so that it works from a folder and from a server whose
+root holds both `reports/` and the lake.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from string import Template
+from typing import Any
+from urllib.parse import quote
+
+from cryptovol_dagster.core.drift import DriftLimits
+from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.resources import drift
+from cryptovol_dagster.resources.evidently_report import TITLES, measured_on
+from cryptovol_dagster.resources.lake import Lake
+from cryptovol_dagster.resources.reports import Reports
+
+SUMMARY = "summary.json"
+#: The page shows this many reports, and this many hours of drift; the lake keeps the others.
+MAX_ENTRIES, MAX_HOURS = 500, 168
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A report of an hour, as its summary tells it.
+
+    Attributes:
+        as_of: the hour.
+        kind: which report.
+        rows: what it was measured on, in words.
+        share_over: share of the columns over the distance limit; None where nothing was compared.
+        verdict: in words.
+        path: of the page; None once it was removed from the lake.
+    """
+
+    as_of: str
+    kind: str
+    rows: str
+    share_over: float | None
+    verdict: str
+    path: Path | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the JSON-able form."""
+        return {**self.__dict__, "path": str(self.path) if self.path else None}
+
+
+def entries(lake: Lake, spec: TimescaleSpec, limit: int = MAX_ENTRIES) -> list[Entry]:
+    """List the reports made, newest hour first.
+
+    Raises:
+        LakeError: a summary cannot be read.
+        ReportIndexError: a summary is no JSON.
+    """
+    found = sorted(
+        ((key, kind) for kind in TITLES for key in lake.partitions(f"{spec.name}/{kind}", SUMMARY)),
+        reverse=True,
+    )
+    return [_entry(lake, spec, kind, key) for key, kind in found[:limit]]
+
+
+class ReportIndexError(Exception):
+    """A summary in the lake cannot be understood; the message is one line."""
+
+
+def _entry(lake: Lake, spec: TimescaleSpec, kind: str, key: str) -> Entry:
+    asset = f"{spec.name}/{kind}"
+    try:
+        summary = json.loads(lake.read_bytes(asset, key, SUMMARY))
+        rows, share, verdict = measured_on(summary), summary["share_over"], summary["verdict"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReportIndexError(f"{asset} of {key}: its summary cannot be read: {error!r}") from error
+    path = lake.path(asset, key, "html")
+    return Entry(key, kind, rows, share, verdict, path if path.is_file() else None)
+
+
+def write_index(lake: Lake, reports: Reports, spec: TimescaleSpec) -> Path:
+    """Render `reports/index.html` anew.
+
+    Raises:
+        LakeError: a summary cannot be read.
+        DriftError: drift numbers are of another schema version.
+        ReportIndexError: a summary is no JSON.
+        ReportError: the folder cannot be written.
+    """
+    keys = lake.partitions(drift.scores_asset(spec), "json")[-MAX_HOURS:]
+    scores = [found for key in keys if (found := drift.read_scores(lake, spec, key)) is not None]
+    page = render(entries(lake, spec), scores, _newest_files(reports), reports.reports_dir)
+    return reports.write(reports.index, page.encode())
+
+
+def _newest_files(reports: Reports) -> list[tuple[str, Path]]:
+    """List the latest copies that exist, by what people call them."""
+    named = [
+        ("Model card", reports.model_card),
+        ("Evaluation", reports.evaluation),
+        *((TITLES[kind], reports.evidently(kind, "html")) for kind in TITLES),
+        ("Exploration", reports.reports_dir / "eda.html"),
+        *((path.stem.replace("_", " "), path) for path in sorted(reports.reports_dir.glob("plots/*.png"))),
+    ]
+    return [(name, path) for name, path in named if path.is_file()]
+
+
+def render(
+    found: Sequence[Entry], scores: Sequence[dict[str, Any]], newest: Iterable[tuple[str, Path]], folder: Path
+) -> str:
+    """Render the page.
+
+    Args:
+        found: reports, newest first.
+        scores: stored drift numbers, oldest first.
+        newest: names and files of the latest copies.
+        folder: where the page will lie; links are relative to it.
+    """
+    cards = "".join(
+        f'<a class="card" href="{_link(path, folder)}"><b>{html.escape(name)}</b>'
+        f"<span>{html.escape(path.name)}</span></a>"
+        for name, path in newest
+    )
+    rows = "".join(_row(entry, folder) for entry in found)
+    table = (
+        "<table><thead><tr><th>Hour (UTC)</th><th>Report</th><th>Measured on</th><th>Drifted columns</th>"
+        f"<th>Verdict</th><th></th></tr></thead><tbody>{rows}</tbody></table>"
+        if found
+        else "<p>No report yet: <code>cryptovol report</code> makes one.</p>"
+    )
+    return _PAGE.substitute(
+        cards=cards or "<p>Nothing yet: <code>cryptovol evaluate</code> makes the first.</p>",
+        drift=_chart(scores),
+        table=table,
+    )
+
+
+def _row(entry: Entry, folder: Path) -> str:
+    share = "–"
+    if entry.share_over is not None:
+        percent = f"{entry.share_over:.0%}"
+        share = f'<span class="bar"><i style="width:{entry.share_over * 100:.1f}%"></i></span> {percent}'
+    link = f'<a href="{_link(entry.path, folder)}">open</a>' if entry.path else "removed"
+    texts = (entry.as_of, TITLES[entry.kind], entry.rows)
+    cells = "".join(f"<td>{html.escape(text)}</td>" for text in texts)
+    return (
+        f"<tr>{cells}<td class=nowrap>{share}</td><td>{html.escape(entry.verdict)}</td><td>{link}</td></tr>"
+    )
+
+
+def _chart(scores: Sequence[dict[str, Any]]) -> str:
+    """Draw the share of drifted features of each hour, its limit as a line."""
+    if not scores:
+        return "<p>No drift numbers yet: every closed hour gets them.</p>"
+    newest = scores[-1]
+    limits = DriftLimits(newest["distance_limit"], newest["limit"])
+    known = [hour["share_over"] for hour in scores if hour["share_over"] is not None]
+    step, height = max(6, min(24, 1_100 // len(scores))), 90
+    width, per_share = step * len(scores), height / max([*known, 1.5 * limits.share, 0.01])
+    bars = "".join(
+        f'<rect class="{"over" if hour["over_limit"] else "under"}" x="{step * at}" width="{step - 1}" '
+        f'y="{height - (tall := max(1.0, per_share * hour["share_over"])):.1f}" height="{tall:.1f}">'
+        f"<title>{hour['as_of']}: {hour['share_over']:.0%}</title></rect>"
+        for at, hour in enumerate(scores)
+        if hour["share_over"] is not None
+    )
+    line_y = height - per_share * limits.share
+    over = sum(bool(hour["over_limit"]) for hour in scores)
+    share = "no reference" if newest["share_over"] is None else f"{newest['share_over']:.0%}"
+    return (
+        f'<div class="wide"><svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
+        f'aria-label="share of drifted features by hour">{bars}'
+        f'<line x1="0" x2="{width}" y1="{line_y:.1f}" y2="{line_y:.1f}"/></svg></div>'
+        f"<p>{scores[0]['as_of']} … {newest['as_of']}: {over} of {len(scores)} hours over the limit (over "
+        f"{limits.share:.0%} of the features at a distance of {limits.distance:g} or more); the newest: "
+        f"{share}. The limit is uncalibrated.</p>"
+    )
+
+
+def _link(path: Path, folder: Path) -> str:
+    return html.escape(quote(Path(os.path.relpath(path, folder)).as_posix()))
+
+
+_PAGE = Template("""<!doctype html>
+<html lang="en"><head><meta charset="utf-8">
+<meta name="viewport" content="width=device-width,initial-scale=1">
+<title>cryptovol reports</title><style>
+:root { color-scheme: light dark; --ink:#1b1f24; --soft:#5b6570; --paper:#fff; --card:#f3f5f7;
+ --line:#d9dee3; --under:#0072b2; --over:#d55e00; }
+@media (prefers-color-scheme: dark) { :root { --ink:#e8ebee; --soft:#a0a9b2; --paper:#14171a;
+ --card:#1f2429; --line:#343b42; --under:#56b4e9; --over:#e69f00; } }
+body { font:15px/1.5 system-ui,sans-serif; color:var(--ink); background:var(--paper); margin:0 auto;
+ max-width:1200px; padding:24px; }
+h1 { font-size:24px; margin:0 0 4px; } h2 { font-size:17px; margin:32px 0 10px; }
+p { color:var(--soft); margin:6px 0; } a { color:var(--under); }
+.cards { display:grid; grid-template-columns:repeat(auto-fill,minmax(190px,1fr)); gap:10px; }
+.card { background:var(--card); border:1px solid var(--line); border-radius:8px; padding:10px 14px;
+ text-decoration:none; display:flex; flex-direction:column; }
+.card b { color:var(--ink); font-weight:600; } .card span { color:var(--soft); font-size:13px; }
+.wide { overflow-x:auto; } rect.under { fill:var(--under); } rect.over { fill:var(--over); }
+line { stroke:var(--soft); stroke-dasharray:4 3; }
+table { border-collapse:collapse; width:100%; font-variant-numeric:tabular-nums; }
+th { text-align:left; font-weight:600; }
+th,td { padding:6px 12px 6px 0; border-bottom:1px solid var(--line); vertical-align:top; }
+td:first-child,.nowrap { white-space:nowrap; }
+.bar { display:inline-block; width:70px; height:9px; background:var(--card); border-radius:2px; }
+.bar i { display:block; height:100%; background:var(--under); border-radius:2px; }
+</style></head><body>
+<h1>cryptovol reports</h1><p>The newest of everything, and every report over time.</p>
+<h2>Newest</h2><div class="cards">$cards</div>
+<h2>Drift, hour by hour</h2>$drift
+<h2>Reports</h2><div class="wide">$table</div>
+</body></html>
+""")

@@ -1,0 +1,48 @@
+"""The rows that reports describe, and the columns those rows must have."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pyarrow as pa
+
+from cryptovol_dagster.core.dataset import KEY_COLUMNS
+from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.resources.chain import ChainError
+from cryptovol_dagster.resources.lake import Lake, hour_window
+
+#: What tells one row of an hour from another.
+ROW_KEY = ("bar_start", "product")
+_BAR = "bar_"
+
+
+def feature_columns(features: pa.Schema) -> pa.Schema:
+    """Give the columns of `features` that are features."""
+    return pa.schema([field for field in features if field.name not in KEY_COLUMNS])
+
+
+def quality_columns(bars: pa.Schema, features: pa.Schema) -> pa.Schema:
+    """Give the columns of `quality_rows`."""
+    own = [field.with_name(_BAR + field.name) for field in bars if field.name not in ROW_KEY]
+    return pa.schema([*features, *own])
+
+
+def quality_rows(lake: Lake, spec: TimescaleSpec, key: str) -> pd.DataFrame:
+    """Read an hour's features with its bars beside them; those columns begin with ``bar_``.
+
+    Raises:
+        LakeError: the hour has no bars or no features.
+        ChainError: bars and features do not have the same rows.
+    """
+    assets = f"{spec.name}/features", f"{spec.name}/bars"
+    for asset in assets:
+        lake.require(asset, [key])
+    features, bars = (lake.read_table(asset, *hour_window(key)).to_pandas() for asset in assets)
+    same = len(features) == len(bars) and all(
+        (features[name].astype(str) == bars[name].astype(str)).all() for name in ROW_KEY
+    )
+    if not same:
+        raise ChainError(
+            f"{assets[0]} of {key} ({len(features)} rows) was made from other bars ({len(bars)} rows): "
+            "materialize it again"
+        )
+    return pd.concat([features, bars.drop(columns=list(ROW_KEY)).add_prefix(_BAR)], axis=1)

@@ -1,0 +1,155 @@
+"""Drift numbers and reports on a small market; Evidently itself is tested beside its door."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner
+
+from cryptovol_dagster.cli import main
+from cryptovol_dagster.resources import evidently_report
+from cryptovol_dagster.resources.evidently_report import EvidentlyReport, Side
+from cryptovol_dagster.resources.lake import Lake
+from cryptovol_dagster.resources.report_index import SUMMARY
+from cryptovol_dagster.verbs import runs
+from cryptovol_dagster_tests.defs.conftest import Pipeline
+from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, hours_from, small_settings, write_market
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> list[Side]:
+    """Reports without Evidently: sides are held against the schema as ever, and kept."""
+    kept: list[Side] = []
+
+    def report(
+        kind: str, as_of: str, sides: tuple[Side, ...], schema: pa.Schema, **more: Any
+    ) -> EvidentlyReport:
+        for side in sides:
+            evidently_report.validate(kind, side, schema, numbers_only=len(sides) == 2)
+        kept.extend(sides)
+        measured = [
+            {"name": side.name, "hours": side.hours, "rows": len(side.frame), "sampled_from": len(side.frame)}
+            for side in sides
+        ]
+        summary = {
+            "kind": kind,
+            "as_of": as_of,
+            "measured_on": measured,
+            "columns": len(schema),
+            "left_out": {},
+        }
+        return EvidentlyReport(f"<html>{kind}".encode(), b"{}", {**summary, "verdict": "stub", **more})
+
+    def compare(
+        kind: str, as_of: str, reference: Side, current: Side, schema: pa.Schema, **_: Any
+    ) -> EvidentlyReport:
+        return report(kind, as_of, (reference, current), schema, share_over=0.25, strongest={"ret_1": 0.7})
+
+    def quality(as_of: str, side: Side, schema: pa.Schema, key: tuple[str, ...], **_: Any) -> EvidentlyReport:
+        assert not side.frame.duplicated(list(key)).any()
+        return report(evidently_report.DATA_QUALITY, as_of, (side,), schema, share_over=None)
+
+    monkeypatch.setattr(evidently_report, "comparison_report", compare)
+    monkeypatch.setattr(evidently_report, "data_quality_report", quality)
+    return kept
+
+
+def _numbers(lake: Lake, key: str) -> dict[str, Any]:
+    return json.loads(lake.read_bytes("seconds/drift_scores", key, "json"))
+
+
+def test_every_hour_has_drift_numbers_and_the_first_says_why_it_has_none(pipeline: Pipeline) -> None:
+    first, *others = (_numbers(pipeline.lake, key) for key in pipeline.hours)
+    assert first["status"] == "no_reference"
+    assert first["reason"] == "0 of the 3 hours before have valid rows, 1 are needed"
+    assert [found["status"] for found in others] == ["scored"] * 3
+    assert [found["reference"]["hours"] for found in others] == [1, 2, 3]
+    told = pipeline.summary.metadata["seconds/drift_scores"][pipeline.hours[-1]]
+    assert told["share_over"] == others[-1]["share_over"]
+    assert told["strongest"].startswith("| column | distance |")
+    assert "share_over" not in pipeline.summary.metadata["seconds/drift_scores"][pipeline.hours[0]]
+    page = (pipeline.settings.storage.reports_dir / "index.html").read_text()
+    assert f"{pipeline.hours[0]} … {pipeline.hours[-1]}" in page
+
+
+def test_a_range_makes_the_reports_of_its_newest_hour_on_the_declared_columns(
+    tmp_path: Path, own_dagster_home: None, shown: list[Side]
+) -> None:
+    settings, hours = small_settings(tmp_path, models=("ewma",)), hours_from(FIRST_HOUR, 2)
+    write_market(settings.storage.raw_dir, hours, gap_in=hours[1])
+    kinds = ("data_quality_report", "train_test_report", "drift_report")
+    selection = [*runs.MARKET, "seconds/splits", *(f"seconds/{kind}" for kind in kinds)]
+    summary = runs.materialize_range(settings, hours[0], hours[1], selection)
+    sides = {side.name: side for side in shown}
+    assert set(sides) == {"the hour", "training", "test", "reference", "recent"}
+    # A report on quality is of every row; no other sees those of a gap.
+    assert len(sides["the hour"].frame) == 1_440 > len(sides["recent"].frame)
+    assert (sides["reference"].hours, sides["recent"].hours) == (
+        f"{hours_from('2026-04-04-01:00', 1)[0]} … {hours[0]}",
+        hours[1],
+    )
+    lake, storage = Lake(settings.storage.lake_dir), settings.storage
+    for kind in kinds:
+        assert (
+            lake.partitions(f"seconds/{kind}", "html")
+            == lake.partitions(f"seconds/{kind}", SUMMARY)
+            == hours[1:]
+        )
+        told = summary.metadata[f"seconds/{kind}"]
+        assert told[hours[1]]["verdict"] == "stub"
+        assert told[hours[1]]["report"] == lake.path(f"seconds/{kind}", hours[1], "html").as_uri()
+        if kind != "train_test_report":
+            assert (
+                told[hours[0]]["status"]
+                == f"not made in a range; materialize this hour alone (made: {hours[1]})"
+            )
+    names = ("data_quality_report", "evidently_report", "drift_report")
+    for kind, name in zip(kinds, names, strict=True):
+        assert (storage.reports_dir / "evidently" / f"{name}.html").read_text() == f"<html>{kind}"
+    assert "25%" in (storage.reports_dir / "index.html").read_text()
+
+
+def test_a_drift_report_without_hours_before_fails_in_a_line(pipeline: Pipeline, shown: list[Side]) -> None:
+    first = pipeline.hours[0]
+    says = r"seconds/drift_report: seconds/features has no partition in .* … 2026-04-04-02:00"
+    with pytest.raises(runs.RunFailed, match=says) as failure:
+        runs.materialize_range(pipeline.settings, first, first, ["seconds/drift_report"])
+    assert "\n" not in str(failure.value)
+    assert not shown
+
+
+def test_the_verb_prints_a_report_and_lists_all(
+    pipeline: Pipeline, shown: list[Side], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import yaml
+
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(pipeline.settings.model_dump(mode="json", exclude={"kafka"})))
+    monkeypatch.setenv("CRYPTOVOL_CONFIG", str(config))
+    invoke = CliRunner().invoke
+    assert "no report yet" in invoke(main, ["report", "--list"]).stdout
+    made = invoke(main, ["report", "--drift"])
+    assert made.exit_code == 0, made.output
+    newest = pipeline.hours[-1]
+    for text in (
+        f"Reference against recent, as of {newest}: reference: ",
+        "columns: stub",
+        "ret_1",
+        "index.html",
+    ):
+        assert text in made.stdout
+    quality = json.loads(invoke(main, ["report", "--data-quality", "--json"]).stdout)
+    assert quality["as_of"] == newest
+    assert Path(quality["report"]["path"]).is_file()
+    listed = json.loads(invoke(main, ["report", "--list", "--json"]).stdout)["reports"]
+    assert [(one["as_of"], one["kind"]) for one in listed] == [
+        (newest, "drift_report"),
+        (newest, "data_quality_report"),
+    ]
+    table = invoke(main, ["report", "--list"]).stdout
+    assert "25%  stub" in table
+    assert listed[0]["path"] in table

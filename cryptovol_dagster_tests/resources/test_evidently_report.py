@@ -1,0 +1,135 @@
+"""What Evidently is never shown, and what its reports say of themselves."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from cryptovol_dagster.core.drift import DriftLimits
+from cryptovol_dagster.resources.evidently_report import (
+    DRIFT,
+    EvidentlyError,
+    EvidentlyReport,
+    Side,
+    comparison_report,
+    data_quality_report,
+    measured_on,
+)
+
+HOUR = "2026-04-04-03:00"
+SCHEMA = pa.schema([("same", pa.float64()), ("moved", pa.float64()), ("none", pa.float64())])
+TYPED = pa.schema(
+    [
+        ("at", pa.timestamp("ns", tz="UTC")),
+        ("product", pa.dictionary(pa.int8(), pa.string())),
+        ("stale", pa.bool_()),
+        ("count", pa.int64()),
+        ("value", pa.float64()),
+        ("stuck", pa.float64()),
+    ]
+)
+
+
+def _frame(rows: int, shift: float = 0.0, **columns: object) -> pd.DataFrame:
+    random = np.random.default_rng(rows)
+    numbers = {"same": random.normal(size=rows), "moved": random.normal(size=rows) + shift, "none": 1.0}
+    return pd.DataFrame({**numbers, **columns})
+
+
+def _compare(reference: pd.DataFrame, current: pd.DataFrame, schema: pa.Schema = SCHEMA) -> EvidentlyReport:
+    return comparison_report(
+        DRIFT,
+        HOUR,
+        Side("reference", "hours before", reference),
+        Side("recent", HOUR, current),
+        schema,
+        limits=DriftLimits(distance=0.5, share=0.3),
+        max_rows=500,
+        seed=1,
+    )
+
+
+@pytest.mark.parametrize(
+    ("reference", "current", "says"),
+    [
+        (_frame(9).drop(columns="moved"), _frame(9), "reference (hours before) lacks moved: expected 3 decl"),
+        (_frame(9), _frame(9, more=1.0, other=2), f"recent ({HOUR}) has more, other besides: expected 3"),
+        (_frame(9), _frame(9).rename(columns={"moved": "gone"}), "lacks moved and has gone besides"),
+        (_frame(9), _frame(9).iloc[:0], f"drift_report: recent ({HOUR}) has no rows"),
+        (_frame(9, none="x"), _frame(9), "none: expected number (double), found text (object)"),
+        (_frame(9), _frame(9, none=True), "none: expected number (double), found flag (bool)"),
+        (
+            _frame(9, same=np.nan, none=None),
+            _frame(9, moved=np.nan),
+            "no column has a value in both reference and recent",
+        ),
+    ],
+)
+def test_frames_that_evidently_would_stumble_over_are_refused_saying_what_was_expected(
+    reference: pd.DataFrame, current: pd.DataFrame, says: str
+) -> None:
+    with pytest.raises(EvidentlyError) as refused:
+        _compare(reference, current)
+    assert says in str(refused.value)
+
+
+def test_a_comparison_takes_numbers_only() -> None:
+    with pytest.raises(EvidentlyError, match="flag is declared as bool, expected a number"):
+        _compare(
+            pd.DataFrame({"flag": [True]}), pd.DataFrame({"flag": [True]}), pa.schema([("flag", pa.bool_())])
+        )
+
+
+def test_a_comparison_is_sampled_names_what_it_left_out_and_calls_its_verdict_uncalibrated() -> None:
+    current = _frame(300, 3.0, none=pd.array([None] * 300, dtype="Int64"))
+    current.loc[3, "same"] = np.inf
+    report = _compare(_frame(900), current)
+    summary = report.summary
+    assert report.rows == {"reference": 500, "recent": 300}
+    assert summary["left_out"] == {"none": "no value in recent"}
+    assert list(summary["strongest"]) == ["moved", "same"]
+    assert summary["strongest"]["moved"] > 1.0 > 0.5 > summary["strongest"]["same"]
+    assert (summary["share_over"], summary["calibrated"]) == (0.5, False)
+    assert summary["verdict"] == "1 of 2 columns at 0.5 or more (uncalibrated)"
+    said = f"reference: 500 rows sampled from 900, hours before; recent: 300 rows, {HOUR}"
+    assert measured_on(summary) == said
+    page = report.html.decode()
+    for text in (said, "no alarm", "Left out: none (no value in recent)", f"as of {HOUR} UTC"):
+        assert text in page
+    stored = json.loads(report.json)
+    assert stored["cryptovol"] == summary
+    scores = {m["config"]["column"]: m["value"] for m in stored["metrics"] if "column" in m["config"]}
+    assert scores == summary["strongest"]
+
+
+def test_data_quality_counts_rows_that_are_twice_constant_missing_and_infinite() -> None:
+    rows = 40
+    frame = pd.DataFrame(
+        {
+            "at": pd.date_range("2026-04-04", periods=rows, freq="s", tz="UTC"),
+            "product": pd.Categorical(["BTC-USD"] * rows),
+            "stale": False,
+            "count": pd.array([1, None] * (rows // 2), dtype="Int64"),
+            "value": np.linspace(0, 1, rows),
+            "stuck": 2.0,
+        }
+    )
+    frame.loc[rows - 1, "at"] = frame.loc[0, "at"]
+    frame.loc[5, "value"] = np.inf
+    side = Side("the hour", HOUR, frame)
+    report = data_quality_report(HOUR, side, TYPED, ("at", "product"), max_rows=30, seed=1)
+    summary = report.summary
+    assert report.rows == {"the hour": 30}
+    assert summary["duplicate_rows"] == 1
+    assert summary["constant"] == ["stuck"]
+    assert summary["infinite"] == ["value"]
+    assert summary["missing_share"] == {"count": 0.5}
+    assert summary["verdict"] == "1 duplicate rows, 1 constant columns, 1 columns with infinite values"
+    assert b"1 duplicate rows" in report.html
+    text = Side("the hour", HOUR, frame.astype({"value": object}))
+    with pytest.raises(EvidentlyError, match=r"value: expected number \(double\), found text \(object\)"):
+        data_quality_report(HOUR, text, TYPED, ("at", "product"), max_rows=30, seed=1)

@@ -1,0 +1,98 @@
+"""The page over all reports: every report keeps its entry, and every link leads somewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+
+from cryptovol_dagster.resources.lake import Lake
+from cryptovol_dagster.resources.report_index import SUMMARY, ReportIndexError, entries, write_index
+from cryptovol_dagster.resources.reports import Reports
+from cryptovol_dagster.resources.specs import timescale_spec
+from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, hours_from, small_settings
+
+SPEC = timescale_spec(small_settings(Path()).timescales.seconds, "seconds")
+FIRST, SECOND = hours_from(FIRST_HOUR, 2)
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Lake:
+    return Lake(tmp_path / "data" / "lake")
+
+
+@pytest.fixture
+def reports(tmp_path: Path) -> Reports:
+    return Reports(tmp_path / "reports", tmp_path / "artifacts")
+
+
+def _report(lake: Lake, key: str, kind: str, share: float | None, *, page: bool = True) -> None:
+    side = {"name": "recent <hours>", "hours": key, "rows": 500, "sampled_from": 700}
+    summary = {"kind": kind, "as_of": key, "measured_on": [side], "share_over": share, "verdict": "a & b"}
+    lake.write_bytes(f"seconds/{kind}", key, json.dumps(summary).encode(), SUMMARY)
+    if page:
+        lake.write_bytes(f"seconds/{kind}", key, b"<html></html>", "html")
+
+
+def _scored(lake: Lake, key: str, share: float | None) -> None:
+    numbers = {
+        "schema_version": 1,
+        "as_of": key,
+        "share_over": share,
+        "over_limit": share is not None and share > 0.3,
+        "limit": 0.3,
+        "distance_limit": 1.2,
+    }
+    lake.write_bytes("seconds/drift_scores", key, json.dumps(numbers).encode(), "json")
+
+
+def test_an_empty_lake_has_a_page_that_says_what_to_do(lake: Lake, reports: Reports) -> None:
+    page = write_index(lake, reports, SPEC).read_text()
+    for text in ("cryptovol report</code> makes one", "No drift numbers yet", "makes the first"):
+        assert text in page
+
+
+def test_the_newest_come_first_and_links_lead_to_files_of_the_lake(lake: Lake, reports: Reports) -> None:
+    _report(lake, FIRST, "drift_report", 0.41)
+    _report(lake, FIRST, "data_quality_report", None, page=False)
+    _report(lake, SECOND, "drift_report", 0.07)
+    _scored(lake, FIRST, 0.5)
+    _scored(lake, SECOND, None)
+    reports.write(reports.model_card, b"# card")
+    reports.write(reports.evidently("drift_report", "html"), b"<html></html>")
+    found = entries(lake, SPEC)
+    assert [(one.as_of, one.kind, one.share_over) for one in found] == [
+        (SECOND, "drift_report", 0.07),
+        (FIRST, "drift_report", 0.41),
+        (FIRST, "data_quality_report", None),
+    ]
+    assert found[2].path is None
+    assert entries(lake, SPEC, limit=1) == found[:1]
+    page = write_index(lake, reports, SPEC).read_text()
+    links = re.findall(r'href="([^"]+)"', page)
+    assert len(links) == 4
+    for link in links:
+        assert not link.startswith(("/", "http", "file"))
+        assert (reports.reports_dir / unquote(link)).resolve().is_file(), link
+    assert page.index(SECOND) < page.rindex(FIRST)
+    for text in (
+        "41%",
+        "removed",
+        "500 rows sampled from 700",
+        "1 of 2 hours over the limit",
+        "no reference",
+    ):
+        assert text in page
+    assert "recent &lt;hours&gt;" in page
+    assert "a &amp; b" in page
+    assert page.count('class="over"') == 1
+
+
+def test_a_summary_that_cannot_be_understood_is_named(lake: Lake) -> None:
+    for content in (b"{", b"{}", b"[]"):
+        lake.write_bytes("seconds/drift_report", FIRST, content, SUMMARY)
+        with pytest.raises(ReportIndexError, match=f"seconds/drift_report of {FIRST}: its summary cannot"):
+            entries(lake, SPEC)
