@@ -288,6 +288,10 @@ class DagsterSettings(Section):
     closed_after_s: PositiveFloat = Field(
         default=120.0, description="an hour closes when the watermark passes its end by this"
     )
+    revised_after_s: PositiveFloat = Field(
+        default=120.0,
+        description="a closed hour into which rows came late closes again once none has for this long",
+    )
     report_closed_hours: bool = Field(
         default=False, description="the recorder tells the webserver at ui_url of each closed hour"
     )
