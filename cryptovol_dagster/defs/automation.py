@@ -133,9 +133,9 @@ def closed_hours_sensor(
 
 
 def _is_made(lake: Lake, asset: str, hour: ClosedHour, closed: Sequence[ClosedHour]) -> bool:
-    """Tell whether the hour was written after it and every hour before it had closed."""
-    closed_at_ns = max(other.closed_at_ns for other in closed if other.hour <= hour.hour)
-    return lake.is_newer(asset, hour.hour, closed_at_ns)
+    """Tell whether the hour was written after it and every hour before it had closed, as they are now."""
+    recorded_at_ns = max(other.recorded_at_ns for other in closed if other.hour <= hour.hour)
+    return lake.is_newer(asset, hour.hour, recorded_at_ns)
 
 
 def input_versions(closed: Sequence[ClosedHour], hours_back: int) -> dict[str, str]:
@@ -179,7 +179,7 @@ def _materialization(hour: ClosedHour) -> dg.AssetMaterialization:
     return dg.AssetMaterialization(
         asset_key=RAW_TICKS,
         partition=hour.hour,
-        metadata={**describe(hour), "closed_at": dg.MetadataValue.timestamp(hour.closed_at_ns / 1e9)},
+        metadata={**describe(hour), "closed_at": dg.MetadataValue.timestamp(hour.recorded_at_ns / 1e9)},
         tags={_DATA_VERSION: hour.version},
     )
 
@@ -212,13 +212,14 @@ def retrain_schedule(
         closed = raw.closed_hours()
         if not closed:
             return dg.SkipReason("raw storage has closed no hour yet")
-        newest, closed_at_ns = closed[-1].hour, closed[-1].closed_at_ns
+        newest = closed[-1].hour
         if not lake.exists(labels, newest):
             return dg.SkipReason(f"{labels} of {newest}, the newest closed hour, is missing")
         # People may train on an hour that is still running; what they made then is not of the whole hour.
-        if not lake.is_newer(labels, newest, closed_at_ns):
+        if not lake.is_newer(labels, newest, closed[-1].recorded_at_ns):
             return dg.SkipReason(f"{labels} of {newest}, the newest closed hour, was made before it closed")
-        if lake.is_newer(evaluation, newest, closed_at_ns, "json"):
+        # Rows that came late renew the labels; a model that was trained before they came stands.
+        if lake.is_newer(evaluation, newest, closed[-1].closed_at_ns, "json"):
             return dg.SkipReason(f"models as of {newest}, the newest closed hour, are evaluated already")
         waiting = dg.RunsFilter(job_name=job.name, tags={"dagster/partition": newest}, statuses=UNFINISHED)
         if context.instance.get_runs(waiting, limit=1):

@@ -77,7 +77,13 @@ def partition_check(
     blocking: bool = False,
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
 ) -> dg.AssetChecksDefinition:
-    """Make an asset check out of a rule about one stored partition."""
+    """Make an asset check out of a rule about one stored partition.
+
+    Raises:
+        ValueError: it would fail with severity ERROR and let the run succeed, so that no alert told of it.
+    """
+    if blocking is not (severity is dg.AssetCheckSeverity.ERROR):
+        raise ValueError(f"check {name}: one that blocks is an ERROR, any other a WARN")
 
     @dg.asset_check(asset=asset, name=name, partitions_def=hours, blocking=blocking, description=description)
     def check(context: dg.AssetCheckExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.AssetCheckResult:
@@ -128,34 +134,6 @@ def _unaccounted(raw: RawStore, keys: Sequence[str]) -> dict[str, list[str]]:
         if finding.hour in found:
             found[finding.hour].append(finding.text)
     return found
-
-
-def freshness_check(spec: TimescaleSpec) -> dg.AssetChecksDefinition:
-    """Make the check that the newest closed hour has labels, whichever partition was materialized last."""
-    labels = dg.AssetKey([spec.name, "labels"])
-
-    @dg.asset_check(
-        asset=labels,
-        name="newest_closed_hour_labelled",
-        description="The newest hour that raw storage has closed has labels. Backfilling an old hour does "
-        "not turn this green.",
-    )
-    def newest_closed_hour_labelled(
-        lake: dg.ResourceParam[Lake], raw: dg.ResourceParam[RawStore]
-    ) -> dg.AssetCheckResult:
-        closed = raw.closed_hours()
-        newest = closed[-1].hour if closed else None
-        passed = newest is None or lake.exists(lake_name(labels), newest)
-        return dg.AssetCheckResult(
-            passed=passed,
-            severity=dg.AssetCheckSeverity.WARN,
-            description=None
-            if passed
-            else f"expected labels of {newest}, the newest closed hour; found none",
-            metadata={"newest_closed_hour": newest or "none closed yet"},
-        )
-
-    return newest_closed_hour_labelled
 
 
 def ledger_checks(hours: dg.PartitionsDefinition) -> list[dg.AssetChecksDefinition]:
@@ -270,7 +248,6 @@ def timescale_checks(
             description=f"At least {MIN_LABELLED_SHARE:.0%} of the rows have a label, none below 0.",
             severity=warn,
         ),
-        freshness_check(spec),
         partition_check(
             splits,
             "disjoint_with_purge",

@@ -15,6 +15,7 @@ import dagster as dg
 
 from cryptovol_dagster.defs.build import TIMESCALE, build_defs
 from cryptovol_dagster.resources import chain
+from cryptovol_dagster.resources.failures import failure_line, step_name
 from cryptovol_dagster.resources.instance import ensure_dagster_home
 from cryptovol_dagster.resources.lake import Lake, hour_keys, hour_window
 from cryptovol_dagster.resources.raw import RawStore
@@ -22,7 +23,6 @@ from cryptovol_dagster.resources.specs import timescale_spec
 from ingestor.settings import Settings
 
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
-_OURS = ("cryptovol_dagster.", "ingestor.")
 MARKET = ("gap_ledger", "ticks", f"{TIMESCALE}/bars", f"{TIMESCALE}/features", f"{TIMESCALE}/labels")
 
 
@@ -223,29 +223,11 @@ def recorded_hours(settings: Settings) -> list[str]:
 
 
 def root_cause(result: dg.ExecuteInProcessResult) -> str:
-    """Unwrap Dagster's layers: the first failing step, and its message in one line.
-
-    An exception of ours was written for people; what caused it, an ``[Errno 20]`` perhaps, was not.
-    """
+    """Give the first failing step, and its message in one line."""
     failures = [event for event in result.all_events if event.is_step_failure]
     if not failures:
         return f"run {result.run_id} failed before any step began"
-    first = failures[0]
-    data = first.step_failure_data
-    where = (first.step_key or "").replace("__", "/")
-    if data.user_failure_data is not None and data.user_failure_data.description:
-        return f"{where}: {_one_line(data.user_failure_data.description)}"
-    error = data.error
-    while error is not None and error.cause is not None and not error.message.startswith(_OURS):
-        error = error.cause
-    message = error.message if error is not None else "unknown failure"
-    # "module.Class: text" says more to a developer than to whoever reads a line.
-    kind, _, text = message.partition(": ")
-    return f"{where}: {_one_line(text if text.strip() and ' ' not in kind else message)}"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return f"{step_name(failures[0])}: {failure_line(failures[0])}"
 
 
 def _summary(result: dg.ExecuteInProcessResult, from_key: str, to_key: str) -> RunSummary:

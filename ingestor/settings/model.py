@@ -261,9 +261,31 @@ class ModelSettings(Section):
 
 
 class MonitoringSettings(Section):
-    """Reports."""
+    """Reports, alerts, and when something is overdue."""
 
     report_max_rows: PositiveInt = Field(default=20_000, description="rows sampled for an Evidently report")
+    alert_webhook_url: SecretStr | None = Field(
+        default=None, description="takes each alert as JSON by POST; without it alerts stand in the log alone"
+    )
+    alert_timeout_s: PositiveFloat = Field(
+        default=5.0, description="how long the receiver of an alert may take to answer"
+    )
+    alert_tries: PositiveInt = Field(default=3, description="how often an alert is posted until it is taken")
+    alert_pause_s: PositiveFloat = Field(default=2.0, description="pause between two of these tries")
+    labels_due_after_s: PositiveFloat = Field(
+        default=1_800.0, description="a closed hour without labels for longer than this raises an alert"
+    )
+    hour_due_after_s: PositiveFloat = Field(
+        default=5_400.0,
+        description="a live market on which no hour closed for this long since one ended raises an alert",
+    )
+
+    @field_validator("alert_webhook_url")
+    @classmethod
+    def _is_http(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not url.get_secret_value().startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://")
+        return url
 
 
 class MlflowSettings(Section):
