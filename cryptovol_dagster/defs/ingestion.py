@@ -192,6 +192,7 @@ def _write_hour(
         "trades": len(trades),
         "gaps": int(ticks.gap_before.sum()),
         "connections": len(set(ticks.connection.tolist())),
+        **_closing(raw, key),
         "with_margins": dg.MetadataValue.json(
             {
                 "read": counts.read,
@@ -203,6 +204,12 @@ def _write_hour(
             }
         ),
     }
+
+
+def _closing(raw: RawStore, key: str) -> dict[str, object]:
+    """Tell which record of the closed hour this was made of, so that a rebuild says what it is for."""
+    closed = raw.closed_hour(key)
+    return {} if closed is None else {"revision": closed.revision, "late_rows": closed.late_rows}
 
 
 def _first_missing(ledger: pa.Table) -> Mapping[str, NDArray[np.int64]]:

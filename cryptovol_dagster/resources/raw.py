@@ -73,6 +73,10 @@ class RawStore:
         """List the hours that raw storage has closed, oldest first; numbers only."""
         return self.reader.closed_hours(after)
 
+    def closed_hour(self, key: str) -> ClosedHour | None:
+        """Give the newest record of a closed hour; None while it is not closed."""
+        return self.reader.closed_hour(key)
+
     def servers(self) -> dict[str, int]:
         """Count the connections by who served them, as the server called itself, else its address.
 
