@@ -288,6 +288,7 @@ def ranges_to_fill(
             raise NothingToDo(f"{settings.storage.raw_dir} holds no ticks: record with `cryptovol ingest`")
         from_key, to_key = from_key or recorded[0], to_key or recorded[-1]
     _validate_range(settings, from_key, to_key)
+    _require_recorded(settings, from_key, to_key)
     if not only_missing:
         return [(from_key, to_key)]
     lake = Lake(settings.storage.lake_dir)
@@ -301,6 +302,16 @@ def ranges_to_fill(
             ranges.append((key, key)) if before is None else ranges.append((ranges.pop()[0], key))
             before = key
     return ranges
+
+
+def _require_recorded(settings: Settings, from_key: str, to_key: str) -> None:
+    raw = RawStore(settings.storage.raw_dir)
+    hours = sorted(raw.recorded_hours() | {hour.hour for hour in raw.closed_hours()})
+    if not any(from_key <= hour <= to_key for hour in hours):
+        held = f"it holds {hours[0]} … {hours[-1]}" if hours else "it is empty"
+        raise NothingToDo(
+            f"{settings.storage.raw_dir}: nothing was recorded in {from_key} … {to_key}; {held}"
+        )
 
 
 def splits_are_current(settings: Settings, key: str) -> bool:

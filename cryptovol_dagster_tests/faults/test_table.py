@@ -1,4 +1,4 @@
-"""The table of faults in the documentation names tests that exist."""
+"""The tables of faults and of bad input in the documentation name tests that exist."""
 
 from __future__ import annotations
 
@@ -9,19 +9,24 @@ from pathlib import Path
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-TABLE = REPOSITORY / "docs" / "faults.md"
-HEADER = "| fault | what you see | what is kept | test |"
+#: document → the header of its table.
+TABLES = {
+    "faults.md": "| fault | what you see | what is kept | test |",
+    "bad_input.md": "| what comes in | what you see, and where | what is kept | test |",
+}
 _ID = re.compile(r"`([\w/]+\.py)::(\w+)`")
 
 
-def rows() -> list[list[str]]:
-    lines = TABLE.read_text().splitlines()
-    begin = lines.index(HEADER) + 2
+def rows(document: str) -> list[list[str]]:
+    lines = (REPOSITORY / "docs" / document).read_text().splitlines()
+    begin = lines.index(TABLES[document]) + 2
     table = [line for line in lines[begin:] if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split(" | ")] for line in table]
 
 
-@pytest.mark.parametrize("row", rows(), ids=lambda row: row[0])
+@pytest.mark.parametrize(
+    "row", [row for document in TABLES for row in rows(document)], ids=lambda row: row[0]
+)
 def test_a_row_says_everything_and_its_tests_exist(row: list[str]) -> None:
     assert len(row) == 4
     assert all(row)
@@ -33,6 +38,7 @@ def test_a_row_says_everything_and_its_tests_exist(row: list[str]) -> None:
         assert test in tests, f"{path} has no {test}"
 
 
-def test_a_fault_has_one_row() -> None:
-    faults = [row[0] for row in rows()]
+@pytest.mark.parametrize("document", TABLES)
+def test_a_fault_has_one_row(document: str) -> None:
+    faults = [row[0] for row in rows(document)]
     assert len(set(faults)) == len(faults) > 10
