@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.core.splits import SpanTooShort, split_times
 from cryptovol_dagster.resources import chain
-from cryptovol_dagster.resources.lake import HOUR_NS, Lake, hour_key, hour_window
+from cryptovol_dagster.resources.lake import HOUR_NS, Lake, hour_key, hour_keys, hour_window
 from cryptovol_dagster.resources.raw import RawStore
 from ingestor.archive.layout import ClosedHour
 from ingestor.report import RAW_TICKS, describe
@@ -221,9 +222,28 @@ def retrain_schedule(
         # Rows that came late renew the labels; a model that was trained before they came stands.
         if lake.is_newer(evaluation, newest, closed[-1].closed_at_ns, "json"):
             return dg.SkipReason(f"models as of {newest}, the newest closed hour, are evaluated already")
+        if reason := _too_short(lake, spec, newest):
+            return dg.SkipReason(
+                f"nothing can be trained as of {newest}, the newest closed hour, yet: {reason}"
+            )
         waiting = dg.RunsFilter(job_name=job.name, tags={"dagster/partition": newest}, statuses=UNFINISHED)
         if context.instance.get_runs(waiting, limit=1):
             return dg.SkipReason(f"a retrain as of {newest}, the newest closed hour, is on its way")
         return dg.RunRequest(run_key=newest, partition_key=newest)
 
     return hourly_retrain
+
+
+def _too_short(lake: Lake, spec: TimescaleSpec, newest: str) -> str:
+    """Say why the labelled hours before the end of one are too few to be split; empty where they are not.
+
+    A recording that has just begun is no failure, so the schedule waits; that hours hold too few usable rows
+    is seen only by the run.
+    """
+    start_ns, end_ns = chain.window_back(newest, chain.training_hours_back(spec))
+    labelled = [key for key in hour_keys(start_ns, end_ns) if lake.exists(f"{spec.name}/labels", key)]
+    try:
+        split_times(hour_window(labelled[0])[0], end_ns, spec)
+    except SpanTooShort as error:
+        return str(error)
+    return ""
