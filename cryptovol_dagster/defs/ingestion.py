@@ -16,6 +16,7 @@ from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.ticks import TickColumns, TradeColumns, clean_ticks, clean_trades
 from cryptovol_dagster.defs.metadata import OWNERS, rows_and_path, schema_metadata
 from cryptovol_dagster.defs.partitions import look_back
+from cryptovol_dagster.defs.retries import retried
 from cryptovol_dagster.resources.chain import LEDGER, NEXT_TICKS, TICKS, TRADES, read_sequence_gaps
 from cryptovol_dagster.resources.lake import Lake, hour_window
 from cryptovol_dagster.resources.raw import RawStore
@@ -96,6 +97,7 @@ def gap_ledger_asset(hours: dg.PartitionsDefinition) -> dg.AssetsDefinition:
         kinds={"python", "parquet"},
         metadata=schema_metadata(LEDGER_SCHEMA, LEDGER_COLUMNS),
     )
+    @retried
     def gap_ledger(
         context: dg.AssetExecutionContext, raw: dg.ResourceParam[RawStore], lake: dg.ResourceParam[Lake]
     ) -> dg.MaterializeResult:
@@ -149,6 +151,7 @@ def ticks_asset(
         kinds={"python", "parquet"},
         metadata=schema_metadata(TickColumns.empty().to_table().schema, TICK_COLUMNS),
     )
+    @retried
     def ticks(
         context: dg.AssetExecutionContext, raw: dg.ResourceParam[RawStore], lake: dg.ResourceParam[Lake]
     ) -> dg.MaterializeResult:
