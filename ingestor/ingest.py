@@ -304,6 +304,7 @@ class _Recorder:
             self._broker,
             self._settings.storage,
             closed_after_s=self._settings.dagster.closed_after_s,
+            revised_after_s=self._settings.dagster.revised_after_s,
             logs=self._logs,
             on_progress=look,
             on_hour_closed=self._reporter.report if self._reporter else None,

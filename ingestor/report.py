@@ -26,7 +26,12 @@ _TIMEOUT_S = 5.0
 
 def describe(hour: ClosedHour) -> dict[str, Any]:
     """What is told of a closed hour beside its version: plain values, as metadata."""
-    return {**{f"rows {topic}": rows for topic, rows in hour.rows.items()}, "watermark_ns": hour.watermark_ns}
+    return {
+        **{f"rows {topic}": rows for topic, rows in hour.rows.items()},
+        "watermark_ns": hour.watermark_ns,
+        "revision": hour.revision,
+        "late_rows": hour.late_rows,
+    }
 
 
 class ReportError(Exception):

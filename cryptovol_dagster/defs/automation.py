@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.core.splits import SpanTooShort, split_times
 from cryptovol_dagster.resources import chain
-from cryptovol_dagster.resources.lake import HOUR_NS, Lake, hour_key, hour_window
+from cryptovol_dagster.resources.lake import HOUR_NS, Lake, hour_key, hour_keys, hour_window
 from cryptovol_dagster.resources.raw import RawStore
 from ingestor.archive.layout import ClosedHour
 from ingestor.report import RAW_TICKS, describe
@@ -136,9 +137,9 @@ def closed_hours_sensor(
 
 
 def _is_made(lake: Lake, asset: str, hour: ClosedHour, closed: Sequence[ClosedHour]) -> bool:
-    """Tell whether the hour was written after it and every hour before it had closed."""
-    closed_at_ns = max(other.closed_at_ns for other in closed if other.hour <= hour.hour)
-    return lake.is_newer(asset, hour.hour, closed_at_ns)
+    """Tell whether the hour was written after it and every hour before it had closed, as they are now."""
+    recorded_at_ns = max(other.recorded_at_ns for other in closed if other.hour <= hour.hour)
+    return lake.is_newer(asset, hour.hour, recorded_at_ns)
 
 
 def input_versions(closed: Sequence[ClosedHour], hours_back: int) -> dict[str, str]:
@@ -182,7 +183,7 @@ def _materialization(hour: ClosedHour) -> dg.AssetMaterialization:
     return dg.AssetMaterialization(
         asset_key=RAW_TICKS,
         partition=hour.hour,
-        metadata={**describe(hour), "closed_at": dg.MetadataValue.timestamp(hour.closed_at_ns / 1e9)},
+        metadata={**describe(hour), "closed_at": dg.MetadataValue.timestamp(hour.recorded_at_ns / 1e9)},
         tags={_DATA_VERSION: hour.version},
     )
 
@@ -209,10 +210,13 @@ def why_no_retrain(
     if not lake.exists(labels, hour.hour):
         return f"{labels} of {named} is missing"
     # People may train on an hour that is still running; what they made then is not of the whole hour.
-    if not lake.is_newer(labels, hour.hour, hour.closed_at_ns):
+    if not lake.is_newer(labels, hour.hour, hour.recorded_at_ns):
         return f"{labels} of {named} was made before it closed"
+    # Rows that came late renew the labels; a model that was trained before they came stands.
     if lake.is_newer(evaluation, hour.hour, hour.closed_at_ns, "json"):
         return f"models as of {named} are evaluated already"
+    if reason := _too_short(lake, spec, hour.hour):
+        return f"nothing can be trained as of {named} yet: {reason}"
     waiting = dg.RunsFilter(job_name=job_name, tags={"dagster/partition": hour.hour}, statuses=UNFINISHED)
     if instance.get_runs(waiting, limit=1):
         return f"a retrain as of {named} is on its way"
@@ -253,3 +257,18 @@ def retrain_schedule(
         return dg.RunRequest(run_key=newest.hour, partition_key=newest.hour)
 
     return hourly_retrain
+
+
+def _too_short(lake: Lake, spec: TimescaleSpec, newest: str) -> str:
+    """Say why the labelled hours before the end of one are too few to be split; empty where they are not.
+
+    A recording that has just begun is no failure, so the schedule waits; that hours hold too few usable rows
+    is seen only by the run.
+    """
+    start_ns, end_ns = chain.window_back(newest, chain.training_hours_back(spec))
+    labelled = [key for key in hour_keys(start_ns, end_ns) if lake.exists(f"{spec.name}/labels", key)]
+    try:
+        split_times(hour_window(labelled[0])[0], end_ns, spec)
+    except SpanTooShort as error:
+        return str(error)
+    return ""

@@ -7,15 +7,18 @@ from typing import Any
 import dagster as dg
 
 from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.defs.alerts import failed_runs_sensor
 from cryptovol_dagster.defs.automation import RETRAIN_CRON, closed_hours_sensor, jobs, retrain_schedule
 from cryptovol_dagster.defs.checks import ledger_checks, tick_checks, timescale_checks
 from cryptovol_dagster.defs.drift import drift_retrain_sensor, drift_sensor
+from cryptovol_dagster.defs.freshness import freshness_check, freshness_job, freshness_schedule
 from cryptovol_dagster.defs.ingestion import external_assets, gap_ledger_asset, ticks_asset
 from cryptovol_dagster.defs.market import market_assets
 from cryptovol_dagster.defs.monitoring import monitoring_assets
 from cryptovol_dagster.defs.partitions import hours as hourly_partitions
 from cryptovol_dagster.defs.training import training_assets
 from cryptovol_dagster.defs.unstable import accepted_warnings
+from cryptovol_dagster.resources.alerts import Alerts
 from cryptovol_dagster.resources.lake import Lake
 from cryptovol_dagster.resources.raw import RawStore
 from cryptovol_dagster.resources.reports import Reports
@@ -33,7 +36,20 @@ def build_resources(settings: Settings) -> dict[str, Any]:
         "raw": RawStore(settings.storage.raw_dir),
         "reports": Reports(settings.storage.reports_dir, settings.storage.artifacts_dir),
         "tracking": tracking_resource(settings),
+        "alerts": _alerts(settings),
     }
+
+
+def _alerts(settings: Settings) -> Alerts:
+    monitoring = settings.monitoring
+    url = monitoring.alert_webhook_url
+    return Alerts(
+        webhook_url=None if url is None else url.get_secret_value(),
+        timeout_s=monitoring.alert_timeout_s,
+        tries=monitoring.alert_tries,
+        pause_s=monitoring.alert_pause_s,
+        ui_url=settings.dagster.ui_url,
+    )
 
 
 def timescale_assets(
@@ -64,6 +80,7 @@ def _assemble(settings: Settings, retrain_cron: str, resources: dict[str, Any]) 
     spec = timescale_spec(settings.timescales.seconds, TIMESCALE)
     hours = hourly_partitions(settings)
     pipeline, retrain, backfill, drift = jobs(spec, settings.models.enabled)
+    freshness = freshness_job(spec)
     return dg.Definitions(
         assets=[
             *external_assets(settings, hours),
@@ -75,14 +92,16 @@ def _assemble(settings: Settings, retrain_cron: str, resources: dict[str, Any]) 
             *ledger_checks(hours),
             *tick_checks(hours),
             *timescale_checks(spec, settings.coinbase.products, settings.models.enabled, hours),
+            freshness_check(spec, settings.monitoring),
         ],
-        jobs=[pipeline, retrain, backfill, drift],
+        jobs=[pipeline, retrain, backfill, drift, freshness],
         sensors=[
             closed_hours_sensor(spec, hours, pipeline),
             drift_sensor(spec, drift, settings.monitoring),
             drift_retrain_sensor(spec, drift, retrain),
+            failed_runs_sensor(),
         ],
-        schedules=[retrain_schedule(spec, retrain, retrain_cron)],
+        schedules=[retrain_schedule(spec, retrain, retrain_cron), freshness_schedule(freshness)],
         resources=resources,
         # Steps are short and their imports long: a process for each would spend its time importing.
         executor=dg.in_process_executor,

@@ -78,7 +78,12 @@ def partition_check(
     blocking: bool = False,
     severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
 ) -> dg.AssetChecksDefinition:
-    """Make an asset check out of a rule about one stored partition."""
+    """Make an asset check out of a rule about one stored partition.
+
+    Raises:
+        ValueError: it would fail with severity ERROR and let the run succeed, so that no alert told of it.
+    """
+    _require_alert(name, blocking, severity)
 
     @dg.asset_check(asset=asset, name=name, partitions_def=hours, blocking=blocking, description=description)
     def check(context: dg.AssetCheckExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.AssetCheckResult:
@@ -86,6 +91,11 @@ def partition_check(
         return _result({one.key: rule(one) for one in stored}, severity)
 
     return check
+
+
+def _require_alert(name: str, blocking: bool, severity: dg.AssetCheckSeverity) -> None:
+    if blocking is not (severity is dg.AssetCheckSeverity.ERROR):
+        raise ValueError(f"check {name}: one that blocks is an ERROR, any other a WARN")
 
 
 def _result(found: dict[str, list[str]], severity: dg.AssetCheckSeverity) -> dg.AssetCheckResult:
@@ -103,23 +113,37 @@ def _result(found: dict[str, list[str]], severity: dg.AssetCheckSeverity) -> dg.
     )
 
 
-def conservation_check(hours: dg.PartitionsDefinition) -> dg.AssetChecksDefinition:
-    """Make the check that nothing in the raw hour is unaccounted for."""
+def raw_check(
+    name: str,
+    find: Callable[[RawStore, Sequence[str]], dict[str, list[str]]],
+    hours: dg.PartitionsDefinition,
+    *,
+    description: str,
+    blocking: bool = False,
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
+) -> dg.AssetChecksDefinition:
+    """Make a check of `gap_ledger` that looks at raw storage.
+
+    Args:
+        name: of the check.
+        find: gives sentences by hour, none where it passes.
+        hours: partitions of the asset.
+        description: what passes.
+        blocking: whether a failure stops the run.
+        severity: of a failure.
+
+    Raises:
+        ValueError: as `partition_check`.
+    """
+    _require_alert(name, blocking, severity)
 
     @dg.asset_check(
-        asset=chain.LEDGER,
-        name="nothing_unaccounted_for",
-        partitions_def=hours,
-        blocking=True,
-        description="Every sequence number of the hour is stored, a control frame, a dead letter or in the "
-        "ledger, every Kafka offset is stored or recorded as lost, and a sealed hour is as it was.",
+        asset=chain.LEDGER, name=name, partitions_def=hours, blocking=blocking, description=description
     )
-    def nothing_unaccounted_for(
-        context: dg.AssetCheckExecutionContext, raw: dg.ResourceParam[RawStore]
-    ) -> dg.AssetCheckResult:
-        return _result(_unaccounted(raw, context.partition_keys), dg.AssetCheckSeverity.ERROR)
+    def check(context: dg.AssetCheckExecutionContext, raw: dg.ResourceParam[RawStore]) -> dg.AssetCheckResult:
+        return _result(find(raw, context.partition_keys), severity)
 
-    return nothing_unaccounted_for
+    return check
 
 
 def _unaccounted(raw: RawStore, keys: Sequence[str]) -> dict[str, list[str]]:
@@ -131,32 +155,15 @@ def _unaccounted(raw: RawStore, keys: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def freshness_check(spec: TimescaleSpec) -> dg.AssetChecksDefinition:
-    """Make the check that the newest closed hour has labels, whichever partition was materialized last."""
-    labels = dg.AssetKey([spec.name, "labels"])
-
-    @dg.asset_check(
-        asset=labels,
-        name="newest_closed_hour_labelled",
-        description="The newest hour that raw storage has closed has labels. Backfilling an old hour does "
-        "not turn this green.",
-    )
-    def newest_closed_hour_labelled(
-        lake: dg.ResourceParam[Lake], raw: dg.ResourceParam[RawStore]
-    ) -> dg.AssetCheckResult:
-        closed = raw.closed_hours()
-        newest = closed[-1].hour if closed else None
-        passed = newest is None or lake.exists(lake_name(labels), newest)
-        return dg.AssetCheckResult(
-            passed=passed,
-            severity=dg.AssetCheckSeverity.WARN,
-            description=None
-            if passed
-            else f"expected labels of {newest}, the newest closed hour; found none",
-            metadata={"newest_closed_hour": newest or "none closed yet"},
-        )
-
-    return newest_closed_hour_labelled
+def _not_recorded(raw: RawStore, keys: Sequence[str]) -> dict[str, list[str]]:
+    """Find hours of which nobody recorded anything, which is not the same as a quiet hour."""
+    recorded = raw.recorded_hours()
+    return {
+        key: []
+        if key in recorded or raw.closed_hour(key) is not None
+        else ["expected raw storage to hold the hour, or to have closed it empty; found nothing of it"]
+        for key in keys
+    }
 
 
 def ledger_checks(hours: dg.PartitionsDefinition) -> list[dg.AssetChecksDefinition]:
@@ -170,7 +177,21 @@ def ledger_checks(hours: dg.PartitionsDefinition) -> list[dg.AssetChecksDefiniti
             description="Columns and types are the ones that ticks and bars read.",
             blocking=True,
         ),
-        conservation_check(hours),
+        raw_check(
+            "nothing_unaccounted_for",
+            _unaccounted,
+            hours,
+            description="Every sequence number of the hour is stored, a control frame, a dead letter or in "
+            "the ledger, every Kafka offset is stored or recorded as lost, and a sealed hour is as it was.",
+            blocking=True,
+        ),
+        raw_check(
+            "recorded",
+            _not_recorded,
+            hours,
+            description="Somebody recorded the hour: raw storage holds something of it, or closed it empty.",
+            severity=dg.AssetCheckSeverity.WARN,
+        ),
     ]
 
 
@@ -271,7 +292,6 @@ def timescale_checks(
             description=f"At least {MIN_LABELLED_SHARE:.0%} of the rows have a label, none below 0.",
             severity=warn,
         ),
-        freshness_check(spec),
         partition_check(
             splits,
             "disjoint_with_purge",
@@ -331,9 +351,13 @@ def _ordered_ticks(stored: Stored) -> list[str]:
     start_ns, end_ns = hour_window(stored.key)
     frame = stored.frame(["product_id", "event_time_ns"])
     sentences = []
-    outside = int(((frame["event_time_ns"] < start_ns) | (frame["event_time_ns"] >= end_ns)).sum())
-    if outside:
-        sentences.append(f"expected event times inside the hour, found {outside} outside")
+    outside = frame[(frame["event_time_ns"] < start_ns) | (frame["event_time_ns"] >= end_ns)]
+    if len(outside):
+        first = outside.iloc[0]
+        sentences.append(
+            f"expected event times inside the hour, found {len(outside)} of {len(frame)} outside, the first "
+            f"{first['product_id']} at {first['event_time_ns']} ns"
+        )
     for product, times in frame.groupby("product_id", observed=True)["event_time_ns"]:
         back = np.flatnonzero(np.diff(times.to_numpy()) < 0)
         if back.size:
@@ -454,11 +478,15 @@ def _finite_where_valid(spec: TimescaleSpec) -> Callable[[Stored], list[str]]:
 
 
 def _labelled_share(stored: Stored) -> list[str]:
-    frame = stored.frame(["product", "sigma"])
+    frame = stored.frame(["product", "bar_start", "sigma"])
     sentences = []
-    negative = int((frame["sigma"] < 0).sum())
-    if negative:
-        sentences.append(f"expected sigma >= 0, found {negative} rows below")
+    negative = frame[frame["sigma"] < 0]
+    if len(negative):
+        first = negative.iloc[0]
+        sentences.append(
+            f"expected sigma >= 0, found {len(negative)} rows below, the first {first['product']} "
+            f"{first['bar_start']}"
+        )
     for product, sigma in frame.groupby("product", observed=True)["sigma"]:
         share = float(sigma.notna().mean())
         if share < MIN_LABELLED_SHARE:

@@ -17,6 +17,7 @@ from cryptovol_dagster.core.ticks import TICKS_VERSION, TickColumns, TradeColumn
 from cryptovol_dagster.defs.metadata import OWNERS, rows_and_path, schema_metadata
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import MARKET
+from cryptovol_dagster.defs.retries import retried
 from cryptovol_dagster.resources.chain import LEDGER, NEXT_TICKS, TICKS, TRADES, read_sequence_gaps
 from cryptovol_dagster.resources.lake import Lake, hour_window
 from cryptovol_dagster.resources.raw import RawStore
@@ -105,6 +106,7 @@ def gap_ledger_asset(hours: dg.PartitionsDefinition) -> dg.AssetsDefinition:
         code_version=LEDGER_VERSION,
         metadata=schema_metadata(LEDGER_SCHEMA, LEDGER_COLUMNS),
     )
+    @retried
     def gap_ledger(
         context: dg.AssetExecutionContext, raw: dg.ResourceParam[RawStore], lake: dg.ResourceParam[Lake]
     ) -> dg.MaterializeResult:
@@ -161,6 +163,7 @@ def ticks_asset(
         code_version=f"{TICKS_VERSION}-{late_after_s:g}",
         metadata=schema_metadata(TickColumns.empty().to_table().schema, TICK_COLUMNS),
     )
+    @retried
     def ticks(
         context: dg.AssetExecutionContext, raw: dg.ResourceParam[RawStore], lake: dg.ResourceParam[Lake]
     ) -> dg.MaterializeResult:
@@ -204,6 +207,7 @@ def _write_hour(
         "trades": len(trades),
         "gaps": int(ticks.gap_before.sum()),
         "connections": len(set(ticks.connection.tolist())),
+        **_closing(raw, key),
         "with_margins": dg.MetadataValue.json(
             {
                 "read": counts.read,
@@ -215,6 +219,12 @@ def _write_hour(
             }
         ),
     }
+
+
+def _closing(raw: RawStore, key: str) -> dict[str, object]:
+    """Tell which record of the closed hour this was made of, so that a rebuild says what it is for."""
+    closed = raw.closed_hour(key)
+    return {} if closed is None else {"revision": closed.revision, "late_rows": closed.late_rows}
 
 
 def _first_missing(ledger: pa.Table) -> Mapping[str, NDArray[np.int64]]:

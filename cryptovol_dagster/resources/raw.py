@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cryptovol_dagster.core.ticks import TickColumns, TradeColumns, flag_gaps
-from cryptovol_dagster.resources.lake import hour_keys
+from cryptovol_dagster.resources.lake import hour_key, hour_keys
 from ingestor.archive.layout import ClosedHour
 from ingestor.archive.reader import RawReader
 from ingestor.audit.audit import audit
@@ -69,9 +69,17 @@ class RawStore:
             {key for file in files for key in hour_keys(file.footer.min_time_ns, file.footer.max_time_ns + 1)}
         )
 
+    def recorded_hours(self) -> set[str]:
+        """Give the hours under which ticks or trades are filed; from names alone."""
+        return {hour_key(hour_ns) for topic in (TICKS, TRADES) for hour_ns in self.reader.hours(topic)}
+
     def closed_hours(self, after: str | None = None) -> list[ClosedHour]:
         """List the hours that raw storage has closed, oldest first; numbers only."""
         return self.reader.closed_hours(after)
+
+    def closed_hour(self, key: str) -> ClosedHour | None:
+        """Give the newest record of a closed hour; None while it is not closed."""
+        return self.reader.closed_hour(key)
 
     def servers(self) -> dict[str, int]:
         """Count the connections by who served them, as the server called itself, else its address.

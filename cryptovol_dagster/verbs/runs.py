@@ -15,6 +15,7 @@ import dagster as dg
 
 from cryptovol_dagster.defs.build import TIMESCALE, build_defs
 from cryptovol_dagster.resources import chain
+from cryptovol_dagster.resources.failures import failure_line, step_name
 from cryptovol_dagster.resources.instance import ensure_dagster_home
 from cryptovol_dagster.resources.lake import Lake, hour_keys, hour_window
 from cryptovol_dagster.resources.raw import RawStore
@@ -22,7 +23,6 @@ from cryptovol_dagster.resources.specs import timescale_spec
 from ingestor.settings import Settings
 
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
-_OURS = ("cryptovol_dagster.", "ingestor.")
 MARKET = (
     "gap_ledger",
     "ticks",
@@ -234,29 +234,11 @@ def recorded_hours(settings: Settings) -> list[str]:
 
 
 def root_cause(result: dg.ExecuteInProcessResult) -> str:
-    """Unwrap Dagster's layers: the first failing step, and its message in one line.
-
-    An exception of ours was written for people; what caused it, an ``[Errno 20]`` perhaps, was not.
-    """
+    """Give the first failing step, and its message in one line."""
     failures = [event for event in result.all_events if event.is_step_failure]
     if not failures:
         return f"run {result.run_id} failed before any step began"
-    first = failures[0]
-    data = first.step_failure_data
-    where = (first.step_key or "").replace("__", "/")
-    if data.user_failure_data is not None and data.user_failure_data.description:
-        return f"{where}: {_one_line(data.user_failure_data.description)}"
-    error = data.error
-    while error is not None and error.cause is not None and not error.message.startswith(_OURS):
-        error = error.cause
-    message = error.message if error is not None else "unknown failure"
-    # "module.Class: text" says more to a developer than to whoever reads a line.
-    kind, _, text = message.partition(": ")
-    return f"{where}: {_one_line(text if text.strip() and ' ' not in kind else message)}"
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+    return f"{step_name(failures[0])}: {failure_line(failures[0])}"
 
 
 def _summary(result: dg.ExecuteInProcessResult, from_key: str, to_key: str) -> RunSummary:
@@ -317,6 +299,7 @@ def ranges_to_fill(
             raise NothingToDo(f"{settings.storage.raw_dir} holds no ticks: record with `cryptovol ingest`")
         from_key, to_key = from_key or recorded[0], to_key or recorded[-1]
     _validate_range(settings, from_key, to_key)
+    _require_recorded(settings, from_key, to_key)
     if not only_missing:
         return [(from_key, to_key)]
     lake = Lake(settings.storage.lake_dir)
@@ -330,6 +313,16 @@ def ranges_to_fill(
             ranges.append((key, key)) if before is None else ranges.append((ranges.pop()[0], key))
             before = key
     return ranges
+
+
+def _require_recorded(settings: Settings, from_key: str, to_key: str) -> None:
+    raw = RawStore(settings.storage.raw_dir)
+    hours = sorted(raw.recorded_hours() | {hour.hour for hour in raw.closed_hours()})
+    if not any(from_key <= hour <= to_key for hour in hours):
+        held = f"it holds {hours[0]} … {hours[-1]}" if hours else "it is empty"
+        raise NothingToDo(
+            f"{settings.storage.raw_dir}: nothing was recorded in {from_key} … {to_key}; {held}"
+        )
 
 
 def splits_are_current(settings: Settings, key: str) -> bool:

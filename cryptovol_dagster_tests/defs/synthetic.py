@@ -6,11 +6,12 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 
 from cryptovol_dagster.resources.lake import HOUR_NS, hour_key, hour_window
-from ingestor.archive.layout import CLOSED, ClosedHour, hour_folder
+from ingestor.archive.layout import ClosedHour, closing_path
 from ingestor.archive.schema import SCHEMAS
 from ingestor.archive.writer import OpenFile
 from ingestor.envelope import EVENTS, TICKS, TRADES
@@ -78,6 +79,9 @@ def write_market(
     close: bool = True,
     moving: bool = True,
     first_offset: int = 0,
+    products: Sequence[str] = PRODUCTS,
+    connection: str = "c0ffee",
+    log_id: str = LOG_ID,
 ) -> None:
     """Write whole hours of ticks, trades and events.
 
@@ -91,19 +95,24 @@ def write_market(
         moving: whether prices move at all.
         first_offset: Kafka offset of the first message of a partition, for hours written in a second call: as
             many as each product has ticks before.
+        products: those recorded.
+        connection: the recorder's.
+        log_id: of its topics; a recorder that came later has another.
     """
-    offset, first_sequence = first_offset, 3 * first_offset
+    # A frame for each product's tick, and one with a trade of each.
+    frames = len(products) + 1
+    offset, first_sequence = first_offset, frames * first_offset
     for index, key in enumerate(hours):
         start_ns, _ = hour_window(key)
         random = np.random.default_rng(seed + index)
         steps = int(3_600 / step_s)
         times = start_ns + (np.arange(steps) * step_s * NS).astype(np.int64)
-        sequence = first_sequence + np.arange(steps) * 3
+        sequence = first_sequence + np.arange(steps) * frames
         keep = np.ones(steps, dtype=bool)
         if key == gap_in:
             keep[steps // 2 : steps // 2 + int(100 / step_s)] = False
         regime = np.where((np.arange(steps) // (steps // 12)) % 4 == 3, 6.0, 1.0)
-        for number, product in enumerate(PRODUCTS):
+        for number, product in enumerate(products):
             moves = random.normal(size=steps) * 2e-5 * regime * moving
             mid = (60_000 / (1 + 19 * number)) * np.exp(np.cumsum(moves))
             size = random.uniform(0.1, 2.0, size=(2, steps))
@@ -111,7 +120,7 @@ def write_market(
                 "product_id": [product] * steps,
                 "event_time_ns": times + number,
                 "received_at_ns": times + number + 50_000_000,
-                "connection_id": ["c0ffee"] * steps,
+                "connection_id": [connection] * steps,
                 "sequence_num": sequence + number,
                 "event_index": np.zeros(steps, np.int16),
                 "entry_index": np.zeros(steps, np.int16),
@@ -123,10 +132,10 @@ def write_market(
                 "best_ask_quantity": size[1],
                 "payload": ["{}"] * steps,
             }
-            _publish(raw_dir, TICKS, number, offset, ticks, keep)
+            _publish(raw_dir, TICKS, number, offset, ticks, keep, log_id)
             trades = {
                 **{name: ticks[name] for name in list(ticks)[:8]},
-                "sequence_num": sequence + 2,
+                "sequence_num": sequence + len(products),
                 "trade_id": [str(offset + i) for i in range(steps)],
                 "price": mid,
                 "size": size[0],
@@ -134,34 +143,43 @@ def write_market(
                 "trade_time_ns": times + number,
                 "payload": ["{}"] * steps,
             }
-            _publish(raw_dir, TRADES, number, offset, trades, keep)
+            _publish(raw_dir, TRADES, number, offset, trades, keep, log_id)
         offset += int(keep.sum())
-        # Of three numbers two are ticks, one a frame with a trade of each product.
         lost = sequence[~keep]
-        gap = (int(lost[0]), int(lost[-1]) + 2) if len(lost) else None
+        gap = (int(lost[0]), int(lost[-1]) + frames - 1) if len(lost) else None
         back_ns = int(times[np.flatnonzero(~keep)[-1] + 1]) if len(lost) else 0
         _write_events(
             raw_dir,
             2 * (first_offset // steps + index),
-            (first_sequence, first_sequence + 3 * steps - 1),
+            (first_sequence, first_sequence + frames * steps - 1),
             int(times[-1]) + 1,
-            int(keep.sum()),
+            {"ticker": len(products) * int(keep.sum()), "market_trades": int(keep.sum())},
             gap,
             back_ns,
+            connection,
+            log_id,
         )
-        first_sequence += 3 * steps
+        first_sequence += frames * steps
         if close:
-            close_hour(raw_dir, key, {TICKS: 2 * int(keep.sum()), TRADES: 2 * int(keep.sum())})
+            rows = len(products) * int(keep.sum())
+            close_hour(raw_dir, key, {TICKS: rows, TRADES: rows})
 
 
-def close_hour(raw_dir: Path, key: str, rows: dict[str, int]) -> None:
-    """Record an hour as complete, as the archive does."""
-    import msgspec
+def close_hour(raw_dir: Path, key: str, rows: dict[str, int], **changes: int) -> None:
+    """Record an hour as complete, as the archive does.
 
+    Args:
+        raw_dir: root of raw storage.
+        key: the hour.
+        rows: its records by topic.
+        changes: other fields of the record; with `revision` it closes again.
+    """
     start_ns, end_ns = hour_window(key)
-    folder = hour_folder(raw_dir / CLOSED, start_ns)
-    closed = ClosedHour(hour=key, closed_at_ns=end_ns + 130 * NS, watermark_ns=end_ns + 121 * NS, rows=rows)
-    path = folder.with_suffix(".json")
+    closed = msgspec.structs.replace(
+        ClosedHour(hour=key, closed_at_ns=end_ns + 130 * NS, watermark_ns=end_ns + 121 * NS, rows=rows),
+        **changes,
+    )
+    path = closing_path(raw_dir, start_ns, closed.revision)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(msgspec.json.encode(closed))
 
@@ -171,9 +189,11 @@ def _write_events(
     first_offset: int,
     window: tuple[int, int],
     time_ns: int,
-    kept: int,
+    told_frames: dict[str, int],
     gap: tuple[int, int] | None,
     back_ns: int,
+    connection: str,
+    log_id: str,
 ) -> None:
     """Write two events of an hour: its gap (else that the clock is skewed), and its checkpoint."""
     told: dict[str, int] = {}
@@ -182,7 +202,7 @@ def _write_events(
     checkpoint = {
         "from_sequence": window[0],
         "to_sequence": window[1],
-        "frames": {"ticker": 2 * kept, "market_trades": kept},
+        "frames": told_frames,
         "empty_frames": 0,
         "dead_frames": 0,
         "missing": told.get("count", 0),
@@ -193,15 +213,21 @@ def _write_events(
     events = {
         "kind": ["clock_skew" if gap is None else "gap", "checkpoint"],
         "at_ns": times,
-        "connection_id": ["c0ffee"] * 2,
+        "connection_id": [connection] * 2,
         "event_time_ns": times,
         "payload": [json.dumps(told), json.dumps(checkpoint)],
     }
-    _publish(raw_dir, EVENTS, 0, first_offset, events, np.array([True, True]))
+    _publish(raw_dir, EVENTS, 0, first_offset, events, np.array([True, True]), log_id)
 
 
 def _publish(
-    raw_dir: Path, topic: str, partition: int, first_offset: int, columns: dict, keep: np.ndarray
+    raw_dir: Path,
+    topic: str,
+    partition: int,
+    first_offset: int,
+    columns: dict,
+    keep: np.ndarray,
+    log_id: str,
 ) -> None:
     rows = int(keep.sum())
     columns = {name: pa.array(values, SCHEMAS[topic].field(name).type) for name, values in columns.items()}
@@ -212,6 +238,6 @@ def _publish(
         "schema_version": pa.array(np.ones(rows, np.int16)),
     }
     batch = pa.RecordBatch.from_arrays([table[field.name] for field in SCHEMAS[topic]], schema=SCHEMAS[topic])
-    file = OpenFile(raw_dir, topic, LOG_ID, partition, first_offset)
+    file = OpenFile(raw_dir, topic, log_id, partition, first_offset)
     file.append(batch, rows)
     file.publish()

@@ -23,6 +23,7 @@ from cryptovol_dagster_tests.defs.synthetic import (
 from ingestor.archive.layout import ClosedHour
 from ingestor.envelope import TICKS
 from ingestor.settings import Settings
+from ingestor.settings.model import TimescalesSettings
 
 
 @pytest.fixture
@@ -172,6 +173,19 @@ def test_a_retrain_is_asked_for_once_labels_are_there(market: Settings) -> None:
     request = _schedule(market)
     assert isinstance(request, dg.RunRequest)
     assert request.partition_key == newest
+
+
+def test_a_recording_that_has_just_begun_is_waited_for(market: Settings) -> None:
+    newest = hours_from(FIRST_HOUR, 2)[-1]
+    seconds = market.timescales.seconds.model_copy(update={"horizon_bars": 150})
+    settings = market.model_copy(update={"timescales": TimescalesSettings(seconds=seconds)})
+    Lake(settings.storage.lake_dir).write_bytes("seconds/labels", newest, b"", "parquet")
+    reason = _reason(_schedule(settings))
+    assert reason.startswith(
+        f"nothing can be trained as of {newest}, the newest closed hour, yet: 3600 s of rows"
+    )
+    Lake(settings.storage.lake_dir).write_bytes("seconds/labels", FIRST_HOUR, b"", "parquet")
+    assert isinstance(_schedule(settings), dg.RunRequest)
 
 
 def test_an_hour_that_is_evaluated_is_not_trained_again(pipeline: Pipeline) -> None:

@@ -59,7 +59,8 @@ def _describe(defs: dg.Definitions) -> Iterator[str]:
         when = f"{schedule.cron_schedule} {schedule.execution_timezone}"
         yield f"schedule {schedule.name}: {when}, {schedule.job_name}, {schedule.default_status.value}"
     for sensor in repository.sensor_defs:
-        yield f"sensor {sensor.name}: {sensor.job_name}, {sensor.default_status.value}"
+        asked = ", ".join(target.job_name for target in sensor.targets) or "-"
+        yield f"sensor {sensor.name}: {asked}, {sensor.default_status.value}"
 
 
 def _policy(policy: dg.BackfillPolicy | None) -> str:

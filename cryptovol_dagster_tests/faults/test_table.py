@@ -1,4 +1,4 @@
-"""The tables of faults and of Dagster's traps in the documentation name tests that exist."""
+"""The tables of faults, of bad input and of Dagster's traps in the documentation name tests that exist."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ DOCS = REPOSITORY / "docs"
 #: File → header of its table; the tests stand in the last column.
 TABLES = {
     DOCS / "faults.md": "| fault | what you see | what is kept | test |",
+    DOCS / "bad_input.md": "| what comes in | what you see, and where | what is kept | test |",
     DOCS / "dagster_traps.md": "| trap | how it is avoided | test |",
 }
 _ID = re.compile(r"`([\w/]+\.py)::(\w+)`")

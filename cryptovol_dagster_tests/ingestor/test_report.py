@@ -67,7 +67,7 @@ def test_an_hour_is_posted_with_its_version_and_counts(server: _Server) -> None:
             {
                 "partition": HOUR.hour,
                 "data_version": HOUR.version,
-                "metadata": {"rows ticks.raw": 5, "watermark_ns": 2},
+                "metadata": {"rows ticks.raw": 5, "watermark_ns": 2, "revision": 0, "late_rows": 0},
             },
         )
     ]

@@ -20,7 +20,7 @@ from typing import Any, cast
 from confluent_kafka import Consumer, KafkaError, KafkaException, Message, TopicPartition
 
 from ingestor.archive import positions
-from ingestor.archive.closing import HourCloser
+from ingestor.archive.closing import REVISED_AFTER_S, HourCloser
 from ingestor.archive.errors import ArchiveError, CollisionError, NoRoomError
 from ingestor.archive.layout import CLOSED, ClosedHour
 from ingestor.archive.schema import to_batch
@@ -139,10 +139,11 @@ class Archive:
         broker: where to read.
         storage: where to write, and how often.
         closed_after_s: an hour closes when the watermark passes its end by this.
+        revised_after_s: one in which rows landed late closes again when nothing more has for this long.
         group: consumer group; archives of one storage share it.
         logs: tells which log stands behind each topic; by default the archive asks by itself.
         on_progress: called from the archive's thread after each stored file, and once when it fails.
-        on_hour_closed: called from there with each hour that it closed.
+        on_hour_closed: called from there with each hour that it closed, or closed again.
     """
 
     def __init__(
@@ -151,6 +152,7 @@ class Archive:
         storage: StorageSettings,
         *,
         closed_after_s: float,
+        revised_after_s: float = REVISED_AFTER_S,
         group: str = ARCHIVE_GROUP,
         logs: LogWatch | None = None,
         on_progress: Callable[[], None] | None = None,
@@ -174,7 +176,7 @@ class Archive:
         self._is_outdated = False
         #: Sources that were taken from us, to be stored if it turns out that their log is gone.
         self._orphans: list[_Source] = []
-        self._closer = HourCloser(self._raw_dir, closed_after_s, self._next_stored)
+        self._closer = HourCloser(self._raw_dir, closed_after_s, self._next_stored, revised_after_s)
         self._closes_hours = False
         self._closing_due_s = 0.0
         self._others_stored: dict[str, tuple[float, dict[int, int]]] = {}
@@ -454,7 +456,7 @@ class Archive:
         for source in sorted(self._sources.values(), key=lambda source: source.topic == EVENTS):
             self._publish(source)
         self._closing_due_s = 0.0
-        self._close_hours()
+        self._close_hours(at_the_end=True)
 
     # Assignment
 
@@ -782,8 +784,10 @@ class Archive:
             return False
         self._mark_stored(source, file.next_offset)
         self._note_room()
-        if source.topic == EVENTS and self._closes_hours:
-            self._closer.observe_file(path)
+        if self._closes_hours:
+            self._closer.landed(file.hours_ns)
+            if source.topic == EVENTS:
+                self._closer.observe_file(path)
         self._consumer.commit(
             offsets=[TopicPartition(self._broker.topic(source.topic), source.partition, file.next_offset)],
             asynchronous=True,
@@ -844,12 +848,18 @@ class Archive:
         except BrokerError as error:
             raise ArchiveError(str(error)) from error
 
-    def _close_hours(self) -> None:
+    def _close_hours(self, *, at_the_end: bool = False) -> None:
         if not self._closes_hours or time.monotonic() < self._closing_due_s:
             return
         self._closing_due_s = time.monotonic() + _CLOSING_S
-        for hour in self._closer.advance():
-            LOG.info("hour %s is complete: %s", hour.hour, hour.rows)
+        for hour in self._closer.advance(at_the_end=at_the_end):
+            if hour.revision:
+                LOG.warning(
+                    "hour %s got rows after it had closed (%d by now) and is closed again: revision %d",
+                    *(hour.hour, hour.late_rows, hour.revision),
+                )
+            else:
+                LOG.info("hour %s is complete: %s", hour.hour, hour.rows)
             if self._on_hour_closed is not None:
                 self._on_hour_closed(hour)
 

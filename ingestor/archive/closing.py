@@ -4,6 +4,11 @@ Every 10 s each connection of the feed leaves a checkpoint: its newest event tim
 everything was acknowledged. Once those offsets are stored, nothing of that connection before that time is
 missing. The watermark is the least such time over the connections that are not disconnected; an hour closes,
 once, when the watermark passes its end by `closed_after_s`.
+
+Rows may come all the same: of another recording, or of a connection that was taken for dead. An hour in
+which some landed is recorded anew, with the next revision, once nothing more has landed for
+`revised_after_s`. What it was sealed with before must still be there: a change is for the audit to find, not
+to be sealed.
 """
 
 from __future__ import annotations
@@ -14,7 +19,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import pyarrow as pa
@@ -28,6 +33,8 @@ from ingestor.archive.layout import (
     ClosedHour,
     FileName,
     Seal,
+    closing_path,
+    closing_paths,
     files_in,
     hour_folder,
     hour_folders,
@@ -38,11 +45,13 @@ from ingestor.archive.layout import (
 from ingestor.archive.reader import RawReader
 from ingestor.archive.rows import read_rows
 from ingestor.archive.schema import UNREADABLE
-from ingestor.archive.seal import seal
+from ingestor.archive.seal import differences, late_rows, seal
 from ingestor.archive.writer import write_exclusively
 from ingestor.envelope import EVENTS, TICKS, TOPICS, TRADES
 
 LOG = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 #: A connection that left no event for this long while others did (a killed process) holds no hour open.
 LOST_AFTER_NS = 60 * NS
@@ -50,6 +59,11 @@ LOST_AFTER_NS = 60 * NS
 MAX_EMPTY_NS = 7 * 24 * HOUR_NS
 #: How far back in ``feed.events`` a restart looks: several times what keeps a connection alive.
 _RECOVERED_NS = 10 * LOST_AFTER_NS
+
+#: How long nothing must have landed in a closed hour before it is closed again.
+REVISED_AFTER_S = 120.0
+#: A folder's time is the file system's, which may lag behind ours.
+_CLOCKS_APART_NS = 2 * NS
 
 _EVENT_COLUMNS = ["schema_version", "kind", "at_ns", "connection_id", "event_time_ns", "payload"]
 
@@ -91,18 +105,30 @@ class HourCloser:
         raw_dir: root of raw storage.
         closed_after_s: how far the watermark must pass an hour's end.
         next_stored: for (topic, partition) the offset after the last stored one.
+        revised_after_s: how long nothing must have landed in a closed hour before it is closed again.
     """
 
-    def __init__(self, raw_dir: Path, closed_after_s: float, next_stored: Callable[[str, int], int]) -> None:
+    def __init__(
+        self,
+        raw_dir: Path,
+        closed_after_s: float,
+        next_stored: Callable[[str, int], int],
+        revised_after_s: float = REVISED_AFTER_S,
+    ) -> None:
         self._raw_dir = raw_dir
         self._closed_after_ns = int(closed_after_s * NS)
         self._next_stored = next_stored
+        self._revised_after_s = revised_after_s
+        #: Closed hours in which something landed, and when last (monotonic clock).
+        self._landed_at_s: dict[int, float] = {}
+        #: Closed hours whose folders changed since, by whomever: to be looked at, newest last.
+        self._suspected: list[int] = []
         self._connections: dict[str, _Connection] = {}
         self._newest_at_ns = 0
         self._looked_up_to_ns: int | None = None
         self._log_ids: Mapping[str, str] = {}
         #: (topic, log, partition) → offset up to which a log that is gone was looked at.
-        self._looked_at: dict[tuple[str, str, int], int] = {}
+        self._looked_up_to: dict[tuple[str, str, int], int] = {}
 
     @property
     def watermark_ns(self) -> int | None:
@@ -130,6 +156,8 @@ class HourCloser:
         self._connections.clear()
         self._newest_at_ns = 0
         self._looked_up_to_ns = None
+        self._landed_at_s.clear()
+        self._suspect()
         for table in self._newest_events(log_ids[EVENTS]):
             self.observe(table)
 
@@ -143,14 +171,24 @@ class HourCloser:
             if event["schema_version"] != UNREADABLE:
                 self._observe(event)
 
-    def advance(self) -> list[ClosedHour]:
-        """Settle checkpoints whose offsets are stored by now; record and return the hours now complete."""
+    def landed(self, hours_ns: Iterable[int]) -> None:
+        """Take note that rows of these hours were just stored."""
+        for hour_ns in hours_ns:
+            if closing_path(self._raw_dir, hour_ns).exists():
+                self._landed_at_s[hour_ns] = time.monotonic()
+
+    def advance(self, *, at_the_end: bool = False) -> list[ClosedHour]:
+        """Settle checkpoints whose offsets are stored by now; record and return the hours now complete.
+
+        Args:
+            at_the_end: nothing more will be stored: close hours again without waiting for more to land.
+        """
         for connection in self._connections.values():
             connection.settle(self._is_stored)
         closed = self._close_up_to(self.watermark_ns)
         for name in [name for name, known in self._connections.items() if self._is_over(known)]:
             del self._connections[name]
-        return closed
+        return closed + self._close_again(at_the_end)
 
     def _observe(self, event: Mapping[str, Any]) -> None:
         at_ns = event["at_ns"]
@@ -171,8 +209,8 @@ class HourCloser:
         if wanted.log_id is None or log_id is None or wanted.log_id == log_id:
             return self._next_stored(wanted.topic, wanted.partition) > wanted.offset
         key = (wanted.topic, wanted.log_id, wanted.partition)
-        if self._looked_at.get(key, -1) < wanted.offset:
-            self._looked_at[key] = wanted.offset
+        if self._looked_up_to.get(key, -1) < wanted.offset:
+            self._looked_up_to[key] = wanted.offset
             if positions.record_end(
                 self._raw_dir,
                 wanted.topic,
@@ -195,6 +233,7 @@ class HourCloser:
         end_ns = hour_start(watermark_ns - self._closed_after_ns)
         if end_ns == self._looked_up_to_ns:
             return []
+        self._suspect()
         reader = RawReader(self._raw_dir)  # it remembers footers: for these hours, not for ever
         closed = [self._close(hour_ns, watermark_ns, reader) for hour_ns in self._complete_hours(end_ns)]
         self._looked_up_to_ns = end_ns
@@ -202,7 +241,7 @@ class HourCloser:
 
     def _complete_hours(self, end_ns: int) -> list[int]:
         """Hours before `end_ns` that are not closed yet: those with data, and the empty ones between."""
-        already = {hour_from_key(hour) for hour in self._closed_keys()}
+        already = {hour_ns for hour_ns, _ in closing_paths(self._raw_dir)}
         with_data = {
             hour_ns for topic in (TICKS, TRADES) for hour_ns, _ in hour_folders(self._raw_dir / topic)
         }
@@ -213,28 +252,88 @@ class HourCloser:
                 complete.update(range(hour_ns, next_ns, HOUR_NS))
         return sorted(complete - already)
 
-    def _closed_keys(self) -> Iterable[str]:
-        for path in (self._raw_dir / CLOSED).glob("date=*/hour=*.json"):
-            yield f"{path.parent.name[5:]}-{path.stem[5:]}:00"
-
     def _close(self, hour_ns: int, watermark_ns: int, reader: RawReader) -> ClosedHour | None:
+        closed_at_ns = time.time_ns()  # before its rows are read: whatever lands meanwhile came late
         seals = _seals(reader, hour_ns)
         hour = ClosedHour(
             hour=hour_key(hour_ns),
-            closed_at_ns=time.time_ns(),
+            closed_at_ns=closed_at_ns,
             watermark_ns=watermark_ns,
-            rows={
-                topic: seals[topic].rows if seals else reader.count(topic, hour_ns, hour_ns + HOUR_NS)
-                for topic in TOPICS
-            },
+            rows=_rows(reader, hour_ns, seals),
             seals=seals,
         )
-        path = hour_folder(self._raw_dir / CLOSED, hour_ns).with_suffix(".json")
+        return self._record(hour)
+
+    def _record(self, hour: ClosedHour) -> ClosedHour | None:
+        path = closing_path(self._raw_dir, hour_from_key(hour.hour), hour.revision)
         try:
             write_exclusively(self._raw_dir / CLOSED, path, msgspec.json.encode(hour))
         except CollisionError:
             return None  # another archive of the same storage closed it
         return hour
+
+    # Rows that come late
+
+    def _suspect(self) -> None:
+        """Find closed hours where a file may have landed since, whoever stored it: by their folders' times.
+
+        A file may hold rows of its neighbours' last and first seconds. An hour that is still open changes all
+        the time, so the one before it is always among them.
+        """
+        try:
+            recorded = {hour_from_key(hour.hour): hour for hour in RawReader(self._raw_dir).closed_hours()}
+        except ArchiveError as error:  # whoever reads closed hours hears of it; recording goes on
+            LOG.error("closed hours are not looked at for late rows: %s", error)
+            return
+        changed = {
+            hour_ns: max(_changed_at_ns(hour_folder(self._raw_dir / topic, hour_ns)) for topic in TOPICS)
+            for hour_ns in {near for hour_ns in recorded for near in _neighbours(hour_ns)}
+        }
+
+        def may_hold_late_rows(folder_ns: int, hour_ns: int) -> bool:
+            since = recorded.get(folder_ns, recorded[hour_ns])
+            return changed[folder_ns] > since.recorded_at_ns - _CLOCKS_APART_NS
+
+        self._suspected = [
+            hour_ns
+            for hour_ns in sorted(recorded)
+            if any(may_hold_late_rows(folder_ns, hour_ns) for folder_ns in _neighbours(hour_ns))
+        ]
+
+    def _close_again(self, at_the_end: bool) -> list[ClosedHour]:
+        now_s = time.monotonic()
+        if self._suspected:  # one at a look: after a conversion every folder is new
+            hour_ns = self._suspected.pop()
+            if hour_ns not in self._landed_at_s and self._late_rows(hour_ns):
+                self._landed_at_s[hour_ns] = now_s
+        due = [
+            hour_ns
+            for hour_ns, landed_at_s in self._landed_at_s.items()
+            if at_the_end or now_s - landed_at_s >= self._revised_after_s
+        ]
+        revised = []
+        for hour_ns in sorted(due):
+            del self._landed_at_s[hour_ns]
+            revised.append(self._revise(hour_ns))
+        return [hour for hour in revised if hour is not None]
+
+    def _late_rows(self, hour_ns: int) -> int:
+        return self._looked_at(hour_ns, late_rows) or 0
+
+    def _revise(self, hour_ns: int) -> ClosedHour | None:
+        """Record an hour anew with the rows that came late; None where it got none, or cannot be."""
+        revised = self._looked_at(hour_ns, _revised)
+        return None if revised is None else self._record(revised)
+
+    def _looked_at(self, hour_ns: int, look: Callable[[RawReader, ClosedHour], _T]) -> _T | None:
+        """What a look at a closed hour finds; None where it cannot be read: recording does not stop."""
+        reader, key = RawReader(self._raw_dir), hour_key(hour_ns)
+        try:
+            hour = reader.closed_hour(key)
+            return None if hour is None else look(reader, hour)
+        except ArchiveError as error:
+            LOG.error("hour %s is not closed again with rows that came late: %s", key, error)
+            return None
 
     def _newest_events(self, log_id: str) -> list[pa.Table]:
         """The newest stored events of each partition, back to `_RECOVERED_NS` before its last, in order."""
@@ -256,6 +355,51 @@ def _seals(reader: RawReader, hour_ns: int) -> dict[str, Seal]:
     except ArchiveError as error:
         LOG.error("hour %s closes without a seal: %s", hour_key(hour_ns), error)
         return {}
+
+
+def _revised(reader: RawReader, before: ClosedHour) -> ClosedHour | None:
+    """An hour's next record, with the rows that came late; None where none did.
+
+    Raises:
+        ArchiveError: what it was sealed with is no longer there, or cannot be read.
+    """
+    late = late_rows(reader, before)
+    if not late:
+        return None
+    revised_at_ns = time.time_ns()
+    _, different = differences(reader, before)
+    if different:
+        where, _, text = different[0]
+        raise ArchiveError(f"{where}: {text}")
+    hour_ns = hour_from_key(before.hour)
+    seals = _seals(reader, hour_ns)
+    return msgspec.structs.replace(
+        before,
+        rows=_rows(reader, hour_ns, seals),
+        seals=seals,
+        revision=before.revision + 1,
+        revised_at_ns=revised_at_ns,
+        late_rows=before.late_rows + late,
+    )
+
+
+def _rows(reader: RawReader, hour_ns: int, seals: Mapping[str, Seal]) -> dict[str, int]:
+    return {
+        topic: seals[topic].rows if seals else reader.count(topic, hour_ns, hour_ns + HOUR_NS)
+        for topic in TOPICS
+    }
+
+
+def _neighbours(hour_ns: int) -> tuple[int, int, int]:
+    return hour_ns - HOUR_NS, hour_ns, hour_ns + HOUR_NS
+
+
+def _changed_at_ns(folder: Path) -> int:
+    """When a file was put into a folder; 0 where there is none."""
+    try:
+        return folder.stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 def _back_to(newest_first: list[tuple[FileName, Path]]) -> list[pa.Table]:

@@ -22,11 +22,11 @@ from ingestor.archive.layout import (
     GAPS,
     TEMPORARY,
     Footer,
+    closing_paths,
     files_in,
     first_line,
     footer_path,
     hour_folders,
-    hour_from_key,
     read_footer,
 )
 from ingestor.archive.lock import StorageLock
@@ -216,10 +216,9 @@ def _write(footer: Footer, table: pa.Table, path: Path, target: Path, out: Path,
 
 
 def _closed_hours(source: Path, first_hour_ns: int | None, last_hour_ns: int | None) -> Iterator[Path]:
-    for path in sorted((source / CLOSED).glob("date=*/hour=*.json")):
-        hour_ns = hour_from_key(f"{path.parent.name[5:]}-{path.stem[5:]}:00")
+    for hour_ns, paths in closing_paths(source):
         if _within(hour_ns, first_hour_ns, last_hour_ns):
-            yield path
+            yield from paths
 
 
 def _copy(path: Path, target: Path, folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 ``<raw>/<topic>/date=YYYY-MM-DD/hour=HH/<log8>-p<partition>-<first offset, 20 digits>.parquet`` (``.ndjson``).
 Names that begin with ``_`` (temporary files, claims, footers, offset gaps, closed hours) are never data.
+``_closed/date=YYYY-MM-DD/hour=HH.json`` records that an hour closed; ``hour=HH.r<revision>.json`` that it
+closed again, with rows that came late.
 
 A Parquet file carries its footer inside. That of an NDJSON file stands beside it as ``_<name>.footer.json``
 and is written after it; it is only a cache: where it is missing, it is computed from the file.
@@ -46,6 +48,7 @@ PARQUET_MAGIC = b"PAR1"
 _NAME = re.compile(r"(?P<log>[0-9a-z]{8})-p(?P<partition>\d+)-(?P<first>\d{20})\.(?:parquet|ndjson|json)")
 _DATE = re.compile(r"date=\d{4}-\d\d-\d\d")
 _HOUR = re.compile(r"hour=\d\d")
+_CLOSING = re.compile(r"(hour=\d\d)(?:\.r([1-9]\d*))?\.json")
 
 
 @dataclass(frozen=True, order=True)
@@ -177,7 +180,9 @@ class ClosedHour(msgspec.Struct, frozen=True, kw_only=True):
     """An hour that is complete: every connection's event time has passed its end.
 
     `hour` is ``YYYY-MM-DD-HH:00`` (UTC), `rows` counts the stored records of that hour for each topic, and
-    `seals` say what they were; hours closed by earlier versions have none.
+    `seals` say what they were; hours closed by earlier versions have none. When rows come late the hour is
+    recorded anew with the next `revision`; `closed_at_ns` stays when it closed first, `late_rows` counts what
+    came since.
     """
 
     hour: str
@@ -185,6 +190,14 @@ class ClosedHour(msgspec.Struct, frozen=True, kw_only=True):
     watermark_ns: int
     rows: dict[str, int]
     seals: dict[str, Seal] = {}
+    revision: int = 0
+    revised_at_ns: int | None = None
+    late_rows: int = 0
+
+    @property
+    def recorded_at_ns(self) -> int:
+        """Since when its contents are these: what was made of it before may lack rows."""
+        return self.closed_at_ns if self.revised_at_ns is None else self.revised_at_ns
 
     @property
     def version(self) -> str:
@@ -212,6 +225,27 @@ def hour_folder(parent: Path, time_ns: int) -> Path:
     """Folder under `parent` of the hour that holds `time_ns`."""
     moment = datetime.fromtimestamp(hour_start(time_ns) // NS, UTC)
     return parent / f"date={moment:%Y-%m-%d}" / f"hour={moment:%H}"
+
+
+def closing_path(raw_dir: Path, hour_ns: int, revision: int = 0) -> Path:
+    """Where it is recorded that an hour closed, or closed again."""
+    folder = hour_folder(raw_dir / CLOSED, hour_ns)
+    return folder.with_name(f"{folder.name}.r{revision}.json" if revision else f"{folder.name}.json")
+
+
+def closing_paths(raw_dir: Path) -> Iterator[tuple[int, list[Path]]]:
+    """Yield (hour's start in ns, its records by revision) for every closed hour, oldest first.
+
+    Raises:
+        ArchiveError: a folder cannot be read.
+    """
+    for date in _subfolders(raw_dir / CLOSED, _DATE):
+        found: dict[str, list[tuple[int, Path]]] = {}
+        for name in _listed(date):
+            if match := _CLOSING.fullmatch(name):
+                found.setdefault(match[1], []).append((int(match[2] or 0), date / name))
+        for hour, records in sorted(found.items()):
+            yield hour_from_key(f"{date.name[5:]}-{hour[5:]}:00"), [path for _, path in sorted(records)]
 
 
 def hour_folders(parent: Path) -> Iterator[tuple[int, Path]]:

@@ -22,15 +22,17 @@ from ingestor.archive import positions
 from ingestor.archive.columns import as_int64, mask_of
 from ingestor.archive.errors import ArchiveError
 from ingestor.archive.layout import (
-    CLOSED,
     DISORDER_NS,
     HOUR_NS,
     ClosedHour,
     Footer,
     OffsetGap,
+    closing_path,
+    closing_paths,
     files_in,
     first_line,
     hour_folders,
+    hour_from_key,
     read_footer,
 )
 from ingestor.archive.rows import read_rows
@@ -130,19 +132,37 @@ class RawReader:
     def closed_hours(self, after: str | None = None) -> list[ClosedHour]:
         """Hours recorded as complete, oldest first; with `after` (``YYYY-MM-DD-HH:00``) only later ones.
 
+        Of an hour that closed again, with rows that came late, the newest record.
+
         Raises:
             ArchiveError: a record cannot be read.
         """
-        hours: list[ClosedHour] = []
-        for path in sorted((self._raw_dir / CLOSED).glob("date=*/hour=*.json")):
-            key = f"{path.parent.name[5:]}-{path.stem[5:]}:00"
-            if after is not None and key <= after:
-                continue
-            try:
-                hours.append(msgspec.json.decode(path.read_bytes(), type=ClosedHour))
-            except (msgspec.MsgspecError, OSError) as error:
-                raise ArchiveError(f"{path} cannot be read: {first_line(error)}") from error
-        return hours
+        after_ns = None if after is None else hour_from_key(after)
+        return [
+            _closed_hour(paths[-1])
+            for hour_ns, paths in closing_paths(self._raw_dir)
+            if after_ns is None or hour_ns > after_ns
+        ]
+
+    def closed_hour(self, hour: str) -> ClosedHour | None:
+        """The newest record of an hour (``YYYY-MM-DD-HH:00``); None while it is not complete.
+
+        Raises:
+            ArchiveError: the record cannot be read.
+        """
+        records = self.closings(hour)
+        return records[-1] if records else None
+
+    def closings(self, hour: str) -> list[ClosedHour]:
+        """Every record of an hour: as it closed first, and each time that it closed again.
+
+        Raises:
+            ArchiveError: a record cannot be read.
+        """
+        hour_ns, records = hour_from_key(hour), []
+        while (path := closing_path(self._raw_dir, hour_ns, len(records))).exists():
+            records.append(_closed_hour(path))
+        return records
 
     def _footer(self, path: Path) -> Footer:
         try:
@@ -171,6 +191,13 @@ class RawReader:
         if overlaps:
             table = table.filter(mask_of(_values(table.column("kafka_offset")) > after_offset))
         return table
+
+
+def _closed_hour(path: Path) -> ClosedHour:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=ClosedHour)
+    except (msgspec.MsgspecError, OSError) as error:
+        raise ArchiveError(f"{path} cannot be read: {first_line(error)}") from error
 
 
 def _values(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:

@@ -18,6 +18,7 @@ from ingestor.archive.columns import as_int64, mask_of
 from ingestor.archive.layout import HOUR_NS, ClosedHour, Seal, SealedPart, hour_from_key
 from ingestor.archive.reader import RawReader
 from ingestor.archive.schema import SCHEMAS
+from ingestor.envelope import TOPICS
 
 _WIDTHS = {pa.int16(): np.int16, pa.int32(): np.int32, pa.int64(): np.int64, pa.float64(): np.float64}
 _Part = tuple[str, int]
@@ -66,6 +67,25 @@ def differences(reader: RawReader, hour: ClosedHour) -> tuple[int, list[tuple[st
                 )
                 different.append((where, rows, text))
     return late, different
+
+
+def late_rows(reader: RawReader, hour: ClosedHour) -> int:
+    """Count the rows that came after an hour was recorded: by their offsets, without a seal by number.
+
+    Raises:
+        ArchiveError: a file is foreign or corrupt.
+    """
+    start_ns = hour_from_key(hour.hour)
+    late = 0
+    for topic in TOPICS:
+        if topic not in hour.seals:
+            found = reader.count(topic, start_ns, start_ns + HOUR_NS)
+            late += max(0, found - hour.rows.get(topic, 0))
+            continue
+        upto = {(part.log_id, part.partition): part.last_offset for part in hour.seals[topic].parts}
+        for log_id, partition, table in reader.tables(topic, start_ns, start_ns + HOUR_NS, ["kafka_offset"]):
+            late += int((_offsets(table) > upto.get((log_id, partition), -1)).sum())
+    return late
 
 
 def _parts(

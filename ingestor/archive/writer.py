@@ -105,6 +105,12 @@ class OpenFile:
         return self._tally.rows
 
     @property
+    def hours_ns(self) -> range:
+        """Starts of the hours that its records are of."""
+        footer = self._tally.footer()
+        return range(hour_start(footer.min_time_ns), footer.max_time_ns + 1, HOUR_NS)
+
+    @property
     def path(self) -> Path:
         """Where the file will stand, known from its first record on."""
         return hour_folder(self._raw_dir / self._topic, self._hour_ns) / f"{self._name}.{self._format}"

@@ -67,11 +67,15 @@ def _with_seals(reader: RawReader, result: Audit, start_ns: int, end_ns: int) ->
         if not hour.seals:
             states.append(SealState(hour.hour, "not sealed"))
             continue
-        late_rows, different = differences(reader, hour)
-        states.append(SealState(hour.hour, "changed" if different else "unchanged", late_rows))
+        late_rows, different = 0, {}
+        for record in reader.closings(hour.hour):  # a revision adds to what was sealed, it excuses nothing
+            late_rows, found = differences(reader, record)
+            different = {where: (rows, text) for where, rows, text in found} | different
+        state = "changed" if different else "unchanged"
+        states.append(SealState(hour.hour, state, hour.late_rows + late_rows, hour.revision))
         findings += [
             Finding("seal", hour.hour, where, rows, f"{hour.hour}, {where}: {text}")
-            for where, rows, text in different
+            for where, (rows, text) in different.items()
         ]
     findings.sort(key=lambda one: one.hour)
     return replace(result, seals=tuple(states), findings=tuple(findings))

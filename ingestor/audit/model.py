@@ -126,11 +126,13 @@ class SealState:
         hour: its key.
         state: ``unchanged``, ``changed``, or ``not sealed`` (closed by an earlier version).
         late_rows: rows that came after it closed, which changes nothing that was sealed.
+        revision: how often it was closed again with such rows.
     """
 
     hour: str
     state: Literal["unchanged", "changed", "not sealed"]
     late_rows: int = 0
+    revision: int = 0
 
 
 @dataclass(frozen=True)

@@ -266,7 +266,7 @@ class ModelSettings(Section):
 
 
 class MonitoringSettings(Section):
-    """Reports, and when the market has drifted from the hours before."""
+    """Reports, drift from the hours before, alerts, and when something is overdue."""
 
     report_max_rows: PositiveInt = Field(
         default=20_000, description="rows of a side sampled for an Evidently report"
@@ -299,6 +299,28 @@ class MonitoringSettings(Section):
         default=24,
         description="hours of the market from one drift report to the next that the sensor asks for",
     )
+    alert_webhook_url: SecretStr | None = Field(
+        default=None, description="takes each alert as JSON by POST; without it alerts stand in the log alone"
+    )
+    alert_timeout_s: PositiveFloat = Field(
+        default=5.0, description="how long the receiver of an alert may take to answer"
+    )
+    alert_tries: PositiveInt = Field(default=3, description="how often an alert is posted until it is taken")
+    alert_pause_s: PositiveFloat = Field(default=2.0, description="pause between two of these tries")
+    labels_due_after_s: PositiveFloat = Field(
+        default=1_800.0, description="a closed hour without labels for longer than this raises an alert"
+    )
+    hour_due_after_s: PositiveFloat = Field(
+        default=5_400.0,
+        description="a live market on which no hour closed for this long since one ended raises an alert",
+    )
+
+    @field_validator("alert_webhook_url")
+    @classmethod
+    def _is_http(cls, url: SecretStr | None) -> SecretStr | None:
+        if url is not None and not url.get_secret_value().startswith(("http://", "https://")):
+            raise ValueError("must begin with http:// or https://")
+        return url
 
 
 class MlflowSettings(Section):
@@ -322,6 +344,10 @@ class DagsterSettings(Section):
     )
     closed_after_s: PositiveFloat = Field(
         default=120.0, description="an hour closes when the watermark passes its end by this"
+    )
+    revised_after_s: PositiveFloat = Field(
+        default=120.0,
+        description="a closed hour into which rows came late closes again once none has for this long",
     )
     report_closed_hours: bool = Field(
         default=False, description="the recorder tells the webserver at ui_url of each closed hour"

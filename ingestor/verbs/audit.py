@@ -77,7 +77,8 @@ def _print_audit(result: Audit) -> None:
     click.echo(f"closed hours: {told or 'none'}")
     for one in result.seals:
         if one.late_rows:
-            click.echo(f"{one.hour}: {one.late_rows:,} rows came after it closed")
+            again = f"; closed again, revision {one.revision}" if one.revision else ""
+            click.echo(f"{one.hour}: {one.late_rows:,} rows came after it closed{again}")
     for finding in result.findings:
         click.echo(f"unaccounted for: {finding.text}")
 

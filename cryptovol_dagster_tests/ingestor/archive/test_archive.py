@@ -153,6 +153,27 @@ def test_hours_close_with_the_stored_checkpoint(
     assert [hour.hour for hour in RawReader(storage.raw_dir).closed_hours()] == ["2026-04-04-10:00"]
 
 
+def test_what_lands_in_a_closed_hour_closes_it_again_at_the_latest_at_the_end(
+    embedded_broker: Broker, storage: StorageSettings
+) -> None:
+    told: list[tuple[str, int, int]] = []
+    archive = Archive(
+        embedded_broker,
+        storage.model_copy(update={"flush_s": 0.2}),
+        closed_after_s=120,
+        on_hour_closed=lambda hour: told.append((hour.hour, hour.revision, hour.late_rows)),
+    )
+    send(embedded_broker, TICKS, [tick(TEN_NS)])
+    after_ns = TEN_NS + 62 * MINUTE_NS
+    send(embedded_broker, EVENTS, [event("checkpoint", TEN_NS, "c1", after_ns, {TICKS: {"0": 0}})])
+    archive.start()
+    wait_for(lambda: len(told) == 1)
+    send(embedded_broker, TICKS, [tick(TEN_NS + 5), tick(TEN_NS + 6)])
+    archive.stop()
+    assert told == [("2026-04-04-10:00", 0, 0), ("2026-04-04-10:00", 1, 2)]
+    assert [hour.rows[TICKS] for hour in RawReader(storage.raw_dir).closings("2026-04-04-10:00")] == [1, 3]
+
+
 def test_two_archives_share_the_work_and_store_nothing_twice(
     any_broker: Broker, storage: StorageSettings, start: StartArchive
 ) -> None:

@@ -1,0 +1,48 @@
+"""Steps that meet a passing fault of the file system are tried again; an error in the data is none.
+
+Dagster's own retry policy tries whatever failed: a corrupt file, a refused partition. Those would fail as
+often as they are tried, and people would hear of them later.
+"""
+
+# No `from __future__ import annotations` here: Dagster reads annotations.
+
+import errno
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
+
+import dagster as dg
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+MAX_RETRIES = 3
+WAIT_S = 5.0
+#: What a network file system says when it is away for a moment. A file that is corrupt has no such number.
+PASSING = frozenset(
+    {errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTDOWN}
+)
+
+
+def retried(step: Callable[P, R]) -> Callable[P, R]:
+    """Let Dagster try a step again, after a pause, where its error or a cause of it is a passing one."""
+
+    @functools.wraps(step)
+    def tried(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return step(*args, **kwargs)
+        except Exception as error:
+            if is_passing(error):
+                raise dg.RetryRequested(max_retries=MAX_RETRIES, seconds_to_wait=WAIT_S) from error
+            raise
+
+    return tried
+
+
+def is_passing(error: BaseException | None) -> bool:
+    """Tell whether an error, or what caused it, is one that time mends."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in PASSING:
+            return True
+        error = error.__cause__
+    return False

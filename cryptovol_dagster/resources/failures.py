@@ -1,0 +1,36 @@
+"""What went wrong in a run, in a line for people: unwrapped from Dagster's layers of errors."""
+
+from __future__ import annotations
+
+import dagster as dg
+
+_OURS = ("cryptovol_dagster.", "ingestor.")
+
+
+def failure_line(event: dg.DagsterEvent) -> str:
+    """Give a failed step's message in one line.
+
+    An exception of ours was written for people; what caused it, an ``[Errno 20]`` perhaps, was not.
+
+    Args:
+        event: the failure of a step.
+    """
+    data = event.step_failure_data
+    if data.user_failure_data is not None and data.user_failure_data.description:
+        return _one_line(data.user_failure_data.description)
+    error = data.error
+    while error is not None and error.cause is not None and not error.message.startswith(_OURS):
+        error = error.cause
+    message = error.message if error is not None else "unknown failure"
+    # "module.Class: text" says more to a developer than to whoever reads a line.
+    kind, _, text = message.partition(": ")
+    return _one_line(text if text.strip() and " " not in kind else message)
+
+
+def step_name(event: dg.DagsterEvent) -> str:
+    """Name a step as people name its asset."""
+    return (event.step_key or "").replace("__", "/")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,291 @@
+"""Each check, run by Dagster, fails on a partition that was damaged for it, and says what and where."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from cryptovol_dagster.defs import checks
+from cryptovol_dagster.defs.build import build_defs
+from cryptovol_dagster.defs.partitions import hours as hourly_partitions
+from cryptovol_dagster.defs.unstable import accepted_warnings
+from cryptovol_dagster.resources import chain
+from cryptovol_dagster.resources.lake import Lake, hour_window
+from cryptovol_dagster.resources.specs import timescale_spec
+from cryptovol_dagster.verbs.runs import RANGE_END, RANGE_START, quiet_dagster
+from cryptovol_dagster_tests.defs.conftest import Pipeline
+from cryptovol_dagster_tests.defs.synthetic import MODELS, PRODUCTS
+from ingestor.envelope import TICKS
+from ingestor.settings import Settings
+
+Damage = Callable[["Copy", str], None]
+
+
+@dataclass(frozen=True)
+class Copy:
+    """The pipeline's data under another folder; files are shared until they are replaced."""
+
+    settings: Settings
+
+    @property
+    def lake(self) -> Lake:
+        return Lake(self.settings.storage.lake_dir)
+
+    def table(self, asset: str, hour: str, spoil: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+        frame = self.lake.read_table(asset, *hour_window(hour)).to_pandas()
+        self.lake.write_table(asset, hour, chain.to_table(spoil(frame)))
+
+    def json(self, asset: str, hour: str, spoil: Callable[[dict[str, Any]], None]) -> None:
+        content = json.loads(self.lake.read_bytes(asset, hour, "json"))
+        spoil(content)
+        self.lake.write_bytes(asset, hour, json.dumps(content).encode(), "json")
+
+
+@pytest.fixture
+def copy(pipeline: Pipeline, tmp_path: Path) -> Copy:
+    storage = pipeline.settings.storage
+    for name in ("raw", "lake"):
+        shutil.copytree(storage.data_dir / name, tmp_path / name, copy_function=os.link)
+    moved = storage.model_copy(update={"data_dir": tmp_path})
+    return Copy(pipeline.settings.model_copy(update={"storage": moved}))
+
+
+def without_last_column(asset: str) -> Damage:
+    def damage(copy: Copy, hour: str) -> None:
+        table = copy.lake.read_table(asset, *hour_window(hour))
+        copy.lake.write_table(asset, hour, table.drop_columns([table.column_names[-1]]))
+
+    return damage
+
+
+def with_text_for(asset: str, column: str) -> Damage:
+    def damage(copy: Copy, hour: str) -> None:
+        table = copy.lake.read_table(asset, *hour_window(hour))
+        index = table.column_names.index(column)
+        text = table[column].cast(pa.string())
+        copy.lake.write_table(asset, hour, table.set_column(index, column, text))
+
+    return damage
+
+
+def spoilt(asset: str, spoil: Callable[[pd.DataFrame], pd.DataFrame]) -> Damage:
+    return lambda copy, hour: copy.table(asset, hour, spoil)
+
+
+def changed(asset: str, spoil: Callable[[dict[str, Any]], None]) -> Damage:
+    return lambda copy, hour: copy.json(asset, hour, spoil)
+
+
+def crossed(frame: pd.DataFrame) -> pd.DataFrame:
+    frame.loc[7, "bid"] = frame.loc[7, "ask"] * 2
+    return frame
+
+
+def without_the_eighth(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.iloc[np.flatnonzero(np.arange(len(frame)) != 7)]
+
+
+def in_a_gap(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(in_gap=frame["product"] == PRODUCTS[0])
+
+
+def known_across_the_loss(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(ret_ok=frame["ret_ok"] | frame["lossy"])
+
+
+def not_a_number(frame: pd.DataFrame) -> pd.DataFrame:
+    frame.loc[frame.index[frame["valid"]][0], "ln_rv_15"] = float("nan")
+    return frame
+
+
+def unlabelled(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.assign(sigma=frame["sigma"].where(frame["product"] != PRODUCTS[1]))
+
+
+def nothing_recorded(copy: Copy, hour: str) -> None:
+    for path in copy.settings.storage.raw_dir.glob(f"*/date={hour[:10]}/hour={hour[11:13]}*"):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def a_file_is_lost(copy: Copy, hour: str) -> None:
+    next((copy.settings.storage.raw_dir / TICKS).glob(f"date=*/hour={hour[11:13]}/*-p1-*")).unlink()
+
+
+def labels_reach_across(plan: dict[str, Any]) -> None:
+    plan["split"]["train"]["end_ns"] = plan["split"]["validation"]["start_ns"]
+
+
+def no_spikes(plan: dict[str, Any]) -> None:
+    plan["counts"]["validation"]["positives"] = 0
+
+
+def without_ewma(report: dict[str, Any]) -> None:
+    del report["models"]["ewma"]
+
+
+def learned_nothing(report: dict[str, Any]) -> None:
+    report["verdict"] = "ok"
+    for name, result in report["models"].items():
+        result["average_precision"] = 0.1 if name in checks.LEARNED else 0.2
+
+
+#: check → damage, and what a sentence says about it. The hour is the newest, or the one with a gap.
+POISONS: dict[tuple[str, str], tuple[Damage, str]] = {
+    ("gap_ledger", "schema"): (
+        without_last_column("gap_ledger"),
+        "gap_ledger: expected column in_hour bool, found no such column",
+    ),
+    ("gap_ledger", "nothing_unaccounted_for"): (
+        a_file_is_lost,
+        "connection c0ffee, sequence 12960 to 17279: expected 4320 frames with entries, found 2880",
+    ),
+    ("gap_ledger", "recorded"): (
+        nothing_recorded,
+        "expected raw storage to hold the hour, or to have closed it empty; found nothing of it",
+    ),
+    ("ticks", "schema"): (
+        with_text_for("ticks", "price"),
+        "ticks: expected column price double, found string",
+    ),
+    ("ticks", "ordered_inside_the_hour"): (
+        spoilt("ticks", lambda frame: frame.iloc[::-1]),
+        f"{PRODUCTS[0]}: expected ascending event times, found 1439 steps back, the first after ",
+    ),
+    ("ticks", "no_crossed_quotes"): (
+        spoilt("ticks", crossed),
+        "expected 0 < bid <= ask, found 1 of 2880 ticks without, the first ",
+    ),
+    ("seconds/bars", "schema"): (
+        spoilt("seconds/bars", lambda frame: frame.assign(weather="fine")),
+        "seconds/bars: found columns nobody expects: weather",
+    ),
+    ("seconds/bars", "complete_grid"): (
+        spoilt("seconds/bars", without_the_eighth),
+        f"{PRODUCTS[0]}: expected 720 bars in order, found 719 (1 missing, the first at ",
+    ),
+    ("seconds/bars", "no_return_across_a_loss"): (
+        spoilt("seconds/bars", known_across_the_loss),
+        f"{PRODUCTS[0]}: expected no return from ",
+    ),
+    ("seconds/bars", "gap_share"): (
+        spoilt("seconds/bars", in_a_gap),
+        f"{PRODUCTS[0]}: expected at most 20% of the bars in a gap, found 100%",
+    ),
+    ("seconds/features", "schema"): (
+        without_last_column("seconds/features"),
+        "seconds/features: expected column ",
+    ),
+    ("seconds/features", "finite_where_valid"): (
+        spoilt("seconds/features", not_a_number),
+        "ln_rv_15: expected a finite number in every valid row, found 1 of ",
+    ),
+    ("seconds/labels", "schema"): (without_last_column("seconds/labels"), "seconds/labels: expected column "),
+    ("seconds/labels", "labelled_share"): (
+        spoilt("seconds/labels", unlabelled),
+        f"{PRODUCTS[1]}: expected 50% of rows labelled or more, found 0%",
+    ),
+    ("seconds/splits", "disjoint_with_purge"): (
+        changed("seconds/splits", labels_reach_across),
+        "expected validation to start at ",
+    ),
+    ("seconds/splits", "base_rate"): (
+        changed("seconds/splits", no_spikes),
+        "validation: expected a share of spikes between 0.5% and 60%, found 0.00%",
+    ),
+    ("seconds/model_evaluation", "complete"): (
+        changed("seconds/model_evaluation", without_ewma),
+        "expected model ewma to be measured, found [",
+    ),
+    ("seconds/model_evaluation", "not_worse_than_baseline"): (
+        changed("seconds/model_evaluation", learned_nothing),
+        "expected the best learned model to reach the best baseline's average precision 0.200, found 0.100",
+    ),
+}
+
+
+def evaluated(
+    settings: Settings, check: dg.AssetCheckKey, first: str, last: str
+) -> tuple[bool, dg.AssetCheckEvaluation]:
+    """Run one check alone over a range of hours: whether the run succeeded, and what the check said."""
+    job = dg.define_asset_job("one_check", dg.AssetSelection.checks(check))
+    defs = dg.Definitions.merge(build_defs(settings), dg.Definitions(jobs=[job]))
+    with dg.DagsterInstance.ephemeral() as instance, quiet_dagster():
+        result = defs.resolve_job_def("one_check").execute_in_process(
+            instance=instance,
+            # Dagster takes no partition key for a job that holds checks alone.
+            tags={RANGE_START: first, RANGE_END: last},
+            raise_on_error=False,
+        )
+    (evaluation,) = result.get_asset_check_evaluations()
+    return result.success, evaluation
+
+
+@pytest.mark.parametrize("poison", POISONS, ids=": ".join)
+def test_a_damaged_partition_is_found(pipeline: Pipeline, copy: Copy, poison: tuple[str, str]) -> None:
+    damage, says = POISONS[poison]
+    hour = pipeline.hours[1] if poison[1] == "no_return_across_a_loss" else pipeline.hours[-1]
+    check = dg.AssetCheckKey(dg.AssetKey.from_user_string(poison[0]), poison[1])
+    damage(copy, hour)
+    succeeded, evaluation = evaluated(copy.settings, check, hour, hour)
+    assert not evaluation.passed
+    first_line = (evaluation.description or "").splitlines()[0]
+    assert first_line.startswith(f"{hour}: ")
+    assert says in first_line
+    # What blocks fails its run, and so raises an alert; what warns does neither.
+    assert succeeded is (evaluation.severity is dg.AssetCheckSeverity.WARN)
+
+
+def test_every_check_made_by_the_factories_has_a_damage_it_finds(pipeline: Pipeline) -> None:
+    settings, hours = pipeline.settings, hourly_partitions(pipeline.settings)
+    spec = timescale_spec(settings.timescales.seconds, "seconds")
+    with accepted_warnings():
+        made = [
+            *checks.ledger_checks(hours),
+            *checks.tick_checks(hours),
+            *checks.timescale_checks(spec, PRODUCTS, MODELS, hours),
+        ]
+    keys = {(key.asset_key.to_user_string(), key.name) for check in made for key in check.check_keys}
+    assert keys == set(POISONS)
+
+
+def test_in_a_run_over_a_range_the_failing_hours_are_named(pipeline: Pipeline, copy: Copy) -> None:
+    first, second, third, _ = pipeline.hours
+    for hour in (first, third):
+        copy.table("ticks", hour, crossed)
+    check = dg.AssetCheckKey(dg.AssetKey("ticks"), "no_crossed_quotes")
+    succeeded, evaluation = evaluated(copy.settings, check, first, third)
+    assert not succeeded
+    assert evaluation.metadata["failing_partitions"].value == [first, third]
+    assert evaluation.metadata["partitions"].value == 3
+    lines = (evaluation.description or "").splitlines()
+    assert [line[: len(first)] for line in lines] == [first, third]
+    assert second not in (evaluation.description or "")
+
+
+@pytest.mark.parametrize(
+    ("blocking", "severity"), [(True, dg.AssetCheckSeverity.WARN), (False, dg.AssetCheckSeverity.ERROR)]
+)
+def test_a_check_cannot_fail_as_an_error_without_failing_its_run(
+    pipeline: Pipeline, blocking: bool, severity: dg.AssetCheckSeverity
+) -> None:
+    with pytest.raises(ValueError, match="check silent: one that blocks is an ERROR, any other a WARN"):
+        checks.partition_check(
+            dg.AssetKey("ticks"),
+            "silent",
+            lambda stored: [],
+            hourly_partitions(pipeline.settings),
+            description="",
+            blocking=blocking,
+            severity=severity,
+        )
