@@ -29,7 +29,8 @@ from cryptovol_dagster.resources.reports import Reports
 from ingestor.settings.model import MonitoringSettings
 
 if TYPE_CHECKING:
-    from cryptovol_dagster.core.dataset import Dataset
+    from cryptovol_dagster.core.dataset import Problem
+    from cryptovol_dagster.core.splits import TimeRange
 
 GROUP = "monitoring"
 #: Columns that metadata name: those that moved most.
@@ -181,8 +182,8 @@ def _train_test_report(
             report = evidently_report.comparison_report(
                 kind,
                 key,
-                _side("training", problem.part(problem.split.train)[0]),
-                _side("test", problem.part(problem.split.test)[0]),
+                _side("training", problem, problem.split.train),
+                _side("test", problem, problem.split.test),
                 report_rows.feature_columns(schemas.features(spec)),
                 limits=drift_limits(monitoring),
                 max_rows=monitoring.report_max_rows,
@@ -251,9 +252,12 @@ def _newest_of(context: dg.AssetExecutionContext, keys: Sequence[str]) -> str:
     return newest
 
 
-def _side(name: str, dataset: "Dataset") -> Side:
+def _side(name: str, problem: "Problem", part: "TimeRange") -> Side:
+    """Give the rows of a part, with the optional features that were left out of the problem as unknown."""
+    dataset, _ = problem.part(part)
     first, last = clock(int(dataset.t_ns.min())), clock(int(dataset.t_ns.max()))
-    return Side(name, f"{first} … {last}", dataset.features)
+    unknown = dict.fromkeys(problem.left_out, float("nan"))
+    return Side(name, f"{first} … {last}", dataset.features.assign(**unknown))
 
 
 def _hours_side(name: str, lake: Lake, spec: TimescaleSpec, keys: Sequence[str]) -> Side:

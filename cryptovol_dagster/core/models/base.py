@@ -214,7 +214,7 @@ class Model(ABC):
 def _chosen(features: pd.DataFrame, names: tuple[str, ...]) -> NDArray[np.float32]:
     """Give some columns as a matrix (rows × columns), without a copy where they are all there are."""
     if tuple(features.columns) != names:
-        features = features[list(names)]
+        features = features.loc[:, list(names)]
     return features.to_numpy(dtype=FEATURE_DTYPE)
 
 

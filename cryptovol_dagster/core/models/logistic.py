@@ -57,8 +57,8 @@ class LogisticModel(Model):
         self._pipeline = make_pipeline(scaler, logistic.fit(standardised, y))
 
     def _predict(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
-        # Sums in float32 would depend on how many rows are asked for at once. The scaler's mean is that of the
-        # filled columns, hence of the values known in training.
+        # Sums in float32 would depend on how many rows are asked for at once. The scaler's mean is that of
+        # the filled columns, hence of the values known in training.
         return self._pipeline.predict_proba(_filled(X.astype(np.float64), self._pipeline[0].mean_))[:, 1]
 
     def _parts(self) -> dict[str, bytes]:
