@@ -69,7 +69,7 @@ def training_assets(
     ]
     bars = look_back(dg.AssetKey([spec.name, "bars"]), chain.training_hours_back(spec))
     return [
-        _splits(spec, rows, hours, every_hours),
+        _splits(spec, models, rows, hours, every_hours),
         *(_model(name, spec, models, rows, hours) for name in models.enabled),
         _evaluation(spec, models, [*rows, bars], hours),
         _model_card(spec, hours),
@@ -77,7 +77,11 @@ def training_assets(
 
 
 def _splits(
-    spec: TimescaleSpec, rows: Sequence[dg.AssetDep], hours: dg.PartitionsDefinition, every_hours: int
+    spec: TimescaleSpec,
+    models: ModelSpec,
+    rows: Sequence[dg.AssetDep],
+    hours: dg.PartitionsDefinition,
+    every_hours: int,
 ) -> dg.AssetsDefinition:
     key_of_asset = dg.AssetKey([spec.name, "splits"])
 
@@ -106,7 +110,7 @@ def _splits(
         that a model cannot be trained or evaluated on others. In a run over a range most hours carry the
         models of an earlier one forward.
         """
-        trained = chain.newest_trained(lake, spec, before=context.partition_keys[0])
+        trained = chain.newest_trained(lake, spec, models.enabled, before=context.partition_keys[0])
         for key in context.partition_keys:
             if key == context.partition_keys[-1] or chain.trains_at(key, every_hours):
                 plan = chain.plan_split(lake, spec, key)

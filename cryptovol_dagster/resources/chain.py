@@ -298,15 +298,20 @@ def carry_plan(spec: TimescaleSpec, partition_key: str, every_hours: int, traine
     return SplitPlan(partition_key, reason, None, {}, {}, "", feature_hash(spec), carried_from=trained)
 
 
-def newest_trained(lake: Lake, spec: TimescaleSpec, before: str) -> str:
-    """Name the newest hour before `before` whose models were trained; empty where there is none.
+def newest_trained(lake: Lake, spec: TimescaleSpec, names: Iterable[str], before: str) -> str:
+    """Name the newest hour before `before` of which all these models are there; empty where there is none.
 
     Raises:
         ChainError: a plan on the way is of another version.
+        ModelError: a stored file is no model file.
     """
+    names = list(names)
     for key in reversed(lake.partitions(f"{spec.name}/splits", "json")):
-        if key < before and read_plan(lake, spec, key).trainable:
-            return key
+        if key < before:
+            plan = read_plan(lake, spec, key)
+            # Splits may have been made for a report alone.
+            if plan.trainable and not outdated_models(lake, spec, plan, names):
+                return key
     return ""
 
 
