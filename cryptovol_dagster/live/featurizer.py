@@ -548,19 +548,18 @@ class Featurizer:
         end_ns = max(file.footer.max_time_ns for file in files) + 1
         self._learn(self._store.gaps(from_ns - HOUR_NS, end_ns))
         state.learn_gaps(self._gaps)
-        table = self._store.reader.read(TICKS, from_ns, end_ns, ["product_id"])
-        products = [
-            product
-            for product in table["product_id"].unique().to_pylist()
-            if product is not None and self._partition_of(product) == partition
-        ]
-        traded = self._store.reader.read(TRADES, from_ns, end_ns, ["product_id", "event_time_ns"])
+        ticked = self._store.reader.read(TICKS, from_ns, end_ns, ["product_id"])
+        # Trades may be stored further than ticks; Kafka is read on from there.
+        traded = self._store.reader.read(TRADES, from_ns, 2**62, ["product_id", "event_time_ns"])
+        met = {*ticked["product_id"].unique().to_pylist(), *traded["product_id"].unique().to_pylist()}
+        products = [product for product in sorted(met - {None}) if self._partition_of(product) == partition]
         known = [product in products for product in traded["product_id"].to_pylist()]
         times_ns = traded["event_time_ns"].to_numpy()[np.array(known, dtype=np.bool_)]
         trades_until_ns = int(times_ns.max()) if len(times_ns) else None
         close_until_ns = (0 if trades_wait else end_ns) if trades_until_ns is None else trades_until_ns
         rows: list[LiveRows] = []
-        state.add_trades(self._store.trades(from_ns - TRADES_KNOWN_FOR_NS, from_ns, products))
+        for span in ((from_ns - TRADES_KNOWN_FOR_NS, from_ns), (end_ns, 2**62)):
+            state.add_trades(self._store.trades(*span, products))
         edges = [from_ns, *range((from_ns // HOUR_NS + 1) * HOUR_NS, end_ns, HOUR_NS), end_ns]
         for first_ns, last_ns in pairwise(edges):
             state.add_trades(self._store.trades(first_ns, last_ns, products))

@@ -153,8 +153,9 @@ def assert_same_features(replayed: pd.DataFrame, assets: pd.DataFrame) -> None:
     for name in (*KEY, "valid", "reason"):
         np.testing.assert_array_equal(replayed[name].to_numpy(), assets[name].to_numpy(), err_msg=name)
     for name in feature_names(SPEC):
-        # Absent is equal to absent only. Sums are sums of integers; a logarithm may differ in its last place.
-        tolerance = 1e-12 if "ln_" in name or "ratio" in name else 0
+        # Absent equals absent only. Sums are sums of integers; a logarithm or a sine may differ in its last
+        # place.
+        tolerance = 1e-12 if any(part in name for part in ("ln_", "ratio", "sin_", "cos_")) else 0
         np.testing.assert_allclose(
             replayed[name].to_numpy(), assets[name].to_numpy(), rtol=tolerance, atol=0, err_msg=name
         )
