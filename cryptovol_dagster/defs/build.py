@@ -8,9 +8,11 @@ import dagster as dg
 
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs.automation import RETRAIN_CRON, closed_hours_sensor, jobs, retrain_schedule
+from cryptovol_dagster.defs.champion import champion_asset
 from cryptovol_dagster.defs.checks import ledger_checks, tick_checks, timescale_checks
 from cryptovol_dagster.defs.ingestion import external_assets, gap_ledger_asset, ticks_asset
 from cryptovol_dagster.defs.market import market_assets
+from cryptovol_dagster.defs.model_card import model_card_asset
 from cryptovol_dagster.defs.monitoring import train_test_report_asset
 from cryptovol_dagster.defs.partitions import hours as hourly_partitions
 from cryptovol_dagster.defs.training import training_assets
@@ -38,7 +40,7 @@ def build_resources(settings: Settings) -> dict[str, Any]:
 def timescale_assets(
     settings: Settings, spec: TimescaleSpec, hours: dg.PartitionsDefinition
 ) -> list[dg.AssetsDefinition]:
-    """Build the chain of a timescale, from bars to evaluation, model card and report."""
+    """Build the chain of a timescale, from bars to champion, model card and report."""
     models = model_spec(settings.models)
     report = train_test_report_asset(
         spec, hours, max_rows=settings.monitoring.report_max_rows, seed=models.seed
@@ -46,6 +48,8 @@ def timescale_assets(
     return [
         *market_assets(spec, settings.coinbase.products, hours),
         *training_assets(spec, models, hours),
+        champion_asset(spec, hours),
+        model_card_asset(spec, hours, ui_url=settings.dagster.ui_url),
         report,
     ]
 

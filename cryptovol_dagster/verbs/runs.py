@@ -229,19 +229,31 @@ def root_cause(result: dg.ExecuteInProcessResult) -> str:
     """
     failures = [event for event in result.all_events if event.is_step_failure]
     if not failures:
-        return f"run {result.run_id} failed before any step began"
+        return _before_any_step(result)
     first = failures[0]
     data = first.step_failure_data
     where = (first.step_key or "").replace("__", "/")
     if data.user_failure_data is not None and data.user_failure_data.description:
         return f"{where}: {_one_line(data.user_failure_data.description)}"
-    error = data.error
+    return f"{where}: {_innermost(data.error)}"
+
+
+def _before_any_step(result: dg.ExecuteInProcessResult) -> str:
+    """Say what failed where no step did: a resource that could not be made, most of all MLflow."""
+    for event in result.all_events:
+        error = getattr(event.event_specific_data, "error", None)
+        if error is not None:
+            return _innermost(error)
+    return f"run {result.run_id} failed before any step began"
+
+
+def _innermost(error: Any) -> str:
     while error is not None and error.cause is not None and not error.message.startswith(_OURS):
         error = error.cause
     message = error.message if error is not None else "unknown failure"
     # "module.Class: text" says more to a developer than to whoever reads a line.
     kind, _, text = message.partition(": ")
-    return f"{where}: {_one_line(text if text.strip() and ' ' not in kind else message)}"
+    return _one_line(text if text.strip() and " " not in kind else message)
 
 
 def _one_line(text: str) -> str:
@@ -287,6 +299,7 @@ def chain_selection(settings: Settings, *, market_only: bool = False) -> list[st
         f"{TIMESCALE}/splits",
         *models,
         f"{TIMESCALE}/model_evaluation",
+        f"{TIMESCALE}/champion",
         f"{TIMESCALE}/model_card",
     ]
 
