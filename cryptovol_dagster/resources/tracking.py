@@ -8,8 +8,8 @@ Two things differ from dagster-mlflow's own resource:
   hook ends the run as a success only when the topologically last step carries the hook, so a run that ends
   with a check or a report would stay RUNNING, and a failed check would go unseen.
 
-A server that is away is told as one line with its address, within seconds: MLflow's own client would try for
-four minutes at each call.
+A server that is away is told as one line with its address, within half a minute: MLflow's own client would
+try for four minutes at each call.
 """
 
 from __future__ import annotations
