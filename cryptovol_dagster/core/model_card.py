@@ -381,8 +381,8 @@ def _caveats() -> list[str]:
         "## Ethics and money",
         "",
         "- Public market data only; nothing in it is about persons.",
-        "- No financial advice. A flag says that a market may move, not which way, and most flags at an "
-        "operating point may be false: read the precision beside them.",
+        "- This is no advice to trade. A flag says that a market may move, not which way, and most flags "
+        "at an operating point may be false: read the precision beside them.",
         "- Whoever acts on flags moves with others who do. Acting late, all at once and in the same "
         "direction makes violent minutes worse.",
         "- Exchanges, fees and liquidity are outside of the model; a right prediction can still cost money.",
