@@ -19,6 +19,7 @@ VERBS = {
     "backfill": "cryptovol_dagster.verbs.backfill:backfill",
     "train": "cryptovol_dagster.verbs.train:train",
     "evaluate": "cryptovol_dagster.verbs.evaluate:evaluate",
+    "infer": "cryptovol_dagster.verbs.infer:infer",
     "report": "cryptovol_dagster.verbs.report:report",
 }
 

@@ -187,7 +187,8 @@ def _print_places(settings: Settings) -> None:
     storage = settings.storage
     places = (
         ("evaluation", storage.reports_dir / "model_eval.json"),
-        ("model card", storage.reports_dir / "model_card.md"),
+        ("champion", storage.reports_dir / "decision.json"),
+        ("model card", storage.reports_dir / "model_card_v1.md"),
         ("all reports", storage.reports_dir / "index.html"),
         ("Evidently report", storage.reports_dir / "evidently" / "evidently_report.html"),
         ("pictures", storage.reports_dir / "plots"),

@@ -350,7 +350,11 @@ def _comparisons(
     scores: Mapping[str, NDArray[np.float64]],
     resampled: Mapping[str, NDArray[np.float64]],
 ) -> list[dict[str, Any]]:
-    """AP of each model minus AP of each baseline, with the interval of the paired difference."""
+    """AP of each model minus AP of each baseline, with the interval of the paired difference.
+
+    Models that are no baseline are compared with one another too, each pair once: any may be champion.
+    """
+    learned = [name for name in scores if name not in BASELINES]
     precision = {name: _ranking(y, score)["average_precision"] for name, score in scores.items()}
     return [
         {
@@ -360,7 +364,7 @@ def _comparisons(
             "interval": _bounds(resampled[name] - resampled[baseline] if resampled else None),
         }
         for name in scores
-        for baseline in BASELINES
+        for baseline in (*BASELINES, *learned[: learned.index(name) if name in learned else 0])
         if baseline in scores and baseline != name
     ]
 

@@ -3,35 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from cryptovol_dagster.core.evaluation import OK, summary_rows
+from cryptovol_dagster.core.promotion import Decision
 
 _NONE = "–"
 
 
-def render_model_card(evaluation: Mapping[str, Any], *, title: str = "cryptovol spike models") -> str:
-    """Render the content of ``model_eval.json`` as Markdown.
+@dataclass(frozen=True)
+class CardContext:
+    """What a card says beyond evaluation and decision.
+
+    Attributes:
+        features: names of the columns that the models are given.
+        features_url: where they are described.
+        versions: of the libraries that the models were trained with.
+    """
+
+    features: tuple[str, ...]
+    features_url: str
+    versions: Mapping[str, str]
+
+
+def render_model_card(
+    evaluation: Mapping[str, Any],
+    *,
+    decision: Decision | None = None,
+    context: CardContext | None = None,
+    title: str = "cryptovol spike models",
+) -> str:
+    """Render an evaluation, and what was decided after it, as Markdown.
 
     Args:
-        evaluation: what `Evaluation.to_dict` returned (or what was read from the file).
+        evaluation: what `Evaluation.to_dict` returned (or what was read from ``model_eval.json``).
+        decision: who is champion; left out of the card where nobody decided.
+        context: features and versions; left out where unknown.
         title: heading of the card.
 
     Raises:
         KeyError: the report lacks a part; it is not of this schema version.
     """
     parts = (
-        [f"# Model card: {title}", ""],
+        [f"# Model card: {title}", "", *_as_of(evaluation)],
         _intended_use(evaluation),
         _verdict(evaluation),
+        [] if decision is None else _champion(decision),
         _data(evaluation),
         _thresholds(evaluation),
+        [] if context is None else _features(evaluation, context),
         _results(evaluation),
         _comparisons(evaluation),
+        _calibration(evaluation, decision),
         _operating_points(evaluation),
         _limits(evaluation),
+        _caveats(),
+        _reproduce(evaluation, context),
     )
     return "\n".join(line for part in parts for line in part).rstrip() + "\n"
+
+
+def _as_of(report: Mapping[str, Any]) -> list[str]:
+    if "as_of" not in report:
+        return []
+    return [
+        f"Version 1 of the card; timescale `{report['timescale']}`, as of the end of the hour "
+        f"{report['as_of']} UTC.",
+        "",
+    ]
 
 
 def _intended_use(report: Mapping[str, Any]) -> list[str]:
@@ -43,17 +83,84 @@ def _intended_use(report: Mapping[str, Any]) -> list[str]:
         f"volatility of the **next {horizon} s** is at or over the product's threshold τ (a *spike*). τ is "
         f"the {report['quantile']:g} quantile of that volatility over the training span.",
         "",
-        "For monitoring and alerting on market conditions. Not for: the direction of prices, unattended "
-        "trading, products or venues it was not trained on, or rows its features call invalid (no "
-        "prediction is given).",
+        "For monitoring and alerting on market conditions, by people who look at what is flagged.",
+        "",
+        "## Out of scope",
+        "",
+        "- The direction of prices, returns, or any advice to trade.",
+        "- Unattended trading, margin or liquidation decisions.",
+        "- Products, venues, bar lengths or horizons that it was not trained on.",
+        "- Rows that its features call invalid: after gaps and restarts there is no prediction.",
+        "",
+    ]
+
+
+def _champion(decision: Decision) -> list[str]:
+    champion, challenge = decision.champion, decision.challenge
+    if champion is None:
+        head = "No model is champion."
+    else:
+        version = (
+            "" if champion.registry_version is None else f", registry version {champion.registry_version}"
+        )
+        proven = (
+            " It is **unproven**: it was put in place, it has beaten nobody." if champion.unproven else ""
+        )
+        head = (
+            f"Champion is **{champion.model}**, trained as of {champion.as_of}{version} (MLflow run "
+            f"`{champion.mlflow_run_id}`).{proven}"
+        )
+    lines = ["## Champion", "", head, "", f"Decision: **{decision.verdict}**.", ""]
+    lines += [*(f"- {reason}" for reason in decision.reasons), ""]
+    if champion is None or challenge is None:
+        return lines
+    difference = challenge.difference
+    return [
+        *lines,
+        *_table(
+            ["", "kind", "PR-AUC", "Brier"],
+            [
+                [
+                    "challenger",
+                    challenge.model,
+                    _number(challenge.average_precision),
+                    _number(challenge.brier, 4),
+                ],
+                [
+                    "the champion's kind, on the same rows",
+                    challenge.champion_model,
+                    _number(challenge.champion_average_precision),
+                    _number(challenge.champion_brier, 4),
+                ],
+            ],
+        ),
+        "",
+        "Challenger minus champion's kind, PR-AUC [95 %]: "
+        + (
+            _NONE
+            if difference is None
+            else _with_interval(difference.estimate, difference.low, difference.high, signed=True)
+        ),
+        "",
+    ]
+
+
+def _features(report: Mapping[str, Any], context: CardContext) -> list[str]:
+    return [
+        "## Features",
+        "",
+        f"{len(context.features)} features, version `{report['data']['feature_hash']}`, all known at the end "
+        f"of the bar; names, units, windows and sources: [the asset's columns]({context.features_url}).",
         "",
     ]
 
 
 def _verdict(report: Mapping[str, Any]) -> list[str]:
+    head = ["## How far to believe it", ""]
     if report["verdict"] == OK:
-        return ["**Verdict: ok.** There are enough independent spikes in the test for intervals.", ""]
+        return [*head, "**Verdict: ok.** There are enough independent spikes in the test for intervals.", ""]
     return [
+        *head,
         f"**Verdict: {report['verdict']}.** The numbers below stand for this test span only; no model may "
         "be preferred to another on their strength.",
         "",
@@ -171,11 +278,36 @@ def _comparisons(report: Mapping[str, Any]) -> list[str]:
     if not rows:
         return []
     return [
-        "## Against the baselines",
+        "## Against one another",
         "",
         "Difference of PR-AUC on the same rows and resamples; an interval that holds 0 shows no difference.",
         "",
-        *_table(["model", "baseline", "difference [95 %]"], rows),
+        *_table(["model", "other model", "difference [95 %]"], rows),
+        "",
+    ]
+
+
+def _calibration(report: Mapping[str, Any], decision: Decision | None) -> list[str]:
+    """Show predicted against observed, of the champion's kind, else of the best model."""
+    name = summary_rows(report)[0]["model"]
+    if decision is not None and decision.champion is not None and decision.champion.model in report["models"]:
+        name = decision.champion.model
+    rows = [
+        [
+            f"{part['low']:.3f} – {part['high']:.3f}",
+            f"{part['rows']:,}",
+            _number(part["predicted"]),
+            _number(part["observed"]),
+        ]
+        for part in report["models"][name]["reliability"]
+    ]
+    return [
+        "## Calibration",
+        "",
+        f"`{name}` on the test span, by predicted probability. Expected calibration error "
+        f"{_number(report['models'][name]['expected_calibration_error'])}.",
+        "",
+        *_table(["predicted between", "rows", "mean predicted", "share of spikes"], rows),
         "",
     ]
 
@@ -241,6 +373,41 @@ def _limits(report: Mapping[str, Any]) -> list[str]:
             "- **This test is too small to tell the models apart**; it shows that the machinery works, not "
             "that a model does."
         )
+    return [*lines, ""]
+
+
+def _caveats() -> list[str]:
+    return [
+        "## Ethics and money",
+        "",
+        "- Public market data only; nothing in it is about persons.",
+        "- This is no advice to trade. A flag says that a market may move, not which way, and most flags "
+        "at an operating point may be false: read the precision beside them.",
+        "- Whoever acts on flags moves with others who do. Acting late, all at once and in the same "
+        "direction makes violent minutes worse.",
+        "- Exchanges, fees and liquidity are outside of the model; a right prediction can still cost money.",
+        "",
+    ]
+
+
+def _reproduce(report: Mapping[str, Any], context: CardContext | None) -> list[str]:
+    key = report.get("as_of", "HOUR")
+    lines = [
+        "## How to reproduce",
+        "",
+        f"The same raw storage and `config.yaml` give the data hash `{report['data']['hash']}` and these "
+        f"numbers (seed {report['bootstrap']['seed']}):",
+        "",
+        "```sh",
+        f"cryptovol train --partition {key}",
+        f"cryptovol evaluate --partition {key} --json",
+        "```",
+        "",
+        f"Schema version of the evaluation: {report['schema_version']}.",
+    ]
+    if context is not None:
+        versions = ", ".join(f"{name} {found}" for name, found in sorted(context.versions.items()))
+        lines.append(f"Trained with {versions}.")
     return [*lines, ""]
 
 

@@ -49,8 +49,9 @@ def market_keys(spec: TimescaleSpec) -> list[dg.AssetKey]:
 
 
 def training_keys(spec: TimescaleSpec, models: Sequence[str]) -> list[dg.AssetKey]:
-    """Give splits → evaluation."""
-    return chain_keys(spec, ("splits", *(f"model_{name}" for name in models), "model_evaluation"))
+    """Give splits → champion."""
+    names = ("splits", *(f"model_{name}" for name in models), "model_evaluation", "champion")
+    return chain_keys(spec, names)
 
 
 def jobs(spec: TimescaleSpec, models: Sequence[str]) -> list["UnresolvedAssetJobDefinition"]:
@@ -64,11 +65,11 @@ def jobs(spec: TimescaleSpec, models: Sequence[str]) -> list["UnresolvedAssetJob
         return dg.define_asset_job(name, dg.AssetSelection.assets(*keys), description=description)
 
     return [
-        job("hourly_pipeline", [*market, *training], "Ticks to evaluation of one hour."),
+        job("hourly_pipeline", [*market, *training], "Ticks to champion of one hour."),
         job(
             "retrain",
             [*training, card, quality, report],
-            "Splits to evaluation, model card and reports as of one hour.",
+            "Splits to champion, model card and reports as of one hour.",
         ),
         job(
             "backfill",

@@ -9,11 +9,13 @@ import dagster as dg
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs.alerts import failed_runs_sensor
 from cryptovol_dagster.defs.automation import RETRAIN_CRON, closed_hours_sensor, jobs, retrain_schedule
+from cryptovol_dagster.defs.champion import champion_asset
 from cryptovol_dagster.defs.checks import ledger_checks, tick_checks, timescale_checks
 from cryptovol_dagster.defs.drift import drift_retrain_sensor, drift_sensor
 from cryptovol_dagster.defs.freshness import freshness_check, freshness_job, freshness_schedule
 from cryptovol_dagster.defs.ingestion import external_assets, gap_ledger_asset, ticks_asset
 from cryptovol_dagster.defs.market import market_assets
+from cryptovol_dagster.defs.model_card import model_card_asset
 from cryptovol_dagster.defs.monitoring import monitoring_assets
 from cryptovol_dagster.defs.partitions import hours as hourly_partitions
 from cryptovol_dagster.defs.training import training_assets
@@ -55,11 +57,13 @@ def _alerts(settings: Settings) -> Alerts:
 def timescale_assets(
     settings: Settings, spec: TimescaleSpec, hours: dg.PartitionsDefinition
 ) -> list[dg.AssetsDefinition]:
-    """Build the chain of a timescale, from bars to evaluation, model card and reports."""
+    """Build the chain of a timescale, from bars to champion, model card and reports."""
     models = model_spec(settings.models)
     return [
         *market_assets(spec, settings.coinbase.products, hours),
         *training_assets(spec, models, hours, every_hours=settings.models.backfill_retrain_every_hours),
+        champion_asset(spec, hours),
+        model_card_asset(spec, hours, ui_url=settings.dagster.ui_url),
         *monitoring_assets(spec, hours, settings.monitoring, seed=models.seed),
     ]
 

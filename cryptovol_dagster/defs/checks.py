@@ -18,14 +18,16 @@ import pandas as pd
 import pyarrow as pa
 
 from cryptovol_dagster.core.dataset import KEY_COLUMNS
+from cryptovol_dagster.core.evaluation import BASELINES
 from cryptovol_dagster.core.features import optional_feature_names
 from cryptovol_dagster.core.labels import iso_utc
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.core.ticks import TickColumns
 from cryptovol_dagster.defs import schemas
+from cryptovol_dagster.defs.champion import champion_key
 from cryptovol_dagster.defs.ingestion import LEDGER_SCHEMA
 from cryptovol_dagster.defs.market import lake_name
-from cryptovol_dagster.resources import chain
+from cryptovol_dagster.resources import chain, decisions
 from cryptovol_dagster.resources.lake import Lake, hour_window
 from cryptovol_dagster.resources.raw import RawStore
 
@@ -324,6 +326,14 @@ def timescale_checks(
             description="The best learned model ranks no worse than the best baseline, where data suffice.",
             severity=warn,
         ),
+        partition_check(
+            champion_key(spec),
+            "champion_not_worse_than_baseline",
+            _champion_not_worse_than_baseline(spec),
+            hours,
+            description="No baseline ranks surely better than the champion's kind, where data suffice.",
+            severity=warn,
+        ),
     ]
 
 
@@ -577,6 +587,25 @@ def _not_worse_than_baseline(spec: TimescaleSpec) -> Rule:
         return [
             f"expected the best learned model to reach the best baseline's average precision "
             f"{best_baseline:.3f}, found {best_learned:.3f}"
+        ]
+
+    return rule
+
+
+def _champion_not_worse_than_baseline(spec: TimescaleSpec) -> Rule:
+    def rule(stored: Stored) -> list[str]:
+        plan = chain.read_plan(stored.lake, spec, stored.key)
+        champion = decisions.read_decision(stored.lake, spec, stored.key).champion
+        if champion is None or not plan.trainable:
+            return []
+        measured = decisions.read_measured(stored.lake, spec, plan)
+        found = {name: measured.difference(champion.model, name) for name in BASELINES}
+        return [
+            f"expected {champion.model}, the champion's kind, not to rank below baseline {name} in the test "
+            f"of {stored.key}, found a difference of average precision of {difference.estimate:+.4f} "
+            f"[{difference.low:+.4f}, {difference.high:+.4f}]"
+            for name, difference in found.items()
+            if difference is not None and difference.high < 0
         ]
 
     return rule

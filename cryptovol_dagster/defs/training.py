@@ -1,4 +1,4 @@
-"""Splits, one asset a model, their evaluation and the model card: everything with an as-of partition.
+"""Splits, one asset a model and their evaluation, each with an as-of partition.
 
 A run over a range trains every so many hours and at its end; `splits` records of the hours between whose
 models hold on (`carried`). Where nothing can be trained (too little data, one class, a degenerate threshold)
@@ -55,7 +55,7 @@ def _stage(spec: TimescaleSpec) -> dict[str, str]:
 def training_assets(
     spec: TimescaleSpec, models: ModelSpec, hours: dg.PartitionsDefinition, *, every_hours: int
 ) -> list[dg.AssetsDefinition]:
-    """Build `splits`, the models, `model_evaluation` and `model_card` of a timescale.
+    """Build `splits`, the models and `model_evaluation` of a timescale.
 
     Args:
         spec: the timescale.
@@ -72,7 +72,6 @@ def training_assets(
         _splits(spec, models, rows, hours, every_hours),
         *(_model(name, spec, models, rows, hours) for name in models.enabled),
         _evaluation(spec, models, [*rows, bars], hours),
-        _model_card(spec, hours),
     ]
 
 
@@ -161,9 +160,9 @@ def _model(
             key = plan.as_of
             problem = chain.read_problem(lake, spec, plan)
             with tracking.child(asset=asset_name, partition_key=key, tags=_tags(spec, plan, name)) as run:
-                trained, metadata = _train(name, problem, spec, models, plan, tracking)
                 run_id = run.info.run_id
-            content, drawn = trained.to_bytes(), (key, trained)
+                trained, content, metadata = _train(name, problem, spec, models, plan, tracking, run_id)
+            drawn = key, trained
             path = lake.write_bytes(asset_name, key, content, "zip")
             lake.write_bytes(asset_name, key, json.dumps({"mlflow_run_id": run_id}).encode(), "json")
             if lake.is_newest(asset_name, key, "zip"):
@@ -212,7 +211,8 @@ def _train(
     models: ModelSpec,
     plan: SplitPlan,
     tracking: Tracking,
-) -> tuple["Model", dict[str, Any]]:
+    run_id: str,
+) -> tuple["Model", bytes, dict[str, Any]]:
     from cryptovol_dagster.core.models import train_model
 
     started = time.perf_counter()
@@ -245,16 +245,20 @@ def _train(
             **{f"threshold_{product}": tau for product, tau in plan.thresholds.items()},
         },
     )
-    tracking.log_file(f"{name}.zip", model.to_bytes())
-    tracking.log_model(model, train.features.head(100))
+    content = model.to_bytes()
+    tracking.log_model(content, run_id)
     strongest = list(model.importances().items())[:10]
-    return model, {
-        "fit_s": fit_s,
-        "train_span": f"{span['start']} … {span['end']}",
-        "train_rows": len(train),
-        "train_positives": int(y.sum()),
-        "strongest_features": dg.MetadataValue.json(dict(strongest)),
-    }
+    return (
+        model,
+        content,
+        {
+            "fit_s": fit_s,
+            "train_span": f"{span['start']} … {span['end']}",
+            "train_rows": len(train),
+            "train_positives": int(y.sum()),
+            "strongest_features": dg.MetadataValue.json(dict(strongest)),
+        },
+    )
 
 
 def _evaluation(
@@ -311,14 +315,15 @@ def _evaluation(
             )
             report = {**evaluation.to_dict(), "as_of": key}
             content = json.dumps(report, indent=2, allow_nan=False).encode()
-            path = lake.write_bytes(asset_name, key, content, "json")
-            lake.write_table(predictions, key, chain.to_table(evaluation.predictions))
-            if lake.is_newest(asset_name, key, "json"):
-                reports.write(reports.evaluation, content)
+            # MLflow first: when it is away, there is no evaluation either, and the next run makes both.
             for name in models.enabled:
                 trained = json.loads(lake.read_bytes(chain.model_asset(spec, name), key, "json"))
                 run_id = trained["mlflow_run_id"]
                 tracking.log_test_metrics(run_id, _numbers(report, name))
+            path = lake.write_bytes(asset_name, key, content, "json")
+            lake.write_table(predictions, key, chain.to_table(evaluation.predictions))
+            if lake.is_newest(asset_name, key, "json"):
+                reports.write(reports.evaluation, content)
             context.add_asset_metadata(
                 {
                     "dagster/partition_row_count": len(evaluation.predictions),
@@ -344,41 +349,6 @@ def _evaluation(
         return dg.MaterializeResult()
 
     return model_evaluation
-
-
-def _model_card(spec: TimescaleSpec, hours: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    key_of_asset = dg.AssetKey([spec.name, "model_card"])
-    asset_name = lake_name(key_of_asset)
-
-    @dg.asset(
-        key=key_of_asset,
-        deps=[dg.AssetKey([spec.name, "model_evaluation"])],
-        partitions_def=hours,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name=GROUP,
-        owners=OWNERS,
-        pool=TRAINING,
-        kinds={"markdown"},
-    )
-    def model_card(
-        context: dg.AssetExecutionContext,
-        lake: dg.ResourceParam[Lake],
-        reports: dg.ResourceParam[Reports],
-    ) -> dg.MaterializeResult:
-        """What the models are for, what they were measured on and what they cannot do."""
-        from cryptovol_dagster.core.model_card import render_model_card
-
-        for plan in trainable_plans(context, lake, spec, asset_name):
-            key = plan.as_of
-            evaluation = json.loads(lake.read_bytes(f"{spec.name}/model_evaluation", key, "json"))
-            card = render_model_card(evaluation)
-            path = lake.write_bytes(asset_name, key, card.encode(), "md")
-            if lake.is_newest(asset_name, key, "md"):
-                reports.write(reports.model_card, card.encode())
-            context.add_asset_metadata({"path": dg.MetadataValue.path(path)}, partition_key=key)
-        return dg.MaterializeResult()
-
-    return model_card
 
 
 def trainable_plans(

@@ -208,7 +208,7 @@ class SplitPlan:
     @property
     def problem_hash(self) -> str:
         """Digest of the whole plan: rows, cut, thresholds and features."""
-        return hashlib.blake2b(self.to_json(), digest_size=8).hexdigest()
+        return hash_bytes(self.to_json())
 
     @property
     def status(self) -> str:
@@ -386,3 +386,8 @@ def read_models(lake: Lake, spec: TimescaleSpec, plan: SplitPlan, names: Iterabl
             "materialize it again"
         )
     return {name: load_model(lake.read_bytes(model_asset(spec, name), plan.as_of, "zip")) for name in names}
+
+
+def hash_bytes(content: bytes) -> str:
+    """Digest stored bytes, for names of versions."""
+    return hashlib.blake2b(content, digest_size=8).hexdigest()

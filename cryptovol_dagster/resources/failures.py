@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import dagster as dg
 
 _OURS = ("cryptovol_dagster.", "ingestor.")
@@ -18,7 +20,15 @@ def failure_line(event: dg.DagsterEvent) -> str:
     data = event.step_failure_data
     if data.user_failure_data is not None and data.user_failure_data.description:
         return _one_line(data.user_failure_data.description)
-    error = data.error
+    return error_line(data.error)
+
+
+def error_line(error: Any) -> str:
+    """Give an error that Dagster recorded in one line: the innermost, or the first of ours on the way.
+
+    Args:
+        error: a ``SerializableErrorInfo``, or None where Dagster recorded nothing.
+    """
     while error is not None and error.cause is not None and not error.message.startswith(_OURS):
         error = error.cause
     message = error.message if error is not None else "unknown failure"

@@ -31,7 +31,12 @@ class Reports:
     @property
     def model_card(self) -> Path:
         """Where the newest model card lies."""
-        return self.reports_dir / "model_card.md"
+        return self.reports_dir / "model_card_v1.md"
+
+    @property
+    def decision(self) -> Path:
+        """Where the newest decision about the champion lies."""
+        return self.reports_dir / "decision.json"
 
     @property
     def index(self) -> Path:

@@ -7,6 +7,9 @@ Two things differ from dagster-mlflow's own resource:
 * The parent's end state is taken from Dagster's own event log when the resource is torn down. The package's
   hook ends the run as a success only when the topologically last step carries the hook, so a run that ends
   with a check or a report would stay RUNNING, and a failed check would go unseen.
+
+A server that is away is told as one line with its address, within half a minute: MLflow's own client would
+try for four minutes at each call.
 """
 
 from __future__ import annotations
@@ -14,26 +17,46 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from cryptovol_dagster.resources import mlflow_model
 from ingestor.settings.model import Settings
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from mlflow import MlflowClient
     from mlflow.entities import Run
 
-    from cryptovol_dagster.core.models import Model
-
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
+#: How long MLflow's client tries: about 7 s where nobody listens. What the environment says goes before.
+CLIENT_LIMITS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
 
 
 class TrackingError(Exception):
     """MLflow cannot be reached or refuses; the message is one line."""
+
+
+@contextmanager
+def mlflow_answers(uri: str) -> Iterator[None]:
+    """Turn MLflow's failures inside the block into one line with its address.
+
+    Raises:
+        TrackingError: MLflow, or what it stores artifacts in, cannot be reached or refuses.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:  # what `requests` raises is an OSError
+        raise TrackingError(f"MLflow at {uri}: {_first_line(error)}") from error
 
 
 class Tracking:
@@ -55,6 +78,24 @@ class Tracking:
         experiment = self._parent.info.experiment_id
         return f"{self._settings.mlflow.ui_url.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
 
+    @property
+    def dagster_run_id(self) -> str:
+        """The Dagster run that works here."""
+        return self._dagster_run_id
+
+    @property
+    def client(self) -> MlflowClient:
+        """MLflow's own client, for the registry; use it inside `answers`."""
+        return self._mlflow.tracking_client
+
+    def answers(self) -> AbstractContextManager[None]:
+        """Turn MLflow's failures inside the block into a `TrackingError` that names its address."""
+        return mlflow_answers(self._settings.mlflow_tracking_uri)
+
+    def version_url(self, name: str, version: str) -> str:
+        """Where people open a version of a registered model."""
+        return f"{self._settings.mlflow.ui_url.rstrip('/')}/#/models/{name}/versions/{version}"
+
     @contextmanager
     def child(self, *, asset: str, partition_key: str, tags: Mapping[str, str]) -> Iterator[Any]:
         """Open the nested run of one (asset, as-of partition); an exception inside ends it as FAILED.
@@ -66,64 +107,80 @@ class Tracking:
 
         Yields:
             The ``mlflow.ActiveRun``.
+
+        Raises:
+            TrackingError: MLflow cannot be reached or refuses.
         """
-        dagster_url = self._settings.dagster.ui_url.rstrip("/")
-        with self._mlflow.start_run(run_name=f"{asset} {partition_key}", nested=True) as run:
-            self._mlflow.set_tags(
-                {
-                    # Not "dagster_run_id": dagster-mlflow finds the parent by that tag.
-                    "dagster.run_id": self._dagster_run_id,
-                    "dagster.run_url": f"{dagster_url}/runs/{self._dagster_run_id}",
-                    "dagster.asset": asset,
-                    "dagster.asset_url": f"{dagster_url}/assets/{asset}?partition={partition_key}",
-                    "dagster.partition": partition_key,
-                    **tags,
-                }
-            )
+        with self.answers():
+            run = self._mlflow.start_run(run_name=f"{asset} {partition_key}", nested=True)
+        try:
+            with self.answers():
+                self._mlflow.set_tags({**self.origin(asset, partition_key), **tags})
             yield run
+        except BaseException:
+            self._give_up()
+            raise
+        with self.answers():
+            self._mlflow.end_run(FINISHED)
+
+    def _give_up(self) -> None:
+        """End the open run as failed; of a server that is away the error on its way says enough."""
+        with suppress(TrackingError), self.answers():
+            self._mlflow.end_run(FAILED)
+
+    def origin(self, asset: str, partition_key: str) -> dict[str, str]:
+        """Give the tags that lead back to the Dagster run, asset and partition."""
+        dagster_url = self._settings.dagster.ui_url.rstrip("/")
+        return {
+            # Not "dagster_run_id": dagster-mlflow finds the parent by that tag.
+            "dagster.run_id": self._dagster_run_id,
+            "dagster.run_url": f"{dagster_url}/runs/{self._dagster_run_id}",
+            "dagster.asset": asset,
+            "dagster.asset_url": f"{dagster_url}/assets/{asset}?partition={partition_key}",
+            "dagster.partition": partition_key,
+        }
 
     def log(self, *, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Log to the run that is open. A metric that is not finite has no place in MLflow and is left out."""
-        self._mlflow.log_params(dict(params))
-        self._mlflow.log_metrics({name: float(v) for name, v in metrics.items() if isfinite(v)})
+        """Log to the run that is open. A metric that is not finite has no place in MLflow and is left out.
 
-    def log_file(self, name: str, content: bytes) -> None:
-        """Attach a file to the run that is open."""
+        Raises:
+            TrackingError: MLflow cannot be reached or refuses.
+        """
+        with self.answers():
+            self._mlflow.log_params(dict(params))
+            self._mlflow.log_metrics({name: float(v) for name, v in metrics.items() if isfinite(v)})
+
+    def log_model(self, content: bytes, run_id: str) -> None:
+        """Attach a model file to a run, as a model that ``mlflow.pyfunc`` loads.
+
+        Args:
+            content: what `Model.to_bytes` gave.
+            run_id: an MLflow run, open or not.
+
+        Raises:
+            TrackingError: MLflow cannot be reached or refuses.
+            ModelError: the bytes are no model file.
+        """
         import tempfile
 
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / name
-            path.write_bytes(content)
-            self._mlflow.log_artifact(str(path))
-
-    def log_model(self, model: Model, sample: pd.DataFrame) -> None:
-        """Log boosted trees in MLflow's own flavour, with signature; of other models the zip is the model.
-
-        The Booster, not a classifier, because a classifier's pyfunc returns labels instead of probabilities.
-        Requirements are pinned here: inferring them takes MLflow ten seconds.
-        """
-        booster = getattr(model, "booster", None)
-        if booster is None:
-            return
-        import xgboost
-        from mlflow.models import infer_signature
-
-        inputs = sample[list(model.meta.features)]
-        self._mlflow.xgboost.log_model(
-            booster,
-            name="model",
-            signature=infer_signature(inputs, model.predict_proba(sample)),
-            pip_requirements=[f"xgboost=={xgboost.__version__}"],
-        )
+        with tempfile.TemporaryDirectory() as folder, self.answers():
+            written = Path(folder) / mlflow_model.FOLDER
+            mlflow_model.write_mlflow_model(content, written)
+            self.client.log_artifacts(run_id, str(written), mlflow_model.FOLDER)
 
     def log_test_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
-        """Add test metrics to the run of a model that was trained before, perhaps by another Dagster run."""
+        """Add test metrics to the run of a model that was trained before, perhaps by another Dagster run.
+
+        Raises:
+            TrackingError: MLflow cannot be reached or refuses.
+        """
         from mlflow.entities import Metric
 
         now_ms = time.time_ns() // 1_000_000
         finite = [Metric(name, float(v), now_ms, 0) for name, v in metrics.items() if isfinite(v)]
         # One transaction: a call for each metric takes ten times as long.
-        self._mlflow.tracking_client.log_batch(run_id, metrics=finite)
+        with self.answers():
+            self.client.log_batch(run_id, metrics=finite)
 
 
 def tracking_resource(settings: Settings) -> dg.ResourceDefinition:
@@ -134,12 +191,19 @@ def tracking_resource(settings: Settings) -> dg.ResourceDefinition:
         run, instance = context.run, context.instance
         if run is None or instance is None:
             raise TrackingError("the tracking resource exists only inside a Dagster run")
-        mlflow_resource = _start(settings, context)
-        mlflow_resource.set_tags(_parent_tags(settings, run))
+        uri = settings.mlflow_tracking_uri
+        for name, limit in CLIENT_LIMITS.items():
+            os.environ.setdefault(name, limit)
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        with mlflow_answers(uri):
+            mlflow_resource = _start(uri, settings, context)
         try:
+            with mlflow_answers(uri):
+                mlflow_resource.set_tags(_parent_tags(settings, run))
             yield Tracking(mlflow_resource, settings, run.run_id)
         finally:
-            mlflow_resource.end_run(status=_end_state(instance, run.run_id))
+            with mlflow_answers(uri):
+                mlflow_resource.end_run(status=_end_state(instance, run.run_id))
 
     return tracking
 
@@ -156,21 +220,15 @@ def _parent_tags(settings: Settings, run: dg.DagsterRun) -> dict[str, str]:
     }
 
 
-def _start(settings: Settings, context: dg.InitResourceContext) -> Any:
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+def _start(uri: str, settings: Settings, context: dg.InitResourceContext) -> Any:
     from dagster_mlflow.resources import MlFlow
-    from mlflow.exceptions import MlflowException
 
-    uri = settings.mlflow_tracking_uri
-    try:
-        _prepare_store(uri, settings)
-        return MlFlow(
-            context.replace_config(
-                {"experiment_name": settings.mlflow.experiment, "mlflow_tracking_uri": uri, "env": {}}
-            )
+    _prepare_store(uri, settings)
+    return MlFlow(
+        context.replace_config(
+            {"experiment_name": settings.mlflow.experiment, "mlflow_tracking_uri": uri, "env": {}}
         )
-    except (MlflowException, OSError) as error:
-        raise TrackingError(f"MLflow at {uri}: {_first_line(error)}") from error
+    )
 
 
 def _prepare_store(uri: str, settings: Settings) -> None:

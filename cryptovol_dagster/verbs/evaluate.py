@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cryptovol_dagster.verbs.options import json_option, partition_option
 from ingestor.settings import load_settings
+
+if TYPE_CHECKING:
+    from cryptovol_dagster.core.promotion import Decision
 
 EXIT_INSUFFICIENT = 3
 _LINE = "{:<16} {:>7} {:>16} {:>6} {:>17} {:>6} {:>6} {:>7}"
@@ -22,18 +25,28 @@ _LINE = "{:<16} {:>7} {:>16} {:>6} {:>17} {:>6} {:>6} {:>7}"
 @json_option
 @click.pass_context
 def evaluate(ctx: click.Context, partition: str | None, strict: bool, as_json: bool) -> None:
-    """Evaluate every enabled model as of an hour; writes reports/model_eval.json and the model card.
+    """Evaluate every enabled model as of an hour, and decide who is champion.
 
-    Models that are missing, or were trained on other rows than are there now, are trained first. With too
-    little data the numbers are printed with the verdict insufficient_data and the reasons.
+    Writes reports/model_eval.json, decision.json and model_card_v1.md. Models that are missing, or were
+    trained on other rows than are there now, are trained first. With too little data the numbers are printed
+    with the verdict insufficient_data and the reasons. The registry's aliases move only as of the newest
+    closed hour.
+
+    \b
+    Examples:
+      cryptovol evaluate                                  the newest hour with labels
+      cryptovol evaluate --partition 2026-04-04-03:00     an hour before
+      cryptovol evaluate --strict --json                  for scripts: exit code 3 on insufficient data
     """
+    from cryptovol_dagster.resources.decisions import read_decision
     from cryptovol_dagster.resources.lake import Lake
+    from cryptovol_dagster.resources.specs import timescale_spec
     from cryptovol_dagster.verbs import runs
 
     settings = load_settings().settings
     key = partition or runs.newest_labelled(settings)
     scale = runs.TIMESCALE
-    selection = [f"{scale}/model_evaluation", f"{scale}/model_card"]
+    selection = [f"{scale}/model_evaluation", f"{scale}/champion", f"{scale}/model_card"]
     if not runs.models_are_current(settings, key):
         selection = [
             f"{scale}/splits",
@@ -43,10 +56,12 @@ def evaluate(ctx: click.Context, partition: str | None, strict: bool, as_json: b
     summary = runs.materialize_range(settings, key, key, selection)
     lake = Lake(settings.storage.lake_dir)
     report = json.loads(lake.read_bytes(f"{scale}/model_evaluation", key, "json"))
+    decision = read_decision(lake, timescale_spec(settings.timescales.seconds, scale), key)
     if as_json:
-        click.echo(json.dumps({**summary.to_dict(), "evaluation": report}))
+        click.echo(json.dumps({**summary.to_dict(), "evaluation": report, "decision": decision.to_dict()}))
     else:
         _print(report, key)
+        _print_decision(decision)
         click.echo(f"written to {settings.storage.reports_dir / 'model_eval.json'}")
     if strict and report["verdict"] != "ok":
         ctx.exit(EXIT_INSUFFICIENT)
@@ -76,6 +91,15 @@ def _print(report: dict[str, Any], key: str) -> None:
         )
     click.echo(f"verdict: {report['verdict']}")
     for reason in report["reasons"]:
+        click.echo(f"  {reason}")
+
+
+def _print_decision(decision: Decision) -> None:
+    champion = decision.champion
+    who = "nobody" if champion is None else f"{champion.model} as of {champion.as_of}"
+    unproven = ", unproven" if champion is not None and champion.unproven else ""
+    click.echo(f"champion: {who}{unproven} ({decision.verdict})")
+    for reason in decision.reasons:
         click.echo(f"  {reason}")
 
 

@@ -15,7 +15,7 @@ import dagster as dg
 
 from cryptovol_dagster.defs.build import TIMESCALE, build_defs
 from cryptovol_dagster.resources import chain
-from cryptovol_dagster.resources.failures import failure_line, step_name
+from cryptovol_dagster.resources.failures import error_line, failure_line, step_name
 from cryptovol_dagster.resources.instance import ensure_dagster_home
 from cryptovol_dagster.resources.lake import Lake, hour_keys, hour_window
 from cryptovol_dagster.resources.raw import RawStore
@@ -237,8 +237,17 @@ def root_cause(result: dg.ExecuteInProcessResult) -> str:
     """Give the first failing step, and its message in one line."""
     failures = [event for event in result.all_events if event.is_step_failure]
     if not failures:
-        return f"run {result.run_id} failed before any step began"
+        return _before_any_step(result)
     return f"{step_name(failures[0])}: {failure_line(failures[0])}"
+
+
+def _before_any_step(result: dg.ExecuteInProcessResult) -> str:
+    """Say what failed where no step did: a resource that could not be made, most of all MLflow."""
+    for event in result.all_events:
+        error = getattr(event.event_specific_data, "error", None)
+        if error is not None:
+            return error_line(error)
+    return f"run {result.run_id} failed before any step began"
 
 
 def _summary(result: dg.ExecuteInProcessResult, from_key: str, to_key: str) -> RunSummary:
@@ -280,6 +289,7 @@ def chain_selection(settings: Settings, *, market_only: bool = False) -> list[st
         f"{TIMESCALE}/splits",
         *models,
         f"{TIMESCALE}/model_evaluation",
+        f"{TIMESCALE}/champion",
         f"{TIMESCALE}/model_card",
     ]
 

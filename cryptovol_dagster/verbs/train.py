@@ -28,7 +28,14 @@ def train(model_type: str, partition: str | None, as_json: bool) -> None:
     """Train models as of the end of an hour, on the hours before it.
 
     Materializes the same Dagster assets as the hourly retrain: splits, then the models. Each is written to
-    the lake, logged to MLflow, and the newest is exported to the artifacts folder.
+    the lake, logged to MLflow, and the newest is exported to the artifacts folder. Who is champion is decided
+    by `cryptovol evaluate`.
+
+    \b
+    Examples:
+      cryptovol train                                     every enabled model, the newest hour with labels
+      cryptovol train --model-type xgboost --json         one model, the result for scripts
+      cryptovol train --partition 2026-04-04-03:00        as of an hour before
     """
     from cryptovol_dagster.verbs import runs
 

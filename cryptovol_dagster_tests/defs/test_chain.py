@@ -98,7 +98,7 @@ def test_the_newest_hour_is_exported_and_reported(pipeline: Pipeline) -> None:
     assert set(report["models"]) == set(pipeline.settings.models.enabled)
     assert report["verdict"] == "insufficient_data"
     assert report["reasons"]
-    assert "cryptovol" in (storage.reports_dir / "model_card.md").read_text()
+    assert "cryptovol" in (storage.reports_dir / "model_card_v1.md").read_text()
     exported = (storage.artifacts_dir / "seconds-xgboost.zip").read_bytes()
     assert exported == pipeline.lake.read_bytes("seconds/model_xgboost", newest, "zip")
 
@@ -139,10 +139,14 @@ def test_what_was_trained_and_measured_is_told_in_numbers_that_the_ui_draws(pipe
 def test_a_backfill_of_an_old_hour_leaves_the_latest_copies_alone(pipeline: Pipeline) -> None:
     old = pipeline.hours[1]
     runs.materialize_range(
-        pipeline.settings, old, old, ["seconds/model_ewma", "seconds/model_evaluation", "seconds/model_card"]
+        pipeline.settings,
+        old,
+        old,
+        ["seconds/model_ewma", "seconds/model_evaluation", "seconds/champion", "seconds/model_card"],
     )
-    report = json.loads((pipeline.settings.storage.reports_dir / "model_eval.json").read_text())
-    assert report["as_of"] == pipeline.hours[-1]
+    for name in ("model_eval.json", "decision.json"):
+        report = json.loads((pipeline.settings.storage.reports_dir / name).read_text())
+        assert report["as_of"] == pipeline.hours[-1]
 
 
 def test_mlflow_holds_a_finished_parent_and_a_child_for_each_model_and_hour(pipeline: Pipeline) -> None:
@@ -256,7 +260,7 @@ def test_a_range_trains_every_nth_hour_and_its_last_and_the_hours_between_carry_
     assert summary.carried == {second: first, third: first}
     assert summary.not_trainable == {}
     assert [check for check in summary.checks_failed if check.severity == "ERROR"] == []
-    assert "cryptovol" in (settings.storage.reports_dir / "model_card.md").read_text()
+    assert "cryptovol" in (settings.storage.reports_dir / "model_card_v1.md").read_text()
     carried = summary.metadata["seconds/model_evaluation"][second]
     assert (carried["status"], carried["models_of"]) == ("carried", first)
     assert carried["reason"] == (

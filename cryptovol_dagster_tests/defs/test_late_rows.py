@@ -25,7 +25,11 @@ from ingestor.archive.layout import ClosedHour
 from ingestor.envelope import TICKS, TOPICS
 from ingestor.settings import Settings
 
-ASSETS_LEFT_ALONE = (("seconds/splits", "json"), ("seconds/model_evaluation", "json"))
+ASSETS_LEFT_ALONE = (
+    ("seconds/splits", "json"),
+    ("seconds/model_evaluation", "json"),
+    ("seconds/champion", "json"),
+)
 
 
 def _look(raw_dir: Path) -> list[ClosedHour]:

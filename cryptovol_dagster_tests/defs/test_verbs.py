@@ -38,9 +38,11 @@ def test_too_little_data_is_a_verdict_with_reasons_and_an_error_only_when_asked(
     found = json.loads(result.stdout)
     assert found["evaluation"]["verdict"] == "insufficient_data"
     assert found["evaluation"]["as_of"] == pipeline.hours[-1]
+    assert found["decision"]["champion"]["as_of"] == pipeline.hours[0]
     strict = invoke(pipeline.settings, "evaluate", "--strict")
     assert strict.exit_code == 3
     assert "verdict: insufficient_data" in strict.stdout
+    assert f"champion: ewma as of {pipeline.hours[0]}, unproven (INSUFFICIENT_DATA)" in strict.stdout
 
 
 def test_training_names_what_it_trained_and_where_it_is(pipeline: Pipeline, invoke) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from sklearn.metrics import average_precision_score, confusion_matrix, precision
 from cryptovol_dagster.core.dataset import Problem, SingleClassError
 from cryptovol_dagster.core.evaluation import Evaluation, evaluate, summary_rows
 from cryptovol_dagster.core.metrics import best_f1_threshold
-from cryptovol_dagster.core.model_card import render_model_card
+from cryptovol_dagster.core.model_card import CardContext, render_model_card
 from cryptovol_dagster.core.models import MODELS, Model, ModelError, train_model
 from cryptovol_dagster.core.plots import (
     most_violent_stretch,
@@ -23,6 +24,7 @@ from cryptovol_dagster.core.plots import (
     plot_reliability,
     plot_sigma_distribution,
 )
+from cryptovol_dagster.core.promotion import Champion, Measured, decide
 from cryptovol_dagster_tests.core.learning.market import MODEL_SPEC, SPEC, make_bars, make_problem
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -122,10 +124,14 @@ def test_operating_points_are_chosen_on_validation_and_measured_on_test(
         assert 0 <= point["events_found"] <= point["events"] == evaluation.report["counts"]["test"]["events"]
 
 
-def test_every_model_is_compared_with_every_baseline_on_the_same_resamples(evaluation: Evaluation) -> None:
+def test_every_model_is_compared_with_every_baseline_and_the_learned_ones_with_one_another(
+    evaluation: Evaluation,
+) -> None:
     report = evaluation.to_dict()
     pairs = [(entry["model"], entry["baseline"]) for entry in report["comparisons"]]
-    assert len(pairs) == len(set(pairs)) == 4 * 3
+    assert len(pairs) == len(set(pairs)) == 4 * 3 + 1
+    assert ("xgboost", "logreg") in pairs
+    assert {frozenset(pair) for pair in pairs} == {frozenset(pair) for pair in combinations(MODELS, 2)}
     for entry in report["comparisons"]:
         ours, theirs = (report["models"][entry[key]]["average_precision"] for key in ("model", "baseline"))
         assert entry["ap_difference"] == pytest.approx(ours - theirs)
@@ -293,3 +299,37 @@ def test_the_card_says_when_the_data_are_too_few(short: tuple[Problem, dict[str,
     assert "**Verdict: insufficient_data.**" in card
     assert f"- {evaluation.reasons[0]}" in card
     assert "too small to tell the models apart" in card
+
+
+def test_the_card_tells_who_is_champion_of_what_features_and_how_to_reproduce_it(
+    evaluation: Evaluation,
+) -> None:
+    report = evaluation.to_dict() | {"as_of": "2026-04-04-06:00"}
+    measured = Measured.from_report(
+        report,
+        mlflow_run_ids=dict.fromkeys(MODELS, "run"),
+        problem_hash="p",
+        evaluation_hash="e",
+    )
+    before = Champion("baseline_zscore", "2026-04-04-05:00", "q", "f00d", "old", True, "7")
+    held = decide(measured, before)
+    context = CardContext(("ln_rv_60", "noise"), "http://dagster/features", {"numpy": "2.4", "xgboost": "3"})
+    card = render_model_card(report, decision=held, context=context)
+    for line in (
+        f"Decision: **{held.verdict}**.",
+        f"- {held.reasons[0]}",
+        "2 features, version `f00d`",
+        "[the asset's columns](http://dagster/features)",
+        "cryptovol train --partition 2026-04-04-06:00",
+        "Trained with numpy 2.4, xgboost 3.",
+    ):
+        assert line in card
+    for heading in ("Intended use", "Out of scope", "Calibration", "Limits", "Ethics and money"):
+        assert f"\n## {heading}\n" in card
+    assert held.challenge is not None
+    assert f"| challenger | {held.challenge.model} |" in card
+    first = render_model_card(report, decision=decide(measured, None))
+    assert (
+        "Champion is **ewma**, trained as of 2026-04-04-06:00 (MLflow run `run`). It is **unproven**" in first
+    )
+    assert "None" not in card + first

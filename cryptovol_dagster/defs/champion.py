@@ -1,0 +1,95 @@
+"""Who is champion as of each hour, and the registry's aliases, which follow only at the present."""
+
+# No `from __future__ import annotations` here: Dagster reads annotations.
+
+from typing import Any
+
+import dagster as dg
+
+from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.defs.metadata import OWNERS
+from cryptovol_dagster.defs.pools import TRAINING
+from cryptovol_dagster.resources import decisions
+from cryptovol_dagster.resources.lake import Lake
+from cryptovol_dagster.resources.raw import RawStore
+from cryptovol_dagster.resources.registry import Registry
+from cryptovol_dagster.resources.reports import Reports
+from cryptovol_dagster.resources.succession import Settled, settle, why_aliases_stay
+from cryptovol_dagster.resources.tracking import Tracking
+
+
+def champion_key(spec: TimescaleSpec) -> dg.AssetKey:
+    """Give the asset key of a timescale's champion."""
+    return dg.AssetKey(decisions.decision_asset(spec).split("/"))
+
+
+def champion_asset(spec: TimescaleSpec, hours: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    """Build the asset `champion`.
+
+    It reads the newest decision before its own hour and does not depend on it: whichever hour that is, a
+    decision made again must not call for all later ones to be made again.
+    """
+
+    @dg.asset(
+        key=champion_key(spec),
+        deps=[dg.AssetKey([spec.name, "model_evaluation"])],
+        partitions_def=hours,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name="training",
+        owners=OWNERS,
+        pool=TRAINING,
+        kinds={"python", "json", "mlflow"},
+    )
+    def champion(
+        context: dg.AssetExecutionContext,
+        lake: dg.ResourceParam[Lake],
+        raw: dg.ResourceParam[RawStore],
+        reports: dg.ResourceParam[Reports],
+        tracking: dg.ResourceParam[Tracking],
+    ) -> dg.MaterializeResult:
+        """The model in force as of the hour, and why: PROMOTE, HOLD, REJECT or INSUFFICIENT_DATA.
+
+        Starts from the newest earlier decision. The registry's aliases follow only in a run for the newest
+        closed hour alone, and only forward in as-of time: a backfill decides, and moves nothing.
+        """
+        keys = list(context.partition_keys)
+        earlier = decisions.newest_decision(lake, spec, before=keys[0])
+        in_force = None if earlier is None else earlier.champion
+        aliases_stay = why_aliases_stay(raw, keys, context.run.tags)
+        registry = Registry(tracking, spec)
+        for key in keys:
+            settled = settle(
+                lake,
+                spec,
+                reports,
+                registry,
+                key,
+                in_force,
+                aliases_stay=aliases_stay,
+                tags=tracking.origin(decisions.decision_asset(spec), key),
+            )
+            in_force = settled.decision.champion
+            context.add_asset_metadata(_metadata(settled, registry), partition_key=key)
+        return dg.MaterializeResult()
+
+    return champion
+
+
+def _metadata(settled: Settled, registry: Registry) -> dict[str, Any]:
+    decision = settled.decision
+    found: dict[str, Any] = {
+        "status": decision.verdict,
+        "reasons": dg.MetadataValue.json(list(decision.reasons)),
+        "changed": decision.changed,
+        "aliases": settled.aliases,
+        "path": dg.MetadataValue.path(settled.path),
+    }
+    if decision.champion is not None:
+        found["champion"] = decision.champion.model
+        found["champion_as_of"] = decision.champion.as_of
+        found["unproven"] = decision.champion.unproven
+        if decision.champion.registry_version is not None:
+            found["registry"] = dg.MetadataValue.url(registry.url(decision.champion.registry_version))
+    if decision.challenge is not None:
+        found["challenger"] = decision.challenge.model
+    return found
