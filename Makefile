@@ -12,7 +12,7 @@ export GIT_PYTHON_REFRESH := quiet
 .PHONY: help setup demo demo-ui up up-simulate ui status notebook test check format bench bench-recorder bench-backfill bench-reports soak containers-lint containers-check kafka kafka-stop kafka-status lock clean
 
 help: ## Show this help
-	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-14s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 $(STAMP): requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "cryptovol needs Python 3.11, 3.12 or 3.13 on the PATH"; exit 1; }
@@ -28,16 +28,7 @@ setup: $(STAMP) ## Create .venv with the pinned packages
 demo: $(STAMP) ## Several hours of market through the whole system, offline; prints results and where to look
 	@$(BIN)/cryptovol demo
 
-demo-up: $(STAMP) ## Everything on this machine: record the market, Dagster, MLflow; Ctrl-C stops all in order
-	@$(BIN)/cryptovol up
-
-up-simulate: $(STAMP) ## The same offline on a synthetic market, an hour a minute (UP="--speed 600 --hours 48")
-	@$(BIN)/cryptovol up --simulate $(UP)
-
-status: $(STAMP) ## One look at recorder, lake, models, services and room; fails when something is wrong
-	@$(BIN)/cryptovol status
-
-ui: $(STAMP) ## Open Dagster and MLflow on the demo's data
+demo-ui: $(STAMP) ## Open Dagster and MLflow on the demo's data
 	@CRYPTOVOL__STORAGE__DATA_DIR=$(CURDIR)/data/demo $(BIN)/cryptovol ui
 
 up: $(STAMP) ## Everything on this machine: record the market, Dagster, MLflow; Ctrl-C stops all in order

@@ -85,7 +85,7 @@ def test_a_product_that_came_late_is_labelled_and_what_was_decided_stands(
     raw_dir, lake = settings.storage.raw_dir, Lake(settings.storage.lake_dir)
     write_market(raw_dir, [first, second, third], products=PRODUCTS[:1], close=False)
     assert [hour.hour for hour in _look(raw_dir)] == [first, second]
-    with dg.DagsterInstance.ephemeral() as instance, runs.quiet_dagster():
+    with dg.instance_for_test() as instance, runs.quiet_dagster():
         automation = Automation(settings, instance)
         for request in automation.sense().run_requests or ():
             assert automation.run(request).success
@@ -134,7 +134,7 @@ def test_a_product_that_came_late_is_labelled_and_what_was_decided_stands(
 
 def test_a_late_row_in_the_newest_hour_does_not_train_it_again(market: Settings) -> None:
     newest, lake = hours_from(FIRST_HOUR, 2)[-1], Lake(market.storage.lake_dir)
-    with dg.DagsterInstance.ephemeral() as instance:
+    with dg.instance_for_test() as instance:
         automation = Automation(market, instance)
         lake.write_bytes("seconds/labels", newest, b"", "parquet")
         lake.write_bytes("seconds/model_evaluation", newest, b"", "json")
@@ -157,7 +157,7 @@ def test_a_late_row_in_the_newest_hour_does_not_train_it_again(market: Settings)
 def test_each_revision_is_a_version_of_its_own_for_the_sensor(market: Settings, revision: int) -> None:
     first, second = hours_from(FIRST_HOUR, 2)
     keys = set()
-    with dg.DagsterInstance.ephemeral() as instance:
+    with dg.instance_for_test() as instance:
         automation = Automation(market, instance)
         for number in range(revision + 1):
             if number:

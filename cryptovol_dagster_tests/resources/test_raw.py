@@ -37,12 +37,10 @@ def test_other_products_are_left_out_and_silent_ones_stay_listed(tmp_path: Path)
     assert set(ticks.product.tolist()) == {1}
 
 
-def test_rows_of_two_logs_follow_the_clock_of_reception(tmp_path: Path, monkeypatch) -> None:
+def test_rows_of_two_logs_follow_the_clock_of_reception(tmp_path: Path) -> None:
     first, second = hours_from(FIRST_HOUR, 2)
-    monkeypatch.setattr(synthetic, "LOG_ID", "zzzzzzzz")
-    write_market(tmp_path, [first])
-    monkeypatch.setattr(synthetic, "LOG_ID", "aaaaaaaa")
-    write_market(tmp_path, [second])
+    write_market(tmp_path, [first], log_id="zzzzzzzz")
+    write_market(tmp_path, [second], log_id="aaaaaaaa")
     ticks = RawStore(tmp_path).ticks(hour_window(first)[0], hour_window(second)[1], PRODUCTS, {})
     assert len(ticks) == 4 * 1440
     assert (np.diff(ticks.event_time_ns) >= 0).all()
@@ -70,7 +68,7 @@ def test_who_served_the_connections_is_told(tmp_path: Path) -> None:
         "event_time_ns": [None] * 4,
         "payload": [json.dumps(detail) for detail in (*served, {"subscriptions": {}})],
     }
-    synthetic._publish(tmp_path, EVENTS, 0, 0, events, np.ones(4, dtype=bool))
+    synthetic._publish(tmp_path, EVENTS, 0, 0, events, np.ones(4, dtype=bool), synthetic.LOG_ID)
     assert RawStore(tmp_path).servers() == {"cryptovol-simulator": 1, "wss://exchange.example": 2}
 
 
