@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import dagster as dg
 import pytest
@@ -63,6 +64,7 @@ class Shown:
         self.page.goto(f"{self.address}{path}")
 
     def shot(self, name: str) -> None:
+        self.page.wait_for_timeout(500)  # what opens moves into its place
         self.page.screenshot(path=self.shots / f"{name}.png")
 
     def wait_for(self, asset: str, hour: str, timeout_s: float = 120) -> None:
@@ -163,7 +165,7 @@ def test_the_whole_lineage_is_shown(shown: Shown) -> None:
     ):
         shown.page.get_by_text(asset, exact=True).last.wait_for()
     shown.page.get_by_text("Hide navigation").click()
-    shown.page.set_viewport_size({"width": 1700, "height": 760})
+    shown.page.set_viewport_size({"width": 1700, "height": 900})
     shown.page.reload()
     shown.page.get_by_text("model_card", exact=True).last.wait_for()
     shown.shot("lineage")
@@ -187,7 +189,7 @@ def test_an_evaluation_shows_its_numbers_and_curves(shown: Shown) -> None:
     shown.open(f"/assets/seconds/model_evaluation?view=partitions&partition={shown.trained[-1]}")
     shown.page.get_by_text("insufficient_data").first.wait_for()
     shown.page.get_by_text("[Show Markdown]").first.click()
-    picture = shown.page.locator("img[alt='precision over recall']")
+    picture = shown.page.locator("img[alt='episode']")
     picture.wait_for()
     assert picture.evaluate("image => image.naturalWidth") > 200
     shown.shot("evaluation")
@@ -197,7 +199,7 @@ def test_a_report_is_opened_from_its_asset(shown: Shown) -> None:
     shown.open(f"/assets/seconds/train_test_report?view=partitions&partition={shown.trained[-1]}")
     link = shown.page.get_by_text("/part.html").first
     link.wait_for()
-    report = Path(link.inner_text().replace("\n", ""))
+    report = Path(unquote(link.inner_text().replace("\n", "").removeprefix("file://")))
     assert report == Lake(shown.settings.storage.lake_dir).path(
         "seconds/train_test_report", shown.trained[-1], "html"
     )
