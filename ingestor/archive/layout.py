@@ -248,13 +248,21 @@ def closing_paths(raw_dir: Path) -> Iterator[tuple[int, list[Path]]]:
             yield hour_from_key(f"{date.name[5:]}-{hour[5:]}:00"), [path for _, path in sorted(records)]
 
 
-def hour_folders(parent: Path) -> Iterator[tuple[int, Path]]:
-    """Yield (hour's start in ns, folder) for every hour folder under `parent`, oldest first.
+def hour_folders(parent: Path, since_ns: int = 0, until_ns: int = 2**63) -> Iterator[tuple[int, Path]]:
+    """Yield (hour's start in ns, folder) for the hour folders under `parent`, oldest first.
+
+    Args:
+        parent: a topic's folder.
+        since_ns: days that end before are not looked into.
+        until_ns: nor are those that begin at this time or after it.
 
     Raises:
         ArchiveError: a folder cannot be read.
     """
     for date in _subfolders(parent, _DATE):
+        day_ns = hour_from_key(f"{date.name[5:]}-00:00")
+        if day_ns >= until_ns or day_ns + 24 * HOUR_NS <= since_ns:
+            continue
         for hour in _subfolders(date, _HOUR):
             yield hour_from_key(f"{date.name[5:]}-{hour.name[5:]}:00"), hour
 

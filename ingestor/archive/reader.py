@@ -69,7 +69,9 @@ class RawReader:
             ArchiveError: a file in one of the folders is foreign or corrupt.
         """
         found: list[RawFile] = []
-        for hour_ns, folder in hour_folders(self._raw_dir / topic):
+        # A year of hours is a long list; the days around the span are a short one.
+        around = hour_folders(self._raw_dir / topic, start_ns - DISORDER_NS, end_ns + DISORDER_NS)
+        for hour_ns, folder in around:
             if hour_ns - DISORDER_NS >= end_ns or hour_ns + HOUR_NS + DISORDER_NS <= start_ns:
                 continue
             for _, path in files_in(folder):
