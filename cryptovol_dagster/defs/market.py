@@ -12,10 +12,10 @@ from cryptovol_dagster.core.features import compute_features, feature_hash
 from cryptovol_dagster.core.labels import REASONS, forward_volatility, label_hash, rows_labelled_by
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs import schemas
-from cryptovol_dagster.defs.metadata import OWNERS, lineage_metadata, picture, rows_and_path, schema_metadata
+from cryptovol_dagster.defs.metadata import OWNERS, lineage_metadata, rows_and_path, schema_metadata
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import MARKET
-from cryptovol_dagster.resources import chain, pictures
+from cryptovol_dagster.resources import chain
 from cryptovol_dagster.resources.lake import Lake, hour_window
 
 if TYPE_CHECKING:
@@ -67,11 +67,6 @@ def market_assets(
             context.add_asset_metadata(
                 {**rows_and_path(len(frame), path), **_quality(grid)}, partition_key=key
             )
-            if key == context.partition_keys[-1]:  # one picture a run: event logs keep everything for ever
-                context.add_asset_metadata(
-                    {"mid and volatility": picture(pictures.draw_bars(grid), "mid and realised volatility")},
-                    partition_key=key,
-                )
         return dg.MaterializeResult()
 
     @dg.asset(
@@ -137,8 +132,8 @@ def market_assets(
         for key in context.partition_keys:
             grid = chain.read_bars(lake, spec, key, chain.label_hours_back(spec))
             from_ns, to_ns = rows_labelled_by(*hour_window(key), spec)
-            grid_labels = forward_volatility(grid, spec, from_ns=max(from_ns, grid.start_ns), to_ns=to_ns)
-            frame = grid_labels.to_frame()
+            labelled = forward_volatility(grid, spec, from_ns=max(from_ns, grid.start_ns), to_ns=to_ns)
+            frame = labelled.to_frame()
             path = lake.write_table(
                 lake_name(labels_key), key, chain.to_table(frame), version=label_hash(spec)
             )
@@ -152,11 +147,6 @@ def market_assets(
                 },
                 partition_key=key,
             )
-            if key == context.partition_keys[-1]:
-                context.add_asset_metadata(
-                    {"sigma": picture(pictures.draw_sigma(grid_labels, spec), "σ of the next H bars")},
-                    partition_key=key,
-                )
         return dg.MaterializeResult()
 
     return [bars, features, labels]

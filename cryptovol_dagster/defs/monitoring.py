@@ -17,11 +17,11 @@ from cryptovol_dagster.core.drift import DriftLimits
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs import schemas
 from cryptovol_dagster.defs.market import lake_name
-from cryptovol_dagster.defs.metadata import OWNERS
+from cryptovol_dagster.defs.metadata import OWNERS, picture
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import MARKET, TRAINING
 from cryptovol_dagster.defs.training import trainable_plans
-from cryptovol_dagster.resources import chain, drift, evidently_report, report_rows
+from cryptovol_dagster.resources import chain, drift, evidently_report, pictures, report_rows
 from cryptovol_dagster.resources.evidently_report import EvidentlyReport, Side
 from cryptovol_dagster.resources.lake import Lake
 from cryptovol_dagster.resources.report_index import SUMMARY, write_index
@@ -127,7 +127,7 @@ def _data_quality_report(
     ) -> dg.MaterializeResult:
         """What an hour's bars and features are like: missing, constant, twice, ranges (Evidently).
 
-        Every row is in it, those of gaps too, which no model sees.
+        Every row is in it, those of gaps too, which no model sees. Beside it, a picture of the hour.
         """
         key = _newest_of(context, context.partition_keys)
         side = Side("the hour", key, report_rows.quality_rows(lake, spec, key))
@@ -140,6 +140,11 @@ def _data_quality_report(
             seed=seed,
         )
         _publish(context, lake, reports, spec, report, monitoring.report_pages_kept)
+        # Here, not beside the bars: matplotlib alone takes longer to import than the hour's market to make.
+        drawn = pictures.draw_bars(chain.read_bars(lake, spec, key, 0))
+        context.add_asset_metadata(
+            {"mid and volatility": picture(drawn, "mid and realised volatility")}, partition_key=key
+        )
         return dg.MaterializeResult()
 
     return data_quality_report

@@ -1,4 +1,4 @@
-"""Small pictures of an hour of market for the Dagster UI; matplotlib is imported when one is drawn."""
+"""A small picture of an hour of market for the Dagster UI; matplotlib is imported when one is drawn."""
 
 from __future__ import annotations
 
@@ -7,15 +7,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from cryptovol_dagster.core.canvas import BPS, CYCLE, canvas, png, time_axis, title
-from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.core.canvas import CYCLE, canvas, png, time_axis, title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
     from cryptovol_dagster.core.bars import BarGrid
-    from cryptovol_dagster.core.labels import LabelGrid
 
 
 def draw_bars(grid: BarGrid, window_bars: int = 60) -> bytes:
@@ -37,27 +35,6 @@ def draw_bars(grid: BarGrid, window_bars: int = 60) -> bytes:
     top.ticklabel_format(axis="y", useOffset=False)
     bottom.set(ylabel="σ, bps per bar", ylim=(0, None))
     _finish(top, bottom, "Mid and realised volatility", f"{_span(times)}; σ over the last {window_bars} bars")
-    return png(figure)
-
-
-def draw_sigma(grid: LabelGrid, spec: TimescaleSpec) -> bytes:
-    """Draw σ of the next H bars, with each product's own quantile of this span.
-
-    The dashed line is this span's quantile, for the eye only; the threshold τ of a label comes from a
-    training span.
-    """
-    figure, axes = canvas(8, 3)
-    times = _times(grid.start_ns, grid.bar_ns, grid.sigma.shape[1])
-    for row, product in enumerate(grid.products):
-        sigma, colour = grid.sigma[row] * BPS, CYCLE[row % len(CYCLE)]
-        axes.plot(times, sigma, linewidth=0.8, color=colour, label=product)
-        if np.isfinite(sigma).any():
-            quantile = float(np.nanquantile(sigma, spec.quantile))
-            axes.axhline(quantile, color=colour, linestyle="--", linewidth=0.8)
-    axes.set(ylabel="σ, bps per bar", ylim=(0, None))
-    horizon_s = spec.horizon_bars * spec.bar_interval_s
-    note = f"{_span(times)}; dashed: the {spec.quantile:.0%} quantile of this span, not a model's τ"
-    _finish(axes, axes, f"Volatility of the next {horizon_s} s", note)
     return png(figure)
 
 
