@@ -14,6 +14,7 @@ from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.defs.training import trainable_plans
 from cryptovol_dagster.resources import chain, decisions
 from cryptovol_dagster.resources.lake import Lake
+from cryptovol_dagster.resources.report_index import write_index
 from cryptovol_dagster.resources.reports import Reports
 
 
@@ -64,6 +65,7 @@ def model_card_asset(
             if lake.is_newest(asset_name, key, "md"):
                 reports.write(reports.model_card, card.encode())
             context.add_asset_metadata({"path": dg.MetadataValue.path(path)}, partition_key=key)
+        write_index(lake, reports, spec)  # the last of a run's latest copies is there by now
         return dg.MaterializeResult()
 
     return model_card

@@ -103,6 +103,7 @@ def _newest_files(reports: Reports) -> list[tuple[str, Path]]:
     named = [
         ("Model card", reports.model_card),
         ("Evaluation", reports.evaluation),
+        ("Decision", reports.decision),
         *((TITLES[kind], reports.evidently(kind, "html")) for kind in TITLES),
         ("Exploration", reports.reports_dir / "eda.html"),
         *((path.stem.replace("_", " "), path) for path in sorted(reports.reports_dir.glob("plots/*.png"))),
@@ -201,7 +202,8 @@ p { color:var(--soft); margin:6px 0; } a { color:var(--under); }
 .cards { display:grid; grid-template-columns:repeat(auto-fill,minmax(190px,1fr)); gap:10px; }
 .card { background:var(--card); border:1px solid var(--line); border-radius:8px; padding:10px 14px;
  text-decoration:none; display:flex; flex-direction:column; }
-.card b { color:var(--ink); font-weight:600; } .card span { color:var(--soft); font-size:13px; }
+.card b { color:var(--ink); font-weight:600; }
+.card span { color:var(--soft); font-size:13px; overflow-wrap:anywhere; }
 .wide { overflow-x:auto; } rect.under { fill:var(--under); } rect.over { fill:var(--over); }
 line { stroke:var(--soft); stroke-dasharray:4 3; }
 table { border-collapse:collapse; width:100%; font-variant-numeric:tabular-nums; }
