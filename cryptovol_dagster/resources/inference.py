@@ -196,6 +196,9 @@ def _version_of(file: Path) -> str | None:
 def inputs_of(rows: FeatureRows, scorer: Scorer) -> pd.DataFrame:
     """Give the feature columns of every row, once it is known that the model can read them.
 
+    Two writers of one feature set may differ in optional columns: training left out what it hardly knew, and
+    live rows lack the cross features. What the model does not know is dropped, what the rows lack is unknown.
+
     Raises:
         InferError: the rows are of another feature set than the model was trained on.
     """
@@ -205,7 +208,8 @@ def inputs_of(rows: FeatureRows, scorer: Scorer) -> pd.DataFrame:
             f"{rows.source}: features of version {rows.version}, model {meta.name} was trained on version "
             f"{meta.feature_hash}: make the features again, or train a new model"
         )
-    return rows.frame.drop(columns=[*KEY_COLUMNS, *_LIVE_COLUMNS], errors="ignore")
+    inputs = rows.frame.drop(columns=[*KEY_COLUMNS, *_LIVE_COLUMNS], errors="ignore")
+    return inputs if rows.version is None else inputs.reindex(columns=list(meta.inputs))
 
 
 def score(rows: FeatureRows, scorer: Scorer) -> pd.DataFrame:

@@ -12,8 +12,9 @@ import pytest
 from click.testing import CliRunner
 
 from cryptovol_dagster.cli import main
-from cryptovol_dagster.core.features import Reason
+from cryptovol_dagster.core.features import Reason, optional_feature_names
 from cryptovol_dagster.core.models import load_model
+from cryptovol_dagster.core.models.base import ModelError
 from cryptovol_dagster.resources import inference
 from cryptovol_dagster.resources.inference import InferError
 from cryptovol_dagster.resources.lake import Lake, hour_window
@@ -184,3 +185,23 @@ def test_the_benchmark_measures_calls_of_every_batch(
         assert batch["share_of_target"] == pytest.approx(batch["p99_ms"] / 1e3 / 10)
     text = _invoke(pipeline, tmp_path, monkeypatch, *arguments).stdout
     assert "target: 10 s for the rows of a bar" in text
+
+
+def test_two_writers_of_one_feature_set_may_differ_in_optional_columns(
+    pipeline: Pipeline, features: pd.DataFrame
+) -> None:
+    spec = timescale_spec(pipeline.settings.timescales.seconds, "seconds")
+    content = pipeline.lake.read_bytes("seconds/model_logreg", pipeline.hours[-1], "zip")
+    scorer = inference.Scorer(load_model(content), "a test", "logreg", None)
+    optional = sorted(optional_feature_names(spec).intersection(features.columns))
+    valid = features["valid"].to_numpy(dtype=bool)
+    # Live rows lack some, and a file may hold what training had left out.
+    given = features.drop(columns=optional).assign(left_out_by_training=1.0)
+    rows = inference.FeatureRows(given, "live rows", scorer.model.meta.feature_hash)
+    scores = inference.score(rows, scorer)
+    unknown = features.loc[valid].drop(columns=KEYS).assign(**dict.fromkeys(optional, np.nan))
+    by_time = features.loc[valid].sort_values(["bar_start", "product"]).index
+    expected = pd.Series(scorer.model.predict_proba(unknown), index=features.index[valid])[by_time]
+    np.testing.assert_allclose(scores.loc[scores["reason"] == "ok", "probability"], expected, rtol=1e-12)
+    with pytest.raises(ModelError, match="feature columns missing: "):
+        inference.score(inference.FeatureRows(given, "a file of no version", None), scorer)
