@@ -6,8 +6,9 @@ from typing import Any
 
 import dagster as dg
 
+from cryptovol_dagster.core.promotion import SCHEMA_VERSION
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.defs.metadata import OWNERS
+from cryptovol_dagster.defs.metadata import OWNERS, code_version, timescale_tags
 from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.resources import decisions
 from cryptovol_dagster.resources.lake import Lake
@@ -39,6 +40,8 @@ def champion_asset(spec: TimescaleSpec, hours: dg.PartitionsDefinition) -> dg.As
         owners=OWNERS,
         pool=TRAINING,
         kinds={"python", "json", "mlflow"},
+        code_version=code_version(str(SCHEMA_VERSION), spec.hash()),
+        tags=timescale_tags(spec.name),
     )
     def champion(
         context: dg.AssetExecutionContext,

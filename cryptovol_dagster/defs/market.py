@@ -12,7 +12,13 @@ from cryptovol_dagster.core.features import compute_features, feature_hash
 from cryptovol_dagster.core.labels import REASONS, forward_volatility, label_hash, rows_labelled_by
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs import schemas
-from cryptovol_dagster.defs.metadata import OWNERS, lineage_metadata, rows_and_path, schema_metadata
+from cryptovol_dagster.defs.metadata import (
+    OWNERS,
+    lineage_metadata,
+    rows_and_path,
+    schema_metadata,
+    timescale_tags,
+)
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import MARKET
 from cryptovol_dagster.resources import chain
@@ -29,7 +35,7 @@ def market_assets(
     bars_key, features_key, labels_key = (
         dg.AssetKey([spec.name, name]) for name in ("bars", "features", "labels")
     )
-    tags = {"timescale": spec.name}
+    tags = timescale_tags(spec.name)
 
     @dg.asset(
         key=bars_key,

@@ -15,6 +15,16 @@ OWNERS = ["team:cryptovol"]
 MAX_PICTURE_BYTES = 100 * 1024
 
 
+def timescale_tags(timescale: str) -> dict[str, str]:
+    """Give the tags by which the UI finds every asset of a timescale."""
+    return {"cryptovol/timescale": timescale}
+
+
+def code_version(*parts: str) -> str:
+    """Name what an asset's contents mean, from hashes and versions: another name shows in the UI as stale."""
+    return "-".join(parts)
+
+
 def column_schema(schema: pa.Schema, descriptions: Mapping[str, str] | None = None) -> dg.TableSchema:
     """Describe a table's columns for the catalog."""
     known = descriptions or {}

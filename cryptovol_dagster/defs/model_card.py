@@ -6,10 +6,11 @@ import json
 
 import dagster as dg
 
+from cryptovol_dagster.core.features import feature_hash
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs.champion import champion_key
 from cryptovol_dagster.defs.market import lake_name
-from cryptovol_dagster.defs.metadata import OWNERS
+from cryptovol_dagster.defs.metadata import OWNERS, code_version, timescale_tags
 from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.defs.training import trainable_plans
 from cryptovol_dagster.resources import chain, decisions
@@ -35,6 +36,8 @@ def model_card_asset(
         owners=OWNERS,
         pool=TRAINING,
         kinds={"markdown"},
+        code_version=code_version(spec.hash(), feature_hash(spec)),
+        tags=timescale_tags(spec.name),
     )
     def model_card(
         context: dg.AssetExecutionContext,

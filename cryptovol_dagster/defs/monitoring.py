@@ -14,10 +14,11 @@ import dagster as dg
 
 from cryptovol_dagster.core.canvas import clock
 from cryptovol_dagster.core.drift import DriftLimits
+from cryptovol_dagster.core.features import feature_hash
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs import schemas
 from cryptovol_dagster.defs.market import lake_name
-from cryptovol_dagster.defs.metadata import OWNERS, picture
+from cryptovol_dagster.defs.metadata import OWNERS, code_version, picture, timescale_tags
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import MARKET, TRAINING
 from cryptovol_dagster.defs.training import trainable_plans
@@ -69,6 +70,10 @@ def _drift_scores(
         owners=OWNERS,
         pool=MARKET,
         kinds={"numpy", "json"},
+        code_version=code_version(
+            feature_hash(spec), f"{monitoring.drift_distance_limit:g}", f"{monitoring.drift_limit_share:g}"
+        ),
+        tags=timescale_tags(spec.name),
         metadata={"reference_hours": back},
     )
     def drift_scores(
@@ -119,6 +124,8 @@ def _data_quality_report(
         owners=OWNERS,
         pool=TRAINING,
         kinds={"evidently", "html"},
+        code_version=feature_hash(spec),
+        tags=timescale_tags(spec.name),
     )
     def data_quality_report(
         context: dg.AssetExecutionContext,
@@ -169,6 +176,8 @@ def _train_test_report(
         owners=OWNERS,
         pool=TRAINING,
         kinds={"evidently", "html"},
+        code_version=feature_hash(spec),
+        tags=timescale_tags(spec.name),
     )
     def train_test_report(
         context: dg.AssetExecutionContext,
@@ -216,6 +225,8 @@ def _drift_report(
         owners=OWNERS,
         pool=TRAINING,
         kinds={"evidently", "html"},
+        code_version=feature_hash(spec),
+        tags=timescale_tags(spec.name),
         metadata={"reference_hours": back},
     )
     def drift_report(

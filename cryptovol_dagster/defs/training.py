@@ -20,7 +20,7 @@ from cryptovol_dagster.core.features import feature_hash
 from cryptovol_dagster.core.labels import label_hash
 from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
 from cryptovol_dagster.defs.market import lake_name
-from cryptovol_dagster.defs.metadata import OWNERS, picture
+from cryptovol_dagster.defs.metadata import OWNERS, code_version, picture, timescale_tags
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.resources import chain
@@ -41,15 +41,6 @@ KINDS = {"xgboost": "xgboost", "logreg": "scikitlearn", "har_logit": "scikitlear
 def model_key(spec: TimescaleSpec, model: str) -> dg.AssetKey:
     """Give the asset key of a model."""
     return dg.AssetKey([spec.name, f"model_{model}"])
-
-
-def _version(*hashes: str) -> str:
-    """Name what an asset's contents mean: another version shows in the UI as stale."""
-    return "-".join(hashes)
-
-
-def _stage(spec: TimescaleSpec) -> dict[str, str]:
-    return {"cryptovol/timescale": spec.name, "cryptovol/stage": "training"}
 
 
 def training_assets(
@@ -93,8 +84,8 @@ def _splits(
         owners=OWNERS,
         pool=TRAINING,
         kinds={"python", "json"},
-        code_version=_version(spec.hash(), feature_hash(spec), label_hash(spec)),
-        tags=_stage(spec),
+        code_version=code_version(spec.hash(), feature_hash(spec), label_hash(spec)),
+        tags=timescale_tags(spec.name),
         metadata={
             "horizon_s": spec.horizon_bars * spec.bar_interval_s,
             "quantile": spec.quantile,
@@ -144,8 +135,8 @@ def _model(
         owners=OWNERS,
         pool=TRAINING,
         kinds={KINDS.get(name, "python"), "mlflow"},
-        code_version=_version(spec.hash(), feature_hash(spec), models.hash()),
-        tags=_stage(spec) | {"cryptovol/model": name},
+        code_version=code_version(spec.hash(), feature_hash(spec), models.hash()),
+        tags=timescale_tags(spec.name) | {"cryptovol/model": name},
         description=f"{_about(name)}\n\nAs of the end of an hour: a zip without pickle in the lake, a child "
         "run in MLflow, and (the newest) a copy among the exported models.",
     )
@@ -284,8 +275,8 @@ def _evaluation(
         owners=OWNERS,
         pool=TRAINING,
         kinds={"python", "json"},
-        code_version=_version(spec.hash(), feature_hash(spec), label_hash(spec), models.hash()),
-        tags=_stage(spec),
+        code_version=code_version(spec.hash(), feature_hash(spec), label_hash(spec), models.hash()),
+        tags=timescale_tags(spec.name),
     )
     def model_evaluation(
         context: dg.AssetExecutionContext,
