@@ -16,7 +16,7 @@ from typing import Any
 from cryptovol_dagster.resources.instance import running_instance
 from cryptovol_dagster.resources.lake import HOUR_NS, Lake, hour_key
 from cryptovol_dagster.resources.reachable import accepts, answers
-from ingestor.archive.layout import CLOSED
+from ingestor.archive.layout import closing_paths
 from ingestor.archive.reader import RawReader
 from ingestor.audit.span import archive_runs
 from ingestor.envelope import EVENTS, TICKS
@@ -219,11 +219,8 @@ def _newest(lake: Lake, asset: str, suffix: str) -> str | None:
 
 
 def _closings(raw_dir: Path) -> dict[str, int]:
-    """Give when (wall clock, ns) each closed hour was recorded; from names alone, there may be thousands."""
-    return {
-        f"{path.parent.name[5:]}-{path.stem[5:]}:00": path.stat().st_mtime_ns
-        for path in (raw_dir / CLOSED).glob("date=*/hour=*.json")
-    }
+    """Give when (wall clock, ns) each hour closed first; from names alone, there may be thousands."""
+    return {hour_key(hour_ns): paths[0].stat().st_mtime_ns for hour_ns, paths in closing_paths(raw_dir)}
 
 
 def _assets(lake_dir: Path) -> list[str]:

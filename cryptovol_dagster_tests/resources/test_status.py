@@ -12,9 +12,10 @@ from click.testing import CliRunner
 
 from cryptovol_dagster.cli import main
 from cryptovol_dagster.resources import status as module
-from cryptovol_dagster.resources.lake import Lake, hour_key
+from cryptovol_dagster.resources.lake import Lake, hour_key, hour_window
 from cryptovol_dagster.resources.status import NS, Status, look
 from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, hours_from, small_settings, write_market
+from ingestor.archive.layout import closing_path
 from ingestor.archive.lock import StorageLock
 from ingestor.settings import Settings
 from ingestor.settings.model import KafkaSettings, MlflowSettings
@@ -93,6 +94,19 @@ def test_an_asset_that_was_never_made_lacks_every_hour(recorded: Settings, lake:
     make(lake, HOURS, MADE_OF_AN_HOUR[:-1])
     (problem,) = seen(recorded, after_ns=LATER_NS).problems
     assert problem.startswith(f"seconds/labels: 3 closed hours were not made ({', '.join(HOURS)})")
+
+
+def test_an_hour_that_closed_again_is_one_closed_hour(recorded: Settings, lake: Lake) -> None:
+    make(lake, HOURS)
+    first = closing_path(recorded.storage.raw_dir, hour_window(HOURS[0])[0])
+    again = closing_path(recorded.storage.raw_dir, hour_window(HOURS[0])[0], 1)
+    again.write_bytes(first.read_bytes())
+    try:
+        status = seen(recorded, after_ns=LATER_NS)
+    finally:
+        again.unlink()
+    assert status.raw.closed == len(HOURS)
+    assert status.problems == []
 
 
 def test_hours_before_the_first_partition_are_never_made(recorded: Settings, lake: Lake) -> None:
