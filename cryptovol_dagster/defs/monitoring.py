@@ -7,7 +7,7 @@ the others say so, and get theirs when materialized alone.
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -109,15 +109,18 @@ def _drift_scores(
     return drift_scores
 
 
-def _data_quality_report(
-    spec: TimescaleSpec, hours: dg.PartitionsDefinition, monitoring: MonitoringSettings, seed: int
-) -> dg.AssetsDefinition:
-    kind = evidently_report.DATA_QUALITY
-    key_of_asset = dg.AssetKey([spec.name, kind])
-
-    @dg.asset(
-        key=key_of_asset,
-        deps=[dg.AssetKey([spec.name, name]) for name in ("bars", "features")],
+def _evidently_asset(
+    key: dg.AssetKey,
+    spec: TimescaleSpec,
+    hours: dg.PartitionsDefinition,
+    *,
+    deps: Sequence[dg.AssetKey | dg.AssetDep],
+    **more: Any,
+) -> Callable[[Callable[..., dg.MaterializeResult]], dg.AssetsDefinition]:
+    """Declare what the three reports share."""
+    return dg.asset(
+        key=key,
+        deps=deps,
         partitions_def=hours,
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name=GROUP,
@@ -126,6 +129,21 @@ def _data_quality_report(
         kinds={"evidently", "html"},
         code_version=feature_hash(spec),
         tags=timescale_tags(spec.name),
+        **more,
+    )
+
+
+def _data_quality_report(
+    spec: TimescaleSpec, hours: dg.PartitionsDefinition, monitoring: MonitoringSettings, seed: int
+) -> dg.AssetsDefinition:
+    kind = evidently_report.DATA_QUALITY
+    key_of_asset = dg.AssetKey([spec.name, kind])
+
+    @_evidently_asset(
+        key_of_asset,
+        spec,
+        hours,
+        deps=[dg.AssetKey([spec.name, name]) for name in ("bars", "features")],
     )
     def data_quality_report(
         context: dg.AssetExecutionContext,
@@ -164,20 +182,14 @@ def _train_test_report(
     key_of_asset = dg.AssetKey([spec.name, kind])
     back = chain.training_hours_back(spec)
 
-    @dg.asset(
-        key=key_of_asset,
+    @_evidently_asset(
+        key_of_asset,
+        spec,
+        hours,
         deps=[
             dg.AssetKey([spec.name, "splits"]),
             *(look_back(dg.AssetKey([spec.name, name]), back) for name in ("features", "labels")),
         ],
-        partitions_def=hours,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name=GROUP,
-        owners=OWNERS,
-        pool=TRAINING,
-        kinds={"evidently", "html"},
-        code_version=feature_hash(spec),
-        tags=timescale_tags(spec.name),
     )
     def train_test_report(
         context: dg.AssetExecutionContext,
@@ -216,17 +228,11 @@ def _drift_report(
     key_of_asset = dg.AssetKey([spec.name, kind])
     back = monitoring.drift_reference_hours
 
-    @dg.asset(
-        key=key_of_asset,
+    @_evidently_asset(
+        key_of_asset,
+        spec,
+        hours,
         deps=[look_back(dg.AssetKey([spec.name, "features"]), back)],
-        partitions_def=hours,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name=GROUP,
-        owners=OWNERS,
-        pool=TRAINING,
-        kinds={"evidently", "html"},
-        code_version=feature_hash(spec),
-        tags=timescale_tags(spec.name),
         metadata={"reference_hours": back},
     )
     def drift_report(
