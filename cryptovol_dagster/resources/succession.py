@@ -20,6 +20,8 @@ from cryptovol_dagster.resources.registry import Registry
 from cryptovol_dagster.resources.reports import Reports
 
 BACKFILL_TAG = "dagster/backfill"
+#: Of a run that `cryptovol backfill` makes: also where it is of a single hour.
+BACKFILL_VERB_TAG = "cryptovol/backfill"
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ def why_aliases_stay(raw: RawStore, partition_keys: list[str], run_tags: Mapping
         return "this run is over a range of hours"
     if BACKFILL_TAG in run_tags:
         return f"this run belongs to backfill {run_tags[BACKFILL_TAG]}"
+    if BACKFILL_VERB_TAG in run_tags:
+        return "this run was made by `cryptovol backfill`"
     (key,) = partition_keys
     closed = raw.closed_hours(hour_key(hour_window(key)[0] - HOUR_NS))
     if not closed:

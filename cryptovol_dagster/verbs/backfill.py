@@ -25,12 +25,13 @@ def backfill(
     between carry them forward. Hours whose data do not suffice to train are recorded as such and do not stop
     the others. With --only-missing, runs of missing hours are worked off one after the other.
     """
+    from cryptovol_dagster.resources.succession import BACKFILL_VERB_TAG
     from cryptovol_dagster.verbs import runs
 
     settings = load_settings().settings
     selection = runs.chain_selection(settings, market_only=market_only)
     summaries = [
-        runs.materialize_range(settings, first, last, selection)
+        runs.materialize_range(settings, first, last, selection, tags={BACKFILL_VERB_TAG: "true"})
         for first, last in runs.ranges_to_fill(settings, from_key, to_key, only_missing, market_only)
     ]
     if as_json:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -117,6 +117,7 @@ def materialize_range(
     selection: Sequence[str],
     *,
     defs: dg.Definitions | None = None,
+    tags: Mapping[str, str] | None = None,
     on_asset: Callable[[str, float], None] | None = None,
 ) -> RunSummary:
     """Materialize assets, and evaluate their checks, over a range of hours in one run.
@@ -128,6 +129,7 @@ def materialize_range(
         to_key: last hour, inclusive. The same as `from_key` for a single partition.
         selection: asset keys as users write them, e.g. ``["ticks", "seconds/bars"]``.
         defs: the code location to run, when it has been built before.
+        tags: of the run, besides those of a range.
         on_asset: told each asset that is done, and the seconds it took; called from another thread.
 
     Raises:
@@ -151,7 +153,7 @@ def materialize_range(
             run_id=run_id,
             asset_selection=[dg.AssetKey.from_user_string(name) for name in selection],
             partition_key=from_key if one else None,
-            tags={} if one else {RANGE_START: from_key, RANGE_END: to_key},
+            tags={**(tags or {}), **({} if one else {RANGE_START: from_key, RANGE_END: to_key})},
             raise_on_error=False,
         )
         if not result.success:

@@ -28,7 +28,13 @@ from cryptovol_dagster.resources.raw import RawStore
 from cryptovol_dagster.resources.registry import Registry
 from cryptovol_dagster.resources.reports import Reports
 from cryptovol_dagster.resources.specs import timescale_spec
-from cryptovol_dagster.resources.succession import BACKFILL_TAG, Settled, settle, why_aliases_stay
+from cryptovol_dagster.resources.succession import (
+    BACKFILL_TAG,
+    BACKFILL_VERB_TAG,
+    Settled,
+    settle,
+    why_aliases_stay,
+)
 from cryptovol_dagster.resources.tracking import Tracking
 from cryptovol_dagster.verbs import runs
 from cryptovol_dagster_tests.defs.conftest import Pipeline
@@ -206,6 +212,7 @@ def test_a_range_decides_every_hour_and_moves_nothing(pipeline: Pipeline) -> Non
     [
         (HOURS[2:], {}, "this run is over a range of hours"),
         (HOURS[3:], {BACKFILL_TAG: "abc"}, "this run belongs to backfill abc"),
+        (HOURS[3:], {BACKFILL_VERB_TAG: "true"}, "this run was made by `cryptovol backfill`"),
         (HOURS[2:3], {}, f"{HOURS[2]} is not the newest closed hour, {HOURS[3]} is"),
         (hours_from(FIRST_HOUR, 6)[5:], {}, f"{hours_from(FIRST_HOUR, 6)[5]} has not closed"),
         (HOURS[3:], {}, ""),
