@@ -65,7 +65,7 @@ def scores_line(spec: TimescaleSpec) -> Line:
     names, random = feature_names(spec), np.random.default_rng(7)
     with tempfile.TemporaryDirectory() as folder:
         lake = Lake(Path(folder))
-        for key in [*drift.hours_before(NEWEST, REFERENCE_HOURS), NEWEST]:
+        for key in [*drift.partitions_before(NEWEST, REFERENCE_HOURS), NEWEST]:
             values = np.cumsum(random.normal(size=(BARS * len(PRODUCTS), len(names))), axis=0) / 50
             frame = pd.DataFrame(values, columns=list(names))
             frame["product"] = np.repeat(PRODUCTS, BARS)

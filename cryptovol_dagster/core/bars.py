@@ -23,7 +23,7 @@ from cryptovol_dagster.core.ticks import TickColumns, TradeColumns
 
 _LN2_TERM = 2 * np.log(2) - 1
 #: Raised when a column changes its meaning, or one is added.
-BARS_VERSION = 2
+BARS_VERSION = 3
 #: For so long after a product's last trade a bar without one says that nothing was traded; later nobody knows
 #: whether the feed still tells of trades.
 TRADES_KNOWN_FOR_NS = 600 * NS
@@ -37,19 +37,21 @@ _COLUMNS: Mapping[str, tuple[type[np.generic], Any, str | None]] = {
     "ret_nano": (np.int64, 0, "ret_ok"),
     "gk_atto": (np.int64, 0, "ret_ok"),
     "range_nano": (np.int64, 0, "ret_ok"),
-    "spread_nano": (np.int64, 0, "has_quote"),
+    "spread_nano": (np.int64, 0, "has_spread"),
     "imbalance_nano": (np.int64, 0, "has_imbalance"),
     "microprice_nano": (np.int64, 0, "has_imbalance"),
     "n_updates": (np.int32, 0, None),
     "n_mid_changes": (np.int32, 0, None),
     "age_s": (np.float64, np.nan, None),
     "n_trades": (np.int32, 0, "has_trades"),
-    "volume_e8": (np.int64, 0, "has_trades"),
+    "volume_e8": (np.int64, 0, "has_volume"),
     "signed_volume_e8": (np.int64, 0, "has_trades"),
     "ret_ok": (np.bool_, False, None),
     "has_quote": (np.bool_, False, None),
+    "has_spread": (np.bool_, False, None),
     "has_imbalance": (np.bool_, False, None),
     "has_trades": (np.bool_, False, None),
+    "has_volume": (np.bool_, False, None),
     "stale": (np.bool_, False, None),
     "in_gap": (np.bool_, True, None),
     "new_segment": (np.bool_, False, None),
@@ -88,7 +90,7 @@ class BarGrid:
         gk_atto: Garman–Klass term 0.5(h−l)² − (2 ln 2 − 1)(c−o)² × 1e18, from logs in nano; 0 where not
             `ret_ok`.
         range_nano: round(1e9·(ln high − ln low)); 0 where not `ret_ok`.
-        spread_nano: (ask − bid)/mid × 1e9 as of the end (1e5 nano = 1 bps); 0 without a quote.
+        spread_nano: (ask − bid)/mid × 1e9 as of the end (1e5 nano = 1 bps); 0 where not `has_spread`.
         imbalance_nano: (bid size − ask size)/(their sum) × 1e9 as of the end; 0 where not `has_imbalance`.
         microprice_nano: (microprice − mid)/mid × 1e9 as of the end, the microprice being the quotes' mean
             weighted by the size of the other side; 0 where not `has_imbalance`.
@@ -97,13 +99,15 @@ class BarGrid:
             after a break does not count.
         age_s: the bar's end minus the time of its quote, seconds; NaN without a quote.
         n_trades: trades in the bar; 0 where not `has_trades`.
-        volume_e8: traded size × 1e8.
-        signed_volume_e8: the same, taker sells negative.
+        volume_e8: traded size × 1e8; 0 where not `has_volume`.
+        signed_volume_e8: the same, taker sells negative; 0 where not `has_trades`.
         ret_ok: the return is known, crosses no break, loses no message and lies inside the fixed-point bound.
-        has_quote: a quote not older than the gap length exists.
+        has_quote: a quote not older than the gap length exists; of candles, a price.
+        has_spread: that quote tells bid and ask, as ticks do and candles do not.
         has_imbalance: that quote tells both sizes.
         has_trades: trades are known: the product's last one is at most `TRADES_KNOWN_FOR_NS` before the bar's
             end, there is a quote, and no message was lost.
+        has_volume: the traded size is known; candles tell it without a count of trades.
         stale: the quote is older than the spec allows for a prediction.
         in_gap: the last message is older than the gap length, or there was none.
         new_segment: the first bar with a quote after a gap, or one whose ticks lost a predecessor.
@@ -133,8 +137,10 @@ class BarGrid:
     signed_volume_e8: NDArray[np.int64]
     ret_ok: NDArray[np.bool_]
     has_quote: NDArray[np.bool_]
+    has_spread: NDArray[np.bool_]
     has_imbalance: NDArray[np.bool_]
     has_trades: NDArray[np.bool_]
+    has_volume: NDArray[np.bool_]
     stale: NDArray[np.bool_]
     in_gap: NDArray[np.bool_]
     new_segment: NDArray[np.bool_]
@@ -324,15 +330,8 @@ def build_bars(
     Raises:
         BarsError: the span is empty or no whole number of bars, or ticks are not ordered.
     """
-    n_bars, rest = divmod(end_ns - start_ns, spec.bar_ns)
-    if n_bars <= 0 or rest:
-        raise BarsError(f"[{start_ns}, {end_ns}) is no whole number of bars of {spec.bar_ns} ns")
+    grid = empty_grid(ticks.products, start_ns, end_ns, spec)
     _require_order(ticks)
-    shape = (len(ticks.products), n_bars)
-    columns: dict[str, NDArray[Any]] = {
-        name: np.full(shape, unknown, dtype=dtype) for name, (dtype, unknown, _) in _COLUMNS.items()
-    }
-    grid = BarGrid(products=ticks.products, start_ns=start_ns, bar_ns=spec.bar_ns, **columns)
     edges = np.searchsorted(ticks.product, np.arange(len(ticks.products) + 1))
     for row in range(len(ticks.products)):
         own = ticks.event_time_ns[edges[row] : edges[row + 1]]
@@ -341,10 +340,26 @@ def build_bars(
         next_one = min(last + 1, edges[row + 1])
         grid.lossy[row] = _lossy(ticks, slice(first, next_one), grid, spec)
         if last > first:
-            _fill_quotes({name: c[row] for name, c in columns.items()}, ticks, slice(first, last), grid, spec)
+            _fill_quotes(row, ticks, slice(first, last), grid, spec)
     if trades is not None:
         _fill_trades(grid, trades)
     return grid
+
+
+def empty_grid(products: Sequence[str], start_ns: int, end_ns: int, spec: TimescaleSpec) -> BarGrid:
+    """Bars of which nothing is known.
+
+    Raises:
+        BarsError: the span is empty or no whole number of bars.
+    """
+    n_bars, rest = divmod(end_ns - start_ns, spec.bar_ns)
+    if n_bars <= 0 or rest:
+        raise BarsError(f"[{start_ns}, {end_ns}) is no whole number of bars of {spec.bar_ns} ns")
+    columns: dict[str, NDArray[Any]] = {
+        name: np.full((len(products), n_bars), unknown, dtype=dtype)
+        for name, (dtype, unknown, _) in _COLUMNS.items()
+    }
+    return BarGrid(products=tuple(products), start_ns=start_ns, bar_ns=spec.bar_ns, **columns)
 
 
 def _require_order(ticks: TickColumns) -> None:
@@ -369,9 +384,7 @@ def _lossy(ticks: TickColumns, own: slice, grid: BarGrid, spec: TimescaleSpec) -
     return np.cumsum(steps[:-1]) > 0
 
 
-def _fill_quotes(
-    row: Mapping[str, NDArray[Any]], ticks: TickColumns, own: slice, grid: BarGrid, spec: TimescaleSpec
-) -> None:
+def _fill_quotes(row: int, ticks: TickColumns, own: slice, grid: BarGrid, spec: TimescaleSpec) -> None:
     """Fill one product's row from its ticks `own`, which begin before the grid and end within it."""
     times, bid, ask = ticks.event_time_ns[own], ticks.bid[own], ticks.ask[own]
     gap_ns, n_bars = round(spec.gap_after_s * NS), grid.n_bars
@@ -394,7 +407,6 @@ def _fill_quotes(
     lost = np.flatnonzero(ticks.gap_before[own][seeds:])
     new_segment = has_quote & ~alive[:-1]
     new_segment[bar_of_tick[lost]] = has_quote[bar_of_tick[lost]]
-    continues = has_quote & ~new_segment
 
     as_of_mid = mid[as_of]
     opened, close = as_of_mid[:-1].copy(), as_of_mid[1:]
@@ -406,32 +418,68 @@ def _fill_quotes(
         high[filled] = np.maximum(high[filled], np.maximum.reduceat(in_bars, heads))
         low[filled] = np.minimum(low[filled], np.minimum.reduceat(in_bars, heads))
 
-    ret, spread = _move_nano(as_of_mid[:-1], close), (ask - bid)[as_of[1:]] / close
-    span = _move_nano(low, high)
-    out_of_bounds = continues & ((span > MAX_MOVE_NANO) | (np.abs(ret) > MAX_MOVE_NANO))
-    ret_ok = continues & ~out_of_bounds & ~row["lossy"]
-    garman_klass = 0.5 * (span * span) - _LN2_TERM * (ret * ret)
-    age_s = age_ns[1:] / NS
-
-    row["n_updates"][:] = n_updates
-    row["n_mid_changes"][:] = _mid_changes(times, mid, ticks.gap_before[own], edge, gap_ns)
-    for name, values in (("open", opened), ("high", high), ("low", low), ("close", close), ("age_s", age_s)):
-        np.copyto(row[name], values, where=has_quote)
-    _copy_rounded(row["ret_nano"], ret, ret_ok)
-    _copy_rounded(row["gk_atto"], garman_klass, ret_ok)
-    _copy_rounded(row["range_nano"], span, ret_ok)
-    _copy_rounded(row["spread_nano"], spread * NANO, has_quote)
+    spread = (ask - bid)[as_of[1:]] / close
+    fill_moves(
+        grid, row, before=as_of_mid[:-1], open=opened, high=high, low=low, close=close, has_quote=has_quote,
+        new_segment=new_segment, age_s=age_ns[1:] / NS, spec=spec,
+    )  # fmt: skip
+    grid.n_updates[row] = n_updates
+    grid.n_mid_changes[row] = _mid_changes(times, mid, ticks.gap_before[own], edge, gap_ns)
+    _copy_rounded(grid.spread_nano[row], spread * NANO, has_quote)
     imbalance, sized = _imbalance(ticks.bid_size[own][as_of[1:]], ticks.ask_size[own][as_of[1:]])
-    _copy_rounded(row["imbalance_nano"], imbalance * NANO, has_quote & sized)
+    _copy_rounded(grid.imbalance_nano[row], imbalance * NANO, has_quote & sized)
     # (bid·ask size + ask·bid size)/(sum of sizes) lies half a spread times the imbalance above the mid.
-    _copy_rounded(row["microprice_nano"], imbalance * spread * (0.5 * NANO), has_quote & sized)
-    row["ret_ok"][:] = ret_ok
-    row["has_quote"][:] = has_quote
-    row["has_imbalance"][:] = has_quote & sized
-    row["stale"][:] = has_quote & (age_s > spec.stale_after_s)
-    row["in_gap"][:] = ~has_quote
-    row["new_segment"][:] = new_segment
-    row["out_of_bounds"][:] = out_of_bounds
+    _copy_rounded(grid.microprice_nano[row], imbalance * spread * (0.5 * NANO), has_quote & sized)
+    grid.has_spread[row] = has_quote
+    grid.has_imbalance[row] = has_quote & sized
+
+
+def fill_moves(
+    grid: BarGrid,
+    row: int,
+    *,
+    before: NDArray[np.float64],
+    open: NDArray[np.float64],
+    high: NDArray[np.float64],
+    low: NDArray[np.float64],
+    close: NDArray[np.float64],
+    has_quote: NDArray[np.bool_],
+    new_segment: NDArray[np.bool_],
+    age_s: NDArray[np.float64],
+    spec: TimescaleSpec,
+) -> None:
+    """Fill what prices say of a product's bars: moves in fixed point, and which of them may be summed.
+
+    `grid.lossy` must be there already.
+
+    Args:
+        grid: is filled.
+        row: of the product.
+        before: price as of each bar's start.
+        open: first price of each bar.
+        high: highest price of each bar.
+        low: lowest price of each bar.
+        close: price as of each bar's end.
+        has_quote: where a price not older than the gap length exists.
+        new_segment: where it is the first after a gap or a loss.
+        age_s: age of the price at each bar's end.
+        spec: the limit of a stale quote.
+    """
+    continues = has_quote & ~new_segment
+    ret, span, body = _move_nano(before, close), _move_nano(low, high), _move_nano(open, close)
+    out_of_bounds = continues & ((span > MAX_MOVE_NANO) | (np.abs(ret) > MAX_MOVE_NANO))
+    ret_ok = continues & ~out_of_bounds & ~grid.lossy[row]
+    for name, values in (("open", open), ("high", high), ("low", low), ("close", close), ("age_s", age_s)):
+        np.copyto(getattr(grid, name)[row], values, where=has_quote)
+    _copy_rounded(grid.ret_nano[row], ret, ret_ok)
+    _copy_rounded(grid.gk_atto[row], 0.5 * (span * span) - _LN2_TERM * (body * body), ret_ok)
+    _copy_rounded(grid.range_nano[row], span, ret_ok)
+    grid.ret_ok[row] = ret_ok
+    grid.has_quote[row] = has_quote
+    grid.stale[row] = has_quote & (age_s > spec.stale_after_s)
+    grid.in_gap[row] = ~has_quote
+    grid.new_segment[row] = new_segment
+    grid.out_of_bounds[row] = out_of_bounds
 
 
 def _move_nano(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -482,7 +530,7 @@ def _fill_trades(grid: BarGrid, trades: TradeColumns) -> None:
         size = np.rint(own.size[order] * SIZE_SCALE).astype(np.int64)
         last_ns = np.concatenate([[np.iinfo(np.int64).min // 2], own.trade_time_ns[order]])[at[1:]]
         known = grid.has_quote[row] & ~grid.lossy[row] & (edges_ns[1:] - last_ns <= TRADES_KNOWN_FOR_NS)
-        grid.has_trades[row] = known
+        grid.has_trades[row] = grid.has_volume[row] = known
         for column, values in (
             (grid.n_trades, np.ones_like(size)),
             (grid.volume_e8, size),

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: Masks of `BarGrid` that say something is known; every other mask says what is wrong with a bar.
-_KNOWN_MASKS = frozenset({"ret_ok", "has_quote", "has_imbalance", "has_trades"})
+_KNOWN_MASKS = frozenset({"ret_ok", "has_quote", "has_spread", "has_imbalance", "has_trades", "has_volume"})
 #: Half the width, in standard errors, of a band that a series without memory leaves at one lag in twenty.
 _BAND_ERRORS = 1.96
 

@@ -402,7 +402,8 @@ def FEATURES(spec: TimescaleSpec) -> tuple[Feature, ...]:  # noqa: N802 - it is 
             f"timescale {spec.name}: ewma_half_lives_bars {list(windows.half_lives)} must be at least 1"
         )
     own: list[Feature] = []
-    for family in (_returns, _volatility, _shape, _spread, _book, _activity, _trades):
+    of_quotes = (_spread, _book, _activity) if spec.quotes else ()
+    for family in (_returns, _volatility, _shape, *of_quotes, _trades):
         own += family(windows)
     own += _time(windows, spec)
     return (*own, *_cross({feature.name: feature for feature in own}))

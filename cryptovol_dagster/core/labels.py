@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from cryptovol_dagster.core.bars import BarGrid, frame_keys
-from cryptovol_dagster.core.specs import NS, TimescaleSpec
+from cryptovol_dagster.core.specs import GK, NS, RV, TimescaleSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,7 +53,8 @@ class LabelGrid:
         products: names of the rows of the arrays.
         start_ns: start of the first bar labelled.
         bar_ns: length of a bar.
-        sigma: root mean square of the log returns of the next H bars (per bar); NaN = no label.
+        sigma: volatility of the next H bars per bar: root mean square of their log returns, or root mean of
+            their Garman–Klass terms; NaN = no label.
         trailing_sigma: the same over the H bars up to and including this one; NaN where they are broken.
         reason: int8 code of `REASONS`; 0 exactly where `sigma` is a number.
     """
@@ -86,6 +87,7 @@ def label_hash(spec: TimescaleSpec) -> str:
         "gap_after_s": spec.gap_after_s,
         "horizon_bars": spec.horizon_bars,
         "label_max_age_s": spec.label_max_age_s,
+        **({} if spec.target == RV else {"target": spec.target}),
     }
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -104,10 +106,11 @@ def forward_volatility(
 ) -> LabelGrid:
     """Compute σ over the H bars after each bar: ``σ_s = sqrt((1/H) Σ_{k=1..H} r²_{s+k})``.
 
-    The sums are exact int64 sums of squared nano-returns (bars bound a return to 5 %), so they do not depend
-    on where the grid was cut. There is no label where any of the H bars is a break (new segment, no usable
-    return, in a gap, no quote), carries a quote older than `spec.label_max_age_s`, or lies past the end of
-    the grid.
+    Where the target is Garman and Klass's, their term stands for r² (1980; it uses a bar's range, so a few
+    bars tell more). The sums are exact int64 sums of squared nano-returns (bars bound a return and a range to
+    5 %), so they do not depend on where the grid was cut. There is no label where any of the H bars is a
+    break (new segment, no usable return, in a gap, no quote), carries a quote older than
+    `spec.label_max_age_s`, or lies past the end of the grid.
 
     Args:
         bars: the grid; it must reach H bars past the last row that shall have a label.
@@ -134,7 +137,7 @@ def forward_volatility(
 
     broken = bars.new_segment | ~bars.ret_ok | bars.in_gap | ~bars.has_quote
     stale = bars.age_s > spec.label_max_age_s
-    squares = np.where(broken, 0, bars.ret_nano) ** 2
+    squares = np.where(broken, 0, bars.gk_atto if spec.target == GK else bars.ret_nano**2)
 
     ahead, behind = _window_sums(squares, horizon, first, last)
     broken_ahead, broken_behind = _window_sums(broken.astype(np.int64), horizon, first, last)

@@ -11,8 +11,9 @@ import dagster as dg
 
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.splits import SpanTooShort, split_times
+from cryptovol_dagster.defs.metadata import asset_key
 from cryptovol_dagster.resources import chain
-from cryptovol_dagster.resources.lake import HOUR_NS, Lake, hour_key, hour_keys, hour_window
+from cryptovol_dagster.resources.lake import HOUR_NS, Lake, hour_key, hour_window, partition_window
 from cryptovol_dagster.resources.raw import RawStore
 from ingestor.archive.layout import ClosedHour
 from ingestor.report import RAW_TICKS, describe
@@ -36,7 +37,7 @@ UNFINISHED = [
 
 def chain_keys(spec: TimescaleSpec, names: Iterable[str]) -> list[dg.AssetKey]:
     """Give the keys of a timescale's assets."""
-    return [dg.AssetKey([spec.name, name]) for name in names]
+    return [asset_key(spec, name) for name in names]
 
 
 def market_keys(spec: TimescaleSpec) -> list[dg.AssetKey]:
@@ -86,7 +87,7 @@ def closed_hours_sensor(
     """Build the sensor that hands closed raw hours to the market assets."""
     first_key = hour_key(int(hours.start.timestamp()) * 1_000_000_000)
     last = f"{spec.name}/labels"
-    hours_back = max(1, chain.feature_hours_back(spec), chain.label_hours_back(spec))
+    hours_back = max(1, chain.feature_look_back(spec), chain.label_look_back(spec))
 
     @dg.sensor(
         name="closed_hours",
@@ -266,10 +267,10 @@ def _too_short(lake: Lake, spec: TimescaleSpec, newest: str) -> str:
     A recording that has just begun is no failure, so the schedule waits; that hours hold too few usable rows
     is seen only by the run.
     """
-    start_ns, end_ns = chain.window_back(newest, chain.training_hours_back(spec))
-    labelled = [key for key in hour_keys(start_ns, end_ns) if lake.exists(f"{spec.name}/labels", key)]
+    start_ns, end_ns = chain.window_back(newest, chain.training_look_back(spec))
+    labelled = lake.written(chain.asset_name(spec, "labels"), start_ns, end_ns)
     try:
-        split_times(hour_window(labelled[0])[0], end_ns, spec)
+        split_times(partition_window(labelled[0])[0], end_ns, spec)
     except SpanTooShort as error:
         return str(error)
     return ""

@@ -10,11 +10,17 @@ from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs.alerts import failed_runs_sensor
 from cryptovol_dagster.defs.automation import RETRAIN_CRON, closed_hours_sensor, jobs, retrain_schedule
 from cryptovol_dagster.defs.champion import champion_asset
-from cryptovol_dagster.defs.checks import ledger_checks, tick_checks, timescale_checks
+from cryptovol_dagster.defs.checks import (
+    chain_checks,
+    grid_checks,
+    ledger_checks,
+    tick_bar_checks,
+    tick_checks,
+)
 from cryptovol_dagster.defs.drift import drift_retrain_sensor, drift_sensor
 from cryptovol_dagster.defs.freshness import freshness_check, freshness_job, freshness_schedule
 from cryptovol_dagster.defs.ingestion import external_assets, gap_ledger_asset, ticks_asset
-from cryptovol_dagster.defs.market import market_assets
+from cryptovol_dagster.defs.market import features_asset, labels_asset, tick_bars_asset
 from cryptovol_dagster.defs.model_card import model_card_asset
 from cryptovol_dagster.defs.monitoring import monitoring_assets
 from cryptovol_dagster.defs.partitions import hours as hourly_partitions
@@ -60,8 +66,10 @@ def timescale_assets(
     """Build the chain of a timescale, from bars to champion, model card and reports."""
     models = model_spec(settings.models)
     return [
-        *market_assets(spec, settings.coinbase.products, hours),
-        *training_assets(spec, models, hours, every_hours=settings.models.backfill_retrain_every_hours),
+        tick_bars_asset(spec, settings.coinbase.products, hours),
+        features_asset(spec, hours),
+        labels_asset(spec, hours),
+        *training_assets(spec, models, hours),
         champion_asset(spec, hours),
         model_card_asset(spec, hours, ui_url=settings.dagster.ui_url),
         *monitoring_assets(spec, hours, settings.monitoring, seed=models.seed),
@@ -95,7 +103,9 @@ def _assemble(settings: Settings, retrain_cron: str, resources: dict[str, Any]) 
         asset_checks=[
             *ledger_checks(hours),
             *tick_checks(hours),
-            *timescale_checks(spec, settings.coinbase.products, settings.models.enabled, hours),
+            *tick_bar_checks(spec, settings.coinbase.products, hours),
+            *grid_checks(spec, settings.coinbase.products, hours),
+            *chain_checks(spec, settings.models.enabled, hours),
             freshness_check(spec, settings.monitoring),
         ],
         jobs=[pipeline, retrain, backfill, drift, freshness],

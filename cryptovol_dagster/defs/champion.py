@@ -8,7 +8,7 @@ import dagster as dg
 
 from cryptovol_dagster.core.promotion import SCHEMA_VERSION
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.defs.metadata import OWNERS, code_version, timescale_tags
+from cryptovol_dagster.defs.metadata import OWNERS, asset_key, code_version, timescale_tags
 from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.resources import decisions
 from cryptovol_dagster.resources.lake import Lake
@@ -33,7 +33,7 @@ def champion_asset(spec: TimescaleSpec, hours: dg.PartitionsDefinition) -> dg.As
 
     @dg.asset(
         key=champion_key(spec),
-        deps=[dg.AssetKey([spec.name, "model_evaluation"])],
+        deps=[asset_key(spec, "model_evaluation")],
         partitions_def=hours,
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name="training",

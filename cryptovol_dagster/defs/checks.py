@@ -27,8 +27,9 @@ from cryptovol_dagster.defs import schemas
 from cryptovol_dagster.defs.champion import champion_key
 from cryptovol_dagster.defs.ingestion import LEDGER_SCHEMA
 from cryptovol_dagster.defs.market import lake_name
+from cryptovol_dagster.defs.metadata import asset_key
 from cryptovol_dagster.resources import chain, decisions
-from cryptovol_dagster.resources.lake import Lake, hour_window
+from cryptovol_dagster.resources.lake import Lake, hour_window, partition_window
 from cryptovol_dagster.resources.raw import RawStore
 
 #: Shares at which people should look; none of them poisons a model, since such rows are never learned from.
@@ -52,7 +53,7 @@ class Stored:
 
     def table(self, columns: Sequence[str] | None = None) -> pa.Table:
         """Read the partition's table."""
-        return self.lake.read_table(self.asset, *hour_window(self.key), columns=columns)
+        return self.lake.read_table(self.asset, *partition_window(self.key), columns=columns)
 
     def frame(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
         """Read the partition's table as a frame."""
@@ -228,46 +229,49 @@ def tick_checks(hours: dg.PartitionsDefinition) -> list[dg.AssetChecksDefinition
     ]
 
 
-def timescale_checks(
-    spec: TimescaleSpec, products: Sequence[str], models: Sequence[str], hours: dg.PartitionsDefinition
+def _schema_check(
+    spec: TimescaleSpec, name: str, schema: pa.Schema, hours: dg.PartitionsDefinition
+) -> dg.AssetChecksDefinition:
+    return partition_check(
+        asset_key(spec, name),
+        "schema",
+        _schema_rule(schema),
+        hours,
+        description=f"Columns and types of {name} are the ones the core writes.",
+        blocking=True,
+    )
+
+
+def tick_bar_checks(
+    spec: TimescaleSpec, products: Sequence[str], hours: dg.PartitionsDefinition
 ) -> list[dg.AssetChecksDefinition]:
-    """Make the checks of one timescale's chain."""
-    warn = dg.AssetCheckSeverity.WARN
-    bars, features, labels, splits, evaluation = (
-        dg.AssetKey([spec.name, name])
-        for name in ("bars", "features", "labels", "splits", "model_evaluation")
-    )
-    known = (
-        ("bars", bars, schemas.bars),
-        ("features", features, schemas.features),
-        ("labels", labels, schemas.labels),
-    )
+    """Make the check of bars that only bars made of ticks can be put to."""
     return [
-        *(
-            partition_check(
-                key,
-                "schema",
-                _schema_rule(schema(spec)),
-                hours,
-                description=f"Columns and types of {name} are the ones the core writes.",
-                blocking=True,
-            )
-            for name, key, schema in known
+        partition_check(
+            asset_key(spec, "bars"),
+            "no_return_across_a_loss",
+            _no_return_across_a_loss(spec, products),
+            hours,
+            description="No bar has a known return between a product's ticks around a ledgered gap.",
+            blocking=True,
         ),
+    ]
+
+
+def grid_checks(
+    spec: TimescaleSpec, products: Sequence[str], hours: dg.PartitionsDefinition
+) -> list[dg.AssetChecksDefinition]:
+    """Make the checks of a grid's bars and features."""
+    bars, features = asset_key(spec, "bars"), asset_key(spec, "features")
+    return [
+        _schema_check(spec, "bars", schemas.bars(spec), hours),
+        _schema_check(spec, "features", schemas.features(spec), hours),
         partition_check(
             bars,
             "complete_grid",
             _complete_grid(spec, products),
             hours,
-            description="Every product has every bar of the hour once, in order.",
-            blocking=True,
-        ),
-        partition_check(
-            bars,
-            "no_return_across_a_loss",
-            _no_return_across_a_loss(spec, products),
-            hours,
-            description="No bar has a known return between a product's ticks around a ledgered gap.",
+            description="Every product has every bar of the partition once, in order.",
             blocking=True,
         ),
         partition_check(
@@ -276,7 +280,7 @@ def timescale_checks(
             _gap_share,
             hours,
             description=f"At most {MAX_GAP_SHARE:.0%} of a product's bars lie in a gap.",
-            severity=warn,
+            severity=dg.AssetCheckSeverity.WARN,
         ),
         partition_check(
             features,
@@ -286,6 +290,17 @@ def timescale_checks(
             description="A row that may be scored holds finite numbers; only optional features may be null.",
             blocking=True,
         ),
+    ]
+
+
+def chain_checks(
+    spec: TimescaleSpec, models: Sequence[str], hours: dg.PartitionsDefinition
+) -> list[dg.AssetChecksDefinition]:
+    """Make the checks of a chain from labels on."""
+    warn = dg.AssetCheckSeverity.WARN
+    labels, splits, evaluation = (asset_key(spec, name) for name in ("labels", "splits", "model_evaluation"))
+    return [
+        _schema_check(spec, "labels", schemas.labels(spec), hours),
         partition_check(
             labels,
             "labelled_share",
@@ -392,7 +407,7 @@ def _usable_quotes(stored: Stored) -> list[str]:
 
 def _complete_grid(spec: TimescaleSpec, products: Sequence[str]) -> Rule:
     def rule(stored: Stored) -> list[str]:
-        start_ns, end_ns = hour_window(stored.key)
+        start_ns, end_ns = partition_window(stored.key)
         expected = np.arange(start_ns, end_ns, spec.bar_ns)
         frame = stored.frame(["bar_start", "product"])
         absent = sorted(set(products) - set(frame["product"]))

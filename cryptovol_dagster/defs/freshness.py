@@ -14,6 +14,7 @@ import dagster as dg
 
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.defs.market import lake_name
+from cryptovol_dagster.defs.metadata import asset_key
 from cryptovol_dagster.resources.lake import HOUR_NS, Lake, hour_window
 from cryptovol_dagster.resources.raw import RawStore
 from ingestor.archive.layout import ClosedHour
@@ -33,7 +34,7 @@ ENDED_AFTER_NS = 24 * HOUR_NS
 
 def freshness_check(spec: TimescaleSpec, monitoring: MonitoringSettings) -> dg.AssetChecksDefinition:
     """Make the check that the newest closed hour has labels, whichever partition was materialized last."""
-    labels = dg.AssetKey([spec.name, "labels"])
+    labels = asset_key(spec, "labels")
 
     @dg.asset_check(
         asset=labels,
@@ -97,7 +98,7 @@ def find_overdue(
 
 def freshness_job(spec: TimescaleSpec) -> "UnresolvedAssetJobDefinition":
     """Build the job that evaluates the check, and nothing else."""
-    key = dg.AssetCheckKey(dg.AssetKey([spec.name, "labels"]), CHECK)
+    key = dg.AssetCheckKey(asset_key(spec, "labels"), CHECK)
     return dg.define_asset_job(
         JOB,
         dg.AssetSelection.checks(key),

@@ -1,4 +1,4 @@
-"""Bars, features and labels of a timescale: one asset each, an hour a partition."""
+"""Bars, features and labels: one asset each; bars and features once a grid, labels once a chain."""
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
@@ -14,6 +14,7 @@ from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs import schemas
 from cryptovol_dagster.defs.metadata import (
     OWNERS,
+    asset_key,
     lineage_metadata,
     rows_and_path,
     schema_metadata,
@@ -22,20 +23,17 @@ from cryptovol_dagster.defs.metadata import (
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import MARKET
 from cryptovol_dagster.resources import chain
-from cryptovol_dagster.resources.lake import Lake, hour_window
+from cryptovol_dagster.resources.lake import Lake, hour_window, partition_window
 
 if TYPE_CHECKING:
     from cryptovol_dagster.core.bars import BarGrid
 
 
-def market_assets(
+def tick_bars_asset(
     spec: TimescaleSpec, products: tuple[str, ...], hours: dg.PartitionsDefinition
-) -> list[dg.AssetsDefinition]:
-    """Build the assets `bars`, `features` and `labels` of a timescale."""
-    bars_key, features_key, labels_key = (
-        dg.AssetKey([spec.name, name]) for name in ("bars", "features", "labels")
-    )
-    tags = timescale_tags(spec.name)
+) -> dg.AssetsDefinition:
+    """Build the asset `bars` of a grid whose bars are made of ticks."""
+    bars_key = asset_key(spec, "bars")
 
     @dg.asset(
         key=bars_key,
@@ -46,7 +44,7 @@ def market_assets(
         owners=OWNERS,
         pool=MARKET,
         kinds={"python", "parquet"},
-        tags=tags,
+        tags=timescale_tags(spec.grid),
         code_version=bars_hash(spec),
         metadata={
             **schema_metadata(schemas.bars(spec), schemas.BAR_DESCRIPTIONS),
@@ -75,16 +73,23 @@ def market_assets(
             )
         return dg.MaterializeResult()
 
+    return bars
+
+
+def features_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    """Build the asset `features` of a grid."""
+    bars_key, features_key = asset_key(spec, "bars"), asset_key(spec, "features")
+
     @dg.asset(
         key=features_key,
-        deps=[look_back(bars_key, chain.feature_hours_back(spec))],
-        partitions_def=hours,
+        deps=[look_back(bars_key, chain.feature_look_back(spec))],
+        partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name="features",
         owners=OWNERS,
         pool=MARKET,
         kinds={"python", "parquet"},
-        tags=tags,
+        tags=timescale_tags(spec.grid),
         code_version=feature_hash(spec),
         metadata={
             **schema_metadata(schemas.features(spec), schemas.feature_descriptions(spec)),
@@ -99,8 +104,8 @@ def market_assets(
         not warm; such rows are never filled in and never scored.
         """
         for key in context.partition_keys:
-            start_ns, _ = hour_window(key)
-            grid = chain.read_bars(lake, spec, key, chain.feature_hours_back(spec))
+            start_ns, _ = partition_window(key)
+            grid = chain.read_bars(lake, spec, key, chain.feature_look_back(spec))
             frame = compute_features(grid, spec, from_ns=start_ns).to_frame()
             path = lake.write_table(
                 lake_name(features_key), key, chain.to_table(frame), version=feature_hash(spec)
@@ -111,20 +116,27 @@ def market_assets(
             )
         return dg.MaterializeResult()
 
+    return features
+
+
+def labels_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    """Build the asset `labels` of a chain."""
+    bars_key, labels_key = asset_key(spec, "bars"), asset_key(spec, "labels")
+
     @dg.asset(
         key=labels_key,
-        deps=[look_back(bars_key, chain.label_hours_back(spec))],
-        partitions_def=hours,
+        deps=[look_back(bars_key, chain.label_look_back(spec))],
+        partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name="features",
         owners=OWNERS,
         pool=MARKET,
         kinds={"python", "parquet"},
-        tags=tags,
+        tags=timescale_tags(spec.name),
         code_version=label_hash(spec),
         metadata={
             **schema_metadata(schemas.labels(spec), schemas.LABEL_DESCRIPTIONS),
-            **_lineage(bars_key, schemas.LABEL_SOURCES),
+            **_lineage(bars_key, schemas.label_sources(spec)),
             "horizon_s": spec.horizon_bars * spec.bar_interval_s,
         },
     )
@@ -136,8 +148,8 @@ def market_assets(
         not here.
         """
         for key in context.partition_keys:
-            grid = chain.read_bars(lake, spec, key, chain.label_hours_back(spec))
-            from_ns, to_ns = rows_labelled_by(*hour_window(key), spec)
+            grid = chain.read_bars(lake, spec, key, chain.label_look_back(spec))
+            from_ns, to_ns = rows_labelled_by(*partition_window(key), spec)
             labelled = forward_volatility(grid, spec, from_ns=max(from_ns, grid.start_ns), to_ns=to_ns)
             frame = labelled.to_frame()
             path = lake.write_table(
@@ -155,7 +167,7 @@ def market_assets(
             )
         return dg.MaterializeResult()
 
-    return [bars, features, labels]
+    return labels
 
 
 def lake_name(key: dg.AssetKey) -> str:

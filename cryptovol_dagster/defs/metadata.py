@@ -10,9 +10,17 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.resources.rows import asset_name
+
 OWNERS = ["team:cryptovol"]
 #: An event log keeps everything for ever; a larger picture stays out of it.
 MAX_PICTURE_BYTES = 100 * 1024
+
+
+def asset_key(spec: TimescaleSpec, name: str) -> dg.AssetKey:
+    """Give the key of an asset of a chain; bars and features stand under the grid that horizons share."""
+    return dg.AssetKey(asset_name(spec, name).split("/"))
 
 
 def timescale_tags(timescale: str) -> dict[str, str]:

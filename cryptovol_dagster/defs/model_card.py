@@ -10,7 +10,7 @@ from cryptovol_dagster.core.features import feature_hash
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs.champion import champion_key
 from cryptovol_dagster.defs.market import lake_name
-from cryptovol_dagster.defs.metadata import OWNERS, code_version, timescale_tags
+from cryptovol_dagster.defs.metadata import OWNERS, asset_key, code_version, timescale_tags
 from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.defs.training import trainable_plans
 from cryptovol_dagster.resources import chain, decisions
@@ -23,13 +23,13 @@ def model_card_asset(
     spec: TimescaleSpec, hours: dg.PartitionsDefinition, *, ui_url: str
 ) -> dg.AssetsDefinition:
     """Build the asset `model_card`."""
-    key_of_asset = dg.AssetKey([spec.name, "model_card"])
+    key_of_asset = asset_key(spec, "model_card")
     asset_name = lake_name(key_of_asset)
-    features_url = f"{ui_url.rstrip('/')}/assets/{spec.name}/features"
+    features_url = f"{ui_url.rstrip('/')}/assets/{spec.grid}/features"
 
     @dg.asset(
         key=key_of_asset,
-        deps=[dg.AssetKey([spec.name, "model_evaluation"]), champion_key(spec)],
+        deps=[asset_key(spec, "model_evaluation"), champion_key(spec)],
         partitions_def=hours,
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name="training",

@@ -18,7 +18,7 @@ from cryptovol_dagster.core.features import feature_hash
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs import schemas
 from cryptovol_dagster.defs.market import lake_name
-from cryptovol_dagster.defs.metadata import OWNERS, code_version, picture, timescale_tags
+from cryptovol_dagster.defs.metadata import OWNERS, asset_key, code_version, picture, timescale_tags
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import MARKET, TRAINING
 from cryptovol_dagster.defs.training import trainable_plans
@@ -58,12 +58,12 @@ def drift_limits(monitoring: MonitoringSettings) -> DriftLimits:
 def _drift_scores(
     spec: TimescaleSpec, hours: dg.PartitionsDefinition, monitoring: MonitoringSettings
 ) -> dg.AssetsDefinition:
-    key_of_asset = dg.AssetKey([spec.name, "drift_scores"])
+    key_of_asset = asset_key(spec, "drift_scores")
     back = monitoring.drift_reference_hours
 
     @dg.asset(
         key=key_of_asset,
-        deps=[look_back(dg.AssetKey([spec.name, "features"]), back)],
+        deps=[look_back(asset_key(spec, "features"), back)],
         partitions_def=hours,
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name=GROUP,
@@ -137,13 +137,13 @@ def _data_quality_report(
     spec: TimescaleSpec, hours: dg.PartitionsDefinition, monitoring: MonitoringSettings, seed: int
 ) -> dg.AssetsDefinition:
     kind = evidently_report.DATA_QUALITY
-    key_of_asset = dg.AssetKey([spec.name, kind])
+    key_of_asset = asset_key(spec, kind)
 
     @_evidently_asset(
         key_of_asset,
         spec,
         hours,
-        deps=[dg.AssetKey([spec.name, name]) for name in ("bars", "features")],
+        deps=[asset_key(spec, name) for name in ("bars", "features")],
     )
     def data_quality_report(
         context: dg.AssetExecutionContext,
@@ -179,16 +179,16 @@ def _train_test_report(
     spec: TimescaleSpec, hours: dg.PartitionsDefinition, monitoring: MonitoringSettings, seed: int
 ) -> dg.AssetsDefinition:
     kind = evidently_report.TRAIN_TEST
-    key_of_asset = dg.AssetKey([spec.name, kind])
-    back = chain.training_hours_back(spec)
+    key_of_asset = asset_key(spec, kind)
+    back = chain.training_look_back(spec)
 
     @_evidently_asset(
         key_of_asset,
         spec,
         hours,
         deps=[
-            dg.AssetKey([spec.name, "splits"]),
-            *(look_back(dg.AssetKey([spec.name, name]), back) for name in ("features", "labels")),
+            asset_key(spec, "splits"),
+            *(look_back(asset_key(spec, name), back) for name in ("features", "labels")),
         ],
     )
     def train_test_report(
@@ -225,14 +225,14 @@ def _drift_report(
     spec: TimescaleSpec, hours: dg.PartitionsDefinition, monitoring: MonitoringSettings, seed: int
 ) -> dg.AssetsDefinition:
     kind = evidently_report.DRIFT
-    key_of_asset = dg.AssetKey([spec.name, kind])
+    key_of_asset = asset_key(spec, kind)
     back = monitoring.drift_reference_hours
 
     @_evidently_asset(
         key_of_asset,
         spec,
         hours,
-        deps=[look_back(dg.AssetKey([spec.name, "features"]), back)],
+        deps=[look_back(asset_key(spec, "features"), back)],
         metadata={"reference_hours": back},
     )
     def drift_report(
@@ -246,7 +246,7 @@ def _drift_report(
         it describes a difference and is no alarm by itself.
         """
         key = _newest_of(context, context.partition_keys)
-        before = drift.hours_before(key, back)
+        before = drift.partitions_before(key, back)
         report = evidently_report.comparison_report(
             kind,
             key,

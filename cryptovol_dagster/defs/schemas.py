@@ -13,7 +13,7 @@ import pyarrow as pa
 from cryptovol_dagster.core.bars import BarGrid, build_bars
 from cryptovol_dagster.core.features import FEATURES, compute_features
 from cryptovol_dagster.core.labels import forward_volatility
-from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.core.specs import GK, TimescaleSpec
 from cryptovol_dagster.core.ticks import TickColumns
 from cryptovol_dagster.resources.chain import to_table
 
@@ -26,6 +26,8 @@ BAR_DESCRIPTIONS = {
     "range_nano": "log of high over low x 1e9",
     "imbalance_nano": "(bid size - ask size) / sum x 1e9",
     "microprice_nano": "(microprice - mid) / mid x 1e9",
+    "has_spread": "the quote tells bid and ask (candles do not)",
+    "has_volume": "the traded size is known (of candles too)",
     "has_trades": "trades are known: a recent one, a quote, and no message lost",
     "age_s": "age of the quote at the bar's end, seconds",
     "stale": "the quote is too old for a prediction",
@@ -43,7 +45,7 @@ BAR_SOURCES = {
     "spread_nano": _QUOTE,
     **dict.fromkeys(("imbalance_nano", "has_imbalance"), (*_TIME, *_SIZES)),
     "microprice_nano": (*_QUOTE, *_SIZES),
-    **dict.fromkeys(("n_updates", "age_s", "has_quote", "stale", "in_gap"), _TIME),
+    **dict.fromkeys(("n_updates", "age_s", "has_quote", "has_spread", "stale", "in_gap"), _TIME),
     **dict.fromkeys(("new_segment", "lossy"), (*_TIME, "gap_before")),
 }
 #: Columns of `bars` that a column of `features` which is no feature is made of.
@@ -52,14 +54,8 @@ _FEATURE_KEY_SOURCES = {
     "product": ("product",),
     **dict.fromkeys(("valid", "reason"), ("ret_ok", "stale", "has_quote", "in_gap")),
 }
-#: Columns of `bars` that a column of `labels` is made of.
-LABEL_SOURCES = {
-    "bar_start": ("bar_start",),
-    "product": ("product",),
-    **dict.fromkeys(("sigma", "trailing_sigma", "reason"), ("ret_nano", "ret_ok", "age_s", "in_gap")),
-}
 LABEL_DESCRIPTIONS = {
-    "sigma": "root mean square of the next H bars' log returns; null is no label",
+    "sigma": "volatility of the next H bars, per bar; null is no label",
     "trailing_sigma": "the same over the H bars up to this one",
     "reason": "0 labelled, 1 break, 2 stale quote, 3 end of data",
 }
@@ -90,6 +86,16 @@ def features(spec: TimescaleSpec) -> pa.Schema:
 def labels(spec: TimescaleSpec) -> pa.Schema:
     """Give the columns of `labels`."""
     return _schema(forward_volatility(_one_bar(spec), spec).to_frame())
+
+
+def label_sources(spec: TimescaleSpec) -> dict[str, tuple[str, ...]]:
+    """Give the columns of `bars` that each column of `labels` is made of."""
+    move = "gk_atto" if spec.target == GK else "ret_nano"
+    return {
+        "bar_start": ("bar_start",),
+        "product": ("product",),
+        **dict.fromkeys(("sigma", "trailing_sigma", "reason"), (move, "ret_ok", "age_s", "in_gap")),
+    }
 
 
 def feature_sources(spec: TimescaleSpec) -> dict[str, tuple[str, ...]]:

@@ -20,7 +20,7 @@ from cryptovol_dagster.core.features import feature_hash
 from cryptovol_dagster.core.labels import label_hash
 from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
 from cryptovol_dagster.defs.market import lake_name
-from cryptovol_dagster.defs.metadata import OWNERS, code_version, picture, timescale_tags
+from cryptovol_dagster.defs.metadata import OWNERS, asset_key, code_version, picture, timescale_tags
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.resources import chain
@@ -40,27 +40,25 @@ KINDS = {"xgboost": "xgboost", "logreg": "scikitlearn", "har_logit": "scikitlear
 
 def model_key(spec: TimescaleSpec, model: str) -> dg.AssetKey:
     """Give the asset key of a model."""
-    return dg.AssetKey([spec.name, f"model_{model}"])
+    return asset_key(spec, f"model_{model}")
 
 
 def training_assets(
-    spec: TimescaleSpec, models: ModelSpec, hours: dg.PartitionsDefinition, *, every_hours: int
+    spec: TimescaleSpec, models: ModelSpec, hours: dg.PartitionsDefinition
 ) -> list[dg.AssetsDefinition]:
     """Build `splits`, the models and `model_evaluation` of a timescale.
 
     Args:
         spec: the timescale.
         models: which, and their parameters.
-        hours: the partitions.
-        every_hours: how often a run over a range trains.
+        hours: the partitions, hours or days.
     """
     rows = [
-        look_back(dg.AssetKey([spec.name, name]), chain.training_hours_back(spec))
-        for name in ("features", "labels")
+        look_back(asset_key(spec, name), chain.training_look_back(spec)) for name in ("features", "labels")
     ]
-    bars = look_back(dg.AssetKey([spec.name, "bars"]), chain.training_hours_back(spec))
+    bars = look_back(asset_key(spec, "bars"), chain.training_look_back(spec))
     return [
-        _splits(spec, models, rows, hours, every_hours),
+        _splits(spec, models, rows, hours),
         *(_model(name, spec, models, rows, hours) for name in models.enabled),
         _evaluation(spec, models, [*rows, bars], hours),
     ]
@@ -71,9 +69,8 @@ def _splits(
     models: ModelSpec,
     rows: Sequence[dg.AssetDep],
     hours: dg.PartitionsDefinition,
-    every_hours: int,
 ) -> dg.AssetsDefinition:
-    key_of_asset = dg.AssetKey([spec.name, "splits"])
+    key_of_asset = asset_key(spec, "splits")
 
     @dg.asset(
         key=key_of_asset,
@@ -89,7 +86,7 @@ def _splits(
         metadata={
             "horizon_s": spec.horizon_bars * spec.bar_interval_s,
             "quantile": spec.quantile,
-            "range_trains_every_hours": every_hours,
+            "range_trains_every_partitions": spec.retrain_every,
         },
     )
     def splits(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
@@ -102,10 +99,10 @@ def _splits(
         """
         trained = chain.newest_trained(lake, spec, models.enabled, before=context.partition_keys[0])
         for key in context.partition_keys:
-            if key == context.partition_keys[-1] or chain.trains_at(key, every_hours):
+            if key == context.partition_keys[-1] or chain.trains_at(spec, key):
                 plan = chain.plan_split(lake, spec, key)
             else:
-                plan = chain.carry_plan(spec, key, every_hours, trained)
+                plan = chain.carry_plan(spec, key, trained)
             trained = key if plan.trainable else trained
             path = lake.write_bytes(lake_name(key_of_asset), key, plan.to_json(), "json")
             metadata = _plan_metadata(plan) | {"path": dg.MetadataValue.path(path)}
@@ -128,7 +125,7 @@ def _model(
 
     @dg.asset(
         key=key_of_asset,
-        deps=[dg.AssetKey([spec.name, "splits"]), *rows],
+        deps=[asset_key(spec, "splits"), *rows],
         partitions_def=hours,
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name=GROUP,
@@ -258,7 +255,7 @@ def _evaluation(
     rows: Sequence[dg.AssetDep],
     hours: dg.PartitionsDefinition,
 ) -> dg.AssetsDefinition:
-    key_of_asset = dg.AssetKey([spec.name, "model_evaluation"])
+    key_of_asset = asset_key(spec, "model_evaluation")
     asset_name = lake_name(key_of_asset)
     predictions, plots = f"{asset_name}_predictions", f"{asset_name}_plots"
 
@@ -266,7 +263,7 @@ def _evaluation(
         key=key_of_asset,
         deps=[
             *(model_key(spec, name) for name in models.enabled),
-            dg.AssetKey([spec.name, "splits"]),
+            asset_key(spec, "splits"),
             *rows,
         ],
         partitions_def=hours,

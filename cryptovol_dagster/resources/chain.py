@@ -22,11 +22,11 @@ from cryptovol_dagster.core.bars import BarGrid
 from cryptovol_dagster.core.dataset import Dataset, Problem, pose_problem
 from cryptovol_dagster.core.features import feature_hash, lookback_bars
 from cryptovol_dagster.core.labels import LearningError, label_hash
-from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.core.specs import HOUR_S, NS, TimescaleSpec
 from cryptovol_dagster.core.splits import Split, split_times
 from cryptovol_dagster.core.ticks import TickColumns, TradeColumns
-from cryptovol_dagster.resources.lake import HOUR_NS, Lake, hour_key, hour_window
-from cryptovol_dagster.resources.rows import read_rows
+from cryptovol_dagster.resources.lake import Lake, hour_window, partition_at, partition_window
+from cryptovol_dagster.resources.rows import asset_name, read_rows
 
 if TYPE_CHECKING:
     from cryptovol_dagster.core.models import Model
@@ -43,30 +43,30 @@ class ChainError(Exception):
     """Stored partitions do not fit together; the message is one line."""
 
 
-def hours_of(bars: int, spec: TimescaleSpec) -> int:
-    """Give how many hours before a partition `bars` bars reach back."""
-    return -(-bars * spec.bar_ns // HOUR_NS)
+def partitions_of(bars: int, spec: TimescaleSpec) -> int:
+    """Give how many partitions (hours, days) before its own `bars` bars reach back."""
+    return -(-bars * spec.bar_ns // spec.partition_ns)
 
 
-def feature_hours_back(spec: TimescaleSpec) -> int:
-    """Give how many hours of bars before its own the features of an hour read."""
-    return hours_of(lookback_bars(spec), spec)
+def feature_look_back(spec: TimescaleSpec) -> int:
+    """Give how many partitions of bars before its own the features of a partition read."""
+    return partitions_of(lookback_bars(spec), spec)
 
 
-def label_hours_back(spec: TimescaleSpec) -> int:
-    """Give how many hours of bars before its own the labels of an hour read: its rows begin H before it."""
-    return hours_of(2 * spec.horizon_bars, spec)
+def label_look_back(spec: TimescaleSpec) -> int:
+    """Give how many partitions of bars before its own labels read: their rows begin H before it."""
+    return partitions_of(2 * spec.horizon_bars, spec)
 
 
-def training_hours_back(spec: TimescaleSpec) -> int:
-    """Give how many hours of features and labels before its own an as-of partition learns from."""
-    return -(-(spec.splits.train_span_s + spec.splits.test_span_s) * 1_000_000_000 // HOUR_NS)
+def training_look_back(spec: TimescaleSpec) -> int:
+    """Give how many partitions of features and labels before its own an as-of partition learns from."""
+    return -(-(spec.splits.train_span_s + spec.splits.test_span_s) * NS // spec.partition_ns)
 
 
-def window_back(partition_key: str, hours: int) -> tuple[int, int]:
-    """Give the window of an hour together with `hours` hours before it."""
-    start_ns, end_ns = hour_window(partition_key)
-    return start_ns - hours * HOUR_NS, end_ns
+def window_back(partition_key: str, count: int) -> tuple[int, int]:
+    """Give the window of a partition together with `count` partitions before it."""
+    start_ns, end_ns = partition_window(partition_key)
+    return start_ns - count * (end_ns - start_ns), end_ns
 
 
 def read_ticks(lake: Lake, partition_key: str, products: tuple[str, ...]) -> TickColumns:
@@ -113,23 +113,23 @@ def _of_products(
     return table.filter(pc.call_function("is_in", [table["product_id"].cast(pa.string())], wanted))
 
 
-def read_bars(lake: Lake, spec: TimescaleSpec, partition_key: str, hours_back: int) -> BarGrid:
-    """Read the bars of an hour and of the unbroken run of at most `hours_back` hours before it.
+def read_bars(lake: Lake, spec: TimescaleSpec, partition_key: str, look_back: int) -> BarGrid:
+    """Read the bars of a partition and of the unbroken run of at most `look_back` partitions before it.
 
     Raises:
-        LakeError: the hour itself was never written.
+        LakeError: the partition itself was never written.
     """
-    asset = f"{spec.name}/bars"
+    asset, length_ns = asset_name(spec, "bars"), spec.partition_ns
     lake.require(asset, [partition_key])
-    start_ns, end_ns = hour_window(partition_key)
-    while hours_back and lake.exists(asset, hour_key(start_ns - HOUR_NS)):
-        start_ns, hours_back = start_ns - HOUR_NS, hours_back - 1
+    start_ns, end_ns = partition_window(partition_key)
+    while look_back and lake.exists(asset, partition_at(start_ns - length_ns, length_ns)):
+        start_ns, look_back = start_ns - length_ns, look_back - 1
     return BarGrid.from_frame(lake.read_table(asset, start_ns, end_ns).to_pandas(), bar_ns=spec.bar_ns)
 
 
 def read_mids(lake: Lake, spec: TimescaleSpec, start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame | None:
     """Read start, product and mid of the bars of a stretch, for a picture; None where none were written."""
-    asset, window = f"{spec.name}/bars", (start.value, end.value + 1)
+    asset, window = asset_name(spec, "bars"), (start.value, end.value + 1)
     if not lake.fingerprint(asset, *window):
         return None
     return lake.read_table(asset, *window, columns=["bar_start", "product", "close"]).to_pandas()
@@ -152,8 +152,8 @@ def read_dataset(lake: Lake, spec: TimescaleSpec, partition_key: str) -> Dataset
 
 
 def _dataset_and_hash(lake: Lake, spec: TimescaleSpec, partition_key: str) -> tuple[Dataset, str]:
-    window = window_back(partition_key, training_hours_back(spec))
-    assets = f"{spec.name}/features", f"{spec.name}/labels"
+    window = window_back(partition_key, training_look_back(spec))
+    assets = asset_name(spec, "features"), asset_name(spec, "labels")
     for asset, version in zip(assets, (feature_hash(spec), label_hash(spec)), strict=True):
         lake.require(asset, [partition_key])
         _require_version(lake, asset, window, version)
@@ -169,8 +169,8 @@ def _require_version(lake: Lake, asset: str, window: tuple[int, int], version: s
     outdated = [key for key, found in lake.versions(asset, *window).items() if found != version]
     if outdated:
         raise ChainError(
-            f"{asset} of {len(outdated)} hours, {outdated[0]} … {outdated[-1]}, was made under another "
-            "configuration: materialize these hours again"
+            f"{asset} of {len(outdated)} partitions, {outdated[0]} … {outdated[-1]}, was made under another "
+            "configuration: materialize these again"
         )
 
 
@@ -276,25 +276,26 @@ def plan_split(lake: Lake, spec: TimescaleSpec, partition_key: str) -> SplitPlan
     return SplitPlan(partition_key, "", split, problem.thresholds, counts, digest, feature_hash(spec))
 
 
-def trains_at(partition_key: str, every_hours: int) -> bool:
-    """Tell whether a run over a range trains as of an hour, besides its last one.
+def trains_at(spec: TimescaleSpec, partition_key: str) -> bool:
+    """Tell whether a run over a range trains as of a partition, besides its last one.
 
-    Hours are counted from the epoch, so that every range that contains the hour agrees.
+    Partitions are counted from the epoch, so that every range that contains this one agrees.
     """
-    return hour_window(partition_key)[0] // HOUR_NS % every_hours == 0
+    number = partition_window(partition_key)[0] // spec.partition_ns
+    return number % spec.retrain_every == spec.retrain_phase
 
 
-def carry_plan(spec: TimescaleSpec, partition_key: str, every_hours: int, trained: str) -> SplitPlan:
-    """Say for an hour between two trainings whose models hold on.
+def carry_plan(spec: TimescaleSpec, partition_key: str, trained: str) -> SplitPlan:
+    """Say for a partition between two trainings whose models hold on.
 
     Args:
         spec: the timescale.
-        partition_key: the hour.
-        every_hours: how often a run over a range trains.
-        trained: the newest earlier hour that has models; empty where none has.
+        partition_key: the hour or day.
+        trained: the newest earlier partition that has models; empty where none has.
     """
-    holding = f"the models of {trained} hold on" if trained else "no earlier hour has models"
-    reason = f"a run over a range trains every {every_hours} h and at its end; {holding}"
+    unit, word = ("h", "hour") if spec.partition_s == HOUR_S else ("days", "day")
+    holding = f"the models of {trained} hold on" if trained else f"no earlier {word} has models"
+    reason = f"a run over a range trains every {spec.retrain_every} {unit} and at its end; {holding}"
     return SplitPlan(partition_key, reason, None, {}, {}, "", feature_hash(spec), carried_from=trained)
 
 

@@ -20,7 +20,8 @@ from cryptovol_dagster.core.drift import MIN_ROWS, Drift, DriftLimits, ProductDr
 from cryptovol_dagster.core.features import feature_hash, feature_names
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.resources.chain import to_table
-from cryptovol_dagster.resources.lake import HOUR_NS, Lake, LakeError, hour_keys, hour_window
+from cryptovol_dagster.resources.lake import Lake, LakeError, partition_window, partitions_between
+from cryptovol_dagster.resources.rows import asset_name
 
 SCHEMA_VERSION = 1
 #: What the numbers of an hour come to.
@@ -123,7 +124,7 @@ def score_hour(
         return DriftScores(key, NO_DATA, reason, (), {}, empty, limits)
     samples = {
         hour: sample
-        for hour in hours_before(key, reference_hours)
+        for hour in partitions_before(key, reference_hours)
         if (sample := read_sample(lake, spec, hour)) is not None and sample.num_rows
     }
     needed = max(1, reference_hours // LEAST_REFERENCE)
@@ -147,10 +148,11 @@ def score_hour(
     return DriftScores(key, SCORED, "", tuple(samples), found, hour_drift(found, limits), limits)
 
 
-def hours_before(key: str, count: int) -> list[str]:
-    """Name the `count` hours before an hour, oldest first."""
-    start_ns, _ = hour_window(key)
-    return hour_keys(start_ns - count * HOUR_NS, start_ns)
+def partitions_before(key: str, count: int) -> list[str]:
+    """Name the `count` partitions before one, oldest first."""
+    start_ns, end_ns = partition_window(key)
+    length_ns = end_ns - start_ns
+    return partitions_between(start_ns - count * length_ns, start_ns, length_ns)
 
 
 def read_scores(lake: Lake, spec: TimescaleSpec, key: str) -> dict[str, Any] | None:
@@ -179,7 +181,7 @@ def valid_rows(lake: Lake, spec: TimescaleSpec, keys: Sequence[str]) -> pd.DataF
         LakeError: none of the hours has features.
         DriftError: an hour's features were made by another version.
     """
-    asset = f"{spec.name}/features"
+    asset = asset_name(spec, "features")
     present = [key for key in keys if lake.exists(asset, key)]
     if not present:
         raise LakeError(f"{asset} has no partition in {keys[0]} … {keys[-1]}: materialize it first")
@@ -196,7 +198,7 @@ def read_sample(lake: Lake, spec: TimescaleSpec, key: str) -> pa.Table | None:
         LakeError: a file cannot be read.
         DriftError: the sample is no table.
     """
-    features, sample, wanted = f"{spec.name}/features", _sample_asset(spec), feature_hash(spec).encode()
+    features, sample, wanted = asset_name(spec, "features"), _sample_asset(spec), feature_hash(spec).encode()
     path = lake.path(features, key)
     if not path.is_file():
         return None
@@ -207,7 +209,7 @@ def read_sample(lake: Lake, spec: TimescaleSpec, key: str) -> pa.Table | None:
             raise DriftError(f"{sample} of {key} cannot be read: {error}") from error
         if (table.schema.metadata or {}).get(_VERSION) == wanted:
             return table
-    if lake.versions(features, *hour_window(key))[key].encode() != wanted:
+    if lake.versions(features, *partition_window(key))[key].encode() != wanted:
         return None
     return _thinned(_valid_rows(lake, spec, key), wanted)
 
@@ -225,8 +227,8 @@ def _sample_asset(spec: TimescaleSpec) -> str:
 
 
 def _valid_rows(lake: Lake, spec: TimescaleSpec, key: str) -> pd.DataFrame:
-    asset, wanted = f"{spec.name}/features", feature_hash(spec)
-    window = hour_window(key)
+    asset, wanted = asset_name(spec, "features"), feature_hash(spec)
+    window = partition_window(key)
     lake.require(asset, [key])
     if lake.versions(asset, *window)[key] != wanted:
         raise DriftError(f"{asset} of {key} was made under another configuration: materialize it again")

@@ -20,7 +20,7 @@ from cryptovol_dagster.core.features import Reason
 from cryptovol_dagster.core.promotion import FIRST_CHAMPIONS
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.resources import chain, decisions
-from cryptovol_dagster.resources.lake import HOUR_NS, Lake, hour_keys, hour_window
+from cryptovol_dagster.resources.lake import Lake, partition_window, partitions_between
 from cryptovol_dagster.resources.reports import Reports
 
 if TYPE_CHECKING:
@@ -140,8 +140,8 @@ def _scorer(lake: Lake, spec: TimescaleSpec, content: bytes, source: str, versio
 def _trained_as_of(lake: Lake, spec: TimescaleSpec, model: Model) -> str | None:
     """Find the hour whose splits the model was trained by; its training rows end at most a span before."""
     start_ns = model.meta.train_end_ns
-    end_ns = start_ns + (chain.training_hours_back(spec) + 1) * HOUR_NS
-    for key in hour_keys(start_ns, end_ns):
+    end_ns = start_ns + (chain.training_look_back(spec) + 1) * spec.partition_ns
+    for key in partitions_between(start_ns, end_ns, spec.partition_ns):
         if lake.exists(f"{spec.name}/splits", key, "json"):
             plan = chain.read_plan(lake, spec, key)
             if plan.trainable and plan.problem_hash == model.meta.problem_hash:
@@ -161,11 +161,11 @@ def read_features(lake: Lake, spec: TimescaleSpec, path: Path | None) -> Feature
         InferError: there are none, or the file is none.
     """
     if path is None:
-        asset = f"{spec.name}/features"
+        asset = chain.asset_name(spec, "features")
         keys = lake.partitions(asset)
         if not keys:
             raise InferError(f"{lake.root} holds no features yet: name a file with --features")
-        window = hour_window(keys[-1])
+        window = partition_window(keys[-1])
         version = lake.versions(asset, *window)[keys[-1]]
         frame = lake.read_table(asset, *window).to_pandas()
         return FeatureRows(frame, f"{asset} of {keys[-1]}", version)

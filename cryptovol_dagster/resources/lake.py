@@ -18,11 +18,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 HOUR_NS = 3_600 * 1_000_000_000
-KEY_FORMAT = "%Y-%m-%d-%H:%M"
+DAY_NS = 24 * HOUR_NS
+KEY_FORMAT, DAY_FORMAT = "%Y-%m-%d-%H:%M", "%Y-%m-%d"
 #: Key, inode, time and size of a partition's file: another state, other contents.
 FileState = tuple[str, int, int, int]
 _VERSION = b"cryptovol.version"
-_PARTITION_FOLDER = re.compile(r"date=(\d{4}-\d{2}-\d{2})/hour=(\d{2})$")
+_PARTITION_FOLDER = re.compile(r"date=(\d{4}-\d{2}-\d{2})(?:/hour=(\d{2}))?$")
+_DAY_KEY = re.compile(r"\d{4}-\d{2}-\d{2}$")
 
 
 class LakeError(Exception):
@@ -55,16 +57,51 @@ def hour_keys(start_ns: int, end_ns: int) -> list[str]:
     return [hour_key(hour) for hour in range(start_ns // HOUR_NS * HOUR_NS, end_ns, HOUR_NS)]
 
 
+def partition_window(partition_key: str) -> tuple[int, int]:
+    """Give the window ``[start_ns, end_ns)`` of an hourly or a daily partition key (``2026-04-04``, UTC).
+
+    Raises:
+        LakeError: the key is neither.
+    """
+    if not _DAY_KEY.match(partition_key):
+        return hour_window(partition_key)
+    try:
+        start = datetime.strptime(partition_key, DAY_FORMAT).replace(tzinfo=UTC)
+    except ValueError:
+        raise LakeError(f"{partition_key!r} is no day: expected 2026-01-31") from None
+    start_ns = int(start.timestamp()) * 1_000_000_000
+    return start_ns, start_ns + DAY_NS
+
+
+def partition_at(time_ns: int, length_ns: int) -> str:
+    """Give the key of the partition of this length (an hour or a day) that contains `time_ns`."""
+    start_s = time_ns // length_ns * length_ns // 1_000_000_000
+    return datetime.fromtimestamp(start_s, tz=UTC).strftime(
+        KEY_FORMAT if length_ns == HOUR_NS else DAY_FORMAT
+    )
+
+
+def partitions_between(start_ns: int, end_ns: int, length_ns: int) -> list[str]:
+    """Give the keys of the partitions that ``[start_ns, end_ns)`` touches, oldest first."""
+    first = start_ns // length_ns * length_ns
+    return [partition_at(start, length_ns) for start in range(first, end_ns, length_ns)]
+
+
 @dataclass(frozen=True)
 class Lake:
-    """Partitioned files under `root`: ``<asset>/date=YYYY-MM-DD/hour=HH/part.<suffix>``."""
+    """Partitioned files under `root`: ``<asset>/date=YYYY-MM-DD/hour=HH/part.<suffix>``.
+
+    An asset's partitions are hours, or days (without the folder of the hour); what is stored says which.
+    """
 
     root: Path
 
     def path(self, asset: str, partition_key: str, suffix: str = "parquet") -> Path:
         """Give where a partition's file lies, existing or not."""
-        hour_window(partition_key)
-        folder = f"date={partition_key[:10]}/hour={partition_key[11:13]}"
+        partition_window(partition_key)
+        folder = f"date={partition_key[:10]}"
+        if not _DAY_KEY.match(partition_key):
+            folder += f"/hour={partition_key[11:13]}"
         return self.root / asset / folder / f"part.{suffix}"
 
     def exists(self, asset: str, partition_key: str, suffix: str = "parquet") -> bool:
@@ -79,11 +116,24 @@ class Lake:
     def partitions(self, asset: str, suffix: str = "parquet") -> list[str]:
         """List the keys written, oldest first."""
         keys = []
-        for file in (self.root / asset).glob(f"date=*/hour=*/part.{suffix}"):
-            match = _PARTITION_FOLDER.search(file.parent.as_posix())
-            if match:
-                keys.append(f"{match[1]}-{match[2]}:00")
+        for pattern in (f"date=*/hour=*/part.{suffix}", f"date=*/part.{suffix}"):
+            for file in (self.root / asset).glob(pattern):
+                match = _PARTITION_FOLDER.search(file.parent.as_posix())
+                if match:
+                    keys.append(match[1] if match[2] is None else f"{match[1]}-{match[2]}:00")
         return sorted(keys)
+
+    def written(self, asset: str, start_ns: int, end_ns: int) -> list[str]:
+        """List the keys of tables written that ``[start_ns, end_ns)`` touches, oldest first."""
+        keys = []
+        for day in partitions_between(start_ns, end_ns, DAY_NS):
+            day_start_ns, day_end_ns = partition_window(day)
+            if self.exists(asset, day):
+                keys.append(day)
+            elif self.path(asset, day).parent.is_dir():
+                hours = hour_keys(max(start_ns, day_start_ns), min(end_ns, day_end_ns))
+                keys += [hour for hour in hours if self.exists(asset, hour)]
+        return keys
 
     def is_newest(self, asset: str, partition_key: str, suffix: str = "parquet") -> bool:
         """Tell whether nothing later was written: a backfill of old hours leaves latest copies alone."""
@@ -96,7 +146,7 @@ class Lake:
 
         Args:
             asset: name in the lake.
-            partition_key: the hour.
+            partition_key: the hour or day.
             table: its rows.
             version: what the rows mean, for `versions`.
 
@@ -114,14 +164,14 @@ class Lake:
     def read_table(
         self, asset: str, start_ns: int, end_ns: int, columns: Sequence[str] | None = None
     ) -> pa.Table:
-        """Read the partitions whose hours ``[start_ns, end_ns)`` touches, whole, oldest first.
+        """Read the partitions that ``[start_ns, end_ns)`` touches, whole, oldest first.
 
-        Hours that were never written are left out: a look-back may reach before the first hour of data.
+        What was never written is left out: a look-back may reach before the first data.
 
         Raises:
-            LakeError: none of the hours was written, or a file cannot be read.
+            LakeError: none of them was written, or a file cannot be read.
         """
-        keys = [key for key in hour_keys(start_ns, end_ns) if self.exists(asset, key)]
+        keys = self.written(asset, start_ns, end_ns)
         if not keys:
             raise LakeError(
                 f"{asset} has no partition in {hour_key(start_ns)} … {hour_key(end_ns - 1)}: "
@@ -136,14 +186,13 @@ class Lake:
             LakeError: a file cannot be read.
         """
         found = {}
-        for key in hour_keys(start_ns, end_ns):
-            if self.exists(asset, key):
-                path = self.path(asset, key)
-                try:
-                    metadata = pq.read_schema(path).metadata or {}
-                except (OSError, pa.ArrowException) as error:
-                    raise LakeError(f"{path}: cannot be read as Parquet: {_one_line(error)}") from error
-                found[key] = metadata.get(_VERSION, b"").decode()
+        for key in self.written(asset, start_ns, end_ns):
+            path = self.path(asset, key)
+            try:
+                metadata = pq.read_schema(path).metadata or {}
+            except (OSError, pa.ArrowException) as error:
+                raise LakeError(f"{path}: cannot be read as Parquet: {_one_line(error)}") from error
+            found[key] = metadata.get(_VERSION, b"").decode()
         return found
 
     def count_rows(self, asset: str, partition_key: str) -> int:
@@ -162,10 +211,9 @@ class Lake:
     def fingerprint(self, asset: str, start_ns: int, end_ns: int) -> tuple[FileState, ...]:
         """Give key, inode, time and size of the partitions in a span: another state, other numbers."""
         states = []
-        for key in hour_keys(start_ns, end_ns):
-            if self.exists(asset, key):
-                found = self.path(asset, key).stat()
-                states.append((key, found.st_ino, found.st_mtime_ns, found.st_size))
+        for key in self.written(asset, start_ns, end_ns):
+            found = self.path(asset, key).stat()
+            states.append((key, found.st_ino, found.st_mtime_ns, found.st_size))
         return tuple(states)
 
     def _read_parquet(self, asset: str, partition_key: str, columns: Sequence[str] | None) -> pa.Table:

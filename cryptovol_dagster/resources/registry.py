@@ -29,7 +29,7 @@ class Registry:
     """The registered model of one timescale and horizon."""
 
     def __init__(self, tracking: Tracking, spec: TimescaleSpec) -> None:
-        self.name = f"cryptovol-{spec.name}-h{spec.horizon_bars}"
+        self.name = f"cryptovol-{spec.grid}-h{spec.horizon_bars}"
         self._tracking = tracking
 
     def url(self, version: str) -> str:

@@ -8,7 +8,8 @@ import pyarrow as pa
 from cryptovol_dagster.core.dataset import KEY_COLUMNS
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.resources.chain import ChainError
-from cryptovol_dagster.resources.lake import Lake, hour_window
+from cryptovol_dagster.resources.lake import Lake, partition_window
+from cryptovol_dagster.resources.rows import asset_name
 
 #: What tells one row of an hour from another.
 ROW_KEY = ("bar_start", "product")
@@ -33,10 +34,10 @@ def quality_rows(lake: Lake, spec: TimescaleSpec, key: str) -> pd.DataFrame:
         LakeError: the hour has no bars or no features.
         ChainError: bars and features do not have the same rows.
     """
-    assets = f"{spec.name}/features", f"{spec.name}/bars"
+    assets = asset_name(spec, "features"), asset_name(spec, "bars")
     for asset in assets:
         lake.require(asset, [key])
-    features, bars = (lake.read_table(asset, *hour_window(key)).to_pandas() for asset in assets)
+    features, bars = (lake.read_table(asset, *partition_window(key)).to_pandas() for asset in assets)
     same = len(features) == len(bars) and all(
         (features[name].astype(str) == bars[name].astype(str)).all() for name in ROW_KEY
     )

@@ -11,6 +11,9 @@ from pathlib import Path
 
 from cryptovol_dagster.resources.lake import replace_file
 
+#: Its latest copies stand in `reports/` itself.
+FIRST_CHAIN = "seconds"
+
 
 class ReportError(Exception):
     """A report cannot be written; the message is one line that names the file."""
@@ -22,6 +25,10 @@ class Reports:
 
     reports_dir: Path
     artifacts_dir: Path
+
+    def of(self, chain: str) -> Reports:
+        """The copies of one chain: those of the first stand where people know them, others in a folder."""
+        return self if chain == FIRST_CHAIN else Reports(self.reports_dir / chain, self.artifacts_dir)
 
     @property
     def evaluation(self) -> Path:

@@ -20,7 +20,15 @@ import pandas as pd
 from cryptovol_dagster.core.dataset import Dataset, concatenate, join_rows, no_rows
 from cryptovol_dagster.core.labels import rows_labelled_by
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.resources.lake import FileState, Lake, hour_keys, hour_window
+from cryptovol_dagster.resources.lake import FileState, Lake, partition_window, partitions_between
+
+#: What the horizons on one grid share.
+GRID_ASSETS = ("bars", "features")
+
+
+def asset_name(spec: TimescaleSpec, name: str) -> str:
+    """Name an asset of a chain, which is also where its partitions lie in the lake."""
+    return f"{spec.grid if name in GRID_ASSETS else spec.name}/{name}"
 
 
 @dataclass(frozen=True)
@@ -77,14 +85,16 @@ def read_rows(lake: Lake, spec: TimescaleSpec, start_ns: int, end_ns: int) -> tu
         LakeError: a file cannot be read.
         LearningError: no row has both features and a label.
     """
+    assets = asset_name(spec, "features"), asset_name(spec, "labels")
     features, labels = (
-        {state[0]: state for state in lake.fingerprint(f"{spec.name}/{name}", start_ns, end_ns)}
-        for name in ("features", "labels")
+        {state[0]: state for state in lake.fingerprint(asset, start_ns, end_ns)} for asset in assets
     )
     wanted = tuple(
         _Files(features[hour], state)
         for state in labels.values()
-        for hour in hour_keys(*rows_labelled_by(*hour_window(state[0]), spec))
+        for hour in partitions_between(
+            *rows_labelled_by(*partition_window(state[0]), spec), spec.partition_ns
+        )
         if hour in features
     )
     kept = _KEPT.get((lake, spec), _Kept())
@@ -94,8 +104,8 @@ def read_rows(lake: Lake, spec: TimescaleSpec, start_ns: int, end_ns: int) -> tu
             _KEPT.clear()
             _KEPT[lake, spec] = kept
         totals = (
-            sum(_row_count(lake, f"{spec.name}/{name}", state) for state in states.values())
-            for name, states in (("features", features), ("labels", labels))
+            sum(_row_count(lake, asset, state) for state in states.values())
+            for asset, states in zip(assets, (features, labels), strict=True)
         )
         kept.given[wanted] = _window(kept, wanted, *totals)
     return kept.given[wanted]
@@ -119,10 +129,10 @@ def _kept_anew(lake: Lake, spec: TimescaleSpec, wanted: tuple[_Files, ...], befo
         if files in pieces:
             continue
         if files.labels not in labels:
-            labels = {files.labels: _read(lake, f"{spec.name}/labels", files.labels)}
+            labels = {files.labels: _read(lake, asset_name(spec, "labels"), files.labels)}
         if files.features not in features:
             last = dict(list(features.items())[-1:])  # the next hour's labels speak of its end
-            features = last | {files.features: _read(lake, f"{spec.name}/features", files.features)}
+            features = last | {files.features: _read(lake, asset_name(spec, "features"), files.features)}
         pieces[files] = _join(features[files.features], labels[files.labels], files, spec)
     pieces = {files: pieces[files] for files in wanted}
     filled = [piece.rows for piece in pieces.values() if len(piece.rows)]
@@ -138,13 +148,15 @@ def _kept_anew(lake: Lake, spec: TimescaleSpec, wanted: tuple[_Files, ...], befo
 
 
 def _read(lake: Lake, asset: str, state: FileState) -> pd.DataFrame:
-    return lake.read_table(asset, *hour_window(state[0])).to_pandas(split_blocks=True, self_destruct=True)
+    return lake.read_table(asset, *partition_window(state[0])).to_pandas(
+        split_blocks=True, self_destruct=True
+    )
 
 
 def _join(features: pd.DataFrame, labels: pd.DataFrame, files: _Files, spec: TimescaleSpec) -> _Piece:
     """Join the part of an hour's features that the labels speak of with the labels of that hour."""
-    first_ns, stop_ns = hour_window(files.features[0])
-    from_ns, to_ns = rows_labelled_by(*hour_window(files.labels[0]), spec)
+    first_ns, stop_ns = partition_window(files.features[0])
+    from_ns, to_ns = rows_labelled_by(*partition_window(files.labels[0]), spec)
     features = _between(features, max(first_ns, from_ns), min(stop_ns, to_ns))
     labels = _between(labels, first_ns, stop_ns)
     rows = join_rows(features, labels, spec)

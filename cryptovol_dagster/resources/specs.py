@@ -2,26 +2,83 @@
 
 from __future__ import annotations
 
-from cryptovol_dagster.core.specs import ModelSpec, SplitSpec, TimescaleSpec
-from ingestor.settings.model import ModelSettings, TimescaleSettings
+from datetime import date
+
+from cryptovol_dagster.core.specs import DAY_S, GK, HOUR_S, RV, ModelSpec, SplitSpec, TimescaleSpec
+from ingestor.settings import Settings
+from ingestor.settings.model import MinutesSettings, ModelSettings, TimescaleSettings
+
+SECONDS, MINUTES = "seconds", "minutes"
 
 
 def timescale_spec(settings: TimescaleSettings, name: str) -> TimescaleSpec:
-    """The spec of one timescale.
+    """The spec of the seconds.
 
     Args:
-        settings: the section, for example ``settings.timescales.seconds``.
+        settings: the section ``settings.timescales.seconds``.
         name: the timescale's name, for example ``"seconds"``.
     """
-    fields = settings.model_dump(exclude={"splits"})
-    return TimescaleSpec(name=name, splits=SplitSpec(**settings.splits.model_dump()), **fields)
+    fields = settings.model_dump(exclude={"splits", "retrain_every_hours"})
+    return TimescaleSpec(
+        name=name,
+        grid=name,
+        partition_s=HOUR_S,
+        quotes=True,
+        target=RV,
+        retrain_every=settings.retrain_every_hours,
+        retrain_phase=0,
+        splits=SplitSpec(**settings.splits.model_dump()),
+        **fields,
+    )
+
+
+def minutes_specs(settings: MinutesSettings) -> tuple[TimescaleSpec, ...]:
+    """The specs of the minutes, one a horizon; they share bars and features.
+
+    Args:
+        settings: the section ``settings.timescales.minutes``.
+    """
+    others = {
+        "enabled",
+        "splits",
+        "horizons",
+        "models",
+        "retrain_every_days",
+        "retrain_anchor",
+        "holdout_from",
+    }
+    fields = settings.model_dump(exclude=others)
+    anchor_day = (settings.retrain_anchor - date(1970, 1, 1)).days
+    return tuple(
+        TimescaleSpec(
+            name=f"{MINUTES}_h{horizon.bars}",
+            grid=MINUTES,
+            partition_s=DAY_S,
+            quotes=False,
+            horizon_bars=horizon.bars,
+            target=GK if horizon.target == "garman_klass" else RV,
+            splits=SplitSpec(**settings.splits.model_dump()),
+            late_after_s=0.0,
+            retrain_every=settings.retrain_every_days,
+            retrain_phase=anchor_day % settings.retrain_every_days,
+            **fields,
+        )
+        for horizon in settings.horizons
+    )
+
+
+def timescale_specs(settings: Settings) -> dict[str, TimescaleSpec]:
+    """Every chain of a configuration by name: ``seconds``, ``minutes_h5``, ``minutes_h15``."""
+    found = [timescale_spec(settings.timescales.seconds, SECONDS)]
+    if settings.timescales.minutes.enabled:
+        found += minutes_specs(settings.timescales.minutes)
+    return {spec.name: spec for spec in found}
 
 
 def model_spec(settings: ModelSettings) -> ModelSpec:
     """The spec of every model.
 
     Args:
-        settings: the section ``settings.models``.
+        settings: the section ``settings.models``, or that of the minutes.
     """
-    # How often a backfill trains changes which hours have models, not what a model is.
-    return ModelSpec(**settings.model_dump(exclude={"backfill_retrain_every_hours"}))
+    return ModelSpec(**settings.model_dump())

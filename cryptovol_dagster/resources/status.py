@@ -16,6 +16,7 @@ from typing import Any
 from cryptovol_dagster.resources.instance import running_instance
 from cryptovol_dagster.resources.lake import HOUR_NS, Lake, hour_key
 from cryptovol_dagster.resources.reachable import accepts, answers
+from cryptovol_dagster.resources.specs import SECONDS, timescale_specs
 from ingestor.archive.layout import closing_paths
 from ingestor.archive.reader import RawReader
 from ingestor.audit.span import archive_runs
@@ -168,7 +169,7 @@ def look(settings: Settings, now_ns: int, required: Sequence[str] = ()) -> Statu
     # Keys sort as their hours do. An hour before the first partition is never made.
     closed_at_ns = {key: at_ns for key, at_ns in closings.items() if key >= first}
     assets = [_asset(lake, name, closed_at_ns) for name in _assets(storage.lake_dir)]
-    timescales = list(type(settings.timescales).model_fields)
+    timescales = list(timescale_specs(settings))
     services = _services(settings, raw)
     free_bytes = shutil.disk_usage(_existing(storage.data_dir)).free
     return Status(
@@ -181,7 +182,7 @@ def look(settings: Settings, now_ns: int, required: Sequence[str] = ()) -> Statu
         free_bytes=free_bytes,
         problems=[
             *_recorder_problems(raw, settings.storage.flush_s),
-            *_lake_problems(assets, timescales, closed_at_ns, now_ns),
+            *_lake_problems(assets, [SECONDS], closed_at_ns, now_ns),
             *_service_problems(settings, services, required),
             *_room_problems(storage.data_dir, free_bytes),
         ],
@@ -231,7 +232,8 @@ def _assets(lake_dir: Path) -> list[str]:
 
 def _asset(lake: Lake, name: str, closed: Mapping[str, int]) -> AssetLook:
     keys = set(lake.partitions(name, "*"))
-    is_market = name in ("gap_ledger", "ticks") or name.endswith(tuple(f"/{one}" for one in MARKET_ASSETS))
+    # Only what is made of closed hours can lack one.
+    is_market = name in ("gap_ledger", "ticks", *(f"{SECONDS}/{one}" for one in MARKET_ASSETS))
     missing = sorted(set(closed) - set(keys)) if is_market else []
     return AssetLook(name, len(keys), max(keys, default=None), missing)
 

@@ -21,9 +21,9 @@ def backfill(
 ) -> None:
     """Rebuild ticks, bars, features, labels, splits, models and evaluation of past hours.
 
-    Models are trained at every 24th hour (models.backfill_retrain_every_hours) and at the last one; the hours
-    between carry them forward. Hours whose data do not suffice to train are recorded as such and do not stop
-    the others. With --only-missing, runs of missing hours are worked off one after the other.
+    Models are trained at every 24th hour (timescales.seconds.retrain_every_hours) and at the last one; the
+    hours between carry them forward. Hours whose data do not suffice to train are recorded as such and do not
+    stop the others. With --only-missing, runs of missing hours are worked off one after the other.
     """
     from cryptovol_dagster.resources.succession import BACKFILL_VERB_TAG
     from cryptovol_dagster.verbs import runs

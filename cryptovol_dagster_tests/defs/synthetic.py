@@ -19,6 +19,7 @@ from ingestor.settings import Settings
 from ingestor.settings.model import (
     CoinbaseSettings,
     DagsterSettings,
+    MinutesSettings,
     ModelSettings,
     MonitoringSettings,
     SplitSettings,
@@ -43,6 +44,7 @@ def small_settings(
         windows_bars=(5, 15, 60),
         ewma_half_lives_bars=(5,),
         horizon_bars=15,
+        retrain_every_hours=1,
         splits=SplitSettings(train_span_s=3 * 3_600, test_span_s=3_600),
     )
     return Settings(
@@ -50,13 +52,12 @@ def small_settings(
         storage=StorageSettings(
             data_dir=folder / "data", reports_dir=folder / "reports", artifacts_dir=folder / "artifacts"
         ),
-        timescales=TimescalesSettings(seconds=timescale),
+        timescales=TimescalesSettings(seconds=timescale, minutes=MinutesSettings(enabled=False)),
         models=ModelSettings(
             enabled=models,  # type: ignore[arg-type] - names are validated by the model
             xgboost_trees=20,
             xgboost_min_child_weight=5.0,
             bootstrap_resamples=20,
-            backfill_retrain_every_hours=1,
         ),
         monitoring=MonitoringSettings(report_max_rows=500, drift_reference_hours=3),
         dagster=DagsterSettings(partitions_start=first_hour),

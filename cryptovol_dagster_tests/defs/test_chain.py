@@ -248,8 +248,8 @@ def test_a_range_trains_every_nth_hour_and_its_last_and_the_hours_between_carry_
     pipeline: Pipeline, tmp_path: Path
 ) -> None:
     base = small_settings(tmp_path, models=("ewma",))
-    models = base.models.model_copy(update={"backfill_retrain_every_hours": 3})
-    settings = base.model_copy(update={"models": models})
+    seconds = base.timescales.seconds.model_copy(update={"retrain_every_hours": 3})
+    settings = base.model_copy(update={"timescales": base.timescales.model_copy(update={"seconds": seconds})})
     shutil.copytree(pipeline.settings.storage.raw_dir, settings.storage.raw_dir)
     # Files of hours that were trained one by one before, and of an hour before the range.
     shutil.copytree(pipeline.settings.storage.lake_dir, settings.storage.lake_dir)
@@ -288,12 +288,13 @@ def test_a_range_trains_every_nth_hour_and_its_last_and_the_hours_between_carry_
 
 
 def test_hours_before_the_first_training_say_that_no_models_hold() -> None:
-    spec = timescale_spec(small_settings(Path()).timescales.seconds, TIMESCALE)
-    plan = chain.carry_plan(spec, FIRST_HOUR, 24, trained="")
+    seconds = small_settings(Path()).timescales.seconds.model_copy(update={"retrain_every_hours": 24})
+    spec = timescale_spec(seconds, TIMESCALE)
+    plan = chain.carry_plan(spec, FIRST_HOUR, trained="")
     assert plan.reason == "a run over a range trains every 24 h and at its end; no earlier hour has models"
     assert chain.SplitPlan.from_json(plan.to_json()) == plan
     assert (plan.status, plan.trainable) == ("carried", False)
-    midnights = [key for key in hours_from("2026-04-01-00:00", 72) if chain.trains_at(key, 24)]
+    midnights = [key for key in hours_from("2026-04-01-00:00", 72) if chain.trains_at(spec, key)]
     assert midnights == ["2026-04-01-00:00", "2026-04-02-00:00", "2026-04-03-00:00"]
 
 
@@ -342,7 +343,9 @@ def test_hours_made_under_another_configuration_are_never_mixed_with_new_ones(
     key = pipeline.hours[-1]
     other = pipeline.settings.timescales.seconds.model_copy(update=change)
     settings = pipeline.settings.model_copy(update={"timescales": TimescalesSettings(seconds=other)})
-    says = rf"seconds/{asset} of 4 hours, {pipeline.hours[0]} … {key}, was made under another configuration"
+    says = (
+        rf"seconds/{asset} of 4 partitions, {pipeline.hours[0]} … {key}, was made under another configuration"
+    )
     with pytest.raises(runs.RunFailed, match=says) as failure:
         runs.materialize_range(settings, key, key, ["seconds/splits"])
     assert "\n" not in str(failure.value)

@@ -175,7 +175,7 @@ def test_columns_say_which_columns_they_are_made_of(defs: dg.Definitions, name: 
     made_of = graph.get(dg.AssetKey.from_user_string(name)).metadata["dagster/column_lineage"]
     deps = made_of.deps_by_column
     # A bar's start is made, and what bars know of trades is no column of the ticks.
-    traded = {"bar_start", "n_trades", "volume_e8", "signed_volume_e8", "has_trades"}
+    traded = {"bar_start", "n_trades", "volume_e8", "signed_volume_e8", "has_trades", "has_volume"}
     assert set(deps) == columns(name) - (traded if name == "seconds/bars" else set())
     for column, sources in deps.items():
         assert sources, column

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -160,6 +161,31 @@ class IngestSettings(Section):
     )
 
 
+class ModelSettings(Section):
+    """Model parameters and the seed of everything random."""
+
+    enabled: tuple[Literal["baseline_zscore", "ewma", "har_logit", "logreg", "xgboost"], ...] = Field(
+        default=("baseline_zscore", "ewma", "har_logit", "logreg", "xgboost"),
+        description="models trained at each as-of",
+    )
+    seed: int = Field(default=7, description="seed of training and of the bootstrap")
+    logreg_c: PositiveFloat = Field(
+        default=0.1, description="inverse L2 strength of the logistic regressions"
+    )
+    xgboost_trees: PositiveInt = Field(
+        default=300, description="most boosting rounds; early stopping may take fewer"
+    )
+    xgboost_depth: PositiveInt = Field(default=3, description="depth of the trees")
+    xgboost_learning_rate: PositiveFloat = Field(default=0.05, description="eta")
+    xgboost_min_child_weight: PositiveFloat = Field(default=50.0, description="least hessian in a leaf")
+    bootstrap_resamples: PositiveInt = Field(
+        default=500, description="block-bootstrap resamples of an interval"
+    )
+    alert_budget_per_hour: PositiveFloat = Field(
+        default=2.0, description="false alarms an hour the operating point may cost"
+    )
+
+
 class SplitSettings(Section):
     """How a labelled span is cut into training, validation and test."""
 
@@ -196,6 +222,11 @@ class TimescaleSettings(Section):
     late_after_s: PositiveFloat = Field(
         default=2.0, description="a message older than its product's newest by more is late"
     )
+    retrain_every_hours: PositiveInt = Field(
+        default=24,
+        description="a run over a range of hours trains at every such hour (from the epoch) and at its last "
+        "one; the hours between carry the models forward",
+    )
     splits: SplitSettings
 
     @property
@@ -214,10 +245,73 @@ def _seconds() -> TimescaleSettings:
     )
 
 
+class HorizonSettings(Section):
+    """One thing to learn on the minutes: how far ahead, and the volatility meant."""
+
+    bars: PositiveInt = Field(description="H in bars: the label looks at (t, t+H]")
+    target: Literal["garman_klass", "close_to_close"] = Field(
+        description="volatility of these bars: from their ranges (Garman-Klass), or from close to close"
+    )
+
+
+def _minutes_models() -> ModelSettings:
+    return ModelSettings()
+
+
+class MinutesSettings(Section):
+    """1-min bars from imported candles and the feed's trades; days as partitions."""
+
+    enabled: bool = Field(default=True, description="whether the chain of the minutes is there at all")
+    bar_interval_s: PositiveInt = Field(default=60, description="length of a bar")
+    windows_bars: tuple[PositiveInt, ...] = Field(
+        default=(5, 15, 30, 60, 120, 240, 720, 1_440), description="feature windows, in bars"
+    )
+    ewma_half_lives_bars: tuple[PositiveInt, ...] = Field(
+        default=(5, 20, 60, 300), description="half-lives of the EWMA features, in bars"
+    )
+    horizons: tuple[HorizonSettings, ...] = Field(
+        default=(
+            HorizonSettings(bars=5, target="garman_klass"),
+            HorizonSettings(bars=15, target="close_to_close"),
+        ),
+        min_length=1,
+        description="one chain each, from labels to champion",
+    )
+    quantile: float = Field(
+        default=0.90, gt=0.5, lt=1, description="a spike is at or over this quantile of the training span"
+    )
+    stale_after_s: PositiveFloat = Field(default=180.0, description="an older price is stale")
+    gap_after_s: PositiveFloat = Field(default=300.0, description="no trade for this long opens a gap")
+    label_max_age_s: PositiveFloat = Field(
+        default=180.0, description="no label where its span holds an older price"
+    )
+    retrain_every_days: PositiveInt = Field(
+        default=30,
+        description="a run over a range of days trains at every such day and at its last one; the days "
+        "between carry the models forward",
+    )
+    retrain_anchor: date = Field(
+        default=date(2024, 12, 31),
+        description="a day at which such a run trains; the others follow; folds end there",
+    )
+    holdout_from: date = Field(
+        default=date(2025, 1, 1),
+        description="days from here on are looked at only by `cryptovol backtest --holdout`",
+    )
+    splits: SplitSettings = Field(
+        default_factory=lambda: SplitSettings(train_span_s=60 * 86_400, test_span_s=30 * 86_400),
+        description="60 days of training, 30 of test",
+    )
+    models: ModelSettings = Field(default_factory=_minutes_models, description="models of the minutes")
+
+
 class TimescalesSettings(Section):
     """The timescales that the one factory builds."""
 
     seconds: TimescaleSettings = Field(default_factory=_seconds, description="1-s bars from the feed")
+    minutes: MinutesSettings = Field(
+        default_factory=MinutesSettings, description="1-min bars from candles and trades"
+    )
 
 
 class LiveSettings(Section):
@@ -232,36 +326,6 @@ class LiveSettings(Section):
     commit_s: PositiveFloat = Field(
         default=5.0,
         description="how often the consumer group's offsets are committed (they only show the lag)",
-    )
-
-
-class ModelSettings(Section):
-    """Model parameters and the seed of everything random."""
-
-    enabled: tuple[Literal["baseline_zscore", "ewma", "har_logit", "logreg", "xgboost"], ...] = Field(
-        default=("baseline_zscore", "ewma", "har_logit", "logreg", "xgboost"),
-        description="models trained at each as-of",
-    )
-    seed: int = Field(default=7, description="seed of training and of the bootstrap")
-    logreg_c: PositiveFloat = Field(
-        default=0.1, description="inverse L2 strength of the logistic regressions"
-    )
-    xgboost_trees: PositiveInt = Field(
-        default=300, description="most boosting rounds; early stopping may take fewer"
-    )
-    xgboost_depth: PositiveInt = Field(default=3, description="depth of the trees")
-    xgboost_learning_rate: PositiveFloat = Field(default=0.05, description="eta")
-    xgboost_min_child_weight: PositiveFloat = Field(default=50.0, description="least hessian in a leaf")
-    bootstrap_resamples: PositiveInt = Field(
-        default=500, description="block-bootstrap resamples of an interval"
-    )
-    alert_budget_per_hour: PositiveFloat = Field(
-        default=2.0, description="false alarms an hour the operating point may cost"
-    )
-    backfill_retrain_every_hours: PositiveInt = Field(
-        default=24,
-        description="a run over a range of hours trains at every such hour (from the epoch) and at its last "
-        "one; the hours between carry the models forward",
     )
 
 
@@ -338,6 +402,9 @@ class DagsterSettings(Section):
 
     partitions_start: str = Field(
         default="2025-12-01-00:00", description="first hourly partition, UTC, %Y-%m-%d-%H:%M"
+    )
+    minutes_start: date = Field(
+        default=date(2023, 10, 1), description="first daily partition of the minutes, UTC"
     )
     ui_url: str = Field(
         default="http://127.0.0.1:3000", description="where people open the Dagster UI; used in links"

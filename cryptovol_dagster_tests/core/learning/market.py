@@ -27,6 +27,10 @@ FEATURES = (
 
 SPEC = TimescaleSpec(
     name="seconds",
+    grid="seconds",
+    partition_s=3_600,
+    quotes=True,
+    target="rv",
     bar_interval_s=1,
     windows_bars=(15, 60, 300, 900),
     ewma_half_lives_bars=(20, 300),
@@ -36,6 +40,8 @@ SPEC = TimescaleSpec(
     gap_after_s=30.0,
     label_max_age_s=15.0,
     late_after_s=2.0,
+    retrain_every=24,
+    retrain_phase=0,
     splits=SplitSpec(
         train_span_s=7 * 86_400, test_span_s=86_400, max_test_share=0.4, validation_share=0.2, embargo_s=300
     ),
@@ -72,9 +78,9 @@ def grid_of(ret_nano: np.ndarray, products: tuple[str, ...]) -> BarGrid:
     shape = ret_nano.shape
     columns: dict[str, Any] = {name: np.zeros(shape, dtype=np.int64) for name in BAR_COLUMNS}
     price = 50_000 * np.exp(np.cumsum(ret_nano, axis=1) * 1e-9)
-    for name in ("ret_ok", "has_quote", "has_imbalance"):
+    for name in ("ret_ok", "has_quote", "has_spread", "has_imbalance"):
         columns[name] = np.ones(shape, dtype=bool)
-    for name in ("has_trades", "stale", "in_gap", "new_segment", "out_of_bounds"):
+    for name in ("has_trades", "has_volume", "stale", "in_gap", "new_segment", "out_of_bounds"):
         columns[name] = np.zeros(shape, dtype=bool)
     columns |= {name: price.copy() for name in ("open", "high", "low", "close")}
     columns |= {"ret_nano": ret_nano, "age_s": np.full(shape, 0.2)}

@@ -17,6 +17,10 @@ def spec(**changes: Any) -> TimescaleSpec:
     """A timescale with short windows; the quote limits of the real one."""
     fields: dict[str, Any] = {
         "name": "test",
+        "grid": "test",
+        "partition_s": 3_600,
+        "quotes": True,
+        "target": "rv",
         "bar_interval_s": 1,
         "windows_bars": (5, 15, 60),
         "ewma_half_lives_bars": (2, 5),
@@ -26,6 +30,8 @@ def spec(**changes: Any) -> TimescaleSpec:
         "gap_after_s": 8.0,
         "label_max_age_s": 5.0,
         "late_after_s": 2.0,
+        "retrain_every": 24,
+        "retrain_phase": 0,
         "splits": SplitSpec(600, 300, 0.4, 0.2, 30),
     }
     return TimescaleSpec(**fields | changes)

@@ -136,6 +136,7 @@ def _bar(
         "microprice_nano": 0,
         "ret_ok": False,
         "has_quote": quote is not None,
+        "has_spread": quote is not None,
         "has_imbalance": False,
         "stale": False,
         "in_gap": quote is None,
@@ -146,6 +147,7 @@ def _bar(
         "volume_e8": 0,
         "signed_volume_e8": 0,
         "has_trades": False,
+        "has_volume": False,
     }
     if quote is None:
         return bar
