@@ -195,9 +195,14 @@ def expected_calibration_error(table: list[ReliabilityBin]) -> float:
 # ------------------------------------------------------------------------------------------------
 
 
+def least_block_s(horizon_s: float) -> float:
+    """Distance from which spikes may count as two: 5 H, and at least 30 min."""
+    return max(5 * horizon_s, _LEAST_BLOCK_S)
+
+
 def block_length_s(horizon_s: float, span_s: float) -> float:
     """Length of a bootstrap block: at least 5 H and 30 min; a day where the span is ten days or more."""
-    least = max(5 * horizon_s, _LEAST_BLOCK_S)
+    least = least_block_s(horizon_s)
     return max(least, _DAY_S) if span_s >= 10 * _DAY_S else least
 
 
