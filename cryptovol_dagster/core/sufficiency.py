@@ -124,7 +124,7 @@ class Sufficiency:
 
 
 def summarise(found: Mapping[str, Any]) -> str:
-    """Say in one line what a span supports and when it supports more (of `Sufficiency.to_dict` or its JSON)."""
+    """Say in one line what a span supports, and when more; of `Sufficiency.to_dict` or its JSON."""
     counted = f"{found['spikes_apart']} spikes apart in {found['days']:.2g} days"
     if found["next_class"] is None:
         return f"{counted} support {found['supports']}"
@@ -272,7 +272,7 @@ def _wait(found: int, needed: int, days: float) -> float | None:
 def _grids(
     t_ns: NDArray[np.int64], product: NDArray[np.object_], bar_ns: int, *columns: NDArray[np.float64]
 ) -> Iterator[NDArray[np.float64]]:
-    """Yield for each product its columns on every bar from its first to its last row, NaN where it has none."""
+    """Yield each product's columns on every bar from its first to its last row, NaN where it has none."""
     for name in pd.unique(product):
         own = np.flatnonzero(product == name)
         slot = (t_ns[own] - t_ns[own].min()) // bar_ns

@@ -13,6 +13,7 @@ from sklearn.metrics import average_precision_score, confusion_matrix, precision
 
 from cryptovol_dagster.core.dataset import Problem, SingleClassError
 from cryptovol_dagster.core.evaluation import Evaluation, evaluate, summary_rows
+from cryptovol_dagster.core.evaluation_schema import SCHEMA_VERSION
 from cryptovol_dagster.core.metrics import best_f1_threshold
 from cryptovol_dagster.core.model_card import CardContext, render_model_card
 from cryptovol_dagster.core.models import MODELS, Model, ModelError, train_model
@@ -68,7 +69,7 @@ def test_enough_data_gives_intervals_around_every_number(evaluation: Evaluation)
     report = evaluation.to_dict()
     assert evaluation.verdict == "ok"
     assert evaluation.reasons == ()
-    assert report["schema_version"] == 1
+    assert report["schema_version"] == SCHEMA_VERSION == 2
     assert set(report["models"]) == set(MODELS)
     for result in report["models"].values():
         bounds = result["average_precision_interval"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -40,7 +40,8 @@ def test_each_class_is_reached_in_turn_and_says_what_the_next_one_lacks() -> Non
         "single: 10 spikes apart (10 a feature, 1 read) are needed, 4 found",
     )
     assert few.more_days == pytest.approx(6 / 24)
-    assert found[1].missing == ("har: 25 spikes apart (5 a feature, 5 read) are needed, 24 found",) + (
+    assert found[1].missing == (
+        "har: 25 spikes apart (5 a feature, 5 read) are needed, 24 found",
         "har: 3 days are needed, 1 found",
     )
     assert found[1].more_days == 2
@@ -111,7 +112,7 @@ def test_no_choice_of_times_apart_is_larger(found: list[int], apart: int, origin
         len(chosen)
         for size in range(len(found) + 1)
         for chosen in combinations(found, size)
-        if all(later - earlier >= apart for earlier, later in zip(chosen, chosen[1:], strict=False))
+        if all(later - earlier >= apart for earlier, later in pairwise(chosen))
     )
     t_ns = (np.array(found, dtype=np.int64) + origin) * MINUTE
     assert count_apart(t_ns, apart * 60.0) == best
