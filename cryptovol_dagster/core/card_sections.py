@@ -13,6 +13,13 @@ from cryptovol_dagster.core.evaluation import OK, summary_rows
 from cryptovol_dagster.core.markdown import NONE, number, table, with_interval
 from cryptovol_dagster.core.promotion import Decision
 
+#: A card of a training span shorter than this many days says what so little can teach.
+_FEW_DAYS = 3
+_HOURS_OF_TICKS = (
+    "- Hours of ticks cannot train a model that beats persistence; on about nine real hours nothing did. A "
+    "lift far above that of the baselines on such data is a leak until proven otherwise."
+)
+
 
 @dataclass(frozen=True)
 class CardContext:
@@ -34,8 +41,7 @@ def as_of(report: Mapping[str, Any]) -> list[str]:
     if "as_of" not in report:
         return []
     return [
-        f"Version 1 of the card; timescale `{report['timescale']}`, as of the end of the hour "
-        f"{report['as_of']} UTC.",
+        f"Version 1 of the card; timescale `{report['timescale']}`, as of the end of {report['as_of']} UTC.",
         "",
     ]
 
@@ -289,16 +295,20 @@ def results(report: Mapping[str, Any]) -> list[str]:
 
 
 def comparisons(report: Mapping[str, Any]) -> list[str]:
-    """Show paired differences, of all rows and at onset; nothing with a single model."""
-    rows = [
-        [
-            entry["model"],
-            entry["baseline"],
-            _difference(entry["ap_difference"], entry["interval"]),
-            _difference(entry["onset_difference"], entry["onset_interval"]),
-        ]
-        for entry in report["comparisons"]
-    ]
+    """Show paired differences, of all rows and at onset, each pair once; nothing with a single model."""
+    rows, shown = [], set()
+    for entry in report["comparisons"]:
+        pair = entry["model"], entry["baseline"]
+        if pair[::-1] in shown:
+            continue
+        shown.add(pair)
+        rows.append(
+            [
+                *pair,
+                _difference(entry["ap_difference"], entry["interval"]),
+                _difference(entry["onset_difference"], entry["onset_interval"]),
+            ]
+        )
     if not rows:
         return []
     return [
@@ -372,11 +382,12 @@ def by_period(report: Mapping[str, Any]) -> list[str]:
         "PR-AUC rises and falls with the base rate; a number alone says nothing of the model.",
         "",
         *table(
-            [report["period_unit"], "rows", "base rate", *models],
+            [report["period_unit"], "rows", "spikes", "base rate", *models],
             [
                 [
                     of_one["period"],
                     f"{of_one['rows']:,}",
+                    f"{of_one['positives']:,}",
                     number(of_one["base_rate"]),
                     *[number(found[model][k]["average_precision"]) for model in models],
                 ]
@@ -480,8 +491,7 @@ def limits(report: Mapping[str, Any]) -> list[str]:
         "## Limits",
         "",
         "- Measured on one span of one venue; the next one has another level of volatility.",
-        "- Hours of ticks cannot train a model that beats persistence; on about nine real hours nothing "
-        "did. A lift far above that of the baselines on such data is a leak until proven otherwise.",
+        *([_HOURS_OF_TICKS] if report["sufficiency"]["days"] < _FEW_DAYS else []),
         "- τ is frozen at training. When the market's volatility moves, the base rate moves with it: "
         "compare lift and base rate, not PR-AUC alone, between spans.",
         "- One model serves all products; τ differs by product, the features' scale is not adjusted for it.",

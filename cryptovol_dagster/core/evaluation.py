@@ -151,7 +151,7 @@ def evaluate(
     )
     reasons = _why_insufficient(test, y, block_s)
     scores = {name: probabilities(name, model, test) for name, model in models.items()}
-    onset = _onset(test_market, test)
+    onset = onset_rows(test.trailing_sigma, test.product, problem.thresholds)
     resampled = onset_resampled = {}
     if not reasons:
         bootstrap = BlockBootstrap(test.t_ns, test.bar_ns, block_s, spec.bootstrap_resamples, spec.seed)
@@ -290,9 +290,11 @@ def _ends(part: TimeRange) -> dict[str, str]:
     return {"start": iso_utc(part.start_ns), "end": iso_utc(part.end_ns)}
 
 
-def _onset(market: Market, test: Dataset) -> NDArray[np.bool_]:
+def onset_rows(
+    trailing_sigma: NDArray[np.float64], product: NDArray[np.object_], thresholds: dict[str, float]
+) -> NDArray[np.bool_]:
     """Say which rows do not show a spike yet; not those whose trailing window is broken: nobody knows."""
-    return ~market.visible & np.isfinite(test.trailing_sigma)
+    return ~is_spike(trailing_sigma, product, thresholds) & np.isfinite(trailing_sigma)
 
 
 def probabilities(name: str, model: Model, rows: Dataset) -> NDArray[np.float64]:

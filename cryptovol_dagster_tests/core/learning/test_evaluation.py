@@ -27,11 +27,11 @@ from cryptovol_dagster.core.metrics import best_f1_threshold
 from cryptovol_dagster.core.model_card import CardContext, render_model_card
 from cryptovol_dagster.core.models import MODELS, Model, ModelError, train_model
 from cryptovol_dagster.core.plots import (
+    draw_evaluation,
     most_violent_stretch,
     plot_episode,
     plot_importances,
     plot_pr_curves,
-    plot_reliability,
     plot_sigma_distribution,
 )
 from cryptovol_dagster.core.promotion import Champion, Measured, decide
@@ -372,7 +372,7 @@ def test_summary_rows_are_flat_and_sorted(evaluation: Evaluation) -> None:
 
 
 def pictures(evaluation: Evaluation) -> list[bytes]:
-    return [plot_pr_curves(evaluation), plot_reliability(evaluation), plot_episode(evaluation)]
+    return list(draw_evaluation(evaluation, None).values())
 
 
 def test_pictures_are_png(evaluation: Evaluation, problem: Problem, models: dict[str, Model]) -> None:
@@ -439,7 +439,9 @@ def test_the_card_shows_the_report_s_numbers(evaluation: Evaluation) -> None:
     shown = f"{onset['average_precision']:.3f} [{bounds['low']:.3f}, {bounds['high']:.3f}]"
     assert f"| ewma | {shown} | {onset['lift']:.2f} |" in card
     for one in evaluation.report["models"]["logreg"]["by_period"]:
-        assert f"| {one['period']} | {one['rows']:,} | {one['base_rate']:.3f} |" in card
+        assert (
+            f"| {one['period']} | {one['rows']:,} | {one['positives']:,} | {one['base_rate']:.3f} |" in card
+        )
     assert f"It supports **{evaluation.report['sufficiency']['supports']}** of" in card
     assert f"- {evaluation.report['sufficiency']['missing'][0]}" in card
     assert "nan" not in card.lower()
