@@ -34,6 +34,8 @@ _PROBABILITY_FLOOR = 1e-15
 _LOGIT_FLOOR = 1e-6
 #: More than maximum likelihood with two numbers ever takes.
 _NEWTON_STEPS = 50
+#: Steps of this size have arrived; a curvature of this condition has no summit.
+_CONVERGED, _FLAT = 1e-9, 1e12
 
 
 class Ranking:
@@ -222,8 +224,8 @@ class Calibration(NamedTuple):
 def calibration_line(y: NDArray[np.bool_], probability: NDArray[np.float64]) -> Calibration | None:
     """Fit the calibration line by maximum likelihood; None where there is none to fit.
 
-    There is none with a single class, with a constant probability, and where some threshold separates the
-    classes without error.
+    There is none with a single class, with a constant probability, and where the classes are separated, or
+    so nearly that the slope has no end.
     """
     if not y.any() or y.all():
         return None
@@ -231,16 +233,30 @@ def calibration_line(y: NDArray[np.bool_], probability: NDArray[np.float64]) -> 
     log_odds = np.log(bounded / (1 - bounded))
     if log_odds[y].min() >= log_odds[~y].max() or log_odds[y].max() <= log_odds[~y].min():
         return None
-    columns = np.column_stack([log_odds, np.ones(y.size)])
-    line = np.array([1.0, 0.0])
+    middle, scale = float(log_odds.mean()), float(log_odds.std())
+    columns = np.column_stack([(log_odds - middle) / scale, np.ones(y.size)])
+
+    def loss(line: NDArray[np.float64]) -> float:
+        at = columns @ line
+        return float(np.sum(np.logaddexp(0, at) - y * at))
+
+    base = float(y.mean())
+    line = np.array([0.0, np.log(base / (1 - base))])
     for _ in range(_NEWTON_STEPS):
         expected = 1 / (1 + np.exp(-(columns @ line)))
         curvature = (columns * (expected * (1 - expected))[:, None]).T @ columns
+        if np.linalg.cond(curvature) > _FLAT:
+            return None
         step = np.linalg.solve(curvature, columns.T @ (y - expected))
+        # Halved until it leads down: the loss is convex, so this always arrives.
+        before = loss(line)
+        while loss(line + step) > before and np.abs(step).max() > _CONVERGED:
+            step /= 2
         line += step
-        if np.abs(step).max() < 1e-9:
-            break
-    return Calibration(float(line[0]), float(line[1]))
+        if np.abs(step).max() < _CONVERGED:
+            slope = float(line[0]) / scale
+            return Calibration(slope, float(line[1]) - slope * middle)
+    return None
 
 
 # --- intervals

@@ -142,6 +142,22 @@ def test_the_calibration_line_is_that_of_scikit_learn() -> None:
     assert found.slope == pytest.approx(0.7, abs=0.1)
 
 
+@settings(max_examples=100, deadline=None)
+@given(scored_labels(), st.floats(1e-9, 1))
+def test_a_calibration_line_leaves_nothing_of_the_error(
+    case: tuple[np.ndarray, np.ndarray], width: float
+) -> None:
+    """At the summit the errors add up to nothing, alone and times the log-odds, however small those are."""
+    y, score = case
+    probability = 0.3 + 0.6 * width * score
+    found = metrics.calibration_line(y, probability)
+    if found is not None:
+        log_odds = np.log(probability / (1 - probability))
+        error = y - 1 / (1 + np.exp(-(found.intercept + found.slope * log_odds)))
+        assert abs(error.sum()) < 1e-5
+        assert abs((error * (log_odds - log_odds.mean())).sum()) < 1e-5 * log_odds.std()
+
+
 @pytest.mark.parametrize(
     ("y", "probability"),
     [
