@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -236,7 +236,7 @@ def calibration_line(y: NDArray[np.bool_], probability: NDArray[np.float64]) -> 
     middle, scale = float(log_odds.mean()), float(log_odds.std())
     columns = np.column_stack([(log_odds - middle) / scale, np.ones(y.size)])
 
-    def loss(line: NDArray[np.float64]) -> float:
+    def loss(line: NDArray[np.floating[Any]]) -> float:
         at = columns @ line
         return float(np.sum(np.logaddexp(0, at) - y * at))
 
