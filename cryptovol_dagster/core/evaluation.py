@@ -13,18 +13,22 @@ import pandas as pd
 
 from cryptovol_dagster.core import metrics
 from cryptovol_dagster.core.dataset import Dataset, Problem, require_both_classes
+from cryptovol_dagster.core.evaluation_schema import SCHEMA_VERSION
 from cryptovol_dagster.core.labels import is_spike, iso_utc
 from cryptovol_dagster.core.metrics import BlockBootstrap, Market
 from cryptovol_dagster.core.models.base import Model, ModelError
 from cryptovol_dagster.core.specs import NS, ModelSpec, TimescaleSpec
+from cryptovol_dagster.core.splits import TimeRange
+from cryptovol_dagster.core.sufficiency import assess_training
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-SCHEMA_VERSION = 1
 OK, INSUFFICIENT_DATA = "ok", "insufficient_data"
 #: Models that a richer one must beat; those present are compared with.
-BASELINES = ("baseline_zscore", "ewma", "har_logit")
+BASELINES = ("persistence", "baseline_zscore", "ewma", "har_logit")
+#: A test of up to this is told by day, a longer one by calendar month.
+LONGEST_BY_DAY_S = 31 * 86_400
 
 
 @dataclass(frozen=True)
@@ -68,17 +72,21 @@ def summary_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return one flat row a model of a report (as evaluated or read from its file), the best AP first."""
     rows = []
     for name, result in report["models"].items():
-        bounds = result["average_precision_interval"] or {"low": None, "high": None}
+        bounds = result["average_precision_interval"] or {}
+        onset_bounds = result["onset"]["average_precision_interval"] or {}
         point = result["operating_points"]["max_f1"] or {}
+        budget = result["operating_points"]["alert_budget"] or {}
         rows.append(
             {
                 "model": name,
                 "average_precision": result["average_precision"],
-                "ap_low": bounds["low"],
-                "ap_high": bounds["high"],
+                "ap_low": bounds.get("low"),
+                "ap_high": bounds.get("high"),
                 "base_rate": report["counts"]["test"]["base_rate"],
                 "lift": result["lift"],
                 "onset_average_precision": result["onset"]["average_precision"],
+                "onset_low": onset_bounds.get("low"),
+                "onset_high": onset_bounds.get("high"),
                 "onset_base_rate": result["onset"]["base_rate"],
                 "chance_mean": (result["time_shift"] or {}).get("mean"),
                 "chance_q95": (result["time_shift"] or {}).get("quantile_95"),
@@ -87,9 +95,13 @@ def summary_rows(report: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "brier": result["brier"],
                 "log_loss": result["log_loss"],
                 "ece": result["expected_calibration_error"],
+                "calibration_slope": (result["calibration"] or {}).get("slope"),
+                "calibration_intercept": (result["calibration"] or {}).get("intercept"),
                 "f1": point.get("f1"),
                 "event_recall": point.get("event_recall"),
                 "false_alarms_per_hour": point.get("false_alarms_per_hour"),
+                "budget_event_recall": budget.get("event_recall"),
+                "budget_false_alarms_per_hour": budget.get("false_alarms_per_hour"),
             }
         )
     return sorted(rows, key=lambda row: -(row["average_precision"] or 0.0))
@@ -107,10 +119,11 @@ def evaluate(
     """Measure fitted models on the problem's test rows.
 
     Operating points are chosen on validation rows only. Intervals come from a circular block bootstrap over
-    time, the same resamples for every model. With fewer than 30 positives or 10 independent positive blocks
-    in the test the verdict is ``insufficient_data`` and the intervals are null; the numbers stand beside it
-    all the same. With a single class in the test there is nothing to rank, and the ranking numbers are null
-    too.
+    time, the same resamples for every model, for all rows and for those at onset. With fewer than 30
+    positives or 10 independent positive blocks in the test the verdict is ``insufficient_data`` and the
+    intervals are null; the numbers stand beside it all the same. With a single class in the test there is
+    nothing to rank, and the ranking numbers are null too. What is odd but no obstacle (a constant feature, a
+    product without test rows) is in `notes`.
 
     Args:
         problem: rows, cut, thresholds and labels.
@@ -123,7 +136,7 @@ def evaluate(
     Raises:
         SingleClassError: the *training* labels hold one class only (in the test it is a verdict, not an
             error).
-        ModelError: a model refuses the columns, or `models` is empty.
+        ModelError: a model refuses the columns, gives something that is no probability, or `models` is empty.
     """
     if not models:
         raise ModelError("there is no model to evaluate")
@@ -133,19 +146,27 @@ def evaluate(
     test, y = problem.part(problem.split.test)
 
     test_market, validation_market = _market(problem, test, y), _market(problem, validation, y_validation)
-    span_s = (int(test.t_ns.max()) - int(test.t_ns.min())) / NS + timescale.bar_interval_s
-    block_s = metrics.block_length_s(timescale.horizon_bars * timescale.bar_interval_s, span_s)
+    block_s = metrics.block_length_s(
+        timescale.horizon_bars * timescale.bar_interval_s, _span_s(test, timescale.bar_interval_s)
+    )
     reasons = _why_insufficient(test, y, block_s)
-    scores = {name: model.predict_proba(test.features) for name, model in models.items()}
-    resampled: dict[str, NDArray[np.float64]] = {}
+    scores = {name: probabilities(name, model, test) for name, model in models.items()}
+    onset = onset_rows(test.trailing_sigma, test.product, problem.thresholds)
+    resampled = onset_resampled = {}
     if not reasons:
         bootstrap = BlockBootstrap(test.t_ns, test.bar_ns, block_s, spec.bootstrap_resamples, spec.seed)
         resampled = bootstrap.average_precisions(y, scores)
+        if not _why_insufficient(test.rows(onset), y[onset], block_s):
+            onset_resampled = bootstrap.average_precisions(y, scores, onset)
 
+    constant = constant_features(train)
+    period_unit, period = periods(test)
+    measured_on = {**_ends(problem.split.test), "products": list(test.products), "rows": len(test)}
     report = {
         "schema_version": SCHEMA_VERSION,
         "verdict": INSUFFICIENT_DATA if reasons else OK,
         "reasons": reasons,
+        "notes": _notes(problem, test, constant),
         "timescale": timescale.name,
         "horizon_s": timescale.horizon_bars * timescale.bar_interval_s,
         "bar_interval_s": timescale.bar_interval_s,
@@ -160,17 +181,23 @@ def evaluate(
             "rows": len(problem.dataset),
             "dropped": problem.dataset.dropped,
         },
+        "features": {
+            "count": train.features.shape[1],
+            "constant_in_training": constant,
+            "left_out": list(problem.left_out),
+        },
         "split": problem.split.to_dict(),
         "counts": {
-            "train": _counts(train, y_train),
-            "validation": _counts(validation, y_validation),
+            "train": _counts(problem, train, y_train),
+            "validation": _counts(problem, validation, y_validation),
             "test": {
-                **_counts(test, y),
+                **_counts(problem, test, y),
                 "positive_blocks": metrics.count_positive_blocks(test.t_ns, y, block_s),
                 "events": len(test_market.events()),
                 "hours": test_market.hours,
             },
         },
+        "sufficiency": assess_training(problem).to_dict(),
         "bootstrap": {
             "method": "circular block bootstrap over time",
             "block_s": block_s,
@@ -178,22 +205,32 @@ def evaluate(
             "seed": spec.seed,
             "level": metrics.INTERVAL_LEVEL,
         },
+        "period_unit": period_unit,
         "models": {
             name: {
-                **_quality(test_market, test, scores[name]),
+                "measured_on": measured_on,
+                **_quality(problem, test_market, test, scores[name]),
                 "average_precision_interval": _bounds(resampled.get(name)),
+                "onset": {
+                    **_ranking(y[onset], scores[name][onset]),
+                    "average_precision_interval": _bounds(onset_resampled.get(name)),
+                },
+                "by_period": [
+                    {"period": label, **_ranking(y[own], scores[name][own])} for label, own in period.items()
+                ],
                 "operating_points": _operating_points(
                     test_market,
                     scores[name],
                     validation_market,
-                    model.predict_proba(validation.features),
+                    probabilities(name, model, validation),
                     spec.alert_budget_per_hour,
+                    {**_ends(problem.split.validation), "rows": len(validation)},
                 ),
                 "importances": model.importances(),
             }
             for name, model in models.items()
         },
-        "comparisons": _comparisons(y, scores, resampled),
+        "comparisons": _comparisons(y, scores, onset, resampled, onset_resampled),
     }
     predictions = pd.DataFrame(
         {
@@ -235,20 +272,90 @@ def _why_insufficient(test: Dataset, y: NDArray[np.bool_], block_s: float) -> li
     return reasons
 
 
-def _counts(part: Dataset, y: NDArray[np.bool_]) -> dict[str, Any]:
-    by_product = {}
-    for name in part.products:
-        own = y[part.product == name]
-        by_product[name] = {"rows": own.size, "positives": int(own.sum()), "base_rate": float(own.mean())}
-    return {"rows": y.size, "positives": int(y.sum()), "base_rate": float(y.mean()), "by_product": by_product}
+def _counts(problem: Problem, part: Dataset, y: NDArray[np.bool_]) -> dict[str, Any]:
+    by_product = {name: _count(y[part.product == name]) for name in problem.thresholds}
+    return {**_count(y), "by_product": by_product}
 
 
-def _quality(market: Market, test: Dataset, score: NDArray[np.float64]) -> dict[str, Any]:
+def _count(y: NDArray[np.bool_]) -> dict[str, Any]:
+    base_rate = float(y.mean()) if y.size else float("nan")
+    return {"rows": y.size, "positives": int(y.sum()), "base_rate": base_rate}
+
+
+def _span_s(part: Dataset, bar_s: float) -> float:
+    return (int(part.t_ns.max()) - int(part.t_ns.min())) / NS + bar_s
+
+
+def _ends(part: TimeRange) -> dict[str, str]:
+    return {"start": iso_utc(part.start_ns), "end": iso_utc(part.end_ns)}
+
+
+def onset_rows(
+    trailing_sigma: NDArray[np.float64], product: NDArray[np.object_], thresholds: dict[str, float]
+) -> NDArray[np.bool_]:
+    """Say which rows do not show a spike yet; not those whose trailing window is broken: nobody knows."""
+    return ~is_spike(trailing_sigma, product, thresholds) & np.isfinite(trailing_sigma)
+
+
+def probabilities(name: str, model: Model, rows: Dataset) -> NDArray[np.float64]:
+    """Score rows, and make sure that what comes is a probability for each.
+
+    Raises:
+        ModelError: it is not; the message names the model and the first such row.
+    """
+    scores = model.predict_proba(rows.features)
+    bad = np.flatnonzero(~((scores >= 0) & (scores <= 1)))
+    if bad.size:
+        row = bad[0]
+        raise ModelError(
+            f"model {name}: expected a probability for each of {len(rows)} rows, found none for {bad.size}; "
+            f"the first is {scores[row]:g} of {rows.product[row]} at {iso_utc(int(rows.t_ns[row]))}"
+        )
+    return scores
+
+
+def constant_features(rows: Dataset) -> list[str]:
+    """Name the columns that hold a single value (missing ones aside), from which nothing can be learned."""
+    found = []
+    for name in rows.features.columns:  # column by column: a week of seconds is too large to copy for a look
+        values = rows.features[name].to_numpy()
+        if np.nanmin(values) == np.nanmax(values):
+            found.append(str(name))
+    return found
+
+
+def periods(rows: Dataset) -> tuple[str, dict[str, NDArray[np.bool_]]]:
+    """Cut rows by calendar (UTC, start of the bar): the unit, and the rows of each period in order.
+
+    By ``day`` up to a month, by ``month`` beyond.
+    """
+    unit = "day" if _span_s(rows, rows.bar_ns / NS) <= LONGEST_BY_DAY_S else "month"
+    starts = pd.to_datetime(rows.t_ns - rows.bar_ns, unit="ns").to_numpy()
+    index, labels = pd.factorize(starts.astype("datetime64[D]" if unit == "day" else "datetime64[M]"))
+    # pandas knows no months of numpy's kind, so labels come from the first row of each.
+    first = [starts[np.argmax(index == k)] for k in range(len(labels))]
+    return unit, {
+        str(np.datetime64(at, unit[0].upper())): index == k
+        for k, at in sorted(enumerate(first), key=lambda item: item[1])
+    }
+
+
+def _notes(problem: Problem, test: Dataset, constant: list[str]) -> list[str]:
+    notes = []
+    if constant:
+        notes.append(f"constant in training: {', '.join(constant)}")
+    if problem.left_out:
+        notes.append(f"hardly ever known in training, left out: {', '.join(problem.left_out)}")
+    if absent := [name for name in problem.thresholds if name not in test.products]:
+        notes.append(f"no test rows of {', '.join(absent)}: nothing was measured there")
+    return notes
+
+
+def _quality(problem: Problem, market: Market, test: Dataset, score: NDArray[np.float64]) -> dict[str, Any]:
     """Numbers that need no threshold: of the ranking (null with a single class) and of the probability."""
     y = market.y
     table = metrics.reliability(y, score)
-    # Where the trailing window is broken, nobody knows whether the spike already shows: no onset row.
-    onset = ~market.visible & np.isfinite(test.trailing_sigma)
+    line = metrics.calibration_line(y, score)
     chance = metrics.time_shift_null(y, score, test.product)
     return {
         **_ranking(y, score),
@@ -258,9 +365,10 @@ def _quality(market: Market, test: Dataset, score: NDArray[np.float64]) -> dict[
         "brier": metrics.brier(y, score),
         "expected_calibration_error": metrics.expected_calibration_error(table),
         "reliability": [part._asdict() for part in table],
-        "onset": _ranking(y[onset], score[onset]),
+        "calibration": None if line is None else line._asdict(),
         "by_product": {
-            name: _ranking(y[test.product == name], score[test.product == name]) for name in test.products
+            name: _ranking(y[test.product == name], score[test.product == name])
+            for name in problem.thresholds
         },
     }
 
@@ -285,6 +393,7 @@ def _operating_points(
     validation: Market,
     validation_score: NDArray[np.float64],
     budget_per_hour: float,
+    chosen_on: dict[str, Any],
 ) -> dict[str, Any]:
     """Choose thresholds on validation, measure them on test; null where validation allows no choice."""
     chosen = {
@@ -292,7 +401,9 @@ def _operating_points(
         "alert_budget": metrics.alert_budget_threshold(validation, validation_score, budget_per_hour),
     }
     return {
-        name: None if threshold is None else _at_threshold(market, score, threshold)
+        name: None
+        if threshold is None
+        else _at_threshold(market, score, threshold) | {"chosen_on": chosen_on}
         for name, threshold in chosen.items()
     }
 
@@ -348,25 +459,36 @@ def _bounds(resampled: NDArray[np.float64] | None) -> dict[str, float] | None:
 def _comparisons(
     y: NDArray[np.bool_],
     scores: Mapping[str, NDArray[np.float64]],
+    onset: NDArray[np.bool_],
     resampled: Mapping[str, NDArray[np.float64]],
+    onset_resampled: Mapping[str, NDArray[np.float64]],
 ) -> list[dict[str, Any]]:
-    """AP of each model minus AP of each baseline, with the interval of the paired difference.
+    """AP of each model minus AP of each baseline, with the interval of the paired difference; also at onset.
 
     Models that are no baseline are compared with one another too, each pair once: any may be champion.
     """
     learned = [name for name in scores if name not in BASELINES]
     precision = {name: _ranking(y, score)["average_precision"] for name, score in scores.items()}
+    at_onset = {name: _ranking(y[onset], score[onset])["average_precision"] for name, score in scores.items()}
     return [
         {
             "model": name,
             "baseline": baseline,
             "ap_difference": precision[name] - precision[baseline],
-            "interval": _bounds(resampled[name] - resampled[baseline] if resampled else None),
+            "interval": _paired(resampled, name, baseline),
+            "onset_difference": at_onset[name] - at_onset[baseline],
+            "onset_interval": _paired(onset_resampled, name, baseline),
         }
         for name in scores
         for baseline in (*BASELINES, *learned[: learned.index(name) if name in learned else 0])
         if baseline in scores and baseline != name
     ]
+
+
+def _paired(
+    resampled: Mapping[str, NDArray[np.float64]], model: str, baseline: str
+) -> dict[str, float] | None:
+    return _bounds(resampled[model] - resampled[baseline]) if resampled else None
 
 
 def _jsonable(value: Any) -> Any:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -30,45 +30,64 @@ INTERVAL_LEVEL = 0.95
 _DAY_S = 86_400
 _LEAST_BLOCK_S = 1_800
 _PROBABILITY_FLOOR = 1e-15
+#: Log-odds of a calibration line stay within ± 13.8: one row of a certain error would turn it.
+_LOGIT_FLOOR = 1e-6
+#: More than maximum likelihood with two numbers ever takes.
+_NEWTON_STEPS = 50
+#: Steps of this size have arrived; a curvature of this condition has no summit.
+_CONVERGED, _FLAT = 1e-9, 1e12
 
 
 class Ranking:
-    """Labels in the order of falling scores, sorted once, so that AP under any row weights is a single pass.
+    """Labels in the order of falling scores, sorted once, so that AP under any weights is a single pass.
 
     Args:
         y: bool labels, shape (n,).
         score: the higher, the likelier; ties share one place in the ranking.
+        slot: which entry of the weights is each row's own; default: the row's number.
     """
 
-    def __init__(self, y: NDArray[np.bool_], score: NDArray[np.float64]) -> None:
-        self._order, self._ends = _falling(score)
-        self._y = y[self._order]
-        self.thresholds = score[self._order[self._ends]]
+    def __init__(
+        self, y: NDArray[np.bool_], score: NDArray[np.float64], slot: NDArray[np.int64] | None = None
+    ) -> None:
+        order, self._ends = _falling(score)
+        self._y = y[order]
+        self.thresholds = score[order[self._ends]]
+        self._slot = order if slot is None else slot[order]
         # AP gains only in groups that hold a positive: for each, where its positives begin and where it ends.
         at = np.flatnonzero(self._y)
         group, self._first_positive = np.unique(np.searchsorted(self._ends, at), return_index=True)
-        self._positives, self._gaining_ends = self._order[at], self._ends[group]
+        self._positive_slot, self._gaining_ends = self._slot[at], self._ends[group]
 
     def counts(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return (true positives, flagged rows) at each threshold, from the highest down."""
         return np.cumsum(self._y.astype(np.int64))[self._ends], self._ends + 1
 
-    def average_precision(self, weight: NDArray[np.int64] | None = None) -> float:
+    def average_precision(self, weight: NDArray[np.int32] | None = None) -> float:
         """``Σ_k (recall_k − recall_{k−1}) · precision_k`` over thresholds; NaN without a positive.
 
         Args:
-            weight: how often each row counts (unsorted, as `y` was); default: once.
+            weight: how often the rows of each slot count, adding up to less than 2³¹; default: once.
         """
-        if not self._positives.size:
+        if not self._positive_slot.size:
             return float("nan")
-        weight = np.ones(self._y.size, dtype=np.int64) if weight is None else weight
-        gained = np.add.reduceat(weight[self._positives], self._first_positive, dtype=np.int64)
-        hits = np.cumsum(gained)
+        if weight is None:
+            weight = np.ones(int(self._slot.max()) + 1, dtype=np.int32)
+        gained = np.add.reduceat(weight[self._positive_slot], self._first_positive)
+        hits = np.cumsum(gained, dtype=np.int64)
         if hits[-1] == 0:
             return float("nan")
-        flagged = np.cumsum(weight[self._order], dtype=np.int64)[self._gaining_ends]
+        drawn, running = self._room
+        np.take(weight, self._slot[: drawn.size], out=drawn, mode="clip")
+        flagged = np.cumsum(drawn, out=running)[self._gaining_ends]
         # Where nothing is flagged yet (all weights zero) nothing is gained either.
         return float(np.sum(gained * hits / np.maximum(flagged, 1)) / hits[-1])
+
+    @cached_property
+    def _room(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """Two arrays that every pass writes over: fresh ones cost more than what is computed in them."""
+        size = int(self._gaining_ends[-1]) + 1  # below the last positive nothing is gained any more
+        return np.empty(size, dtype=np.int32), np.empty(size, dtype=np.int32)
 
 
 def _falling(score: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -191,13 +210,67 @@ def expected_calibration_error(table: list[ReliabilityBin]) -> float:
     return sum(part.rows * abs(part.predicted - part.observed) for part in table) / rows
 
 
+class Calibration(NamedTuple):
+    """The line ``logit P(y) = intercept + slope · logit p`` (Cox 1958); perfect probabilities have 0 and 1.
+
+    A slope below 1 means probabilities too far apart (as after overfitting); an intercept below 0, with a
+    slope of 1, means too many alarms.
+    """
+
+    slope: float
+    intercept: float
+
+
+def calibration_line(y: NDArray[np.bool_], probability: NDArray[np.float64]) -> Calibration | None:
+    """Fit the calibration line by maximum likelihood; None where there is none to fit.
+
+    There is none with a single class, with a constant probability, and where the classes are separated, or
+    so nearly that the slope has no end.
+    """
+    if not y.any() or y.all():
+        return None
+    bounded = np.clip(probability, _LOGIT_FLOOR, 1 - _LOGIT_FLOOR)
+    log_odds = np.log(bounded / (1 - bounded))
+    if log_odds[y].min() >= log_odds[~y].max() or log_odds[y].max() <= log_odds[~y].min():
+        return None
+    middle, scale = float(log_odds.mean()), float(log_odds.std())
+    columns = np.column_stack([(log_odds - middle) / scale, np.ones(y.size)])
+
+    def loss(line: NDArray[np.floating[Any]]) -> float:
+        at = columns @ line
+        return float(np.sum(np.logaddexp(0, at) - y * at))
+
+    base = float(y.mean())
+    line = np.array([0.0, np.log(base / (1 - base))])
+    for _ in range(_NEWTON_STEPS):
+        expected = 1 / (1 + np.exp(-(columns @ line)))
+        curvature = (columns * (expected * (1 - expected))[:, None]).T @ columns
+        if np.linalg.cond(curvature) > _FLAT:
+            return None
+        step = np.linalg.solve(curvature, columns.T @ (y - expected))
+        # Halved until it leads down: the loss is convex, so this always arrives.
+        before = loss(line)
+        while loss(line + step) > before and np.abs(step).max() > _CONVERGED:
+            step /= 2
+        line += step
+        if np.abs(step).max() < _CONVERGED:
+            slope = float(line[0]) / scale
+            return Calibration(slope, float(line[1]) - slope * middle)
+    return None
+
+
 # --- intervals
 # ------------------------------------------------------------------------------------------------
 
 
+def least_block_s(horizon_s: float) -> float:
+    """Distance from which spikes may count as two: 5 H, and at least 30 min."""
+    return max(5 * horizon_s, _LEAST_BLOCK_S)
+
+
 def block_length_s(horizon_s: float, span_s: float) -> float:
     """Length of a bootstrap block: at least 5 H and 30 min; a day where the span is ten days or more."""
-    least = max(5 * horizon_s, _LEAST_BLOCK_S)
+    least = least_block_s(horizon_s)
     return max(least, _DAY_S) if span_s >= 10 * _DAY_S else least
 
 
@@ -226,34 +299,54 @@ class BlockBootstrap:
     resamples: int
     seed: int
 
-    def weights(self) -> Iterator[NDArray[np.int64]]:
+    def weights(self) -> Iterator[NDArray[np.int32]]:
         """Yield for each resample how often each row was drawn."""
+        slot, slots = self._slots()
+        for drawn in self._drawn(slots):
+            yield drawn[slot]
+
+    def average_precisions(
+        self,
+        y: NDArray[np.bool_],
+        scores: Mapping[str, NDArray[np.float64]],
+        rows: NDArray[np.bool_] | None = None,
+    ) -> dict[str, NDArray[np.float64]]:
+        """Return AP of each score on the *same* resamples; NaN where no positive was drawn.
+
+        Args:
+            y: bool labels, one a row.
+            scores: one a row, by the name of their model.
+            rows: only these rows count (the resamples stay those of all); default: every row.
+        """
+        slot, slots = self._slots()
+        own = slice(None) if rows is None else rows
+        rankings = {name: Ranking(y[own], score[own], slot[own]) for name, score in scores.items()}
+        result = {name: np.empty(self.resamples) for name in scores}
+        for k, drawn in enumerate(self._drawn(slots)):
+            for name, ranking in rankings.items():
+                result[name][k] = ranking.average_precision(drawn)
+        return result
+
+    def _slots(self) -> tuple[NDArray[np.int64], int]:
         slot = (self.t_ns - self.t_ns.min()) // self.bar_ns
-        slots = int(slot.max()) + 1
+        return slot, int(slot.max()) + 1
+
+    def _drawn(self, slots: int) -> Iterator[NDArray[np.int32]]:
+        """Yield for each resample how often each bar of the span was drawn."""
         block = min(max(round(self.block_s * NS / self.bar_ns), 1), slots)
         blocks = -(-slots // block)
         # The last block is cut so that every resample is as long as the span itself.
         lengths = np.full(blocks, block)
         lengths[-1] = slots - block * (blocks - 1)
+        edges, drawn = (np.empty(2 * slots + 1, dtype=np.int32) for _ in range(2))
         random = np.random.default_rng(self.seed)
         for _ in range(self.resamples):
             starts = random.integers(0, slots, blocks)
-            edges = np.bincount(starts, minlength=2 * slots + 1) - np.bincount(
-                starts + lengths, minlength=2 * slots + 1
-            )
-            drawn = np.cumsum(edges)
-            yield (drawn[:slots] + drawn[slots : 2 * slots])[slot]
-
-    def average_precisions(
-        self, y: NDArray[np.bool_], scores: Mapping[str, NDArray[np.float64]]
-    ) -> dict[str, NDArray[np.float64]]:
-        """Return AP of each score on the *same* resamples; NaN where no positive was drawn."""
-        rankings = {name: Ranking(y, score) for name, score in scores.items()}
-        result = {name: np.empty(self.resamples) for name in scores}
-        for k, weight in enumerate(self.weights()):
-            for name, ranking in rankings.items():
-                result[name][k] = ranking.average_precision(weight)
-        return result
+            edges[:] = 0
+            np.add.at(edges, starts, 1)
+            np.subtract.at(edges, starts + lengths, 1)
+            np.cumsum(edges, out=drawn)
+            yield drawn[:slots] + drawn[slots : 2 * slots]
 
 
 class Interval(NamedTuple):

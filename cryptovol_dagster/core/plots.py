@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from cryptovol_dagster.core.canvas import BPS, canvas, clock, log_bins, png, time_axis, title
+from cryptovol_dagster.core.evaluation import onset_rows
 from cryptovol_dagster.core.metrics import Market, Ranking
 from cryptovol_dagster.core.specs import NS
 
@@ -16,8 +18,11 @@ if TYPE_CHECKING:
     from cryptovol_dagster.core.evaluation import Evaluation
     from cryptovol_dagster.core.models import Model
 
+#: Where a summary row holds AP and the ends of its interval.
+_AP = ("average_precision", "ap_low", "ap_high")
 #: One colour a model, the same in every picture (Okabe & Ito, told apart by colour-blind readers).
 _COLOURS = {
+    "persistence": "#56B4E9",
     "baseline_zscore": "#999999",
     "ewma": "#E69F00",
     "har_logit": "#009E73",
@@ -52,44 +57,125 @@ def draw_evaluation(evaluation: Evaluation, mid: pd.DataFrame | None) -> dict[st
     return {
         "episode": plot_episode(evaluation, mid),
         "precision_recall": plot_pr_curves(evaluation),
+        "precision_recall_onset": plot_pr_curves(evaluation, at_onset=True),
+        "by_period": plot_by_period(evaluation),
         "reliability": plot_reliability(evaluation),
     }
 
 
-def plot_pr_curves(evaluation: Evaluation) -> bytes:
+def plot_pr_curves(evaluation: Evaluation, *, at_onset: bool = False) -> bytes:
     """Draw precision over recall of every model, with the base rate and AP (interval) in the legend.
 
-    A dot is where the threshold of the largest F1 on validation rows lands on the test rows.
+    Of all rows, marks show where the thresholds chosen on validation rows land on the test rows: a dot for
+    the largest F1, a triangle for the alert budget.
+
+    Args:
+        evaluation: what was measured.
+        at_onset: only rows whose own trailing window is not yet a spike.
     """
     report, rows = evaluation.report, evaluation.predictions
+    if at_onset:
+        product, trailing = rows["product"].to_numpy(dtype=object), rows["trailing_sigma"].to_numpy()
+        rows = rows.loc[onset_rows(trailing, product, report["thresholds"])]
     y = rows["y"].to_numpy(dtype=bool)
+    names = ("onset_average_precision", "onset_low", "onset_high") if at_onset else _AP
     figure, axes = canvas(7.5, 6)
-    for row in evaluation.summary_rows():
-        name = row["model"]
-        if row["average_precision"] is None:
+    for row in sorted(evaluation.summary_rows(), key=lambda row: -(row[names[0]] or 0.0)):
+        name, (found, low, high) = row["model"], (row[key] for key in names)
+        if found is None:
             continue
         hits, flagged = Ranking(y, rows[name].to_numpy()).counts()
-        bounds = "" if row["ap_low"] is None else f" [{row['ap_low']:.3f}, {row['ap_high']:.3f}]"
+        bounds = "" if low is None else f" [{low:.3f}, {high:.3f}]"
         axes.step(
             np.append(0, hits / hits[-1]),
             np.append((hits / flagged)[0], hits / flagged),
             where="pre",
             color=_colour(name),
-            label=f"{name}  AP {row['average_precision']:.3f}{bounds}",
+            linewidth=1.2,
+            label=f"{name}  AP {found:.3f}{bounds}",
         )
-        if point := report["models"][name]["operating_points"]["max_f1"]:
-            axes.plot(point["recall"], point["precision"], marker="o", color=_colour(name), markersize=7)
-    base = report["counts"]["test"]["base_rate"]
+        points = report["models"][name]["operating_points"]
+        for chosen, marker in (("max_f1", "o"), ("alert_budget", "^")):
+            if not at_onset and (point := points[chosen]):
+                axes.plot(
+                    point["recall"],
+                    point["precision"] or 0.0,
+                    marker=marker,
+                    color=_colour(name),
+                    markersize=8,
+                    markeredgecolor="white",
+                )
+    base = float(y.mean()) if y.size else 0.0
     axes.axhline(base, color="black", linestyle=":", label=f"base rate {base:.3f}")
     if not 0 < base < 1:
         axes.text(0.5, 0.5, "one class only: nothing to rank", ha="center", transform=axes.transAxes)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     figure.legend(loc="outside lower center", fontsize=8, ncols=2)
-    title(
-        axes,
-        f"Precision and recall: are the next {report['horizon_s']} s a spike?",
-        f"{_measured_on(evaluation)}; dots: thresholds chosen on validation",
+    if at_onset:
+        title(
+            axes,
+            f"Onset: calm so far, are the next {report['horizon_s']} s a spike?",
+            f"{_measured_on(evaluation)}; of these {y.size:,} rows and {int(y.sum()):,} spikes at onset",
+        )
+    else:
+        title(
+            axes,
+            f"Precision and recall: are the next {report['horizon_s']} s a spike?",
+            f"{_measured_on(evaluation)}\nthresholds chosen on validation: ● largest F1, ▲ alert budget",
+        )
+    return png(figure)
+
+
+def plot_by_period(evaluation: Evaluation) -> bytes:
+    """Draw AP of every model by calendar day or month over the base rate, and how many rows each holds."""
+    report = evaluation.report
+    models = [row["model"] for row in evaluation.summary_rows()]
+    found = {name: report["models"][name]["by_period"] for name in models}
+    first = found[models[0]]
+    return plot_periods(
+        [one["period"] for one in first],
+        {name: [one["average_precision"] for one in found[name]] for name in models},
+        base_rates=[one["base_rate"] for one in first],
+        rows=[one["rows"] for one in first],
+        heading=f"Average precision by {report['period_unit']}, beside the base rate",
+        measured_on=_measured_on(evaluation),
     )
+
+
+def plot_periods(
+    periods: Sequence[str],
+    precisions: Mapping[str, Sequence[float | None]],
+    *,
+    base_rates: Sequence[float],
+    rows: Sequence[int],
+    heading: str,
+    measured_on: str,
+) -> bytes:
+    """Draw AP over periods, with the base rate as bars and the rows below.
+
+    Args:
+        periods: their names, in order.
+        precisions: AP of each period by model; None where there was nothing to rank.
+        base_rates: of each period.
+        rows: of each period.
+        heading: what is shown.
+        measured_on: what it was measured on.
+    """
+    figure, (axes, counts) = canvas(
+        max(7.5, 0.32 * len(periods)), 6, rows=2, height_ratios=(4, 1), sharex=True
+    )
+    at = np.arange(len(periods))
+    axes.bar(at, base_rates, color="#DDDDDD", width=0.8, label="base rate")
+    for name, values in precisions.items():
+        line = np.array(values, dtype=np.float64)
+        axes.plot(at, line, marker="o", markersize=4, linewidth=1.2, color=_colour(name), label=name)
+    axes.set(ylabel="average precision", ylim=(0, 1.02))
+    counts.bar(at, rows, color="#999999", width=0.8)
+    counts.set(ylabel="rows", xlim=(-0.6, len(periods) - 0.4))
+    step = -(-len(periods) // 16)
+    counts.set_xticks(at[::step], list(periods)[::step], rotation=45, ha="right", fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=4)
+    title(axes, heading, measured_on)
     return png(figure)
 
 
@@ -100,14 +186,15 @@ def plot_reliability(evaluation: Evaluation) -> bytes:
     axes.plot([0, 1], [0, 1], color="black", linestyle=":", label="perfect")
     for name in evaluation.model_names:
         result = report["models"][name]
-        table = result["reliability"]
+        table, line = result["reliability"], result["calibration"]
         axes.plot(
             [part["predicted"] for part in table],
             [part["observed"] for part in table],
             marker="o",
             markersize=4,
             color=_colour(name),
-            label=f"{name}  ECE {result['expected_calibration_error']:.3f}, Brier {result['brier']:.4f}",
+            label=f"{name}  ECE {result['expected_calibration_error']:.3f}, Brier {result['brier']:.4f}"
+            + ("" if line is None else f", slope {line['slope']:.2f}"),
         )
         counts.plot(
             [part["predicted"] for part in table],

@@ -19,6 +19,7 @@ import pyarrow as pa
 
 from cryptovol_dagster.core.dataset import KEY_COLUMNS
 from cryptovol_dagster.core.evaluation import BASELINES
+from cryptovol_dagster.core.evaluation_schema import SCHEMA_VERSION, EvaluationError, check_report
 from cryptovol_dagster.core.features import optional_feature_names
 from cryptovol_dagster.core.labels import iso_utc
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
@@ -573,6 +574,10 @@ def _complete_evaluation(spec: TimescaleSpec, models: Sequence[str]) -> Rule:
             for name in models
             if name not in report["models"]
         ]
+        try:
+            check_report(report)
+        except EvaluationError as error:
+            sentences.append(f"expected the fields of schema version {SCHEMA_VERSION}, found an {error}")
         if report["data"]["hash"] != plan.data_hash:
             sentences.append(
                 f"expected an evaluation of data {plan.data_hash}, found {report['data']['hash']}: "

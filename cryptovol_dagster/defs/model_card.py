@@ -2,10 +2,9 @@
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
-import json
-
 import dagster as dg
 
+from cryptovol_dagster.core.evaluation_schema import read_report
 from cryptovol_dagster.core.features import feature_hash
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs.champion import champion_key
@@ -50,7 +49,7 @@ def model_card_asset(
 
         for plan in trainable_plans(context, lake, spec, asset_name):
             key = plan.as_of
-            evaluation = json.loads(lake.read_bytes(f"{spec.name}/model_evaluation", key, "json"))
+            evaluation = read_report(lake.read_bytes(f"{spec.name}/model_evaluation", key, "json"))
             metas = [
                 read_parts(lake.read_bytes(chain.model_asset(spec, name), key, "zip"))[0]
                 for name in evaluation["models"]

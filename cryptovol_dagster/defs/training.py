@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from cryptovol_dagster.core.canvas import BPS
+from cryptovol_dagster.core.evaluation_schema import SCHEMA_VERSION
 from cryptovol_dagster.core.features import feature_hash
 from cryptovol_dagster.core.labels import label_hash
 from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
@@ -272,7 +273,9 @@ def _evaluation(
         owners=OWNERS,
         pool=TRAINING,
         kinds={"python", "json"},
-        code_version=code_version(spec.hash(), feature_hash(spec), label_hash(spec), models.hash()),
+        code_version=code_version(
+            spec.hash(), feature_hash(spec), label_hash(spec), models.hash(), str(SCHEMA_VERSION)
+        ),
         tags=timescale_tags(spec.name),
     )
     def model_evaluation(
@@ -284,8 +287,10 @@ def _evaluation(
         """Every model on the same test rows: PR-AUC with interval, calibration, events, verdict.
 
         Operating points are chosen on validation rows. `insufficient_data` is a verdict, not an error: the
-        numbers are there, and so is the reason not to lean on them. A run draws its newest hour: the most
-        violent stretch of the test (with mids from the bars), precision over recall, calibration.
+        numbers are there, and so is the reason not to lean on them; beside it stands what the training rows
+        can teach. A run draws its newest hour: the most violent stretch of the test (with mids from the
+        bars), precision over recall (also at onset), the same by day or month, calibration. Fields:
+        docs/model_eval.schema.json.
         """
         from cryptovol_dagster.core.evaluation import evaluate
 
@@ -317,6 +322,8 @@ def _evaluation(
                     "dagster/partition_row_count": len(evaluation.predictions),
                     "status": evaluation.verdict,
                     "reasons": dg.MetadataValue.json(list(evaluation.reasons)),
+                    "notes": dg.MetadataValue.json(report["notes"]),
+                    **_taught(report["sufficiency"]),
                     "results": _table(evaluation.summary_rows()),
                     "path": dg.MetadataValue.path(path),
                     "mlflow_run": dg.MetadataValue.url(tracking.run_url(tracking.parent_run_id)),
@@ -378,10 +385,23 @@ def _plan_metadata(plan: SplitPlan) -> dict[str, Any]:
         "status": plan.status,
         "reason": plan.reason,
         **_part_numbers(plan),
+        **_taught(plan.counts.get(chain.SUFFICIENCY)),
         "counts": dg.MetadataValue.json(plan.counts),
         "thresholds": dg.MetadataValue.json(plan.thresholds),
         "data_hash": plan.data_hash,
         "feature_hash": plan.feature_hash,
+    }
+
+
+def _taught(found: dict[str, Any] | None) -> dict[str, Any]:
+    """Give what the training rows can teach; a plan made before this was counted has nothing to show."""
+    if found is None:
+        return {}
+    return {
+        "supports": found["supports"],
+        "sufficiency": found["summary"],
+        "spikes apart": found["spikes_apart"],
+        "lacking": dg.MetadataValue.json(found["missing"]),
     }
 
 
@@ -417,6 +437,8 @@ def _numbers(report: dict[str, Any], model: str) -> dict[str, float]:
         "test_lift": result["lift"],
         "test_onset_average_precision": result["onset"]["average_precision"],
         "test_roc_auc": result["roc_auc"],
+        "test_ece": result["expected_calibration_error"],
+        "test_calibration_slope": (result["calibration"] or {}).get("slope"),
         "test_brier": result["brier"],
         "test_log_loss": result["log_loss"],
         "test_f1": point.get("f1"),
@@ -443,8 +465,10 @@ def _cell(value: Any) -> str:
 def _headline(evaluation: "Evaluation") -> dict[str, Any]:
     """Give the numbers that the UI draws over partitions; null ones are left out."""
     rows = evaluation.summary_rows()
-    numbers = {f"AP {row['model']}": row["average_precision"] for row in rows} | {
-        "base rate": rows[0]["base_rate"]
+    numbers = {
+        **{f"AP {row['model']}": row["average_precision"] for row in rows},
+        **{f"onset AP {row['model']}": row["onset_average_precision"] for row in rows},
+        "base rate": rows[0]["base_rate"],
     }
     return {
         "best_model": rows[0]["model"],

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from cryptovol_dagster.core.features import feature_hash, lookback_bars
 from cryptovol_dagster.core.labels import LearningError, label_hash
 from cryptovol_dagster.core.specs import HOUR_S, NS, TimescaleSpec
 from cryptovol_dagster.core.splits import Split, split_times
+from cryptovol_dagster.core.sufficiency import assess_training
 from cryptovol_dagster.core.ticks import TickColumns, TradeColumns
 from cryptovol_dagster.resources.lake import Lake, hour_window, partition_at, partition_window
 from cryptovol_dagster.resources.rows import asset_name, read_rows
@@ -35,6 +36,8 @@ LEDGER = "gap_ledger"
 #: Beside the ticks of an hour lie its trades, and each product's first tick after it.
 TICKS, TRADES, NEXT_TICKS = "ticks", "trades", "next_ticks"
 SPLITS_SCHEMA_VERSION = 1
+#: Where among a plan's counts it stands what its training rows can teach.
+SUFFICIENCY = "sufficiency"
 #: What a plan comes to.
 TRAINABLE, NOT_TRAINABLE, CARRIED = "trainable", "not_trainable", "carried"
 
@@ -183,8 +186,8 @@ class SplitPlan:
         reason: why nothing is trained; empty where it is.
         split: the ranges; None where nothing is trained.
         thresholds: τ per product, from training rows.
-        counts: rows and positives of each part, rows that the join left out, by reason, and the features that
-            training knows next to nothing of.
+        counts: rows and positives of each part, rows that the join left out, by reason, the features that
+            training knows next to nothing of, and what the training rows can teach.
         data_hash: of every row of the dataset.
         feature_hash: of the feature set.
         carried_from: between two trainings of a run over a range, the hour whose models hold on; empty when
@@ -207,8 +210,9 @@ class SplitPlan:
 
     @property
     def problem_hash(self) -> str:
-        """Digest of the whole plan: rows, cut, thresholds and features."""
-        return hash_bytes(self.to_json())
+        """Digest of the whole plan: rows, cut, thresholds and features, and nothing that is only shown."""
+        counts = {name: found for name, found in self.counts.items() if name != SUFFICIENCY}
+        return hash_bytes(replace(self, counts=counts).to_json())
 
     @property
     def status(self) -> str:
@@ -273,6 +277,7 @@ def plan_split(lake: Lake, spec: TimescaleSpec, partition_key: str) -> SplitPlan
     for name in ("train", "validation", "test"):
         rows, y = problem.part(getattr(split, name))
         counts[name] = {"rows": len(rows), "positives": int(y.sum())}
+    counts[SUFFICIENCY] = assess_training(problem).to_dict()
     return SplitPlan(partition_key, "", split, problem.thresholds, counts, digest, feature_hash(spec))
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 
+from cryptovol_dagster.core.evaluation_schema import read_report
 from cryptovol_dagster.core.promotion import Champion, Decision, DecisionError, Measured
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.resources import chain
@@ -78,10 +79,11 @@ def read_measured(lake: Lake, spec: TimescaleSpec, plan: SplitPlan) -> Measured:
     Raises:
         LakeError: there is no evaluation, or a model's run was not recorded.
         ChainError: the evaluation is of other rows than the plan.
+        EvaluationError: it is of another schema version.
     """
     key = plan.as_of
     content = lake.read_bytes(f"{spec.name}/model_evaluation", key, "json")
-    report = json.loads(content)
+    report = read_report(content)
     if report["data"]["hash"] != plan.data_hash:
         raise chain.ChainError(
             f"{spec.name}/model_evaluation of {key} is of data {report['data']['hash']}, splits are of "

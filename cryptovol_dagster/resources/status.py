@@ -89,6 +89,7 @@ class ModelsLook:
         timescale: its name.
         evaluated: the newest evaluation's as-of hour.
         verdict: of that evaluation.
+        sufficiency: what its training rows can teach, in one line; None where that was not counted.
         decided: the newest decision's as-of hour.
         decision: its verdict.
         champion: the model it leaves in force.
@@ -97,6 +98,7 @@ class ModelsLook:
     timescale: str
     evaluated: str | None
     verdict: str | None
+    sufficiency: str | None
     decided: str | None
     decision: str | None
     champion: str | None
@@ -241,13 +243,14 @@ def _asset(lake: Lake, name: str, closed: Mapping[str, int]) -> AssetLook:
 def _models(lake: Lake, timescale: str) -> ModelsLook:
     evaluation, champion = f"{timescale}/model_evaluation", f"{timescale}/champion"
     evaluated, decided = _newest(lake, evaluation, "json"), _newest(lake, champion, "json")
-    verdict = json.loads(lake.read_bytes(evaluation, evaluated, "json"))["verdict"] if evaluated else None
+    report = json.loads(lake.read_bytes(evaluation, evaluated, "json")) if evaluated else {}
     decision = json.loads(lake.read_bytes(champion, decided, "json")) if decided else {}
     in_force = decision.get("champion")
     return ModelsLook(
         timescale=timescale,
         evaluated=evaluated,
-        verdict=verdict,
+        verdict=report.get("verdict"),
+        sufficiency=report.get("sufficiency", {}).get("summary"),
         decided=decided,
         decision=decision.get("verdict"),
         champion=in_force.get("model") if isinstance(in_force, dict) else in_force,

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cryptovol_dagster.core.markdown import NONE, number
 from cryptovol_dagster.verbs.options import json_option, partition_option
 from ingestor.settings import load_settings
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from cryptovol_dagster.core.promotion import Decision
 
 EXIT_INSUFFICIENT = 3
-_LINE = "{:<16} {:>7} {:>16} {:>6} {:>17} {:>6} {:>6} {:>7}"
+_LINE = "{:<16} {:>7} {:>16} {:>6} {:>17} {:>6} {:>16} {:>6} {:>7} {:>6}"
 
 
 @click.command()
@@ -71,24 +72,44 @@ def _print(report: dict[str, Any], key: str) -> None:
     from cryptovol_dagster.core.evaluation import summary_rows
 
     test = report["counts"]["test"]
-    click.echo(f"as of {key}: {test['rows']} test rows, base rate {test['base_rate']:.3f}")
+    span = report["split"]["test"]
     click.echo(
-        _LINE.format("model", "PR-AUC", "95 % interval", "lift", "chance mean, q95", "onset", "ROC", "Brier")
+        f"as of {key}: {test['rows']:,} test rows of {', '.join(report['data']['products'])}, "
+        f"{span['start']} … {span['end']}, base rate {test['base_rate']:.3f}, {test['events']} events"
     )
+    heads = (
+        "PR-AUC",
+        "95 % interval",
+        "lift",
+        "chance mean, q95",
+        "onset",
+        "95 % interval",
+        "ROC",
+        "Brier",
+        "ECE",
+    )
+    click.echo(_LINE.format("model", *heads))
     for row in summary_rows(report):
-        known = row["ap_low"] is not None
         click.echo(
             _LINE.format(
                 row["model"],
-                _number(row["average_precision"]),
-                f"{row['ap_low']:.3f} – {row['ap_high']:.3f}" if known else "–",
-                _number(row["lift"], 2),
-                f"{_number(row['chance_mean'])}, {_number(row['chance_q95'])}",
-                _number(row["onset_average_precision"]),
-                _number(row["roc_auc"]),
-                _number(row["brier"], 4),
+                number(row["average_precision"]),
+                _interval(row["ap_low"], row["ap_high"]),
+                number(row["lift"], 2),
+                f"{number(row['chance_mean'])}, {number(row['chance_q95'])}",
+                number(row["onset_average_precision"]),
+                _interval(row["onset_low"], row["onset_high"]),
+                number(row["roc_auc"]),
+                number(row["brier"], 4),
+                number(row["ece"]),
             )
         )
+    taught = report["sufficiency"]
+    click.echo(f"training: {taught['summary']}")
+    for lack in taught["missing"]:
+        click.echo(f"  {lack}")
+    for note in report["notes"]:
+        click.echo(f"note: {note}")
     click.echo(f"verdict: {report['verdict']}")
     for reason in report["reasons"]:
         click.echo(f"  {reason}")
@@ -103,5 +124,5 @@ def _print_decision(decision: Decision) -> None:
         click.echo(f"  {reason}")
 
 
-def _number(value: float | None, digits: int = 3) -> str:
-    return "–" if value is None else f"{value:.{digits}f}"
+def _interval(low: float | None, high: float | None) -> str:
+    return NONE if low is None else f"{number(low)} – {number(high)}"

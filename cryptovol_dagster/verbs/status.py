@@ -115,7 +115,8 @@ def _asset(one: AssetLook) -> str:
 def _models(one: ModelsLook) -> str:
     evaluated = f"evaluated as of {one.evaluated}: {one.verdict}" if one.evaluated else "never evaluated"
     decided = f"; decided {one.decision} as of {one.decided}, champion {one.champion}" if one.decided else ""
-    return evaluated + decided
+    taught = f"; {one.sufficiency}" if one.sufficiency else ""
+    return evaluated + taught + decided
 
 
 def _when(time_ns: int) -> str:

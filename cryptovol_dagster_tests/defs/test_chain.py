@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from cryptovol_dagster.core.evaluation_schema import check_report
 from cryptovol_dagster.core.models import load_model
 from cryptovol_dagster.defs.build import TIMESCALE, build_defs
 from cryptovol_dagster.resources import chain
@@ -108,7 +109,7 @@ def test_a_run_draws_its_newest_hour_in_the_ui_in_the_lake_and_for_people_withou
 ) -> None:
     metadata, newest = pipeline.summary.metadata, pipeline.hours[-1]
     evaluated = metadata["seconds/model_evaluation"]
-    for name in ("episode", "precision_recall", "reliability"):
+    for name in ("episode", "precision_recall", "precision_recall_onset", "by_period", "reliability"):
         assert evaluated[newest][name].startswith(f"![{name.replace('_', ' ')}](data:image/png;base64,")
         assert [name in evaluated[key] for key in pipeline.hours] == [False, False, False, True]
         stored = pipeline.lake.read_bytes("seconds/model_evaluation_plots", newest, f"{name}.png")
@@ -131,7 +132,14 @@ def test_what_was_trained_and_measured_is_told_in_numbers_that_the_ui_draws(pipe
     assert shown["AP logreg"] == report["models"]["logreg"]["average_precision"]
     assert shown["base rate"] == report["counts"]["test"]["base_rate"]
     assert shown["dagster/partition_row_count"] == report["counts"]["test"]["rows"]
+    assert shown["onset AP ewma"] == report["models"]["ewma"]["onset"]["average_precision"]
     plan = pipeline.summary.metadata["seconds/splits"][newest]
+    taught = report["sufficiency"]
+    for told in (shown, plan):
+        assert (told["supports"], told["sufficiency"]) == (taught["supports"], taught["summary"])
+        assert told["lacking"] == taught["missing"]
+        assert told["spikes apart"] == taught["spikes_apart"]
+    check_report(report)
     assert plan["rows train"] == report["counts"]["train"]["rows"]
     assert plan[f"τ {PRODUCTS[0]}, bps"] == pytest.approx(report["thresholds"][PRODUCTS[0]] * 1e4)
 

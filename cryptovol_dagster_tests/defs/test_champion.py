@@ -18,6 +18,7 @@ import mlflow
 import numpy as np
 import pytest
 
+from cryptovol_dagster.core.evaluation_schema import EvaluationError
 from cryptovol_dagster.core.models import load_model
 from cryptovol_dagster.core.promotion import HOLD, INSUFFICIENT_DATA, PROMOTE, Decision, DecisionError
 from cryptovol_dagster.defs.build import build_defs
@@ -346,6 +347,15 @@ def test_an_evaluation_of_other_rows_decides_nothing(world: World) -> None:
     plan = replace(chain.read_plan(world.lake, SPEC, HOURS[0]), data_hash="other")
     Lake.write_bytes(world.lake, "seconds/splits", HOURS[0], plan.to_json(), "json")
     with pytest.raises(chain.ChainError, match=r"splits are of other: evaluate again"):
+        world.settle(HOURS[0])
+    assert not world.lake.partitions("seconds/champion", "json")
+
+
+def test_an_evaluation_of_an_older_version_decides_nothing(world: World) -> None:
+    report = json.loads(world.lake.read_bytes("seconds/model_evaluation", HOURS[0], "json"))
+    older = json.dumps(report | {"schema_version": 1}).encode()
+    Lake.write_bytes(world.lake, "seconds/model_evaluation", HOURS[0], older, "json")
+    with pytest.raises(EvaluationError, match=r"of schema version 1; this version reads 2: evaluate again"):
         world.settle(HOURS[0])
     assert not world.lake.partitions("seconds/champion", "json")
 

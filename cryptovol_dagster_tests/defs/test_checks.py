@@ -184,6 +184,9 @@ def test_an_evaluation_that_lacks_a_model_or_is_of_other_rows_is_found(
     lake.write_bytes(stored.asset, key, json.dumps(report).encode(), "json")
     _expect(rule, stored, None)
     _expect(checks._complete_evaluation(spec, [*MODELS, "oracle"]), stored, "expected model oracle")
+    lacking = {name: value for name, value in report.items() if name != "sufficiency"}
+    lake.write_bytes(stored.asset, key, json.dumps(lacking).encode(), "json")
+    _expect(rule, stored, "found an evaluation of another form: Object missing required field `sufficiency`")
     report["data"]["hash"] = "other"
     lake.write_bytes(stored.asset, key, json.dumps(report).encode(), "json")
     _expect(rule, stored, "found other: splits were made again since")

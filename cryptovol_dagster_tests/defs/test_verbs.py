@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from cryptovol_dagster.cli import main
 from cryptovol_dagster.verbs import runs
 from cryptovol_dagster_tests.defs.conftest import Pipeline
-from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, hours_from, small_settings
+from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, PRODUCTS, hours_from, small_settings
 from ingestor.settings import Settings
 
 
@@ -42,6 +42,10 @@ def test_too_little_data_is_a_verdict_with_reasons_and_an_error_only_when_asked(
     strict = invoke(pipeline.settings, "evaluate", "--strict")
     assert strict.exit_code == 3
     assert "verdict: insufficient_data" in strict.stdout
+    taught = found["evaluation"]["sufficiency"]
+    assert f"training: {taught['summary']}\n  {taught['missing'][0]}\n" in strict.stdout
+    test = found["evaluation"]["counts"]["test"]
+    assert f"as of {pipeline.hours[-1]}: {test['rows']:,} test rows of {', '.join(PRODUCTS)}" in strict.stdout
     assert f"champion: ewma as of {pipeline.hours[0]}, unproven (INSUFFICIENT_DATA)" in strict.stdout
 
 

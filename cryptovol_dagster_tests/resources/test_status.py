@@ -41,6 +41,10 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     )
 
 
+EVALUATED = b"""{"verdict": "insufficient_data",
+"sufficiency": {"summary": "3 spikes apart in 0.1 days support none; single: no rate yet"}}"""
+
+
 @pytest.fixture
 def lake(recorded: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
@@ -61,7 +65,7 @@ def seen(settings: Settings, *, after_ns: int = 0, required: tuple[str, ...] = (
 
 def test_what_was_recorded_and_made_is_told(recorded: Settings, lake: Lake) -> None:
     make(lake, HOURS)
-    lake.write_bytes("seconds/model_evaluation", HOURS[1], b'{"verdict": "insufficient_data"}', "json")
+    lake.write_bytes("seconds/model_evaluation", HOURS[1], EVALUATED, "json")
     status = seen(recorded, after_ns=LATER_NS)
     assert status.problems == []
     assert (status.raw.hours, status.raw.closed, status.raw.newest_closed) == (3, 3, HOURS[-1])
@@ -72,6 +76,7 @@ def test_what_was_recorded_and_made_is_told(recorded: Settings, lake: Lake) -> N
     assert {one.asset: one.partitions for one in status.lake}["seconds/labels"] == 3
     (models,) = [one for one in status.models if one.timescale == "seconds"]
     assert (models.evaluated, models.verdict, models.champion) == (HOURS[1], "insufficient_data", None)
+    assert models.sufficiency == "3 spikes apart in 0.1 days support none; single: no rate yet"
     assert [one.runs for one in status.services] == [False] * 4
     assert json.dumps(status.as_dict())
 

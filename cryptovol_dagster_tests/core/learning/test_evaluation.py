@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from itertools import combinations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,19 +14,28 @@ import pytest
 from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_fscore_support
 
 from cryptovol_dagster.core.dataset import Problem, SingleClassError
-from cryptovol_dagster.core.evaluation import Evaluation, evaluate, summary_rows
+from cryptovol_dagster.core.evaluation import Evaluation, evaluate, periods, summary_rows
+from cryptovol_dagster.core.evaluation_schema import (
+    SCHEMA_VERSION,
+    EvaluationError,
+    check_report,
+    json_schema,
+    read_report,
+)
+from cryptovol_dagster.core.labels import iso_utc
 from cryptovol_dagster.core.metrics import best_f1_threshold
 from cryptovol_dagster.core.model_card import CardContext, render_model_card
 from cryptovol_dagster.core.models import MODELS, Model, ModelError, train_model
 from cryptovol_dagster.core.plots import (
+    draw_evaluation,
     most_violent_stretch,
     plot_episode,
     plot_importances,
     plot_pr_curves,
-    plot_reliability,
     plot_sigma_distribution,
 )
 from cryptovol_dagster.core.promotion import Champion, Measured, decide
+from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster_tests.core.learning.market import MODEL_SPEC, SPEC, make_bars, make_problem
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -68,7 +79,7 @@ def test_enough_data_gives_intervals_around_every_number(evaluation: Evaluation)
     report = evaluation.to_dict()
     assert evaluation.verdict == "ok"
     assert evaluation.reasons == ()
-    assert report["schema_version"] == 1
+    assert report["schema_version"] == SCHEMA_VERSION == 2
     assert set(report["models"]) == set(MODELS)
     for result in report["models"].values():
         bounds = result["average_precision_interval"]
@@ -89,6 +100,37 @@ def test_the_same_input_gives_the_same_report(
     assert run(problem, models).to_dict() == evaluation.to_dict()
 
 
+def test_the_report_has_the_fields_of_its_schema(
+    evaluation: Evaluation, short: tuple[Problem, dict[str, Model]]
+) -> None:
+    few = run(*short)
+    none = run(with_test_labels(short[0], False), short[1])
+    for report in (evaluation.to_dict() | {"as_of": "2026-04-04-06:00"}, few.to_dict(), none.to_dict()):
+        check_report(report)
+        assert read_report(json.dumps(report).encode()) == report
+    published = Path(__file__).parents[3] / "docs" / "model_eval.schema.json"
+    assert json.loads(published.read_text()) == json_schema(), (
+        "python -m cryptovol_dagster.core.evaluation_schema > docs/model_eval.schema.json"
+    )
+
+
+def test_a_report_of_another_form_or_version_is_refused_by_name(evaluation: Evaluation) -> None:
+    report = evaluation.to_dict()
+    with pytest.raises(EvaluationError, match=r"unknown field `speed`"):
+        check_report(report | {"speed": 1})
+    with pytest.raises(EvaluationError, match=r"Expected `str`, got `null` - at `\$.verdict`"):
+        check_report(report | {"verdict": None})
+    older = {name: value for name, value in report.items() if name != "sufficiency"} | {"schema_version": 1}
+    says = "evaluation of schema version 1; this version reads 2: evaluate again"
+    with pytest.raises(EvaluationError, match=says):
+        read_report(json.dumps(older).encode())
+    with pytest.raises(EvaluationError, match=says):
+        check_report(older)
+    for content, what in ((b"{", "no JSON: "), (b"[]", "no JSON object")):
+        with pytest.raises(EvaluationError, match=what):
+            read_report(content)
+
+
 def test_numbers_can_be_recomputed_from_the_predictions(evaluation: Evaluation, problem: Problem) -> None:
     rows, report = evaluation.predictions, evaluation.to_dict()
     assert len(rows) == report["counts"]["test"]["rows"]
@@ -100,6 +142,20 @@ def test_numbers_can_be_recomputed_from_the_predictions(evaluation: Evaluation, 
         expected = average_precision_score(rows["y"][onset], rows[name][onset])
         assert result["onset"]["average_precision"] == pytest.approx(expected)
         assert result["onset"]["rows"] == onset.sum()
+        bounds = result["onset"]["average_precision_interval"]
+        assert bounds["low"] < result["onset"]["average_precision"] < bounds["high"]
+        days = rows.groupby(rows["bar_start"].dt.strftime("%Y-%m-%d"))
+        assert [one["period"] for one in result["by_period"]] == sorted(days.groups)
+        for one, (_, own) in zip(result["by_period"], days, strict=True):
+            assert (one["rows"], one["base_rate"]) == (len(own), pytest.approx(own["y"].mean()))
+            assert one["average_precision"] == pytest.approx(average_precision_score(own["y"], own[name]))
+        split = report["split"]["test"]
+        assert result["measured_on"] == {
+            "start": split["start"],
+            "end": split["end"],
+            "products": ["BTC-USD", "ETH-USD"],
+            "rows": len(rows),
+        }
         for product, own in rows.groupby("product"):
             expected = average_precision_score(own["y"], own[name])
             assert result["by_product"][product]["average_precision"] == pytest.approx(expected)
@@ -138,6 +194,9 @@ def test_every_model_is_compared_with_every_baseline_and_the_learned_ones_with_o
         width = entry["interval"]["high"] - entry["interval"]["low"]
         own = report["models"][entry["model"]]["average_precision_interval"]
         assert 0 < width < own["high"] - own["low"]
+        onset = (report["models"][entry[key]]["onset"]["average_precision"] for key in ("model", "baseline"))
+        assert entry["onset_difference"] == pytest.approx(next(onset) - next(onset))
+        assert entry["onset_interval"]["low"] < entry["onset_interval"]["high"]
 
 
 def test_the_future_given_as_a_feature_stands_out(problem: Problem) -> None:
@@ -188,8 +247,94 @@ def test_a_single_class_in_the_test_is_a_verdict(
         assert result["roc_auc"] is None
         assert result["brier"] is not None
     json.dumps(evaluation.to_dict(), allow_nan=False)
+    measured = Measured.from_report(
+        evaluation.to_dict() | {"as_of": "2026-04-04-06:00"},
+        mlflow_run_ids=dict.fromkeys(models, "run"),
+        problem_hash="p",
+        evaluation_hash="e",
+    )
+    before = Champion("baseline_zscore", "2026-04-04-05:00", "q", "f00d", "old", True, "7")
+    decision = decide(measured, before)
+    assert (decision.verdict, decision.champion, decision.changed) == ("INSUFFICIENT_DATA", before, False)
     assert all(picture.startswith(PNG) for picture in pictures(evaluation))
     assert "insufficient_data" in render_model_card(evaluation.to_dict())
+
+
+def test_a_product_without_test_rows_is_named_and_the_other_is_measured(
+    short: tuple[Problem, dict[str, Model]],
+) -> None:
+    problem, models = short
+    dataset = problem.dataset
+    kept = (dataset.product != "ETH-USD") | ~problem.split.test.mask(dataset.t_ns)
+    evaluation = run(replace(problem, dataset=dataset.rows(kept), y=problem.y[kept]), models)
+    report = evaluation.to_dict()
+    assert "no test rows of ETH-USD: nothing was measured there" in report["notes"]
+    assert report["counts"]["test"]["by_product"]["ETH-USD"] == {
+        "rows": 0,
+        "positives": 0,
+        "base_rate": None,
+    }
+    for result in report["models"].values():
+        assert result["measured_on"]["products"] == ["BTC-USD"]
+        assert result["by_product"]["ETH-USD"]["average_precision"] is None
+        assert result["by_product"]["BTC-USD"]["average_precision"] == result["average_precision"]
+    check_report(report)
+    card = render_model_card(report)
+    assert "- no test rows of ETH-USD: nothing was measured there" in card
+    assert "nan" not in card.lower()
+    assert plot_pr_curves(evaluation).startswith(PNG)
+
+
+def test_a_constant_feature_is_trained_with_and_named(short: tuple[Problem, dict[str, Model]]) -> None:
+    problem, _ = short
+    train = problem.split.train.mask(problem.dataset.t_ns)
+    flat = problem.dataset.features.assign(noise=np.where(train, np.float32(1.5), np.float32(2)))
+    posed = replace(
+        problem, dataset=replace(problem.dataset, features=flat.astype(np.float32)), left_out=("crowd",)
+    )
+    models = {name: train_model(name, posed, SPEC, MODEL_SPEC, feature_hash="f00d") for name in MODELS}
+    report = run(posed, models).to_dict()
+    assert report["features"] == {
+        "count": flat.shape[1],
+        "constant_in_training": ["noise"],
+        "left_out": ["crowd"],
+    }
+    assert report["notes"] == [
+        "constant in training: noise",
+        "hardly ever known in training, left out: crowd",
+    ]
+    assert report["models"]["xgboost"]["importances"]["noise"] == 0
+    assert "- constant in training: noise\n" in render_model_card(report)
+
+
+@pytest.mark.parametrize(("score", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (1.25, "1.25"), (-1, "-1")])
+def test_what_is_no_probability_ends_the_evaluation_and_is_named(
+    score: float, shown: str, short: tuple[Problem, dict[str, Model]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, models = short
+    test, _ = problem.part(problem.split.test)
+    scores = models["har_logit"].predict_proba(test.features)
+    scores[7:9] = score
+    monkeypatch.setattr(models["har_logit"], "predict_proba", lambda features: scores)
+    says = (
+        f"model har_logit: expected a probability for each of {len(test)} rows, found none for 2; the "
+        f"first is {shown} of {test.product[7]} at {iso_utc(int(test.t_ns[7]))}"
+    )
+    with pytest.raises(ModelError, match=re.escape(says)):
+        run(problem, models)
+
+
+def test_a_long_test_is_told_by_calendar_month() -> None:
+    dataset = make_problem(3_000).dataset
+    hours = np.arange(len(dataset), dtype=np.int64) * 3_600 * NS
+    long = replace(dataset, t_ns=hours + 1_700_000_000 * NS + dataset.bar_ns)
+    unit, found = periods(long)
+    starts = pd.to_datetime(long.t_ns - long.bar_ns, unit="ns").strftime("%Y-%m")
+    assert unit == "month"
+    assert list(found) == sorted(set(starts))
+    assert np.sum(list(found.values()), axis=0).tolist() == [1] * len(long)
+    for label, own in found.items():
+        assert set(starts[own]) == {label}
 
 
 def test_no_spike_in_validation_leaves_no_threshold_to_choose(
@@ -227,7 +372,7 @@ def test_summary_rows_are_flat_and_sorted(evaluation: Evaluation) -> None:
 
 
 def pictures(evaluation: Evaluation) -> list[bytes]:
-    return [plot_pr_curves(evaluation), plot_reliability(evaluation), plot_episode(evaluation)]
+    return list(draw_evaluation(evaluation, None).values())
 
 
 def test_pictures_are_png(evaluation: Evaluation, problem: Problem, models: dict[str, Model]) -> None:
@@ -289,6 +434,16 @@ def test_the_card_shows_the_report_s_numbers(evaluation: Evaluation) -> None:
         assert cell in card
     for product, tau in evaluation.report["thresholds"].items():
         assert f"| {product} | {tau:.4g} |" in card
+    onset = evaluation.report["models"]["ewma"]["onset"]
+    bounds = onset["average_precision_interval"]
+    shown = f"{onset['average_precision']:.3f} [{bounds['low']:.3f}, {bounds['high']:.3f}]"
+    assert f"| ewma | {shown} | {onset['lift']:.2f} |" in card
+    for one in evaluation.report["models"]["logreg"]["by_period"]:
+        assert (
+            f"| {one['period']} | {one['rows']:,} | {one['positives']:,} | {one['base_rate']:.3f} |" in card
+        )
+    assert f"It supports **{evaluation.report['sufficiency']['supports']}** of" in card
+    assert f"- {evaluation.report['sufficiency']['missing'][0]}" in card
     assert "nan" not in card.lower()
     assert "None" not in card
 
@@ -324,7 +479,22 @@ def test_the_card_tells_who_is_champion_of_what_features_and_how_to_reproduce_it
         "Trained with numpy 2.4, xgboost 3.",
     ):
         assert line in card
-    for heading in ("Intended use", "Out of scope", "Calibration", "Limits", "Ethics and money"):
+    for heading in (
+        "Intended use",
+        "Out of scope",
+        "What the training span can teach",
+        "Data",
+        "Results on the test span",
+        "Onset",
+        "By product",
+        "By day",
+        "Calibration",
+        "Events and operating points",
+        "Limits",
+        "In operation",
+        "Ethics and money",
+        "How to reproduce",
+    ):
         assert f"\n## {heading}\n" in card
     assert held.challenge is not None
     assert f"| challenger | {held.challenge.model} |" in card

@@ -42,7 +42,7 @@ def scored_labels(draw: st.DrawFn) -> tuple[np.ndarray, np.ndarray]:
 @given(scored_labels(), st.integers(0, 2**32))
 def test_average_precision_equals_the_slow_one(case: tuple[np.ndarray, np.ndarray], seed: int) -> None:
     y, score = case
-    weight = np.random.default_rng(seed).integers(0, 3, y.size)
+    weight = np.random.default_rng(seed).integers(0, 3, y.size).astype(np.int32)
     weight[0] = 1
     ranking = Ranking(y, score)
     ones = np.ones(y.size)
@@ -128,6 +128,49 @@ def test_reliability_bins_hold_every_row_once() -> None:
     assert metrics.expected_calibration_error(table) == pytest.approx(gaps / 5)
 
 
+def test_the_calibration_line_is_that_of_scikit_learn() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    random = np.random.default_rng(8)
+    log_odds = random.normal(-2, 1.5, 3_000)
+    y = random.random(3_000) < 1 / (1 + np.exp(-(0.5 + 0.7 * log_odds)))
+    found = metrics.calibration_line(y, 1 / (1 + np.exp(-log_odds)))
+    assert found is not None
+    fitted = LogisticRegression(C=1e12, tol=1e-10, max_iter=1_000).fit(log_odds[:, None], y)
+    assert found.slope == pytest.approx(fitted.coef_[0, 0], abs=1e-4)
+    assert found.intercept == pytest.approx(fitted.intercept_[0], abs=1e-4)
+    assert found.slope == pytest.approx(0.7, abs=0.1)
+
+
+@settings(max_examples=100, deadline=None)
+@given(scored_labels(), st.floats(1e-9, 1))
+def test_a_calibration_line_leaves_nothing_of_the_error(
+    case: tuple[np.ndarray, np.ndarray], width: float
+) -> None:
+    """At the summit the errors add up to nothing, alone and times the log-odds, however small those are."""
+    y, score = case
+    probability = 0.3 + 0.6 * width * score
+    found = metrics.calibration_line(y, probability)
+    if found is not None:
+        log_odds = np.log(probability / (1 - probability))
+        error = y - 1 / (1 + np.exp(-(found.intercept + found.slope * log_odds)))
+        assert abs(error.sum()) < 1e-5
+        assert abs((error * (log_odds - log_odds.mean())).sum()) < 1e-5 * log_odds.std()
+
+
+@pytest.mark.parametrize(
+    ("y", "probability"),
+    [
+        ([0, 0, 0], [0.1, 0.5, 0.9]),  # a single class
+        ([0, 1, 0], [0.3, 0.3, 0.3]),  # nothing to tell apart
+        ([0, 0, 1], [0.1, 0.5, 0.9]),  # separated: the slope has no end
+        ([1, 1, 0], [0.1, 0.5, 0.9]),  # separated the wrong way round
+    ],
+)
+def test_there_may_be_no_calibration_line(y: list[int], probability: list[float]) -> None:
+    assert metrics.calibration_line(np.array(y, dtype=bool), np.array(probability)) is None
+
+
 # --- bootstrap --------------------------------------------------------------------------------------------
 
 
@@ -175,6 +218,21 @@ def test_the_paired_difference_of_equal_models_is_zero() -> None:
     t_ns = np.arange(500, dtype=np.int64) * NS
     result = BlockBootstrap(t_ns, NS, 50, 20, 1).average_precisions(y, {"a": score, "b": 2 * score + 1})
     np.testing.assert_array_equal(result["a"], result["b"])
+
+
+def test_a_part_of_the_rows_is_resampled_with_all() -> None:
+    """The resamples of onset rows are those of all rows: weights by bar, whatever rows are asked for."""
+    random = np.random.default_rng(2)
+    t_ns = np.repeat(np.arange(300, dtype=np.int64) * MINUTE, 2)
+    y, score = random.random(600) < 0.2, random.integers(0, 40, 600) / 40
+    part = random.random(600) < 0.6
+    bootstrap = BlockBootstrap(t_ns, MINUTE, 900, 8, 4)
+    found = bootstrap.average_precisions(y, {"m": score}, part)["m"]
+    for precision, weight in zip(found, bootstrap.weights(), strict=True):
+        expected = slow_average_precision(y[part], score[part], weight[part])
+        assert precision == pytest.approx(expected, abs=1e-12)
+    none = bootstrap.average_precisions(np.zeros(600, dtype=bool), {"m": score})["m"]
+    assert np.isnan(none).all()
 
 
 def test_blocks_grow_with_horizon_and_span() -> None:
@@ -247,6 +305,40 @@ def test_the_lead_is_unknown_where_the_spike_never_shows() -> None:
     market = market_of([0, 1, 1, 0])
     (first,) = market.first_flags(np.array([0, 1, 0, 0], dtype=bool), market.events())
     assert first.lead_s is None
+
+
+def test_a_flag_before_the_event_is_a_false_alarm_and_still_rings_when_it_comes() -> None:
+    """A day by hand, H = 2 min: an alarm at minute 1, the event from 3 to 6, a lone alarm at minute 12.
+
+    The alarm of minute 1 is false and rests until minute 6, so the event's own flags ring nothing new; what
+    they are worth is counted by flags. The next row flagged after the rest is minute 12, and false too.
+    """
+    market = market_of([0, 0, 0, 1, 1, 0, 1, 0, 0, 0, 0, 0, 0], visible=[0] * 5 + [1] * 8)
+    flagged = np.array([0, 1, 0, 0, 1, 1, 0, 0, 0, 0, 0, 0, 1], dtype=bool)
+    events = market.events()
+    assert events == [Event("A", 3 * MINUTE, 6 * MINUTE)]
+    alarms = market.alarms(flagged)
+    assert alarms.tolist() == [1, 12]
+    assert (~market.in_event(events)[alarms]).tolist() == [True, True]
+    (first,) = market.first_flags(flagged, events)
+    assert (first.delay_s, first.lead_s) == (60, 60)
+    assert market.hours == pytest.approx(13 / 60)
+
+
+def test_each_product_rests_by_itself_and_an_hour_of_both_is_one_hour() -> None:
+    times = np.repeat(np.arange(60, dtype=np.int64) * MINUTE, 2)
+    market = Market(
+        product=np.tile(np.array(["A", "B"], dtype=object), 60),
+        t_ns=times,
+        y=np.zeros(120, dtype=bool),
+        visible=np.zeros(120, dtype=bool),
+        bar_ns=MINUTE,
+        horizon_ns=MINUTE,
+    )
+    flagged = np.zeros(120, dtype=bool)
+    flagged[[0, 1, 2, 3, 11]] = True  # A at 0 and 1, B at 0, 1 and 5
+    assert market.alarms(flagged).tolist() == [0, 1, 11]
+    assert market.hours == 1
 
 
 def test_the_alert_budget_is_kept_and_used() -> None:
