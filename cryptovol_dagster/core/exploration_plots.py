@@ -93,7 +93,7 @@ def plot_volatility_by_window(dataset: Dataset, windows: Sequence[int]) -> bytes
     return png(figure)
 
 
-def plot_memory(bars: BarGrid, dataset: Dataset, window: int) -> bytes:
+def plot_memory(bars: BarGrid, dataset: Dataset, window: int, block_s: float | None = None) -> bytes:
     """Draw the autocorrelation of |r|, of r² and of ln RV, with the band of a series without memory.
 
     Args:
@@ -101,6 +101,8 @@ def plot_memory(bars: BarGrid, dataset: Dataset, window: int) -> bytes:
         dataset: holds `ln_rv_<window>`.
         window: bars of it; every `window`-th value is taken, since overlapping windows resemble each other
             whatever the market does.
+        block_s: length of the blocks that intervals are made of; drawn where ln RV is. What is still
+            remembered there, an interval takes for independent.
     """
     figure, panels = canvas(9, 9, rows=3)
     bar_s, step_s = bars.bar_ns / NS, window * dataset.bar_ns / NS
@@ -112,6 +114,8 @@ def plot_memory(bars: BarGrid, dataset: Dataset, window: int) -> bytes:
         if product in dataset.products:
             sampled = on_grid(dataset, column, product)[::window]
             _memory(panels[2], autocorrelation(sampled, _MAX_LAG_WINDOWS), step_s, colour, product)
+    if block_s is not None:
+        panels[2].axvline(block_s, color="black", linestyle="--", label=f"block of {block_s:g} s")
     names = ("|r| of a bar", "r² of a bar", f"ln RV of {window} bars, every {window}-th")
     for axes, name in zip(panels, names, strict=True):
         axes.axhline(0, color="black", linewidth=0.8)
@@ -181,6 +185,34 @@ def plot_threshold(problem: Problem) -> bytes:
         "Percentiles of the volatility to be predicted, and the threshold τ",
         f"training {clock(split.train.start_ns)} – {clock(split.train.end_ns)}, "
         f"test {clock(split.test.start_ns)} – {clock(split.test.end_ns)} UTC",
+    )
+    return png(figure)
+
+
+def plot_base_rates(choices: pd.DataFrame) -> bytes:
+    """Draw what each choice of τ makes of training and test: their base rates, by product.
+
+    Args:
+        choices: of `exploration.threshold_choices`.
+    """
+    products = list(dict.fromkeys(choices.index.get_level_values("product")))
+    figure, panels = canvas(9, 2.6 * len(products) + 0.8, rows=len(products), sharex=True)
+    for axes, product in zip(np.atleast_1d(panels), products, strict=True):
+        own = choices.loc[product]
+        for part, colour in zip(("train", "test"), CYCLE, strict=False):
+            rate = own[f"{part}_base_rate"]
+            axes.plot(own["tau_bps"], rate, marker="o", markersize=4, color=colour, label=part)
+        for quantile, tau, rate in zip(own.index, own["tau_bps"], own["train_base_rate"], strict=True):
+            axes.annotate(f"q{100 * quantile:g}", (tau, rate), (3, 5), textcoords="offset points", fontsize=8)
+        axes.set(xscale="log", yscale="log", ylabel=f"{product}\nbase rate")
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.legend(fontsize=8)
+    np.atleast_1d(panels)[-1].set(xlabel="τ, bps per bar (log); q: quantile of the training rows")
+    title(
+        np.atleast_1d(panels)[0],
+        "Base rate by threshold",
+        "where the two lines part, the market has changed its level since training",
     )
     return png(figure)
 
