@@ -214,8 +214,8 @@ def _threshold_of_all(dataset: Dataset, timescale: TimescaleSpec) -> Problem:
 def _scaled_by_all(dataset: Dataset, timescale: TimescaleSpec) -> Problem:
     problem = _pose(dataset, timescale)
     values = problem.dataset.features
-    deviation = values.std().replace(0.0, 1.0).fillna(1.0)
-    scaled = ((values - values.mean()) / deviation).astype(FEATURE_DTYPE)
+    deviation = pd.Series(values.std())
+    scaled = ((values - values.mean()) / deviation.where(deviation > 0, 1.0)).astype(FEATURE_DTYPE)
     return replace(problem, dataset=replace(problem.dataset, features=scaled))
 
 

@@ -129,10 +129,9 @@ def _audit(bars: BarGrid, timescale: TimescaleSpec, *, quiet: bool) -> tuple[Ver
         xgboost_trees=min(spec.xgboost_trees, _MOST_TREES),
         bootstrap_resamples=min(spec.bootstrap_resamples, _MOST_RESAMPLES),
     )
-    # The bar goes to stderr, and stays away where that is no terminal.
-    with click.progressbar(
-        length=1 + len(LEAKS), label="auditing", hidden=quiet, file=click.get_text_stream("stderr")
-    ) as bar:
+    stderr = click.get_text_stream("stderr")
+    hidden = quiet or not stderr.isatty()
+    with click.progressbar(length=1 + len(LEAKS), label="auditing", hidden=hidden, file=stderr) as bar:
         return audit_leaks(bars, timescale, spec, progress=lambda name: bar.update(1))
 
 
