@@ -24,13 +24,25 @@ _SIGMA_S, _SCATTER, _MEMORY_HORIZONS = 3e-5, 0.9, 2.0
 def made_up_bars(
     timescale: TimescaleSpec, n_bars: int, *, products: tuple[str, ...] = PRODUCTS, seed: int = 7
 ) -> BarGrid:
-    """Bars of a market whose log volatility is an autoregression with a memory of a few horizons.
+    """Bars of the market of `made_up_ticks`; same arguments."""
+    ticks, trades = made_up_ticks(timescale, n_bars, products=products, seed=seed)
+    end_ns = START_NS + n_bars * timescale.bar_ns
+    return build_bars(ticks, start_ns=START_NS, end_ns=end_ns, spec=timescale, trades=trades)
+
+
+def made_up_ticks(
+    timescale: TimescaleSpec, n_bars: int, *, products: tuple[str, ...] = PRODUCTS, seed: int = 7
+) -> tuple[TickColumns, TradeColumns]:
+    """Ticks and trades of a market whose log volatility is an autoregression with a memory of a few horizons.
 
     Args:
         timescale: length of the bars, horizon.
-        n_bars: of each product.
+        n_bars: how many bars they fill.
         products: their names.
-        seed: the same seed, the same bars.
+        seed: the same seed, the same market.
+
+    Returns:
+        Both ordered by product, then time.
     """
     random = np.random.default_rng(seed)
     a_bar = max(_LEAST_QUOTES, -(-timescale.bar_interval_s // _QUOTE_EVERY_S))
@@ -67,13 +79,7 @@ def made_up_bars(
                 "buy": random.random(int(traded.sum())) < 0.5,
             }
         )
-    return build_bars(
-        _ticks(products, ticks),
-        start_ns=START_NS,
-        end_ns=START_NS + n_bars * timescale.bar_ns,
-        spec=timescale,
-        trades=_trades(products, trades),
-    )
+    return _ticks(products, ticks), _trades(products, trades)
 
 
 def _ticks(products: tuple[str, ...], rows: list[dict[str, np.ndarray]]) -> TickColumns:

@@ -119,6 +119,9 @@ def _read_bars(source: Path, timescale: TimescaleSpec) -> BarGrid:
 def _audit(bars: BarGrid, timescale: TimescaleSpec, *, quiet: bool) -> tuple[Verdict, ...]:
     from dataclasses import replace
 
+    from rich.console import Console
+    from rich.progress import Progress
+
     from cryptovol_dagster.core.leak_audit import audit_leaks
     from cryptovol_dagster.core.leaks import LEAKS
     from cryptovol_dagster.resources.specs import model_spec
@@ -129,10 +132,12 @@ def _audit(bars: BarGrid, timescale: TimescaleSpec, *, quiet: bool) -> tuple[Ver
         xgboost_trees=min(spec.xgboost_trees, _MOST_TREES),
         bootstrap_resamples=min(spec.bootstrap_resamples, _MOST_RESAMPLES),
     )
-    stderr = click.get_text_stream("stderr")
-    hidden = quiet or not stderr.isatty()
-    with click.progressbar(length=1 + len(LEAKS), label="auditing", hidden=hidden, file=stderr) as bar:
-        return audit_leaks(bars, timescale, spec, progress=lambda name: bar.update(1))
+    stderr = Console(stderr=True)
+    with Progress(console=stderr, transient=True, disable=quiet or not stderr.is_terminal) as progress:
+        task = progress.add_task("honest", total=1 + len(LEAKS))
+        return audit_leaks(
+            bars, timescale, spec, progress=lambda name: progress.update(task, advance=1, description=name)
+        )
 
 
 def _table(what: str, verdicts: Sequence[Verdict]) -> list[str]:

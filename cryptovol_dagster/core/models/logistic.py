@@ -48,6 +48,11 @@ class LogisticModel(Model):
     libraries: ClassVar[tuple[str, ...]] = ("numpy", "scikit-learn", "skops")
     _pipeline: Any = None
 
+    @property
+    def pipeline(self) -> Any:
+        """The fitted scikit-learn pipeline, scaler and regression; it knows nothing of unknown values."""
+        return self._pipeline
+
     def importances(self) -> dict[str, float]:
         """Return the coefficient of each standardised feature, largest magnitude first."""
         coefficients = self._pipeline[-1].coef_[0]

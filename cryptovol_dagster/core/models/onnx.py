@@ -10,7 +10,7 @@ The logits sum in float64, as they do at home. ONNX ML's `TreeEnsembleRegressor`
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -35,12 +35,12 @@ class ParityError(ModelError):
 
 
 class Parity(NamedTuple):
-    """How a graph compares with its model.
+    """How a back end compares with its model.
 
     Attributes:
         rows: compared.
         max_difference: of the probabilities.
-        flags_differ: rows that only one of them flags at the operating point.
+        flags_differ: rows on the very edge of the operating point that only one of them flags.
     """
 
     rows: int
@@ -115,29 +115,34 @@ class OnnxScorer:
 
 
 def compare(
-    model: Model, scorer: OnnxScorer, features: pd.DataFrame, threshold: float | None = None
+    model: Model,
+    name: str,
+    predict: Callable[[NDArray[np.float32]], NDArray[Any]],
+    features: pd.DataFrame,
+    threshold: float | None = None,
 ) -> Parity:
-    """Ask model and graph about the same rows.
+    """Ask a model and another back end of it about the same rows.
 
     Args:
         model: fitted.
-        scorer: its graph.
+        name: of the back end, for the error's words.
+        predict: the back end: rows of `meta.features` to one probability each.
         features: every row must be one the model can score.
         threshold: of the operating point; None where there is none.
 
     Raises:
-        ParityError: a probability differs by more than `MAX_DIFFERENCE`, or a flag differs though it does
-            not lie within that of the threshold.
+        ParityError: a probability differs by more than `MAX_DIFFERENCE`, or a flag differs though the row
+            does not lie within that of the threshold.
         ModelError: a column is missing, unknown, or holds a value it must not.
     """
     expected = model.predict_proba(features)
-    found = scorer.predict(model.matrix(features)).astype(np.float64)
+    found = predict(model.matrix(features)).astype(np.float64)
     difference = np.abs(found - expected)
-    worst = int(np.argmax(difference)) if difference.size else 0
     # A difference that is no number is none that may be small.
     if difference.size and not np.all(difference <= MAX_DIFFERENCE):
+        worst = int(np.argmax(difference))
         raise ParityError(
-            f"model {model.name}: the ONNX graph says {found[worst]:.9g} of row {worst}, the model "
+            f"model {model.name}: {name} says {found[worst]:.9g} of row {worst}, the model itself "
             f"{expected[worst]:.9g}; at most {MAX_DIFFERENCE:g} may lie between them"
         )
     flags_differ = 0
@@ -145,12 +150,12 @@ def compare(
         # The threshold is the score of a row: such a row lies on the edge, and any rounding moves it.
         edge = np.abs(expected - threshold) <= MAX_DIFFERENCE
         unlike = (found >= threshold) != (expected >= threshold)
-        flags_differ = int(np.sum(unlike & ~edge))
-        if flags_differ:
+        if wrong := int(np.sum(unlike & ~edge)):
             raise ParityError(
-                f"model {model.name}: {flags_differ} of {len(expected)} rows are flagged by only one of "
-                f"model and ONNX graph at {threshold:.6g}"
+                f"model {model.name}: {wrong} of {len(expected)} rows are flagged by only one of the model "
+                f"and {name} at {threshold:.6g}"
             )
+        flags_differ = int(np.sum(unlike))
     return Parity(int(expected.size), float(difference.max(initial=0.0)), flags_differ)
 
 

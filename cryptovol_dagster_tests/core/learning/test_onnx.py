@@ -59,7 +59,7 @@ def test_the_graph_says_what_the_model_says_on_any_row(seed: int, unknown: float
     values[extreme] = random.choice(reach, int(extreme.sum()))
     features = pd.DataFrame(values, columns=list(COLUMNS))
     threshold = float(np.quantile(model.predict_proba(features), 0.9))
-    parity = compare(model, OnnxScorer(to_onnx(model)), features, threshold)
+    parity = compare(model, "onnxruntime", OnnxScorer(to_onnx(model)).predict, features, threshold)
     assert parity.rows == 200
     assert parity.max_difference <= MAX_DIFFERENCE
     assert parity.flags_differ == 0
@@ -70,7 +70,7 @@ def test_every_kind_of_model_has_a_graph_and_it_knows_what_it_is(name: str) -> N
     model = fitted(name, 3)
     scorer = OnnxScorer(to_onnx(model, {"parity": "untold"}))
     rows, _ = dataset(np.random.default_rng(4), 50, 0.2)
-    assert compare(model, scorer, rows.features).rows == 50
+    assert compare(model, "onnxruntime", scorer.predict, rows.features).rows == 50
     assert scorer.notes["name"] == name
     assert json.loads(scorer.notes["features"]) == list(model.meta.features)
     assert scorer.notes["horizon_s"] == "15"
@@ -89,9 +89,28 @@ def test_another_models_graph_is_found_out() -> None:
     rows, _ = dataset(np.random.default_rng(7), 80, 0.2)
     model, other = fitted("xgboost", 8), fitted("xgboost", 9)
     with pytest.raises(
-        ParityError, match=r"model xgboost: the ONNX graph says .* at most 1e-06 may lie between"
+        ParityError, match=r"model xgboost: onnxruntime says .* at most 1e-06 may lie between"
     ):
-        compare(model, OnnxScorer(to_onnx(other)), rows.features)
+        compare(model, "onnxruntime", OnnxScorer(to_onnx(other)).predict, rows.features)
+
+
+def test_a_flag_that_turns_is_found_out_though_the_probabilities_are_near() -> None:
+    rows, _ = dataset(np.random.default_rng(7), 80, 0.2)
+    model = fitted("logreg", 8)
+    expected = model.predict_proba(rows.features)
+    at = float(np.median(expected))
+    edge = np.abs(expected - at) <= MAX_DIFFERENCE
+    assert not edge.any()
+
+    def nan_for_the_first(X: np.ndarray) -> np.ndarray:
+        return np.where(np.arange(len(X)) == 0, np.nan, expected)
+
+    with pytest.raises(ParityError, match="model logreg: a stub says nan of row 0, the model itself 0"):
+        compare(model, "a stub", nan_for_the_first, rows.features, at)
+    near = np.sort(expected)[[39, 40]]
+    scores = np.where(expected == near[0], near[0] + MAX_DIFFERENCE / 2, expected)
+    parity = compare(model, "a stub", lambda X: scores, rows.features, float(near[0] + MAX_DIFFERENCE / 4))
+    assert parity.flags_differ == 1  # on the edge: told, not refused
 
 
 def test_a_model_that_is_not_fitted_has_none() -> None:
