@@ -90,6 +90,22 @@ def to_onnx(model: Model, notes: Mapping[str, str] | None = None) -> bytes:
     return written.SerializeToString()
 
 
+def checked_graph(model: Model, features: pd.DataFrame) -> tuple[bytes, Parity]:
+    """Write a model as `to_onnx` does, compare the graph with it, and note in the file what came of that.
+
+    Args:
+        model: fitted.
+        features: rows to compare on.
+
+    Raises:
+        ParityError: the graph says something else.
+        ModelError: there is no such graph, or the model refuses the rows.
+    """
+    parity = compare(model, "its ONNX graph", OnnxScorer(to_onnx(model)).predict, features)
+    notes = {"parity_rows": str(parity.rows), "parity_max_difference": f"{parity.max_difference:g}"}
+    return to_onnx(model, notes), parity
+
+
 class OnnxScorer:
     """A graph in onnxruntime, on one thread: for single rows a second thread only waits."""
 
