@@ -21,6 +21,7 @@ from cryptovol_dagster.core.specs import NS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.typing import ColorType
     from numpy.typing import NDArray
 
@@ -157,8 +158,6 @@ def plot_threshold(problem: Problem) -> bytes:
 
     Where a part's curve crosses τ, the rows to the right are its spikes: the base rate.
     """
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     products = sorted(problem.thresholds)
     figure, panels = canvas(9, 3.4 * len(products) + 0.8, rows=len(products), sharex=True)
     split = problem.split
@@ -175,9 +174,7 @@ def plot_threshold(problem: Problem) -> bytes:
                 axes.plot(share, np.maximum(sigma, 1e-3), color=colour, label=label)
         axes.axhline(tau * BPS, color="black", linestyle=":", label=f"τ = {tau * BPS:.3g} bps")
         axes.set(yscale="log", ylabel=f"{product}\nσ of the next {problem.dataset.horizon_ns / NS:g} s, bps")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        _plain_log(axes.yaxis)
         axes.legend(fontsize=8, loc="upper left")
     np.atleast_1d(panels)[-1].set(xlabel="percentile: % of the part's rows at or below", xlim=(0, 100))
     title(
@@ -205,8 +202,8 @@ def plot_base_rates(choices: pd.DataFrame) -> bytes:
         for quantile, tau, rate in zip(own.index, own["tau_bps"], own["train_base_rate"], strict=True):
             axes.annotate(f"q{100 * quantile:g}", (tau, rate), (3, 5), textcoords="offset points", fontsize=8)
         axes.set(xscale="log", yscale="log", ylabel=f"{product}\nbase rate")
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_major_formatter("{x:g}")
+        _plain_log(axes.xaxis)
+        _plain_log(axes.yaxis)
         axes.legend(fontsize=8)
     np.atleast_1d(panels)[-1].set(xlabel="τ, bps per bar (log); q: quantile of the training rows")
     title(
@@ -282,10 +279,20 @@ def plot_leak_ladder(rungs: Sequence[Rung], measured_on: str) -> bytes:
         axes.text(rung.average_precision, place, text, va="center", fontsize=9)
     names = [f"{rung.name}\n{rung.fault}" if rung.fault else rung.name for rung in reversed(rungs)]
     axes.set_yticks(range(len(rungs)), names, fontsize=8)
-    axes.set(xlabel="average precision (black: base rate, what no skill reaches)", xlim=(0, 1.3))
+    axes.set(xlabel="average precision (black: base rate, what no skill reaches)", xlim=(0, 1.45))
+    axes.margins(y=0.01)
     axes.set_xticks(np.linspace(0, 1, 6))
-    title(axes, "The leak ladder: same rows, same model", measured_on)
+    title(axes, "The leak ladder: the same bars, one step replaced", measured_on)
     return png(figure)
+
+
+def _plain_log(axis: Axis) -> None:
+    """Mark 1, 2, 5, 10 … on a logarithmic axis, in plain figures."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _memory(axes: Axes, found: Autocorrelation, step_s: float, colour: str, product: str) -> None:

@@ -260,12 +260,12 @@ def _judge_tuned_by_test(
     return _judge(_validated_by_test(problem), models, timescale, spec)
 
 
-#: In the order of the ladder: the first eight kinds that `docs/leaks.md` describes, two of them in two forms.
+#: In the order of the ladder: the eight kinds that `docs/leaks.md` describes, two of them in two forms.
 LEAKS: tuple[Leak, ...] = (
     Leak("random split", "neighbours of test rows were trained on", "pose", _dealt_at_random),
     Leak(
         "label shifted by a row",
-        "the span of the label begins before the row does",
+        "the label begins a bar too early",
         "labels",
         _shifted_labels,
     ),
