@@ -36,10 +36,17 @@ _LINE = "{:<25} {:<22} {:>7} {:>7} {:>7} {:>7}  {}"
 @click.option(
     "--markets", default=1, show_default=True, type=click.IntRange(1, 50), help="Made-up markets to audit on."
 )
+@click.option(
+    "--as-of",
+    metavar="HOUR",
+    help="Inject nothing: look at what lies in the lake as of an hour (`newest`: the newest evaluated).",
+)
 @click.option("--list", "listed", is_flag=True, help="Only say which leaks there are and who catches them.")
 @json_option
 @click.pass_context
-def leak_audit(ctx: click.Context, source: Path | None, markets: int, listed: bool, as_json: bool) -> None:
+def leak_audit(
+    ctx: click.Context, source: Path | None, markets: int, as_of: str | None, listed: bool, as_json: bool
+) -> None:
     """Inject each known leak into the real chain from bars to numbers, and see that it is caught.
 
     A leak replaces one step (features, labels, cut and thresholds, fit, evaluation); detectors look at what
@@ -48,11 +55,15 @@ def leak_audit(ctx: click.Context, source: Path | None, markets: int, listed: bo
     What each leak would have claimed stands beside what the honest way reaches: on a made-up market, which
     says nothing of a real one. docs/leaks.md describes them all.
 
+    With --as-of nothing is injected: the detectors that need no second run look at the plan, the models and
+    the evaluation that are stored, and compute labels and features of the test again from the bars.
+
     \b
     Examples:
       cryptovol leak-audit                                 on a made-up market
       cryptovol leak-audit --markets 5 --json              on five, for scripts
       cryptovol leak-audit --bars data/lake/seconds/bars   on recorded bars
+      cryptovol leak-audit --as-of newest                  on what was trained and evaluated last
       cryptovol leak-audit --list                          which leaks, and who catches them
     """
     from cryptovol_dagster.core import leak_audit as audit
@@ -66,6 +77,10 @@ def leak_audit(ctx: click.Context, source: Path | None, markets: int, listed: bo
         text = "\n".join(f"{row['leak']:<25} {row['detector']:<22} {row['fault']}" for row in rows)
         click.echo(json.dumps(rows) if as_json else text)
         return
+    if as_of is not None:
+        if source is not None:
+            raise click.UsageError("--as-of looks at the lake and --bars at a file: they exclude each other")
+        ctx.exit(_look_at_lake(as_of, as_json=as_json))
     found = [
         (what, _audit(bars, timescale, quiet=as_json)) for what, bars, timescale in _markets(source, markets)
     ]
@@ -82,6 +97,33 @@ def leak_audit(ctx: click.Context, source: Path | None, markets: int, listed: bo
         click.echo("every leak is caught, the honest way is not flagged" if passed else "THE AUDIT FAILS")
     if not passed:
         ctx.exit(EXIT_PASSED_BY)
+
+
+def _look_at_lake(as_of: str, *, as_json: bool) -> int:
+    """Print what the detectors say of a stored partition; the exit code."""
+    from cryptovol_dagster.core.leak_audit import inspect
+    from cryptovol_dagster.resources.lake import Lake
+    from cryptovol_dagster.resources.leak_case import stored_case
+    from cryptovol_dagster.resources.specs import timescale_spec
+
+    settings = load_settings().settings
+    lake, spec = Lake(settings.storage.lake_dir), timescale_spec(settings.timescales.seconds, "seconds")
+    if as_of == "newest":
+        evaluated = lake.partitions(f"{spec.name}/model_evaluation", "json")
+        if not evaluated:
+            raise click.ClickException(f"{lake.root} holds no evaluation yet: run `cryptovol evaluate`")
+        as_of = evaluated[-1]
+    findings = inspect(stored_case(lake, spec, settings.models.enabled, as_of))
+    clean = all(finding.clean for finding in findings)
+    if as_json:
+        body = {"as_of": as_of, "passed": clean, "findings": [finding._asdict() for finding in findings]}
+        click.echo(json.dumps(body))
+    else:
+        click.echo(f"{spec.name} as of {as_of}")
+        for finding in findings:
+            click.echo(f"{finding.detector:<20} {'clean' if finding.clean else 'LEAK ':<6} {finding.said}")
+        click.echo("no leak found" if clean else "A LEAK WAS FOUND")
+    return 0 if clean else EXIT_PASSED_BY
 
 
 def _markets(source: Path | None, markets: int) -> list[tuple[str, BarGrid, TimescaleSpec]]:
