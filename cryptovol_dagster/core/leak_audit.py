@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 #: Labels recomputed one by one; spread evenly over the rows.
 _SAMPLED_LABELS = 1_000
-#: σ is a root of squared logs that bars round to a nano.
-_SIGMA_TOLERANCE = 2e-9
+#: Bars round logs of prices to a nano; what that may do to the square of a move of size m is twice m of it.
+_ROUNDING = 1e-9
 #: A scaler's mean may differ from that of its training rows by this share of their deviation (float32 sums).
 _MEAN_TOLERANCE = 1e-3
 #: Only so much of what the best single volatility misses has ever been found honestly (on 21 months of minute
@@ -194,14 +194,15 @@ def purge(case: Case) -> Finding:
 def labels(case: Case) -> Finding:
     """σ of a row is that of the H bars after it, recomputed one by one from prices."""
     rows = case.made.problem.dataset
+    garman_klass = getattr(case.timescale, "target", "rv") == "gk"
     covered = np.flatnonzero(rows.t_ns >= case.bars.start_ns + 2 * case.bars.bar_ns)
     spread = np.linspace(0, covered.size - 1, min(covered.size, _SAMPLED_LABELS)).astype(np.int64)
     wrong: list[str] = []
     for k in covered[spread].tolist():
         product, t_ns, sigma = str(rows.product[k]), int(rows.t_ns[k]), float(rows.sigma[k])
-        expected = sigma_of_prices(case.bars, case.timescale, product, t_ns)
-        if expected is None or abs(sigma - expected) > _SIGMA_TOLERANCE + 1e-6 * sigma:
-            text = "unknown" if expected is None else f"{expected:.4g}"
+        expected = sigma_of_prices(case.bars, case.timescale, product, t_ns, garman_klass=garman_klass)
+        if expected is None or abs(sigma**2 - expected.sigma**2) > expected.slack:
+            text = "unknown" if expected is None else f"{expected.sigma:.4g}"
             wrong.append(f"{product} {iso_utc(t_ns)}: σ {sigma:.4g}, recomputed {text}")
     looked = spread.size
     if wrong:
@@ -210,25 +211,43 @@ def labels(case: Case) -> Finding:
     return Finding("labels", looked > 0, f"{looked:,} labels recomputed from prices")
 
 
-def sigma_of_prices(bars: BarGrid, timescale: TimescaleSpec, product: str, t_ns: int) -> float | None:
+class Recomputed(NamedTuple):
+    """A label from prices.
+
+    Attributes:
+        sigma: σ.
+        slack: by how much σ² may differ from that of bars, whose moves are rounded.
+    """
+
+    sigma: float
+    slack: float
+
+
+def sigma_of_prices(
+    bars: BarGrid, timescale: TimescaleSpec, product: str, t_ns: int, *, garman_klass: bool = False
+) -> Recomputed | None:
     """Compute σ of ``(t, t + H]`` bar by bar from prices, slowly and by its definition alone.
 
-    Close-to-close: ``sqrt(Σ (ln c_k − ln c_{k−1})² / H)``; Garman–Klass:
-    ``sqrt(max(0, Σ 0.5 (ln h − ln l)² − (2 ln 2 − 1)(ln c_k − ln c_{k−1})²) / H)``.
+    Close to close: ``sqrt(Σ (ln c_k − ln c_{k−1})² / H)``; Garman–Klass:
+    ``sqrt(max(0, Σ (0.5 (ln h_k − ln l_k)² − (2 ln 2 − 1)(ln c_k − ln o_k)²)) / H)``.
 
     Returns:
         None where one of the bars may not be used or lies past the end.
     """
     row, first = bars.products.index(product), (t_ns - bars.start_ns) // bars.bar_ns
-    total = 0.0
+    total = sizes = 0.0
     for bar in range(first, first + timescale.horizon_bars):
         if bar >= bars.n_bars or not bars.ret_ok[row, bar] or bars.new_segment[row, bar]:
             return None
         if bars.in_gap[row, bar] or bars.age_s[row, bar] > timescale.label_max_age_s:
             return None
-        move = math.log(bars.close[row, bar] / bars.close[row, bar - 1])
-        total += move**2
-    return math.sqrt(total / timescale.horizon_bars)
+        close = math.log(bars.close[row, bar])
+        move = close - math.log(bars.open[row, bar] if garman_klass else bars.close[row, bar - 1])
+        span = math.log(bars.high[row, bar]) - math.log(bars.low[row, bar]) if garman_klass else 0.0
+        total += 0.5 * span**2 - (2 * math.log(2) - 1) * move**2 if garman_klass else move**2
+        sizes += abs(move) + span + _ROUNDING
+    mean = max(total, 0.0) / timescale.horizon_bars
+    return Recomputed(math.sqrt(mean), 2 * _ROUNDING * sizes / timescale.horizon_bars)
 
 
 def thresholds(case: Case) -> Finding:

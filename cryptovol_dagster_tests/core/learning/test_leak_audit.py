@@ -118,7 +118,16 @@ def test_labels_recomputed_from_prices_stop_at_what_may_not_be_used(case: Case) 
     known = leak_audit.sigma_of_prices(bars, LEAK_SPEC, "BTC-USD", t_ns)
     assert known is not None
     moves = np.diff(np.log(bars.close[0, 99:115]))
-    assert known == pytest.approx(np.sqrt(np.mean(moves**2)), rel=1e-12)
+    assert known.sigma == pytest.approx(np.sqrt(np.mean(moves**2)), rel=1e-12)
+    assert (
+        abs(known.sigma**2 - np.mean((bars.ret_nano[0, 100:115] * 1e-9) ** 2))
+        <= known.slack
+        < 1e-3 * known.sigma**2
+    )
+    wild = leak_audit.sigma_of_prices(bars, LEAK_SPEC, "BTC-USD", t_ns, garman_klass=True)
+    assert wild is not None
+    terms = bars.gk_atto[0, 100:115] * 1e-18
+    assert abs(wild.sigma**2 - np.mean(terms)) <= wild.slack < 1e-2 * wild.sigma**2
     for flag, value in (("ret_ok", False), ("new_segment", True), ("in_gap", True)):
         assert leak_audit.sigma_of_prices(_with(bars, flag, 110, value), LEAK_SPEC, "BTC-USD", t_ns) is None
         assert leak_audit.sigma_of_prices(_with(bars, flag, 115, value), LEAK_SPEC, "BTC-USD", t_ns) == known
