@@ -21,6 +21,7 @@ VERBS = {
     "evaluate": "cryptovol_dagster.verbs.evaluate:evaluate",
     "infer": "cryptovol_dagster.verbs.infer:infer",
     "report": "cryptovol_dagster.verbs.report:report",
+    "leak-audit": "cryptovol_dagster.verbs.leak_audit:leak_audit",
 }
 
 

@@ -21,6 +21,7 @@ from cryptovol_dagster.core.specs import NS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.typing import ColorType
     from numpy.typing import NDArray
 
@@ -93,7 +94,7 @@ def plot_volatility_by_window(dataset: Dataset, windows: Sequence[int]) -> bytes
     return png(figure)
 
 
-def plot_memory(bars: BarGrid, dataset: Dataset, window: int) -> bytes:
+def plot_memory(bars: BarGrid, dataset: Dataset, window: int, block_s: float | None = None) -> bytes:
     """Draw the autocorrelation of |r|, of r² and of ln RV, with the band of a series without memory.
 
     Args:
@@ -101,6 +102,8 @@ def plot_memory(bars: BarGrid, dataset: Dataset, window: int) -> bytes:
         dataset: holds `ln_rv_<window>`.
         window: bars of it; every `window`-th value is taken, since overlapping windows resemble each other
             whatever the market does.
+        block_s: length of the blocks that intervals are made of; drawn where ln RV is. What is still
+            remembered there, an interval takes for independent.
     """
     figure, panels = canvas(9, 9, rows=3)
     bar_s, step_s = bars.bar_ns / NS, window * dataset.bar_ns / NS
@@ -112,6 +115,8 @@ def plot_memory(bars: BarGrid, dataset: Dataset, window: int) -> bytes:
         if product in dataset.products:
             sampled = on_grid(dataset, column, product)[::window]
             _memory(panels[2], autocorrelation(sampled, _MAX_LAG_WINDOWS), step_s, colour, product)
+    if block_s is not None:
+        panels[2].axvline(block_s, color="black", linestyle="--", label=f"block of {block_s:g} s")
     names = ("|r| of a bar", "r² of a bar", f"ln RV of {window} bars, every {window}-th")
     for axes, name in zip(panels, names, strict=True):
         axes.axhline(0, color="black", linewidth=0.8)
@@ -153,8 +158,6 @@ def plot_threshold(problem: Problem) -> bytes:
 
     Where a part's curve crosses τ, the rows to the right are its spikes: the base rate.
     """
-    from matplotlib.ticker import LogLocator, NullFormatter
-
     products = sorted(problem.thresholds)
     figure, panels = canvas(9, 3.4 * len(products) + 0.8, rows=len(products), sharex=True)
     split = problem.split
@@ -171,9 +174,7 @@ def plot_threshold(problem: Problem) -> bytes:
                 axes.plot(share, np.maximum(sigma, 1e-3), color=colour, label=label)
         axes.axhline(tau * BPS, color="black", linestyle=":", label=f"τ = {tau * BPS:.3g} bps")
         axes.set(yscale="log", ylabel=f"{product}\nσ of the next {problem.dataset.horizon_ns / NS:g} s, bps")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter("{x:g}")
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        _plain_log(axes.yaxis)
         axes.legend(fontsize=8, loc="upper left")
     np.atleast_1d(panels)[-1].set(xlabel="percentile: % of the part's rows at or below", xlim=(0, 100))
     title(
@@ -181,6 +182,34 @@ def plot_threshold(problem: Problem) -> bytes:
         "Percentiles of the volatility to be predicted, and the threshold τ",
         f"training {clock(split.train.start_ns)} – {clock(split.train.end_ns)}, "
         f"test {clock(split.test.start_ns)} – {clock(split.test.end_ns)} UTC",
+    )
+    return png(figure)
+
+
+def plot_base_rates(choices: pd.DataFrame) -> bytes:
+    """Draw what each choice of τ makes of training and test: their base rates, by product.
+
+    Args:
+        choices: of `exploration.threshold_choices`.
+    """
+    products = list(dict.fromkeys(choices.index.get_level_values("product")))
+    figure, panels = canvas(9, 2.6 * len(products) + 0.8, rows=len(products), sharex=True)
+    for axes, product in zip(np.atleast_1d(panels), products, strict=True):
+        own = choices.loc[product]
+        for part, colour in zip(("train", "test"), CYCLE, strict=False):
+            rate = own[f"{part}_base_rate"]
+            axes.plot(own["tau_bps"], rate, marker="o", markersize=4, color=colour, label=part)
+        for quantile, tau, rate in zip(own.index, own["tau_bps"], own["train_base_rate"], strict=True):
+            axes.annotate(f"q{100 * quantile:g}", (tau, rate), (3, 5), textcoords="offset points", fontsize=8)
+        axes.set(xscale="log", yscale="log", ylabel=f"{product}\nbase rate")
+        _plain_log(axes.xaxis)
+        _plain_log(axes.yaxis)
+        axes.legend(fontsize=8)
+    np.atleast_1d(panels)[-1].set(xlabel="τ, bps per bar (log); q: quantile of the training rows")
+    title(
+        np.atleast_1d(panels)[0],
+        "Base rate by threshold",
+        "where the two lines part, the market has changed its level since training",
     )
     return png(figure)
 
@@ -250,10 +279,20 @@ def plot_leak_ladder(rungs: Sequence[Rung], measured_on: str) -> bytes:
         axes.text(rung.average_precision, place, text, va="center", fontsize=9)
     names = [f"{rung.name}\n{rung.fault}" if rung.fault else rung.name for rung in reversed(rungs)]
     axes.set_yticks(range(len(rungs)), names, fontsize=8)
-    axes.set(xlabel="average precision (black: base rate, what no skill reaches)", xlim=(0, 1.3))
+    axes.set(xlabel="average precision (black: base rate, what no skill reaches)", xlim=(0, 1.45))
+    axes.margins(y=0.01)
     axes.set_xticks(np.linspace(0, 1, 6))
-    title(axes, "The leak ladder: same rows, same model", measured_on)
+    title(axes, "The leak ladder: the same bars, one step replaced", measured_on)
     return png(figure)
+
+
+def _plain_log(axis: Axis) -> None:
+    """Mark 1, 2, 5, 10 … on a logarithmic axis, in plain figures."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _memory(axes: Axes, found: Autocorrelation, step_s: float, colour: str, product: str) -> None:

@@ -343,6 +343,15 @@ def chain_checks(
             severity=warn,
         ),
         partition_check(
+            evaluation,
+            "no_leak",
+            _no_leak(spec, models),
+            hours,
+            description="Labels, thresholds and features, computed again, are those the models saw; nothing "
+            "was chosen on the test, and no score is too good (docs/leaks.md).",
+            severity=warn,
+        ),
+        partition_check(
             champion_key(spec),
             "champion_not_worse_than_baseline",
             _champion_not_worse_than_baseline(spec),
@@ -607,6 +616,23 @@ def _not_worse_than_baseline(spec: TimescaleSpec) -> Rule:
         return [
             f"expected the best learned model to reach the best baseline's average precision "
             f"{best_baseline:.3f}, found {best_learned:.3f}"
+        ]
+
+    return rule
+
+
+def _no_leak(spec: TimescaleSpec, models: Sequence[str]) -> Rule:
+    def rule(stored: Stored) -> list[str]:
+        if stored.was_skipped(spec):
+            return []
+        from cryptovol_dagster.core.leak_audit import inspect
+        from cryptovol_dagster.resources.leak_case import stored_case
+
+        findings = inspect(stored_case(stored.lake, spec, models, stored.key))
+        return [
+            f"{finding.detector}: expected nothing, found: {finding.said}"
+            for finding in findings
+            if not finding.clean
         ]
 
     return rule

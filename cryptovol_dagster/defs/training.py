@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from cryptovol_dagster.core.models import Model
 
 GROUP = "training"
+#: Rows on which a model's ONNX graph is compared with it before it is exported.
+PARITY_ROWS = 20_000
 KINDS = {"xgboost": "xgboost", "logreg": "scikitlearn", "har_logit": "scikitlearn"}
 
 
@@ -157,6 +159,7 @@ def _model(
             if lake.is_newest(asset_name, key, "zip"):
                 exported = reports.write(reports.model(spec.name, name), content)
                 metadata["exported"] = dg.MetadataValue.path(exported)
+                metadata |= _export_graph(context, reports, spec, trained, problem)
             context.add_asset_metadata(
                 {
                     **metadata,
@@ -173,6 +176,35 @@ def _model(
         return dg.MaterializeResult()
 
     return model
+
+
+def _export_graph(
+    context: dg.AssetExecutionContext,
+    reports: Reports,
+    spec: TimescaleSpec,
+    model: "Model",
+    problem: "Problem",
+) -> dict[str, Any]:
+    """Export a model as an ONNX graph, once it says of validation rows what the model says.
+
+    A model without such a graph is as good as any other, so the run goes on; but no older graph stays there.
+    """
+    from cryptovol_dagster.core.models import ModelError
+    from cryptovol_dagster.core.models.onnx import checked_graph
+
+    validation, _ = problem.part(problem.split.validation)
+    path = reports.graph(spec.name, model.name)
+    try:
+        content, parity = checked_graph(model, validation.features.tail(PARITY_ROWS))
+    except ModelError as error:
+        path.unlink(missing_ok=True)
+        context.log.warning(f"no ONNX graph is exported: {error}")
+        return {"exported_onnx": f"none: {error}"}
+    return {
+        "exported_onnx": dg.MetadataValue.path(reports.write(path, content)),
+        "onnx_parity_rows": parity.rows,
+        "onnx_max_difference": parity.max_difference,
+    }
 
 
 def _show_importances(

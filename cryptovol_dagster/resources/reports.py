@@ -66,6 +66,10 @@ class Reports:
         """Where the newest model of a kind is exported."""
         return self.artifacts_dir / f"{timescale}-{model}.zip"
 
+    def graph(self, timescale: str, model: str) -> Path:
+        """Where the newest model of a kind is exported as an ONNX graph."""
+        return self.artifacts_dir / f"{timescale}-{model}.onnx"
+
     def write(self, path: Path, content: bytes) -> Path:
         """Replace a latest copy in one step.
 

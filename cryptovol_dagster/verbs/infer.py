@@ -14,17 +14,9 @@ from cryptovol_dagster.verbs.options import json_option
 from ingestor.settings import load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import pandas as pd
 
-    from cryptovol_dagster.resources.inference import FeatureRows, Scorer
-
-BATCHES = (1, 100, 1_000)
-#: A model that takes longer than two bars for the rows of one cannot follow the market.
-TARGET_BARS = 2
-_BENCHMARK_LINE = "{:>6} {:>6} {:>9} {:>9} {:>9} {:>9} {:>13}"
-_BENCHMARK_S, _LEAST_CALLS, _MOST_CALLS = 1.0, 20, 2_000
+_BENCHMARK_LINE = "{:<25} {:>6} {:>6} {:>9} {:>9} {:>9}"
 
 
 @click.command()
@@ -47,7 +39,7 @@ _BENCHMARK_S, _LEAST_CALLS, _MOST_CALLS = 1.0, 20, 2_000
     "newest hour in the lake).",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Write every row's score to .parquet or .csv.")
-@click.option("--benchmark", is_flag=True, help="Measure calls of 1, 100 and 1,000 rows instead.")
+@click.option("--benchmark", is_flag=True, help="Measure calls of 1 to 1,000 rows by back end instead.")
 @json_option
 def infer(
     name: str | None,
@@ -62,13 +54,16 @@ def infer(
     Prints each product's newest row: probability, flag at the operating point that was chosen on validation,
     and how old the row is. A row that its features call invalid gets no prediction, and the reason instead.
 
+    --benchmark times a call of the model by back end (onnxruntime among them) and number of rows, and the way
+    of one bar from ticks to probabilities. Before any number, every back end must say the same of every row.
+
     \b
     Examples:
       cryptovol infer                                     the champion on the newest hour
       cryptovol infer --model xgboost --json              an exported model, for scripts
       cryptovol infer --model-path models/artifacts/seconds-ewma.zip --features features.parquet
       cryptovol infer --features features.parquet --out scores.csv
-      cryptovol infer --benchmark                         p50, p90 and p99 of a call
+      cryptovol infer --benchmark                         p50, p90 and p99 of a call, by back end
     """
     from cryptovol_dagster.resources import inference
     from cryptovol_dagster.resources.lake import Lake
@@ -97,7 +92,9 @@ def infer(
         "operating_point": scorer.threshold,
     }
     if benchmark:
-        body["benchmark"] = measure(rows, scorer, spec.bar_interval_s)
+        from cryptovol_dagster.resources.benchmark import measure
+
+        body["benchmark"] = measure(rows, scorer, spec)
         click.echo(json.dumps(body) if as_json else _benchmark_text(body))
         return
     scores = inference.score(rows, scorer)
@@ -144,61 +141,6 @@ def _write(scores: pd.DataFrame, out: Path) -> None:
         raise InferError(f"{out}: cannot be written: {error.strerror or error}") from error
 
 
-def measure(rows: FeatureRows, scorer: Scorer, bar_interval_s: int) -> dict[str, Any]:
-    """Time calls of the model on rows of features; making the features is not part of it.
-
-    The same numbers on another machine are others. What carries over is `against_numpy`: the median call over
-    the median of the least that any model must do with as many rows on this machine, a frame turned into a
-    matrix, a weighted sum and a logistic function in NumPy.
-
-    Raises:
-        InferError: no row may be scored, or the rows are of another feature set.
-        ModelError: a column is missing or unknown.
-    """
-    import numpy as np
-    import pandas as pd
-
-    from cryptovol_dagster.resources.inference import InferError, inputs_of
-
-    valid = inputs_of(rows, scorer).loc[rows.frame["valid"].to_numpy(dtype=bool)]
-    if valid.empty:
-        raise InferError(f"{rows.source}: no row may be scored, so there is nothing to measure")
-    weights = np.full(valid.shape[1], 0.01)
-    found = []
-    for batch in BATCHES:
-        repeated = [valid] * -(-batch // len(valid))
-        frame = pd.concat(repeated, ignore_index=True).head(batch)
-        calls = _time_calls(lambda frame=frame: scorer.model.predict_proba(frame))
-        plain = _time_calls(lambda frame=frame: 1 / (1 + np.exp(-frame.to_numpy(dtype=np.float64) @ weights)))
-        p50, p90, p99 = np.quantile(calls, [0.5, 0.9, 0.99])
-        found.append(
-            {
-                "rows": batch,
-                "calls": len(calls),
-                "p50_ms": p50 * 1e3,
-                "p90_ms": p90 * 1e3,
-                "p99_ms": p99 * 1e3,
-                "against_numpy": float(p50 / np.median(plain)),
-                "share_of_target": p99 / (TARGET_BARS * bar_interval_s),
-            }
-        )
-    return {"valid_rows": len(valid), "target_s": TARGET_BARS * bar_interval_s, "batches": found}
-
-
-def _time_calls(call: Callable[[], Any]) -> list[float]:
-    for _ in range(3):
-        call()
-    seconds: list[float] = []
-    began = time.perf_counter()
-    while len(seconds) < _MOST_CALLS:
-        start = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - start)
-        if len(seconds) >= _LEAST_CALLS and time.perf_counter() - began > _BENCHMARK_S:
-            break
-    return seconds
-
-
 def _head(body: dict[str, Any]) -> list[str]:
     return [f"model    {body['model']} ({body['source']})", f"features {body['features']}"]
 
@@ -225,20 +167,26 @@ def _text(body: dict[str, Any]) -> str:
 
 def _benchmark_text(body: dict[str, Any]) -> str:
     found = body["benchmark"]
-    lines = [
-        *_head(body),
-        f"a call of the model, features not included; target: {found['target_s']} s for the rows of a bar",
-        _BENCHMARK_LINE.format("rows", "calls", "p50 ms", "p90 ms", "p99 ms", "× NumPy", "p99 / target"),
-    ]
-    for one in found["batches"]:
-        numbers = (one["p50_ms"], one["p90_ms"], one["p99_ms"])
-        lines.append(
-            _BENCHMARK_LINE.format(
-                one["rows"],
-                one["calls"],
-                *(f"{number:.3f}" for number in numbers),
-                f"{one['against_numpy']:.1f}",
-                f"{one['share_of_target']:.5f}",
-            )
-        )
+    machine = found["machine"]
+    versions = ", ".join(f"{name} {number}" for name, number in machine.items() if name != "cpu")
+    lines = [*_head(body), f"machine  {machine['cpu']}; {versions}"]
+    for name, parity in found["parity"].items():
+        said = f"|Δp| at most {parity['max_difference']:.1g} on {parity['rows']:,} rows"
+        if body["operating_point"] is not None:
+            said += ", the same flags"
+        lines.append(f"parity   {name}: {said}")
+    lines.append(_BENCHMARK_LINE.format("a call of the model", "rows", "calls", "p50 ms", "p90 ms", "p99 ms"))
+    lines += [_line(call["backend"], call["rows"], call) for call in found["calls"]]
+    live = found["live"]
+    if live is None:
+        lines.append("live rows lack a feature that this model needs: their way was not measured")
+    else:
+        lines.append(_line("ticks of a bar → p", round(live["rows_a_bar"]), live))
+    verdict = "within" if found["within_target"] else "ABOVE"
+    lines.append(f"{verdict} the target: one row by onnxruntime, p99 at most {found['target_ms']:g} ms")
     return "\n".join(lines)
+
+
+def _line(name: str, rows: int, numbers: dict[str, Any]) -> str:
+    times = (f"{numbers[key]:.4f}" for key in ("p50_ms", "p90_ms", "p99_ms"))
+    return _BENCHMARK_LINE.format(name, rows, numbers["calls"], *times)

@@ -15,6 +15,7 @@ import pytest
 
 from cryptovol_dagster.core.evaluation_schema import check_report
 from cryptovol_dagster.core.models import load_model
+from cryptovol_dagster.core.models.onnx import OnnxScorer
 from cryptovol_dagster.defs.build import TIMESCALE, build_defs
 from cryptovol_dagster.resources import chain
 from cryptovol_dagster.resources.lake import Lake, hour_window
@@ -102,6 +103,21 @@ def test_the_newest_hour_is_exported_and_reported(pipeline: Pipeline) -> None:
     assert "cryptovol" in (storage.reports_dir / "model_card_v1.md").read_text()
     exported = (storage.artifacts_dir / "seconds-xgboost.zip").read_bytes()
     assert exported == pipeline.lake.read_bytes("seconds/model_xgboost", newest, "zip")
+
+
+def test_beside_an_exported_model_lies_its_onnx_graph_with_what_the_comparison_came_to(
+    pipeline: Pipeline,
+) -> None:
+    newest, storage = pipeline.hours[-1], pipeline.settings.storage
+    for name in pipeline.settings.models.enabled:
+        graph = OnnxScorer((storage.artifacts_dir / f"seconds-{name}.onnx").read_bytes())
+        meta = load_model(pipeline.lake.read_bytes(f"seconds/model_{name}", newest, "zip")).meta
+        assert graph.notes["problem_hash"] == meta.problem_hash
+        assert json.loads(graph.notes["features"]) == list(meta.features)
+        told = pipeline.summary.metadata[f"seconds/model_{name}"][newest]
+        assert told["onnx_parity_rows"] == int(graph.notes["parity_rows"]) > 100
+        assert told["onnx_max_difference"] <= 1e-6
+        assert told["exported_onnx"].endswith(f"seconds-{name}.onnx")
 
 
 def test_a_run_draws_its_newest_hour_in_the_ui_in_the_lake_and_for_people_without_dagster(

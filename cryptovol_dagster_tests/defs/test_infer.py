@@ -15,12 +15,11 @@ from cryptovol_dagster.cli import main
 from cryptovol_dagster.core.features import Reason, optional_feature_names
 from cryptovol_dagster.core.models import load_model
 from cryptovol_dagster.core.models.base import ModelError
-from cryptovol_dagster.resources import inference
+from cryptovol_dagster.resources import benchmark, inference
 from cryptovol_dagster.resources.inference import InferError
 from cryptovol_dagster.resources.lake import Lake, hour_window
 from cryptovol_dagster.resources.reports import Reports
 from cryptovol_dagster.resources.specs import timescale_spec
-from cryptovol_dagster.verbs import infer as verb
 from cryptovol_dagster_tests.defs.conftest import Pipeline
 from cryptovol_dagster_tests.defs.synthetic import PRODUCTS, small_settings
 
@@ -168,23 +167,61 @@ def test_a_lake_without_features_names_the_way_out(tmp_path: Path) -> None:
         inference.read_features(Lake(settings.storage.lake_dir), spec, None)
 
 
-def test_the_benchmark_measures_calls_of_every_batch(
-    pipeline: Pipeline, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_SECONDS", 0.01), ("_WARM_UP", 1), ("_LIVE_BARS", 5)):
+        monkeypatch.setattr(benchmark, name, value)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("name", "backends"),
+    [
+        ("xgboost", ["onnxruntime", "xgboost inplace_predict"]),
+        ("logreg", ["onnxruntime", "numpy, folded logit", "scikit-learn pipeline"]),
+    ],
+)
+def test_the_benchmark_measures_every_back_end_once_they_agree(
+    pipeline: Pipeline,
+    written: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    backends: list[str],
 ) -> None:
-    monkeypatch.setattr(verb, "_BENCHMARK_S", 0.01)
-    arguments = ("--benchmark", "--features", str(written))
+    arguments = ("--benchmark", "--model", name, "--features", str(written))
     result = _invoke(pipeline, tmp_path, monkeypatch, *arguments, "--json")
     assert result.exit_code == 0, result.output
     found = json.loads(result.stdout)["benchmark"]
-    assert [batch["rows"] for batch in found["batches"]] == [1, 100, 1_000]
-    assert found["target_s"] == 10
-    for batch in found["batches"]:
-        assert batch["calls"] >= 20
-        assert 0 < batch["p50_ms"] <= batch["p90_ms"] <= batch["p99_ms"]
-        assert batch["against_numpy"] > 0
-        assert batch["share_of_target"] == pytest.approx(batch["p99_ms"] / 1e3 / 10)
+    assert list(found["parity"]) == backends
+    for parity in found["parity"].values():
+        assert parity["rows"] == found["valid_rows"] > 500
+        assert parity["max_difference"] <= 1e-6
+    asked = [(call["rows"], call["backend"]) for call in found["calls"]]
+    assert asked == [(rows, by) for rows in (1, 16, 256, 1_000) for by in (*backends, benchmark.MODEL)]
+    for call in (*found["calls"], found["live"]):
+        assert 0 < call["p50_ms"] <= call["p90_ms"] <= call["p99_ms"]
+    assert found["live"]["rows_a_bar"] == len(PRODUCTS)
+    assert found["within_target"] == (found["calls"][0]["p99_ms"] <= 0.1)
+    assert {"cpu", "python", "onnxruntime", "xgboost"} <= set(found["machine"])
     text = _invoke(pipeline, tmp_path, monkeypatch, *arguments).stdout
-    assert "target: 10 s for the rows of a bar" in text
+    assert "parity   onnxruntime: |Δp| at most " in text
+    assert "ticks of a bar → p " in text
+    assert "the target: one row by onnxruntime, p99 at most 0.1 ms" in text
+
+
+@pytest.mark.usefixtures("quick")
+def test_back_ends_that_differ_give_no_number(
+    pipeline: Pipeline, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = benchmark.backends_of
+    monkeypatch.setattr(
+        benchmark, "backends_of", lambda model: {"a liar": lambda X: honest(model)["onnxruntime"](X) / 2}
+    )
+    result = _invoke(pipeline, tmp_path, monkeypatch, "--benchmark", "--features", str(written))
+    assert result.exit_code == 1
+    assert "model ewma: a liar says " in result.output
+    assert "p50" not in result.output
 
 
 def test_two_writers_of_one_feature_set_may_differ_in_optional_columns(

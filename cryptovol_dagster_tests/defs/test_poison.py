@@ -140,6 +140,10 @@ def learned_nothing(report: dict[str, Any]) -> None:
         result["average_precision"] = 0.1 if name in checks.LEARNED else 0.2
 
 
+def flagged_as_the_test_liked_it(report: dict[str, Any]) -> None:
+    report["models"]["xgboost"]["operating_points"]["max_f1"] = {"threshold": 0.0123}
+
+
 #: check → damage, and what a sentence says about it. The hour is the newest, or the one with a gap.
 def surely_below(report: dict[str, Any]) -> None:
     report["verdict"] = "ok"
@@ -216,6 +220,10 @@ POISONS: dict[tuple[str, str], tuple[Damage, str]] = {
     ("seconds/model_evaluation", "not_worse_than_baseline"): (
         changed("seconds/model_evaluation", learned_nothing),
         "expected the best learned model to reach the best baseline's average precision 0.200, found 0.100",
+    ),
+    ("seconds/model_evaluation", "no_leak"): (
+        changed("seconds/model_evaluation", flagged_as_the_test_liked_it),
+        "operating_point: expected nothing, found: xgboost flags from 0.0123 on; validation rows would have ",
     ),
     ("seconds/champion", "champion_not_worse_than_baseline"): (
         changed("seconds/model_evaluation", surely_below),

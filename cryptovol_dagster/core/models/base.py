@@ -131,6 +131,14 @@ class Model(ABC):
         matrix = self._matrix(features)
         return self._predict(matrix) if len(matrix) else np.empty(0, dtype=np.float64)
 
+    def matrix(self, features: pd.DataFrame) -> NDArray[np.float32]:
+        """Return the columns the model reads, in its own order: what another back end must be given.
+
+        Raises:
+            ModelError: as `predict_proba`.
+        """
+        return self._matrix(features)
+
     @abstractmethod
     def importances(self) -> dict[str, float]:
         """Weight of each feature, largest magnitude first: standardised coefficient, or share of gain."""

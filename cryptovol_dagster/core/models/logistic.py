@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -17,6 +17,28 @@ _PIPELINE = "pipeline.skops"
 _PIECE_ROWS = 100_000
 
 
+class FoldedLogit(NamedTuple):
+    """A standardised logistic regression as one sum: ``ln(p/(1−p)) = intercept + Σ w_k·(x_k − m_k)``.
+
+    An unknown value adds nothing to the sum.
+
+    Attributes:
+        means: m, of the training rows, shape (n_features,).
+        weights: w, coefficient over deviation.
+        intercept: log-odds of the mean row.
+    """
+
+    means: NDArray[np.float64]
+    weights: NDArray[np.float64]
+    intercept: float
+
+    def predict(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return one probability a row."""
+        away = X - self.means
+        np.nan_to_num(away, copy=False)
+        return 1 / (1 + np.exp(-(away @ self.weights + self.intercept)))
+
+
 class LogisticModel(Model):
     """Logistic regression (L2, no class weights) on standardised columns; kinds differ in the columns.
 
@@ -26,11 +48,28 @@ class LogisticModel(Model):
     libraries: ClassVar[tuple[str, ...]] = ("numpy", "scikit-learn", "skops")
     _pipeline: Any = None
 
+    @property
+    def pipeline(self) -> Any:
+        """The fitted scikit-learn pipeline, scaler and regression; it knows nothing of unknown values."""
+        return self._pipeline
+
     def importances(self) -> dict[str, float]:
         """Return the coefficient of each standardised feature, largest magnitude first."""
         coefficients = self._pipeline[-1].coef_[0]
         order = np.argsort(-np.abs(coefficients), kind="stable")
         return {self.meta.features[k]: float(coefficients[k]) for k in order}
+
+    def folded(self) -> FoldedLogit:
+        """Return scaler and regression as one weighted sum, for back ends without scikit-learn.
+
+        Raises:
+            ModelError: the model has not been fitted.
+        """
+        if self._pipeline is None:
+            raise ModelError(f"model {self.name} has not been fitted")
+        scaler, logistic = self._pipeline
+        weights = logistic.coef_[0].astype(np.float64) / scaler.scale_
+        return FoldedLogit(np.asarray(scaler.mean_), weights, float(logistic.intercept_[0]))
 
     def _fit(
         self,

@@ -147,9 +147,10 @@ def test_every_picture_is_drawn(bars: BarGrid, problem: Problem) -> None:
     drawn = [
         exploration_plots.plot_quotes(bars),
         exploration_plots.plot_volatility_by_window(problem.dataset, SPEC.windows_bars),
-        exploration_plots.plot_memory(bars, problem.dataset, 60),
+        exploration_plots.plot_memory(bars, problem.dataset, 60, block_s=1_800),
         exploration_plots.plot_clustering(bars, problem.dataset),
         exploration_plots.plot_threshold(problem),
+        exploration_plots.plot_base_rates(exploration.threshold_choices(problem, SPEC, (0.5, 0.9, 0.99))),
         exploration_plots.plot_relations(relations, "training rows"),
         exploration_plots.plot_spike_rates(train, y, ["ln_rv_60", "ln_rv_15", "noise"]),
     ]

@@ -1,0 +1,270 @@
+"""Fitted models as ONNX graphs, which answer for one row in microseconds, and the proof that they agree.
+
+The trees are written by hand: a converter would be three more packages, and the order in which leaves are
+added decides the last digits. Here the graph adds them as XGBoost does (the intercept first, then tree by
+tree, in float32) and takes the same logistic function, so the two are the same to the bit on most machines.
+The logits sum in float64, as they do at home. ONNX ML's `TreeEnsembleRegressor` sends an unknown value where
+`nodes_missing_value_tracks_true` says: that is XGBoost's default direction.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from cryptovol_dagster.core.models.base import Model, ModelError
+from cryptovol_dagster.core.models.boosting import BoostedTrees
+from cryptovol_dagster.core.models.logistic import LogisticModel
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+#: Probabilities may differ by this much, on any row.
+MAX_DIFFERENCE = 1e-6
+#: Old enough for any runtime of the last years, and new enough for double sums.
+_OPSET, _ML_OPSET, _IR_VERSION = 17, 3, 8
+_INPUT, _OUTPUT = "features", "probability"
+
+
+class ParityError(ModelError):
+    """Two back ends of one model do not say the same; the message is one line with the worst row."""
+
+
+class Parity(NamedTuple):
+    """How a back end compares with its model.
+
+    Attributes:
+        rows: compared.
+        max_difference: of the probabilities.
+        flags_differ: rows on the very edge of the operating point that only one of them flags.
+    """
+
+    rows: int
+    max_difference: float
+    flags_differ: int
+
+
+def to_onnx(model: Model, notes: Mapping[str, str] | None = None) -> bytes:
+    """Write a fitted model as an ONNX graph: float32 rows of `meta.features`, in order, to probabilities.
+
+    Args:
+        model: fitted.
+        notes: kept in the file beside name, features, horizon and hashes, for whoever finds it.
+
+    Raises:
+        ModelError: there is no such graph for the model's kind.
+    """
+    from onnx import TensorProto, helper
+
+    if isinstance(model, BoostedTrees):
+        nodes, constants, out_type = _trees(model)
+    elif isinstance(model, LogisticModel):
+        nodes, constants, out_type = _logit(model)
+    else:
+        raise ModelError(f"model {model.name} cannot be written as ONNX")
+    graph = helper.make_graph(
+        nodes,
+        f"cryptovol-{model.name}",
+        [helper.make_tensor_value_info(_INPUT, TensorProto.FLOAT, [None, len(model.meta.features)])],
+        [helper.make_tensor_value_info(_OUTPUT, out_type, [None, 1])],
+        constants,
+    )
+    opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid("ai.onnx.ml", _ML_OPSET)]
+    written = helper.make_model(graph, opset_imports=opsets, producer_name="cryptovol")
+    written.ir_version = _IR_VERSION
+    meta = model.meta
+    known = {
+        "name": meta.name,
+        "timescale": meta.timescale,
+        "horizon_s": f"{meta.horizon_s:g}",
+        "features": json.dumps(meta.features),
+        "feature_hash": meta.feature_hash,
+        "problem_hash": meta.problem_hash,
+        "thresholds": json.dumps(dict(meta.thresholds)),
+    }
+    helper.set_model_props(written, {**known, **(notes or {})})
+    return written.SerializeToString()
+
+
+def checked_graph(model: Model, features: pd.DataFrame) -> tuple[bytes, Parity]:
+    """Write a model as `to_onnx` does, compare the graph with it, and note in the file what came of that.
+
+    Args:
+        model: fitted.
+        features: rows to compare on.
+
+    Raises:
+        ParityError: the graph says something else.
+        ModelError: there is no such graph, or the model refuses the rows.
+    """
+    parity = compare(model, "its ONNX graph", OnnxScorer(to_onnx(model)).predict, features)
+    notes = {"parity_rows": str(parity.rows), "parity_max_difference": f"{parity.max_difference:g}"}
+    return to_onnx(model, notes), parity
+
+
+class OnnxScorer:
+    """A graph in onnxruntime, on one thread: for single rows a second thread only waits."""
+
+    def __init__(self, content: bytes, threads: int = 1) -> None:
+        """Load a graph that `to_onnx` wrote.
+
+        Args:
+            content: the file.
+            threads: that one call may use.
+        """
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 3
+        self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        self.notes: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
+
+    def predict(self, X: NDArray[np.float32]) -> NDArray[Any]:
+        """Return one probability a row; columns as the model's `meta.features`."""
+        answer: Any = self._session.run([_OUTPUT], {_INPUT: X})[0]
+        return answer[:, 0]
+
+
+def compare(
+    model: Model,
+    name: str,
+    predict: Callable[[NDArray[np.float32]], NDArray[Any]],
+    features: pd.DataFrame,
+    threshold: float | None = None,
+) -> Parity:
+    """Ask a model and another back end of it about the same rows.
+
+    Args:
+        model: fitted.
+        name: of the back end, for the error's words.
+        predict: the back end: rows of `meta.features` to one probability each.
+        features: every row must be one the model can score.
+        threshold: of the operating point; None where there is none.
+
+    Raises:
+        ParityError: a probability differs by more than `MAX_DIFFERENCE`, or a flag differs though the row
+            does not lie within that of the threshold.
+        ModelError: a column is missing, unknown, or holds a value it must not.
+    """
+    expected = model.predict_proba(features)
+    found = predict(model.matrix(features)).astype(np.float64)
+    difference = np.abs(found - expected)
+    # A difference that is no number is none that may be small.
+    if difference.size and not np.all(difference <= MAX_DIFFERENCE):
+        worst = int(np.argmax(difference))
+        raise ParityError(
+            f"model {model.name}: {name} says {found[worst]:.9g} of row {worst}, the model itself "
+            f"{expected[worst]:.9g}; at most {MAX_DIFFERENCE:g} may lie between them"
+        )
+    flags_differ = 0
+    if threshold is not None:
+        # The threshold is the score of a row: such a row lies on the edge, and any rounding moves it.
+        edge = np.abs(expected - threshold) <= MAX_DIFFERENCE
+        unlike = (found >= threshold) != (expected >= threshold)
+        if wrong := int(np.sum(unlike & ~edge)):
+            raise ParityError(
+                f"model {model.name}: {wrong} of {len(expected)} rows are flagged by only one of the model "
+                f"and {name} at {threshold:.6g}"
+            )
+        flags_differ = int(np.sum(unlike))
+    return Parity(int(expected.size), float(difference.max(initial=0.0)), flags_differ)
+
+
+def _trees(model: BoostedTrees) -> tuple[list[Any], list[Any], int]:
+    from onnx import TensorProto, helper, numpy_helper
+
+    learner = json.loads(bytes(model.booster.save_raw("json")))["learner"]
+    trees = learner["gradient_booster"]["model"]["trees"]
+    node: dict[str, list[Any]] = {
+        name: []
+        for name in (
+            "treeids", "nodeids", "featureids", "modes", "values", "truenodeids", "falsenodeids",
+            "missing_value_tracks_true", "hitrates",
+        )
+    }  # fmt: skip
+    leaf: dict[str, list[Any]] = {"treeids": [], "nodeids": [], "weights": [], "ids": []}
+
+    def put(
+        tree: int, at: int, mode: str, weight: float = 0.0, split: tuple[Any, ...] = (0, 0.0, 0, 0, 0)
+    ) -> None:
+        names = ("featureids", "values", "truenodeids", "falsenodeids", "missing_value_tracks_true")
+        for name, value in zip(names, split, strict=True):
+            node[name].append(value)
+        node["treeids"].append(tree)
+        node["nodeids"].append(at)
+        node["modes"].append(mode)
+        node["hitrates"].append(1.0)
+        if mode == "LEAF":
+            for name, value in (("treeids", tree), ("nodeids", at), ("weights", weight), ("ids", 0)):
+                leaf[name].append(value)
+
+    # The intercept is a tree of one leaf: added first, as XGBoost does.
+    put(0, 0, "LEAF", _intercept(learner))
+    for number, tree in enumerate(trees, 1):
+        for at, (left, right) in enumerate(zip(tree["left_children"], tree["right_children"], strict=True)):
+            value = tree["split_conditions"][at]
+            if left == -1:
+                put(number, at, "LEAF", value)
+            else:
+                feature, default_left = tree["split_indices"][at], int(tree["default_left"][at])
+                put(number, at, "BRANCH_LT", split=(feature, value, left, right, default_left))
+    attributes: dict[str, Any] = {f"nodes_{name}": values for name, values in node.items()}
+    attributes |= {f"target_{name}": values for name, values in leaf.items()}
+    ensemble = helper.make_node(
+        "TreeEnsembleRegressor",
+        [_INPUT],
+        ["log_odds"],
+        domain="ai.onnx.ml",
+        n_targets=1,
+        post_transform="NONE",
+        **attributes,
+    )
+    # The logistic of XGBoost, step by step in float32. Sigmoid and the ensemble's own are approximations, and
+    # a last digit matters: the operating point is the score of a row, so that rows lie on its very edge.
+    one = numpy_helper.from_array(np.ones(1, dtype=np.float32), "one")
+    logistic = [
+        helper.make_node("Neg", ["log_odds"], ["negated"]),
+        helper.make_node("Cast", ["negated"], ["exact"], to=TensorProto.DOUBLE),
+        helper.make_node("Exp", ["exact"], ["odds_against"]),
+        helper.make_node("Cast", ["odds_against"], ["rounded"], to=TensorProto.FLOAT),
+        helper.make_node("Add", ["rounded", "one"], ["denominator"]),
+        helper.make_node("Div", ["one", "denominator"], [_OUTPUT]),
+    ]
+    return [ensemble, *logistic], [one], TensorProto.FLOAT
+
+
+def _intercept(learner: Mapping[str, Any]) -> float:
+    """Log-odds of XGBoost's base score, which its newer versions write as a list of one."""
+    text = str(learner["learner_model_param"]["base_score"]).strip("[]")
+    share = np.float32(text)
+    return float(-np.log(np.float32(1) / share - np.float32(1)))
+
+
+def _logit(model: LogisticModel) -> tuple[list[Any], list[Any], int]:
+    from onnx import TensorProto, helper, numpy_helper
+
+    folded = model.folded()
+    constants = [
+        numpy_helper.from_array(np.asarray(values, dtype=np.float64), name)
+        for name, values in (
+            ("means", folded.means[None, :]),
+            ("weights", folded.weights[:, None]),
+            ("intercept", [folded.intercept]),
+            ("zero", [0.0]),
+        )
+    ]
+    nodes = [
+        helper.make_node("Cast", [_INPUT], ["exact"], to=TensorProto.DOUBLE),
+        helper.make_node("Sub", ["exact", "means"], ["away"]),
+        helper.make_node("IsNaN", ["away"], ["unknown"]),
+        helper.make_node("Where", ["unknown", "zero", "away"], ["filled"]),
+        helper.make_node("MatMul", ["filled", "weights"], ["sum"]),
+        helper.make_node("Add", ["sum", "intercept"], ["log_odds"]),
+        helper.make_node("Sigmoid", ["log_odds"], [_OUTPUT]),
+    ]
+    return nodes, constants, TensorProto.DOUBLE

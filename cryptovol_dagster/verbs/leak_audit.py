@@ -1,0 +1,218 @@
+"""`cryptovol leak-audit`: every known leak injected into the real chain, and caught."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cryptovol_dagster.verbs.options import json_option
+from ingestor.settings import load_settings
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from cryptovol_dagster.core.bars import BarGrid
+    from cryptovol_dagster.core.leak_audit import Verdict
+    from cryptovol_dagster.core.specs import TimescaleSpec
+
+EXIT_PASSED_BY = 1
+#: A made-up market of so many bars holds a look-back, a training span and a test.
+_MADE_UP_BARS = 14_400
+#: Enough for a leak to show; an audit fits two dozen models.
+_MOST_TREES, _MOST_RESAMPLES = 60, 20
+_LINE = "{:<25} {:<22} {:>7} {:>7} {:>7} {:>7}  {}"
+
+
+@click.command("leak-audit")
+@click.option(
+    "--bars",
+    "source",
+    type=click.Path(path_type=Path),
+    help="Bars as the lake keeps them, a Parquet file or folder (default: a made-up market).",
+)
+@click.option(
+    "--markets", default=1, show_default=True, type=click.IntRange(1, 50), help="Made-up markets to audit on."
+)
+@click.option(
+    "--as-of",
+    metavar="HOUR",
+    help="Inject nothing: look at what lies in the lake as of an hour (`newest`: the newest evaluated).",
+)
+@click.option("--list", "listed", is_flag=True, help="Only say which leaks there are and who catches them.")
+@json_option
+@click.pass_context
+def leak_audit(
+    ctx: click.Context, source: Path | None, markets: int, as_of: str | None, listed: bool, as_json: bool
+) -> None:
+    """Inject each known leak into the real chain from bars to numbers, and see that it is caught.
+
+    A leak replaces one step (features, labels, cut and thresholds, fit, evaluation); detectors look at what
+    came out, and are not told what was done. Each leak must be found by the detector whose business it is,
+    and none may find anything in the honest way. Exit code 1 when a leak passes or the honest way is flagged.
+    What each leak would have claimed stands beside what the honest way reaches: on a made-up market, which
+    says nothing of a real one. docs/leaks.md describes them all.
+
+    With --as-of nothing is injected: the detectors that need no second run look at the plan, the models and
+    the evaluation that are stored, and compute labels and features of the test again from the bars.
+
+    \b
+    Examples:
+      cryptovol leak-audit                                 on a made-up market
+      cryptovol leak-audit --markets 5 --json              on five, for scripts
+      cryptovol leak-audit --bars data/lake/seconds/bars   on recorded bars
+      cryptovol leak-audit --as-of newest                  on what was trained and evaluated last
+      cryptovol leak-audit --list                          which leaks, and who catches them
+    """
+    from cryptovol_dagster.core import leak_audit as audit
+    from cryptovol_dagster.core.leaks import LEAKS
+
+    if listed:
+        rows = [
+            {"leak": leak.name, "fault": leak.fault, "detector": audit.CAUGHT_BY[leak.name].__name__}
+            for leak in LEAKS
+        ]
+        text = "\n".join(f"{row['leak']:<25} {row['detector']:<22} {row['fault']}" for row in rows)
+        click.echo(json.dumps(rows) if as_json else text)
+        return
+    if as_of is not None:
+        if source is not None:
+            raise click.UsageError("--as-of looks at the lake and --bars at a file: they exclude each other")
+        ctx.exit(_look_at_lake(as_of, as_json=as_json))
+    found = [
+        (what, _audit(bars, timescale, quiet=as_json)) for what, bars, timescale in _markets(source, markets)
+    ]
+    passed = all(verdict.passed for _, verdicts in found for verdict in verdicts)
+    if as_json:
+        body = [
+            {"bars": what, "verdicts": [verdict.to_dict() for verdict in verdicts]}
+            for what, verdicts in found
+        ]
+        click.echo(json.dumps({"passed": passed, "audits": body}, allow_nan=False))
+    else:
+        for what, verdicts in found:
+            click.echo("\n".join(_table(what, verdicts)))
+        click.echo("every leak is caught, the honest way is not flagged" if passed else "THE AUDIT FAILS")
+    if not passed:
+        ctx.exit(EXIT_PASSED_BY)
+
+
+def _look_at_lake(as_of: str, *, as_json: bool) -> int:
+    """Print what the detectors say of a stored partition; the exit code."""
+    from cryptovol_dagster.core.leak_audit import inspect
+    from cryptovol_dagster.resources.lake import Lake
+    from cryptovol_dagster.resources.leak_case import stored_case
+    from cryptovol_dagster.resources.specs import timescale_spec
+
+    settings = load_settings().settings
+    lake, spec = Lake(settings.storage.lake_dir), timescale_spec(settings.timescales.seconds, "seconds")
+    if as_of == "newest":
+        evaluated = lake.partitions(f"{spec.name}/model_evaluation", "json")
+        if not evaluated:
+            raise click.ClickException(f"{lake.root} holds no evaluation yet: run `cryptovol evaluate`")
+        as_of = evaluated[-1]
+    findings = inspect(stored_case(lake, spec, settings.models.enabled, as_of))
+    clean = all(finding.clean for finding in findings)
+    if as_json:
+        body = {"as_of": as_of, "passed": clean, "findings": [finding._asdict() for finding in findings]}
+        click.echo(json.dumps(body))
+    else:
+        click.echo(f"{spec.name} as of {as_of}")
+        for finding in findings:
+            click.echo(f"{finding.detector:<20} {'clean' if finding.clean else 'LEAK ':<6} {finding.said}")
+        click.echo("no leak found" if clean else "A LEAK WAS FOUND")
+    return 0 if clean else EXIT_PASSED_BY
+
+
+def _markets(source: Path | None, markets: int) -> list[tuple[str, BarGrid, TimescaleSpec]]:
+    from cryptovol_dagster.core.made_up import made_up_bars
+    from cryptovol_dagster.resources.specs import timescale_spec
+
+    timescale = timescale_spec(load_settings().settings.timescales.seconds, "seconds")
+    if source is not None:
+        return [(str(source), _read_bars(source, timescale), timescale)]
+    seeds = range(1, markets + 1)
+    return [
+        (f"made-up market {seed}", made_up_bars(timescale, _MADE_UP_BARS, seed=seed), timescale)
+        for seed in seeds
+    ]
+
+
+def _read_bars(source: Path, timescale: TimescaleSpec) -> BarGrid:
+    import pandas as pd
+    import pyarrow as pa
+
+    from cryptovol_dagster.core.bars import BarGrid, BarsError
+
+    files = sorted(source.rglob("*.parquet")) if source.is_dir() else [source]
+    if not files:
+        raise click.ClickException(f"{source}: holds no Parquet file")
+    try:
+        frame = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
+        return BarGrid.from_frame(frame, bar_ns=timescale.bar_ns)
+    except (OSError, ValueError, pa.ArrowException, BarsError) as error:
+        raise click.ClickException(
+            f"{source}: cannot be read as bars: {' '.join(str(error).split())}"
+        ) from error
+
+
+def _audit(bars: BarGrid, timescale: TimescaleSpec, *, quiet: bool) -> tuple[Verdict, ...]:
+    from dataclasses import replace
+
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from cryptovol_dagster.core.leak_audit import audit_leaks
+    from cryptovol_dagster.core.leaks import LEAKS
+    from cryptovol_dagster.resources.specs import model_spec
+
+    spec = model_spec(load_settings().settings.models)
+    spec = replace(
+        spec,
+        xgboost_trees=min(spec.xgboost_trees, _MOST_TREES),
+        bootstrap_resamples=min(spec.bootstrap_resamples, _MOST_RESAMPLES),
+    )
+    stderr = Console(stderr=True)
+    with Progress(console=stderr, transient=True, disable=quiet or not stderr.is_terminal) as progress:
+        task = progress.add_task("honest", total=1 + len(LEAKS))
+        return audit_leaks(
+            bars, timescale, spec, progress=lambda name: progress.update(task, advance=1, description=name)
+        )
+
+
+def _table(what: str, verdicts: Sequence[Verdict]) -> list[str]:
+    honest = verdicts[0].rung
+    lines = [
+        f"{what}: {honest.train_rows:,} training rows, {honest.test_rows:,} test rows, base rate "
+        f"{honest.base_rate:.3f}",
+        _LINE.format("way", "must be caught by", "AP", "honest", "F1", "honest", "result"),
+    ]
+    for verdict in verdicts:
+        numbers: list[Any] = [
+            verdict.rung.average_precision,
+            verdict.honest.average_precision,
+            verdict.rung.f1,
+            verdict.honest.f1,
+        ]
+        lines.append(
+            _LINE.format(
+                verdict.rung.name,
+                verdict.detector or "nobody",
+                *(f"{n:.3f}" for n in numbers),
+                _result(verdict),
+            )
+        )
+        lines += [
+            f"    {f.detector}: {f.said}" for f in verdict.findings if not f.clean and not verdict.detector
+        ]
+    return lines
+
+
+def _result(verdict: Verdict) -> str:
+    others = ", ".join(name for name in verdict.fired if name != verdict.detector)
+    if not verdict.detector:
+        return "not flagged" if verdict.passed else f"FALSE ALARM: {others}"
+    also = f" (also by {others})" if others else ""
+    return f"caught{also}" if verdict.passed else f"PASSED{also}"
