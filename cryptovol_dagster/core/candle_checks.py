@@ -38,7 +38,7 @@ _ALIASES: Mapping[str, tuple[str, ...]] = {
     "volume": ("volume", "vol", "v"),
 }  # fmt: skip
 _PRODUCT = re.compile(r"[A-Z0-9]{1,20}-[A-Z0-9]{1,20}")
-_ZONE = re.compile(r"\d{1,2}:\d{2}\S*?\s?(Z|z|UTC|[+-]\d{2}:?\d{2})$")
+_ZONE = re.compile(r"\d{1,2}:\d{2}\S*?\s?(?:Z|z|UTC|[+-]\d{2}:?\d{2})$")
 #: Epoch numbers by unit: (from this many on, nanoseconds in one). 1e9 s is 2001, 1e10 s is 2286.
 _EPOCH_UNITS = ((10**9, NS), (10**12, 10**6), (10**15, 10**3), (10**18, 1))
 #: Lengths, in minutes, in which candles are exported beside one minute.
@@ -149,7 +149,7 @@ def check_candles(
     good = rows.loc[~bad].sort_values(["product", "start_ns"], kind="stable")
     if not known_interval:
         for name, own in good.groupby("product", observed=True, sort=True):
-            _require_minutes(str(name), np.unique(own["start_ns"].to_numpy()), where)
+            _require_minutes(str(name), own["start_ns"].to_numpy(np.int64), where)
     candles = _once_each(good, where)
     kept = candles.loc[:, list(COLUMNS)].reset_index(drop=True)
     counts = CandleCounts(
@@ -374,7 +374,8 @@ def _refusal(bad: pd.DataFrame, reasons: Sequence[str], total: int, where: str) 
 
 
 def _require_minutes(product: str, starts: NDArray[np.int64], where: str) -> None:
-    """Refuse candles of another interval, whole files of them or stretches among minutes."""
+    """Refuse candles of another interval, whole files of them or stretches among minutes, in order."""
+    starts = starts[np.diff(starts, prepend=-1) > 0]
     steps = np.diff(starts) // MINUTE_NS
     if steps.size < _RUN:
         return
@@ -424,6 +425,21 @@ def _bad_minutes(bad: pd.DataFrame, reasons: Sequence[str], kept: pd.DataFrame) 
     ).drop_duplicates(["product", "start_ns"])
     known = minutes.merge(kept[["product", "start_ns"]].astype({"product": str}), how="left", indicator=True)
     return minutes.loc[(known["_merge"] == "left_only").to_numpy()].reset_index(drop=True)
+
+
+def same_values(
+    name: str, one: NDArray[np.float64] | pd.Series, other: NDArray[np.float64] | pd.Series
+) -> NDArray[np.bool_]:
+    """Tell where two sources say the same of a candle; exports round volumes to six digits, prices not.
+
+    Args:
+        name: which of `NUMBERS`.
+        one: values of one source.
+        other: those of the other.
+    """
+    if name in PRICES:
+        return np.isclose(one, other, rtol=1e-9, atol=0)
+    return np.isclose(one, other, rtol=1e-6, atol=1e-6)
 
 
 def runs_of_minutes(starts: NDArray[np.int64]) -> Sequence[tuple[int, int]]:

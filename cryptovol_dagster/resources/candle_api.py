@@ -187,4 +187,4 @@ def _said(response: httpx.Response) -> str:
         words = [str(body[name]) for name in ("error", "message", "error_details") if body.get(name)]
     except msgspec.MsgspecError:
         words = [response.text]
-    return " ".join(dict.fromkeys(" ".join(words).split()))[:_SAID] if words else ""
+    return " ".join(" ".join(dict.fromkeys(words)).split())[:_SAID]

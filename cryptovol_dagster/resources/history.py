@@ -29,10 +29,10 @@ from cryptovol_dagster.core.candle_checks import (
     COLUMNS,
     MINUTE_NS,
     NUMBERS,
-    PRICES,
     foreign_price,
     require_product,
     runs_of_minutes,
+    same_values,
 )
 from cryptovol_dagster.core.labels import iso_utc
 from cryptovol_dagster.resources.lake import replace_file
@@ -56,8 +56,6 @@ CANDLES = pa.schema(
 HOLES = pa.schema(
     [("start_ns", pa.int64()), ("end_ns", pa.int64()), ("kind", pa.string()), ("detail", pa.string())]
 )
-#: Exports round volumes to six digits and prices not at all.
-_PRICE_TOLERANCE, _VOLUME_TOLERANCE = 1e-9, 1e-6
 
 
 class HistoryError(Exception):
@@ -212,13 +210,13 @@ class History:
             changed = new.loc[~new["start_ns"].isin(same)]
             self._write_candles(product, changed)
             recorded = self._write_holes(product, new["start_ns"].to_numpy(np.int64), holes)
-        days = {day_of(start) for start in changed["start_ns"].tolist()}
+        days = np.unique(changed["start_ns"].to_numpy(np.int64) // DAY_NS) * DAY_NS
         return Recorded(
             added=len(changed) - len(differing),
             unchanged=len(same),
             replaced=len(differing),
             holes=recorded,
-            days=tuple(sorted(days)),
+            days=tuple(day_of(day) for day in days.tolist()),
         )
 
     def _around(self, product: str, new: pd.DataFrame) -> pd.DataFrame:
@@ -253,6 +251,8 @@ class History:
             start_ns, end_ns = _month_window(month)
             old = self._month_holes(product, month)
             own = new.loc[(new["start_ns"] >= start_ns) & (new["start_ns"] < end_ns)]
+            if old.empty and own.empty:
+                continue
             stored = self.read(product, start_ns, end_ns)["start_ns"]
             # What the exchange answers stands over what a file was like.
             both = _joined([old, own])
@@ -366,10 +366,7 @@ def _compare(stored: pd.DataFrame, new: pd.DataFrame) -> tuple[NDArray[np.int64]
     both = new.merge(stored, on="start_ns", suffixes=("", "_stored"))
     agrees = np.ones(len(both), dtype=bool)
     for name in NUMBERS:
-        tolerance = _PRICE_TOLERANCE if name in PRICES else _VOLUME_TOLERANCE
-        agrees &= np.isclose(
-            both[name], both[f"{name}_stored"], rtol=tolerance, atol=tolerance if name == "volume" else 0
-        )
+        agrees &= same_values(name, both[name], both[f"{name}_stored"])
     starts = both["start_ns"].to_numpy(np.int64)
     return starts[~agrees], starts[agrees]
 
