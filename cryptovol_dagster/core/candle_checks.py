@@ -427,9 +427,7 @@ def _bad_minutes(bad: pd.DataFrame, reasons: Sequence[str], kept: pd.DataFrame) 
     return minutes.loc[(known["_merge"] == "left_only").to_numpy()].reset_index(drop=True)
 
 
-def same_values(
-    name: str, one: NDArray[np.float64] | pd.Series, other: NDArray[np.float64] | pd.Series
-) -> NDArray[np.bool_]:
+def same_values(name: str, one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Tell where two sources say the same of a candle; exports round volumes to six digits, prices not.
 
     Args:

@@ -366,7 +366,8 @@ def _compare(stored: pd.DataFrame, new: pd.DataFrame) -> tuple[NDArray[np.int64]
     both = new.merge(stored, on="start_ns", suffixes=("", "_stored"))
     agrees = np.ones(len(both), dtype=bool)
     for name in NUMBERS:
-        agrees &= same_values(name, both[name], both[f"{name}_stored"])
+        ours, theirs = (both[column].to_numpy(np.float64) for column in (name, f"{name}_stored"))
+        agrees &= same_values(name, ours, theirs)
     starts = both["start_ns"].to_numpy(np.int64)
     return starts[~agrees], starts[agrees]
 
