@@ -40,6 +40,8 @@ from cryptovol_dagster.resources.lake import replace_file
 #: Why a minute has no candle: the exchange was asked and has none; only an impossible row was given; nobody
 #: asked the exchange (never stored: it is what remains).
 NO_CANDLE, BAD_ROW, NOT_ASKED = "no_candle", "bad_row", "not_asked"
+#: The external asset that the history is in Dagster.
+ASSET = "minutes/history"
 #: `source` of candles that the exchange's REST interface gave.
 REST = "rest"
 DAY_NS = 86_400 * 1_000_000_000

@@ -7,8 +7,7 @@ from collections.abc import Sequence
 import dagster as dg
 import pandas as pd
 
-from cryptovol_dagster.defs.candles import HISTORY
-from cryptovol_dagster.resources.history import DAY_NS, History, day_version
+from cryptovol_dagster.resources.history import ASSET, DAY_NS, History, day_version
 from cryptovol_dagster.resources.instance import ensure_dagster_home
 from ingestor.settings import Settings
 
@@ -33,7 +32,7 @@ def report_days(settings: Settings, history: History, days: Sequence[str]) -> No
             candles = history.read_products(products, start_ns, start_ns + DAY_NS)
             instance.report_runless_asset_event(
                 dg.AssetMaterialization(
-                    asset_key=dg.AssetKey.from_user_string(HISTORY),
+                    asset_key=dg.AssetKey.from_user_string(ASSET),
                     partition=day,
                     metadata={
                         "dagster/partition_row_count": len(candles),
