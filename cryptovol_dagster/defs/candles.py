@@ -184,6 +184,6 @@ def _few_holes(stored: Stored) -> list[str]:
         if missing > MAX_HOLE_SHARE * minutes:
             sentences.append(
                 f"{product}: expected at most {MAX_HOLE_SHARE:.0%} of the minutes without a candle, found "
-                f"{missing / minutes:.0%} ({missing:,} of {minutes:,})"
+                f"{missing / minutes:.1%} ({missing:,} of {minutes:,})"
             )
     return sentences
