@@ -16,6 +16,7 @@ VERBS = {
     **RECORDER_VERBS,
     "featurize": "cryptovol_dagster.verbs.featurize:featurize",
     "replay": "cryptovol_dagster.verbs.replay:replay",
+    "import-bars": "cryptovol_dagster.verbs.import_bars:import_bars",
     "backfill": "cryptovol_dagster.verbs.backfill:backfill",
     "train": "cryptovol_dagster.verbs.train:train",
     "evaluate": "cryptovol_dagster.verbs.evaluate:evaluate",

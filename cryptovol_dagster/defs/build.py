@@ -27,6 +27,7 @@ from cryptovol_dagster.defs.partitions import hours as hourly_partitions
 from cryptovol_dagster.defs.training import training_assets
 from cryptovol_dagster.defs.unstable import accepted_warnings
 from cryptovol_dagster.resources.alerts import Alerts
+from cryptovol_dagster.resources.history import History
 from cryptovol_dagster.resources.lake import Lake
 from cryptovol_dagster.resources.raw import RawStore
 from cryptovol_dagster.resources.reports import Reports
@@ -42,6 +43,7 @@ def build_resources(settings: Settings) -> dict[str, Any]:
     return {
         "lake": Lake(settings.storage.lake_dir),
         "raw": RawStore(settings.storage.raw_dir),
+        "history": History(settings.storage.history_dir),
         "reports": Reports(settings.storage.reports_dir, settings.storage.artifacts_dir),
         "tracking": tracking_resource(settings),
         "alerts": _alerts(settings),

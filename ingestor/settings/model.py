@@ -16,6 +16,12 @@ RawFormat = Literal["parquet", "ndjson"]
 EMBEDDED = "embedded"
 
 
+def _require_http(url: str) -> str:
+    if not url.startswith(("http://", "https://")):
+        raise ValueError("must begin with http:// or https://")
+    return url
+
+
 class Section(BaseModel):
     """A frozen part of the configuration; an unknown key is an error."""
 
@@ -115,6 +121,38 @@ class StorageSettings(Section):
     def lake_dir(self) -> Path:
         """Folder of what Dagster writes."""
         return self.data_dir / "lake"
+
+    @property
+    def history_dir(self) -> Path:
+        """Folder of imported candles (`cryptovol import-bars`)."""
+        return self.data_dir / "history"
+
+
+class HistorySettings(Section):
+    """Where `cryptovol import-bars` gets past minute candles, and how hard it asks for them."""
+
+    url: str = Field(
+        default="https://api.coinbase.com", description="address of the exchange's REST interface"
+    )
+    requests_per_s: PositiveFloat = Field(
+        default=5.0, description="requests a second, at most; the exchange refuses more than 10"
+    )
+    timeout_s: PositiveFloat = Field(default=20.0, description="how long an answer may take")
+    tries: PositiveInt = Field(
+        default=6, description="how often a page is asked for that does not come (429, 5xx, broken, silent)"
+    )
+    backoff_initial_s: PositiveFloat = Field(default=1.0, description="first wait before asking again")
+    backoff_max_s: PositiveFloat = Field(
+        default=60.0, description="longest wait before asking again (full jitter)"
+    )
+    retry_after_max_s: PositiveFloat = Field(
+        default=600.0, description="a server that asks to wait longer than this (Retry-After) is given up"
+    )
+
+    @field_validator("url")
+    @classmethod
+    def _is_http(cls, url: str) -> str:
+        return _require_http(url)
 
 
 class IngestSettings(Section):
@@ -382,8 +420,8 @@ class MonitoringSettings(Section):
     @field_validator("alert_webhook_url")
     @classmethod
     def _is_http(cls, url: SecretStr | None) -> SecretStr | None:
-        if url is not None and not url.get_secret_value().startswith(("http://", "https://")):
-            raise ValueError("must begin with http:// or https://")
+        if url is not None:
+            _require_http(url.get_secret_value())
         return url
 
 
@@ -440,6 +478,7 @@ class Settings(Section):
     coinbase: CoinbaseSettings = Field(default_factory=CoinbaseSettings)
     kafka: KafkaSettings = Field(default_factory=KafkaSettings)
     storage: StorageSettings = Field(default_factory=StorageSettings)
+    history: HistorySettings = Field(default_factory=HistorySettings)
     ingest: IngestSettings = Field(default_factory=IngestSettings)
     timescales: TimescalesSettings = Field(default_factory=TimescalesSettings)
     live: LiveSettings = Field(default_factory=LiveSettings)
