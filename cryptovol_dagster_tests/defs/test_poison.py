@@ -271,7 +271,9 @@ def test_every_check_made_by_the_factories_has_a_damage_it_finds(pipeline: Pipel
         made = [
             *checks.ledger_checks(hours),
             *checks.tick_checks(hours),
-            *checks.timescale_checks(spec, PRODUCTS, MODELS, hours),
+            *checks.tick_bar_checks(spec, PRODUCTS, hours),
+            *checks.grid_checks(spec, PRODUCTS, hours),
+            *checks.chain_checks(spec, MODELS, hours),
         ]
     keys = {(key.asset_key.to_user_string(), key.name) for check in made for key in check.check_keys}
     assert keys == set(POISONS)
