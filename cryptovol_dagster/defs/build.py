@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import dagster as dg
 
@@ -21,8 +21,11 @@ from cryptovol_dagster.defs.drift import drift_retrain_sensor, drift_sensor
 from cryptovol_dagster.defs.freshness import freshness_check, freshness_job, freshness_schedule
 from cryptovol_dagster.defs.ingestion import external_assets, gap_ledger_asset, ticks_asset
 from cryptovol_dagster.defs.market import features_asset, labels_asset, tick_bars_asset
+from cryptovol_dagster.defs.minutes import market_schedule, minutes_assets, minutes_checks, minutes_jobs
+from cryptovol_dagster.defs.minutes import retrain_schedule as minutes_retrain_schedule
 from cryptovol_dagster.defs.model_card import model_card_asset
 from cryptovol_dagster.defs.monitoring import monitoring_assets
+from cryptovol_dagster.defs.partitions import days as daily_partitions
 from cryptovol_dagster.defs.partitions import hours as hourly_partitions
 from cryptovol_dagster.defs.training import training_assets
 from cryptovol_dagster.defs.unstable import accepted_warnings
@@ -31,7 +34,7 @@ from cryptovol_dagster.resources.history import History
 from cryptovol_dagster.resources.lake import Lake
 from cryptovol_dagster.resources.raw import RawStore
 from cryptovol_dagster.resources.reports import Reports
-from cryptovol_dagster.resources.specs import model_spec, timescale_spec
+from cryptovol_dagster.resources.specs import minutes_specs, model_spec, timescale_spec
 from cryptovol_dagster.resources.tracking import tracking_resource
 from ingestor.settings import Settings
 
@@ -95,12 +98,14 @@ def _assemble(settings: Settings, retrain_cron: str, resources: dict[str, Any]) 
     hours = hourly_partitions(settings)
     pipeline, retrain, backfill, drift = jobs(spec, settings.models.enabled)
     freshness = freshness_job(spec)
+    minutes = _minutes(settings)
     return dg.Definitions(
         assets=[
             *external_assets(settings, hours),
             gap_ledger_asset(hours),
             ticks_asset(settings, hours, spec.late_after_s),
             *timescale_assets(settings, spec, hours),
+            *minutes.assets,
         ],
         asset_checks=[
             *ledger_checks(hours),
@@ -109,16 +114,46 @@ def _assemble(settings: Settings, retrain_cron: str, resources: dict[str, Any]) 
             *grid_checks(spec, settings.coinbase.products, hours),
             *chain_checks(spec, settings.models.enabled, hours),
             freshness_check(spec, settings.monitoring),
+            *minutes.checks,
         ],
-        jobs=[pipeline, retrain, backfill, drift, freshness],
+        jobs=[pipeline, retrain, backfill, drift, freshness, *minutes.jobs],
         sensors=[
             closed_hours_sensor(spec, hours, pipeline),
             drift_sensor(spec, drift, settings.monitoring),
             drift_retrain_sensor(spec, drift, retrain),
             failed_runs_sensor(),
         ],
-        schedules=[retrain_schedule(spec, retrain, retrain_cron), freshness_schedule(freshness)],
+        schedules=[
+            retrain_schedule(spec, retrain, retrain_cron),
+            freshness_schedule(freshness),
+            *minutes.schedules,
+        ],
         resources=resources,
         # Steps are short and their imports long: a process for each would spend its time importing.
         executor=dg.in_process_executor,
+    )
+
+
+class _Minutes(NamedTuple):
+    """What the minutes add to the code location; nothing where they are switched off."""
+
+    assets: list[dg.AssetSpec | dg.AssetsDefinition]
+    checks: list[dg.AssetChecksDefinition]
+    jobs: list[Any]
+    schedules: list[dg.ScheduleDefinition]
+
+
+def _minutes(settings: Settings) -> _Minutes:
+    if not settings.timescales.minutes.enabled:
+        return _Minutes([], [], [], [])
+    specs, days = minutes_specs(settings.timescales.minutes), daily_partitions(settings)
+    market, retrains = minutes_jobs(settings, specs)
+    return _Minutes(
+        assets=minutes_assets(settings, specs, days),
+        checks=minutes_checks(settings, specs, days),
+        jobs=[market, *retrains],
+        schedules=[
+            market_schedule(settings.coinbase.products, specs, market),
+            *(minutes_retrain_schedule(spec, job) for spec, job in zip(specs, retrains, strict=True)),
+        ],
     )

@@ -64,7 +64,7 @@ def champion_asset(spec: TimescaleSpec, hours: dg.PartitionsDefinition) -> dg.As
             settled = settle(
                 lake,
                 spec,
-                reports,
+                reports.of(spec.name),
                 registry,
                 key,
                 in_force,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from cryptovol_dagster.core.bars import bars_hash, build_bars
+from cryptovol_dagster.core.candles import candle_bars
 from cryptovol_dagster.core.features import compute_features, feature_hash
 from cryptovol_dagster.core.labels import REASONS, forward_volatility, label_hash, rows_labelled_by
 from cryptovol_dagster.core.specs import TimescaleSpec
@@ -66,6 +67,49 @@ def tick_bars_asset(
                 spec=spec,
                 trades=chain.read_trades(lake, key, products),
             )
+            frame = grid.to_frame()
+            path = lake.write_table(lake_name(bars_key), key, chain.to_table(frame))
+            context.add_asset_metadata(
+                {**rows_and_path(len(frame), path), **_quality(grid)}, partition_key=key
+            )
+        return dg.MaterializeResult()
+
+    return bars
+
+
+def candle_bars_asset(
+    spec: TimescaleSpec, products: tuple[str, ...], days: dg.PartitionsDefinition
+) -> dg.AssetsDefinition:
+    """Build the asset `bars` of a grid whose bars are made of candles."""
+    candles_key, bars_key = asset_key(spec, "candles"), asset_key(spec, "bars")
+
+    @dg.asset(
+        key=bars_key,
+        deps=[look_back(candles_key, 1)],
+        partitions_def=days,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name="market",
+        owners=OWNERS,
+        pool=MARKET,
+        kinds={"python", "parquet"},
+        tags=timescale_tags(spec.grid),
+        code_version=bars_hash(spec),
+        metadata={
+            **schema_metadata(schemas.bars(spec), schemas.BAR_DESCRIPTIONS),
+            **_lineage(candles_key, schemas.CANDLE_BAR_SOURCES),
+        },
+    )
+    def bars(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
+        """Regular grid of 1-minute bars made of candles; every product has every minute of the day.
+
+        A minute without a candle carries the last close on and says how old it is; after a hole longer than
+        the gap limit a new segment begins, which no return crosses. What candles do not tell (spread,
+        imbalance, and the trades one by one where only the exchange's candle is known) is null.
+        """
+        for key in context.partition_keys:
+            start_ns, end_ns = partition_window(key)
+            candles = chain.read_candles(lake, spec, key)
+            grid = candle_bars(candles, products, start_ns=start_ns, end_ns=end_ns, spec=spec)
             frame = grid.to_frame()
             path = lake.write_table(lake_name(bars_key), key, chain.to_table(frame))
             context.add_asset_metadata(

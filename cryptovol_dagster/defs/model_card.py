@@ -47,6 +47,7 @@ def model_card_asset(
         from cryptovol_dagster.core.model_card import CardContext, render_model_card
         from cryptovol_dagster.core.models.base import read_parts
 
+        reports = reports.of(spec.name)
         for plan in trainable_plans(context, lake, spec, asset_name):
             key = plan.as_of
             evaluation = read_report(lake.read_bytes(f"{spec.name}/model_evaluation", key, "json"))

@@ -103,7 +103,7 @@ def _drift_scores(
                 },
                 partition_key=key,
             )
-        write_index(lake, reports, spec)
+        write_index(lake, reports.of(spec.name), spec)
         return dg.MaterializeResult()
 
     return drift_scores
@@ -164,7 +164,7 @@ def _data_quality_report(
             max_rows=monitoring.report_max_rows,
             seed=seed,
         )
-        _publish(context, lake, reports, spec, report, monitoring.report_pages_kept)
+        _publish(context, lake, reports.of(spec.name), spec, report, monitoring.report_pages_kept)
         # Here, not beside the bars: matplotlib alone takes longer to import than the hour's market to make.
         drawn = pictures.draw_bars(chain.read_bars(lake, spec, key, 0))
         context.add_asset_metadata(
@@ -215,7 +215,7 @@ def _train_test_report(
                 max_rows=monitoring.report_max_rows,
                 seed=seed,
             )
-            _publish(context, lake, reports, spec, report, monitoring.report_pages_kept)
+            _publish(context, lake, reports.of(spec.name), spec, report, monitoring.report_pages_kept)
         return dg.MaterializeResult()
 
     return train_test_report
@@ -257,7 +257,7 @@ def _drift_report(
             max_rows=monitoring.report_max_rows,
             seed=seed,
         )
-        _publish(context, lake, reports, spec, report, monitoring.report_pages_kept)
+        _publish(context, lake, reports.of(spec.name), spec, report, monitoring.report_pages_kept)
         return dg.MaterializeResult()
 
     return drift_report

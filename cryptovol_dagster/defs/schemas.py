@@ -48,6 +48,24 @@ BAR_SOURCES = {
     **dict.fromkeys(("n_updates", "age_s", "has_quote", "has_spread", "stale", "in_gap"), _TIME),
     **dict.fromkeys(("new_segment", "lossy"), (*_TIME, "gap_before")),
 }
+#: Columns of `candles` that a column of bars made of them is made of; the rest is unknown of such bars.
+_PRICES = ("open", "high", "low", "close")
+CANDLE_BAR_SOURCES = {
+    "bar_start": ("bar_start",),
+    "product": ("product",),
+    **{name: (name,) for name in _PRICES},
+    "ret_nano": ("bar_start", "close"),
+    "gk_atto": _PRICES,
+    "range_nano": ("high", "low"),
+    "volume_e8": ("volume",),
+    "n_trades": ("n_trades",),
+    "signed_volume_e8": ("signed_volume",),
+    "has_trades": ("n_trades", "signed_volume"),
+    **dict.fromkeys(
+        ("n_updates", "age_s", "has_quote", "has_volume", "stale", "in_gap", "new_segment"), ("bar_start",)
+    ),
+    **dict.fromkeys(("ret_ok", "out_of_bounds"), ("bar_start", *_PRICES)),
+}
 #: Columns of `bars` that a column of `features` which is no feature is made of.
 _FEATURE_KEY_SOURCES = {
     "bar_start": ("bar_start",),

@@ -146,7 +146,7 @@ def _model(
         reports: dg.ResourceParam[Reports],
         tracking: dg.ResourceParam[Tracking],
     ) -> dg.MaterializeResult:
-        drawn = None
+        reports, drawn = reports.of(spec.name), None
         for plan in trainable_plans(context, lake, spec, asset_name):
             key = plan.as_of
             problem = chain.read_problem(lake, spec, plan)
@@ -326,7 +326,7 @@ def _evaluation(
         """
         from cryptovol_dagster.core.evaluation import evaluate
 
-        evaluation = key = None
+        reports, evaluation, key = reports.of(spec.name), None, None
         for plan in trainable_plans(context, lake, spec, asset_name, predictions, plots):
             key = plan.as_of
             lake.delete(plots, key)  # those of an earlier evaluation

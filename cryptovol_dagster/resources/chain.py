@@ -116,6 +116,17 @@ def _of_products(
     return table.filter(pc.call_function("is_in", [table["product_id"].cast(pa.string())], wanted))
 
 
+def read_candles(lake: Lake, spec: TimescaleSpec, partition_key: str) -> pd.DataFrame:
+    """Read the candles of a day and of the one before it, whose last close carries over midnight.
+
+    Raises:
+        LakeError: the day's candles were never written.
+    """
+    asset = asset_name(spec, "candles")
+    lake.require(asset, [partition_key])
+    return lake.read_table(asset, *window_back(partition_key, 1)).unify_dictionaries().to_pandas()
+
+
 def read_bars(lake: Lake, spec: TimescaleSpec, partition_key: str, look_back: int) -> BarGrid:
     """Read the bars of a partition and of the unbroken run of at most `look_back` partitions before it.
 

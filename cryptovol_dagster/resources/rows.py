@@ -23,7 +23,7 @@ from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.resources.lake import FileState, Lake, partition_window, partitions_between
 
 #: What the horizons on one grid share.
-GRID_ASSETS = ("bars", "features")
+GRID_ASSETS = ("candles", "bars", "features")
 
 
 def asset_name(spec: TimescaleSpec, name: str) -> str:

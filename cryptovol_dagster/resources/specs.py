@@ -75,6 +75,11 @@ def timescale_specs(settings: Settings) -> dict[str, TimescaleSpec]:
     return {spec.name: spec for spec in found}
 
 
+def models_of(settings: Settings, spec: TimescaleSpec) -> ModelSettings:
+    """The model settings of a chain: those of the minutes, or the seconds'."""
+    return settings.timescales.minutes.models if spec.grid == MINUTES else settings.models
+
+
 def model_spec(settings: ModelSettings) -> ModelSpec:
     """The spec of every model.
 

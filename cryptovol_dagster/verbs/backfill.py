@@ -1,4 +1,4 @@
-"""`cryptovol backfill`: the whole chain over a range of hours, in one run."""
+"""`cryptovol backfill`: a whole timescale over a range of hours or days, in one run."""
 
 from __future__ import annotations
 
@@ -11,28 +11,51 @@ from ingestor.settings import load_settings
 
 
 @click.command()
-@click.option("--from", "from_key", metavar="HOUR", help="First hour, UTC (default: the first recorded).")
-@click.option("--to", "to_key", metavar="HOUR", help="Last hour, inclusive (default: the last recorded).")
-@click.option("--only-missing", is_flag=True, help="Leave hours alone that have labels and splits already.")
-@click.option("--market-only", is_flag=True, help="Ticks, bars, features and labels; train nothing.")
+@click.option(
+    "--timescale",
+    default="seconds",
+    show_default=True,
+    help="seconds (hours of ticks) or minutes (days of candles, every horizon).",
+)
+@click.option(
+    "--from", "from_key", metavar="KEY", help="First hour or day, UTC (default: the first there is)."
+)
+@click.option("--to", "to_key", metavar="KEY", help="Last one, inclusive (default: the last there is).")
+@click.option("--only-missing", is_flag=True, help="Leave alone what has labels and splits already.")
+@click.option("--market-only", is_flag=True, help="Up to features and labels; train nothing.")
 @json_option
 def backfill(
-    from_key: str | None, to_key: str | None, only_missing: bool, market_only: bool, as_json: bool
+    timescale: str,
+    from_key: str | None,
+    to_key: str | None,
+    only_missing: bool,
+    market_only: bool,
+    as_json: bool,
 ) -> None:
     """Rebuild ticks, bars, features, labels, splits, models and evaluation of past hours.
 
     Models are trained at every 24th hour (timescales.seconds.retrain_every_hours) and at the last one; the
     hours between carry them forward. Hours whose data do not suffice to train are recorded as such and do not
     stop the others. With --only-missing, runs of missing hours are worked off one after the other.
+
+    The minutes are worked off by days and train every 30 days (timescales.minutes.retrain_every_days): that
+    is the walk-forward test of `cryptovol backtest`. Registry aliases never move.
+
+    \b
+    Examples:
+      cryptovol backfill --from 2026-04-04-03:00 --to 2026-04-04-05:00
+      cryptovol backfill --only-missing
+      cryptovol backfill --timescale minutes --from 2024-01-01 --to 2024-12-31
     """
     from cryptovol_dagster.resources.succession import BACKFILL_VERB_TAG
     from cryptovol_dagster.verbs import runs
 
     settings = load_settings().settings
-    selection = runs.chain_selection(settings, market_only=market_only)
+    selection = runs.chain_selection(settings, timescale, market_only=market_only)
+    to_fill = runs.ranges_to_fill if timescale == runs.TIMESCALE else runs.days_to_fill
     summaries = [
         runs.materialize_range(settings, first, last, selection, tags={BACKFILL_VERB_TAG: "true"})
-        for first, last in runs.ranges_to_fill(settings, from_key, to_key, only_missing, market_only)
+        for first, last in to_fill(settings, from_key, to_key, only_missing, market_only)
     ]
     if as_json:
         click.echo(json.dumps({"runs": [summary.to_dict() for summary in summaries]}))
@@ -42,12 +65,12 @@ def backfill(
     for summary in summaries:
         failed = summary.checks_failed
         click.echo(
-            f"{summary.partitions[0]} … {summary.partitions[-1]}: {len(summary.partitions)} hours, "
-            f"{sum(summary.materialized.values())} partitions written, "
+            f"{summary.partitions[0]} … {summary.partitions[-1]}: {len(summary.partitions)} partitions, "
+            f"{sum(summary.materialized.values())} files written, "
             f"{summary.checks_passed} checks passed, {len(failed)} not"
         )
         if summary.carried:
-            click.echo(f"  {len(summary.carried)} hours carry the models of an earlier one")
+            click.echo(f"  {len(summary.carried)} carry the models of an earlier one")
         for key, reason in summary.not_trainable.items():
             click.echo(f"  {key}: nothing trained: {reason}")
         for check in failed:

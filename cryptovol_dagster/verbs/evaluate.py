@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cryptovol_dagster.core.markdown import NONE, number
-from cryptovol_dagster.verbs.options import json_option, partition_option
+from cryptovol_dagster.verbs.options import chain_option, json_option, partition_option
 from ingestor.settings import load_settings
 
 if TYPE_CHECKING:
@@ -19,13 +19,14 @@ _LINE = "{:<16} {:>7} {:>16} {:>6} {:>17} {:>6} {:>16} {:>6} {:>7} {:>6}"
 
 
 @click.command()
+@chain_option
 @partition_option
 @click.option(
     "--strict", is_flag=True, help=f"Exit {EXIT_INSUFFICIENT} when the data do not suffice for a verdict."
 )
 @json_option
 @click.pass_context
-def evaluate(ctx: click.Context, partition: str | None, strict: bool, as_json: bool) -> None:
+def evaluate(ctx: click.Context, chain_name: str, partition: str | None, strict: bool, as_json: bool) -> None:
     """Evaluate every enabled model as of an hour, and decide who is champion.
 
     Writes reports/model_eval.json, decision.json and model_card_v1.md. Models that are missing, or were
@@ -37,33 +38,31 @@ def evaluate(ctx: click.Context, partition: str | None, strict: bool, as_json: b
     Examples:
       cryptovol evaluate                                  the newest hour with labels
       cryptovol evaluate --partition 2026-04-04-03:00     an hour before
+      cryptovol evaluate --chain minutes_h5               a horizon of the minutes
       cryptovol evaluate --strict --json                  for scripts: exit code 3 on insufficient data
     """
     from cryptovol_dagster.resources.decisions import read_decision
     from cryptovol_dagster.resources.lake import Lake
-    from cryptovol_dagster.resources.specs import timescale_spec
+    from cryptovol_dagster.resources.reports import Reports
     from cryptovol_dagster.verbs import runs
 
     settings = load_settings().settings
-    key = partition or runs.newest_labelled(settings)
-    scale = runs.TIMESCALE
+    scale, spec = chain_name, runs.spec_of(settings, chain_name)
+    key = partition or runs.newest_labelled(settings, scale)
     selection = [f"{scale}/model_evaluation", f"{scale}/champion", f"{scale}/model_card"]
-    if not runs.models_are_current(settings, key):
-        selection = [
-            f"{scale}/splits",
-            *(f"{scale}/model_{name}" for name in settings.models.enabled),
-            *selection,
-        ]
+    if not runs.models_are_current(settings, key, scale):
+        selection = runs.training_selection(settings, spec)
     summary = runs.materialize_range(settings, key, key, selection)
     lake = Lake(settings.storage.lake_dir)
     report = json.loads(lake.read_bytes(f"{scale}/model_evaluation", key, "json"))
-    decision = read_decision(lake, timescale_spec(settings.timescales.seconds, scale), key)
+    decision = read_decision(lake, spec, key)
     if as_json:
         click.echo(json.dumps({**summary.to_dict(), "evaluation": report, "decision": decision.to_dict()}))
     else:
         _print(report, key)
         _print_decision(decision)
-        click.echo(f"written to {settings.storage.reports_dir / 'model_eval.json'}")
+        latest = Reports(settings.storage.reports_dir, settings.storage.artifacts_dir).of(scale)
+        click.echo(f"written to {latest.evaluation}")
     if strict and report["verdict"] != "ok":
         ctx.exit(EXIT_INSUFFICIENT)
 

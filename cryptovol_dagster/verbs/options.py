@@ -6,7 +6,16 @@ import click
 
 partition_option = click.option(
     "--partition",
-    metavar="HOUR",
-    help="As-of hour, UTC, e.g. 2026-04-04-03:00 (default: the newest hour with labels).",
+    metavar="KEY",
+    help="As of the end of which hour (2026-04-04-03:00) or, of the minutes, which day (2024-12-31); UTC. "
+    "By default the newest with labels.",
+)
+chain_option = click.option(
+    "--chain",
+    "chain_name",
+    metavar="NAME",
+    default="seconds",
+    show_default=True,
+    help="seconds, or a horizon of the minutes: minutes_h5, minutes_h15.",
 )
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -13,13 +13,23 @@ from uuid import uuid4
 
 import dagster as dg
 
+from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs.build import TIMESCALE, build_defs
 from cryptovol_dagster.resources import chain
 from cryptovol_dagster.resources.failures import error_line, failure_line, step_name
+from cryptovol_dagster.resources.history import History
 from cryptovol_dagster.resources.instance import ensure_dagster_home
-from cryptovol_dagster.resources.lake import Lake, hour_keys, hour_window
+from cryptovol_dagster.resources.lake import (
+    DAY_NS,
+    Lake,
+    hour_keys,
+    hour_window,
+    partition_at,
+    partition_window,
+    partitions_between,
+)
 from cryptovol_dagster.resources.raw import RawStore
-from cryptovol_dagster.resources.specs import timescale_spec
+from cryptovol_dagster.resources.specs import MINUTES, models_of, timescale_specs
 from ingestor.settings import Settings
 
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
@@ -82,15 +92,23 @@ class RunSummary:
 
     @property
     def not_trainable(self) -> dict[str, str]:
-        """Hours on which nothing could be trained, and why."""
-        splits = self.metadata.get(f"{TIMESCALE}/splits", {})
-        return {k: found["reason"] for k, found in splits.items() if found["status"] == chain.NOT_TRAINABLE}
+        """Partitions on which nothing could be trained, and why."""
+        return self._of_splits(chain.NOT_TRAINABLE, "reason")
 
     @property
     def carried(self) -> dict[str, str]:
-        """Hours between two trainings, and the hour whose models hold on there (or ``none``)."""
-        splits = self.metadata.get(f"{TIMESCALE}/splits", {})
-        return {k: found["models_of"] for k, found in splits.items() if found["status"] == chain.CARRIED}
+        """Partitions between two trainings, and the one whose models hold on there (or ``none``)."""
+        return self._of_splits(chain.CARRIED, "models_of")
+
+    def _of_splits(self, status: str, what: str) -> dict[str, str]:
+        splits = {asset: found for asset, found in self.metadata.items() if asset.endswith("/splits")}
+        # A run over several chains says of which one it speaks.
+        return {
+            key if len(splits) == 1 else f"{asset.removesuffix('/splits')} {key}": metadata[what]
+            for asset, found in splits.items()
+            for key, metadata in found.items()
+            if metadata["status"] == status
+        }
 
     @property
     def checks_failed(self) -> tuple[CheckOutcome, ...]:
@@ -120,13 +138,13 @@ def materialize_range(
     tags: Mapping[str, str] | None = None,
     on_asset: Callable[[str, float], None] | None = None,
 ) -> RunSummary:
-    """Materialize assets, and evaluate their checks, over a range of hours in one run.
+    """Materialize assets, and evaluate their checks, over a range of hours or days in one run.
 
     Args:
         settings: the configuration; its Dagster instance is used (``$DAGSTER_HOME``, else in the data
             folder).
-        from_key: first hour, e.g. ``2026-04-04-03:00``.
-        to_key: last hour, inclusive. The same as `from_key` for a single partition.
+        from_key: first hour or day, e.g. ``2026-04-04-03:00`` or ``2024-12-31``.
+        to_key: last one, inclusive. The same as `from_key` for a single partition.
         selection: asset keys as users write them, e.g. ``["ticks", "seconds/bars"]``.
         defs: the code location to run, when it has been built before.
         tags: of the run, besides those of a range.
@@ -191,15 +209,20 @@ def _watched(
 
 
 def _validate_range(settings: Settings, from_key: str, to_key: str) -> None:
-    hour_window(from_key)
-    hour_window(to_key)
+    lengths = {end - start for start, end in map(partition_window, (from_key, to_key))}
+    if len(lengths) > 1:
+        raise NothingToDo(f"{from_key} … {to_key} is a range of neither hours nor days")
     if from_key > to_key:
         raise NothingToDo(f"the range is empty: {from_key} is after {to_key}")
-    if from_key < settings.dagster.partitions_start:
-        raise NothingToDo(
-            f"{from_key} is before dagster.partitions_start, {settings.dagster.partitions_start}"
-        )
-    if hour_window(to_key)[0] > time.time_ns():
+    starts = settings.dagster
+    name, first = (
+        ("minutes_start", starts.minutes_start.isoformat())
+        if lengths == {DAY_NS}
+        else ("partitions_start", starts.partitions_start)
+    )
+    if from_key < first:
+        raise NothingToDo(f"{from_key} is before dagster.{name}, {first}")
+    if partition_window(to_key)[0] > time.time_ns():
         raise NothingToDo(f"{to_key} lies in the future")
 
 
@@ -215,13 +238,18 @@ def quiet_dagster() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def newest_labelled(settings: Settings) -> str:
-    """Give the newest hour with labels, which is what `train` works on by default.
+def newest_labelled(settings: Settings, chain_name: str = TIMESCALE) -> str:
+    """Give the newest partition with labels, which is what `train` works on by default.
 
     Raises:
         NothingToDo: there is none.
     """
-    keys = Lake(settings.storage.lake_dir).partitions(f"{TIMESCALE}/labels")
+    keys = Lake(settings.storage.lake_dir).partitions(f"{chain_name}/labels")
+    if not keys and chain_name != TIMESCALE:
+        raise NothingToDo(
+            f"{settings.storage.lake_dir} holds no labels of {chain_name} yet: `cryptovol import-bars`, then "
+            "`cryptovol backfill --timescale minutes`"
+        )
     if not keys:
         raise NothingToDo(
             f"{settings.storage.lake_dir} holds no labels yet: record with `cryptovol ingest`, then run "
@@ -261,11 +289,11 @@ def _summary(result: dg.ExecuteInProcessResult, from_key: str, to_key: str) -> R
         materialized[asset] = materialized.get(asset, 0) + 1
         values = {name: value.value for name, value in materialization.metadata.items()}
         metadata.setdefault(asset, {})[str(materialization.partition)] = values
-    start, _ = hour_window(from_key)
-    _, end = hour_window(to_key)
+    start, first_end = partition_window(from_key)
+    _, end = partition_window(to_key)
     return RunSummary(
         run_id=result.run_id,
-        partitions=tuple(hour_keys(start, end)),
+        partitions=tuple(partitions_between(start, end, first_end - start)),
         materialized=materialized,
         checks=tuple(
             CheckOutcome(
@@ -281,19 +309,104 @@ def _summary(result: dg.ExecuteInProcessResult, from_key: str, to_key: str) -> R
     )
 
 
-def chain_selection(settings: Settings, *, market_only: bool = False) -> list[str]:
-    """Give the assets of the chain, from ticks to the model card."""
+def chain_selection(
+    settings: Settings, timescale: str = TIMESCALE, *, market_only: bool = False
+) -> list[str]:
+    """Give the assets of a timescale, from ticks or candles to the model cards of its chains."""
+    specs = specs_of(settings, timescale)
+    market = list(MARKET)
+    if timescale == MINUTES:
+        names = ("labels", "drift_scores")
+        market = [f"{MINUTES}/{name}" for name in ("candles", "bars", "features")]
+        market += [f"{spec.name}/{name}" for spec in specs for name in names]
     if market_only:
-        return list(MARKET)
-    models = [f"{TIMESCALE}/model_{name}" for name in settings.models.enabled]
+        return market
+    return [*market, *(asset for spec in specs for asset in training_selection(settings, spec))]
+
+
+def training_selection(settings: Settings, spec: TimescaleSpec) -> list[str]:
+    """Give the assets of a chain from splits to the model card."""
+    models = (f"model_{name}" for name in models_of(settings, spec).enabled)
     return [
-        *MARKET,
-        f"{TIMESCALE}/splits",
-        *models,
-        f"{TIMESCALE}/model_evaluation",
-        f"{TIMESCALE}/champion",
-        f"{TIMESCALE}/model_card",
+        f"{spec.name}/{name}" for name in ("splits", *models, "model_evaluation", "champion", "model_card")
     ]
+
+
+def specs_of(settings: Settings, timescale: str) -> list[TimescaleSpec]:
+    """Give the chains of a timescale, one a horizon.
+
+    Raises:
+        NothingToDo: there is no such timescale.
+    """
+    known = timescale_specs(settings)
+    if found := [spec for spec in known.values() if spec.grid == timescale]:
+        return found
+    grids = dict.fromkeys(spec.grid for spec in known.values())
+    raise NothingToDo(f"{timescale} is no timescale of this configuration: {', '.join(grids)}")
+
+
+def spec_of(settings: Settings, name: str) -> TimescaleSpec:
+    """Give a chain by its name.
+
+    Raises:
+        NothingToDo: there is none of that name.
+    """
+    known = timescale_specs(settings)
+    if name not in known:
+        raise NothingToDo(f"{name} is no chain of this configuration: {', '.join(known)}")
+    return known[name]
+
+
+def days_to_fill(
+    settings: Settings, from_key: str | None, to_key: str | None, only_missing: bool, market_only: bool
+) -> list[tuple[str, str]]:
+    """Give the ranges (first and last day) a backfill of the minutes works off, oldest first.
+
+    Raises:
+        NothingToDo: there are no candles, or the range is empty.
+        LakeError: a key is no day.
+    """
+    if from_key is None or to_key is None:
+        history = History(settings.storage.history_dir)
+        spans = [span for one in settings.coinbase.products if (span := history.span(one)) is not None]
+        if not spans:
+            raise NothingToDo(
+                f"{settings.storage.history_dir} holds no candles: import some with `cryptovol import-bars`"
+            )
+        first, last = min(span[0] for span in spans), max(span[1] for span in spans)
+        first_key = max(partition_at(first, DAY_NS), settings.dagster.minutes_start.isoformat())
+        from_key, to_key = from_key or first_key, to_key or partition_at(last - 1, DAY_NS)
+    for key in (from_key, to_key):
+        if partition_window(key)[1] - partition_window(key)[0] != DAY_NS:
+            raise NothingToDo(f"{key} is no day: the minutes are partitioned by days, e.g. 2024-12-31")
+    _validate_range(settings, from_key, to_key)
+    if not only_missing:
+        return [(from_key, to_key)]
+    lake, specs = Lake(settings.storage.lake_dir), specs_of(settings, MINUTES)
+
+    def is_made(key: str) -> bool:
+        return all(
+            lake.exists(f"{spec.name}/labels", key)
+            and (market_only or lake.exists(f"{spec.name}/splits", key, "json"))
+            for spec in specs
+        )
+
+    return _runs_of_missing(
+        partitions_between(partition_window(from_key)[0], partition_window(to_key)[1], DAY_NS), is_made
+    )
+
+
+def _runs_of_missing(keys: Sequence[str], is_made: Callable[[str], bool]) -> list[tuple[str, str]]:
+    """Give the unbroken runs (first and last) of keys that are not made."""
+    ranges: list[tuple[str, str]] = []
+    before = None
+    for key in keys:
+        if is_made(key):
+            before = None
+        else:
+            ranges.append((key, key)) if before is None else ranges.append((ranges.pop()[0], key))
+            before = key
+    return ranges
 
 
 def ranges_to_fill(
@@ -315,16 +428,12 @@ def ranges_to_fill(
     if not only_missing:
         return [(from_key, to_key)]
     lake = Lake(settings.storage.lake_dir)
-    ranges: list[tuple[str, str]] = []
-    before = None
-    for key in hour_keys(hour_window(from_key)[0], hour_window(to_key)[1]):
+
+    def is_made(key: str) -> bool:
         trained = market_only or lake.exists(f"{TIMESCALE}/splits", key, "json")
-        if lake.exists(f"{TIMESCALE}/labels", key) and trained:
-            before = None
-        else:
-            ranges.append((key, key)) if before is None else ranges.append((ranges.pop()[0], key))
-            before = key
-    return ranges
+        return lake.exists(f"{TIMESCALE}/labels", key) and trained
+
+    return _runs_of_missing(hour_keys(hour_window(from_key)[0], hour_window(to_key)[1]), is_made)
 
 
 def _require_recorded(settings: Settings, from_key: str, to_key: str) -> None:
@@ -337,20 +446,20 @@ def _require_recorded(settings: Settings, from_key: str, to_key: str) -> None:
         )
 
 
-def splits_are_current(settings: Settings, key: str) -> bool:
-    """Tell whether the splits of an hour were made from the rows that are there now."""
+def splits_are_current(settings: Settings, key: str, chain_name: str = TIMESCALE) -> bool:
+    """Tell whether the splits of a partition were made from the rows that are there now."""
     lake = Lake(settings.storage.lake_dir)
-    if not lake.exists(f"{TIMESCALE}/splits", key, "json"):
+    if not lake.exists(f"{chain_name}/splits", key, "json"):
         return False
-    spec = timescale_spec(settings.timescales.seconds, TIMESCALE)
+    spec = spec_of(settings, chain_name)
     stored = chain.read_plan(lake, spec, key)
     return stored == chain.plan_split(lake, spec, key)
 
 
-def models_are_current(settings: Settings, key: str) -> bool:
-    """Tell whether every enabled model of an hour was trained on the rows that are there now."""
-    if not splits_are_current(settings, key):
+def models_are_current(settings: Settings, key: str, chain_name: str = TIMESCALE) -> bool:
+    """Tell whether every enabled model of a partition was trained on the rows that are there now."""
+    if not splits_are_current(settings, key, chain_name):
         return False
-    lake, spec = Lake(settings.storage.lake_dir), timescale_spec(settings.timescales.seconds, TIMESCALE)
+    lake, spec = Lake(settings.storage.lake_dir), spec_of(settings, chain_name)
     plan = chain.read_plan(lake, spec, key)
-    return not chain.outdated_models(lake, spec, plan, settings.models.enabled)
+    return not chain.outdated_models(lake, spec, plan, models_of(settings, spec).enabled)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from cryptovol_dagster.verbs.options import json_option, partition_option
+from cryptovol_dagster.verbs.options import chain_option, json_option, partition_option
 from ingestor.settings import load_settings
 
 #: What people call a baseline; the others are named as they are.
@@ -22,10 +22,11 @@ ALIASES = {"baseline": "baseline_zscore"}
     show_default=True,
     help="Model to train.",
 )
+@chain_option
 @partition_option
 @json_option
-def train(model_type: str, partition: str | None, as_json: bool) -> None:
-    """Train models as of the end of an hour, on the hours before it.
+def train(model_type: str, chain_name: str, partition: str | None, as_json: bool) -> None:
+    """Train models as of the end of an hour (of the minutes: a day), on what came before it.
 
     Materializes the same Dagster assets as the hourly retrain: splits, then the models. Each is written to
     the lake, logged to MLflow, and the newest is exported to the artifacts folder. Who is champion is decided
@@ -36,22 +37,25 @@ def train(model_type: str, partition: str | None, as_json: bool) -> None:
       cryptovol train                                     every enabled model, the newest hour with labels
       cryptovol train --model-type xgboost --json         one model, the result for scripts
       cryptovol train --partition 2026-04-04-03:00        as of an hour before
+      cryptovol train --chain minutes_h5                  on months of minutes
     """
+    from cryptovol_dagster.resources.specs import models_of
     from cryptovol_dagster.verbs import runs
 
     settings = load_settings().settings
-    key = partition or runs.newest_labelled(settings)
-    enabled = settings.models.enabled
+    spec = runs.spec_of(settings, chain_name)
+    key = partition or runs.newest_labelled(settings, chain_name)
+    enabled = models_of(settings, spec).enabled
     names = list(enabled) if model_type == "all" else [ALIASES.get(model_type, model_type)]
     if missing := [name for name in names if name not in enabled]:
         raise runs.NothingToDo(f"{missing[0]} is not among models.enabled: {', '.join(enabled)}")
-    assets = {name: f"{runs.TIMESCALE}/model_{name}" for name in names}
-    summary = runs.materialize_range(settings, key, key, [f"{runs.TIMESCALE}/splits", *assets.values()])
+    assets = {name: f"{chain_name}/model_{name}" for name in names}
+    summary = runs.materialize_range(settings, key, key, [f"{chain_name}/splits", *assets.values()])
     rows = [{"model": name, **_result(summary.metadata[asset][key])} for name, asset in assets.items()]
     if as_json:
         click.echo(json.dumps({**summary.to_dict(), "as_of": key, "models": rows}))
         return
-    click.echo(f"trained as of {key} on the hours before it")
+    click.echo(f"trained as of {key} on what came before it")
     for row in rows:
         click.echo(
             f"  {row['model']:<16} {row['train_rows']:>8} rows  {row['train_positives']:>7} spikes  "

@@ -9,9 +9,10 @@ import pytest
 
 from cryptovol_dagster.defs.automation import market_keys
 from cryptovol_dagster.defs.build import TIMESCALE, build_defs
+from cryptovol_dagster.defs.minutes import market_keys as minutes_keys
 from cryptovol_dagster.defs.pools import MARKET, TRAINING
 from cryptovol_dagster.resources.instance import DAGSTER_YAML
-from cryptovol_dagster.resources.specs import timescale_spec
+from cryptovol_dagster.resources.specs import minutes_specs, timescale_spec
 from ingestor.settings import Settings
 
 
@@ -22,6 +23,7 @@ def defs() -> dg.Definitions:
 
 def test_every_asset_is_in_the_pool_of_what_it_is(defs: dg.Definitions) -> None:
     market = set(market_keys(timescale_spec(Settings().timescales.seconds, TIMESCALE)))
+    market |= set(minutes_keys(minutes_specs(Settings().timescales.minutes)))
     pools = {}
     for assets in defs.resolve_asset_graph().assets_defs:
         if assets.is_executable and assets.keys:

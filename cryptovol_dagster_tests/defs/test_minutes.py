@@ -1,0 +1,214 @@
+"""The chains of the minutes by Dagster: candles to champions over days, in a run over a range and alone."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import dagster as dg
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.defs.build import build_defs, build_resources
+from cryptovol_dagster.resources import chain
+from cryptovol_dagster.resources.history import DAY_NS, History
+from cryptovol_dagster.resources.lake import Lake, partition_window, partitions_between
+from cryptovol_dagster.resources.specs import timescale_specs
+from cryptovol_dagster.verbs import runs
+from cryptovol_dagster.verbs.backfill import backfill
+from cryptovol_dagster_tests.defs.synthetic import PRODUCTS, small_settings
+from ingestor.settings import Settings
+from ingestor.settings.model import HorizonSettings, MinutesSettings, ModelSettings, SplitSettings
+
+FIRST, LAST = "2024-03-01", "2024-03-09"
+FIRST_NS = pd.Timestamp(FIRST, tz="UTC").value
+DAYS = partitions_between(FIRST_NS, FIRST_NS + 9 * DAY_NS, DAY_NS)
+#: Of both products: minutes of the third day without a candle.
+HOLE = slice(2 * 1_440 + 600, 2 * 1_440 + 640)
+
+
+class Minutes(NamedTuple):
+    """Settings, and the summary of the run over all days."""
+
+    settings: Settings
+    summary: runs.RunSummary
+
+    @property
+    def lake(self) -> Lake:
+        return Lake(self.settings.storage.lake_dir)
+
+    def spec(self, name: str) -> TimescaleSpec:
+        return timescale_specs(self.settings)[name]
+
+
+def minutes_settings(folder: Path) -> Settings:
+    """Two horizons that learn on four days and are tested on two, every third day."""
+    minutes = MinutesSettings(
+        windows_bars=(5, 15, 60),
+        ewma_half_lives_bars=(5, 20),
+        horizons=(
+            HorizonSettings(bars=5, target="garman_klass"),
+            HorizonSettings(bars=15, target="close_to_close"),
+        ),
+        retrain_every_days=3,
+        retrain_anchor=date(2024, 3, 6),
+        splits=SplitSettings(train_span_s=4 * 86_400, test_span_s=2 * 86_400),
+        models=ModelSettings(
+            enabled=("ewma", "har_logit", "xgboost"),
+            xgboost_trees=15,
+            xgboost_min_child_weight=5.0,
+            bootstrap_resamples=20,
+        ),
+    )
+    settings = small_settings(folder)
+    timescales = settings.timescales.model_copy(update={"minutes": minutes})
+    return settings.model_copy(
+        update={
+            "timescales": timescales,
+            "dagster": settings.dagster.model_copy(update={"minutes_start": date(2024, 3, 1)}),
+        }
+    )
+
+
+def market_candles(seed: int) -> pd.DataFrame:
+    """Nine days whose log volatility remembers half an hour."""
+    random = np.random.default_rng(seed)
+    n = len(DAYS) * 1_440
+    level, noise = np.empty(n), random.normal(0, 0.25, n)
+    level[0] = 0.0
+    for k in range(1, n):
+        level[k] = 0.97 * level[k - 1] + noise[k]
+    move = 4e-4 * np.exp(level) * random.standard_normal(n)
+    close = 100 * np.exp(np.cumsum(move))
+    opened = np.append(100.0, close[:-1])
+    spread = 1e-4 * np.exp(level) * random.uniform(0.2, 1, (2, n))
+    frame = pd.DataFrame(
+        {
+            "start_ns": FIRST_NS + 60 * 10**9 * np.arange(n, dtype=np.int64),
+            "open": opened,
+            "high": np.maximum(opened, close) * (1 + spread[0]),
+            "low": np.minimum(opened, close) * (1 - spread[1]),
+            "close": close,
+            "volume": random.uniform(0.1, 5, n),
+        }
+    )
+    return frame.drop(index=range(HOLE.start, HOLE.stop))
+
+
+@pytest.fixture(scope="module")
+def minutes(tmp_path_factory: pytest.TempPathFactory, own_dagster_home: None) -> Minutes:
+    settings = minutes_settings(tmp_path_factory.mktemp("minutes"))
+    history = History(settings.storage.history_dir)
+    for number, product in enumerate(PRODUCTS):
+        history.record(
+            product, market_candles(number).assign(product=product), source="file:a.csv", now_ns=FIRST_NS
+        )
+    summary = runs.materialize_range(
+        settings, FIRST, LAST, runs.chain_selection(settings, "minutes"), tags={"cryptovol/backfill": "true"}
+    )
+    return Minutes(settings, summary)
+
+
+def test_a_run_over_days_makes_both_horizons_and_trains_on_its_days(minutes: Minutes) -> None:
+    made = minutes.summary.materialized
+    for name in ("candles", "bars", "features"):
+        assert made[f"minutes/{name}"] == len(DAYS)
+    for chain_name in ("minutes_h5", "minutes_h15"):
+        for name in ("labels", "splits", "model_xgboost", "model_evaluation", "champion", "model_card"):
+            assert made[f"{chain_name}/{name}"] == len(DAYS), (chain_name, name)
+        trained = minutes.lake.partitions(f"{chain_name}/model_xgboost", "zip")
+        assert trained == ["2024-03-03", "2024-03-06", "2024-03-09"]
+        assert minutes.summary.carried[f"{chain_name} 2024-03-08"] == "2024-03-06"
+    assert [check for check in minutes.summary.checks_failed if check.severity == "ERROR"] == []
+
+
+def test_each_horizon_has_its_own_target_split_and_latest_copies(minutes: Minutes) -> None:
+    reports_dir = minutes.settings.storage.reports_dir
+    for name, horizon_s, target in (("minutes_h5", 300, "gk"), ("minutes_h15", 900, "rv")):
+        spec = minutes.spec(name)
+        assert spec.target == target
+        plan = chain.read_plan(minutes.lake, spec, LAST)
+        assert plan.split is not None
+        end_ns = partition_window(LAST)[1]
+        # The last labelled row is decided H before the day ends.
+        assert plan.split.test.end_ns == end_ns - spec.horizon_ns + spec.bar_ns
+        assert plan.split.test.start_ns == plan.split.test.end_ns - 2 * DAY_NS
+        assert plan.split.test.start_ns - plan.split.validation.end_ns == 2 * spec.horizon_ns
+        report = json.loads((reports_dir / name / "model_eval.json").read_text())
+        assert (report["as_of"], report["horizon_s"]) == (LAST, horizon_s)
+        assert report["data"]["products"] == list(PRODUCTS)
+        assert set(report["models"]) == {"ewma", "har_logit", "xgboost"}
+        assert (reports_dir / name / "model_card_v1.md").is_file()
+        assert (reports_dir / name / "decision.json").is_file()
+    assert not (reports_dir / "model_eval.json").exists()
+    assert {path.name for path in minutes.settings.storage.artifacts_dir.glob("*.zip")} == {
+        f"{chain_name}-{model}.zip"
+        for chain_name in ("minutes_h5", "minutes_h15")
+        for model in ("ewma", "har_logit", "xgboost")
+    }
+
+
+def test_a_hole_in_the_candles_is_a_gap_that_no_label_spans(minutes: Minutes) -> None:
+    window = partition_window(DAYS[2])
+    bars = minutes.lake.read_table("minutes/bars", *window).to_pandas()
+    btc = bars[bars["product"] == PRODUCTS[0]].reset_index(drop=True)
+    assert btc["in_gap"].sum() == 35  # of 40 minutes five are carried
+    assert btc["new_segment"].to_numpy().nonzero()[0].tolist() == [640]
+    labels = minutes.lake.read_table("minutes_h5/labels", *window).to_pandas()
+    own = labels[labels["product"] == PRODUCTS[0]].set_index("bar_start")
+    starts = pd.Timestamp(window[0], tz="UTC") + pd.to_timedelta(range(600, 640), unit="min")
+    assert own.loc[starts, "sigma"].isna().all()
+    assert bars["spread_nano"].isna().all()
+    assert bars["n_trades"].isna().sum() >= len(bars) - 10
+
+
+def test_a_backfill_of_the_minutes_decides_and_moves_no_alias(minutes: Minutes) -> None:
+    for name in ("minutes_h5", "minutes_h15"):
+        decision = json.loads(minutes.lake.read_bytes(f"{name}/champion", LAST, "json"))
+        assert decision["champion"]["model"] in ("ewma", "har_logit", "xgboost")
+        assert decision["champion"]["registry_version"] is None
+        said = minutes.summary.metadata[f"{name}/champion"][LAST]["aliases"]
+        assert said == "this run is over a range of hours"
+
+
+def test_schedules_say_why_they_wait_or_ask_for_the_day(minutes: Minutes) -> None:
+    defs = build_defs(minutes.settings)
+    resources = build_resources(minutes.settings)
+
+    def asked(name: str, moment: datetime, *wanted: str):
+        schedule = defs.get_schedule_def(name)
+        with dg.build_schedule_context(
+            scheduled_execution_time=moment, resources={key: resources[key] for key in wanted}
+        ) as context:
+            return schedule.evaluate_tick(context)
+
+    daily = asked("minutes_daily", datetime(2024, 3, 10, 0, 20, tzinfo=UTC), "lake", "history")
+    assert daily.skip_message == f"{LAST} has its labels already"
+    none = asked("minutes_daily", datetime(2024, 3, 12, 0, 20, tzinfo=UTC), "lake", "history")
+    assert none.skip_message == "neither trades nor imported candles of 2024-03-11"
+    retrain = asked("minutes_h5_retrain", datetime(2024, 3, 10, 0, 40, tzinfo=UTC), "lake")
+    assert retrain.skip_message == (f"the models of {LAST} are 0 days old as of {LAST}; trained every 3 days")
+
+
+def test_the_verb_refuses_what_is_no_day_or_no_timescale(
+    minutes: Minutes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = minutes.settings
+    with pytest.raises(runs.NothingToDo, match=r"2024-03-01-00:00 is no day: the minutes are partitioned by"):
+        runs.days_to_fill(settings, "2024-03-01-00:00", LAST, False, False)
+    with pytest.raises(
+        runs.NothingToDo, match=r"hours is no timescale of this configuration: seconds, minut"
+    ):
+        runs.chain_selection(settings, "hours")
+    with pytest.raises(runs.NothingToDo, match=r"minutes_h7 is no chain of this configuration: seconds, min"):
+        runs.spec_of(settings, "minutes_h7")
+    with pytest.raises(runs.NothingToDo, match=r"2024-02-28 is before dagster.minutes_start, 2024-03-01"):
+        runs.days_to_fill(settings, "2024-02-28", LAST, False, False)
+    assert runs.days_to_fill(settings, None, None, False, False) == [(FIRST, LAST)]
+    assert runs.days_to_fill(settings, None, None, True, False) == []
+    assert "--timescale minutes --from 2024-01-01" in CliRunner().invoke(backfill, ["--help"]).output
