@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 export GIT_PYTHON_REFRESH := quiet
 
-.PHONY: help setup demo demo-ui up up-simulate ui status notebook test check format bench bench-recorder bench-backfill bench-reports soak containers-lint containers-check kafka kafka-stop kafka-status lock clean
+.PHONY: help setup demo demo-ui up up-simulate ui status notebook test check format bench bench-recorder bench-backfill bench-backtest bench-reports soak containers-lint containers-check kafka kafka-stop kafka-status lock clean
 
 help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,12 @@ bench-recorder: $(STAMP) ## Speed, memory and idle cost of the recorder on a rea
 
 bench-backfill: $(STAMP) ## A week of two products from raw ticks to evaluation in one run: minutes, memory; one hour; a cold start
 	$(BIN)/python -m benchmarks.backfill
+
+bench-backtest: $(STAMP) ## Minutes and memory of the walk-forward test of BTC-USD, all models (BARS=folder of minute candles)
+	/usr/bin/env time -v $(BIN)/cryptovol backtest --product BTC-USD --horizon 5 --bars $(BARS) --out $(BACKTEST_OUT)
+
+BARS ?= ../shared/data/bars
+BACKTEST_OUT ?= reports/backtest
 
 bench-reports: $(STAMP) ## Seconds of a drift report on 20,000 rows × 100 columns, and of an hour's drift numbers
 	$(BIN)/python -m benchmarks.reports

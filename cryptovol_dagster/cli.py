@@ -18,6 +18,7 @@ VERBS = {
     "replay": "cryptovol_dagster.verbs.replay:replay",
     "import-bars": "cryptovol_dagster.verbs.import_bars:import_bars",
     "backfill": "cryptovol_dagster.verbs.backfill:backfill",
+    "backtest": "cryptovol_dagster.verbs.backtest:backtest",
     "train": "cryptovol_dagster.verbs.train:train",
     "evaluate": "cryptovol_dagster.verbs.evaluate:evaluate",
     "infer": "cryptovol_dagster.verbs.infer:infer",

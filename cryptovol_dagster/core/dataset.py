@@ -11,7 +11,7 @@ import pandas as pd
 
 from cryptovol_dagster.core.features import optional_feature_names
 from cryptovol_dagster.core.labels import REASONS, LearningError, is_spike, iso_utc, spike_thresholds
-from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.core.specs import RV, TimescaleSpec
 from cryptovol_dagster.core.splits import Split, TimeRange
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Dataset:
         trailing_sigma: volatility over ``(t − H, t]``; NaN where that span is broken.
         bar_ns: length of a bar.
         horizon_bars: H in bars.
+        target: what σ is the volatility of: `RV` (close to close) or `GK` (Garman–Klass).
         dropped: rows left out by the join, by reason.
         optional: columns of `features` that may lack a value.
     """
@@ -55,6 +56,7 @@ class Dataset:
     horizon_bars: int
     dropped: dict[str, int] = field(default_factory=dict)
     optional: frozenset[str] = frozenset()
+    target: str = RV
 
     def __len__(self) -> int:
         return int(self.t_ns.size)
@@ -199,6 +201,7 @@ def join_rows(features: pd.DataFrame, labels: pd.DataFrame, spec: TimescaleSpec)
         horizon_bars=spec.horizon_bars,
         dropped=dropped,
         optional=optional,
+        target=spec.target,
     )
 
 

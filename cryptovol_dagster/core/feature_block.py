@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cryptovol_dagster.core.bars import BarGrid
-from cryptovol_dagster.core.fixed_point import IMBALANCE_SHIFT
+from cryptovol_dagster.core.fixed_point import IMBALANCE_SHIFT, MICRO, NANO
 from cryptovol_dagster.core.windows import (
     cumulative,
     ewma_length,
@@ -24,6 +24,8 @@ from cryptovol_dagster.core.windows import (
 
 #: A window is warm when at least this share of its bars (of its kernel's mass) is valid.
 WARM_PERCENT = 90
+#: Added under the logarithm of a bar's range: a tenth of a basis point, so that calm bars do not rule a mean.
+RANGE_FLOOR = 1e-5
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -36,7 +38,7 @@ class Block:
 
     Valid bars are those with a fresh quote (known, not stale) and, by kind: ``return`` a return that may be
     summed, ``pair`` such a return in the bar before as well, ``quote`` nothing more, ``sizes`` known sizes,
-    ``trades`` known trades.
+    ``trades`` known trades, ``volume`` a known traded size.
 
     Attributes:
         first: position of `left` in the columns; results are wanted from there on.
@@ -102,6 +104,8 @@ class Block:
                     return self.column("has_imbalance") & self._fresh
                 case "trades":
                     return self.column("has_trades") & self._fresh
+                case "volume":
+                    return self.column("has_volume") & self._fresh
             raise ValueError(f"no kind of valid bars is called {kind!r}")
 
         return self.once(("valid", kind), make)
@@ -161,7 +165,8 @@ class Block:
             # Before the first bar of all nothing is valid, so there "all valid" says nothing.
             if self.all_valid(kind) and self.first >= window - 1:
                 return float(window), None
-            valid = self.window_sum(kind, lambda: self.valid(kind).astype(np.int64), window)
+            counted = f"valid for {kind}"  # no other series is called so
+            valid = self.window_sum(counted, lambda: self.valid(kind).astype(np.int64), window)
             warm = valid * 100 >= window * WARM_PERCENT
             return np.maximum(valid, 1).astype(np.float64), (None if warm.all() else warm)
 
@@ -237,6 +242,14 @@ class Block:
         """(ln high − ln low)² in nano²."""
         return np.square(self._valid("range_nano", "return"))
 
+    def ln_ranges(self) -> Integers:
+        """ln(range + floor) in micro, rounded, so that sums are exact; 0 where not valid."""
+        return self.once("ln range series", self._ln_ranges)
+
+    def _ln_ranges(self) -> Integers:
+        logs = np.log(self.column("range_nano") / NANO + RANGE_FLOOR)
+        return np.rint(logs * MICRO).astype(np.int64) * self.valid("return")
+
     def spreads(self) -> Integers:
         """Spread over mid in nano."""
         return self.once("spread", lambda: self._valid("spread_nano", "quote"))
@@ -253,10 +266,6 @@ class Block:
         """Imbalance in units of 2048 nano, rounded to the nearest."""
         half = 1 << (IMBALANCE_SHIFT - 1)
         return self.once("q", lambda: (self._valid("imbalance_nano", "sizes") + half) >> IMBALANCE_SHIFT)
-
-    def squared_imbalances(self) -> Integers:
-        """Squares of `imbalances`."""
-        return np.square(self.imbalances())
 
     def updates(self) -> Integers:
         """Quote updates."""
@@ -276,6 +285,10 @@ class Block:
 
     def volumes(self) -> Integers:
         """Traded size in 1e-8 of the base currency."""
+        return self._valid("volume_e8", "volume")
+
+    def counted_volumes(self) -> Integers:
+        """The same of the bars whose trades are known one by one."""
         return self._valid("volume_e8", "trades")
 
     def signed_volumes(self) -> Integers:

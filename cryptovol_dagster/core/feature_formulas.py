@@ -15,7 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 from cryptovol_dagster.core.feature_block import Block, Floats, Integers, Warm
-from cryptovol_dagster.core.fixed_point import IMBALANCE_SHIFT, NANO
+from cryptovol_dagster.core.fixed_point import IMBALANCE_SHIFT, MICRO, NANO
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.windows import rolling_max
 
@@ -24,7 +24,7 @@ RV_FLOOR, SPREAD_FLOOR_BPS, INTENSITY_FLOOR, VOLUME_RATIO_FLOOR = 1e-7, 1e-3, 1e
 NANO_PER_BPS = 1e5
 #: The day on which Unix time began was a Thursday; weeks begin on Monday.
 _MONDAY_OFFSET_S = 3 * 86_400
-DAY_S, WEEK_S = 86_400, 7 * 86_400
+HOUR_S, DAY_S, WEEK_S = 3_600, 86_400, 7 * 86_400
 
 Compute = Callable[[Block, Floats], Warm]
 
@@ -176,15 +176,7 @@ def imbalance_std(window: int) -> Compute:
     """Standard deviation of imbalance."""
 
     def compute(block: Block, out: Floats) -> Warm:
-        valid, warm = block.count("sizes", window)
-        # n·Σq² − (Σq)² in integers: exact, so a constant imbalance has deviation 0 and not a rounding error.
-        total = block.window_sum("q", block.imbalances, window)
-        out[...] = np.asarray(valid, dtype=np.int64) * block.window_sum(
-            "q2", block.squared_imbalances, window
-        )
-        out -= total * total
-        np.sqrt(out, out=out)
-        np.divide(out, valid, out=out)
+        warm = _deviation(block, out, "q", block.imbalances, "sizes", window)
         out *= 2.0**IMBALANCE_SHIFT / NANO
         return warm
 
@@ -304,6 +296,51 @@ def ln_parkinson(window: int) -> Compute:
     return compute
 
 
+def mean_ln_range(window: int) -> Compute:
+    """Mean of ln(range + floor): one violent bar moves it less than a mean of squares."""
+
+    def compute(block: Block, out: Floats) -> Warm:
+        warm = block.mean(out, "ln range", block.ln_ranges, "return", window)
+        out *= 1 / MICRO
+        return warm
+
+    return compute
+
+
+def std_ln_range(window: int) -> Compute:
+    """Standard deviation of the same."""
+
+    def compute(block: Block, out: Floats) -> Warm:
+        warm = _deviation(block, out, "ln range", block.ln_ranges, "return", window)
+        out *= 1 / MICRO
+        return warm
+
+    return compute
+
+
+def _deviation(
+    block: Block, out: Floats, key: str, series: Callable[[], Integers], kind: str, window: int
+) -> Warm:
+    """Standard deviation (divisor n) of an integer series over the valid bars of the window, into `out`."""
+    valid, warm = block.count(kind, window)
+    # n·Σx² − (Σx)² in integers: exact, so a constant has deviation 0 and not a rounding error.
+    total = block.window_sum(key, series, window)
+    squares = block.window_sum(f"{key} squared", lambda: np.square(series()), window)
+    out[...] = np.asarray(valid, dtype=np.int64) * squares
+    out -= total * total
+    np.sqrt(out, out=out)
+    np.divide(out, valid, out=out)
+    return warm
+
+
+def close_place_last(block: Block, out: Floats) -> Warm:
+    """Where in its range the bar closed."""
+    high, low, close = block.now("high"), block.now("low"), block.now("close")
+    out[...] = 0.0
+    np.divide(2 * close - high - low, high - low, out=out, where=high > low)
+    return None
+
+
 def spread_above_tick(window: int, tick_bars: int) -> Compute:
     """Share of the valid bars that `is_above_tick`."""
 
@@ -331,11 +368,11 @@ def microprice_mean(window: int) -> Compute:
     return compute
 
 
-def _of_trades(compute: Compute) -> Compute:
-    """Where nothing is known of trades there is nothing to compute."""
+def _where_known(kind: str, compute: Compute) -> Compute:
+    """Where nothing is known of trades (of their volume) there is nothing to compute."""
 
     def only_where_known(block: Block, out: Floats) -> Warm:
-        if not block.any_valid("trades"):
+        if not block.any_valid(kind):
             return np.zeros(out.shape, dtype=np.bool_)
         return compute(block, out)
 
@@ -350,36 +387,36 @@ def ln_trade_rate(window: int) -> Compute:
         _ln_rate(out)
         return warm
 
-    return _of_trades(compute)
+    return _where_known("trades", compute)
 
 
 def ln_volume_ratio(short: int, long: int) -> Compute:
     """Volume a bar over the short window against that over the long one; unknown where nothing traded."""
 
     def compute(block: Block, out: Floats) -> Warm:
-        warm = block.mean(out, "volume", block.volumes, "trades", short)
+        warm = block.mean(out, "volume", block.volumes, "volume", short)
         usual = np.empty_like(out)
-        warm = _both(warm, block.mean(usual, "volume", block.volumes, "trades", long))
+        warm = _both(warm, block.mean(usual, "volume", block.volumes, "volume", long))
         traded = usual > 0
         np.divide(out, usual, out=out, where=traded)
         out += VOLUME_RATIO_FLOOR
         np.log(out, out=out)
         return _both(warm, None if traded.all() else traded)
 
-    return _of_trades(compute)
+    return _where_known("volume", compute)
 
 
 def signed_volume_share(window: int) -> Compute:
     """(bought − sold)/(bought + sold) by takers; unknown where nothing traded."""
 
     def compute(block: Block, out: Floats) -> Warm:
-        total = block.window_sum("volume", block.volumes, window)
+        total = block.window_sum("counted volume", block.counted_volumes, window)
         signed = block.window_sum("signed volume", block.signed_volumes, window)
         traded = total > 0
         np.divide(signed, total, out=out, where=traded)
         return _both(block.count("trades", window)[1], None if traded.all() else traded)
 
-    return _of_trades(compute)
+    return _where_known("trades", compute)
 
 
 def calendar(wave: Callable[[Floats], Floats], period_s: int) -> Compute:
@@ -392,6 +429,19 @@ def calendar(wave: Callable[[Floats], Floats], period_s: int) -> Compute:
             return wave(into.astype(np.float64) * (2 * math.pi / (period_s * NS)))
 
         out[...] = block.for_all_products((wave, period_s), make)
+        return None
+
+    return compute
+
+
+def phase(period_s: int) -> Compute:
+    """Share of a period (UTC) that has passed at the bar's end, in [0, 1)."""
+
+    def compute(block: Block, out: Floats) -> Warm:
+        def make() -> Floats:
+            return (block.ends_ns() % (period_s * NS)).astype(np.float64) / (period_s * NS)
+
+        out[...] = block.for_all_products(("phase", period_s), make)
         return None
 
     return compute

@@ -45,6 +45,9 @@ RANGE_RATIOS = ((15, 300), (60, 900))
 INTENSITY_RATIO = VOLUME_RATIO = (15, 300)
 #: What of the other products is averaged.
 CROSS_GK_WINDOWS, CROSS_RETURN_WINDOWS = (15, 60, 300), (5, 60)
+#: Bars of this length and longer have a choice of their own: one candle tells much, a day is 1,440 bars, and
+#: where a minute lies in its hour matters.
+LONG_BAR_S = 60
 #: A longer window makes no row wait: its feature is optional. An hour of warm-up after each start would leave
 #: nothing to score for most of it, and of a short recording nothing to learn from.
 MAX_REQUIRED_WINDOW_BARS = 2_400
@@ -168,6 +171,7 @@ class _Windows:
 
     all: tuple[int, ...]
     half_lives: tuple[int, ...]
+    families: Families
 
     def up_to_longest(self, windows: tuple[int, ...]) -> tuple[int, ...]:
         return tuple(window for window in windows if window <= self.all[-1])
@@ -177,14 +181,74 @@ class _Windows:
         return ((a, b) for a, b in ratios if {a, b} <= set(self.all))
 
 
+@dataclass(frozen=True)
+class Families:
+    """Windows, in bars, of the families that do not run over all of the spec's windows.
+
+    Attributes:
+        returns: of returns.
+        shape: of jumps and downside.
+        ranges: of Parkinson's volatility.
+        log_ranges: of mean and deviation of the logarithm of a bar's range.
+        rv_ratios: (short, long).
+        range_ratios: (short, long).
+        volume_ratios: (short, long).
+        cross_gk: of the other products' Garman–Klass volatility.
+        cross_returns: of their returns.
+        bar_shape: whether a bar's own shape is told, and where its end lies within the hour.
+    """
+
+    returns: tuple[int, ...]
+    shape: tuple[int, ...]
+    ranges: tuple[int, ...]
+    log_ranges: tuple[int, ...]
+    rv_ratios: tuple[tuple[int, int], ...]
+    range_ratios: tuple[tuple[int, int], ...]
+    volume_ratios: tuple[tuple[int, int], ...]
+    cross_gk: tuple[int, ...]
+    cross_returns: tuple[int, ...]
+    bar_shape: bool
+
+
+SHORT_BARS = Families(
+    returns=RETURN_WINDOWS,
+    shape=SHAPE_WINDOWS,
+    ranges=RANGE_WINDOWS,
+    log_ranges=(),
+    rv_ratios=RV_RATIOS,
+    range_ratios=RANGE_RATIOS,
+    volume_ratios=(VOLUME_RATIO,),
+    cross_gk=CROSS_GK_WINDOWS,
+    cross_returns=CROSS_RETURN_WINDOWS,
+    bar_shape=False,
+)
+LONG_BARS = Families(
+    returns=(1, 5, 30),
+    shape=(5, 60, 240),
+    ranges=(1, 5, 15, 60),
+    log_ranges=(15, 60),
+    rv_ratios=(),
+    range_ratios=(),
+    volume_ratios=((1, 60), (5, 60), (5, 1_440), (15, 1_440), (60, 1_440)),
+    cross_gk=(1, 5, 15, 60),
+    cross_returns=(1, 5),
+    bar_shape=True,
+)
+
+
+def families(spec: TimescaleSpec) -> Families:
+    """Which windows a timescale's families have."""
+    return LONG_BARS if spec.bar_interval_s >= LONG_BAR_S else SHORT_BARS
+
+
 _LN_VOLATILITY, _LN_BPS, _LN_RATIO = "ln(volatility per √bar)", "ln(bps)", "log ratio"
 
 
 def _returns(windows: _Windows) -> Iterator[Feature]:
-    for w in windows.up_to_longest(RETURN_WINDOWS):
+    for w in windows.up_to_longest(windows.families.returns):
         text = f"Σ r over {w} bars"
         yield Feature(f"ret_{w}", "return", "log return", ("ret_nano",), w, text, compute=formulas.ret(w))
-    for w in windows.up_to_longest(RETURN_WINDOWS):
+    for w in windows.up_to_longest(windows.families.returns):
         text, compute = f"|Σ r over {w} bars|", formulas.abs_ret(w)
         yield Feature(f"abs_ret_{w}", "return", "log return", ("ret_nano",), w, text, compute=compute)
 
@@ -207,7 +271,7 @@ def _volatility(windows: _Windows) -> Iterator[Feature]:
                 f"ln_ewma_{short}_{h}", "EWMA", _LN_VOLATILITY, (source,), length, text, _is_long(length),
                 formulas.ln_ewma(h, which),
             )  # fmt: skip
-    for a, b in windows.pairs(RV_RATIOS):
+    for a, b in windows.pairs(windows.families.rv_ratios):
         text, compute = f"ln RV({a}) − ln RV({b})", formulas.difference(f"ln_rv_{a}", f"ln_rv_{b}")
         yield Feature(
             f"rv_ratio_{a}_{b}",
@@ -227,7 +291,7 @@ def _is_long(window: int) -> bool:
 
 def _shape(windows: _Windows) -> Iterator[Feature]:
     """How the movement came about: in jumps or evenly, downwards or upwards, within the bars or between."""
-    used = windows.up_to_longest(SHAPE_WINDOWS)
+    used = windows.up_to_longest(windows.families.shape)
     for w in used:
         text = f"ln(√BV + 1e-7), BV = π/2 · Σ |r_i||r_i−1| / n, n pairs of adjacent valid bars of {w}"
         yield Feature(
@@ -249,7 +313,7 @@ def _shape(windows: _Windows) -> Iterator[Feature]:
             f"downside_share_{w}", "downside", "share", ("ret_nano",), w, text,
             compute=formulas.downside_share(w),
         )  # fmt: skip
-    for w in windows.up_to_longest(RANGE_WINDOWS):
+    for w in windows.up_to_longest(windows.families.ranges):
         text = (
             f"ln(√(Σ (ln high − ln low)² / (4 ln 2 · n)) + 1e-7), the range of each bar, n valid bars of {w}"
         )
@@ -257,7 +321,7 @@ def _shape(windows: _Windows) -> Iterator[Feature]:
             f"ln_parkinson_{w}", "Parkinson volatility", _LN_VOLATILITY, ("range_nano",), w, text,
             compute=formulas.ln_parkinson(w),
         )  # fmt: skip
-    for a, b in RANGE_RATIOS:
+    for a, b in windows.families.range_ratios:
         if b <= windows.all[-1]:
             text = f"ln Parkinson({a}) − ln Parkinson({b})"
             compute = formulas.difference(f"ln_parkinson_{a}", f"ln_parkinson_{b}")
@@ -265,6 +329,23 @@ def _shape(windows: _Windows) -> Iterator[Feature]:
                 f"range_ratio_{a}_{b}", "Parkinson volatility", _LN_RATIO, ("range_nano",), b, text,
                 compute=compute,
             )  # fmt: skip
+    for w in windows.up_to_longest(windows.families.log_ranges):
+        text = f"mean of ln(ln high − ln low + 1e-5) over the valid bars of {w}"
+        yield Feature(
+            f"mean_ln_range_{w}", "bar shape", "ln(log return)", ("range_nano",), w, text,
+            compute=formulas.mean_ln_range(w),
+        )  # fmt: skip
+        text = f"standard deviation of ln(ln high − ln low + 1e-5) over the valid bars of {w} (divisor n)"
+        yield Feature(
+            f"std_ln_range_{w}", "bar shape", "ln(log return)", ("range_nano",), w, text,
+            compute=formulas.std_ln_range(w),
+        )  # fmt: skip
+    if windows.families.bar_shape:
+        text = "(2 close − high − low)/(high − low): −1 at the bar's low, 1 at its high; 0 without a range"
+        yield Feature(
+            "close_place_last", "bar shape", "share", ("high", "low", "close"), 1, text,
+            compute=formulas.close_place_last,
+        )  # fmt: skip
 
 
 def _spread(windows: _Windows) -> Iterator[Feature]:
@@ -341,8 +422,9 @@ def _trades(windows: _Windows) -> Iterator[Feature]:
         yield Feature(
             f"ln_trade_rate_{w}", "trades", "ln(trades per bar)", ("n_trades",), w, text, True, compute
         )
-    a, b = VOLUME_RATIO
-    if b <= windows.all[-1]:
+    for a, b in windows.families.volume_ratios:
+        if b > windows.all[-1]:
+            continue
         text = f"ln(volume a bar over {a} / volume a bar over {b} + 0.01); null where nothing was traded"
         compute = formulas.ln_volume_ratio(a, b)
         yield Feature(f"volume_ratio_{a}_{b}", "trades", _LN_RATIO, ("volume_e8",), b, text, True, compute)
@@ -353,16 +435,25 @@ def _trades(windows: _Windows) -> Iterator[Feature]:
 
 
 def _time(windows: _Windows, spec: TimescaleSpec) -> Iterator[Feature]:
-    for period, period_s, text in (
-        ("day", formulas.DAY_S, "day"),
-        ("week", formulas.WEEK_S, "week from Monday"),
-    ):
+    waves = (("day", formulas.DAY_S, "day"), ("week", formulas.WEEK_S, "week from Monday"))
+    of_hour = (("hour", formulas.HOUR_S, "hour"),) if windows.families.bar_shape else ()
+    for period, period_s, text in (*waves, *of_hour):
         for name, wave in (("sin", np.sin), ("cos", np.cos)):
             formula = f"{name}(2π · share of the {text} that has passed at the bar's end, UTC)"
             yield Feature(
                 f"{name}_{period}", "calendar", "", ("bar_start",), 1, formula,
                 compute=formulas.calendar(wave, period_s),
             )  # fmt: skip
+    if windows.families.bar_shape:
+        for name, period_s, text in (
+            ("phase_hour", formulas.HOUR_S, "hour"),
+            ("phase_quarter", formulas.HOUR_S // 4, "quarter of an hour"),
+            ("phase_5min", formulas.HOUR_S // 12, "five minutes"),
+        ):
+            formula = f"share of the {text} that has passed at the bar's end, UTC"
+            yield Feature(
+                name, "calendar", "share", ("bar_start",), 1, formula, compute=formulas.phase(period_s)
+            )
     yield Feature(
         "age_s", "age", "s", ("age_s",), 1, "bar's end − event time of its quote", compute=formulas.age
     )
@@ -374,8 +465,8 @@ def _time(windows: _Windows, spec: TimescaleSpec) -> Iterator[Feature]:
     )  # fmt: skip
 
 
-def _cross(own: dict[str, Feature]) -> Iterator[Feature]:
-    names = [f"ln_gk_{w}" for w in CROSS_GK_WINDOWS] + [f"abs_ret_{w}" for w in CROSS_RETURN_WINDOWS]
+def _cross(own: dict[str, Feature], used: Families) -> Iterator[Feature]:
+    names = [f"ln_gk_{w}" for w in used.cross_gk] + [f"abs_ret_{w}" for w in used.cross_returns]
     for name in names:
         if name in own:
             of = own[name]
@@ -392,7 +483,9 @@ def FEATURES(spec: TimescaleSpec) -> tuple[Feature, ...]:  # noqa: N802 - it is 
     Raises:
         FeatureError: a window or half-life is below 1, or too long for exact sums.
     """
-    windows = _Windows(tuple(sorted(spec.windows_bars)), tuple(sorted(spec.ewma_half_lives_bars)))
+    windows = _Windows(
+        tuple(sorted(spec.windows_bars)), tuple(sorted(spec.ewma_half_lives_bars)), families(spec)
+    )
     if not windows.all or windows.all[0] < 1 or windows.all[-1] > MAX_WINDOW_BARS:
         raise FeatureError(
             f"timescale {spec.name}: windows_bars {list(windows.all)} must lie within 1 … {MAX_WINDOW_BARS}"
@@ -406,7 +499,7 @@ def FEATURES(spec: TimescaleSpec) -> tuple[Feature, ...]:  # noqa: N802 - it is 
     for family in (_returns, _volatility, _shape, *of_quotes, _trades):
         own += family(windows)
     own += _time(windows, spec)
-    return (*own, *_cross({feature.name: feature for feature in own}))
+    return (*own, *_cross({feature.name: feature for feature in own}, windows.families))
 
 
 def feature_names(spec: TimescaleSpec) -> tuple[str, ...]:

@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 #: Parts of one: logs, returns, spread over mid and imbalance are stored in nano (1e-9).
 NANO = 1e9
+#: Logarithms of ranges are summed in micro (1e-6): n·Σx² of logarithms down to −12 fits for n ≤ 250.
+MICRO = 1e6
 #: Sizes are stored in 1e-8 of the base currency, the exchange's own finest step.
 SIZE_SCALE = 1e8
 #: A bar whose return or range exceeds this (5 %) is not summed: 3600 · (5e7)² = 9.0e18 < 2^63, and no product

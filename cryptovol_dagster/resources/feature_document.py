@@ -1,7 +1,7 @@
-"""`docs/features.md`: the page is rendered from the declared table, for the default settings.
+"""`docs/features.md` and `docs/features_minutes.md`: rendered from the declared tables, default settings.
 
-``python -m cryptovol_dagster.resources.feature_document > docs/features.md`` renders it anew; a test holds
-the file against the declaration.
+``python -m cryptovol_dagster.resources.feature_document > docs/features.md`` renders one anew (with the
+argument ``minutes`` the other); a test holds the files against the declaration.
 """
 
 from __future__ import annotations
@@ -11,13 +11,14 @@ import sys
 from cryptovol_dagster.core.feature_block import WARM_PERCENT
 from cryptovol_dagster.core.features import FEATURES, MAX_REQUIRED_WINDOW_BARS, Feature, feature_hash
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.resources.specs import timescale_spec
+from cryptovol_dagster.resources.specs import SECONDS, timescale_specs
 from ingestor.settings.model import Settings
 
 _HEAD = """# Features of the timescale `{name}`
 
 {count} columns, version `{version}`. Made from the code by
-`python -m cryptovol_dagster.resources.feature_document > docs/features.md`; a test fails where they differ.
+`python -m cryptovol_dagster.resources.feature_document{command} > docs/{file}`;
+a test fails where they differ.
 
 A row is known at its bar's end and uses nothing later. Windows are in bars of {bar_s} s, the row's own
 included, and count the valid bars among them; a window is warm when at least {warm} % are valid, otherwise
@@ -35,7 +36,9 @@ def render(spec: TimescaleSpec) -> str:
     """Give the page: a table a family."""
     table = FEATURES(spec)
     text = _HEAD.format(
-        name=spec.name,
+        name=spec.grid,
+        command="" if spec.grid == SECONDS else f" {spec.grid}",
+        file="features.md" if spec.grid == SECONDS else f"features_{spec.grid}.md",
         count=len(table),
         version=feature_hash(spec),
         bar_s=spec.bar_interval_s,
@@ -56,4 +59,5 @@ def _row(feature: Feature) -> str:
 
 
 if __name__ == "__main__":
-    sys.stdout.write(render(timescale_spec(Settings().timescales.seconds, "seconds")))
+    wanted = sys.argv[1] if len(sys.argv) > 1 else SECONDS
+    sys.stdout.write(render(next(s for s in timescale_specs(Settings()).values() if s.grid == wanted)))

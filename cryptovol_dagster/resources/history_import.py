@@ -99,7 +99,7 @@ def import_file(
         CandleError: the file cannot be read, or taken for minute candles.
         HistoryError: it contradicts what is stored. What products before it in the file brought is stored.
     """
-    table = _read_table(path, file_format)
+    table = read_table(path, file_format)
     checked = check_candles(
         table,
         str(path),
@@ -126,7 +126,12 @@ def import_file(
     return done
 
 
-def _read_table(path: Path, file_format: Format | None) -> pd.DataFrame:
+def read_table(path: Path, file_format: Format | None = None) -> pd.DataFrame:
+    """Read a file as a table, CSV (plain or gz) or Parquet.
+
+    Raises:
+        CandleError: it cannot be read.
+    """
     import pyarrow.csv
     import pyarrow.parquet
 

@@ -13,12 +13,16 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+from cryptovol_dagster.core.backtest import fold_ends, walk_forward
+from cryptovol_dagster.core.features import feature_hash
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs.build import build_defs, build_resources
 from cryptovol_dagster.resources import chain
+from cryptovol_dagster.resources.candle_rows import candle_grid, labelled_rows, read_history
 from cryptovol_dagster.resources.history import DAY_NS, History
 from cryptovol_dagster.resources.lake import Lake, partition_window, partitions_between
-from cryptovol_dagster.resources.specs import timescale_specs
+from cryptovol_dagster.resources.specs import model_spec, timescale_specs
+from cryptovol_dagster.verbs import backtest as verb
 from cryptovol_dagster.verbs import runs
 from cryptovol_dagster.verbs.backfill import backfill
 from cryptovol_dagster_tests.defs.synthetic import PRODUCTS, small_settings
@@ -59,7 +63,7 @@ def minutes_settings(folder: Path) -> Settings:
         retrain_anchor=date(2024, 3, 6),
         splits=SplitSettings(train_span_s=4 * 86_400, test_span_s=2 * 86_400),
         models=ModelSettings(
-            enabled=("ewma", "har_logit", "xgboost"),
+            enabled=("persistence", "ewma", "har_logit", "xgboost"),
             xgboost_trees=15,
             xgboost_min_child_weight=5.0,
             bootstrap_resamples=20,
@@ -142,14 +146,14 @@ def test_each_horizon_has_its_own_target_split_and_latest_copies(minutes: Minute
         report = json.loads((reports_dir / name / "model_eval.json").read_text())
         assert (report["as_of"], report["horizon_s"]) == (LAST, horizon_s)
         assert report["data"]["products"] == list(PRODUCTS)
-        assert set(report["models"]) == {"ewma", "har_logit", "xgboost"}
+        assert set(report["models"]) == {"persistence", "ewma", "har_logit", "xgboost"}
         assert (reports_dir / name / "model_card_v1.md").is_file()
         assert (reports_dir / name / "decision.json").is_file()
     assert not (reports_dir / "model_eval.json").exists()
     assert {path.name for path in minutes.settings.storage.artifacts_dir.glob("*.zip")} == {
         f"{chain_name}-{model}.zip"
         for chain_name in ("minutes_h5", "minutes_h15")
-        for model in ("ewma", "har_logit", "xgboost")
+        for model in ("persistence", "ewma", "har_logit", "xgboost")
     }
 
 
@@ -170,10 +174,99 @@ def test_a_hole_in_the_candles_is_a_gap_that_no_label_spans(minutes: Minutes) ->
 def test_a_backfill_of_the_minutes_decides_and_moves_no_alias(minutes: Minutes) -> None:
     for name in ("minutes_h5", "minutes_h15"):
         decision = json.loads(minutes.lake.read_bytes(f"{name}/champion", LAST, "json"))
-        assert decision["champion"]["model"] in ("ewma", "har_logit", "xgboost")
+        assert decision["champion"]["model"] in minutes.settings.timescales.minutes.models.enabled
         assert decision["champion"]["registry_version"] is None
         said = minutes.summary.metadata[f"{name}/champion"][LAST]["aliases"]
         assert said == "this run is over a range of hours"
+
+
+def test_a_backfill_is_the_walk_forward_test_on_the_days_it_trains(minutes: Minutes) -> None:
+    end_ns = FIRST_NS + len(DAYS) * DAY_NS
+    candles = read_history(History(minutes.settings.storage.history_dir), PRODUCTS, to_ns=end_ns)
+    for name in ("minutes_h5", "minutes_h15"):
+        spec = minutes.spec(name)
+        models = model_spec(minutes.settings.timescales.minutes.models)
+        grid = candle_grid(candles, spec)
+        ends = fold_ends(grid.start_ns, grid.end_ns, spec)
+        found = walk_forward(
+            labelled_rows(grid, spec, PRODUCTS), spec, models, ends=ends, feature_hash=feature_hash(spec)
+        )
+        folds = found.report["folds"]
+        assert [fold["as_of"] for fold in folds] == ["2024-03-06", LAST]
+        for number, fold in enumerate(folds):
+            key = fold["as_of"]
+            plan = chain.read_plan(minutes.lake, spec, key)
+            assert plan.split is not None
+            assert fold["split"] == plan.split.to_dict()
+            assert fold["thresholds"] == plan.thresholds
+            asset = f"{name}/model_evaluation_predictions"
+            stored = minutes.lake.read_table(asset, *partition_window(key)).to_pandas()
+            own = found.predictions[found.predictions["fold"] == number]
+            assert np.array_equal(own["y"], stored["y"])
+            report = json.loads(minutes.lake.read_bytes(f"{name}/model_evaluation", key, "json"))
+            for model in models.enabled:
+                assert np.array_equal(own[model], stored[model]), model
+                precision = fold["models"][model]["average_precision"]
+                assert precision == report["models"][model]["average_precision"]
+
+
+@pytest.fixture
+def configured(minutes: Minutes, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings that `cryptovol backtest` finds."""
+    found = type("Loaded", (), {"settings": minutes.settings})
+    monkeypatch.setattr(verb, "load_settings", lambda: found)
+    return minutes.settings
+
+
+def test_the_backtest_verb_prints_saves_and_writes_a_card(configured: Settings, tmp_path: Path) -> None:
+    card = tmp_path / "card.md"
+    asked = ["--product", PRODUCTS[0], "--models", "ewma,har_logit", "--out", str(tmp_path)]
+    result = CliRunner().invoke(verb.backtest, [*asked, "--card", str(card)])
+    assert result.exit_code == 0, result.output
+    assert "har_logit over ewma: AP " in result.output
+    report = json.loads((tmp_path / f"{PRODUCTS[0]}-h5.json").read_text())
+    assert [fold["as_of"] for fold in report["folds"]] == ["2024-03-06", LAST]
+    assert report["data"]["products"] == [PRODUCTS[0]]
+    assert (tmp_path / f"{PRODUCTS[0]}-h5-by_month.png").read_bytes().startswith(b"\x89PNG")
+    assert f"## {PRODUCTS[0]}, next 5 minutes, Garman–Klass volatility" in card.read_text()
+    assert not (tmp_path / verb.LEDGER).exists()
+
+
+def test_the_hold_out_is_looked_at_only_when_asked_and_every_look_is_told(
+    configured: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    minutes = configured.timescales.minutes.model_copy(update={"holdout_from": date(2024, 3, 7)})
+    timescales = configured.timescales.model_copy(update={"minutes": minutes})
+    settings = configured.model_copy(update={"timescales": timescales})
+    monkeypatch.setattr(verb, "load_settings", lambda: type("Loaded", (), {"settings": settings}))
+    asked = ["--product", PRODUCTS[0], "--models", "ewma", "--out", str(tmp_path), "--json"]
+    report = json.loads(CliRunner().invoke(verb.backtest, asked).output)
+    assert [fold["as_of"] for fold in report["folds"]] == ["2024-03-06"]
+    assert (report["holdout"], report["holdout_looks"]) == (False, 0)
+    refused = CliRunner().invoke(verb.backtest, [*asked, "--from", "2024-03-07", "--to", LAST])
+    assert str(refused.exception) == (
+        "test days from 2024-03-07 on are the hold-out: they are looked at with --holdout only"
+    )
+    for look in (1, 2):
+        report = json.loads(CliRunner().invoke(verb.backtest, [*asked, "--holdout"]).output)
+        assert [fold["as_of"] for fold in report["folds"]] == [LAST]
+        assert (report["holdout"], report["holdout_looks"]) == (True, look)
+    assert len((tmp_path / verb.LEDGER).read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (["--horizon", "7"], "no horizon of 7 bars is configured: 5, 15"),
+        (["--models", "prophet"], "prophet: no such model; there are persistence, baseline_zscore, ewma"),
+        (["--product", "SOL-USD"], "no candles of SOL-USD; there are those of BTC-USD, ETH-USD"),
+        (["--to", "2024-03-02"], "no fold before 2025-01-01: 6 whole days of candles are needed up to a day"),
+    ],
+)
+def test_what_cannot_be_backtested_is_one_line(configured: Settings, asked: list[str], says: str) -> None:
+    result = CliRunner().invoke(verb.backtest, asked)
+    assert result.exit_code != 0
+    assert str(result.exception).startswith(says)
 
 
 def test_schedules_say_why_they_wait_or_ask_for_the_day(minutes: Minutes) -> None:

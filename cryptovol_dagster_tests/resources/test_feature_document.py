@@ -1,28 +1,36 @@
-"""docs/features.md is what the declared table renders."""
+"""docs/features.md and docs/features_minutes.md are what the declared tables render."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from cryptovol_dagster.core.features import FEATURES
 from cryptovol_dagster.resources.feature_document import render
-from cryptovol_dagster.resources.specs import timescale_spec
+from cryptovol_dagster.resources.specs import timescale_specs
 from ingestor.settings.model import Settings
 
-SPEC = timescale_spec(Settings().timescales.seconds, "seconds")
-DOCUMENT = Path(__file__).parents[2] / "docs" / "features.md"
+SPECS = timescale_specs(Settings())
+DOCS = Path(__file__).parents[2] / "docs"
+every_page = pytest.mark.parametrize(
+    ("name", "file"), [("seconds", "features.md"), ("minutes_h5", "features_minutes.md")]
+)
 
 
-def test_the_document_is_the_rendered_declaration() -> None:
-    assert DOCUMENT.read_text() == render(SPEC), (
-        "python -m cryptovol_dagster.resources.feature_document > docs/features.md"
+@every_page
+def test_the_document_is_the_rendered_declaration(name: str, file: str) -> None:
+    assert (DOCS / file).read_text() == render(SPECS[name]), (
+        f"python -m cryptovol_dagster.resources.feature_document [minutes] > docs/{file}"
     )
 
 
-def test_every_feature_has_a_row_of_five_cells() -> None:
-    rows = [line for line in render(SPEC).splitlines() if line.startswith("| `")]
+@every_page
+def test_every_feature_has_a_row_of_five_cells(name: str, file: str) -> None:
+    spec = SPECS[name]
+    rows = [line for line in render(spec).splitlines() if line.startswith("| `")]
     assert [row.split("`")[1] for row in rows] == sorted(
-        (feature.name for feature in FEATURES(SPEC)),
+        (feature.name for feature in FEATURES(spec)),
         key=[row.split("`")[1] for row in rows].index,
     )
     assert {row.replace(r"\|", "").count("|") for row in rows} == {6}

@@ -202,7 +202,9 @@ class IngestSettings(Section):
 class ModelSettings(Section):
     """Model parameters and the seed of everything random."""
 
-    enabled: tuple[Literal["baseline_zscore", "ewma", "har_logit", "logreg", "xgboost"], ...] = Field(
+    enabled: tuple[
+        Literal["persistence", "baseline_zscore", "ewma", "har_logit", "logreg", "xgboost"], ...
+    ] = Field(
         default=("baseline_zscore", "ewma", "har_logit", "logreg", "xgboost"),
         description="models trained at each as-of",
     )
@@ -293,7 +295,13 @@ class HorizonSettings(Section):
 
 
 def _minutes_models() -> ModelSettings:
-    return ModelSettings()
+    return ModelSettings(
+        enabled=("persistence", "baseline_zscore", "ewma", "har_logit", "logreg", "xgboost"),
+        logreg_c=0.01,
+        xgboost_trees=1_200,
+        xgboost_depth=3,
+        xgboost_learning_rate=0.03,
+    )
 
 
 class MinutesSettings(Section):
@@ -302,7 +310,7 @@ class MinutesSettings(Section):
     enabled: bool = Field(default=True, description="whether the chain of the minutes is there at all")
     bar_interval_s: PositiveInt = Field(default=60, description="length of a bar")
     windows_bars: tuple[PositiveInt, ...] = Field(
-        default=(5, 15, 30, 60, 120, 240, 720, 1_440), description="feature windows, in bars"
+        default=(1, 2, 3, 5, 10, 15, 30, 60, 120, 240, 720, 1_440), description="feature windows, in bars"
     )
     ewma_half_lives_bars: tuple[PositiveInt, ...] = Field(
         default=(5, 20, 60, 300), description="half-lives of the EWMA features, in bars"

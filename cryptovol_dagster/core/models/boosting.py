@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _BOOSTER = "booster.ubj"
 #: Fixed, because the order of floating-point sums (hence the trees) may depend on it.
 _THREADS = 2
-_EARLY_STOPPING_ROUNDS = 30
+_EARLY_STOPPING_ROUNDS = 50
 
 
 class BoostedTrees(Model):

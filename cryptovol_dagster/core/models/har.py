@@ -9,21 +9,28 @@ import numpy as np
 from cryptovol_dagster.core.dataset import Dataset
 from cryptovol_dagster.core.models.base import ModelError
 from cryptovol_dagster.core.models.logistic import LogisticModel
+from cryptovol_dagster.core.specs import NS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Short, middle and long memory, in bars.
+#: Short, middle and long memory, in bars: of bars shorter than a minute from close to close, of longer ones
+#: from their ranges, of which a few tell as much as many returns.
 WINDOWS_BARS = (15, 60, 300, 900, 3_600)
+MINUTE_WINDOWS_BARS = (5, 15, 60, 240, 1_440)
+MINUTE_NS = 60 * NS
 
 
 class HarLogit(LogisticModel):
-    """Logistic regression on ln RV over a ladder of windows (Corsi 2009, log-odds in place of RV)."""
+    """Logistic regression on ln volatility over a ladder of windows (Corsi 2009, log-odds in place of RV)."""
 
     name: ClassVar[str] = "har_logit"
 
     def _choose(self, train: Dataset, y: NDArray[np.bool_]) -> tuple[str, ...]:
-        ladder = tuple(f"ln_rv_{window}" for window in WINDOWS_BARS)
+        if train.bar_ns < MINUTE_NS:
+            ladder = tuple(f"ln_rv_{window}" for window in WINDOWS_BARS)
+        else:
+            ladder = tuple(f"ln_gk_{window}" for window in MINUTE_WINDOWS_BARS)
         offered = tuple(name for name in ladder if name in train.features.columns)
         if len(offered) < 2:
             raise ModelError(

@@ -10,6 +10,7 @@ from cryptovol_dagster.core.models.boosting import BoostedTrees
 from cryptovol_dagster.core.models.ewma import Ewma
 from cryptovol_dagster.core.models.har import HarLogit
 from cryptovol_dagster.core.models.logreg import FullLogit
+from cryptovol_dagster.core.models.persistence import Persistence
 from cryptovol_dagster.core.models.zscore import ZScoreBaseline
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 #: By name, from the plainest to the richest.
 MODELS: dict[str, type[Model]] = {
-    kind.name: kind for kind in (ZScoreBaseline, Ewma, HarLogit, FullLogit, BoostedTrees)
+    kind.name: kind for kind in (Persistence, ZScoreBaseline, Ewma, HarLogit, FullLogit, BoostedTrees)
 }
 
 

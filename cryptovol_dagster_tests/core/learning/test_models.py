@@ -250,7 +250,9 @@ def test_boosting_stops_early_and_keeps_only_what_counts(problem: Problem) -> No
 
 
 def test_an_unknown_name_lists_the_known(problem: Problem) -> None:
-    with pytest.raises(ModelError, match="no model is called prophet; there are baseline_zscore"):
+    with pytest.raises(
+        ModelError, match="no model is called prophet; there are persistence, baseline_zscore"
+    ):
         train("prophet", problem)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from cryptovol_dagster.core.bars import BarsError
 from cryptovol_dagster.core.candles import CANDLE_COLUMNS, candle_bars, candle_reach_ns
-from cryptovol_dagster.core.features import compute_features, feature_names
+from cryptovol_dagster.core.features import FEATURES, compute_features, feature_names, lookback_bars
 from cryptovol_dagster.core.labels import forward_volatility
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.resources.specs import timescale_specs
@@ -113,6 +113,27 @@ def test_a_candle_twice_or_off_the_grid_is_refused() -> None:
     with pytest.raises(BarsError, match=r"does not lie on a grid of 60000000000 ns"):
         bars_of(candles, 0, 2)
     assert set(candles.columns) == set(CANDLE_COLUMNS)
+
+
+@pytest.mark.parametrize("cut", [2_600, 3_000, 3_333])
+def test_features_of_candles_do_not_depend_on_where_the_bars_were_cut_nor_on_what_follows(cut: int) -> None:
+    random = np.random.default_rng(8)
+    there = [k for k in range(4_200) if random.random() > 0.05 and not 2_700 < k < 2_760]
+    candles = pd.concat([candles_of(there), candles_of(there[::3], "ETH-USD", seed=4)])
+    whole = bars_of(candles, 0, 4_200, ("BTC-USD", "ETH-USD"))
+    from_ns = START_NS + cut * BAR_NS
+    expected = compute_features(whole, MINUTES, from_ns=from_ns)
+    look_back_ns = lookback_bars(MINUTES) * BAR_NS
+    until_ns = from_ns + 300 * BAR_NS
+    part = compute_features(whole.slice(from_ns - look_back_ns, until_ns), MINUTES, from_ns=from_ns)
+    for name, column in zip(part.names, part.values, strict=True):
+        assert np.array_equal(column, expected[name][:, :300], equal_nan=True), name
+    assert np.array_equal(part.valid, expected.valid[:, :300])
+    known = [name for name in part.names if np.isfinite(expected[name]).any()]
+    uncounted = {name for name in part.names if "trade" in name or "signed" in name}
+    assert set(part.names) - set(known) <= uncounted
+    for name in set(known) - {feature.name for feature in FEATURES(MINUTES) if feature.optional}:
+        assert np.isfinite(part[name][part.valid]).all(), name
 
 
 def test_features_and_both_targets_come_from_candles_without_quotes() -> None:

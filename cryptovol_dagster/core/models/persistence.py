@@ -1,0 +1,27 @@
+"""Persistence: the next H bars are taken to be like the last H."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+import numpy as np
+
+from cryptovol_dagster.core.dataset import Dataset
+from cryptovol_dagster.core.models.base import need_columns
+from cryptovol_dagster.core.models.logistic import LogisticModel
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+class Persistence(LogisticModel):
+    """The label's own volatility over the last H bars, mapped to a probability by a 1-D logistic.
+
+    Where the label is made of returns from close to close this is `ZScoreBaseline`; where it is made of
+    ranges, so is this.
+    """
+
+    name: ClassVar[str] = "persistence"
+
+    def _choose(self, train: Dataset, y: NDArray[np.bool_]) -> tuple[str, ...]:
+        return need_columns(self.name, train, (f"ln_{train.target}_{train.horizon_bars}",))

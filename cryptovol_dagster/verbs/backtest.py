@@ -1,0 +1,319 @@
+"""`cryptovol backtest`: the walk-forward test of a horizon of the minutes, without touching the registry."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from cryptovol_dagster.core.markdown import number
+from cryptovol_dagster.verbs.options import json_option
+from ingestor.settings import load_settings
+
+if TYPE_CHECKING:
+    from cryptovol_dagster.core.backtest import Backtest, Progress
+    from cryptovol_dagster.core.specs import TimescaleSpec
+    from ingestor.settings import Settings
+
+_NS = 1_000_000_000
+_DAY_S = 86_400
+#: A line a look at the days that nothing was chosen on.
+LEDGER = "holdout_looks.jsonl"
+
+
+class BacktestError(Exception):
+    """There is nothing to test, or it may not be looked at; the message is one line."""
+
+
+@click.command()
+@click.option(
+    "--timescale", type=click.Choice(["minutes"]), default="minutes", show_default=True, help="Only minutes."
+)
+@click.option(
+    "--product", "products", multiple=True, help="Whose rows; several are pooled, as the chain pools them."
+)
+@click.option("--horizon", type=int, default=5, show_default=True, help="H in bars, one of the configured.")
+@click.option("--train-days", type=click.IntRange(2), help="Default: timescales.minutes.splits.")
+@click.option("--test-days", type=click.IntRange(1), help="Also the step from fold to fold.")
+@click.option(
+    "--bars",
+    multiple=True,
+    type=click.Path(exists=True, path_type=Path),
+    help="Files or folders of minute candles (default: the imported history). Other products in them serve "
+    "the cross features.",
+)
+@click.option("--from", "from_day", type=click.DateTime(["%Y-%m-%d"]), help="Folds as of this day or later.")
+@click.option("--to", "to_day", type=click.DateTime(["%Y-%m-%d"]), help="Folds as of this day or earlier.")
+@click.option(
+    "--holdout", is_flag=True, help="Only folds whose test lies in the hold-out. Each look is written down."
+)
+@click.option("--models", help="Comma-separated (default: timescales.minutes.models.enabled).")
+@click.option("--out", type=click.Path(path_type=Path), help="Default: reports/backtest.")
+@click.option("--card", type=click.Path(path_type=Path), help="Write a model card of all backtests in --out.")
+@json_option
+def backtest(
+    timescale: str,
+    products: tuple[str, ...],
+    horizon: int,
+    train_days: int | None,
+    test_days: int | None,
+    bars: tuple[Path, ...],
+    from_day: datetime | None,
+    to_day: datetime | None,
+    holdout: bool,
+    models: str | None,
+    out: Path | None,
+    card: Path | None,
+    as_json: bool,
+) -> None:
+    """Train and test again and again along months of minute bars, each time on the past alone.
+
+    Folds end where a backfill of the minutes trains (every 30 days from timescales.minutes.retrain_anchor),
+    and use its cut, thresholds and models: a backfill gives the same numbers on these days. Test days from
+    timescales.minutes.holdout_from on are left alone without --holdout.
+
+    \b
+    Examples:
+      cryptovol backtest --product BTC-USD --horizon 5
+      cryptovol backtest --product BTC-USD --horizon 15 --bars bars/ --json
+      cryptovol backtest --product BTC-USD --holdout       once, when nothing is to be changed any more
+    """
+    settings = load_settings().settings
+    spec = _spec(settings, horizon, train_days, test_days)
+    folder = out or settings.storage.reports_dir / "backtest"
+    names = tuple(models.split(",")) if models else settings.timescales.minutes.models.enabled
+    wanted = products or settings.coinbase.products
+    first, last = (None if day is None else day.date() for day in (from_day, to_day))
+    started = time.monotonic()
+    with _shown(quiet=as_json) as progress:
+        found = _run(settings, spec, wanted, bars, first, last, holdout, names, progress)
+    report = dict(found.report)
+    report["holdout"] = holdout
+    report["holdout_looks"] = _looked(folder, report) if holdout else 0
+    report["seconds"] = round(time.monotonic() - started, 1)
+    paths = _save(folder, report)
+    if card is not None:
+        _write_card(folder, card)
+    if as_json:
+        click.echo(json.dumps(report))
+        return
+    _print(report)
+    for path in (*paths, *([card] if card is not None else [])):
+        click.echo(f"written: {path}")
+
+
+def _spec(settings: Settings, horizon: int, train_days: int | None, test_days: int | None) -> TimescaleSpec:
+    from cryptovol_dagster.resources.specs import MINUTES, timescale_specs
+
+    found = [spec for spec in timescale_specs(settings).values() if spec.grid == MINUTES]
+    spec = next((spec for spec in found if spec.horizon_bars == horizon), None)
+    if spec is None:
+        known = ", ".join(str(spec.horizon_bars) for spec in found)
+        raise BacktestError(
+            f"no horizon of {horizon} bars is configured: {known or 'minutes are switched off'}"
+        )
+    cut = spec.splits
+    if train_days is not None:
+        cut = replace(cut, train_span_s=train_days * _DAY_S)
+    if test_days is not None:
+        cut = replace(cut, test_span_s=test_days * _DAY_S)
+        anchor = (settings.timescales.minutes.retrain_anchor - date(1970, 1, 1)).days
+        spec = replace(spec, retrain_every=test_days, retrain_phase=anchor % test_days)
+    return replace(spec, splits=cut)
+
+
+def _run(
+    settings: Settings,
+    spec: TimescaleSpec,
+    products: Sequence[str],
+    bars: Sequence[Path],
+    first: date | None,
+    last: date | None,
+    holdout: bool,
+    names: Sequence[str],
+    progress: Progress,
+) -> Backtest:
+    from cryptovol_dagster.core.backtest import fold_ends, walk_forward
+    from cryptovol_dagster.core.features import feature_hash
+    from cryptovol_dagster.core.models import MODELS
+    from cryptovol_dagster.resources.candle_rows import (
+        candle_grid,
+        labelled_rows,
+        read_candle_files,
+        read_history,
+    )
+    from cryptovol_dagster.resources.history import History
+    from cryptovol_dagster.resources.specs import model_spec
+
+    if unknown := [name for name in names if name not in MODELS]:
+        raise BacktestError(f"{', '.join(unknown)}: no such model; there are {', '.join(MODELS)}")
+    minutes, now_ns = settings.timescales.minutes, time.time_ns()
+    limit_ns = now_ns if holdout else _start_ns(minutes.holdout_from)
+    if bars:
+        candles = read_candle_files(bars, to_ns=limit_ns, now_ns=now_ns)
+    else:
+        history = History(settings.storage.history_dir)
+        candles = read_history(history, settings.coinbase.products, to_ns=limit_ns)
+    there = sorted(map(str, candles["product"].unique()))
+    if missing := [name for name in products if name not in there]:
+        raise BacktestError(f"no candles of {', '.join(missing)}; there are those of {', '.join(there)}")
+    grid = candle_grid(candles, spec)
+    del candles  # months of it; the rows are made from the grid
+    ends = fold_ends(grid.start_ns, grid.end_ns, spec)
+    ends = tuple(end for end in ends if _is_wanted(end, spec, minutes.holdout_from, first, last, holdout))
+    if not ends:
+        raise BacktestError(_no_fold(settings, spec, last, holdout))
+    rows = labelled_rows(grid, spec, products)
+    return walk_forward(
+        rows,
+        spec,
+        model_spec(minutes.models),
+        ends=ends,
+        feature_hash=feature_hash(spec),
+        models=names,
+        progress=progress,
+    )
+
+
+def _start_ns(day: date) -> int:
+    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * _NS
+
+
+def _is_wanted(
+    end_ns: int, spec: TimescaleSpec, holdout_from: date, first: date | None, last: date | None, holdout: bool
+) -> bool:
+    as_of = datetime.fromtimestamp((end_ns - spec.partition_ns) // _NS, UTC).date()
+    if (first is not None and as_of < first) or (last is not None and as_of > last):
+        return False
+    test_start_ns = end_ns - spec.splits.test_span_s * _NS
+    return not holdout or test_start_ns >= _start_ns(holdout_from)
+
+
+def _no_fold(settings: Settings, spec: TimescaleSpec, last: date | None, holdout: bool) -> str:
+    limit = settings.timescales.minutes.holdout_from
+    needed = (spec.splits.train_span_s + spec.splits.test_span_s) // _DAY_S
+    if not holdout and last is not None and last >= limit:
+        return f"test days from {limit} on are the hold-out: they are looked at with --holdout only"
+    where = f"of {limit} and later" if holdout else f"before {limit}"
+    return f"no fold {where}: {needed} whole days of candles are needed up to a day on which folds end"
+
+
+@contextmanager
+def _shown(*, quiet: bool) -> Iterator[Progress]:
+    """Show which fold and model is at work, on a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(
+        *columns, console=console, transient=True, disable=quiet or not sys.stderr.isatty()
+    ) as progress:
+        task = progress.add_task("reading candles", total=None)
+        yield lambda done, total, what: progress.update(task, description=what, completed=done, total=total)
+
+
+def _looked(folder: Path, report: dict[str, Any]) -> int:
+    """Write down that the hold-out was looked at; returns how often it was, this time included."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ledger = folder / LEDGER
+    what = {"products": report["data"]["products"], "horizon_bars": report["horizon_bars"]}
+    line = {
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        **what,
+        "feature_hash": report["feature_hash"],
+        "model_spec_hash": report["model_spec_hash"],
+    }
+    with ledger.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    looks = [json.loads(text) for text in ledger.read_text().splitlines()]
+    return sum(what.items() <= look.items() for look in looks)
+
+
+def _save(folder: Path, report: dict[str, Any]) -> list[Path]:
+    from cryptovol_dagster.core.plots import plot_periods
+    from cryptovol_dagster.resources.lake import replace_file
+
+    products = "+".join(report["data"]["products"])
+    stem = f"{products}-h{report['horizon_bars']}{'-holdout' if report['holdout'] else ''}"
+    path, picture = folder / f"{stem}.json", folder / f"{stem}-by_month.png"
+    months, test = report["by_month"], report["test"]
+    png = plot_periods(
+        [month["month"] for month in months],
+        {name: [month["average_precision"][name] for month in months] for name in report["models"]},
+        base_rates=[month["base_rate"] for month in months],
+        rows=[month["rows"] for month in months],
+        heading=f"{products}, next {report['horizon_bars']} min: average precision by month",
+        measured_on=f"walk-forward test {test['first']} … {test['end']}, {test['rows']:,} rows",
+    )
+    replace_file(path, json.dumps(report, indent=1, allow_nan=False).encode())
+    replace_file(picture, png)
+    return [path, picture]
+
+
+def _write_card(folder: Path, card: Path) -> None:
+    from cryptovol_dagster.core.backtest_card import render_backtest_card
+    from cryptovol_dagster.resources.lake import replace_file
+
+    reports = [json.loads(path.read_text()) for path in sorted(folder.glob("*-h*.json"))]
+    reports.sort(key=lambda report: (report["holdout"], report["horizon_bars"], report["data"]["products"]))
+    replace_file(card, render_backtest_card(reports).encode())
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from cryptovol_dagster.core.backtest import best_single_feature
+
+    test, names = report["test"], list(report["models"])
+    # Where nobody looks (a pipe, a log) there is no width to keep to.
+    console = Console(width=None if sys.stdout.isatty() else 140)
+    holdout = f", hold-out, look {report['holdout_looks']}" if report["holdout"] else ""
+    console.print(
+        f"{', '.join(report['data']['products'])}, next {report['horizon_bars']} bars "
+        f"({report['target']}){holdout}: "
+        f"{len(report['folds'])} folds, test {test['first']} … {test['end']}, {test['rows']:,} rows, base "
+        f"rate {test['base_rate']:.3f}, at onset {number(test['onset_base_rate'])}; {report['seconds']:g} s"
+    )
+    folds = Table("as of", "base rate", *names, title="average precision of each fold")
+    for fold in report["folds"]:
+        cells = (number(fold["models"][name]["average_precision"]) for name in names)
+        folds.add_row(fold["as_of"], number(fold["base_rate"]), *cells)
+    console.print(folds)
+    for skipped in report["skipped"]:
+        console.print(f"not tested as of {skipped['as_of']}: {skipped['reason']}")
+    pooled = Table(
+        "model", "AP", "95 %", "mean over folds", "lift", "onset AP", "Brier", "ECE", title="all folds"
+    )
+    for name, found in report["models"].items():
+        bounds = found["interval"] or {"low": None, "high": None}
+        pooled.add_row(
+            name,
+            number(found["average_precision"]),
+            f"{number(bounds['low'])} – {number(bounds['high'])}",
+            number(found["mean_over_folds"]),
+            number(found["lift"], 2),
+            number(found["onset_average_precision"]),
+            number(found["brier"], 4),
+            number(found["expected_calibration_error"], 4),
+        )
+    console.print(pooled)
+    single = best_single_feature(report)
+    for entry in report["comparisons"]:
+        if entry["baseline"] == single:
+            bounds = entry["interval"] or {"low": None, "high": None}
+            console.print(
+                f"{entry['model']} over {single}: AP {entry['ap_difference']:+.4f} "
+                f"[{number(bounds['low'], 4)}, {number(bounds['high'], 4)}], mean over folds "
+                f"{entry['mean_over_folds_difference']:+.4f}, onset AP × {number(entry['onset_ratio'], 2)}, "
+                f"ahead in {entry['folds_ahead']} of {entry['folds_compared']} folds"
+            )
