@@ -58,11 +58,13 @@ def test_the_graph_says_what_the_model_says_on_any_row(seed: int, unknown: float
     reach = EXTREMES if name == "xgboost" else EXTREMES[[0, 1, 2, 3, 6]]
     values[extreme] = random.choice(reach, int(extreme.sum()))
     features = pd.DataFrame(values, columns=list(COLUMNS))
-    threshold = float(np.quantile(model.predict_proba(features), 0.9))
+    expected = model.predict_proba(features)
+    threshold = float(np.quantile(expected, 0.9))
     parity = compare(model, "onnxruntime", OnnxScorer(to_onnx(model)).predict, features, threshold)
     assert parity.rows == 200
     assert parity.max_difference <= MAX_DIFFERENCE
-    assert parity.flags_differ == 0
+    # Few trees give few scores, and the threshold may be one of them: there the last bit decides.
+    assert parity.flags_differ <= np.sum(np.abs(expected - threshold) <= MAX_DIFFERENCE)
 
 
 @pytest.mark.parametrize("name", list(MODELS))
