@@ -21,6 +21,8 @@ VERBS = {
     "backtest": "cryptovol_dagster.verbs.backtest:backtest",
     "train": "cryptovol_dagster.verbs.train:train",
     "evaluate": "cryptovol_dagster.verbs.evaluate:evaluate",
+    "champion": "cryptovol_dagster.verbs.champion:champion",
+    "rollback": "cryptovol_dagster.verbs.champion:rollback",
     "infer": "cryptovol_dagster.verbs.infer:infer",
     "report": "cryptovol_dagster.verbs.report:report",
     "leak-audit": "cryptovol_dagster.verbs.leak_audit:leak_audit",

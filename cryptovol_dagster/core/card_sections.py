@@ -98,29 +98,32 @@ def champion(decision: Decision) -> list[str]:
     return [
         *lines,
         *table(
-            ["", "kind", "PR-AUC", "Brier"],
+            ["", "model", "PR-AUC", "Brier"],
             [
                 [
                     "challenger",
-                    challenge.model,
+                    str(challenge.challenger),
                     number(challenge.average_precision),
                     number(challenge.brier, 4),
                 ],
                 [
-                    "the champion's kind, on the same rows",
-                    challenge.champion_model,
+                    "champion, on the same rows",
+                    str(challenge.champion),
                     number(challenge.champion_average_precision),
                     number(challenge.champion_brier, 4),
                 ],
             ],
         ),
         "",
-        "Challenger minus champion's kind, PR-AUC [95 %]: "
+        f"{challenge.rows:,} rows that neither learned from, {challenge.positives:,} spikes. Challenger "
+        "minus champion, PR-AUC [one-sided bounds]: "
         + (
             NONE
             if difference is None
             else with_interval(difference.estimate, difference.low, difference.high, signed=True)
-        ),
+            + f", the lower one at level {difference.level:.2%}"
+        )
+        + ".",
         "",
     ]
 

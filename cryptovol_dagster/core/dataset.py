@@ -29,6 +29,10 @@ class SingleClassError(LearningError):
     """The labels of a span hold one class only, so nothing can be learned or ranked."""
 
 
+class NoRows(LearningError):  # noqa: N818 - named for what it says
+    """A span holds no row that has both valid features and a label."""
+
+
 @dataclass(frozen=True)
 class Dataset:
     """Labelled rows, ordered by time, then product; every array has one entry a row.
@@ -205,10 +209,10 @@ def join_rows(features: pd.DataFrame, labels: pd.DataFrame, spec: TimescaleSpec)
     )
 
 
-def no_rows(dropped: dict[str, int]) -> LearningError:
+def no_rows(dropped: dict[str, int]) -> NoRows:
     """Say that a join left nothing, and where its rows went."""
     found = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
-    return LearningError(f"no row has both valid features and a label ({found or 'the frames are empty'})")
+    return NoRows(f"no row has both valid features and a label ({found or 'the frames are empty'})")
 
 
 def concatenate(parts: Sequence[Dataset], dropped: dict[str, int]) -> Dataset:

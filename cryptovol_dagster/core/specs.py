@@ -101,3 +101,47 @@ class ModelSpec(_Hashable):
     xgboost_min_child_weight: float
     bootstrap_resamples: int
     alert_budget_per_hour: float
+
+
+@dataclass(frozen=True)
+class GateSpec(_Hashable):
+    """How a challenger is measured.
+
+    Attributes:
+        first_look_s: hold-out before the first look.
+        growth: the next look is due when the hold-out is this many times as long as at the one before.
+        measured_for_s: hold-out after which an undecided challenger is let go; at least three tests long, so
+            that one whose first hold-out is a month gets a second look.
+        error_rate: chance of promoting a model that is no better, over `error_window_s`, if the bounds were
+            exact. Half of the 5 % that is promised: with few and unlike blocks they are not quite.
+        error_window_s: see there.
+        most_per_look: level of a single look, at most.
+        min_gain: average precision below which a gain, however sure, is not worth another champion: that much
+            two seeds of one learner differ.
+        reject_level: level at which a challenger counts as surely worse.
+        least_block_s: length of a bootstrap block, at least; a day where the hold-out has ten or more.
+        blocks: into how many a hold-out is cut in between.
+        resamples: of the bootstrap.
+        seed: of the bootstrap.
+        brier_tolerance: how much worse, as a share, a promoted model's Brier score may be.
+        min_positives: positives without which a hold-out says nothing.
+        min_positive_blocks: blocks with a positive without which it says nothing.
+        champion_max_age_s: a champion that has learned nothing for longer is held against the plain fallback.
+    """
+
+    first_look_s: int = 86_400
+    growth: float = 2.0
+    measured_for_s: int = 28 * 86_400
+    error_rate: float = 0.025
+    error_window_s: int = 30 * 86_400
+    most_per_look: float = 0.025
+    min_gain: float = 0.005
+    reject_level: float = 0.025
+    least_block_s: int = 7_200
+    blocks: int = 12
+    resamples: int = 500
+    seed: int = 7
+    brier_tolerance: float = 0.02
+    min_positives: int = 30
+    min_positive_blocks: int = 10
+    champion_max_age_s: float = 7 * 86_400

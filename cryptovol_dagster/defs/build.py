@@ -34,7 +34,7 @@ from cryptovol_dagster.resources.history import History
 from cryptovol_dagster.resources.lake import Lake
 from cryptovol_dagster.resources.raw import RawStore
 from cryptovol_dagster.resources.reports import Reports
-from cryptovol_dagster.resources.specs import minutes_specs, model_spec, timescale_spec
+from cryptovol_dagster.resources.specs import gate_spec, minutes_specs, model_spec, timescale_spec
 from cryptovol_dagster.resources.tracking import tracking_resource
 from ingestor.settings import Settings
 
@@ -75,7 +75,7 @@ def timescale_assets(
         features_asset(spec, hours),
         labels_asset(spec, hours),
         *training_assets(spec, models, hours),
-        champion_asset(spec, hours),
+        champion_asset(spec, hours, gate=gate_spec(settings.models, spec)),
         model_card_asset(spec, hours, ui_url=settings.dagster.ui_url),
         *monitoring_assets(spec, hours, settings.monitoring, seed=models.seed),
     ]

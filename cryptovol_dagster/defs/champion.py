@@ -7,7 +7,7 @@ from typing import Any
 import dagster as dg
 
 from cryptovol_dagster.core.promotion import SCHEMA_VERSION
-from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.core.specs import GateSpec, TimescaleSpec
 from cryptovol_dagster.defs.metadata import OWNERS, asset_key, code_version, timescale_tags
 from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.resources import decisions
@@ -24,7 +24,9 @@ def champion_key(spec: TimescaleSpec) -> dg.AssetKey:
     return dg.AssetKey(decisions.decision_asset(spec).split("/"))
 
 
-def champion_asset(spec: TimescaleSpec, hours: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+def champion_asset(
+    spec: TimescaleSpec, hours: dg.PartitionsDefinition, *, gate: GateSpec
+) -> dg.AssetsDefinition:
     """Build the asset `champion`.
 
     It reads the newest decision before its own hour and does not depend on it: whichever hour that is, a
@@ -40,7 +42,7 @@ def champion_asset(spec: TimescaleSpec, hours: dg.PartitionsDefinition) -> dg.As
         owners=OWNERS,
         pool=TRAINING,
         kinds={"python", "json", "mlflow"},
-        code_version=code_version(str(SCHEMA_VERSION), spec.hash()),
+        code_version=code_version(str(SCHEMA_VERSION), spec.hash(), gate.hash()),
         tags=timescale_tags(spec.name),
     )
     def champion(
@@ -52,26 +54,27 @@ def champion_asset(spec: TimescaleSpec, hours: dg.PartitionsDefinition) -> dg.As
     ) -> dg.MaterializeResult:
         """The model in force as of the hour, and why: PROMOTE, HOLD, REJECT or INSUFFICIENT_DATA.
 
-        Starts from the newest earlier decision. The registry's aliases follow only in a run for the newest
-        closed hour alone, and only forward in as-of time: a backfill decides, and moves nothing.
+        Starts from the newest earlier decision. The stored champion and a challenger are scored on the same
+        rows, which neither learned from, at most once a day. The registry's aliases follow only in a run for
+        the newest closed hour alone, and only forward in as-of time: a backfill decides, and moves nothing.
         """
         keys = list(context.partition_keys)
-        earlier = decisions.newest_decision(lake, spec, before=keys[0])
-        in_force = None if earlier is None else earlier.champion
-        aliases_stay = why_aliases_stay(raw, keys, context.run.tags)
+        before = decisions.newest_decision(lake, spec, before=keys[0])
+        aliases_stay = why_aliases_stay(raw, lake, spec, keys, context.run.tags)
         registry = Registry(tracking, spec)
         for key in keys:
             settled = settle(
                 lake,
                 spec,
                 reports.of(spec.name),
-                registry,
+                tracking,
                 key,
-                in_force,
+                before,
+                gate=gate,
                 aliases_stay=aliases_stay,
                 tags=tracking.origin(decisions.decision_asset(spec), key),
             )
-            in_force = settled.decision.champion
+            before = settled.standing
             context.add_asset_metadata(_metadata(settled, registry), partition_key=key)
         return dg.MaterializeResult()
 
@@ -82,6 +85,7 @@ def _metadata(settled: Settled, registry: Registry) -> dict[str, Any]:
     decision = settled.decision
     found: dict[str, Any] = {
         "status": decision.verdict,
+        "decision": decision.kind,
         "reasons": dg.MetadataValue.json(list(decision.reasons)),
         "changed": decision.changed,
         "aliases": settled.aliases,
@@ -93,6 +97,11 @@ def _metadata(settled: Settled, registry: Registry) -> dict[str, Any]:
         found["unproven"] = decision.champion.unproven
         if decision.champion.registry_version is not None:
             found["registry"] = dg.MetadataValue.url(registry.url(decision.champion.registry_version))
+    if decision.contest is not None:
+        found["challenger"] = str(decision.contest.challenger)
     if decision.challenge is not None:
-        found["challenger"] = decision.challenge.model
+        found["looked_at"] = str(decision.challenge.challenger)
+        if (difference := decision.challenge.difference) is not None:
+            found["AP challenger minus champion"] = difference.estimate
+            found["lower bound"] = difference.low
     return found

@@ -21,7 +21,7 @@ from cryptovol_dagster.defs.training import training_assets
 from cryptovol_dagster.resources import chain
 from cryptovol_dagster.resources.history import History
 from cryptovol_dagster.resources.lake import DAY_NS, Lake, partition_window
-from cryptovol_dagster.resources.specs import model_spec
+from cryptovol_dagster.resources.specs import gate_spec, model_spec
 from ingestor.settings import Settings
 
 if TYPE_CHECKING:
@@ -35,7 +35,8 @@ def minutes_assets(
     settings: Settings, specs: Sequence[TimescaleSpec], days: dg.DailyPartitionsDefinition
 ) -> list[dg.AssetSpec | dg.AssetsDefinition]:
     """Build everything from the imported history to champions, model cards and reports."""
-    models, products = model_spec(settings.timescales.minutes.models), settings.coinbase.products
+    minutes, products = settings.timescales.minutes, settings.coinbase.products
+    models = model_spec(minutes.models)
     grid, monitoring = specs[0], settings.monitoring
     built: list[dg.AssetSpec | dg.AssetsDefinition] = [
         *candle_assets(settings, days),
@@ -49,7 +50,7 @@ def minutes_assets(
         built += [
             labels_asset(spec, days),
             *training_assets(spec, models, days),
-            champion_asset(spec, days),
+            champion_asset(spec, days, gate=gate_spec(minutes.models, spec)),
             model_card_asset(spec, days, ui_url=settings.dagster.ui_url),
             *mine,
         ]

@@ -166,12 +166,27 @@ def read_dataset(lake: Lake, spec: TimescaleSpec, partition_key: str) -> Dataset
 
 
 def _dataset_and_hash(lake: Lake, spec: TimescaleSpec, partition_key: str) -> tuple[Dataset, str]:
-    window = window_back(partition_key, training_look_back(spec))
+    for asset in (asset_name(spec, "features"), asset_name(spec, "labels")):
+        lake.require(asset, [partition_key])
+    return _rows_and_hash(lake, spec, *window_back(partition_key, training_look_back(spec)))
+
+
+def read_span(lake: Lake, spec: TimescaleSpec, start_ns: int, end_ns: int) -> Dataset:
+    """Join features and labels of a span of whole partitions, as far as they were written.
+
+    Raises:
+        LakeError: a file cannot be read.
+        ChainError: some partitions were made under another configuration.
+        NoRows: nothing has both features and a label.
+    """
+    return _rows_and_hash(lake, spec, start_ns, end_ns)[0]
+
+
+def _rows_and_hash(lake: Lake, spec: TimescaleSpec, start_ns: int, end_ns: int) -> tuple[Dataset, str]:
     assets = asset_name(spec, "features"), asset_name(spec, "labels")
     for asset, version in zip(assets, (feature_hash(spec), label_hash(spec)), strict=True):
-        lake.require(asset, [partition_key])
-        _require_version(lake, asset, window, version)
-    return read_rows(lake, spec, *window)
+        _require_version(lake, asset, (start_ns, end_ns), version)
+    return read_rows(lake, spec, start_ns, end_ns)
 
 
 def _require_version(lake: Lake, asset: str, window: tuple[int, int], version: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import date
 
-from cryptovol_dagster.core.specs import DAY_S, GK, HOUR_S, RV, ModelSpec, SplitSpec, TimescaleSpec
+from cryptovol_dagster.core.specs import DAY_S, GK, HOUR_S, RV, GateSpec, ModelSpec, SplitSpec, TimescaleSpec
 from ingestor.settings import Settings
 from ingestor.settings.model import MinutesSettings, ModelSettings, TimescaleSettings
 
@@ -86,4 +86,22 @@ def model_spec(settings: ModelSettings) -> ModelSpec:
     Args:
         settings: the section ``settings.models``, or that of the minutes.
     """
-    return ModelSpec(**settings.model_dump())
+    # How old a champion may grow says nothing of what a model is.
+    return ModelSpec(**settings.model_dump(exclude={"champion_max_age_days"}))
+
+
+def gate_spec(settings: ModelSettings, spec: TimescaleSpec) -> GateSpec:
+    """The spec of how a challenger is measured.
+
+    Args:
+        settings: the section of the timescale's models.
+        spec: the timescale.
+    """
+    usual = GateSpec()
+    return GateSpec(
+        # Where the first hold-out is a month, a challenger gets a second and a third look.
+        measured_for_s=max(usual.measured_for_s, 3 * spec.splits.test_span_s),
+        resamples=settings.bootstrap_resamples,
+        seed=settings.seed,
+        champion_max_age_s=settings.champion_max_age_days * DAY_S,
+    )

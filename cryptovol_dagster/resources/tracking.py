@@ -59,12 +59,48 @@ def mlflow_answers(uri: str) -> Iterator[None]:
         raise TrackingError(f"MLflow at {uri}: {_first_line(error)}") from error
 
 
-class Tracking:
+class Connection:
+    """MLflow's client and where it answers, without a run: what reading the registry takes."""
+
+    def __init__(self, settings: Settings, client: MlflowClient) -> None:
+        self._settings = settings
+        self._client = client
+
+    @property
+    def client(self) -> MlflowClient:
+        """MLflow's own client, for the registry; use it inside `answers`."""
+        return self._client
+
+    def answers(self) -> AbstractContextManager[None]:
+        """Turn MLflow's failures inside the block into a `TrackingError` that names its address."""
+        return mlflow_answers(self._settings.mlflow_tracking_uri)
+
+    def version_url(self, name: str, version: str) -> str:
+        """Where people open a version of a registered model."""
+        return f"{self._settings.mlflow.ui_url.rstrip('/')}/#/models/{name}/versions/{version}"
+
+
+def connect(settings: Settings) -> Connection:
+    """Reach MLflow outside a Dagster run, for verbs.
+
+    Raises:
+        TrackingError: MLflow cannot be reached or refuses.
+    """
+    from mlflow import MlflowClient
+
+    _limit_client()
+    uri = settings.mlflow_tracking_uri
+    with mlflow_answers(uri):
+        _prepare_store(uri, settings)
+        return Connection(settings, MlflowClient(tracking_uri=uri))
+
+
+class Tracking(Connection):
     """What an asset may do with MLflow; obtained as the resource ``tracking``."""
 
     def __init__(self, mlflow_resource: Any, settings: Settings, dagster_run_id: str) -> None:
+        super().__init__(settings, mlflow_resource.tracking_client)
         self._mlflow = mlflow_resource
-        self._settings = settings
         self._dagster_run_id = dagster_run_id
         self._parent: Run = mlflow_resource.active_run()
 
@@ -82,19 +118,6 @@ class Tracking:
     def dagster_run_id(self) -> str:
         """The Dagster run that works here."""
         return self._dagster_run_id
-
-    @property
-    def client(self) -> MlflowClient:
-        """MLflow's own client, for the registry; use it inside `answers`."""
-        return self._mlflow.tracking_client
-
-    def answers(self) -> AbstractContextManager[None]:
-        """Turn MLflow's failures inside the block into a `TrackingError` that names its address."""
-        return mlflow_answers(self._settings.mlflow_tracking_uri)
-
-    def version_url(self, name: str, version: str) -> str:
-        """Where people open a version of a registered model."""
-        return f"{self._settings.mlflow.ui_url.rstrip('/')}/#/models/{name}/versions/{version}"
 
     @contextmanager
     def child(self, *, asset: str, partition_key: str, tags: Mapping[str, str]) -> Iterator[Any]:
@@ -192,9 +215,7 @@ def tracking_resource(settings: Settings) -> dg.ResourceDefinition:
         if run is None or instance is None:
             raise TrackingError("the tracking resource exists only inside a Dagster run")
         uri = settings.mlflow_tracking_uri
-        for name, limit in CLIENT_LIMITS.items():
-            os.environ.setdefault(name, limit)
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+        _limit_client()
         with mlflow_answers(uri):
             mlflow_resource = _start(uri, settings, context)
         try:
@@ -206,6 +227,13 @@ def tracking_resource(settings: Settings) -> dg.ResourceDefinition:
                 mlflow_resource.end_run(status=_end_state(instance, run.run_id))
 
     return tracking
+
+
+def _limit_client() -> None:
+    """Let MLflow's client give up in time and report to nobody."""
+    for name, limit in CLIENT_LIMITS.items():
+        os.environ.setdefault(name, limit)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
 def _parent_tags(settings: Settings, run: dg.DagsterRun) -> dict[str, str]:

@@ -177,7 +177,7 @@ def test_a_backfill_of_the_minutes_decides_and_moves_no_alias(minutes: Minutes) 
         assert decision["champion"]["model"] in minutes.settings.timescales.minutes.models.enabled
         assert decision["champion"]["registry_version"] is None
         said = minutes.summary.metadata[f"{name}/champion"][LAST]["aliases"]
-        assert said == "this run is over a range of hours"
+        assert said == "this run is over a range of partitions"
 
 
 def test_a_backfill_is_the_walk_forward_test_on_the_days_it_trains(minutes: Minutes) -> None:

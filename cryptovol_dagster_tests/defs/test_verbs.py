@@ -46,7 +46,8 @@ def test_too_little_data_is_a_verdict_with_reasons_and_an_error_only_when_asked(
     assert f"training: {taught['summary']}\n  {taught['missing'][0]}\n" in strict.stdout
     test = found["evaluation"]["counts"]["test"]
     assert f"as of {pipeline.hours[-1]}: {test['rows']:,} test rows of {', '.join(PRODUCTS)}" in strict.stdout
-    assert f"champion: ewma as of {pipeline.hours[0]}, unproven (INSUFFICIENT_DATA)" in strict.stdout
+    assert f"champion: ewma as of {pipeline.hours[0]}, unproven (HOLD)" in strict.stdout
+    assert f"decided already as of {pipeline.hours[0]}: one decision a day" in strict.stdout
 
 
 def test_training_names_what_it_trained_and_where_it_is(pipeline: Pipeline, invoke) -> None:

@@ -224,6 +224,11 @@ class ModelSettings(Section):
     alert_budget_per_hour: PositiveFloat = Field(
         default=2.0, description="false alarms an hour the operating point may cost"
     )
+    champion_max_age_days: PositiveFloat = Field(
+        default=7.0,
+        description="a champion that has learned nothing for longer, and ranks below a new HAR logit, falls "
+        "back to it",
+    )
 
 
 class SplitSettings(Section):
@@ -301,6 +306,7 @@ def _minutes_models() -> ModelSettings:
         xgboost_trees=1_200,
         xgboost_depth=3,
         xgboost_learning_rate=0.03,
+        champion_max_age_days=90.0,
     )
 
 

@@ -22,6 +22,7 @@ from cryptovol_dagster.core.evaluation_schema import (
     json_schema,
     read_report,
 )
+from cryptovol_dagster.core.gate import HoldOut
 from cryptovol_dagster.core.labels import iso_utc
 from cryptovol_dagster.core.metrics import best_f1_threshold
 from cryptovol_dagster.core.model_card import CardContext, render_model_card
@@ -34,8 +35,19 @@ from cryptovol_dagster.core.plots import (
     plot_pr_curves,
     plot_sigma_distribution,
 )
-from cryptovol_dagster.core.promotion import Champion, Measured, decide
-from cryptovol_dagster.core.specs import NS
+from cryptovol_dagster.core.promotion import (
+    THE_CHALLENGER,
+    THE_CHAMPION,
+    Champion,
+    Decision,
+    Evidence,
+    Measured,
+    agenda,
+    decide,
+    nominate,
+)
+from cryptovol_dagster.core.specs import NS, GateSpec
+from cryptovol_dagster.core.splits import TimeRange
 from cryptovol_dagster_tests.core.learning.market import MODEL_SPEC, SPEC, make_bars, make_problem
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -238,6 +250,30 @@ def test_too_few_blocks_leave_numbers_without_intervals(short: tuple[Problem, di
     json.dumps(report, allow_nan=False)
 
 
+STANDING = Decision(
+    as_of="2026-04-04-05:00",
+    verdict="HOLD",
+    reasons=(),
+    champion=Champion("baseline_zscore", "2026-04-04-05:00", "q", "f00d", "old", True, "7"),
+)
+
+
+def hold_out(evaluation: Evaluation, measured: Measured) -> Evidence:
+    """The test rows as the hold-out of a challenger, which is the richest model of all."""
+    rows, richest = evaluation.predictions, evaluation.model_names[-1]
+    scores = {THE_CHAMPION: np.asarray(rows["baseline_zscore"]), THE_CHALLENGER: np.asarray(rows[richest])}
+    t_ns = np.asarray(pd.DatetimeIndex(rows["bar_start"]).as_unit("ns").asi8)
+    contest = nominate(measured, {richest: 0.5}, STANDING)
+    return Evidence(contest, HoldOut(t_ns, SPEC.bar_ns, np.asarray(rows["y"], dtype=bool), scores))
+
+
+def decided(measured: Measured, before: Decision | None, evidence: Evidence) -> Decision:
+    """Decide as the chain does."""
+    gate = GateSpec()
+    todo = agenda(measured, before, gate=gate)
+    return decide(measured, before, todo, evidence, horizon_s=SPEC.horizon_bars, gate=gate)
+
+
 @pytest.mark.parametrize(("value", "words"), [(False, "no positives"), (True, "only positives")])
 def test_a_single_class_in_the_test_is_a_verdict(
     value: bool, words: str, short: tuple[Problem, dict[str, Model]]
@@ -256,10 +292,14 @@ def test_a_single_class_in_the_test_is_a_verdict(
         mlflow_run_ids=dict.fromkeys(models, "run"),
         problem_hash="p",
         evaluation_hash="e",
+        test=problem.split.test,
     )
-    before = Champion("baseline_zscore", "2026-04-04-05:00", "q", "f00d", "old", True, "7")
-    decision = decide(measured, before)
-    assert (decision.verdict, decision.champion, decision.changed) == ("INSUFFICIENT_DATA", before, False)
+    decision = decided(measured, STANDING, hold_out(evaluation, measured))
+    assert (decision.verdict, decision.champion, decision.changed) == (
+        "INSUFFICIENT_DATA",
+        STANDING.champion,
+        False,
+    )
     assert all(picture.startswith(PNG) for picture in pictures(evaluation))
     assert "insufficient_data" in render_model_card(evaluation.to_dict())
 
@@ -469,9 +509,9 @@ def test_the_card_tells_who_is_champion_of_what_features_and_how_to_reproduce_it
         mlflow_run_ids=dict.fromkeys(MODELS, "run"),
         problem_hash="p",
         evaluation_hash="e",
+        test=TimeRange(0, 10**19),
     )
-    before = Champion("baseline_zscore", "2026-04-04-05:00", "q", "f00d", "old", True, "7")
-    held = decide(measured, before)
+    held = decided(measured, STANDING, hold_out(evaluation, measured))
     context = CardContext(("ln_rv_60", "noise"), "http://dagster/features", {"numpy": "2.4", "xgboost": "3"})
     card = render_model_card(report, decision=held, context=context)
     for line in (
@@ -501,8 +541,8 @@ def test_the_card_tells_who_is_champion_of_what_features_and_how_to_reproduce_it
     ):
         assert f"\n## {heading}\n" in card
     assert held.challenge is not None
-    assert f"| challenger | {held.challenge.model} |" in card
-    first = render_model_card(report, decision=decide(measured, None))
+    assert f"| challenger | {held.challenge.challenger} |" in card
+    first = render_model_card(report, decision=decided(measured, None, Evidence()))
     assert (
         "Champion is **ewma**, trained as of 2026-04-04-06:00 (MLflow run `run`). It is **unproven**" in first
     )

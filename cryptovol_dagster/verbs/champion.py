@@ -1,0 +1,176 @@
+"""`cryptovol champion` and `cryptovol rollback`: who is in force and why, and an earlier model put back."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from cryptovol_dagster.verbs.options import chain_option, json_option
+from ingestor.settings import load_settings
+
+if TYPE_CHECKING:
+    from cryptovol_dagster.core.promotion import Champion, Decision
+    from cryptovol_dagster.core.specs import TimescaleSpec
+    from cryptovol_dagster.resources.rollback import Rollback
+    from ingestor.settings import Settings
+
+#: Decisions shown unless --all is given: the last that decided something.
+SHOWN = 20
+_LINE = "{:<17} {:<18} {:<12} {:<30} {:>24}  {}"
+
+
+@click.command()
+@chain_option
+@click.option("--all", "show_all", is_flag=True, help="Every partition, also those where nothing was due.")
+@json_option
+def champion(chain_name: str, show_all: bool, as_json: bool) -> None:
+    """Show who is champion, since when, who is measured against it, and what was decided before.
+
+    A challenger takes the champion's place when its average precision is above the champion's with its lower
+    bound, on rows that neither learned from. PROMOTE, HOLD, REJECT and INSUFFICIENT_DATA are given by rule,
+    ROLLBACK by a person.
+
+    \b
+    Examples:
+      cryptovol champion
+      cryptovol champion --all --json
+    """
+    from cryptovol_dagster.core.promotion import NOTHING_DUE
+    from cryptovol_dagster.resources import decisions
+    from cryptovol_dagster.resources.lake import Lake
+
+    settings = load_settings().settings
+    spec = _spec(settings, chain_name)
+    every = decisions.history(Lake(settings.storage.lake_dir), spec)
+    shown = [one for one in every if show_all or one.kind != NOTHING_DUE or one.changed]
+    if as_json:
+        newest = None if not every else every[-1].to_dict()
+        click.echo(json.dumps({"newest": newest, "history": [one.to_dict() for one in shown]}))
+        return
+    if not every:
+        click.echo(f"{spec.name}: nothing was decided yet: `cryptovol evaluate` decides")
+        return
+    for line in _standing(every):
+        click.echo(line)
+    click.echo()
+    click.echo(_LINE.format("as of", "verdict", "about", "champion afterwards", "AP difference", "why"))
+    for one in shown if show_all else shown[-SHOWN:]:
+        click.echo(_history_line(one))
+
+
+def _standing(every: list[Decision]) -> list[str]:
+    """Say who is champion since when, and who is measured against it on how many days."""
+    newest = every[-1]
+    if newest.champion is None:
+        return [f"champion: nobody ({newest.reasons[0]})"]
+    since = newest
+    for one in reversed(every):
+        if not newest.champion.is_same_model(one.champion):
+            break
+        since = one
+    unproven = ", unproven" if newest.champion.unproven else ""
+    lines = [f"champion: {_named(newest.champion)}{unproven}, in force since {since.as_of}"]
+    contest = newest.contest
+    if contest is None:
+        lines.append("challenger: nobody")
+    else:
+        looked = "not looked at yet"
+        if contest.looked_until_ns is not None:
+            looked = f"looked at up to {_when(contest.looked_until_ns)}"
+        lines.append(f"challenger: {_named(contest.challenger)}, from {_when(contest.start_ns)}, {looked}")
+    lines.append(f"newest decision: {newest.verdict} as of {newest.as_of}")
+    return [*lines, *(f"  {reason}" for reason in newest.reasons)]
+
+
+def _history_line(one: Decision) -> str:
+    difference = None if one.challenge is None else one.challenge.difference
+    found = "–"
+    if difference is not None:
+        found = f"{difference.estimate:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
+    who = "nobody" if one.champion is None else str(one.champion)
+    return _LINE.format(one.as_of, one.verdict, one.kind, who, found, "; ".join(one.reasons))
+
+
+@click.command()
+@chain_option
+@click.option(
+    "--to",
+    default="previous",
+    show_default=True,
+    metavar="previous|VERSION",
+    help="Which model: the one in force before, or a version number of the registry.",
+)
+@click.option("--reason", default="no reason was given", help="Why, for the record.")
+@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@json_option
+def rollback(chain_name: str, to: str, reason: str, dry_run: bool, as_json: bool) -> None:
+    """Put an earlier model back in force, and keep the present one from coming back by itself.
+
+    The registry's alias `champion` moves, and a decision ROLLBACK is written. The model taken out is barred,
+    and whatever is promoted next must win on rows that come after now.
+
+    \b
+    Examples:
+      cryptovol rollback --dry-run
+      cryptovol rollback --reason "false alarms all night"
+      cryptovol rollback --to 7 --reason "back to last week's"
+    """
+    from cryptovol_dagster.resources.lake import Lake
+    from cryptovol_dagster.resources.registry import PREVIOUS, Registry
+    from cryptovol_dagster.resources.reports import Reports
+    from cryptovol_dagster.resources.rollback import roll_back_to
+    from cryptovol_dagster.resources.tracking import connect
+
+    if to != PREVIOUS and not to.isdigit():
+        raise click.UsageError(f"--to {to}: expected previous or a version number")
+    settings = load_settings().settings
+    storage = settings.storage
+    spec = _spec(settings, chain_name)
+    done = roll_back_to(
+        Lake(storage.lake_dir),
+        spec,
+        Reports(storage.reports_dir, storage.artifacts_dir),
+        Registry(connect(settings), spec),
+        to=to,
+        reason=reason,
+        dry_run=dry_run,
+    )
+    if as_json:
+        click.echo(
+            json.dumps({"dry_run": dry_run, "aliases": done.aliases, "decision": done.decision.to_dict()})
+        )
+        return
+    for line in _rolled_back(done, dry_run):
+        click.echo(line)
+
+
+def _rolled_back(done: Rollback, dry_run: bool) -> list[str]:
+    now = done.decision.champion
+    would = "would be" if dry_run else "is"
+    lines = [
+        f"champion {would} {'nobody' if now is None else _named(now)}, instead of {_named(done.taken_out)}",
+        f"{done.taken_out} {would} barred; what is promoted next must win on rows from "
+        f"{_when(done.decision.used_until_ns)} on",
+    ]
+    return lines if dry_run else [*lines, done.aliases]
+
+
+def _named(model: Champion) -> str:
+    version = "" if model.registry_version is None else f" (registry version {model.registry_version})"
+    return f"{model}{version}"
+
+
+def _when(time_ns: int) -> str:
+    return f"{datetime.fromtimestamp(time_ns / 1e9, UTC):%Y-%m-%d %H:%M}"
+
+
+def _spec(settings: Settings, chain_name: str) -> TimescaleSpec:
+    from cryptovol_dagster.resources.specs import timescale_specs
+
+    known = timescale_specs(settings)
+    if chain_name not in known:
+        raise click.UsageError(f"--chain {chain_name}: expected one of {', '.join(known)}")
+    return known[chain_name]
