@@ -9,7 +9,7 @@ export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 export GIT_PYTHON_REFRESH := quiet
 
-.PHONY: help setup demo demo-ui up up-simulate ui status notebook test check format bench bench-recorder bench-backfill bench-backtest bench-reports soak containers-lint containers-check kafka kafka-stop kafka-status lock clean
+.PHONY: help setup demo demo-ui up up-simulate ui status notebook test check format bench bench-recorder bench-backfill bench-backtest bench-gate bench-reports soak containers-lint containers-check kafka kafka-stop kafka-status lock clean
 
 help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -65,6 +65,9 @@ bench-backtest: $(STAMP) ## Minutes and memory of the walk-forward test of BTC-U
 
 BARS ?= ../shared/data/bars
 BACKTEST_OUT ?= reports/backtest
+
+bench-gate: $(STAMP) ## How often the promotion gate is fooled in a month of retrains, and how soon it sees a better model
+	$(BIN)/python -m benchmarks.gate
 
 bench-reports: $(STAMP) ## Seconds of a drift report on 20,000 rows × 100 columns, and of an hour's drift numbers
 	$(BIN)/python -m benchmarks.reports
