@@ -273,6 +273,7 @@ def _print(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     from cryptovol_dagster.core.backtest import best_single_feature
+    from cryptovol_dagster.core.backtest_card import comparison_text
 
     test, names = report["test"], list(report["models"])
     # Where nobody looks (a pipe, a log) there is no width to keep to.
@@ -310,10 +311,6 @@ def _print(report: dict[str, Any]) -> None:
     single = best_single_feature(report)
     for entry in report["comparisons"]:
         if entry["baseline"] == single:
-            bounds = entry["interval"] or {"low": None, "high": None}
-            console.print(
-                f"{entry['model']} over {single}: AP {entry['ap_difference']:+.4f} "
-                f"[{number(bounds['low'], 4)}, {number(bounds['high'], 4)}], mean over folds "
-                f"{entry['mean_over_folds_difference']:+.4f}, onset AP × {number(entry['onset_ratio'], 2)}, "
-                f"ahead in {entry['folds_ahead']} of {entry['folds_compared']} folds"
-            )
+            console.print(f"{entry['model']} over {single}: {comparison_text(entry)}")
+    for entry in report["over_best_column"]:
+        console.print(f"{entry['model']} over the bare column {entry['baseline']}: {comparison_text(entry)}")

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from numpy.typing import NDArray
 
 from cryptovol_dagster.core.backtest import best_single_feature, fold_ends, fold_rows, walk_forward
 from cryptovol_dagster.core.backtest_card import render_backtest_card
@@ -99,13 +100,12 @@ def test_numbers_are_of_the_test_rows_of_all_folds(rows: Dataset) -> None:
         "3.0 of 4 days of training in BTC-USD 2024-03-18T00:01:00Z"
     )
     assert told[0] == (1, 5, "2024-03-23 persistence")
-    y = test["y"].to_numpy()
+    y, onset = test["y"].to_numpy(), test["onset"].to_numpy()
     assert report["test"]["positives"] == y.sum()
     for name in MODELS:
         quality = report["models"][name]
         score = test[name].to_numpy()
         assert quality["average_precision"] == pytest.approx(average_precision(y, score))
-        onset = test["onset"].to_numpy()
         assert quality["onset_average_precision"] == pytest.approx(average_precision(y[onset], score[onset]))
         own = [fold["models"][name]["average_precision"] for fold in report["folds"]]
         assert quality["mean_over_folds"] == pytest.approx(np.mean(own))
@@ -114,9 +114,31 @@ def test_numbers_are_of_the_test_rows_of_all_folds(rows: Dataset) -> None:
     assert best_single_feature(report) == "ewma"
     pairs = [(one["model"], one["baseline"]) for one in report["comparisons"]]
     assert pairs == [("ewma", "persistence"), ("xgboost", "persistence"), ("xgboost", "ewma")]
+    first, *others = report["single_columns"]
+    assert [one["column"] for one in (first, *others)] == ["ln_ewma_gk_20", "ln_gk_5", "noise"]
+    column = column_of(rows, test, "ln_ewma_gk_20")
+    assert first["average_precision"] == pytest.approx(average_precision(y, column))
+    assert first["onset_average_precision"] == pytest.approx(average_precision(y[onset], column[onset]))
+    folds = test["fold"].to_numpy()
+    own = [average_precision(y[folds == k], column[folds == k]) for k in range(len(report["folds"]))]
+    assert first["mean_over_folds"] == pytest.approx(np.mean(own))
+    over = {one["model"]: one for one in report["over_best_column"]}
+    assert {one["baseline"] for one in over.values()} == {"ln_ewma_gk_20"}
+    learned = report["models"]["xgboost"]["average_precision"]
+    assert over["xgboost"]["ap_difference"] == pytest.approx(learned - first["average_precision"])
+    assert (
+        over["xgboost"]["interval"]["low"]
+        <= over["xgboost"]["ap_difference"]
+        <= over["xgboost"]["interval"]["high"]
+    )
     card = render_backtest_card([{**report, "holdout": False, "holdout_looks": 0}])
     assert f"| xgboost | {report['models']['xgboost']['average_precision']:.3f} [" in card
     assert "not tested: " in card
+
+
+def column_of(rows: Dataset, test: pd.DataFrame, name: str) -> NDArray[np.float64]:
+    at = np.searchsorted(rows.t_ns, test["t"].astype("datetime64[ns, UTC]").astype(np.int64))
+    return rows.features[name].to_numpy(dtype=np.float64)[at]
 
 
 def test_a_fold_sees_nothing_after_its_day(rows: Dataset) -> None:
