@@ -38,8 +38,8 @@ def render_backtest_card(reports: Sequence[Mapping[str, Any]]) -> str:
         "mean over folds stands beside it, since pooling rewards knowing which month is violent. Intervals: "
         "circular block bootstrap over days. Onset: rows whose own last H minutes are not yet a spike. The "
         "models of a single feature (persistence, z-score, EWMA) are fitted to the threshold of each fold, "
-        "so that their scores mean the same in a calm month and in a wild one; a bare column pooled over months "
-        "is not, and ranks lower for it.",
+        "so that their scores mean the same in a calm month and in a wild one; a bare column pooled over "
+        "months is not, and ranks lower for it.",
         "",
     ]
     for report in reports:
