@@ -100,7 +100,7 @@ def backtest(
     report["holdout"] = holdout
     report["holdout_looks"] = looks
     report["seconds"] = round(time.monotonic() - started, 1)
-    paths = _save(folder, report)
+    paths = _save(folder, report, found)
     if card is not None:
         _write_card(folder, card)
     if as_json:
@@ -243,25 +243,17 @@ def _shown(*, quiet: bool) -> Iterator[Progress]:
         yield lambda done, total, what: progress.update(task, description=what, completed=done, total=total)
 
 
-def _save(folder: Path, report: dict[str, Any]) -> list[Path]:
-    from cryptovol_dagster.core.plots import plot_periods
+def _save(folder: Path, report: dict[str, Any], found: Backtest) -> list[Path]:
+    from cryptovol_dagster.core.backtest_plots import draw_backtest
     from cryptovol_dagster.resources.lake import replace_file
 
     products = "+".join(report["data"]["products"])
     stem = f"{products}-h{report['horizon_bars']}{'-holdout' if report['holdout'] else ''}"
-    path, picture = folder / f"{stem}.json", folder / f"{stem}-by_month.png"
-    months, test = report["by_month"], report["test"]
-    png = plot_periods(
-        [month["month"] for month in months],
-        {name: [month["average_precision"][name] for month in months] for name in report["models"]},
-        base_rates=[month["base_rate"] for month in months],
-        rows=[month["rows"] for month in months],
-        heading=f"{products}, next {report['horizon_bars']} min: average precision by month",
-        measured_on=f"walk-forward test {test['first']} … {test['end']}, {test['rows']:,} rows",
-    )
-    replace_file(path, json.dumps(report, indent=1, allow_nan=False).encode())
-    replace_file(picture, png)
-    return [path, picture]
+    contents = {folder / f"{stem}.json": json.dumps(report, indent=1, allow_nan=False).encode()}
+    contents |= {folder / f"{stem}-{name}.png": png for name, png in draw_backtest(found).items()}
+    for path, content in contents.items():
+        replace_file(path, content)
+    return list(contents)
 
 
 def _write_card(folder: Path, card: Path) -> None:
