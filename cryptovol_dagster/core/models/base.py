@@ -257,3 +257,27 @@ def need_columns(model: str, train: Dataset, wanted: tuple[str, ...]) -> tuple[s
     if missing := [name for name in wanted if name not in train.features.columns]:
         raise ModelError(f"model {model} needs {', '.join(missing)}, which the features do not offer")
     return wanted
+
+
+def varying_columns(model: str, train: Dataset) -> tuple[str, ...]:
+    """Name, sorted, the features that are not the same number in every training row.
+
+    There is nothing to learn from a constant, but its mere presence would change which columns a boosted tree
+    draws, hence every prediction.
+
+    Raises:
+        ModelError: all of them are constant.
+    """
+    features = train.features
+    names = tuple(sorted(name for name in features.columns if _varies(features[name].to_numpy())))
+    if not names:
+        raise ModelError(
+            f"model {model}: each of its {len(features.columns)} features is constant in training"
+        )
+    return names
+
+
+def _varies(values: NDArray[np.float32]) -> bool:
+    # A value that is sometimes unknown varies: that it is unknown may say something.
+    low, high = values.min(), values.max()
+    return bool(low != high)

@@ -137,9 +137,10 @@ def test_a_fold_without_spikes_is_named_and_its_rows_count(rows: Dataset) -> Non
     sigma = rows.sigma.copy()
     sigma[rows.t_ns > end - int(2.1 * DAY_S) * NS] = 1e-6
     calm = replace(rows, sigma=sigma)
-    found = walk_forward(calm, MINUTES, model_spec(), ends=ends()[-2:], feature_hash="f", models=("ewma",))
+    found = walk_forward(calm, MINUTES, model_spec(), ends=ends()[-2:], feature_hash="f", models=MODELS)
     assert [fold["reason"] for fold in found.report["folds"]] == ["", "its test holds no positives"]
-    assert found.report["folds"][-1]["models"]["ewma"]["average_precision"] is None
+    for name in MODELS:
+        assert found.report["folds"][-1]["models"][name]["average_precision"] is None
     assert found.report["test"]["rows"] == len(found.predictions)
 
 
