@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import numpy as np
 import pandas as pd
 
-from cryptovol_dagster.core.dataset import FEATURE_DTYPE, Dataset, require_both_classes
+from cryptovol_dagster.core.dataset import FEATURE_DTYPE, Dataset, constant_features, require_both_classes
 from cryptovol_dagster.core.labels import LearningError
 from cryptovol_dagster.core.specs import NS, ModelSpec
 
@@ -260,24 +260,16 @@ def need_columns(model: str, train: Dataset, wanted: tuple[str, ...]) -> tuple[s
 
 
 def varying_columns(model: str, train: Dataset) -> tuple[str, ...]:
-    """Name, sorted, the features that are not the same number in every training row.
+    """Name, sorted, the features from whose training rows something can be learned.
 
-    There is nothing to learn from a constant, but its mere presence would change which columns a boosted tree
-    draws, hence every prediction.
+    The mere presence of a constant would change which columns a boosted tree draws, hence every prediction.
 
     Raises:
         ModelError: all of them are constant.
     """
-    features = train.features
-    names = tuple(sorted(name for name in features.columns if _varies(features[name].to_numpy())))
+    names = tuple(sorted(set(train.features.columns).difference(constant_features(train))))
     if not names:
         raise ModelError(
-            f"model {model}: each of its {len(features.columns)} features is constant in training"
+            f"model {model}: each of its {len(train.features.columns)} features is constant in training"
         )
     return names
-
-
-def _varies(values: NDArray[np.float32]) -> bool:
-    # A value that is sometimes unknown varies: that it is unknown may say something.
-    low, high = values.min(), values.max()
-    return bool(low != high)
