@@ -119,8 +119,10 @@ def _live(model: Model, predict: Predict, spec: TimescaleSpec) -> dict[str, Any]
     """Time what a second costs live: its ticks in, bars, features, the matrix, the probabilities.
 
     The market is made up; the step is the one of `cryptovol featurize`. None where live rows lack a feature
-    that the model cannot do without.
+    that the model cannot do without, and of bars made of candles, which no live step makes.
     """
+    if not spec.quotes:
+        return None
     known_bars = lookback_bars(spec)
     ticks, _ = made_up_ticks(spec, known_bars + _LIVE_BARS)
     ticks = ticks.take(np.argsort(ticks.event_time_ns, kind="stable"))

@@ -78,7 +78,7 @@ def find_scorer(
     others; its `source` says so.
 
     Raises:
-        InferError: there is none.
+        InferError: there is none, or it is another chain's.
         ModelError: the file is no model file.
         DecisionError: the newest decision cannot be read.
     """
@@ -127,13 +127,17 @@ def _scorer(lake: Lake, spec: TimescaleSpec, content: bytes, source: str, versio
     from cryptovol_dagster.core.models import load_model
 
     model = load_model(content)
+    if model.meta.timescale != spec.name:
+        raise InferError(
+            f"{source} is of {model.meta.timescale}, asked for is {spec.name}: --chain {model.meta.timescale}"
+        )
     as_of = _trained_as_of(lake, spec, model)
     threshold = None
     if as_of is not None and lake.exists(f"{spec.name}/model_evaluation", as_of, "json"):
         report = json.loads(lake.read_bytes(f"{spec.name}/model_evaluation", as_of, "json"))
         points = report["models"].get(model.name, {}).get("operating_points", {})
         threshold = (points.get("max_f1") or {}).get("threshold")
-    known = f"{model.name} as of {as_of}" if as_of else f"{model.name}, as-of hour unknown here"
+    known = f"{model.name} as of {as_of}" if as_of else f"{model.name}, as-of time unknown here"
     return Scorer(model, source, version or known, threshold)
 
 
@@ -150,10 +154,10 @@ def _trained_as_of(lake: Lake, spec: TimescaleSpec, model: Model) -> str | None:
 
 
 def read_features(lake: Lake, spec: TimescaleSpec, path: Path | None) -> FeatureRows:
-    """Read features to score: a file (or folder of files), else the newest hour in the lake.
+    """Read features to score: a file (or folder of files), else the newest partition in the lake.
 
     Args:
-        lake: where the hours are.
+        lake: where the partitions are.
         spec: the timescale.
         path: Parquet or CSV as `replay` and `featurize` write it, or a partition of the lake.
 

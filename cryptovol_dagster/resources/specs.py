@@ -11,6 +11,10 @@ from ingestor.settings.model import MinutesSettings, ModelSettings, TimescaleSet
 SECONDS, MINUTES = "seconds", "minutes"
 
 
+class UnknownChain(Exception):  # noqa: N818 - named for what it says
+    """There is no chain of that name; the message lists those there are."""
+
+
 def timescale_spec(settings: TimescaleSettings, name: str) -> TimescaleSpec:
     """The spec of the seconds.
 
@@ -73,6 +77,18 @@ def timescale_specs(settings: Settings) -> dict[str, TimescaleSpec]:
     if settings.timescales.minutes.enabled:
         found += minutes_specs(settings.timescales.minutes)
     return {spec.name: spec for spec in found}
+
+
+def spec_of(settings: Settings, name: str) -> TimescaleSpec:
+    """Give a chain by its name.
+
+    Raises:
+        UnknownChain: there is none of that name.
+    """
+    known = timescale_specs(settings)
+    if name not in known:
+        raise UnknownChain(f"{name} is no chain of this configuration: {', '.join(known)}")
+    return known[name]
 
 
 def models_of(settings: Settings, spec: TimescaleSpec) -> ModelSettings:

@@ -44,10 +44,11 @@ def evaluate(ctx: click.Context, chain_name: str, partition: str | None, strict:
     from cryptovol_dagster.resources.decisions import read_decision
     from cryptovol_dagster.resources.lake import Lake
     from cryptovol_dagster.resources.reports import Reports
+    from cryptovol_dagster.resources.specs import spec_of
     from cryptovol_dagster.verbs import runs
 
     settings = load_settings().settings
-    scale, spec = chain_name, runs.spec_of(settings, chain_name)
+    scale, spec = chain_name, spec_of(settings, chain_name)
     key = partition or runs.newest_labelled(settings, scale)
     selection = [f"{scale}/model_evaluation", f"{scale}/champion", f"{scale}/model_card"]
     if not runs.models_are_current(settings, key, scale):

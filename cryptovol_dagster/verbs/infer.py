@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cryptovol_dagster.verbs.options import json_option
+from cryptovol_dagster.verbs.options import chain_option, json_option
 from ingestor.settings import load_settings
 
 if TYPE_CHECKING:
@@ -36,10 +36,11 @@ _BENCHMARK_LINE = "{:<25} {:>6} {:>6} {:>9} {:>9} {:>9}"
     "--features",
     type=click.Path(path_type=Path),
     help="Features as `replay` or `featurize` write them, .parquet (file or folder) or .csv (default: the "
-    "newest hour in the lake).",
+    "newest hour, of the minutes the newest day, in the lake).",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Write every row's score to .parquet or .csv.")
 @click.option("--benchmark", is_flag=True, help="Measure calls of 1 to 1,000 rows by back end instead.")
+@chain_option
 @json_option
 def infer(
     name: str | None,
@@ -47,15 +48,17 @@ def infer(
     features: Path | None,
     out: Path | None,
     benchmark: bool,
+    chain_name: str,
     as_json: bool,
 ) -> None:
-    """Score features: the probability that the next minute is one of the market's violent ones.
+    """Score features: the probability that what comes next is one of the market's violent minutes.
 
     Prints each product's newest row: probability, flag at the operating point that was chosen on validation,
     and how old the row is. A row that its features call invalid gets no prediction, and the reason instead.
 
-    --benchmark times a call of the model by back end (onnxruntime among them) and number of rows, and the way
-    of one bar from ticks to probabilities. Before any number, every back end must say the same of every row.
+    --benchmark times a call of the model by back end (onnxruntime among them) and number of rows, and, of the
+    seconds, the way of one bar from ticks to probabilities. Before any number, every back end must say the
+    same of every row.
 
     \b
     Examples:
@@ -63,12 +66,13 @@ def infer(
       cryptovol infer --model xgboost --json              an exported model, for scripts
       cryptovol infer --model-path models/artifacts/seconds-ewma.zip --features features.parquet
       cryptovol infer --features features.parquet --out scores.csv
+      cryptovol infer --chain minutes_h5                  the champion of a horizon, on the newest day
       cryptovol infer --benchmark                         p50, p90 and p99 of a call, by back end
     """
     from cryptovol_dagster.resources import inference
     from cryptovol_dagster.resources.lake import Lake
     from cryptovol_dagster.resources.reports import Reports
-    from cryptovol_dagster.resources.specs import timescale_spec
+    from cryptovol_dagster.resources.specs import spec_of
 
     if name is not None and model_path is not None:
         raise click.UsageError("--model and --model-path exclude each other")
@@ -79,7 +83,7 @@ def infer(
     settings = load_settings().settings
     storage = settings.storage
     lake = Lake(storage.lake_dir)
-    spec = timescale_spec(settings.timescales.seconds, "seconds")
+    spec = spec_of(settings, chain_name)
     reports = Reports(storage.reports_dir, storage.artifacts_dir)
     scorer = inference.find_scorer(lake, spec, reports, name=name, path=model_path)
     rows = inference.read_features(lake, spec, features)
@@ -88,6 +92,7 @@ def infer(
         "source": scorer.source,
         "features": rows.source,
         "feature_version": scorer.model.meta.feature_hash,
+        "chain": spec.name,
         "horizon_s": scorer.model.meta.horizon_s,
         "operating_point": scorer.threshold,
     }
@@ -179,7 +184,7 @@ def _benchmark_text(body: dict[str, Any]) -> str:
     lines += [_line(call["backend"], call["rows"], call) for call in found["calls"]]
     live = found["live"]
     if live is None:
-        lines.append("live rows lack a feature that this model needs: their way was not measured")
+        lines.append("no live rows of this chain hold what the model needs: the way of a bar was not timed")
     else:
         lines.append(_line("ticks of a bar → p", round(live["rows_a_bar"]), live))
     verdict = "within" if found["within_target"] else "ABOVE"

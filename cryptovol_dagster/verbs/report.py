@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cryptovol_dagster.verbs.options import json_option, partition_option
+from cryptovol_dagster.verbs.options import chain_option, json_option, partition_option
 from ingestor.settings import load_settings
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 @click.option("--drift", is_flag=True, help="How an hour's features differ from those of the hours before.")
 @click.option("--data-quality", is_flag=True, help="What an hour's bars and features are like.")
 @click.option("--list", "as_list", is_flag=True, help="List the reports made; make none.")
+@chain_option
 @partition_option
 @json_option
 def report(
@@ -29,12 +30,14 @@ def report(
     drift: bool,
     data_quality: bool,
     as_list: bool,
+    chain_name: str,
     partition: str | None,
     as_json: bool,
 ) -> None:
     """Make an Evidently report, HTML and JSON, and renew reports/index.html, the page over all of them.
 
-    The newest copies lie in reports/evidently/, the others by hour in the lake. For --compare-train-test the
+    The newest copies lie in reports/evidently/ (of the minutes: reports/<chain>/evidently/, with a page of
+    their own), the others by hour or day in the lake. For --compare-train-test the
     splits of the hour are made first where they are missing or of other rows than are there now.
 
     \b
@@ -42,6 +45,7 @@ def report(
     The same, as of another hour:         cryptovol report --compare-train-test --partition 2026-04-04-03:00
     The newest hour against those before: cryptovol report --drift
     What its bars and features are like:  cryptovol report --data-quality
+    Of a horizon of the minutes:          cryptovol report --chain minutes_h5
     Every report made so far:             cryptovol report --list
     For another program:                  cryptovol report --drift --json
     """
@@ -51,27 +55,28 @@ def report(
     if as_list:
         if partition is not None:
             raise click.UsageError("--list is of every hour: leave --partition out")
-        _list(settings, as_json)
+        _list(settings, chain_name, as_json)
         return
     kind = "drift_report" if drift else "data_quality_report" if data_quality else "train_test_report"
-    _make(settings, kind, partition, as_json)
+    _make(settings, chain_name, kind, partition, as_json)
 
 
-def _make(settings: Settings, kind: str, partition: str | None, as_json: bool) -> None:
+def _make(settings: Settings, chain_name: str, kind: str, partition: str | None, as_json: bool) -> None:
     from cryptovol_dagster.resources.evidently_report import TITLES, measured_on
     from cryptovol_dagster.resources.lake import Lake
     from cryptovol_dagster.resources.report_index import SUMMARY
     from cryptovol_dagster.resources.reports import Reports
     from cryptovol_dagster.verbs import runs
 
-    key = partition or runs.newest_labelled(settings)
-    asset = f"{runs.TIMESCALE}/{kind}"
+    _require_made(settings, chain_name, kind)
+    key = partition or runs.newest_labelled(settings, chain_name)
+    asset = f"{chain_name}/{kind}"
     assets = [asset]
-    if kind == "train_test_report" and not runs.splits_are_current(settings, key):
-        assets.insert(0, f"{runs.TIMESCALE}/splits")
+    if kind == "train_test_report" and not runs.splits_are_current(settings, key, chain_name):
+        assets.insert(0, f"{chain_name}/splits")
     done = runs.materialize_range(settings, key, key, assets)
     lake = Lake(settings.storage.lake_dir)
-    index = Reports(settings.storage.reports_dir, settings.storage.artifacts_dir).index
+    index = Reports(settings.storage.reports_dir, settings.storage.artifacts_dir).of(chain_name).index
     page = lake.path(asset, key, "html")
     summary = json.loads(lake.read_bytes(asset, key, SUMMARY))
     if as_json:
@@ -87,22 +92,34 @@ def _make(settings: Settings, kind: str, partition: str | None, as_json: bool) -
     click.echo(f"written to {page}\nall reports: {index}")
 
 
-def _list(settings: Settings, as_json: bool) -> None:
+def _require_made(settings: Settings, chain_name: str, kind: str) -> None:
+    """Refuse what no asset makes: horizons of one grid share bars and features, hence their quality."""
+    from cryptovol_dagster.resources.specs import spec_of, timescale_specs
+    from cryptovol_dagster.verbs.runs import NothingToDo
+
+    grid = spec_of(settings, chain_name).grid
+    first = next(spec.name for spec in timescale_specs(settings).values() if spec.grid == grid)
+    if kind == "data_quality_report" and chain_name != first:
+        raise NothingToDo(
+            f"{chain_name} has no data quality report: its bars and features are those of {first}: "
+            f"--chain {first}"
+        )
+
+
+def _list(settings: Settings, chain_name: str, as_json: bool) -> None:
     from cryptovol_dagster.resources.evidently_report import TITLES
     from cryptovol_dagster.resources.lake import Lake
     from cryptovol_dagster.resources.report_index import entries
-    from cryptovol_dagster.resources.specs import timescale_spec
-    from cryptovol_dagster.verbs.runs import TIMESCALE
+    from cryptovol_dagster.resources.specs import spec_of
 
-    spec = timescale_spec(settings.timescales.seconds, TIMESCALE)
-    found = entries(Lake(settings.storage.lake_dir), spec)
+    found = entries(Lake(settings.storage.lake_dir), spec_of(settings, chain_name))
     if as_json:
         click.echo(json.dumps({"reports": [entry.to_dict() for entry in found]}))
         return
     if not found:
         click.echo("no report yet: `cryptovol report` makes one")
         return
-    click.echo(f"{'hour (UTC)':<18}{'report':<26}{'drifted':>8}  verdict; measured on; page")
+    click.echo(f"{'as of (UTC)':<18}{'report':<26}{'drifted':>8}  verdict; measured on; page")
     for entry in found:
         click.echo(f"{entry.as_of:<18}{TITLES[entry.kind]:<26}{_percent(entry):>8}  {entry.verdict}")
         click.echo(f"{'':<54}{entry.rows}\n{'':<54}{entry.path or 'removed'}")

@@ -29,7 +29,7 @@ from cryptovol_dagster.resources.lake import (
     partitions_between,
 )
 from cryptovol_dagster.resources.raw import RawStore
-from cryptovol_dagster.resources.specs import MINUTES, models_of, timescale_specs
+from cryptovol_dagster.resources.specs import MINUTES, models_of, spec_of, timescale_specs
 from ingestor.settings import Settings
 
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
@@ -360,18 +360,6 @@ def specs_of(settings: Settings, timescale: str) -> list[TimescaleSpec]:
         return found
     grids = dict.fromkeys(spec.grid for spec in known.values())
     raise NothingToDo(f"{timescale} is no timescale of this configuration: {', '.join(grids)}")
-
-
-def spec_of(settings: Settings, name: str) -> TimescaleSpec:
-    """Give a chain by its name.
-
-    Raises:
-        NothingToDo: there is none of that name.
-    """
-    known = timescale_specs(settings)
-    if name not in known:
-        raise NothingToDo(f"{name} is no chain of this configuration: {', '.join(known)}")
-    return known[name]
 
 
 def days_to_fill(

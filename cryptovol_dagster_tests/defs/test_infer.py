@@ -111,7 +111,7 @@ def test_without_a_champion_an_exported_model_serves_and_says_so(pipeline: Pipel
     exported = storage.artifacts_dir / "seconds-ewma.zip"
     assert scorer.source == f"exported model {exported}, there is no champion yet"
     assert (scorer.model.name, scorer.threshold) == ("ewma", None)
-    assert scorer.version == "ewma, as-of hour unknown here"
+    assert scorer.version == "ewma, as-of time unknown here"
     empty = Reports(tmp_path, tmp_path)
     for name, says in (
         (None, f"there is no champion yet and {tmp_path} holds no model"),

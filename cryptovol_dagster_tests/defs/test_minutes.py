@@ -11,10 +11,13 @@ import dagster as dg
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from click.testing import CliRunner
 
+from cryptovol_dagster.cli import main
 from cryptovol_dagster.core.backtest import fold_ends, walk_forward
 from cryptovol_dagster.core.features import feature_hash
+from cryptovol_dagster.core.models import load_model
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs.build import build_defs, build_resources
 from cryptovol_dagster.resources import chain
@@ -22,7 +25,7 @@ from cryptovol_dagster.resources.candle_rows import candle_grid, labelled_rows, 
 from cryptovol_dagster.resources.history import DAY_NS, History
 from cryptovol_dagster.resources.holdout_looks import ledger_path
 from cryptovol_dagster.resources.lake import Lake, partition_window, partitions_between
-from cryptovol_dagster.resources.specs import model_spec, timescale_specs
+from cryptovol_dagster.resources.specs import UnknownChain, model_spec, spec_of, timescale_specs
 from cryptovol_dagster.verbs import backtest as verb
 from cryptovol_dagster.verbs import runs
 from cryptovol_dagster.verbs.backfill import backfill
@@ -345,10 +348,84 @@ def test_the_verb_refuses_what_is_no_day_or_no_timescale(
         runs.NothingToDo, match=r"hours is no timescale of this configuration: seconds, minut"
     ):
         runs.chain_selection(settings, "hours")
-    with pytest.raises(runs.NothingToDo, match=r"minutes_h7 is no chain of this configuration: seconds, min"):
-        runs.spec_of(settings, "minutes_h7")
+    with pytest.raises(UnknownChain, match=r"minutes_h7 is no chain of this configuration: seconds, min"):
+        spec_of(settings, "minutes_h7")
     with pytest.raises(runs.NothingToDo, match=r"2024-02-28 is before dagster.minutes_start, 2024-03-01"):
         runs.days_to_fill(settings, "2024-02-28", LAST, False, False)
     assert runs.days_to_fill(settings, None, None, False, False) == [(FIRST, LAST)]
     assert runs.days_to_fill(settings, None, None, True, False) == []
     assert "--timescale minutes --from 2024-01-01" in CliRunner().invoke(backfill, ["--help"]).output
+
+
+@pytest.fixture
+def invoke(minutes: Minutes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Run a verb of `cryptovol` on the chains of the minutes."""
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump(minutes.settings.model_dump(mode="json", exclude={"kafka"})))
+    monkeypatch.setenv("CRYPTOVOL_CONFIG", str(config))
+    return lambda *arguments: CliRunner().invoke(main, list(arguments))
+
+
+@pytest.mark.parametrize(("name", "horizon_s"), [("minutes_h5", 300), ("minutes_h15", 900)])
+def test_the_champion_of_a_horizon_scores_the_newest_day(
+    minutes: Minutes, invoke, name: str, horizon_s: int
+) -> None:
+    result = invoke("infer", "--chain", name, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["chain"], found["horizon_s"]) == (name, horizon_s)
+    assert found["features"] == f"minutes/features of {LAST}"
+    decision = json.loads(minutes.lake.read_bytes(f"{name}/champion", LAST, "json"))
+    champion = decision["champion"]
+    assert found["model"].startswith(f"{champion['model']} as of {champion['as_of']}")
+    model = load_model(minutes.lake.read_bytes(f"{name}/model_{champion['model']}", champion["as_of"], "zip"))
+    rows = minutes.lake.read_table("minutes/features", *partition_window(LAST)).to_pandas()
+    for row in found["latest"]:
+        assert row["bar_end"] == "2024-03-10T00:00:00+00:00"
+        own = rows[rows["product"] == row["product"]].tail(1).reindex(columns=list(model.meta.inputs))
+        assert row["probability"] == pytest.approx(model.predict_proba(own)[0])
+
+
+def test_a_model_of_another_horizon_is_refused_and_so_is_an_unknown_chain(minutes: Minutes, invoke) -> None:
+    exported = minutes.settings.storage.artifacts_dir / "minutes_h5-ewma.zip"
+    for arguments, says in (
+        (
+            ("infer", "--chain", "minutes_h15", "--model-path", str(exported)),
+            "is of minutes_h5, asked for is minutes_h15: --chain minutes_h5",
+        ),
+        (
+            ("infer", "--chain", "minutes_h7"),
+            "minutes_h7 is no chain of this configuration: seconds, minutes",
+        ),
+        (
+            ("report", "--chain", "minutes_h7"),
+            "minutes_h7 is no chain of this configuration: seconds, minutes",
+        ),
+        (
+            ("report", "--chain", "minutes_h15", "--data-quality"),
+            "minutes_h15 has no data quality report: its bars and features are those of minutes_h5",
+        ),
+    ):
+        result = invoke(*arguments)
+        assert result.exit_code == 1
+        assert says in result.output
+        assert len(result.output.strip().splitlines()) == 1
+
+
+def test_a_report_of_a_horizon_is_of_its_newest_day(invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the reports hold is tested beside Evidently; here only what is asked for."""
+    asked: list[tuple[str, str, tuple[str, ...]]] = []
+
+    def asked_only(_settings: Settings, first: str, last: str, selection: list[str]) -> None:
+        asked.append((first, last, tuple(selection)))
+        raise runs.NothingToDo("asked")
+
+    monkeypatch.setattr(runs, "materialize_range", asked_only)
+    for arguments, assets in (
+        (("--chain", "minutes_h5"), ("minutes_h5/train_test_report",)),
+        (("--chain", "minutes_h15", "--drift"), ("minutes_h15/drift_report",)),
+        (("--chain", "minutes_h5", "--data-quality"), ("minutes_h5/data_quality_report",)),
+    ):
+        assert invoke("report", *arguments).exit_code == 1
+        assert asked.pop() == (LAST, LAST, assets)
+    assert "no report yet" in invoke("report", "--chain", "minutes_h5", "--list").output
