@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from cryptovol_dagster.core.canvas import clock
-from cryptovol_dagster.core.drift import DriftLimits
+from cryptovol_dagster.core.drift_calibration import DriftLimits
 from cryptovol_dagster.core.features import feature_hash
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs import schemas
@@ -23,6 +23,7 @@ from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import MARKET, TRAINING
 from cryptovol_dagster.defs.training import trainable_plans
 from cryptovol_dagster.resources import chain, drift, evidently_report, pictures, report_rows
+from cryptovol_dagster.resources.drift import DriftWindow
 from cryptovol_dagster.resources.evidently_report import EvidentlyReport, Side
 from cryptovol_dagster.resources.lake import Lake
 from cryptovol_dagster.resources.report_index import SUMMARY, write_index
@@ -50,20 +51,29 @@ def monitoring_assets(
     ]
 
 
-def drift_limits(monitoring: MonitoringSettings) -> DriftLimits:
-    """Give the limits that the settings ask for."""
+def fixed_limits(monitoring: MonitoringSettings) -> DriftLimits:
+    """Give the limits that hold where none can be calibrated."""
     return DriftLimits(monitoring.drift_distance_limit, monitoring.drift_limit_share)
+
+
+def drift_window(monitoring: MonitoringSettings) -> DriftWindow:
+    """Give what an hour is compared with and held against, as the settings ask for."""
+    return DriftWindow(
+        monitoring.drift_reference_hours, monitoring.drift_calibration_hours, fixed_limits(monitoring)
+    )
 
 
 def _drift_scores(
     spec: TimescaleSpec, hours: dg.PartitionsDefinition, monitoring: MonitoringSettings
 ) -> dg.AssetsDefinition:
     key_of_asset = asset_key(spec, "drift_scores")
-    back = monitoring.drift_reference_hours
+    window = drift_window(monitoring)
 
     @dg.asset(
         key=key_of_asset,
-        deps=[look_back(asset_key(spec, "features"), back)],
+        # Limits rest on the numbers of past hours, which are no dependency: numbers made again for an old
+        # hour must not call for a month of others.
+        deps=[look_back(asset_key(spec, "features"), window.reference_hours)],
         partitions_def=hours,
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name=GROUP,
@@ -71,10 +81,17 @@ def _drift_scores(
         pool=MARKET,
         kinds={"numpy", "json"},
         code_version=code_version(
-            feature_hash(spec), f"{monitoring.drift_distance_limit:g}", f"{monitoring.drift_limit_share:g}"
+            str(drift.SCHEMA_VERSION),
+            feature_hash(spec),
+            f"{window.fixed.distance:g}",
+            f"{window.fixed.share:g}",
+            str(window.calibration_hours),
         ),
         tags=timescale_tags(spec.name),
-        metadata={"reference_hours": back},
+        metadata={
+            "reference_hours": window.reference_hours,
+            "calibration_hours": window.calibration_hours,
+        },
     )
     def drift_scores(
         context: dg.AssetExecutionContext,
@@ -84,10 +101,11 @@ def _drift_scores(
         """How far each feature of an hour lies from the hours before it: numbers for the drift sensor.
 
         Wasserstein distance over the standard deviation of both samples' mixture, 0 to 2; of several
-        products the worst counts. The limits are uncalibrated, so an hour over them is no alarm.
+        products the worst counts. Limits are calibrated on the numbers of past hours once there are 30 of
+        them; until then they are those of the settings, and an hour over them is no alarm.
         """
         for key in context.partition_keys:
-            scores = drift.score_hour(lake, spec, key, reference_hours=back, limits=drift_limits(monitoring))
+            scores = drift.score_hour(lake, spec, key, window)
             content = json.dumps(scores.to_dict(), indent=2, allow_nan=False).encode()
             path = lake.write_bytes(lake_name(key_of_asset), key, content, "json")
             context.add_asset_metadata(
@@ -97,7 +115,9 @@ def _drift_scores(
                     "rows": scores.rows,
                     "reference_hours": len(scores.reference_hours),
                     **_share(scores.drift.share_over),
+                    "limit": scores.limits.share,
                     "over_limit": scores.drift.over_limit,
+                    "limits": scores.limits.told,
                     "strongest": _columns_table(scores.drift.strongest(SHOWN_COLUMNS)),
                     "path": dg.MetadataValue.path(path),
                 },
@@ -211,7 +231,7 @@ def _train_test_report(
                 _side("training", problem, problem.split.train),
                 _side("test", problem, problem.split.test),
                 report_rows.feature_columns(schemas.features(spec)),
-                limits=drift_limits(monitoring),
+                limits=fixed_limits(monitoring),
                 max_rows=monitoring.report_max_rows,
                 seed=seed,
             )
@@ -253,7 +273,7 @@ def _drift_report(
             _hours_side("reference", lake, spec, before),
             _hours_side("recent", lake, spec, [key]),
             report_rows.feature_columns(schemas.features(spec)),
-            limits=drift_limits(monitoring),
+            limits=fixed_limits(monitoring),
             max_rows=monitoring.report_max_rows,
             seed=seed,
         )

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from cryptovol_dagster.core.drift import DriftLimits, distance
+from cryptovol_dagster.core.drift import distance
+from cryptovol_dagster.core.drift_calibration import DriftLimits
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,7 +17,6 @@ from string import Template
 from typing import Any
 from urllib.parse import quote
 
-from cryptovol_dagster.core.drift import DriftLimits
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.resources import drift
 from cryptovol_dagster.resources.evidently_report import TITLES, measured_on
@@ -88,14 +87,28 @@ def write_index(lake: Lake, reports: Reports, spec: TimescaleSpec) -> Path:
 
     Raises:
         LakeError: a summary cannot be read.
-        DriftError: drift numbers are of another schema version.
+        DriftError: drift numbers are no JSON.
         ReportIndexError: a summary is no JSON.
         ReportError: the folder cannot be written.
     """
-    keys = lake.partitions(drift.scores_asset(spec), "json")[-MAX_HOURS:]
-    scores = [found for key in keys if (found := drift.read_scores(lake, spec, key)) is not None]
-    page = render(entries(lake, spec), scores, _newest_files(reports), reports.reports_dir)
+    page = render(entries(lake, spec), _scores(lake, spec), _newest_files(reports), reports.reports_dir)
     return reports.write(reports.index, page.encode())
+
+
+def _scores(lake: Lake, spec: TimescaleSpec) -> list[dict[str, Any]]:
+    """Read the drift numbers to be shown, oldest first; without those of another schema version.
+
+    Those stop the sensor, which would conclude something from them, but not the page of newer ones.
+    """
+    found = []
+    for key in lake.partitions(drift.scores_asset(spec), "json")[-MAX_HOURS:]:
+        try:
+            numbers = drift.read_scores(lake, spec, key)
+        except drift.OtherSchema:
+            continue
+        if numbers is not None:
+            found.append(numbers)
+    return found
 
 
 def _newest_files(reports: Reports) -> list[tuple[str, Path]]:
@@ -155,32 +168,43 @@ def _row(entry: Entry, folder: Path) -> str:
 
 
 def _chart(scores: Sequence[dict[str, Any]]) -> str:
-    """Draw the share of drifted features of each hour, its limit as a line."""
+    """Draw the share of drifted features of each hour, and the limit that was in force for it as a line."""
     if not scores:
         return "<p>No drift numbers yet: every closed hour gets them.</p>"
     newest = scores[-1]
-    limits = DriftLimits(newest["distance_limit"], newest["limit"])
-    known = [hour["share_over"] for hour in scores if hour["share_over"] is not None]
-    step, height = max(6, min(24, 1_100 // len(scores))), 90
-    width, per_share = step * len(scores), height / max([*known, 1.5 * limits.share, 0.01])
+    tallest = [1.5 * hour["limit"] for hour in scores]
+    tallest += [hour["share_over"] for hour in scores if hour["share_over"] is not None]
+    step, height = _step(scores), 90
+    width, per_share = step * len(scores), height / max(*tallest, 0.01)
     bars = "".join(
         f'<rect class="{"over" if hour["over_limit"] else "under"}" x="{step * at}" width="{step - 1}" '
         f'y="{height - (tall := max(1.0, per_share * hour["share_over"])):.1f}" height="{tall:.1f}">'
-        f"<title>{hour['as_of']}: {hour['share_over']:.0%}</title></rect>"
+        f"<title>{hour['as_of']}: {hour['share_over']:.0%}, limit {hour['limit']:.0%}, "
+        f"{html.escape(hour['calibration']['told'])}</title></rect>"
         for at, hour in enumerate(scores)
         if hour["share_over"] is not None
     )
-    line_y = height - per_share * limits.share
+    lines = "".join(
+        f'<line class="{"calibrated" if hour["calibrated"] else "fixed"}" x1="{step * at}" '
+        f'x2="{step * (at + 1)}" y1="{(y := height - per_share * hour["limit"]):.1f}" y2="{y:.1f}"/>'
+        for at, hour in enumerate(scores)
+    )
     over = sum(bool(hour["over_limit"]) for hour in scores)
+    calibrated = sum(bool(hour["calibrated"]) for hour in scores)
     share = "no reference" if newest["share_over"] is None else f"{newest['share_over']:.0%}"
     return (
         f'<div class="wide"><svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
-        f'aria-label="share of drifted features by hour">{bars}'
-        f'<line x1="0" x2="{width}" y1="{line_y:.1f}" y2="{line_y:.1f}"/></svg></div>'
-        f"<p>{scores[0]['as_of']} … {newest['as_of']}: {over} of {len(scores)} hours over the limit (over "
-        f"{limits.share:.0%} of the features at a distance of {limits.distance:g} or more); the newest: "
-        f"{share}. The limit is uncalibrated.</p>"
+        f'aria-label="share of drifted features by hour">{bars}{lines}</svg></div>'
+        f"<p>{scores[0]['as_of']} … {newest['as_of']}: {over} of {len(scores)} hours over their limit, the "
+        f"line: calibrated on past pairs for {calibrated} of them (solid), that of the settings for the "
+        f"others (dashed). The newest: {share} of the features over theirs, limit {newest['limit']:.0%}, "
+        f"{html.escape(newest['calibration']['told'])}.</p>"
     )
+
+
+def _step(hours: Sequence[Any]) -> int:
+    """Give the width of an hour's bar, in pixels."""
+    return max(6, min(24, 1_100 // len(hours)))
 
 
 def _link(path: Path, folder: Path) -> str:
@@ -205,7 +229,7 @@ p { color:var(--soft); margin:6px 0; } a { color:var(--under); }
 .card b { color:var(--ink); font-weight:600; }
 .card span { color:var(--soft); font-size:13px; overflow-wrap:anywhere; }
 .wide { overflow-x:auto; } rect.under { fill:var(--under); } rect.over { fill:var(--over); }
-line { stroke:var(--soft); stroke-dasharray:4 3; }
+line { stroke:var(--soft); } line.fixed { stroke-dasharray:4 3; }
 table { border-collapse:collapse; width:100%; font-variant-numeric:tabular-nums; }
 th { text-align:left; font-weight:600; }
 th,td { padding:6px 12px 6px 0; border-bottom:1px solid var(--line); vertical-align:top; }

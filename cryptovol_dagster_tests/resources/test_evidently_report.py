@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from cryptovol_dagster.core.drift import DriftLimits
+from cryptovol_dagster.core.drift_calibration import DriftLimits
 from cryptovol_dagster.resources.evidently_report import (
     DRIFT,
     EvidentlyError,
