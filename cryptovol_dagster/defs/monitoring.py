@@ -15,11 +15,12 @@ import dagster as dg
 from cryptovol_dagster.core.canvas import clock
 from cryptovol_dagster.core.drift_calibration import DriftLimits
 from cryptovol_dagster.core.features import feature_hash
-from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
 from cryptovol_dagster.defs import schemas
 from cryptovol_dagster.defs.market import lake_name
 from cryptovol_dagster.defs.metadata import OWNERS, asset_key, code_version, picture, timescale_tags
 from cryptovol_dagster.defs.partitions import look_back
+from cryptovol_dagster.defs.performance import performance_of_champion
 from cryptovol_dagster.defs.pools import MARKET, TRAINING
 from cryptovol_dagster.defs.training import trainable_plans
 from cryptovol_dagster.resources import chain, drift, evidently_report, pictures, report_rows
@@ -40,11 +41,13 @@ SHOWN_COLUMNS = 10
 
 
 def monitoring_assets(
-    spec: TimescaleSpec, hours: dg.PartitionsDefinition, monitoring: MonitoringSettings, *, seed: int
+    spec: TimescaleSpec, hours: dg.PartitionsDefinition, monitoring: MonitoringSettings, models: ModelSpec
 ) -> list[dg.AssetsDefinition]:
-    """Build `drift_scores` and the three reports of a timescale."""
+    """Build `drift_scores`, `performance` and the three reports of a timescale."""
+    seed = models.seed
     return [
         _drift_scores(spec, hours, monitoring),
+        performance_of_champion(spec, hours, drift_window(monitoring), models),
         _data_quality_report(spec, hours, monitoring, seed),
         _train_test_report(spec, hours, monitoring, seed),
         _drift_report(spec, hours, monitoring, seed),

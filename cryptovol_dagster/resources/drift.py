@@ -72,7 +72,7 @@ class DriftScores:
         as_of: the hour.
         status: ``scored``, ``no_reference`` (too few hours before it) or ``no_data`` (too few valid rows).
         reason: why there are no scores; empty where there are.
-        feature_hash: of the features compared.
+        version: of the features compared.
         reference_wanted: hours before that it was to be compared with.
         reference_hours: those of them that had rows, oldest first.
         products: rows and distances of each product.
@@ -83,7 +83,7 @@ class DriftScores:
     as_of: str
     status: str
     reason: str
-    feature_hash: str
+    version: str
     reference_wanted: int
     reference_hours: tuple[str, ...]
     products: dict[str, ProductDrift]
@@ -108,7 +108,7 @@ class DriftScores:
             "as_of": self.as_of,
             "status": self.status,
             "reason": self.reason,
-            "feature_hash": self.feature_hash,
+            "version": self.version,
             "reference": {
                 "wanted": self.reference_wanted,
                 "hours": len(hours),
@@ -171,7 +171,7 @@ def score_hour(lake: Lake, spec: TimescaleSpec, key: str, window: DriftWindow) -
     if not found:
         reason = f"none of {', '.join(products)} has valid rows in the {wanted} hours before"
         return without_scores(NO_REFERENCE, reason, samples)
-    pairs = past_pairs(lake, spec, key, window, tuple(found))
+    pairs = past_pairs(lake, scores_asset(spec), key, window, version, found)
     limits = limits_in_force(pairs, names, window.fixed)
     drift = judge(worst_of(found), limits)
     return DriftScores(key, SCORED, "", version, wanted, tuple(samples), found, drift, limits)
@@ -206,26 +206,32 @@ class _Reference(msgspec.Struct):
 class _PastScores(msgspec.Struct):
     """What of an hour's stored numbers makes it a past pair."""
 
-    status: str
-    feature_hash: str
+    version: str
     reference: _Reference
     products: dict[str, Any]
     columns: dict[str, float | None]
 
 
 def past_pairs(
-    lake: Lake, spec: TimescaleSpec, key: str, window: DriftWindow, products: tuple[str, ...]
+    lake: Lake, asset: str, key: str, window: DriftWindow, version: str, products: Iterable[str]
 ) -> list[Pair]:
     """List the stored comparisons before an hour that are like its own, oldest first.
 
-    Alike are those of the same features and products with a reference of the same length. Numbers of another
-    schema are left out like any others that mean something else.
+    Numbers of another schema are left out like any others that mean something else.
+
+    Args:
+        lake: where they are.
+        asset: which numbers.
+        key: the hour.
+        window: how far back, and the length of reference that a pair must have been made with.
+        version: what a pair's columns must mean.
+        products: those that a pair must be of.
 
     Raises:
         LakeError: a file cannot be read.
         DriftError: a file is no JSON of drift numbers.
     """
-    asset, version = scores_asset(spec), feature_hash(spec)
+    alike = (version, window.reference_hours, sorted(products))
     found = []
     for hour in partitions_before(key, window.calibration_hours):
         path = lake.path(asset, hour, "json")
@@ -234,12 +240,9 @@ def past_pairs(
         except FileNotFoundError:
             continue
         past = _past_scores(path, asset, hour, state.st_mtime_ns, state.st_size)
-        if (
-            past is not None
-            and (past.status, past.feature_hash) == (SCORED, version)
-            and past.reference.wanted == window.reference_hours
-            and sorted(past.products) == sorted(products)
-        ):
+        if past is None or (past.version, past.reference.wanted, sorted(past.products)) != alike:
+            continue
+        if any(value is not None for value in past.columns.values()):
             found.append(Pair(hour, past.columns))
     return found
 
@@ -248,8 +251,8 @@ class _Schema(msgspec.Struct):
     schema_version: int
 
 
-# A range reads the same month of hours again for each of its own; 8 kB an hour.
-@lru_cache(maxsize=2_000)
+# A range reads the same month of hours again for each of its own.
+@lru_cache(maxsize=4_000)
 def _past_scores(path: Path, asset: str, key: str, _written_ns: int, _size: int) -> _PastScores | None:
     try:
         content = path.read_bytes()
@@ -278,7 +281,17 @@ def read_scores(lake: Lake, spec: TimescaleSpec, key: str) -> dict[str, Any] | N
         OtherSchema: it is of another schema version.
         DriftError: it is no JSON.
     """
-    asset = scores_asset(spec)
+    return read_numbers(lake, scores_asset(spec), key)
+
+
+def read_numbers(lake: Lake, asset: str, key: str) -> dict[str, Any] | None:
+    """Read what an asset of this module's schema stores of an hour; None where it stores nothing.
+
+    Raises:
+        LakeError: the file cannot be read.
+        OtherSchema: it is of another schema version.
+        DriftError: it is no JSON.
+    """
     if not lake.exists(asset, key, "json"):
         return None
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,17 @@ import pytest
 from click.testing import CliRunner
 
 from cryptovol_dagster.cli import main
-from cryptovol_dagster.resources import evidently_report
+from cryptovol_dagster.defs.monitoring import drift_window
+from cryptovol_dagster.resources import evidently_report, performance
 from cryptovol_dagster.resources.evidently_report import EvidentlyReport, Side
-from cryptovol_dagster.resources.lake import Lake
+from cryptovol_dagster.resources.lake import Lake, LakeError, partition_window
 from cryptovol_dagster.resources.report_index import SUMMARY
+from cryptovol_dagster.resources.specs import timescale_spec
 from cryptovol_dagster.verbs import runs
 from cryptovol_dagster_tests.defs.conftest import Pipeline
 from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, hours_from, small_settings, write_market
+
+SPEC = timescale_spec(small_settings(Path()).timescales.seconds, "seconds")
 
 
 @pytest.fixture
@@ -153,3 +158,57 @@ def test_the_verb_prints_a_report_and_lists_all(
     table = invoke(main, ["report", "--list"]).stdout
     assert "25%  stub" in table
     assert listed[0]["path"] in table
+
+
+def test_each_hour_is_scored_by_the_champion_of_before_and_nothing_later_changes_that(
+    pipeline: Pipeline,
+) -> None:
+    lake, hours = pipeline.lake, pipeline.hours
+    first, *others = (performance.read_performance(lake, SPEC, key) for key in hours)
+    assert (first["status"], first["reason"]) == ("no_champion", f"nothing was decided before {hours[0]}")
+    assert (first["partition"], first["columns"]["score"]) == (None, None)
+    assert first["without"]["score"] == first["reason"]
+    for before, found in zip(hours, others, strict=False):
+        assert found["status"] == "scored"
+        assert found["champion"]["decided_as_of"] == before < found["as_of"]
+        assert found["columns"]["score"] is not None
+        assert found["columns"]["ln_sigma"] is not None
+        rows = found["partition"]
+        assert rows["verdict"] == "insufficient_data"
+        assert f"{rows['rows']:,} rows" in rows["measured_on"]
+    # All that was decided since lies in the lake; scored again an hour is what it was.
+    key = hours[2]
+    window = drift_window(pipeline.settings.monitoring)
+    again = performance.assess(lake, SPEC, key, window, resamples=20, seed=pipeline.settings.models.seed)
+    assert json.loads(performance.to_bytes(again)) == others[1]
+    table = lake.read_table(performance.rows_asset(SPEC), *partition_window(key)).to_pandas()
+    assert 0 < len(table) <= others[1]["partition"]["rows"]
+    start_ns, end_ns = partition_window(key)
+    matured_ns = table["t_ns"] + SPEC.horizon_ns
+    assert matured_ns.between(start_ns, end_ns).all()
+    pooled = others[-1]["pooled"]["24 h"]
+    assert pooled["rows"] == sum(lake.count_rows(performance.rows_asset(SPEC), key) for key in hours[1:])
+    told = pipeline.summary.metadata["seconds/performance"][hours[-1]]
+    assert told["24 h: measured on"] == pooled["measured_on"]
+    assert told["limits"].startswith("uncalibrated: ")
+
+
+def test_without_a_champion_nothing_that_was_scored_before_is_pooled(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    lake, key = Lake(tmp_path / "lake"), pipeline.hours[1]
+    for name in ("features", "labels"):
+        for hour in pipeline.hours[:2]:
+            target = lake.path(f"seconds/{name}", hour)
+            target.parent.mkdir(parents=True)
+            shutil.copyfile(pipeline.lake.path(f"seconds/{name}", hour), target)
+    lake.write_bytes(performance.rows_asset(SPEC), key, b"stale", "parquet")
+    window = drift_window(pipeline.settings.monitoring)
+    found = performance.assess(lake, SPEC, key, window, resamples=20, seed=1)
+    assert found["status"] == "no_champion"
+    assert found["pooled"] == {"24 h": None, "7 d": None}
+    # Labels drift without any model.
+    assert set(found["without"]) == {"score"}
+    assert found["columns"]["ln_sigma"] is not None
+    with pytest.raises(LakeError, match=f"seconds/performance lacks partition {key}"):
+        performance.read_performance(lake, SPEC, key)

@@ -109,10 +109,10 @@ def test_thirty_past_hours_calibrate_the_next_and_no_later_one_touches_it(lake: 
 @pytest.mark.parametrize(
     "unlike",
     [
-        {"feature_hash": "other"},
+        {"version": "other"},
         {"reference": {"wanted": 2}},
         {"products": {PRODUCTS[0]: {}}},
-        {"status": "no_data"},
+        {"columns": {"ret_1": None}},
         {"schema_version": 1},
     ],
 )
