@@ -17,7 +17,7 @@ import pandas as pd
 import pyarrow as pa
 
 from benchmarks.run import Line, machine
-from cryptovol_dagster.core.drift_calibration import DriftLimits
+from cryptovol_dagster.core.drift_calibration import DriftLimits, limits_in_force
 from cryptovol_dagster.core.features import feature_hash, feature_names
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.resources import drift
@@ -52,7 +52,7 @@ def report_line() -> Line:
         Side("reference", "a day", reference),
         Side("recent", "hours", current),
         schema,
-        limits=LIMITS,
+        limits=limits_in_force([], names, LIMITS),
         max_rows=ROWS,
         seed=7,
     )

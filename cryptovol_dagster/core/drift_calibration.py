@@ -80,6 +80,8 @@ class LimitsInForce:
         """Say what the limits rest on, in a line."""
         if self.calibrated:
             return f"calibrated on {self.pairs} past pairs, {self.first} … {self.last}"
+        if not self.pairs:
+            return "uncalibrated: no past pairs"
         return f"uncalibrated: {self.pairs} of the {MIN_PAIRS} past pairs needed"
 
     def to_dict(self) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def timescale_assets(
         *training_assets(spec, models, hours),
         champion_asset(spec, hours, gate=gate_spec(settings.models, spec)),
         model_card_asset(spec, hours, ui_url=settings.dagster.ui_url),
-        *monitoring_assets(spec, hours, settings.monitoring, models),
+        *monitoring_assets(spec, hours, settings.monitoring, seed=models.seed),
     ]
 
 

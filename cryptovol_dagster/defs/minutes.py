@@ -44,7 +44,7 @@ def minutes_assets(
         features_asset(grid, days),
     ]
     for spec in specs:
-        reports = monitoring_assets(spec, days, monitoring, models)
+        reports = monitoring_assets(spec, days, monitoring, seed=models.seed)
         # Bars and features are those of the grid: one report of their quality says all.
         mine = [one for one in reports if spec is grid or one.key.path[-1] != "data_quality_report"]
         built += [
@@ -70,11 +70,11 @@ def minutes_checks(
 
 
 def market_keys(specs: Sequence[TimescaleSpec]) -> list[dg.AssetKey]:
-    """Give what a new day asks for: candles → labels of every horizon, drift numbers and performance."""
+    """Give what a new day asks for: candles → labels of every horizon, and the drift numbers."""
     return [
         CANDLES_KEY,
         *(asset_key(specs[0], name) for name in ("bars", "features")),
-        *(asset_key(spec, name) for spec in specs for name in ("labels", "drift_scores", "performance")),
+        *(asset_key(spec, name) for spec in specs for name in ("labels", "drift_scores")),
     ]
 
 
@@ -90,8 +90,8 @@ def minutes_jobs(
     """Build the job of a day's market, and a retrain a horizon."""
     market = dg.define_asset_job(
         "minutes_market",
-        dg.AssetSelection.assets(*market_keys(specs)),
-        description="Candles to labels of every horizon, of one day.",
+        dg.AssetSelection.assets(*market_keys(specs), *(asset_key(spec, "performance") for spec in specs)),
+        description="Candles to labels of every horizon, of one day, and how the champions did on it.",
     )
     enabled = settings.timescales.minutes.models.enabled
     retrains = [

@@ -9,7 +9,7 @@ import dagster as dg
 
 from cryptovol_dagster.core.features import feature_hash
 from cryptovol_dagster.core.labels import label_hash
-from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
+from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs.champion import champion_key
 from cryptovol_dagster.defs.market import lake_name
 from cryptovol_dagster.defs.metadata import OWNERS, asset_key, code_version, timescale_tags
@@ -23,7 +23,7 @@ from cryptovol_dagster.resources.reports import Reports
 
 
 def performance_of_champion(
-    spec: TimescaleSpec, hours: dg.PartitionsDefinition, window: DriftWindow, models: ModelSpec
+    spec: TimescaleSpec, hours: dg.PartitionsDefinition, window: DriftWindow, *, seed: int
 ) -> dg.AssetsDefinition:
     """Build the asset `performance` of a chain.
 
@@ -31,7 +31,7 @@ def performance_of_champion(
         spec: the chain.
         hours: its partitions.
         window: what scores and labels are compared with.
-        models: resamples and seed of the intervals.
+        seed: of the intervals.
     """
     key_of_asset = asset_key(spec, "performance")
     back = window.reference_hours
@@ -67,9 +67,7 @@ def performance_of_champion(
         where the data suffice. Beside it how far its scores, and the volatility to be told, have drifted.
         """
         for key in context.partition_keys:
-            body = performance.assess(
-                lake, spec, key, window, resamples=models.bootstrap_resamples, seed=models.seed
-            )
+            body = performance.assess(lake, spec, key, window, seed=seed)
             path = lake.write_bytes(lake_name(key_of_asset), key, performance.to_bytes(body), "json")
             context.add_asset_metadata(
                 {**_metadata(body), "path": dg.MetadataValue.path(path)}, partition_key=key

@@ -303,8 +303,10 @@ def read_numbers(lake: Lake, asset: str, key: str) -> dict[str, Any] | None:
     return found
 
 
-def valid_rows(lake: Lake, spec: TimescaleSpec, keys: Sequence[str]) -> pd.DataFrame:
-    """Read the valid rows of hours, every feature and the product; hours without features are left out.
+def valid_rows(
+    lake: Lake, spec: TimescaleSpec, keys: Sequence[str], also: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Read the valid rows of hours: product, `also` and every feature; hours without features are left out.
 
     Raises:
         LakeError: none of the hours has features.
@@ -314,7 +316,7 @@ def valid_rows(lake: Lake, spec: TimescaleSpec, keys: Sequence[str]) -> pd.DataF
     present = [key for key in keys if lake.exists(asset, key)]
     if not present:
         raise LakeError(f"{asset} has no partition in {keys[0]} … {keys[-1]}: materialize it first")
-    return pd.concat([_valid_rows(lake, spec, key) for key in present], ignore_index=True)
+    return pd.concat([_valid_rows(lake, spec, key, also) for key in present], ignore_index=True)
 
 
 def read_sample(lake: Lake, spec: TimescaleSpec, key: str) -> pa.Table | None:
@@ -355,13 +357,14 @@ def _sample_asset(spec: TimescaleSpec) -> str:
     return f"{scores_asset(spec)}_sample"
 
 
-def _valid_rows(lake: Lake, spec: TimescaleSpec, key: str) -> pd.DataFrame:
+def _valid_rows(lake: Lake, spec: TimescaleSpec, key: str, also: Sequence[str] = ()) -> pd.DataFrame:
     asset, wanted = asset_name(spec, "features"), feature_hash(spec)
     window = partition_window(key)
     lake.require(asset, [key])
     if lake.versions(asset, *window)[key] != wanted:
         raise DriftError(f"{asset} of {key} was made under another configuration: materialize it again")
-    frame = lake.read_table(asset, *window, columns=["product", "valid", *feature_names(spec)]).to_pandas()
+    columns = ["product", "valid", *also, *feature_names(spec)]
+    frame = lake.read_table(asset, *window, columns=columns).to_pandas()
     return frame.loc[frame["valid"]].drop(columns="valid").reset_index(drop=True)
 
 

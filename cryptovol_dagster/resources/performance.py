@@ -54,7 +54,9 @@ SCORED, NO_CHAMPION, NO_ROWS = "scored", "no_champion", "no_rows"
 #: Spans pooled, up to the end of the partition.
 POOLED_S = {"24 h": DAY_S, "7 d": 7 * DAY_S}
 #: More rows than this of a span are thinned: neighbours say the same, and a bootstrap takes its time.
-MAX_POOLED_ROWS = 50_000
+MAX_POOLED_ROWS = 20_000
+#: Fewer than an evaluation takes: each partition has such intervals, and the next one has nearly the same.
+RESAMPLES = 200
 #: A row for each twelfth of the horizon is kept: neighbours within it share eleven twelfths of their label.
 _KEPT_PER_HORIZON = 12
 
@@ -186,13 +188,22 @@ def _score_samples(
         return {}
     frame = pa.concat_tables(samples.values()).to_pandas()
     hour = np.repeat(list(samples), [sample.num_rows for sample in samples.values()])
-    needed = [name for name in feature_names(spec) if name not in optional_feature_names(spec)]
-    usable = np.isfinite(frame.loc[:, needed].to_numpy(np.float64, na_value=np.nan)).all(axis=1)
-    frame, hour = frame.loc[usable].reset_index(drop=True), hour[usable]
-    scores = score(in_force.model, frame.loc[:, list(feature_names(spec))])
+    scores = _scores(frame, spec, in_force.model)
     found: dict[str, dict[str, NDArray[np.float64]]] = {}
     for (key, product), own in frame.groupby([hour, "product"], observed=True).indices.items():
-        found.setdefault(str(key), {})[str(product)] = scores[own]
+        known = scores[own][~np.isnan(scores[own])]
+        if known.size:
+            found.setdefault(str(key), {})[str(product)] = known
+    return found
+
+
+def _scores(rows: pd.DataFrame, spec: TimescaleSpec, model: Model) -> NDArray[np.float64]:
+    """Score rows of features; NaN where a value is missing that a model must have."""
+    names, optional = feature_names(spec), optional_feature_names(spec)
+    needed = [name for name in names if name not in optional]
+    usable = np.isfinite(rows.loc[:, needed].to_numpy(np.float64, na_value=np.nan)).all(axis=1)
+    found = np.full(len(rows), np.nan)
+    found[usable] = score(model, rows.loc[usable, list(names)].reset_index(drop=True))
     return found
 
 
@@ -215,8 +226,40 @@ def _label_samples(
     return found
 
 
+def rows_with_outcomes(
+    lake: Lake, spec: TimescaleSpec, keys: list[str], in_force: InForce | str
+) -> pd.DataFrame:
+    """Read the valid rows of hours, features and the columns `OUTCOMES`, as far as these are known.
+
+    Raises:
+        LakeError: none of the hours has features, or a file cannot be read.
+        DriftError: an hour's features were made by another version.
+        ModelError: the champion refuses the rows.
+    """
+    rows = drift.valid_rows(lake, spec, keys, also=("bar_start",))
+    rows[SCORE] = np.nan if isinstance(in_force, str) else _scores(rows, spec, in_force.model)
+    asset, wanted = asset_name(spec, "labels"), label_hash(spec)
+    span = partition_window(keys[0])[0], partition_window(keys[-1])[1]
+    columns = ["bar_start", "product", "sigma"]
+    labels = [
+        lake.read_table(asset, *partition_window(key), columns=columns).to_pandas()
+        for key, version in lake.versions(asset, *span).items()
+        if version == wanted
+    ]
+    if labels:
+        known = pd.concat(labels)
+        by_row = pd.Series(
+            known["sigma"].to_numpy(np.float64), [known["bar_start"], known["product"].astype(str)]
+        )
+        sigma = by_row.reindex([rows["bar_start"], rows["product"].astype(str)]).to_numpy(np.float64)
+        rows[LN_SIGMA] = np.log(np.maximum(sigma, SIGMA_FLOOR))
+    else:
+        rows[LN_SIGMA] = np.nan
+    return rows.drop(columns=["bar_start", "product"])
+
+
 def assess(
-    lake: Lake, spec: TimescaleSpec, key: str, window: DriftWindow, *, resamples: int, seed: int
+    lake: Lake, spec: TimescaleSpec, key: str, window: DriftWindow, *, seed: int, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
     """Score the rows that matured in a partition, keep them, and say what all of it comes to.
 
@@ -258,7 +301,7 @@ def assess(
             name: None if found is None else measure(found[0], **numbers).to_dict() | {"champions": found[1]}
             for name, found in pooled.items()
         },
-        **_drift_body(spec, window, moved),
+        **drift_body(spec, window, moved),
     }
 
 
@@ -274,7 +317,8 @@ def _named(in_force: InForce) -> dict[str, Any]:
     }
 
 
-def _drift_body(spec: TimescaleSpec, window: DriftWindow, moved: OutcomeDrift) -> dict[str, Any]:
+def drift_body(spec: TimescaleSpec, window: DriftWindow, moved: OutcomeDrift) -> dict[str, Any]:
+    """Give what is stored of the drift of scores and ln σ, in the form of the drift numbers."""
     hours = moved.reference_hours
     return {
         "version": _version(spec),

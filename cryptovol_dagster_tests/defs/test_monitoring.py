@@ -22,6 +22,11 @@ from cryptovol_dagster.verbs import runs
 from cryptovol_dagster_tests.defs.conftest import Pipeline
 from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, hours_from, small_settings, write_market
 
+MOVED = {
+    "strongest": {"ret_1": 0.7},
+    "limits": {"ret_1": 0.65},
+    "beside": {"score": {"distance": 0.3, "limit": None, "told": "uncalibrated"}},
+}
 SPEC = timescale_spec(small_settings(Path()).timescales.seconds, "seconds")
 
 
@@ -52,7 +57,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[Side]:
     def compare(
         kind: str, as_of: str, reference: Side, current: Side, schema: pa.Schema, **_: Any
     ) -> EvidentlyReport:
-        return report(kind, as_of, (reference, current), schema, share_over=0.25, strongest={"ret_1": 0.7})
+        return report(kind, as_of, (reference, current), schema, share_over=0.25, **MOVED)
 
     def quality(as_of: str, side: Side, schema: pa.Schema, key: tuple[str, ...], **_: Any) -> EvidentlyReport:
         assert not side.frame.duplicated(list(key)).any()
@@ -91,6 +96,10 @@ def test_a_range_makes_the_reports_of_its_newest_hour_on_the_declared_columns(
     summary = runs.materialize_range(settings, hours[0], hours[1], selection)
     sides = {side.name: side for side in shown}
     assert set(sides) == {"the hour", "training", "test", "reference", "recent"}
+    # Nothing was decided yet, so nothing was scored; labels there are.
+    for name in ("reference", "recent"):
+        assert sides[name].frame["score"].isna().all()
+    assert sides["recent"].frame["ln_sigma"].notna().mean() > 0.9
     # A report on quality is of every row; no other sees those of a gap.
     assert len(sides["the hour"].frame) == 1_440 > len(sides["recent"].frame)
     assert (sides["reference"].hours, sides["recent"].hours) == (
@@ -143,7 +152,8 @@ def test_the_verb_prints_a_report_and_lists_all(
     for text in (
         f"Reference against recent, as of {newest}: reference: ",
         "columns: stub",
-        "ret_1",
+        "ret_1                       0.70  limit 0.65",
+        "score                       0.30  no limit yet (uncalibrated)",
         "index.html",
     ):
         assert text in made.stdout
@@ -179,7 +189,7 @@ def test_each_hour_is_scored_by_the_champion_of_before_and_nothing_later_changes
     # All that was decided since lies in the lake; scored again an hour is what it was.
     key = hours[2]
     window = drift_window(pipeline.settings.monitoring)
-    again = performance.assess(lake, SPEC, key, window, resamples=20, seed=pipeline.settings.models.seed)
+    again = performance.assess(lake, SPEC, key, window, seed=pipeline.settings.models.seed)
     assert json.loads(performance.to_bytes(again)) == others[1]
     table = lake.read_table(performance.rows_asset(SPEC), *partition_window(key)).to_pandas()
     assert 0 < len(table) <= others[1]["partition"]["rows"]
@@ -204,7 +214,7 @@ def test_without_a_champion_nothing_that_was_scored_before_is_pooled(
             shutil.copyfile(pipeline.lake.path(f"seconds/{name}", hour), target)
     lake.write_bytes(performance.rows_asset(SPEC), key, b"stale", "parquet")
     window = drift_window(pipeline.settings.monitoring)
-    found = performance.assess(lake, SPEC, key, window, resamples=20, seed=1)
+    found = performance.assess(lake, SPEC, key, window, seed=1)
     assert found["status"] == "no_champion"
     assert found["pooled"] == {"24 h": None, "7 d": None}
     # Labels drift without any model.

@@ -106,6 +106,52 @@ def test_each_hour_shows_the_limit_that_was_in_force_for_it(lake: Lake, reports:
     assert re.findall(r'class="(under|over)"', page) == ["under", "over"]
 
 
+def _performed(lake: Lake, key: str, estimate: float | None, interval: tuple[float, float] | None) -> None:
+    pooled = {
+        "base_rate": 0.1,
+        "average_precision": {
+            "estimate": estimate,
+            "interval": interval and dict(zip(("low", "high"), interval, strict=True)),
+        },
+        "measured_on": "<900> rows",
+        "verdict": "ok" if interval else "insufficient_data",
+        "reasons": [] if interval else ["too few blocks"],
+    }
+    numbers = {
+        "schema_version": SCHEMA_VERSION,
+        "as_of": key,
+        "pooled": {"24 h": pooled},
+        "columns": {"score": 1.25, "ln_sigma": None},
+        "over": ["score"],
+        "calibration": {"told": "calibrated on 44 past pairs"},
+    }
+    lake.write_bytes("seconds/performance", key, json.dumps(numbers).encode(), "json")
+
+
+def test_performance_is_drawn_over_time_with_what_it_was_measured_on(lake: Lake, reports: Reports) -> None:
+    assert "No matured labels were scored yet" in write_index(lake, reports, SPEC).read_text()
+    _performed(lake, FIRST, 0.5, None)
+    _performed(lake, SECOND, 0.4, (0.3, 0.6))
+    page = write_index(lake, reports, SPEC).read_text()
+    assert re.findall(r'<circle class="(\w+)" .*? cy="([\d.]+)"', page) == [
+        ("thin", "45.0"),
+        ("sure", "54.0"),
+    ]
+    assert re.findall(r'<rect class="interval" .*? y="([\d.]+)" height="([\d.]+)"', page) == [
+        ("36.0", "27.0")
+    ]
+    for text in (
+        f"Newest, {SECOND}: AP 0.40 [0.30, 0.60], base rate 0.10, on &lt;900&gt; rows (ok)",
+        "score 1.25, over its limit; ln_sigma has no distance (calibrated on 44 past pairs)",
+    ):
+        assert text in page
+    _performed(lake, SECOND, None, None)
+    assert (
+        "nothing to rank, on &lt;900&gt; rows (insufficient_data; too few blocks)"
+        in write_index(lake, reports, SPEC).read_text()
+    )
+
+
 def test_numbers_of_another_schema_are_not_shown_and_stop_nothing(lake: Lake, reports: Reports) -> None:
     _scored(lake, FIRST, 0.5, schema_version=1)
     _scored(lake, SECOND, 0.1)
