@@ -167,6 +167,9 @@ def outcome_drift(
                     rows[product] = (values.size, joined.size)
     products = {name: ProductDrift(*rows[name], found) for name, found in sorted(distances.items())}
     columns = dict.fromkeys(OUTCOMES) | worst_of(products)
+    for column in OUTCOMES:
+        if columns[column] is None:
+            without.setdefault(column, f"no product of {key} has rows in the hours before")
     pairs = drift.past_pairs(lake, performance_asset(spec), key, window, _version(spec), products)
     limits = limits_in_force(pairs, OUTCOMES, window.fixed)
     over = tuple(name for name in OUTCOMES if judge({name: columns[name]}, limits).share_over)

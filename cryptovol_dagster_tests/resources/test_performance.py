@@ -36,13 +36,14 @@ def _label(
     factor: float = 1.0,
     rows: int = 200,
     unknown: int = 0,
+    products: tuple[str, ...] = PRODUCTS,
     version: str = label_hash(SPEC),
 ) -> None:
     random = np.random.default_rng(HOURS.index(key))
-    count = rows * len(PRODUCTS)
+    count = rows * len(products)
     frame = pd.DataFrame(
         {
-            "product": pd.Categorical(np.repeat(PRODUCTS, rows)),
+            "product": pd.Categorical(np.repeat(products, rows)),
             "sigma": 1e-5 * factor * np.exp(0.1 * random.normal(size=count)),
             "reason": np.zeros(count, np.int8),
         }
@@ -68,8 +69,12 @@ def test_volatility_that_moved_is_far_and_what_has_no_distance_says_why(lake: La
     assert (moved.columns[SCORE], moved.without) == (None, {SCORE: WHY})
     assert moved.reference_hours == tuple(HOURS[:2])
     assert moved.limits.told == "uncalibrated: no past pairs"
-    nothing = _drift(lake, HOURS[4])
-    assert nothing.without[LN_SIGMA] == f"no product has 100 rows in {HOURS[4]}"
+    _label(lake, HOURS[3], products=PRODUCTS[:1])
+    _label(lake, HOURS[4], products=PRODUCTS[1:])
+    alone = _drift(lake, HOURS[4])
+    assert alone.without[LN_SIGMA] == f"no product of {HOURS[4]} has rows in the hours before"
+    nothing = _drift(lake, HOURS[6])
+    assert nothing.without[LN_SIGMA] == f"no product has 100 rows in {HOURS[6]}"
     assert _drift(lake, HOURS[0]).without[LN_SIGMA].startswith("0 of the 1 hours before have valid rows")
 
 
