@@ -72,6 +72,9 @@ bench-gate: $(STAMP) ## How often the promotion gate is fooled in a month of ret
 bench-reports: $(STAMP) ## Seconds of a drift report on 20,000 rows × 100 columns, and of an hour's drift numbers
 	$(BIN)/python -m benchmarks.reports
 
+bench-drift: $(STAMP) ## How often drift is called on real minutes (BARS=folder): Evidently's defaults, fixed limits, calibrated
+	$(BIN)/python -m benchmarks.drift --bars $(BARS)
+
 soak: $(STAMP) ## Two minutes without Kafka, then 50 SIGKILLs of the recorder (SOAK="--outage-s 30 --kills 10")
 	$(BIN)/python -m cryptovol_dagster_tests.soak $(SOAK)
 

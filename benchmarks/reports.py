@@ -6,8 +6,10 @@ work, not of what the numbers say.
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,17 +17,18 @@ import pandas as pd
 import pyarrow as pa
 
 from benchmarks.run import Line, machine
-from cryptovol_dagster.core.drift import DriftLimits
+from cryptovol_dagster.core.drift_calibration import DriftLimits, limits_in_force
 from cryptovol_dagster.core.features import feature_hash, feature_names
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.resources import drift
 from cryptovol_dagster.resources.chain import to_table
+from cryptovol_dagster.resources.drift import DriftWindow
 from cryptovol_dagster.resources.evidently_report import DRIFT, Side, comparison_report
 from cryptovol_dagster.resources.lake import Lake
 from cryptovol_dagster.resources.specs import timescale_spec
 from ingestor.settings import Settings
 
-ROWS, COLUMNS, REFERENCE_HOURS = 20_000, 100, 24
+ROWS, COLUMNS, REFERENCE_HOURS, CALIBRATION_HOURS = 20_000, 100, 24, 720
 REPORT_LIMIT_S, SCORES_LIMIT_S = 60.0, 0.3
 NEWEST = "2026-04-05-03:00"
 PRODUCTS = ("BTC-USD", "ETH-USD")
@@ -49,7 +52,7 @@ def report_line() -> Line:
         Side("reference", "a day", reference),
         Side("recent", "hours", current),
         schema,
-        limits=LIMITS,
+        limits=limits_in_force([], names, LIMITS),
         max_rows=ROWS,
         seed=7,
     )
@@ -61,8 +64,9 @@ def report_line() -> Line:
 
 
 def scores_line(spec: TimescaleSpec) -> Line:
-    """The drift numbers of an hour with a day before it, as every closed hour gets them."""
+    """The drift numbers of an hour with a day of reference and a month of past ones, as usual."""
     names, random = feature_names(spec), np.random.default_rng(7)
+    window = DriftWindow(REFERENCE_HOURS, CALIBRATION_HOURS, LIMITS)
     with tempfile.TemporaryDirectory() as folder:
         lake = Lake(Path(folder))
         for key in [*drift.partitions_before(NEWEST, REFERENCE_HOURS), NEWEST]:
@@ -72,13 +76,23 @@ def scores_line(spec: TimescaleSpec) -> Line:
             frame["valid"] = True
             lake.write_table(f"{spec.name}/features", key, to_table(frame), version=feature_hash(spec))
             if key != NEWEST:
-                drift.score_hour(lake, spec, key, reference_hours=1, limits=LIMITS)
+                scores = drift.score_hour(lake, spec, key, replace(window, reference_hours=1))
+        past = scores.to_dict()
+        past["reference"]["wanted"] = REFERENCE_HOURS
+        content = json.dumps(past, indent=2).encode()
+        for key in drift.partitions_before(NEWEST, CALIBRATION_HOURS):
+            lake.write_bytes(drift.scores_asset(spec), key, content, "json")
         started, cpu = time.perf_counter(), time.process_time()
-        scores = drift.score_hour(lake, spec, NEWEST, reference_hours=REFERENCE_HOURS, limits=LIMITS)
+        scores = drift.score_hour(lake, spec, NEWEST, window)
         took, of_cpu = time.perf_counter() - started, time.process_time() - cpu
     if scores.status != drift.SCORED or len(scores.reference_hours) != REFERENCE_HOURS:
         raise SystemExit(f"the hour was not scored: {scores.status} {scores.reason}")
-    detail = f"{of_cpu:.2f} s of CPU; {len(names)} features × {len(PRODUCTS)} products, a day of reference"
+    if scores.limits.pairs != CALIBRATION_HOURS:
+        raise SystemExit(f"the hour was not calibrated on a month: {scores.limits.told}")
+    detail = (
+        f"{of_cpu:.2f} s of CPU; {len(names)} features × {len(PRODUCTS)} products, a day before, limits "
+        f"of {CALIBRATION_HOURS} past pairs"
+    )
     return Line("drift numbers of an hour", took, SCORES_LIMIT_S, "s", detail, True)
 
 

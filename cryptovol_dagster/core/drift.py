@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cryptovol_dagster.core.drift_calibration import LimitsInForce
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
@@ -26,19 +28,6 @@ if TYPE_CHECKING:
 MIN_ROWS = 100
 #: Less than this of the mean's size is how a constant's standard deviation is rounded.
 _ROUNDING = 1e-12
-
-
-@dataclass(frozen=True)
-class DriftLimits:
-    """When a column, and when an hour, counts as drifted.
-
-    Attributes:
-        distance: a column is over it from this on.
-        share: an hour is over it when a greater share of its columns is.
-    """
-
-    distance: float
-    share: float
 
 
 @dataclass(frozen=True)
@@ -62,7 +51,7 @@ class Drift:
 
     Attributes:
         columns: each column's greatest distance over the products; None where no product has one.
-        share_over: share of the columns with a distance that are over the limit; None without any.
+        share_over: share of the columns judged that are over their limits; None without any.
         over_limit: whether the hour is over the limit.
     """
 
@@ -90,8 +79,11 @@ def distance(first: NDArray[np.float64], second: NDArray[np.float64]) -> float |
     if not a.size or not b.size:
         return None
     both = np.concatenate((a, b))
-    both.sort()
-    below_a, below_b = (np.searchsorted(sample, both[:-1], side="right") / sample.size for sample in (a, b))
+    order = np.argsort(both, kind="stable")  # merges the two runs
+    both = both[order]
+    # Where values tie, counts on the way are of no width.
+    counted = np.cumsum(order < a.size)[:-1]
+    below_a, below_b = counted / a.size, (np.arange(1, both.size) - counted) / b.size
     area = float(np.sum(np.abs(below_a - below_b) * np.diff(both)))
     shift = float(a.mean() - b.mean())
     spread = float(np.sqrt((a.var() + b.var()) / 2 + shift * shift / 4))
@@ -114,18 +106,30 @@ def product_drift(
     return ProductDrift(len(rows), len(reference), distances)
 
 
-def hour_drift(products: Mapping[str, ProductDrift], limits: DriftLimits) -> Drift:
-    """Take the worst product of each column, and count the columns over the limit.
+def worst_of(products: Mapping[str, ProductDrift]) -> dict[str, float | None]:
+    """Give each column's greatest distance over the products.
 
     One product that turned is a change of the market that a mean over products would hide.
     """
     names = dict.fromkeys(name for found in products.values() for name in found.distances)
-    columns = {
+    return {
         name: max(
             (d for found in products.values() if (d := found.distances.get(name)) is not None), default=None
         )
         for name in names
     }
-    known = [value for value in columns.values() if value is not None]
-    share = sum(value >= limits.distance for value in known) / len(known) if known else None
-    return Drift(columns, share, share is not None and share > limits.share)
+
+
+def judge(columns: Mapping[str, float | None], limits: LimitsInForce) -> Drift:
+    """Count the columns over their limits; those without a distance or a limit are not judged.
+
+    An hour of which every column is over is over too, whatever share past hours reached: that is as rare as
+    the rarest of its columns.
+    """
+    over = [
+        value > limit
+        for name, value in columns.items()
+        if value is not None and (limit := limits.columns[name]) is not None
+    ]
+    share = sum(over) / len(over) if over else None
+    return Drift(dict(columns), share, share is not None and (share > limits.share or share == 1.0))

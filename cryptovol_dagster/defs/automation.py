@@ -58,8 +58,8 @@ def training_keys(spec: TimescaleSpec, models: Sequence[str]) -> list[dg.AssetKe
 def jobs(spec: TimescaleSpec, models: Sequence[str]) -> list["UnresolvedAssetJobDefinition"]:
     """Build the jobs of a timescale."""
     market, training = market_keys(spec), training_keys(spec, models)
-    card, quality, report, drift = chain_keys(
-        spec, ("model_card", "data_quality_report", "train_test_report", "drift_report")
+    card, quality, report, drift, performance = chain_keys(
+        spec, ("model_card", "data_quality_report", "train_test_report", "drift_report", "performance")
     )
 
     def job(name: str, keys: Sequence[dg.AssetKey], description: str) -> "UnresolvedAssetJobDefinition":
@@ -69,12 +69,12 @@ def jobs(spec: TimescaleSpec, models: Sequence[str]) -> list["UnresolvedAssetJob
         job("hourly_pipeline", [*market, *training], "Ticks to champion of one hour."),
         job(
             "retrain",
-            [*training, card, quality, report],
-            "Splits to champion, model card and reports as of one hour.",
+            [*training, card, performance, quality, report],
+            "Splits to champion, model card, performance and reports as of one hour.",
         ),
         job(
             "backfill",
-            [*market, *training, card],
+            [*market, *training, card, performance],
             "The whole chain over past hours, without the Evidently reports.",
         ),
         job("drift", [drift], "The Evidently report of one hour against the hours before it."),

@@ -72,8 +72,9 @@ def drift_sensor(
 
 
 def _told(over: int, closed: int, scored: int, newest: dict[str, Any]) -> str:
-    missing = f" ({closed - scored} of them without drift numbers)" if scored < closed else ""
-    return f"{over} of the last {closed} hours over the limit {newest['limit']:g}{missing}"
+    missing = f", {closed - scored} without drift numbers" if scored < closed else ""
+    limits = f"limit of the newest {newest['limit']:.2g}, {newest['calibration']['told']}"
+    return f"{over} of the last {closed} hours over their limits{missing} ({limits})"
 
 
 def _cool_down_until(lake: Lake, spec: TimescaleSpec, newest: str, hours: int) -> str:

@@ -90,8 +90,8 @@ def minutes_jobs(
     """Build the job of a day's market, and a retrain a horizon."""
     market = dg.define_asset_job(
         "minutes_market",
-        dg.AssetSelection.assets(*market_keys(specs)),
-        description="Candles to labels of every horizon, of one day.",
+        dg.AssetSelection.assets(*market_keys(specs), *(asset_key(spec, "performance") for spec in specs)),
+        description="Candles to labels of every horizon, of one day, and how the champions did on it.",
     )
     enabled = settings.timescales.minutes.models.enabled
     retrains = [

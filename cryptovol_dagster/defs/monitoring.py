@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from cryptovol_dagster.core.canvas import clock
-from cryptovol_dagster.core.drift import DriftLimits
+from cryptovol_dagster.core.drift_calibration import DriftLimits, limits_in_force
 from cryptovol_dagster.core.features import feature_hash
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs import schemas
 from cryptovol_dagster.defs.market import lake_name
 from cryptovol_dagster.defs.metadata import OWNERS, asset_key, code_version, picture, timescale_tags
 from cryptovol_dagster.defs.partitions import look_back
+from cryptovol_dagster.defs.performance import performance_of_champion
 from cryptovol_dagster.defs.pools import MARKET, TRAINING
 from cryptovol_dagster.defs.training import trainable_plans
-from cryptovol_dagster.resources import chain, drift, evidently_report, pictures, report_rows
+from cryptovol_dagster.resources import chain, drift, evidently_report, performance, pictures, report_rows
+from cryptovol_dagster.resources.drift import DriftWindow
 from cryptovol_dagster.resources.evidently_report import EvidentlyReport, Side
 from cryptovol_dagster.resources.lake import Lake
 from cryptovol_dagster.resources.report_index import SUMMARY, write_index
@@ -41,29 +43,39 @@ SHOWN_COLUMNS = 10
 def monitoring_assets(
     spec: TimescaleSpec, hours: dg.PartitionsDefinition, monitoring: MonitoringSettings, *, seed: int
 ) -> list[dg.AssetsDefinition]:
-    """Build `drift_scores` and the three reports of a timescale."""
+    """Build `drift_scores`, `performance` and the three reports of a timescale."""
     return [
         _drift_scores(spec, hours, monitoring),
+        performance_of_champion(spec, hours, drift_window(monitoring), seed=seed),
         _data_quality_report(spec, hours, monitoring, seed),
         _train_test_report(spec, hours, monitoring, seed),
         _drift_report(spec, hours, monitoring, seed),
     ]
 
 
-def drift_limits(monitoring: MonitoringSettings) -> DriftLimits:
-    """Give the limits that the settings ask for."""
+def fixed_limits(monitoring: MonitoringSettings) -> DriftLimits:
+    """Give the limits that hold where none can be calibrated."""
     return DriftLimits(monitoring.drift_distance_limit, monitoring.drift_limit_share)
+
+
+def drift_window(monitoring: MonitoringSettings) -> DriftWindow:
+    """Give what an hour is compared with and held against, as the settings ask for."""
+    return DriftWindow(
+        monitoring.drift_reference_hours, monitoring.drift_calibration_hours, fixed_limits(monitoring)
+    )
 
 
 def _drift_scores(
     spec: TimescaleSpec, hours: dg.PartitionsDefinition, monitoring: MonitoringSettings
 ) -> dg.AssetsDefinition:
     key_of_asset = asset_key(spec, "drift_scores")
-    back = monitoring.drift_reference_hours
+    window = drift_window(monitoring)
 
     @dg.asset(
         key=key_of_asset,
-        deps=[look_back(asset_key(spec, "features"), back)],
+        # Limits rest on the numbers of past hours, which are no dependency: numbers made again for an old
+        # hour must not call for a month of others.
+        deps=[look_back(asset_key(spec, "features"), window.reference_hours)],
         partitions_def=hours,
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name=GROUP,
@@ -71,10 +83,17 @@ def _drift_scores(
         pool=MARKET,
         kinds={"numpy", "json"},
         code_version=code_version(
-            feature_hash(spec), f"{monitoring.drift_distance_limit:g}", f"{monitoring.drift_limit_share:g}"
+            str(drift.SCHEMA_VERSION),
+            feature_hash(spec),
+            f"{window.fixed.distance:g}",
+            f"{window.fixed.share:g}",
+            str(window.calibration_hours),
         ),
         tags=timescale_tags(spec.name),
-        metadata={"reference_hours": back},
+        metadata={
+            "reference_hours": window.reference_hours,
+            "calibration_hours": window.calibration_hours,
+        },
     )
     def drift_scores(
         context: dg.AssetExecutionContext,
@@ -84,10 +103,11 @@ def _drift_scores(
         """How far each feature of an hour lies from the hours before it: numbers for the drift sensor.
 
         Wasserstein distance over the standard deviation of both samples' mixture, 0 to 2; of several
-        products the worst counts. The limits are uncalibrated, so an hour over them is no alarm.
+        products the worst counts. Limits are calibrated on the numbers of past hours once there are 30 of
+        them; until then they are those of the settings, and an hour over them is no alarm.
         """
         for key in context.partition_keys:
-            scores = drift.score_hour(lake, spec, key, reference_hours=back, limits=drift_limits(monitoring))
+            scores = drift.score_hour(lake, spec, key, window)
             content = json.dumps(scores.to_dict(), indent=2, allow_nan=False).encode()
             path = lake.write_bytes(lake_name(key_of_asset), key, content, "json")
             context.add_asset_metadata(
@@ -97,7 +117,9 @@ def _drift_scores(
                     "rows": scores.rows,
                     "reference_hours": len(scores.reference_hours),
                     **_share(scores.drift.share_over),
+                    "limit": scores.limits.share,
                     "over_limit": scores.drift.over_limit,
+                    "limits": scores.limits.told,
                     "strongest": _columns_table(scores.drift.strongest(SHOWN_COLUMNS)),
                     "path": dg.MetadataValue.path(path),
                 },
@@ -198,7 +220,7 @@ def _train_test_report(
     ) -> dg.MaterializeResult:
         """How the features of test differ from those of training (Evidently, HTML and JSON).
 
-        Rows that depend on their neighbours, as seconds of a market do, make the verdict uncalibrated: the
+        Neighbouring trainings share their rows, so there are no past pairs to calibrate the verdict on: the
         columns named describe a difference, they are no alarm.
         """
         plans = {plan.as_of: plan for plan in trainable_plans(context, lake, spec, lake_name(key_of_asset))}
@@ -210,8 +232,9 @@ def _train_test_report(
                 key,
                 _side("training", problem, problem.split.train),
                 _side("test", problem, problem.split.test),
-                report_rows.feature_columns(schemas.features(spec)),
-                limits=drift_limits(monitoring),
+                (columns := report_rows.feature_columns(schemas.features(spec))),
+                # Trainings a retrain apart share nearly all their rows: they are no pairs to learn from.
+                limits=limits_in_force([], columns.names, fixed_limits(monitoring)),
                 max_rows=monitoring.report_max_rows,
                 seed=seed,
             )
@@ -226,13 +249,14 @@ def _drift_report(
 ) -> dg.AssetsDefinition:
     kind = evidently_report.DRIFT
     key_of_asset = asset_key(spec, kind)
-    back = monitoring.drift_reference_hours
+    window = drift_window(monitoring)
+    back = window.reference_hours
 
     @_evidently_asset(
         key_of_asset,
         spec,
         hours,
-        deps=[look_back(asset_key(spec, "features"), back)],
+        deps=[look_back(asset_key(spec, name), back) for name in ("features", "labels")],
         metadata={"reference_hours": back},
     )
     def drift_report(
@@ -242,20 +266,33 @@ def _drift_report(
     ) -> dg.MaterializeResult:
         """How the features of an hour differ from those of the hours before it (Evidently, HTML and JSON).
 
-        The drift sensor asks for it when `drift_scores` stay over their limit. The verdict is uncalibrated:
-        it describes a difference and is no alarm by itself.
+        The drift sensor asks for it when `drift_scores` stay over their limits. Distances and limits are
+        those of `drift_scores`, the worst product counting; beside them the champion's scores and ln σ, where
+        there are some. The page says what the limits were calibrated on, or that they were not.
         """
         key = _newest_of(context, context.partition_keys)
         before = drift.partitions_before(key, back)
+        in_force = performance.champion_before(lake, spec, key)
+        reference, recent = (
+            performance.rows_with_outcomes(lake, spec, keys, in_force) for keys in (before, [key])
+        )
+        span = before[0] if len(before) == 1 else f"{before[0]} … {before[-1]}"
+        scores = drift.score_hour(lake, spec, key, window)
+        outcomes = performance.outcome_drift(lake, spec, key, window, in_force)
+        is_scored = scores.status == drift.SCORED
         report = evidently_report.comparison_report(
             kind,
             key,
-            _hours_side("reference", lake, spec, before),
-            _hours_side("recent", lake, spec, [key]),
-            report_rows.feature_columns(schemas.features(spec)),
-            limits=drift_limits(monitoring),
+            Side("reference", span, reference),
+            Side("recent", key, recent),
+            report_rows.with_columns(
+                report_rows.feature_columns(schemas.features(spec)), performance.OUTCOMES
+            ),
+            limits=scores.limits,
             max_rows=monitoring.report_max_rows,
             seed=seed,
+            measured={**scores.drift.columns, **outcomes.columns} if is_scored else None,
+            beside=outcomes.limits,
         )
         _publish(context, lake, reports.of(spec.name), spec, report, monitoring.report_pages_kept)
         return dg.MaterializeResult()
@@ -280,11 +317,6 @@ def _side(name: str, problem: "Problem", part: "TimeRange") -> Side:
     first, last = clock(int(dataset.t_ns.min())), clock(int(dataset.t_ns.max()))
     unknown = dict.fromkeys(problem.left_out, float("nan"))
     return Side(name, f"{first} … {last}", dataset.features.assign(**unknown))
-
-
-def _hours_side(name: str, lake: Lake, spec: TimescaleSpec, keys: Sequence[str]) -> Side:
-    span = keys[0] if len(keys) == 1 else f"{keys[0]} … {keys[-1]}"
-    return Side(name, span, drift.valid_rows(lake, spec, keys).drop(columns="product"))
 
 
 def _publish(

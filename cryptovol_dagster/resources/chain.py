@@ -19,15 +19,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cryptovol_dagster.core.bars import BarGrid
-from cryptovol_dagster.core.dataset import Dataset, Problem, pose_problem
+from cryptovol_dagster.core.dataset import Dataset, Problem, join_rows, pose_problem
 from cryptovol_dagster.core.features import feature_hash, lookback_bars
-from cryptovol_dagster.core.labels import LearningError, label_hash
+from cryptovol_dagster.core.labels import LearningError, label_hash, rows_labelled_by
 from cryptovol_dagster.core.specs import HOUR_S, NS, TimescaleSpec
 from cryptovol_dagster.core.splits import Split, split_times
 from cryptovol_dagster.core.sufficiency import assess_training
 from cryptovol_dagster.core.ticks import TickColumns, TradeColumns
 from cryptovol_dagster.resources.lake import Lake, hour_window, partition_at, partition_window
-from cryptovol_dagster.resources.rows import asset_name, read_rows
+from cryptovol_dagster.resources.rows import asset_name, between, read_rows
 
 if TYPE_CHECKING:
     from cryptovol_dagster.core.models import Model
@@ -180,6 +180,27 @@ def read_span(lake: Lake, spec: TimescaleSpec, start_ns: int, end_ns: int) -> Da
         NoRows: nothing has both features and a label.
     """
     return _rows_and_hash(lake, spec, start_ns, end_ns)[0]
+
+
+def read_matured(lake: Lake, spec: TimescaleSpec, partition_key: str) -> Dataset:
+    """Join the rows whose labels a partition holds, in order of time; there may be none.
+
+    Nothing of it is kept: the window that training learns from stays at hand.
+
+    Raises:
+        LakeError: the partition has no labels or no features, or a file cannot be read.
+        ChainError: some partitions were made under another configuration.
+        LearningError: a column is missing, or a key appears twice.
+    """
+    labels, features = asset_name(spec, "labels"), asset_name(spec, "features")
+    window = partition_window(partition_key)
+    span = rows_labelled_by(*window, spec)
+    for asset in (labels, features):
+        lake.require(asset, [partition_key])
+    _require_version(lake, labels, window, label_hash(spec))
+    _require_version(lake, features, (span[0], window[1]), feature_hash(spec))
+    rows = lake.read_table(features, *span).to_pandas()
+    return join_rows(between(rows, *span), lake.read_table(labels, *window).to_pandas(), spec)
 
 
 def _rows_and_hash(lake: Lake, spec: TimescaleSpec, start_ns: int, end_ns: int) -> tuple[Dataset, str]:

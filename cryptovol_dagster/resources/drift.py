@@ -1,4 +1,7 @@
-"""The drift numbers of an hour: which rows are compared with which, and how the result is stored.
+"""The drift numbers of an hour: which rows are compared with which, by which limits, and what is stored.
+
+Past pairs are the stored numbers of earlier hours, never of the hour itself or a later one, so an hour scored
+again years later is held against the same limits as long as those before it are the same.
 
 Beside the numbers lies a thin sample of the hour's rows, so that an hour reads its reference of a day in
 some hundredths of a second instead of 24 files of a hundred columns. Neighbouring rows of windows of
@@ -8,22 +11,26 @@ minutes say the same, so a row a minute describes an hour.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from cryptovol_dagster.core.drift import MIN_ROWS, Drift, DriftLimits, ProductDrift, hour_drift, product_drift
+from cryptovol_dagster.core.drift import MIN_ROWS, Drift, ProductDrift, judge, product_drift, worst_of
+from cryptovol_dagster.core.drift_calibration import DriftLimits, LimitsInForce, Pair, limits_in_force
 from cryptovol_dagster.core.features import feature_hash, feature_names
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.resources.chain import to_table
 from cryptovol_dagster.resources.lake import Lake, LakeError, partition_window, partitions_between
 from cryptovol_dagster.resources.rows import asset_name
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 #: What the numbers of an hour come to.
 SCORED, NO_REFERENCE, NO_DATA = "scored", "no_reference", "no_data"
 #: Rows of a product that stand for an hour in the reference of later ones.
@@ -38,6 +45,25 @@ class DriftError(Exception):
     """Drift cannot be told; the message is one line."""
 
 
+class OtherSchema(DriftError):  # noqa: N818 - named for what it says
+    """Stored numbers are of another schema version: what they say may mean something else."""
+
+
+@dataclass(frozen=True)
+class DriftWindow:
+    """What an hour is compared with, and what it is held against.
+
+    Attributes:
+        reference_hours: hours before it that it is compared with.
+        calibration_hours: hours before it whose own comparisons may calibrate its limits.
+        fixed: limits where there is too little to calibrate on.
+    """
+
+    reference_hours: int
+    calibration_hours: int
+    fixed: DriftLimits
+
+
 @dataclass(frozen=True)
 class DriftScores:
     """What `drift_scores` stores of an hour.
@@ -46,19 +72,23 @@ class DriftScores:
         as_of: the hour.
         status: ``scored``, ``no_reference`` (too few hours before it) or ``no_data`` (too few valid rows).
         reason: why there are no scores; empty where there are.
-        reference_hours: hours before that were compared with, oldest first.
+        version: of the features compared.
+        reference_wanted: hours before that it was to be compared with.
+        reference_hours: those of them that had rows, oldest first.
         products: rows and distances of each product.
         drift: what they come to.
-        limits: in force when they were made.
+        limits: in force for it.
     """
 
     as_of: str
     status: str
     reason: str
+    version: str
+    reference_wanted: int
     reference_hours: tuple[str, ...]
     products: dict[str, ProductDrift]
     drift: Drift
-    limits: DriftLimits
+    limits: LimitsInForce
 
     @property
     def rows(self) -> int:
@@ -78,7 +108,9 @@ class DriftScores:
             "as_of": self.as_of,
             "status": self.status,
             "reason": self.reason,
+            "version": self.version,
             "reference": {
+                "wanted": self.reference_wanted,
                 "hours": len(hours),
                 "first": hours[0] if hours else None,
                 "last": hours[-1] if hours else None,
@@ -92,9 +124,7 @@ class DriftScores:
             "columns": self.drift.columns,
             "share_over": self.drift.share_over,
             "over_limit": self.drift.over_limit,
-            "limit": self.limits.share,
-            "distance_limit": self.limits.distance,
-            "calibrated": False,
+            **self.limits.to_dict(),
         }
 
 
@@ -103,34 +133,30 @@ def scores_asset(spec: TimescaleSpec) -> str:
     return f"{spec.name}/drift_scores"
 
 
-def score_hour(
-    lake: Lake, spec: TimescaleSpec, key: str, *, reference_hours: int, limits: DriftLimits
-) -> DriftScores:
+def score_hour(lake: Lake, spec: TimescaleSpec, key: str, window: DriftWindow) -> DriftScores:
     """Compare the valid rows of an hour with those of the hours before it, and keep a sample of them.
 
     Hours of another feature version are no reference: their columns mean something else.
 
     Raises:
         LakeError: the hour has no features, or a file cannot be read.
-        DriftError: the hour's features were made by another version.
+        DriftError: the hour's features were made by another version, or past numbers cannot be read.
     """
-    names = feature_names(spec)
+    names, version, wanted = feature_names(spec), feature_hash(spec), window.reference_hours
     rows = _valid_rows(lake, spec, key)
     _keep_sample(lake, spec, key, rows)
     products = sorted(name for name, found in _by_product(rows).items() if len(found) >= MIN_ROWS)
-    empty = Drift(dict.fromkeys(names), None, False)
+
+    def without_scores(status: str, reason: str, hours: Iterable[str]) -> DriftScores:
+        limits = limits_in_force([], names, window.fixed)
+        empty = Drift(dict.fromkeys(names), None, False)
+        return DriftScores(key, status, reason, version, wanted, tuple(hours), {}, empty, limits)
+
     if not products:
-        reason = f"no product has {MIN_ROWS} valid rows"
-        return DriftScores(key, NO_DATA, reason, (), {}, empty, limits)
-    samples = {
-        hour: sample
-        for hour in partitions_before(key, reference_hours)
-        if (sample := read_sample(lake, spec, hour)) is not None and sample.num_rows
-    }
-    needed = max(1, reference_hours // LEAST_REFERENCE)
-    if len(samples) < needed:
-        reason = f"{len(samples)} of the {reference_hours} hours before have valid rows, {needed} are needed"
-        return DriftScores(key, NO_REFERENCE, reason, tuple(samples), {}, empty, limits)
+        return without_scores(NO_DATA, f"no product has {MIN_ROWS} valid rows", ())
+    samples = read_samples(lake, spec, partitions_before(key, wanted))
+    if reason := why_no_reference(len(samples), wanted):
+        return without_scores(NO_REFERENCE, reason, samples)
     before = _by_product(pa.concat_tables(samples.values()).to_pandas())
     now = _by_product(rows)
     found = {
@@ -143,9 +169,101 @@ def score_hour(
         if product in before
     }
     if not found:
-        reason = f"none of {', '.join(products)} has valid rows in the {reference_hours} hours before"
-        return DriftScores(key, NO_REFERENCE, reason, tuple(samples), {}, empty, limits)
-    return DriftScores(key, SCORED, "", tuple(samples), found, hour_drift(found, limits), limits)
+        reason = f"none of {', '.join(products)} has valid rows in the {wanted} hours before"
+        return without_scores(NO_REFERENCE, reason, samples)
+    pairs = past_pairs(lake, scores_asset(spec), key, window, version, found)
+    limits = limits_in_force(pairs, names, window.fixed)
+    drift = judge(worst_of(found), limits)
+    return DriftScores(key, SCORED, "", version, wanted, tuple(samples), found, drift, limits)
+
+
+def why_no_reference(found: int, wanted: int) -> str:
+    """Say why hours before are too few to compare with; empty where they are enough."""
+    needed = max(1, wanted // LEAST_REFERENCE)
+    if found >= needed:
+        return ""
+    return f"{found} of the {wanted} hours before have valid rows, {needed} are needed"
+
+
+def read_samples(lake: Lake, spec: TimescaleSpec, keys: Sequence[str]) -> dict[str, pa.Table]:
+    """Read what stands for the hours that have rows of this feature version, by hour.
+
+    Raises:
+        LakeError: a file cannot be read.
+        DriftError: a sample is no table.
+    """
+    return {
+        key: sample
+        for key in keys
+        if (sample := read_sample(lake, spec, key)) is not None and sample.num_rows
+    }
+
+
+class _Reference(msgspec.Struct):
+    wanted: int
+
+
+class _PastScores(msgspec.Struct):
+    """What of an hour's stored numbers makes it a past pair."""
+
+    version: str
+    reference: _Reference
+    products: dict[str, Any]
+    columns: dict[str, float | None]
+
+
+def past_pairs(
+    lake: Lake, asset: str, key: str, window: DriftWindow, version: str, products: Iterable[str]
+) -> list[Pair]:
+    """List the stored comparisons before an hour that are like its own, oldest first.
+
+    Numbers of another schema are left out like any others that mean something else.
+
+    Args:
+        lake: where they are.
+        asset: which numbers.
+        key: the hour.
+        window: how far back, and the length of reference that a pair must have been made with.
+        version: what a pair's columns must mean.
+        products: those that a pair must be of.
+
+    Raises:
+        LakeError: a file cannot be read.
+        DriftError: a file is no JSON of drift numbers.
+    """
+    alike = (version, window.reference_hours, sorted(products))
+    found = []
+    for hour in partitions_before(key, window.calibration_hours):
+        path = lake.path(asset, hour, "json")
+        try:
+            state = path.stat()
+        except FileNotFoundError:
+            continue
+        past = _past_scores(path, asset, hour, state.st_mtime_ns, state.st_size)
+        if past is None or (past.version, past.reference.wanted, sorted(past.products)) != alike:
+            continue
+        if any(value is not None for value in past.columns.values()):
+            found.append(Pair(hour, past.columns))
+    return found
+
+
+class _Schema(msgspec.Struct):
+    schema_version: int
+
+
+# A range reads the same month of hours again for each of its own.
+@lru_cache(maxsize=4_000)
+def _past_scores(path: Path, asset: str, key: str, _written_ns: int, _size: int) -> _PastScores | None:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise LakeError(f"{path}: cannot be read: {error.strerror or error}") from error
+    try:
+        if msgspec.json.decode(content, type=_Schema).schema_version != SCHEMA_VERSION:
+            return None
+        return msgspec.json.decode(content, type=_PastScores)
+    except msgspec.MsgspecError as error:
+        raise DriftError(f"{asset} of {key} cannot be read: {error}") from error
 
 
 def partitions_before(key: str, count: int) -> list[str]:
@@ -160,9 +278,20 @@ def read_scores(lake: Lake, spec: TimescaleSpec, key: str) -> dict[str, Any] | N
 
     Raises:
         LakeError: the file cannot be read.
-        DriftError: it is of another schema version, or no JSON.
+        OtherSchema: it is of another schema version.
+        DriftError: it is no JSON.
     """
-    asset = scores_asset(spec)
+    return read_numbers(lake, scores_asset(spec), key)
+
+
+def read_numbers(lake: Lake, asset: str, key: str) -> dict[str, Any] | None:
+    """Read what an asset of this module's schema stores of an hour; None where it stores nothing.
+
+    Raises:
+        LakeError: the file cannot be read.
+        OtherSchema: it is of another schema version.
+        DriftError: it is no JSON.
+    """
     if not lake.exists(asset, key, "json"):
         return None
     try:
@@ -170,12 +299,14 @@ def read_scores(lake: Lake, spec: TimescaleSpec, key: str) -> dict[str, Any] | N
     except ValueError as error:
         raise DriftError(f"{asset} of {key} cannot be read: {error}") from error
     if not isinstance(found, dict) or found.get("schema_version") != SCHEMA_VERSION:
-        raise DriftError(f"{asset} of {key} is of another schema version: materialize it again")
+        raise OtherSchema(f"{asset} of {key} is of another schema version: materialize it again")
     return found
 
 
-def valid_rows(lake: Lake, spec: TimescaleSpec, keys: Sequence[str]) -> pd.DataFrame:
-    """Read the valid rows of hours, every feature and the product; hours without features are left out.
+def valid_rows(
+    lake: Lake, spec: TimescaleSpec, keys: Sequence[str], also: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Read the valid rows of hours: product, `also` and every feature; hours without features are left out.
 
     Raises:
         LakeError: none of the hours has features.
@@ -185,7 +316,7 @@ def valid_rows(lake: Lake, spec: TimescaleSpec, keys: Sequence[str]) -> pd.DataF
     present = [key for key in keys if lake.exists(asset, key)]
     if not present:
         raise LakeError(f"{asset} has no partition in {keys[0]} … {keys[-1]}: materialize it first")
-    return pd.concat([_valid_rows(lake, spec, key) for key in present], ignore_index=True)
+    return pd.concat([_valid_rows(lake, spec, key, also) for key in present], ignore_index=True)
 
 
 def read_sample(lake: Lake, spec: TimescaleSpec, key: str) -> pa.Table | None:
@@ -226,13 +357,14 @@ def _sample_asset(spec: TimescaleSpec) -> str:
     return f"{scores_asset(spec)}_sample"
 
 
-def _valid_rows(lake: Lake, spec: TimescaleSpec, key: str) -> pd.DataFrame:
+def _valid_rows(lake: Lake, spec: TimescaleSpec, key: str, also: Sequence[str] = ()) -> pd.DataFrame:
     asset, wanted = asset_name(spec, "features"), feature_hash(spec)
     window = partition_window(key)
     lake.require(asset, [key])
     if lake.versions(asset, *window)[key] != wanted:
         raise DriftError(f"{asset} of {key} was made under another configuration: materialize it again")
-    frame = lake.read_table(asset, *window, columns=["product", "valid", *feature_names(spec)]).to_pandas()
+    columns = ["product", "valid", *also, *feature_names(spec)]
+    frame = lake.read_table(asset, *window, columns=columns).to_pandas()
     return frame.loc[frame["valid"]].drop(columns="valid").reset_index(drop=True)
 
 

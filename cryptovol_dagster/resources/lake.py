@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -57,6 +58,8 @@ def hour_keys(start_ns: int, end_ns: int) -> list[str]:
     return [hour_key(hour) for hour in range(start_ns // HOUR_NS * HOUR_NS, end_ns, HOUR_NS)]
 
 
+# A month of hours is named again for each of its hours.
+@lru_cache(maxsize=2_000)
 def partition_window(partition_key: str) -> tuple[int, int]:
     """Give the window ``[start_ns, end_ns)`` of an hourly or a daily partition key (``2026-04-04``, UTC).
 
@@ -102,7 +105,7 @@ class Lake:
         folder = f"date={partition_key[:10]}"
         if not _DAY_KEY.match(partition_key):
             folder += f"/hour={partition_key[11:13]}"
-        return self.root / asset / folder / f"part.{suffix}"
+        return self.root / f"{asset}/{folder}/part.{suffix}"
 
     def exists(self, asset: str, partition_key: str, suffix: str = "parquet") -> bool:
         """Tell whether the partition has been written."""

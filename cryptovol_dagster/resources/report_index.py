@@ -17,7 +17,6 @@ from string import Template
 from typing import Any
 from urllib.parse import quote
 
-from cryptovol_dagster.core.drift import DriftLimits
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.resources import drift
 from cryptovol_dagster.resources.evidently_report import TITLES, measured_on
@@ -27,6 +26,8 @@ from cryptovol_dagster.resources.reports import Reports
 SUMMARY = "summary.json"
 #: The page shows this many reports, and this many hours of drift; the lake keeps the others.
 MAX_ENTRIES, MAX_HOURS = 500, 168
+#: The span of matured labels that the page shows.
+POOLED = "24 h"
 
 
 @dataclass(frozen=True)
@@ -88,14 +89,29 @@ def write_index(lake: Lake, reports: Reports, spec: TimescaleSpec) -> Path:
 
     Raises:
         LakeError: a summary cannot be read.
-        DriftError: drift numbers are of another schema version.
+        DriftError: drift numbers are no JSON.
         ReportIndexError: a summary is no JSON.
         ReportError: the folder cannot be written.
     """
-    keys = lake.partitions(drift.scores_asset(spec), "json")[-MAX_HOURS:]
-    scores = [found for key in keys if (found := drift.read_scores(lake, spec, key)) is not None]
-    page = render(entries(lake, spec), scores, _newest_files(reports), reports.reports_dir)
+    scores, outcomes = (_numbers(lake, f"{spec.name}/{name}") for name in ("drift_scores", "performance"))
+    page = render(entries(lake, spec), scores, outcomes, _newest_files(reports), reports.reports_dir)
     return reports.write(reports.index, page.encode())
+
+
+def _numbers(lake: Lake, asset: str) -> list[dict[str, Any]]:
+    """Read the numbers to be shown, oldest first; without those of another schema version.
+
+    Those stop the sensor, which would conclude something from them, but not the page of newer ones.
+    """
+    found = []
+    for key in lake.partitions(asset, "json")[-MAX_HOURS:]:
+        try:
+            numbers = drift.read_numbers(lake, asset, key)
+        except drift.OtherSchema:
+            continue
+        if numbers is not None:
+            found.append(numbers)
+    return found
 
 
 def _newest_files(reports: Reports) -> list[tuple[str, Path]]:
@@ -112,13 +128,18 @@ def _newest_files(reports: Reports) -> list[tuple[str, Path]]:
 
 
 def render(
-    found: Sequence[Entry], scores: Sequence[dict[str, Any]], newest: Iterable[tuple[str, Path]], folder: Path
+    found: Sequence[Entry],
+    scores: Sequence[dict[str, Any]],
+    outcomes: Sequence[dict[str, Any]],
+    newest: Iterable[tuple[str, Path]],
+    folder: Path,
 ) -> str:
     """Render the page.
 
     Args:
         found: reports, newest first.
         scores: stored drift numbers, oldest first.
+        outcomes: stored performance, oldest first.
         newest: names and files of the latest copies.
         folder: where the page will lie; links are relative to it.
     """
@@ -137,6 +158,7 @@ def render(
     return _PAGE.substitute(
         cards=cards or "<p>Nothing yet: <code>cryptovol evaluate</code> makes the first.</p>",
         drift=_chart(scores),
+        performance=_performance(outcomes),
         table=table,
     )
 
@@ -155,32 +177,102 @@ def _row(entry: Entry, folder: Path) -> str:
 
 
 def _chart(scores: Sequence[dict[str, Any]]) -> str:
-    """Draw the share of drifted features of each hour, its limit as a line."""
+    """Draw the share of drifted features of each hour, and the limit that was in force for it as a line."""
     if not scores:
         return "<p>No drift numbers yet: every closed hour gets them.</p>"
     newest = scores[-1]
-    limits = DriftLimits(newest["distance_limit"], newest["limit"])
-    known = [hour["share_over"] for hour in scores if hour["share_over"] is not None]
-    step, height = max(6, min(24, 1_100 // len(scores))), 90
-    width, per_share = step * len(scores), height / max([*known, 1.5 * limits.share, 0.01])
+    tallest = [1.5 * hour["limit"] for hour in scores]
+    tallest += [hour["share_over"] for hour in scores if hour["share_over"] is not None]
+    step, height = _step(scores), 90
+    width, per_share = step * len(scores), height / max(*tallest, 0.01)
     bars = "".join(
         f'<rect class="{"over" if hour["over_limit"] else "under"}" x="{step * at}" width="{step - 1}" '
         f'y="{height - (tall := max(1.0, per_share * hour["share_over"])):.1f}" height="{tall:.1f}">'
-        f"<title>{hour['as_of']}: {hour['share_over']:.0%}</title></rect>"
+        f"<title>{hour['as_of']}: {hour['share_over']:.0%}, limit {hour['limit']:.0%}, "
+        f"{html.escape(hour['calibration']['told'])}</title></rect>"
         for at, hour in enumerate(scores)
         if hour["share_over"] is not None
     )
-    line_y = height - per_share * limits.share
+    lines = "".join(
+        f'<line class="{"calibrated" if hour["calibrated"] else "fixed"}" x1="{step * at}" '
+        f'x2="{step * (at + 1)}" y1="{(y := height - per_share * hour["limit"]):.1f}" y2="{y:.1f}"/>'
+        for at, hour in enumerate(scores)
+    )
     over = sum(bool(hour["over_limit"]) for hour in scores)
+    calibrated = sum(bool(hour["calibrated"]) for hour in scores)
     share = "no reference" if newest["share_over"] is None else f"{newest['share_over']:.0%}"
     return (
         f'<div class="wide"><svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
-        f'aria-label="share of drifted features by hour">{bars}'
-        f'<line x1="0" x2="{width}" y1="{line_y:.1f}" y2="{line_y:.1f}"/></svg></div>'
-        f"<p>{scores[0]['as_of']} … {newest['as_of']}: {over} of {len(scores)} hours over the limit (over "
-        f"{limits.share:.0%} of the features at a distance of {limits.distance:g} or more); the newest: "
-        f"{share}. The limit is uncalibrated.</p>"
+        f'aria-label="share of drifted features by hour">{bars}{lines}</svg></div>'
+        f"<p>{scores[0]['as_of']} … {newest['as_of']}: {over} of {len(scores)} hours over their limit, the "
+        f"line: calibrated on past pairs for {calibrated} of them (solid), that of the settings for the "
+        f"others (dashed). The newest: {share} of the features over theirs, limit {newest['limit']:.0%}, "
+        f"{html.escape(newest['calibration']['told'])}.</p>"
     )
+
+
+def _performance(outcomes: Sequence[dict[str, Any]]) -> str:
+    """Draw the champion's average precision over a day of matured labels, hour by hour."""
+    found = [(one, pooled) for one in outcomes if (pooled := one["pooled"][POOLED]) is not None]
+    if not found:
+        return "<p>No matured labels were scored yet: the retrain of an hour scores them.</p>"
+    step, height = _step(found), 90
+    width = step * len(found)
+    drawn = "".join(
+        _day(one["as_of"], pooled, step * at, step, height) for at, (one, pooled) in enumerate(found)
+    )
+    newest, pooled = found[-1]
+    told = [
+        f"Newest, {newest['as_of']}: {_ap(pooled)}, on {pooled['measured_on']}",
+        f" ({'; '.join([pooled['verdict'], *pooled['reasons']])}). Drift: ",
+        "; ".join(_moved(newest, name) for name in newest["columns"]),
+        f" ({newest['calibration']['told']}).",
+    ]
+    return (
+        f'<div class="wide"><svg viewBox="0 0 {width} {height}" width="{width}" height="{height}" role="img" '
+        f'aria-label="average precision over a day of matured labels">{drawn}</svg></div>'
+        f"<p>Average precision over {POOLED} of matured labels, each row scored by the champion in force "
+        "before it, 0 to 1; bars: 95 % interval; grey: data insufficient; lines: base rate. "
+        f"{html.escape(''.join(told))}</p>"
+    )
+
+
+def _moved(outcome: dict[str, Any], name: str) -> str:
+    distance = outcome["columns"][name]
+    if distance is None:
+        return f"{name} has no distance"
+    return f"{name} {distance:.2f}, {'over' if name in outcome['over'] else 'not over'} its limit"
+
+
+def _day(as_of: str, pooled: dict[str, Any], x: int, step: int, height: int) -> str:
+    """Draw a pooled span: base rate, and where it could be ranked the precision with its interval."""
+    base = height * (1 - (pooled["base_rate"] or 0.0))
+    marks = [f'<line x1="{x}" x2="{x + step}" y1="{base:.1f}" y2="{base:.1f}"/>']
+    estimate, interval = pooled["average_precision"]["estimate"], pooled["average_precision"]["interval"]
+    if interval is not None:
+        top, tall = height * (1 - interval["high"]), height * (interval["high"] - interval["low"])
+        marks.append(f'<rect class="interval" x="{x}" width="{step - 1}" y="{top:.1f}" height="{tall:.1f}"/>')
+    if estimate is not None:
+        title = html.escape(f"{as_of}: {_ap(pooled)}, on {pooled['measured_on']}")
+        marks.append(
+            f'<circle class="{"thin" if interval is None else "sure"}" cx="{x + step / 2:g}" '
+            f'cy="{height * (1 - estimate):.1f}" r="3"><title>{title}</title></circle>'
+        )
+    return "".join(marks)
+
+
+def _ap(pooled: dict[str, Any]) -> str:
+    """Say the average precision of a span, beside its base rate."""
+    estimate, interval = pooled["average_precision"]["estimate"], pooled["average_precision"]["interval"]
+    if estimate is None:
+        return "nothing to rank"
+    between = "" if interval is None else f" [{interval['low']:.2f}, {interval['high']:.2f}]"
+    return f"AP {estimate:.2f}{between}, base rate {pooled['base_rate']:.2f}"
+
+
+def _step(hours: Sequence[Any]) -> int:
+    """Give the width of an hour's bar, in pixels."""
+    return max(6, min(24, 1_100 // len(hours)))
 
 
 def _link(path: Path, folder: Path) -> str:
@@ -205,7 +297,9 @@ p { color:var(--soft); margin:6px 0; } a { color:var(--under); }
 .card b { color:var(--ink); font-weight:600; }
 .card span { color:var(--soft); font-size:13px; overflow-wrap:anywhere; }
 .wide { overflow-x:auto; } rect.under { fill:var(--under); } rect.over { fill:var(--over); }
-line { stroke:var(--soft); stroke-dasharray:4 3; }
+rect.interval { fill:var(--under); opacity:.25; } circle { fill:var(--under); }
+circle.thin { fill:var(--soft); }
+line { stroke:var(--soft); } line.fixed { stroke-dasharray:4 3; }
 table { border-collapse:collapse; width:100%; font-variant-numeric:tabular-nums; }
 th { text-align:left; font-weight:600; }
 th,td { padding:6px 12px 6px 0; border-bottom:1px solid var(--line); vertical-align:top; }
@@ -216,6 +310,7 @@ td:first-child,.nowrap { white-space:nowrap; }
 <h1>cryptovol reports</h1><p>The newest of everything, and every report over time.</p>
 <h2>Newest</h2><div class="cards">$cards</div>
 <h2>Drift, hour by hour</h2>$drift
+<h2>Performance on matured labels</h2>$performance
 <h2>Reports</h2><div class="wide">$table</div>
 </body></html>
 """)

@@ -21,6 +21,11 @@ def feature_columns(features: pa.Schema) -> pa.Schema:
     return pa.schema([field for field in features if field.name not in KEY_COLUMNS])
 
 
+def with_columns(features: pa.Schema, names: tuple[str, ...]) -> pa.Schema:
+    """Give columns together with further numbers."""
+    return pa.schema([*features, *(pa.field(name, pa.float64()) for name in names)])
+
+
 def quality_columns(bars: pa.Schema, features: pa.Schema) -> pa.Schema:
     """Give the columns of `quality_rows`."""
     own = [field.with_name(_BAR + field.name) for field in bars if field.name not in ROW_KEY]

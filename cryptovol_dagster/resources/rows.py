@@ -157,13 +157,14 @@ def _join(features: pd.DataFrame, labels: pd.DataFrame, files: _Files, spec: Tim
     """Join the part of an hour's features that the labels speak of with the labels of that hour."""
     first_ns, stop_ns = partition_window(files.features[0])
     from_ns, to_ns = rows_labelled_by(*partition_window(files.labels[0]), spec)
-    features = _between(features, max(first_ns, from_ns), min(stop_ns, to_ns))
-    labels = _between(labels, first_ns, stop_ns)
+    features = between(features, max(first_ns, from_ns), min(stop_ns, to_ns))
+    labels = between(labels, first_ns, stop_ns)
     rows = join_rows(features, labels, spec)
     return _Piece(rows, _digest(rows), len(features), len(labels))
 
 
-def _between(frame: pd.DataFrame, start_ns: int, end_ns: int) -> pd.DataFrame:
+def between(frame: pd.DataFrame, start_ns: int, end_ns: int) -> pd.DataFrame:
+    """Cut a frame to the rows of the bars that start in ``[start_ns, end_ns)``."""
     start, end = (pd.Timestamp(ns, unit="ns", tz="UTC") for ns in (start_ns, end_ns))
     inside = (frame["bar_start"] >= start) & (frame["bar_start"] < end)
     return frame if inside.all() else frame.loc[inside]

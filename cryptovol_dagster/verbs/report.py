@@ -86,7 +86,9 @@ def _make(settings: Settings, chain_name: str, kind: str, partition: str | None,
     click.echo(f"{TITLES[kind]}, as of {key}: {measured_on(summary)}")
     click.echo(f"{summary['columns']} columns: {summary['verdict']}")
     for name, value in list(summary.get("strongest", {}).items())[:5]:
-        click.echo(f"  {name:<28}{value:.2f}")
+        click.echo(f"  {name:<28}{value:.2f}  {_limit(summary['limits'][name])}")
+    for name, found in summary.get("beside", {}).items():
+        click.echo(f"  {name:<28}{found['distance']:.2f}  {_limit(found['limit'])} ({found['told']})")
     for name, why in summary["left_out"].items():
         click.echo(f"  left out: {name} ({why})")
     click.echo(f"written to {page}\nall reports: {index}")
@@ -123,6 +125,10 @@ def _list(settings: Settings, chain_name: str, as_json: bool) -> None:
     for entry in found:
         click.echo(f"{entry.as_of:<18}{TITLES[entry.kind]:<26}{_percent(entry):>8}  {entry.verdict}")
         click.echo(f"{'':<54}{entry.rows}\n{'':<54}{entry.path or 'removed'}")
+
+
+def _limit(limit: float | None) -> str:
+    return "no limit yet" if limit is None else f"limit {limit:.2f}"
 
 
 def _percent(entry: Entry) -> str:

@@ -329,7 +329,7 @@ def _summary(result: dg.ExecuteInProcessResult, from_key: str, to_key: str) -> R
 def chain_selection(
     settings: Settings, timescale: str = TIMESCALE, *, market_only: bool = False
 ) -> list[str]:
-    """Give the assets of a timescale, from ticks or candles to the model cards of its chains."""
+    """Give the assets of a timescale, from ticks or candles to model card and performance of its chains."""
     specs = specs_of(settings, timescale)
     market = list(MARKET)
     if timescale == MINUTES:
@@ -338,7 +338,8 @@ def chain_selection(
         market += [f"{spec.name}/{name}" for spec in specs for name in names]
     if market_only:
         return market
-    return [*market, *(asset for spec in specs for asset in training_selection(settings, spec))]
+    training = [asset for spec in specs for asset in training_selection(settings, spec)]
+    return [*market, *training, *(f"{spec.name}/performance" for spec in specs)]
 
 
 def training_selection(settings: Settings, spec: TimescaleSpec) -> list[str]:

@@ -8,6 +8,7 @@ import dagster as dg
 import pytest
 
 from cryptovol_dagster.defs.build import build_defs, build_resources
+from cryptovol_dagster.resources.drift import SCHEMA_VERSION
 from cryptovol_dagster.resources.lake import Lake
 from cryptovol_dagster.resources.report_index import SUMMARY
 from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, close_hour, hours_from, small_settings
@@ -16,6 +17,8 @@ from ingestor.settings import Settings
 from ingestor.settings.model import MonitoringSettings
 
 HOURS = hours_from(FIRST_HOUR, 8)
+TOLD = "calibrated on 44 past pairs"
+LIMITS = f"(limit of the newest 0.25, {TOLD})"
 
 
 @pytest.fixture
@@ -30,7 +33,8 @@ def settings(tmp_path) -> Settings:
 
 def _score(settings: Settings, over: dict[str, bool], status: str = "scored") -> None:
     for key, is_over in over.items():
-        numbers = {"schema_version": 1, "as_of": key, "status": status, "over_limit": is_over, "limit": 0.3}
+        numbers = {"schema_version": SCHEMA_VERSION, "as_of": key, "status": status, "over_limit": is_over}
+        numbers |= {"limit": 0.254, "calibration": {"told": TOLD}}
         content = json.dumps(numbers).encode()
         Lake(settings.storage.lake_dir).write_bytes("seconds/drift_scores", key, content, "json")
 
@@ -64,12 +68,12 @@ def test_without_closed_hours_or_numbers_nothing_is_asked_for(tmp_path, settings
 def test_too_few_hours_over_the_limit_are_counted(settings: Settings) -> None:
     # The first is over it too, and too long ago.
     _score(settings, {HOURS[0]: True, HOURS[1]: False, HOURS[2]: True, HOURS[3]: False})
-    assert _reason(_sense(settings)) == "1 of the last 3 hours over the limit 0.3, 2 needed"
+    assert _reason(_sense(settings)) == f"1 of the last 3 hours over their limits {LIMITS}, 2 needed"
 
 
 def test_hours_missing_in_between_are_said_and_do_not_count(settings: Settings) -> None:
     _score(settings, {HOURS[1]: True, HOURS[3]: False})
-    told = "1 of the last 3 hours over the limit 0.3 (1 of them without drift numbers)"
+    told = f"1 of the last 3 hours over their limits, 1 without drift numbers {LIMITS}"
     assert _reason(_sense(settings)) == f"{told}, 2 needed"
     _score(settings, {HOURS[3]: True})
     assert isinstance(_sense(settings), dg.SensorResult)
@@ -81,7 +85,7 @@ def test_enough_hours_ask_for_the_report_of_the_newest_once_also_after_a_restart
     assert isinstance(result, dg.SensorResult)
     (request,) = result.run_requests or ()
     assert (request.run_key, request.partition_key) == (HOURS[3], HOURS[3])
-    told = "3 of the last 3 hours over the limit 0.3"
+    told = f"3 of the last 3 hours over their limits {LIMITS}"
     assert request.tags["cryptovol/because"] == told
     assert result.cursor == HOURS[3]
     again = _reason(_sense(settings, result.cursor))
@@ -106,7 +110,7 @@ def test_the_cool_down_counts_hours_of_the_market_from_the_last_report(settings:
     _score(settings, dict.fromkeys(HOURS, True))
     lake = Lake(settings.storage.lake_dir)
     lake.write_bytes("seconds/drift_report", HOURS[0], b"{}", SUMMARY)
-    told = "3 of the last 3 hours over the limit 0.3"
+    told = f"3 of the last 3 hours over their limits {LIMITS}"
     assert _reason(_sense(settings)) == f"{told}; cool-down until {HOURS[5]}"
     for key in HOURS[4:6]:
         close_hour(settings.storage.raw_dir, key, {TICKS: 1})

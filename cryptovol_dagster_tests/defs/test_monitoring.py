@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,24 @@ from click.testing import CliRunner
 from cryptovol_dagster import demo
 from cryptovol_dagster.cli import main
 from cryptovol_dagster.defs.build import build_defs
-from cryptovol_dagster.resources import evidently_report
+from cryptovol_dagster.defs.monitoring import drift_window
+from cryptovol_dagster.resources import evidently_report, performance
 from cryptovol_dagster.resources.evidently_report import EvidentlyReport, Side
-from cryptovol_dagster.resources.lake import Lake
+from cryptovol_dagster.resources.lake import Lake, LakeError, partition_window
 from cryptovol_dagster.resources.report_index import SUMMARY
+from cryptovol_dagster.resources.specs import timescale_spec
 from cryptovol_dagster.verbs import runs
 from cryptovol_dagster_tests.defs.conftest import Pipeline
 from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, hours_from, small_settings, write_market
 from ingestor.settings import Settings
 from ingestor.settings.model import MinutesSettings
+
+MOVED = {
+    "strongest": {"ret_1": 0.7},
+    "limits": {"ret_1": 0.65},
+    "beside": {"score": {"distance": 0.3, "limit": None, "told": "uncalibrated"}},
+}
+SPEC = timescale_spec(small_settings(Path()).timescales.seconds, "seconds")
 
 
 @pytest.fixture
@@ -53,7 +63,7 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[Side]:
     def compare(
         kind: str, as_of: str, reference: Side, current: Side, schema: pa.Schema, **_: Any
     ) -> EvidentlyReport:
-        return report(kind, as_of, (reference, current), schema, share_over=0.25, strongest={"ret_1": 0.7})
+        return report(kind, as_of, (reference, current), schema, share_over=0.25, **MOVED)
 
     def quality(as_of: str, side: Side, schema: pa.Schema, key: tuple[str, ...], **_: Any) -> EvidentlyReport:
         assert not side.frame.duplicated(list(key)).any()
@@ -92,6 +102,10 @@ def test_a_range_makes_the_reports_of_its_newest_hour_on_the_declared_columns(
     summary = runs.materialize_range(settings, hours[0], hours[1], selection)
     sides = {side.name: side for side in shown}
     assert set(sides) == {"the hour", "training", "test", "reference", "recent"}
+    # Nothing was decided yet, so nothing was scored; labels there are.
+    for name in ("reference", "recent"):
+        assert sides[name].frame["score"].isna().all()
+    assert sides["recent"].frame["ln_sigma"].notna().mean() > 0.9
     # A report on quality is of every row; no other sees those of a gap.
     assert len(sides["the hour"].frame) == 1_440 > len(sides["recent"].frame)
     assert (sides["reference"].hours, sides["recent"].hours) == (
@@ -185,7 +199,8 @@ def test_the_verb_prints_a_report_and_lists_all(
     for text in (
         f"Reference against recent, as of {newest}: reference: ",
         "columns: stub",
-        "ret_1",
+        "ret_1                       0.70  limit 0.65",
+        "score                       0.30  no limit yet (uncalibrated)",
         "index.html",
     ):
         assert text in made.stdout
@@ -200,3 +215,57 @@ def test_the_verb_prints_a_report_and_lists_all(
     table = invoke(main, ["report", "--list"]).stdout
     assert "25%  stub" in table
     assert listed[0]["path"] in table
+
+
+def test_each_hour_is_scored_by_the_champion_of_before_and_nothing_later_changes_that(
+    pipeline: Pipeline,
+) -> None:
+    lake, hours = pipeline.lake, pipeline.hours
+    first, *others = (performance.read_performance(lake, SPEC, key) for key in hours)
+    assert (first["status"], first["reason"]) == ("no_champion", f"nothing was decided before {hours[0]}")
+    assert (first["partition"], first["columns"]["score"]) == (None, None)
+    assert first["without"]["score"] == first["reason"]
+    for before, found in zip(hours, others, strict=False):
+        assert found["status"] == "scored"
+        assert found["champion"]["decided_as_of"] == before < found["as_of"]
+        assert found["columns"]["score"] is not None
+        assert found["columns"]["ln_sigma"] is not None
+        rows = found["partition"]
+        assert rows["verdict"] == "insufficient_data"
+        assert f"{rows['rows']:,} rows" in rows["measured_on"]
+    # All that was decided since lies in the lake; scored again an hour is what it was.
+    key = hours[2]
+    window = drift_window(pipeline.settings.monitoring)
+    again = performance.assess(lake, SPEC, key, window, seed=pipeline.settings.models.seed)
+    assert json.loads(performance.to_bytes(again)) == others[1]
+    table = lake.read_table(performance.rows_asset(SPEC), *partition_window(key)).to_pandas()
+    assert 0 < len(table) <= others[1]["partition"]["rows"]
+    start_ns, end_ns = partition_window(key)
+    matured_ns = table["t_ns"] + SPEC.horizon_ns
+    assert matured_ns.between(start_ns, end_ns).all()
+    pooled = others[-1]["pooled"]["24 h"]
+    assert pooled["rows"] == sum(lake.count_rows(performance.rows_asset(SPEC), key) for key in hours[1:])
+    told = pipeline.summary.metadata["seconds/performance"][hours[-1]]
+    assert told["24 h: measured on"] == pooled["measured_on"]
+    assert told["limits"].startswith("uncalibrated: ")
+
+
+def test_without_a_champion_nothing_that_was_scored_before_is_pooled(
+    pipeline: Pipeline, tmp_path: Path
+) -> None:
+    lake, key = Lake(tmp_path / "lake"), pipeline.hours[1]
+    for name in ("features", "labels"):
+        for hour in pipeline.hours[:2]:
+            target = lake.path(f"seconds/{name}", hour)
+            target.parent.mkdir(parents=True)
+            shutil.copyfile(pipeline.lake.path(f"seconds/{name}", hour), target)
+    lake.write_bytes(performance.rows_asset(SPEC), key, b"stale", "parquet")
+    window = drift_window(pipeline.settings.monitoring)
+    found = performance.assess(lake, SPEC, key, window, seed=1)
+    assert found["status"] == "no_champion"
+    assert found["pooled"] == {"24 h": None, "7 d": None}
+    # Labels drift without any model.
+    assert set(found["without"]) == {"score"}
+    assert found["columns"]["ln_sigma"] is not None
+    with pytest.raises(LakeError, match=f"seconds/performance lacks partition {key}"):
+        performance.read_performance(lake, SPEC, key)

@@ -5,22 +5,23 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from cryptovol_dagster.core.drift import DriftLimits
+from cryptovol_dagster.core.drift_calibration import MIN_PAIRS, DriftLimits
 from cryptovol_dagster.core.features import feature_hash, feature_names
 from cryptovol_dagster.resources import drift
 from cryptovol_dagster.resources.chain import to_table
-from cryptovol_dagster.resources.drift import DriftError, DriftScores
+from cryptovol_dagster.resources.drift import DriftError, DriftScores, DriftWindow
 from cryptovol_dagster.resources.lake import Lake, LakeError
 from cryptovol_dagster.resources.specs import timescale_spec
 from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, PRODUCTS, hours_from, small_settings
 
 SPEC = timescale_spec(small_settings(Path()).timescales.seconds, "seconds")
-HOURS = hours_from(FIRST_HOUR, 6)
+HOURS = hours_from(FIRST_HOUR, MIN_PAIRS + 5)
 LIMITS = DriftLimits(distance=0.5, share=0.3)
 
 
@@ -47,8 +48,17 @@ def _write(
     lake.write_table("seconds/features", key, to_table(frame), version=version)
 
 
-def _score(lake: Lake, key: str, reference_hours: int = 4) -> DriftScores:
-    return drift.score_hour(lake, SPEC, key, reference_hours=reference_hours, limits=LIMITS)
+def _score(
+    lake: Lake, key: str, reference_hours: int = 4, calibration_hours: int = MIN_PAIRS + 2
+) -> DriftScores:
+    return drift.score_hour(lake, SPEC, key, DriftWindow(reference_hours, calibration_hours, LIMITS))
+
+
+def _store(lake: Lake, key: str, **more: object) -> dict[str, Any]:
+    """Score an hour against one before it and store that as the asset does."""
+    found = _score(lake, key, 1).to_dict() | more
+    lake.write_bytes("seconds/drift_scores", key, json.dumps(found, allow_nan=False).encode(), "json")
+    return found
 
 
 def test_an_hour_like_those_before_is_not_over_the_limit_and_one_that_moved_is(lake: Lake) -> None:
@@ -60,16 +70,68 @@ def test_an_hour_like_those_before_is_not_over_the_limit_and_one_that_moved_is(l
     assert (moved.status, moved.drift.over_limit, moved.drift.share_over) == ("scored", True, 1.0)
     stored = json.loads(json.dumps(moved.to_dict(), allow_nan=False))
     assert stored["reference"] == {
+        "wanted": 4,
         "hours": 4,
         "first": HOURS[0],
         "last": HOURS[3],
         "rows": 4 * 60 * len(PRODUCTS),
     }
     assert (stored["rows"], stored["calibrated"], stored["limit"]) == (600, False, 0.3)
-    assert set(stored["columns"]) == set(feature_names(SPEC))
+    assert stored["calibration"]["told"] == "uncalibrated: no past pairs"
+    assert set(stored["columns"]) == set(stored["limits"]) == set(feature_names(SPEC))
     assert stored["columns"]["ret_1"] is None
     lake.write_bytes("seconds/drift_scores", HOURS[4], json.dumps(stored).encode(), "json")
     assert drift.read_scores(lake, SPEC, HOURS[4]) == stored
+
+
+def test_thirty_past_hours_calibrate_the_next_and_no_later_one_touches_it(lake: Lake) -> None:
+    for key in HOURS[: MIN_PAIRS + 3]:
+        _write(lake, key, rows=100)
+    past = [_store(lake, key) for key in HOURS[1 : MIN_PAIRS + 1]]
+    assert [found["calibration"]["pairs"] for found in past] == list(range(MIN_PAIRS))
+    assert not any(found["calibrated"] for found in past)
+    newest = HOURS[MIN_PAIRS + 1]
+    found = _store(lake, newest)
+    assert found["calibration"]["told"] == f"calibrated on 30 past pairs, {HOURS[1]} … {HOURS[MIN_PAIRS]}"
+    worst = {name: [one["columns"][name] for one in past] for name in feature_names(SPEC)}
+    expected = {name: max(known) if None not in known else None for name, known in worst.items()}
+    assert found["limits"] == expected
+    assert found["limits"]["ret_1"] is None
+    # An hour that is far out comes later; whether it is there or not, earlier ones are what they were.
+    _write(lake, HOURS[MIN_PAIRS + 2], rows=100, shift=5.0)
+    later = _store(lake, HOURS[MIN_PAIRS + 2])
+    assert (later["over_limit"], later["share_over"]) == (True, 1.0)
+    assert _store(lake, newest) == found
+    # Nor is it judged by itself: scored again it is as far out as it was.
+    assert _store(lake, HOURS[MIN_PAIRS + 2]) == later
+
+
+@pytest.mark.parametrize(
+    "unlike",
+    [
+        {"version": "other"},
+        {"reference": {"wanted": 2}},
+        {"products": {PRODUCTS[0]: {}}},
+        {"columns": {"ret_1": None}},
+        {"schema_version": 1},
+    ],
+)
+def test_hours_unlike_this_one_calibrate_nothing(lake: Lake, unlike: dict[str, object]) -> None:
+    for key in HOURS[:3]:
+        _write(lake, key, rows=100)
+    _store(lake, HOURS[1])
+    assert _score(lake, HOURS[2], 1).limits.pairs == 1
+    assert _score(lake, HOURS[2], 1, calibration_hours=1).limits.first == HOURS[1]
+    _store(lake, HOURS[1], **unlike)
+    assert _score(lake, HOURS[2], 1).limits.pairs == 0
+
+
+def test_a_past_hour_that_cannot_be_read_is_named(lake: Lake) -> None:
+    for key in HOURS[:2]:
+        _write(lake, key, rows=100)
+    lake.write_bytes("seconds/drift_scores", HOURS[0], b"{", "json")
+    with pytest.raises(DriftError, match=f"seconds/drift_scores of {HOURS[0]} cannot be read"):
+        _score(lake, HOURS[1], 1)
 
 
 def test_too_few_hours_before_or_rows_are_said(lake: Lake) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pytest
 
-from cryptovol_dagster.core.drift import DriftLimits
+from cryptovol_dagster.core.drift_calibration import DriftLimits, LimitsInForce, limits_in_force
 from cryptovol_dagster.resources.evidently_report import (
     DRIFT,
     EvidentlyError,
@@ -22,6 +23,7 @@ from cryptovol_dagster.resources.evidently_report import (
 
 HOUR = "2026-04-04-03:00"
 SCHEMA = pa.schema([("same", pa.float64()), ("moved", pa.float64()), ("none", pa.float64())])
+FIXED = limits_in_force([], SCHEMA.names, DriftLimits(distance=0.5, share=0.3))
 TYPED = pa.schema(
     [
         ("at", pa.timestamp("ns", tz="UTC")),
@@ -40,16 +42,23 @@ def _frame(rows: int, shift: float = 0.0, **columns: object) -> pd.DataFrame:
     return pd.DataFrame({**numbers, **columns})
 
 
-def _compare(reference: pd.DataFrame, current: pd.DataFrame, schema: pa.Schema = SCHEMA) -> EvidentlyReport:
+def _compare(
+    reference: pd.DataFrame,
+    current: pd.DataFrame,
+    schema: pa.Schema = SCHEMA,
+    limits: LimitsInForce = FIXED,
+    **more: Any,
+) -> EvidentlyReport:
     return comparison_report(
         DRIFT,
         HOUR,
         Side("reference", "hours before", reference),
         Side("recent", HOUR, current),
         schema,
-        limits=DriftLimits(distance=0.5, share=0.3),
+        limits=limits,
         max_rows=500,
         seed=1,
+        **more,
     )
 
 
@@ -94,16 +103,63 @@ def test_a_comparison_is_sampled_names_what_it_left_out_and_calls_its_verdict_un
     assert list(summary["strongest"]) == ["moved", "same"]
     assert summary["strongest"]["moved"] > 1.0 > 0.5 > summary["strongest"]["same"]
     assert (summary["share_over"], summary["calibrated"]) == (0.5, False)
-    assert summary["verdict"] == "1 of 2 columns at 0.5 or more (uncalibrated)"
+    told = "1 of 2 columns over their limits, over the limit of 30% (uncalibrated: no past pairs)"
+    assert summary["verdict"] == told
+    assert (summary["over"], summary["over_limit"], summary["limits"]) == (
+        ["moved"],
+        True,
+        {"moved": 0.5, "same": 0.5},
+    )
     said = f"reference: 500 rows sampled from 900, hours before; recent: 300 rows, {HOUR}"
     assert measured_on(summary) == said
     page = report.html.decode()
-    for text in (said, "no alarm", "Left out: none (no value in recent)", f"as of {HOUR} UTC"):
+    for text in (said, "no alarm", told, "Left out: none (no value in recent)", f"as of {HOUR} UTC"):
         assert text in page
     stored = json.loads(report.json)
     assert stored["cryptovol"] == summary
     scores = {m["config"]["column"]: m["value"] for m in stored["metrics"] if "column" in m["config"]}
     assert scores == summary["strongest"]
+
+
+def test_calibrated_limits_hold_column_by_column_and_page_and_summary_say_so() -> None:
+    columns = ("same", "moved", "none", "score", "ln_sigma")
+    schema = pa.schema([(name, pa.float64()) for name in columns])
+    limits = LimitsInForce({"same": 0.1, "moved": 0.9, "none": None}, 0.4, True, 44, "first", "last")
+    beside = LimitsInForce({"score": 0.3, "ln_sigma": 0.3}, 0.3, False, 5, "first", "last")
+    more = {"score": 0.5, "ln_sigma": np.nan}
+    # As stored: of the worst product, so not what the rows below would give.
+    measured = {"same": 0.2, "moved": 0.8, "none": 1.9, "score": 0.4, "ln_sigma": None}
+    report = _compare(
+        _frame(300, **more), _frame(200, **more), schema, limits, measured=measured, beside=beside
+    )
+    summary = report.summary
+    assert summary["strongest"] == {"none": 1.9, "moved": 0.8, "score": 0.4, "same": 0.2}
+    # One of the two that have a limit; what stands beside is not counted.
+    assert (summary["share_over"], summary["over"], summary["over_limit"]) == (0.5, ["same"], True)
+    told = (
+        "1 of 2 columns over their limits, over the limit of 40% (calibrated on 44 past pairs, first … last)"
+    )
+    assert summary["verdict"] == told
+    assert summary["beside"] == {
+        "score": {
+            "distance": 0.4,
+            "limit": 0.3,
+            "over": True,
+            "told": "uncalibrated: 5 of the 30 past pairs needed",
+        }
+    }
+    assert summary["left_out"] == {"ln_sigma": "no value in reference and recent"}
+    page = report.html.decode()
+    assert told in page
+    assert "95th percentile of its own distance" in page
+    by_column = {
+        m["config"]["column"]: (m["value"], m["config"]["threshold"])
+        for m in json.loads(report.json)["metrics"]
+        if "column" in m["config"]
+    }
+    assert by_column == {"same": (0.2, 0.1), "moved": (0.8, 0.9), "none": (1.9, 2.0), "score": (0.4, 0.3)}
+    with pytest.raises(EvidentlyError, match="no column has a distance between reference and recent"):
+        _compare(_frame(9), _frame(9), measured={})
 
 
 def test_data_quality_counts_rows_that_are_twice_constant_missing_and_infinite() -> None:

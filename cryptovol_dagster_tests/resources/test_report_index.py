@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 import pytest
 
+from cryptovol_dagster.resources.drift import SCHEMA_VERSION
 from cryptovol_dagster.resources.lake import Lake
 from cryptovol_dagster.resources.report_index import SUMMARY, ReportIndexError, entries, write_index
 from cryptovol_dagster.resources.reports import Reports
@@ -37,16 +38,17 @@ def _report(lake: Lake, key: str, kind: str, share: float | None, *, page: bool 
         lake.write_bytes(f"seconds/{kind}", key, b"<html></html>", "html")
 
 
-def _scored(lake: Lake, key: str, share: float | None) -> None:
+def _scored(lake: Lake, key: str, share: float | None, limit: float = 0.3, **more: object) -> None:
     numbers = {
-        "schema_version": 1,
+        "schema_version": SCHEMA_VERSION,
         "as_of": key,
         "share_over": share,
-        "over_limit": share is not None and share > 0.3,
-        "limit": 0.3,
-        "distance_limit": 1.2,
+        "over_limit": share is not None and share > limit,
+        "limit": limit,
+        "calibrated": limit != 0.3,
+        "calibration": {"told": "calibrated on <40> pairs" if limit != 0.3 else "uncalibrated"},
     }
-    lake.write_bytes("seconds/drift_scores", key, json.dumps(numbers).encode(), "json")
+    lake.write_bytes("seconds/drift_scores", key, json.dumps(numbers | more).encode(), "json")
 
 
 def test_an_empty_lake_has_a_page_that_says_what_to_do(lake: Lake, reports: Reports) -> None:
@@ -82,13 +84,80 @@ def test_the_newest_come_first_and_links_lead_to_files_of_the_lake(lake: Lake, r
         "41%",
         "removed",
         "500 rows sampled from 700",
-        "1 of 2 hours over the limit",
+        "1 of 2 hours over their limit",
         "no reference",
     ):
         assert text in page
     assert "recent &lt;hours&gt;" in page
     assert "a &amp; b" in page
     assert page.count('class="over"') == 1
+
+
+def test_each_hour_shows_the_limit_that_was_in_force_for_it(lake: Lake, reports: Reports) -> None:
+    _scored(lake, FIRST, 0.25)
+    _scored(lake, SECOND, 0.25, limit=0.2)
+    page = write_index(lake, reports, SPEC).read_text()
+    fixed, calibrated = re.findall(r'<line class="(\w+)" .*? y1="([\d.]+)"', page)
+    assert (fixed[0], calibrated[0]) == ("fixed", "calibrated")
+    # The tallest is 1.5 × 0.3 = 0.45 of 90 pixels.
+    assert (float(fixed[1]), float(calibrated[1])) == (30.0, 50.0)
+    assert f"<title>{SECOND}: 25%, limit 20%, calibrated on &lt;40&gt; pairs</title>" in page
+    assert "calibrated on past pairs for 1 of them" in page
+    assert re.findall(r'class="(under|over)"', page) == ["under", "over"]
+
+
+def _performed(lake: Lake, key: str, estimate: float | None, interval: tuple[float, float] | None) -> None:
+    pooled = {
+        "base_rate": 0.1,
+        "average_precision": {
+            "estimate": estimate,
+            "interval": interval and dict(zip(("low", "high"), interval, strict=True)),
+        },
+        "measured_on": "<900> rows",
+        "verdict": "ok" if interval else "insufficient_data",
+        "reasons": [] if interval else ["too few blocks"],
+    }
+    numbers = {
+        "schema_version": SCHEMA_VERSION,
+        "as_of": key,
+        "pooled": {"24 h": pooled},
+        "columns": {"score": 1.25, "ln_sigma": None},
+        "over": ["score"],
+        "calibration": {"told": "calibrated on 44 past pairs"},
+    }
+    lake.write_bytes("seconds/performance", key, json.dumps(numbers).encode(), "json")
+
+
+def test_performance_is_drawn_over_time_with_what_it_was_measured_on(lake: Lake, reports: Reports) -> None:
+    assert "No matured labels were scored yet" in write_index(lake, reports, SPEC).read_text()
+    _performed(lake, FIRST, 0.5, None)
+    _performed(lake, SECOND, 0.4, (0.3, 0.6))
+    page = write_index(lake, reports, SPEC).read_text()
+    assert re.findall(r'<circle class="(\w+)" .*? cy="([\d.]+)"', page) == [
+        ("thin", "45.0"),
+        ("sure", "54.0"),
+    ]
+    assert re.findall(r'<rect class="interval" .*? y="([\d.]+)" height="([\d.]+)"', page) == [
+        ("36.0", "27.0")
+    ]
+    for text in (
+        f"Newest, {SECOND}: AP 0.40 [0.30, 0.60], base rate 0.10, on &lt;900&gt; rows (ok)",
+        "score 1.25, over its limit; ln_sigma has no distance (calibrated on 44 past pairs)",
+    ):
+        assert text in page
+    _performed(lake, SECOND, None, None)
+    assert (
+        "nothing to rank, on &lt;900&gt; rows (insufficient_data; too few blocks)"
+        in write_index(lake, reports, SPEC).read_text()
+    )
+
+
+def test_numbers_of_another_schema_are_not_shown_and_stop_nothing(lake: Lake, reports: Reports) -> None:
+    _scored(lake, FIRST, 0.5, schema_version=1)
+    _scored(lake, SECOND, 0.1)
+    page = write_index(lake, reports, SPEC).read_text()
+    assert "0 of 1 hours over their limit" in page
+    assert FIRST not in page
 
 
 def test_a_summary_that_cannot_be_understood_is_named(lake: Lake) -> None:

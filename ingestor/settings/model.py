@@ -394,16 +394,22 @@ class MonitoringSettings(Section):
     drift_reference_hours: PositiveInt = Field(
         default=24, description="hours before an hour with which its features are compared"
     )
+    drift_calibration_hours: PositiveInt = Field(
+        default=720,
+        description="hours before an hour whose own comparisons calibrate its limits, once 30 of them were "
+        "made; until then, and where fewer than 30 are asked for, the two limits below hold",
+    )
     drift_distance_limit: PositiveFloat = Field(
         default=1.2,
-        description="distance (Wasserstein over the mixture's standard deviation, 0 to 2) from which on a "
-        "feature has drifted",
+        description="distance (Wasserstein over the mixture's standard deviation, 0 to 2) above which a "
+        "feature has drifted, as long as limits are uncalibrated",
     )
     drift_limit_share: float = Field(
         default=0.3,
         ge=0.0,
         lt=1.0,
-        description="an hour is over the limit when a greater share of its features drifted",
+        description="an hour is over the limit when a greater share of its features drifted, as long as "
+        "limits are uncalibrated",
     )
     drift_hours_needed: PositiveInt = Field(
         default=3, description="hours over the limit that make the drift sensor ask for a report"

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import wasserstein_distance
 
-from cryptovol_dagster.core.drift import DriftLimits, ProductDrift, distance, hour_drift, product_drift
+from cryptovol_dagster.core.drift import ProductDrift, distance, judge, product_drift, worst_of
+from cryptovol_dagster.core.drift_calibration import LimitsInForce
 
 #: Two decimals: shifting and scaling then loses no value to rounding.
 VALUES = st.integers(-100_000, 100_000).map(lambda cents: cents / 100)
@@ -74,12 +75,19 @@ def test_the_worst_product_counts_and_columns_without_values_are_not_counted() -
     rows = np.column_stack([np.arange(10.0), np.arange(10.0), np.full(10, np.nan)])
     same = product_drift(rows, rows, ("calm", "wild", "none"))
     moved = ProductDrift(10, 10, {"calm": 0.1, "wild": 1.5, "none": None})
-    found = hour_drift({"BTC-USD": same, "ETH-USD": moved}, DriftLimits(distance=1.2, share=0.4))
+    columns = worst_of({"BTC-USD": same, "ETH-USD": moved})
+    found = judge(columns, _limits(1.2, share=0.4))
     assert same.distances == {"calm": 0.0, "wild": 0.0, "none": None}
-    assert found.columns == {"calm": 0.1, "wild": 1.5, "none": None}
+    assert found.columns == columns == {"calm": 0.1, "wild": 1.5, "none": None}
     assert (found.share_over, found.over_limit) == (0.5, True)
     assert found.strongest(1) == {"wild": 1.5}
-    at_the_limit = hour_drift({"ETH-USD": moved}, DriftLimits(distance=1.5, share=0.5))
-    assert (at_the_limit.share_over, at_the_limit.over_limit) == (0.5, False)
-    nothing = hour_drift({}, DriftLimits(1.2, 0.4))
+    # A column is over its limit when its distance is greater, an hour when its share is.
+    at_the_limits = judge(columns, _limits(0.1, share=0.5))
+    assert (at_the_limits.share_over, at_the_limits.over_limit) == (0.5, False)
+    assert judge(columns, _limits(1.5, share=0.4)).share_over == 0.0
+    nothing = judge(worst_of({}), _limits(1.2, share=0.4))
     assert (nothing.columns, nothing.share_over, nothing.over_limit) == ({}, None, False)
+
+
+def _limits(distance: float, share: float) -> LimitsInForce:
+    return LimitsInForce(dict.fromkeys(("calm", "wild", "none"), distance), share, False, 0, None, None)

@@ -1,0 +1,159 @@
+"""Drift limits learned from the past: what the same distance came to on earlier pairs of windows.
+
+A pair is an earlier hour against the hours before it. Rows of a market depend on their neighbours, so no
+table of critical values holds for its distances; what does hold is their own past. A column's limit is the
+`QUANTILE` of its distances over past pairs, taken as the ⌈(n + 1)·q⌉-th smallest of n: were pairs
+exchangeable, the next one would be over it with a chance of at most 1 − q, whatever the distribution (split
+conformal prediction: Vovk, Gammerman & Shafer 2005; Lei et al. 2018). They are not quite: pairs that share
+hours resemble each other, so alarms come in runs; the rate that this leaves is measured by
+``benchmarks/drift.py``.
+
+Belongs here: limits from distances. Does not belong here: which hours are past pairs of which.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: Fewer past pairs know no 95th percentile: the limits of the settings hold, and are called uncalibrated.
+MIN_PAIRS = 30
+#: Share of past pairs that are not over a limit.
+QUANTILE = 0.95
+
+
+@dataclass(frozen=True)
+class DriftLimits:
+    """The limits of the settings, in force as long as there is nothing to calibrate on.
+
+    Attributes:
+        distance: a column is over it when its distance is greater.
+        share: an hour is over it when a greater share of its columns is.
+    """
+
+    distance: float
+    share: float
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The stored distances of an earlier hour.
+
+    Attributes:
+        key: the hour.
+        distances: by column; None where there was none.
+    """
+
+    key: str
+    distances: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class LimitsInForce:
+    """What the distances of an hour are held against.
+
+    Attributes:
+        columns: the distance that a column must exceed to be over its limit; None where too few past pairs
+            know the column: then it is not judged.
+        share: an hour is over it when a greater share of the columns judged is.
+        calibrated: whether the limits come from past pairs, and not from the settings.
+        pairs: past pairs there were.
+        first: the oldest of them; None without any.
+        last: the newest of them.
+    """
+
+    columns: Mapping[str, float | None]
+    share: float
+    calibrated: bool
+    pairs: int
+    first: str | None
+    last: str | None
+
+    @property
+    def told(self) -> str:
+        """Say what the limits rest on, in a line."""
+        if self.calibrated:
+            return f"calibrated on {self.pairs} past pairs, {self.first} … {self.last}"
+        if not self.pairs:
+            return "uncalibrated: no past pairs"
+        return f"uncalibrated: {self.pairs} of the {MIN_PAIRS} past pairs needed"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Give the JSON-able form; `limits_told` says the same of it as `told`."""
+        return {
+            "limits": dict(self.columns),
+            "limit": self.share,
+            "calibrated": self.calibrated,
+            "calibration": {
+                "pairs": self.pairs,
+                "needed": MIN_PAIRS,
+                "first": self.first,
+                "last": self.last,
+                "quantile": QUANTILE if self.calibrated else None,
+                "told": self.told,
+            },
+        }
+
+
+def limits_in_force(pairs: Sequence[Pair], columns: Sequence[str], fixed: DriftLimits) -> LimitsInForce:
+    """Calibrate the limits on past pairs, or take the fixed ones where there are fewer than `MIN_PAIRS`.
+
+    The limit of the share is the same quantile of the past hours' own shares, each hour judged by the limits
+    of all the others: by limits that it helped to set it would look calmer than the next one will.
+
+    Args:
+        pairs: past pairs, oldest first.
+        columns: those to judge.
+        fixed: the limits of the settings.
+    """
+    first, last = (pairs[0].key, pairs[-1].key) if pairs else (None, None)
+    if len(pairs) < MIN_PAIRS:
+        return LimitsInForce(
+            dict.fromkeys(columns, fixed.distance), fixed.share, False, len(pairs), first, last
+        )
+    distances = np.array([[pair.distances.get(name) for name in columns] for pair in pairs], dtype=np.float64)
+    known = np.count_nonzero(~np.isnan(distances), axis=0)
+    judged = known >= MIN_PAIRS
+    falls = np.sort(distances, axis=0)  # what is unknown comes last
+    found = _at_rank(falls, _rank(known))
+    limits = {
+        name: float(limit) if is_judged else None
+        for name, limit, is_judged in zip(columns, found, judged, strict=True)
+    }
+    share = _share_limit(distances[:, judged], falls[:, judged])
+    # Where no column is known in enough pairs nothing was learned of hours either.
+    return LimitsInForce(limits, fixed.share if share is None else share, True, len(pairs), first, last)
+
+
+def upper_limit(values: Sequence[float]) -> float:
+    """Give the ⌈(n + 1)·q⌉-th smallest of n values, at most the greatest."""
+    ascending = np.sort(np.asarray(values, dtype=np.float64))
+    return float(ascending[_rank(np.array(ascending.size)) - 1])
+
+
+def _share_limit(distances: NDArray[np.float64], ascending: NDArray[np.float64]) -> float | None:
+    """Give the limit of the share of columns over theirs, each past hour judged by all the others.
+
+    Among the n − 1 others the limit is the k-th smallest, k = ⌈n·q⌉. A value over it is over the k-th
+    smallest of all n, and the other way round, so that nothing is sorted again for each hour.
+    """
+    known = ~np.isnan(distances)
+    of_others = np.ceil(QUANTILE * known.sum(axis=0)).astype(np.int64)
+    over = distances > _at_rank(ascending, of_others)  # the unknown is over nothing
+    judged = known.sum(axis=1)
+    shares = over.sum(axis=1)[judged > 0] / judged[judged > 0]
+    return upper_limit(shares.tolist()) if shares.size else None
+
+
+def _rank(count: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.clip(np.ceil(QUANTILE * (count + 1)).astype(np.int64), 1, np.maximum(count, 1))
+
+
+def _at_rank(ascending: NDArray[np.float64], rank: NDArray[np.int64]) -> NDArray[np.float64]:
+    return np.take_along_axis(ascending, (rank - 1)[None, :], axis=0)[0]
