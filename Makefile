@@ -57,7 +57,7 @@ bench: $(STAMP) ## Speed of bars, features and replay, as ratios against pandas,
 bench-recorder: $(STAMP) ## Speed, memory and idle cost of the recorder on a real Kafka, beside its parts (Java, Maven)
 	$(BIN)/python -m benchmarks.recorder
 
-bench-backfill: $(STAMP) ## A week of two products from raw ticks to evaluation in one run: minutes, memory; one hour; a cold start
+bench-backfill: $(STAMP) ## A week of two products, raw ticks to evaluation, in one run; an hour; a retrain; a cold start: time and memory
 	$(BIN)/python -m benchmarks.backfill
 
 bench-backtest: $(STAMP) ## Minutes and memory of the walk-forward test of BTC-USD, all models (BARS=folder of minute candles)

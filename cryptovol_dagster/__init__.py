@@ -1,1 +1,7 @@
 """cryptovol's pipeline: pure domain code in `core`, Dagster assembly in `defs`, the rest in between."""
+
+import os
+
+# XGBoost's threads wait for each other by spinning, and so hold up the very thread they wait for wherever
+# others use the cores too (docs/decisions.md has what that cost). OpenMP reads this when it is first loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

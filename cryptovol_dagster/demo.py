@@ -57,8 +57,8 @@ def demo(hours: int, seed: int) -> None:
     recorded = _record(settings, hours, seed)
     _print_recorded(recorded, time.monotonic() - began)
     _headline(2, "every asset and check: gap ledger → ticks → bars → features, labels → splits → … → reports")
-    run = _materialize(settings)
-    _print_run(run)
+    for run in _materialize(settings):
+        _print_run(run)
     _headline(3, "results")
     _print_results(settings)
     _headline(4, "where to look")
@@ -105,11 +105,16 @@ def _first_event(child: subprocess.Popen[str], verb: str) -> dict[str, Any]:
     return json.loads(line)
 
 
-def _materialize(settings: Settings) -> RunSummary:
-    """Materialize the closed hours in one run, everything and every check."""
+def _materialize(settings: Settings) -> Iterator[RunSummary]:
+    """Materialize the closed hours in one run, every asset and check, then the minutes of their days.
+
+    Of the minutes up to labels: hours of trades train nothing that learns from months.
+    """
     from cryptovol_dagster.defs.build import build_defs
+    from cryptovol_dagster.resources.lake import DAY_NS, partition_at, partition_window
     from cryptovol_dagster.resources.raw import RawStore
-    from cryptovol_dagster.verbs.runs import materialize_range
+    from cryptovol_dagster.resources.specs import MINUTES
+    from cryptovol_dagster.verbs import runs
 
     closed = [hour.hour for hour in RawStore(settings.storage.raw_dir).closed_hours()]
     if not closed:
@@ -117,8 +122,14 @@ def _materialize(settings: Settings) -> RunSummary:
             f"{settings.storage.raw_dir} holds no closed hour: the recording did not get that far"
         )
     defs = build_defs(settings)
-    everything = [key.to_user_string() for key in defs.resolve_asset_graph().executable_asset_keys]
-    return materialize_range(settings, closed[0], closed[-1], everything, defs=defs, on_asset=_print_asset)
+    first, last = closed[0], closed[-1]
+    hourly = runs.assets_over(defs, first)
+    yield runs.materialize_range(settings, first, last, hourly, defs=defs, on_asset=_print_asset)
+    if not settings.timescales.minutes.enabled:
+        return
+    daily = runs.chain_selection(settings, MINUTES, market_only=True)
+    first_day, last_day = (partition_at(partition_window(hour)[0], DAY_NS) for hour in (first, last))
+    yield runs.materialize_range(settings, first_day, last_day, daily, defs=defs, on_asset=_print_asset)
 
 
 def _print_asset(asset: str, took_s: float) -> None:
@@ -136,10 +147,10 @@ def _print_recorded(summary: dict[str, Any], took_s: float) -> None:
 
 
 def _print_run(run: RunSummary) -> None:
-    hours = run.partitions
+    keys = run.partitions
     partitions = sum(run.materialized.values())
-    span = f"{len(hours)} hours ({hours[0]} … {hours[-1]} UTC)"
-    click.echo(f"{len(run.materialized)} assets × {span}: {partitions} partitions")
+    span = f"{keys[0]} … {keys[-1]}" if len(keys) > 1 else "".join(keys)
+    click.echo(f"{len(run.materialized)} assets × {len(keys)} ({span} UTC): {partitions} partitions")
     if run.carried:
         click.echo(f"{len(run.carried)} hours carry the models of an earlier one")
     click.echo(f"{run.checks_passed} of {len(run.checks)} checks passed")

@@ -13,7 +13,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 #: Each looks at one column; a learned model is measured against the best of them.
 SINGLE_FEATURE = ("persistence", "baseline_zscore", "ewma")
+#: Columns of features that the report ranks as they are.
+COLUMNS_SHOWN = 5
 #: Share of the wanted training span below which a fold is no fold of this backtest.
 _LEAST_TRAIN_SHARE = 0.98
 
@@ -49,6 +51,7 @@ class Fold:
         thresholds: τ per product.
         counts: rows and positives of each part.
         trees: boosting rounds kept, where a model is made of trees.
+        gains: each feature's share of the total gain, likewise.
     """
 
     as_of_end_ns: int
@@ -56,6 +59,7 @@ class Fold:
     thresholds: dict[str, float]
     counts: dict[str, dict[str, int]]
     trees: dict[str, int]
+    gains: dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class _Walk:
     folds: list[Fold] = field(default_factory=list)
     skipped: list[dict[str, str]] = field(default_factory=list)
     parts: list[pd.DataFrame] = field(default_factory=list)
+    features: list[pd.DataFrame] = field(default_factory=list)
 
 
 def fold_ends(first_ns: int, end_ns: int, spec: TimescaleSpec) -> tuple[int, ...]:
@@ -182,12 +187,14 @@ def _one_fold(
     test, y = problem.part(split.test)
     scores: dict[str, NDArray[np.float64]] = {}
     trees: dict[str, int] = {}
+    gains: dict[str, dict[str, float]] = {}
     for name in names:
         tell(name)
         model = train_model(name, problem, spec, model_spec, feature_hash=feature_hash)
         scores[name] = model.predict_proba(test.features)
         if (booster := getattr(model, "booster", None)) is not None:
             trees[name] = booster.num_boosted_rounds()
+            gains[name] = model.importances()
     # Where the trailing window is broken, nobody knows whether the spike already shows: no onset row.
     visible = is_spike(test.trailing_sigma, test.product, problem.thresholds)
     walk.parts.append(
@@ -203,7 +210,8 @@ def _one_fold(
             }
         )
     )
-    walk.folds.append(Fold(end_ns, split, problem.thresholds, _counts(problem), trees))
+    walk.features.append(test.features)
+    walk.folds.append(Fold(end_ns, split, problem.thresholds, _counts(problem), trees, gains))
 
 
 def _require_whole_spans(rows: Dataset, split: Split, spec: TimescaleSpec) -> None:
@@ -249,8 +257,12 @@ def _report(
     pooled = {name: _quality(y, score, onset) for name, score in scores.items()}
     for name, quality in pooled.items():
         quality["interval"] = _interval(resampled.get(name))
-        own = [fold["models"][name]["average_precision"] for fold in folds]
-        quality["mean_over_folds"] = float(np.nanmean(own)) if np.isfinite(own).any() else math.nan
+        quality["mean_over_folds"] = _mean(_fold_precisions(folds, name))
+    measured = [
+        _Measured(name, quality, resampled.get(name), _fold_precisions(folds, name))
+        for name, quality in pooled.items()
+    ]
+    columns = _single_columns(walk.features, predictions)
     return {
         "schema_version": SCHEMA_VERSION,
         "timescale": spec.name,
@@ -284,10 +296,17 @@ def _report(
             "onset_base_rate": float(y[onset].mean()) if onset.any() else math.nan,
         },
         "models": pooled,
-        "comparisons": _comparisons(names, pooled, resampled, folds),
+        "comparisons": _comparisons(measured),
+        "single_columns": columns,
+        "over_best_column": [
+            _comparison(one, column)
+            for column in (_best_column(best, walk.features, bootstrap, y) for best in columns[:1])
+            for one in measured
+        ],
         "folds": folds,
         "skipped": walk.skipped,
         "by_month": list(_by_month(predictions, names)),
+        "gain": _gain(walk.folds),
         "bootstrap": {
             "method": "circular block bootstrap over the pooled test rows",
             "block_s": DAY_S,
@@ -346,35 +365,92 @@ def _precision(y: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
     return Ranking(y, score).average_precision() if 0 < y.sum() < y.size else math.nan
 
 
-def _comparisons(
-    names: tuple[str, ...],
-    pooled: Mapping[str, Mapping[str, Any]],
-    resampled: Mapping[str, NDArray[np.float64]],
-    folds: Sequence[Mapping[str, Any]],
-) -> list[dict[str, Any]]:
-    """Each model against every plainer one: `names` stand from the plainest to the richest."""
+def _fold_precisions(folds: Sequence[Mapping[str, Any]], name: str) -> list[float]:
+    return [fold["models"][name]["average_precision"] for fold in folds]
+
+
+def _mean(precisions: Sequence[float]) -> float:
+    return float(np.nanmean(precisions)) if np.isfinite(precisions).any() else math.nan
+
+
+def _single_columns(features: Sequence[pd.DataFrame], predictions: pd.DataFrame) -> list[dict[str, Any]]:
+    """Rank the test rows by each feature as it is, and give the best.
+
+    The models that look at one column are fitted to the threshold of each fold, so their scores mean the same
+    in a calm month and in a wild one. A bare column is what somebody without a model would watch.
+    """
+    y, onset = _column(predictions, "y").astype(bool), _column(predictions, "onset").astype(bool)
+    known = [
+        name for name in features[0] if all(name in part and part[name].notna().all() for part in features)
+    ]
+    found = [(name, _precision(y, _pooled(features, name))) for name in known]
+    best = sorted((one for one in found if math.isfinite(one[1])), key=lambda one: -one[1])[:COLUMNS_SHOWN]
     result = []
-    for at, name in enumerate(names):
-        for plainer in names[:at]:
-            one, other = pooled[name], pooled[plainer]
-            pairs = [
-                [fold["models"][model]["average_precision"] for model in (name, plainer)] for fold in folds
-            ]
-            ahead = [a > b for a, b in pairs if math.isfinite(a) and math.isfinite(b)]
-            difference = resampled[name] - resampled[plainer] if resampled else None
-            result.append(
-                {
-                    "model": name,
-                    "baseline": plainer,
-                    "ap_difference": one["average_precision"] - other["average_precision"],
-                    "interval": _interval(difference),
-                    "mean_over_folds_difference": one["mean_over_folds"] - other["mean_over_folds"],
-                    "folds_ahead": sum(ahead),
-                    "folds_compared": len(ahead),
-                    "onset_ratio": one["onset_average_precision"] / other["onset_average_precision"],
-                }
-            )
+    for name, precision in best:
+        column = _pooled(features, name)
+        by_fold = _column_precisions(column, y, features)
+        result.append(
+            {
+                "column": name,
+                "average_precision": precision,
+                "onset_average_precision": _precision(y[onset], column[onset]),
+                "mean_over_folds": _mean(by_fold),
+                "by_fold": by_fold,
+            }
+        )
     return result
+
+
+def _pooled(features: Sequence[pd.DataFrame], name: str) -> NDArray[np.float64]:
+    return np.concatenate([part[name].to_numpy(dtype=np.float64) for part in features])
+
+
+def _column_precisions(
+    column: NDArray[np.float64], y: NDArray[np.bool_], features: Sequence[pd.DataFrame]
+) -> list[float]:
+    stops = np.cumsum([len(part) for part in features])[:-1]
+    return [_precision(own, of) for own, of in zip(np.split(y, stops), np.split(column, stops), strict=True)]
+
+
+def _best_column(
+    best: Mapping[str, Any], features: Sequence[pd.DataFrame], bootstrap: BlockBootstrap, y: NDArray[np.bool_]
+) -> _Measured:
+    name = best["column"]
+    resampled = bootstrap.average_precisions(y, {name: _pooled(features, name)})
+    return _Measured(name, best, resampled[name], best["by_fold"])
+
+
+class _Measured(NamedTuple):
+    """What a comparison needs of a model, or of a bare column."""
+
+    name: str
+    quality: Mapping[str, Any]
+    resampled: NDArray[np.float64] | None
+    by_fold: Sequence[float]
+
+
+def _comparisons(measured: Sequence[_Measured]) -> list[dict[str, Any]]:
+    """Each model against every plainer one: they stand from the plainest to the richest."""
+    return [_comparison(one, plainer) for at, one in enumerate(measured) for plainer in measured[:at]]
+
+
+def _comparison(one: _Measured, other: _Measured) -> dict[str, Any]:
+    pairs = [
+        (a, b)
+        for a, b in zip(one.by_fold, other.by_fold, strict=True)
+        if math.isfinite(a) and math.isfinite(b)
+    ]
+    both = one.resampled, other.resampled
+    return {
+        "model": one.name,
+        "baseline": other.name,
+        "ap_difference": one.quality["average_precision"] - other.quality["average_precision"],
+        "interval": _interval(None if both[0] is None or both[1] is None else both[0] - both[1]),
+        "mean_over_folds_difference": one.quality["mean_over_folds"] - other.quality["mean_over_folds"],
+        "folds_ahead": sum(a > b for a, b in pairs),
+        "folds_compared": len(pairs),
+        "onset_ratio": one.quality["onset_average_precision"] / other.quality["onset_average_precision"],
+    }
 
 
 def best_single_feature(report: Mapping[str, Any]) -> str | None:
@@ -393,6 +469,19 @@ def _by_month(predictions: pd.DataFrame, names: tuple[str, ...]) -> Iterator[dic
             "base_rate": float(y.mean()),
             "average_precision": {name: _precision(y, _column(own, name)) for name in names},
         }
+
+
+def _gain(folds: Sequence[Fold]) -> dict[str, dict[str, dict[str, float]]]:
+    """Give the share of the total gain of each feature, over folds, the largest mean first, by model.
+
+    A fold that left a feature out, or never split on it, counts as a share of 0.
+    """
+    found = {}
+    for name in folds[0].gains:
+        shares = pd.DataFrame([fold.gains[name] for fold in folds]).fillna(0.0)
+        table = pd.DataFrame({"mean": shares.mean(), "least": shares.min(), "most": shares.max()})
+        found[name] = table.sort_values("mean", ascending=False, kind="stable").to_dict("index")
+    return found
 
 
 def _interval(resampled: NDArray[np.float64] | None) -> dict[str, float] | None:

@@ -286,6 +286,16 @@ def _without_newcomers(dataset: Dataset, trained: set[str]) -> Dataset:
     return replace(dataset.rows(~strange), dropped=dataset.dropped | counts)
 
 
+def constant_features(rows: Dataset) -> list[str]:
+    """Name the columns that hold a single value (missing ones aside), from which nothing can be learned."""
+    found = []
+    for name in rows.features.columns:  # column by column: a week of seconds is too large to copy for a look
+        values = rows.features[name].to_numpy()
+        if np.nanmin(values) == np.nanmax(values):
+            found.append(str(name))
+    return found
+
+
 def require_both_classes(dataset: Dataset, y: NDArray[np.bool_], what: str) -> None:
     """Check that labels hold both classes.
 

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from cryptovol_dagster.core import metrics
-from cryptovol_dagster.core.dataset import Dataset, Problem, require_both_classes
+from cryptovol_dagster.core.dataset import Dataset, Problem, constant_features, require_both_classes
 from cryptovol_dagster.core.evaluation_schema import SCHEMA_VERSION
 from cryptovol_dagster.core.labels import is_spike, iso_utc
 from cryptovol_dagster.core.metrics import BlockBootstrap, Market
@@ -312,16 +312,6 @@ def probabilities(name: str, model: Model, rows: Dataset) -> NDArray[np.float64]
             f"the first is {scores[row]:g} of {rows.product[row]} at {iso_utc(int(rows.t_ns[row]))}"
         )
     return scores
-
-
-def constant_features(rows: Dataset) -> list[str]:
-    """Name the columns that hold a single value (missing ones aside), from which nothing can be learned."""
-    found = []
-    for name in rows.features.columns:  # column by column: a week of seconds is too large to copy for a look
-        values = rows.features[name].to_numpy()
-        if np.nanmin(values) == np.nanmax(values):
-            found.append(str(name))
-    return found
 
 
 def periods(rows: Dataset) -> tuple[str, dict[str, NDArray[np.bool_]]]:

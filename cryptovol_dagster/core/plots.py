@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -14,12 +14,18 @@ from cryptovol_dagster.core.metrics import Market, Ranking
 from cryptovol_dagster.core.specs import NS
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
     from cryptovol_dagster.core.dataset import Problem
     from cryptovol_dagster.core.evaluation import Evaluation
     from cryptovol_dagster.core.models import Model
 
 #: Where a summary row holds AP and the ends of its interval.
 _AP = ("average_precision", "ap_low", "ap_high")
+#: More steps of a curve than a picture has pixels only take time.
+_STEPS_SHOWN = 2_000
+#: What a boosted model's importances are.
+GAIN = "share of total gain"
 #: One colour a model, the same in every picture (Okabe & Ito, told apart by colour-blind readers).
 _COLOURS = {
     "persistence": "#56B4E9",
@@ -29,6 +35,26 @@ _COLOURS = {
     "logreg": "#0072B2",
     "xgboost": "#D55E00",
 }
+
+
+class Curve(NamedTuple):
+    """A model's precision over recall.
+
+    Attributes:
+        model: its name.
+        score: of each row, shape (n,).
+        found: average precision; None where there is nothing to rank.
+        low: lower end of its interval, where there is one.
+        high: upper end.
+        marks: recall, precision and marker of operating points.
+    """
+
+    model: str
+    score: NDArray[np.float64]
+    found: float | None
+    low: float | None = None
+    high: float | None = None
+    marks: Sequence[tuple[float, float, str]] = ()
 
 
 class Stretch(NamedTuple):
@@ -79,51 +105,89 @@ def plot_pr_curves(evaluation: Evaluation, *, at_onset: bool = False) -> bytes:
         rows = rows.loc[onset_rows(trailing, product, report["thresholds"])]
     y = rows["y"].to_numpy(dtype=bool)
     names = ("onset_average_precision", "onset_low", "onset_high") if at_onset else _AP
-    figure, axes = canvas(7.5, 6)
-    for row in sorted(evaluation.summary_rows(), key=lambda row: -(row[names[0]] or 0.0)):
+    curves = []
+    for row in evaluation.summary_rows():
         name, (found, low, high) = row["model"], (row[key] for key in names)
-        if found is None:
-            continue
-        hits, flagged = Ranking(y, rows[name].to_numpy()).counts()
-        bounds = "" if low is None else f" [{low:.3f}, {high:.3f}]"
-        axes.step(
-            np.append(0, hits / hits[-1]),
-            np.append((hits / flagged)[0], hits / flagged),
-            where="pre",
-            color=_colour(name),
-            linewidth=1.2,
-            label=f"{name}  AP {found:.3f}{bounds}",
-        )
         points = report["models"][name]["operating_points"]
-        for chosen, marker in (("max_f1", "o"), ("alert_budget", "^")):
-            if not at_onset and (point := points[chosen]):
-                axes.plot(
-                    point["recall"],
-                    point["precision"] or 0.0,
-                    marker=marker,
-                    color=_colour(name),
-                    markersize=8,
-                    markeredgecolor="white",
-                )
+        marks = (
+            [
+                (point["recall"], point["precision"] or 0.0, marker)
+                for chosen, marker in (("max_f1", "o"), ("alert_budget", "^"))
+                if (point := points[chosen])
+            ]
+            if not at_onset
+            else []
+        )
+        curves.append(Curve(name, rows[name].to_numpy(), found, low, high, marks))
+    if at_onset:
+        return plot_curves(
+            y,
+            curves,
+            f"Onset: calm so far, are the next {report['horizon_s']} s a spike?",
+            f"{_measured_on(evaluation)}; {at_onset_only(y)}",
+        )
+    return plot_curves(
+        y,
+        curves,
+        f"Precision and recall: are the next {report['horizon_s']} s a spike?",
+        f"{_measured_on(evaluation)}\nthresholds chosen on validation: ● largest F1, ▲ alert budget",
+    )
+
+
+def at_onset_only(y: NDArray[np.bool_]) -> str:
+    """Say how many rows and spikes a picture of onsets shows, after those of the whole test."""
+    return f"of these {y.size:,} rows and {int(y.sum()):,} spikes at onset"
+
+
+def plot_curves(y: NDArray[np.bool_], curves: Sequence[Curve], heading: str, measured_on: str) -> bytes:
+    """Draw precision over recall, the best model first in the legend, over the base rate.
+
+    Args:
+        y: labels of the rows shown, shape (n,).
+        curves: one a model; those without an AP are left out.
+        heading: what is shown.
+        measured_on: what it was measured on.
+    """
+    figure, axes = canvas(7.5, 6)
+    for curve in sorted(curves, key=lambda one: -(one.found or 0.0)):
+        if curve.found is None:
+            continue
+        recall, precision = _steps(y, curve.score)
+        bounds = "" if curve.low is None else f" [{curve.low:.3f}, {curve.high:.3f}]"
+        axes.step(
+            recall,
+            precision,
+            where="pre",
+            color=_colour(curve.model),
+            linewidth=1.2,
+            label=f"{curve.model}  AP {curve.found:.3f}{bounds}",
+        )
+        for at_recall, at_precision, marker in curve.marks:
+            axes.plot(
+                at_recall,
+                at_precision,
+                marker=marker,
+                color=_colour(curve.model),
+                markersize=8,
+                markeredgecolor="white",
+            )
     base = float(y.mean()) if y.size else 0.0
     axes.axhline(base, color="black", linestyle=":", label=f"base rate {base:.3f}")
     if not 0 < base < 1:
         axes.text(0.5, 0.5, "one class only: nothing to rank", ha="center", transform=axes.transAxes)
     axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
     figure.legend(loc="outside lower center", fontsize=8, ncols=2)
-    if at_onset:
-        title(
-            axes,
-            f"Onset: calm so far, are the next {report['horizon_s']} s a spike?",
-            f"{_measured_on(evaluation)}; of these {y.size:,} rows and {int(y.sum()):,} spikes at onset",
-        )
-    else:
-        title(
-            axes,
-            f"Precision and recall: are the next {report['horizon_s']} s a spike?",
-            f"{_measured_on(evaluation)}\nthresholds chosen on validation: ● largest F1, ▲ alert budget",
-        )
+    title(axes, heading, measured_on)
     return png(figure)
+
+
+def _steps(y: NDArray[np.bool_], score: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Give recall and precision from the highest threshold down, as many as a picture can show."""
+    hits, flagged = Ranking(y, score).counts()
+    recall, precision = hits / hits[-1], hits / flagged
+    shown = np.unique(np.minimum(np.searchsorted(recall, np.linspace(0, 1, _STEPS_SHOWN)), recall.size - 1))
+    shown = shown if recall.size > _STEPS_SHOWN else np.arange(recall.size)
+    return np.append(0, recall[shown]), np.append(precision[0], precision[shown])
 
 
 def plot_by_period(evaluation: Evaluation) -> bytes:
@@ -181,14 +245,24 @@ def plot_periods(
 
 def plot_reliability(evaluation: Evaluation) -> bytes:
     """Draw the observed share of spikes over the predicted probability, and how many rows each bin holds."""
-    report = evaluation.report
+    models = evaluation.report["models"]
+    return plot_calibration({name: models[name] for name in evaluation.model_names}, _measured_on(evaluation))
+
+
+def plot_calibration(models: Mapping[str, Mapping[str, Any]], measured_on: str) -> bytes:
+    """Draw reliability tables, with ECE, Brier and, where there is a calibration line, its slope.
+
+    Args:
+        models: `reliability`, `expected_calibration_error`, `brier` and perhaps `calibration`, by name.
+        measured_on: what they were measured on.
+    """
     figure, (axes, counts) = canvas(7.5, 7.5, rows=2, height_ratios=(3, 1), sharex=True)
     axes.plot([0, 1], [0, 1], color="black", linestyle=":", label="perfect")
-    for name in evaluation.model_names:
-        result = report["models"][name]
-        table, line = result["reliability"], result["calibration"]
+    for name, result in models.items():
+        table, line = result["reliability"], result.get("calibration")
+        predicted = [part["predicted"] for part in table]
         axes.plot(
-            [part["predicted"] for part in table],
+            predicted,
             [part["observed"] for part in table],
             marker="o",
             markersize=4,
@@ -197,38 +271,58 @@ def plot_reliability(evaluation: Evaluation) -> bytes:
             + ("" if line is None else f", slope {line['slope']:.2f}"),
         )
         counts.plot(
-            [part["predicted"] for part in table],
-            [part["rows"] for part in table],
-            marker="o",
-            markersize=3,
-            color=_colour(name),
+            predicted, [part["rows"] for part in table], marker="o", markersize=3, color=_colour(name)
         )
     axes.set(ylabel="observed share of spikes", xlim=(0, 1), ylim=(0, 1))
     counts.set(xlabel="predicted probability (mean of the bin)", ylabel="rows (log)", yscale="log")
     figure.legend(loc="outside lower center", fontsize=8, ncols=2)
-    title(axes, "Calibration: does 30 % mean 30 %?", _measured_on(evaluation))
+    title(axes, "Calibration: does 30 % mean 30 %?", measured_on)
     return png(figure)
 
 
 def plot_importances(model: Model, top: int = 15) -> bytes:
     """Draw the model's strongest features: standardised coefficients, or shares of the total gain."""
-    used = {name: weight for name, weight in model.importances().items() if weight}
-    weights = dict(list(used.items())[:top])
-    names, values = list(weights)[::-1], list(weights.values())[::-1]
+    weights = model.importances()
+    used = sum(map(bool, weights.values()))
+    trained = " – ".join(clock(ns) for ns in (model.meta.train_start_ns, model.meta.train_end_ns))
+    return plot_weights(
+        dict(list(weights.items())[:top]),
+        GAIN if model.name == "xgboost" else "coefficient of the standardised feature",
+        f"{model.name}: what it looks at most",
+        f"trained on {trained} UTC\n{len(weights)} features read, {used} with weight, {min(used, top)} shown",
+    )
+
+
+def plot_weights(
+    weights: Mapping[str, float],
+    kind: str,
+    heading: str,
+    measured_on: str,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+) -> bytes:
+    """Draw weights as bars, the first on top; those of 0 are left out.
+
+    Args:
+        weights: by feature.
+        kind: what a weight is.
+        heading: what is shown.
+        measured_on: what the models were trained on.
+        ranges: the least and the largest weight of each feature, where it is a mean.
+    """
+    names = [name for name, weight in weights.items() if weight][::-1]
+    values = np.array([weights[name] for name in names])
     figure, axes = canvas(7.5, 1.6 + 0.28 * len(names))
     axes.barh(names, values, color=["#0072B2" if value >= 0 else "#D55E00" for value in values])
+    if ranges is not None:
+        low, high = np.array([ranges[name] for name in names]).reshape(-1, 2).T
+        axes.errorbar(
+            values, names, xerr=(values - low, high - values), fmt="none", ecolor="black", linewidth=0.8
+        )
     axes.axvline(0, color="black", linewidth=0.8)
-    kind = "share of total gain" if model.name == "xgboost" else "coefficient of the standardised feature"
     axes.set(xlabel=kind)
     axes.tick_params(axis="y", labelsize=8)
-    trained = " – ".join(clock(ns) for ns in (model.meta.train_start_ns, model.meta.train_end_ns))
     axes.margins(y=0.02)
-    title(
-        axes,
-        f"{model.name}: what it looks at most",
-        f"trained on {trained} UTC\n{len(model.meta.features)} features read, {len(used)} with weight, "
-        f"{len(names)} shown",
-    )
+    title(axes, heading, measured_on)
     return png(figure)
 
 

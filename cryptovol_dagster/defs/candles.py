@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from cryptovol_dagster.core.candle_checks import NUMBERS
 from cryptovol_dagster.core.rollup import CANDLES, ROLLUP_VERSION
-from cryptovol_dagster.defs.checks import Stored, partition_check
+from cryptovol_dagster.defs.checks import Stored, partition_check, schema_check
 from cryptovol_dagster.defs.ingestion import GROUP, TAGS
 from cryptovol_dagster.defs.market import lake_name
 from cryptovol_dagster.defs.metadata import OWNERS, rows_and_path, schema_metadata, timescale_tags
@@ -112,6 +112,7 @@ def _write_day(
 def candle_checks(days: dg.PartitionsDefinition) -> list[dg.AssetChecksDefinition]:
     """Make the checks of `minutes/candles`."""
     return [
+        schema_check(CANDLES_KEY, CANDLES, days),
         partition_check(
             CANDLES_KEY,
             "no_impossible_ohlc",

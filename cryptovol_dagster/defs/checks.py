@@ -173,13 +173,11 @@ def _not_recorded(raw: RawStore, keys: Sequence[str]) -> dict[str, list[str]]:
 def ledger_checks(hours: dg.PartitionsDefinition) -> list[dg.AssetChecksDefinition]:
     """Make the checks of `gap_ledger`."""
     return [
-        partition_check(
+        schema_check(
             dg.AssetKey(chain.LEDGER),
-            "schema",
-            _schema_rule(LEDGER_SCHEMA),
+            LEDGER_SCHEMA,
             hours,
             description="Columns and types are the ones that ticks and bars read.",
-            blocking=True,
         ),
         raw_check(
             "nothing_unaccounted_for",
@@ -203,13 +201,11 @@ def tick_checks(hours: dg.PartitionsDefinition) -> list[dg.AssetChecksDefinition
     """Make the checks of `ticks`."""
     ticks = dg.AssetKey(chain.TICKS)
     return [
-        partition_check(
+        schema_check(
             ticks,
-            "schema",
-            _schema_rule(TickColumns.empty().to_table().schema),
+            TickColumns.empty().to_table().schema,
             hours,
             description="Columns and types are the ones the core reads.",
-            blocking=True,
         ),
         partition_check(
             ticks,
@@ -230,15 +226,16 @@ def tick_checks(hours: dg.PartitionsDefinition) -> list[dg.AssetChecksDefinition
     ]
 
 
-def _schema_check(
-    spec: TimescaleSpec, name: str, schema: pa.Schema, hours: dg.PartitionsDefinition
+def schema_check(
+    asset: dg.AssetKey, schema: pa.Schema, partitions: dg.PartitionsDefinition, *, description: str = ""
 ) -> dg.AssetChecksDefinition:
+    """Make the check that a table has the columns and types that the code knows, and no others."""
     return partition_check(
-        asset_key(spec, name),
+        asset,
         "schema",
         _schema_rule(schema),
-        hours,
-        description=f"Columns and types of {name} are the ones the core writes.",
+        partitions,
+        description=description or f"Columns and types of {asset.path[-1]} are the ones the core writes.",
         blocking=True,
     )
 
@@ -265,8 +262,8 @@ def grid_checks(
     """Make the checks of a grid's bars and features."""
     bars, features = asset_key(spec, "bars"), asset_key(spec, "features")
     return [
-        _schema_check(spec, "bars", schemas.bars(spec), hours),
-        _schema_check(spec, "features", schemas.features(spec), hours),
+        schema_check(bars, schemas.bars(spec), hours),
+        schema_check(features, schemas.features(spec), hours),
         partition_check(
             bars,
             "complete_grid",
@@ -301,7 +298,7 @@ def chain_checks(
     warn = dg.AssetCheckSeverity.WARN
     labels, splits, evaluation = (asset_key(spec, name) for name in ("labels", "splits", "model_evaluation"))
     return [
-        _schema_check(spec, "labels", schemas.labels(spec), hours),
+        schema_check(labels, schemas.labels(spec), hours),
         partition_check(
             labels,
             "labelled_share",

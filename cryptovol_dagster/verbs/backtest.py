@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 _NS = 1_000_000_000
 _DAY_S = 86_400
-#: A line a look at the days that nothing was chosen on.
-LEDGER = "holdout_looks.jsonl"
 
 
 class BacktestError(Exception):
@@ -53,7 +51,10 @@ class BacktestError(Exception):
 @click.option("--from", "from_day", type=click.DateTime(["%Y-%m-%d"]), help="Folds as of this day or later.")
 @click.option("--to", "to_day", type=click.DateTime(["%Y-%m-%d"]), help="Folds as of this day or earlier.")
 @click.option(
-    "--holdout", is_flag=True, help="Only folds whose test lies in the hold-out. Each look is written down."
+    "--holdout",
+    is_flag=True,
+    help="Only folds whose test lies in the hold-out. Before anything is trained the look is written down in "
+    "reports/backtest/holdout_looks.jsonl whatever --out says.",
 )
 @click.option("--models", help="Comma-separated (default: timescales.minutes.models.enabled).")
 @click.option("--out", type=click.Path(path_type=Path), help="Default: reports/backtest.")
@@ -94,12 +95,12 @@ def backtest(
     first, last = (None if day is None else day.date() for day in (from_day, to_day))
     started = time.monotonic()
     with _shown(quiet=as_json) as progress:
-        found = _run(settings, spec, wanted, bars, first, last, holdout, names, progress)
+        found, looks = _run(settings, spec, wanted, bars, first, last, holdout, names, progress)
     report = dict(found.report)
     report["holdout"] = holdout
-    report["holdout_looks"] = _looked(folder, report) if holdout else 0
+    report["holdout_looks"] = looks
     report["seconds"] = round(time.monotonic() - started, 1)
-    paths = _save(folder, report)
+    paths = _save(folder, report, found)
     if card is not None:
         _write_card(folder, card)
     if as_json:
@@ -140,9 +141,11 @@ def _run(
     holdout: bool,
     names: Sequence[str],
     progress: Progress,
-) -> Backtest:
+) -> tuple[Backtest, int]:
+    """Test, and tell how often the hold-out was looked at: 0 where it is left alone."""
     from cryptovol_dagster.core.backtest import fold_ends, walk_forward
     from cryptovol_dagster.core.features import feature_hash
+    from cryptovol_dagster.core.labels import iso_utc
     from cryptovol_dagster.core.models import MODELS
     from cryptovol_dagster.resources.candle_rows import (
         candle_grid,
@@ -151,11 +154,13 @@ def _run(
         read_history,
     )
     from cryptovol_dagster.resources.history import History
+    from cryptovol_dagster.resources.holdout_looks import ledger_path, record_look
     from cryptovol_dagster.resources.specs import model_spec
 
     if unknown := [name for name in names if name not in MODELS]:
         raise BacktestError(f"{', '.join(unknown)}: no such model; there are {', '.join(MODELS)}")
     minutes, now_ns = settings.timescales.minutes, time.time_ns()
+    _require_left_alone(minutes.holdout_from, first, last, holdout)
     limit_ns = now_ns if holdout else _start_ns(minutes.holdout_from)
     if bars:
         candles = read_candle_files(bars, to_ns=limit_ns, now_ns=now_ns)
@@ -170,17 +175,36 @@ def _run(
     ends = fold_ends(grid.start_ns, grid.end_ns, spec)
     ends = tuple(end for end in ends if _is_wanted(end, spec, minutes.holdout_from, first, last, holdout))
     if not ends:
-        raise BacktestError(_no_fold(settings, spec, last, holdout))
+        raise BacktestError(_no_fold(settings, spec, holdout))
     rows = labelled_rows(grid, spec, products)
-    return walk_forward(
-        rows,
-        spec,
-        model_spec(minutes.models),
-        ends=ends,
-        feature_hash=feature_hash(spec),
-        models=names,
-        progress=progress,
+    models, features = model_spec(minutes.models), feature_hash(spec)
+    looks = 0
+    if holdout:
+        # Before the first model: a run that breaks off after it has looked counts as well.
+        looks = record_look(
+            ledger_path(settings.storage.reports_dir),
+            {
+                "products": list(rows.products),
+                "horizon_bars": spec.horizon_bars,
+                "test_first": iso_utc(ends[0] - spec.splits.test_span_s * _NS),
+                "test_end": iso_utc(ends[-1]),
+                "models": list(names),
+                "feature_hash": features,
+                "model_spec_hash": models.hash(),
+            },
+        )
+    found = walk_forward(
+        rows, spec, models, ends=ends, feature_hash=features, models=names, progress=progress
     )
+    return found, looks
+
+
+def _require_left_alone(limit: date, first: date | None, last: date | None, holdout: bool) -> None:
+    """Refuse to stop silently at the hold-out where somebody asked for days of it."""
+    if not holdout and any(day is not None and day >= limit for day in (first, last)):
+        raise BacktestError(
+            f"test days from {limit} on are the hold-out: they are looked at with --holdout only"
+        )
 
 
 def _start_ns(day: date) -> int:
@@ -197,11 +221,9 @@ def _is_wanted(
     return not holdout or test_start_ns >= _start_ns(holdout_from)
 
 
-def _no_fold(settings: Settings, spec: TimescaleSpec, last: date | None, holdout: bool) -> str:
+def _no_fold(settings: Settings, spec: TimescaleSpec, holdout: bool) -> str:
     limit = settings.timescales.minutes.holdout_from
     needed = (spec.splits.train_span_s + spec.splits.test_span_s) // _DAY_S
-    if not holdout and last is not None and last >= limit:
-        return f"test days from {limit} on are the hold-out: they are looked at with --holdout only"
     where = f"of {limit} and later" if holdout else f"before {limit}"
     return f"no fold {where}: {needed} whole days of candles are needed up to a day on which folds end"
 
@@ -221,42 +243,17 @@ def _shown(*, quiet: bool) -> Iterator[Progress]:
         yield lambda done, total, what: progress.update(task, description=what, completed=done, total=total)
 
 
-def _looked(folder: Path, report: dict[str, Any]) -> int:
-    """Write down that the hold-out was looked at; returns how often it was, this time included."""
-    folder.mkdir(parents=True, exist_ok=True)
-    ledger = folder / LEDGER
-    what = {"products": report["data"]["products"], "horizon_bars": report["horizon_bars"]}
-    line = {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        **what,
-        "feature_hash": report["feature_hash"],
-        "model_spec_hash": report["model_spec_hash"],
-    }
-    with ledger.open("a") as file:
-        file.write(json.dumps(line) + "\n")
-    looks = [json.loads(text) for text in ledger.read_text().splitlines()]
-    return sum(what.items() <= look.items() for look in looks)
-
-
-def _save(folder: Path, report: dict[str, Any]) -> list[Path]:
-    from cryptovol_dagster.core.plots import plot_periods
+def _save(folder: Path, report: dict[str, Any], found: Backtest) -> list[Path]:
+    from cryptovol_dagster.core.backtest_plots import draw_backtest
     from cryptovol_dagster.resources.lake import replace_file
 
     products = "+".join(report["data"]["products"])
     stem = f"{products}-h{report['horizon_bars']}{'-holdout' if report['holdout'] else ''}"
-    path, picture = folder / f"{stem}.json", folder / f"{stem}-by_month.png"
-    months, test = report["by_month"], report["test"]
-    png = plot_periods(
-        [month["month"] for month in months],
-        {name: [month["average_precision"][name] for month in months] for name in report["models"]},
-        base_rates=[month["base_rate"] for month in months],
-        rows=[month["rows"] for month in months],
-        heading=f"{products}, next {report['horizon_bars']} min: average precision by month",
-        measured_on=f"walk-forward test {test['first']} … {test['end']}, {test['rows']:,} rows",
-    )
-    replace_file(path, json.dumps(report, indent=1, allow_nan=False).encode())
-    replace_file(picture, png)
-    return [path, picture]
+    contents = {folder / f"{stem}.json": json.dumps(report, indent=1, allow_nan=False).encode()}
+    contents |= {folder / f"{stem}-{name}.png": png for name, png in draw_backtest(found).items()}
+    for path, content in contents.items():
+        replace_file(path, content)
+    return list(contents)
 
 
 def _write_card(folder: Path, card: Path) -> None:
@@ -273,6 +270,7 @@ def _print(report: dict[str, Any]) -> None:
     from rich.table import Table
 
     from cryptovol_dagster.core.backtest import best_single_feature
+    from cryptovol_dagster.core.backtest_card import comparison_text
 
     test, names = report["test"], list(report["models"])
     # Where nobody looks (a pipe, a log) there is no width to keep to.
@@ -310,10 +308,6 @@ def _print(report: dict[str, Any]) -> None:
     single = best_single_feature(report)
     for entry in report["comparisons"]:
         if entry["baseline"] == single:
-            bounds = entry["interval"] or {"low": None, "high": None}
-            console.print(
-                f"{entry['model']} over {single}: AP {entry['ap_difference']:+.4f} "
-                f"[{number(bounds['low'], 4)}, {number(bounds['high'], 4)}], mean over folds "
-                f"{entry['mean_over_folds_difference']:+.4f}, onset AP × {number(entry['onset_ratio'], 2)}, "
-                f"ahead in {entry['folds_ahead']} of {entry['folds_compared']} folds"
-            )
+            console.print(f"{entry['model']} over {single}: {comparison_text(entry)}")
+    for entry in report["over_best_column"]:
+        console.print(f"{entry['model']} over the bare column {entry['baseline']}: {comparison_text(entry)}")

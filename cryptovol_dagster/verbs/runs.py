@@ -153,11 +153,16 @@ def materialize_range(
     Raises:
         LakeError: a key is no hour.
         NothingToDo: the range is empty or outside the configured partitions.
+        ValueError: an asset of the selection has partitions of another length.
         RunFailed: a step or a blocking check failed.
         InstanceError: the Dagster home cannot be used.
     """
     _validate_range(settings, from_key, to_key)
-    job = (defs or build_defs(settings)).resolve_implicit_global_asset_job_def()
+    defs = defs or build_defs(settings)
+    # Dagster would take the start of an hour for a day, and make the day after the range's last one too.
+    if strays := sorted({*selection} - {*assets_over(defs, from_key)}):
+        raise ValueError(f"{', '.join(strays)}: not an asset with partitions like {from_key}")
+    job = defs.resolve_implicit_global_asset_job_def()
     one = from_key == to_key
     home = ensure_dagster_home(settings)
     run_id = str(uuid4())
@@ -177,6 +182,18 @@ def materialize_range(
         if not result.success:
             raise RunFailed(root_cause(result))
         return _summary(result, from_key, to_key)
+
+
+def assets_over(defs: dg.Definitions, key: str) -> list[str]:
+    """Give the assets that have partitions as long as one: hours or days."""
+    start_ns, end_ns = partition_window(key)
+    wanted = dg.DailyPartitionsDefinition if end_ns - start_ns == DAY_NS else dg.HourlyPartitionsDefinition
+    graph = defs.resolve_asset_graph()
+    return [
+        asset.to_user_string()
+        for asset in sorted(graph.executable_asset_keys)
+        if isinstance(graph.get(asset).partitions_def, wanted)
+    ]
 
 
 @contextmanager

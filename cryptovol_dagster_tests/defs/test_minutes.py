@@ -20,6 +20,7 @@ from cryptovol_dagster.defs.build import build_defs, build_resources
 from cryptovol_dagster.resources import chain
 from cryptovol_dagster.resources.candle_rows import candle_grid, labelled_rows, read_history
 from cryptovol_dagster.resources.history import DAY_NS, History
+from cryptovol_dagster.resources.holdout_looks import ledger_path
 from cryptovol_dagster.resources.lake import Lake, partition_window, partitions_between
 from cryptovol_dagster.resources.specs import model_spec, timescale_specs
 from cryptovol_dagster.verbs import backtest as verb
@@ -227,31 +228,77 @@ def test_the_backtest_verb_prints_saves_and_writes_a_card(configured: Settings, 
     report = json.loads((tmp_path / f"{PRODUCTS[0]}-h5.json").read_text())
     assert [fold["as_of"] for fold in report["folds"]] == ["2024-03-06", LAST]
     assert report["data"]["products"] == [PRODUCTS[0]]
-    assert (tmp_path / f"{PRODUCTS[0]}-h5-by_month.png").read_bytes().startswith(b"\x89PNG")
+    # Two linear models: nothing is made of trees, so there is no gain to show.
+    assert {path.name.removeprefix(f"{PRODUCTS[0]}-h5-") for path in tmp_path.glob("*.png")} == {
+        "by_month.png", "precision_recall.png", "precision_recall_onset.png", "reliability.png"
+    }  # fmt: skip
     assert f"## {PRODUCTS[0]}, next 5 minutes, Garman–Klass volatility" in card.read_text()
-    assert not (tmp_path / verb.LEDGER).exists()
+    assert not ledger_path(configured.storage.reports_dir).exists()
 
 
-def test_the_hold_out_is_looked_at_only_when_asked_and_every_look_is_told(
-    configured: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def held_out(configured: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Settings whose hold-out begins on the seventh; gives the ledger of looks at it."""
     minutes = configured.timescales.minutes.model_copy(update={"holdout_from": date(2024, 3, 7)})
     timescales = configured.timescales.model_copy(update={"minutes": minutes})
-    settings = configured.model_copy(update={"timescales": timescales})
+    storage = configured.storage.model_copy(update={"reports_dir": tmp_path / "reports"})
+    settings = configured.model_copy(update={"timescales": timescales, "storage": storage})
     monkeypatch.setattr(verb, "load_settings", lambda: type("Loaded", (), {"settings": settings}))
-    asked = ["--product", PRODUCTS[0], "--models", "ewma", "--out", str(tmp_path), "--json"]
-    report = json.loads(CliRunner().invoke(verb.backtest, asked).output)
+    return ledger_path(storage.reports_dir)
+
+
+ASKED = ("--product", PRODUCTS[0], "--models", "ewma", "--json")
+
+
+def test_the_hold_out_is_looked_at_only_when_asked_and_every_look_counts(
+    held_out: Path, tmp_path: Path
+) -> None:
+    report = json.loads(CliRunner().invoke(verb.backtest, ASKED).output)
     assert [fold["as_of"] for fold in report["folds"]] == ["2024-03-06"]
     assert (report["holdout"], report["holdout_looks"]) == (False, 0)
-    refused = CliRunner().invoke(verb.backtest, [*asked, "--from", "2024-03-07", "--to", LAST])
+    assert not held_out.exists()
+    # Whatever folder, products pooled or models: the same days of the same product were seen.
+    for look, more in enumerate(
+        ([], ["--out", str(tmp_path / "elsewhere")], ["--product", PRODUCTS[1], "--models", "persistence"]), 1
+    ):
+        report = json.loads(CliRunner().invoke(verb.backtest, [*ASKED, "--holdout", *more]).output)
+        assert [fold["as_of"] for fold in report["folds"]] == [LAST]
+        assert (report["holdout"], report["holdout_looks"]) == (True, look)
+    looks = [json.loads(line) for line in held_out.read_text().splitlines()]
+    assert [look["products"] for look in looks] == [[PRODUCTS[0]], [PRODUCTS[0]], list(PRODUCTS)]
+    assert {look["test_end"] for look in looks} == {"2024-03-10T00:00:00Z"}
+    assert [path.name for path in tmp_path.rglob("*.jsonl")] == [held_out.name]
+
+
+def test_a_look_counts_though_the_run_breaks_off_and_what_is_refused_is_none(
+    held_out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused = CliRunner().invoke(verb.backtest, ["--product", "SOL-USD", "--holdout"])
+    assert str(refused.exception).startswith("no candles of SOL-USD")
+    assert not held_out.exists()
+
+    def broken(*_arguments: object, **_named: object) -> None:
+        assert len(held_out.read_text().splitlines()) == 1
+        raise MemoryError("no room")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("cryptovol_dagster.core.backtest.walk_forward", broken)
+        assert CliRunner().invoke(verb.backtest, [*ASKED, "--holdout"]).exit_code != 0
+    report = json.loads(CliRunner().invoke(verb.backtest, [*ASKED, "--holdout"]).output)
+    assert report["holdout_looks"] == 2
+
+
+@pytest.mark.parametrize(
+    "days", [("--from", "2024-03-07"), ("--to", "2024-03-07"), ("--from", "2024-03-06", "--to", LAST)]
+)
+def test_days_of_the_hold_out_are_refused_and_not_silently_left_away(
+    held_out: Path, days: tuple[str, ...]
+) -> None:
+    refused = CliRunner().invoke(verb.backtest, [*ASKED, *days])
     assert str(refused.exception) == (
         "test days from 2024-03-07 on are the hold-out: they are looked at with --holdout only"
     )
-    for look in (1, 2):
-        report = json.loads(CliRunner().invoke(verb.backtest, [*asked, "--holdout"]).output)
-        assert [fold["as_of"] for fold in report["folds"]] == [LAST]
-        assert (report["holdout"], report["holdout_looks"]) == (True, look)
-    assert len((tmp_path / verb.LEDGER).read_text().splitlines()) == 2
+    assert not held_out.exists()
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
+import dagster as dg
 import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
+from cryptovol_dagster import demo
 from cryptovol_dagster.cli import main
+from cryptovol_dagster.defs.build import build_defs
 from cryptovol_dagster.defs.monitoring import drift_window
 from cryptovol_dagster.resources import evidently_report, performance
 from cryptovol_dagster.resources.evidently_report import EvidentlyReport, Side
@@ -21,6 +25,8 @@ from cryptovol_dagster.resources.specs import timescale_spec
 from cryptovol_dagster.verbs import runs
 from cryptovol_dagster_tests.defs.conftest import Pipeline
 from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, hours_from, small_settings, write_market
+from ingestor.settings import Settings
+from ingestor.settings.model import MinutesSettings
 
 MOVED = {
     "strongest": {"ret_1": 0.7},
@@ -125,6 +131,47 @@ def test_a_range_makes_the_reports_of_its_newest_hour_on_the_declared_columns(
     for kind, name in zip(kinds, names, strict=True):
         assert (storage.reports_dir / "evidently" / f"{name}.html").read_text() == f"<html>{kind}"
     assert "25%" in (storage.reports_dir / "index.html").read_text()
+
+
+def test_the_demo_makes_every_hourly_asset_and_the_minutes_of_its_days(
+    tmp_path: Path, own_dagster_home: None, shown: list[Side]
+) -> None:
+    settings, hours = _with_minutes(small_settings(tmp_path, models=("ewma",))), hours_from(FIRST_HOUR, 2)
+    write_market(settings.storage.raw_dir, hours)
+    hourly, daily = demo._materialize(settings)
+    assert len(shown) == 5  # data quality has one side, the other reports two
+    assert {"gap_ledger", "seconds/champion", "seconds/drift_report"} <= set(hourly.materialized)
+    assert not [name for name in hourly.materialized if name.startswith("minutes")]
+    assert {"minutes/candles", "minutes_h5/labels", "minutes_h15/labels"} <= set(daily.materialized)
+    # Hours once made Dagster write the day after them, too.
+    assert Lake(settings.storage.lake_dir).partitions("minutes/candles") == ["2026-04-04"]
+
+
+def _with_minutes(settings: Settings) -> Settings:
+    timescales = settings.timescales.model_copy(update={"minutes": MinutesSettings()})
+    return settings.model_copy(update={"timescales": timescales})
+
+
+def test_hours_and_days_are_not_made_in_one_run(pipeline: Pipeline) -> None:
+    first, last = pipeline.hours[0], pipeline.hours[-1]
+    for start, end in ((first, last), (first, first)):
+        with pytest.raises(
+            ValueError, match=r"minutes/bars: not an asset with partitions like 2026-04-04-03"
+        ):
+            runs.materialize_range(pipeline.settings, start, end, ["seconds/bars", "minutes/bars"])
+
+
+@pytest.mark.filterwarnings("ignore:Parameter `include_sources`")  # of Dagster's own grammar
+def test_the_selection_of_the_readme_is_every_hourly_asset(pipeline: Pipeline) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    selections = set(re.findall(r"dagster asset materialize .*--select '([^']+)'", readme))
+    assert len(selections) == 1
+    defs = build_defs(_with_minutes(pipeline.settings))
+    graph = defs.resolve_asset_graph()
+    chosen = dg.AssetSelection.from_string(*selections).resolve(graph) & graph.executable_asset_keys
+    hourly = runs.assets_over(defs, pipeline.hours[0])
+    assert sorted(key.to_user_string() for key in chosen) == sorted(hourly)
+    assert len(hourly) >= 15
 
 
 def test_a_drift_report_without_hours_before_fails_in_a_line(pipeline: Pipeline, shown: list[Side]) -> None:

@@ -21,7 +21,7 @@ from cryptovol_dagster.defs.build import build_defs
 from cryptovol_dagster.defs.partitions import hours as hourly_partitions
 from cryptovol_dagster.defs.unstable import accepted_warnings
 from cryptovol_dagster.resources import chain
-from cryptovol_dagster.resources.lake import Lake, hour_window
+from cryptovol_dagster.resources.lake import Lake, partition_window
 from cryptovol_dagster.resources.specs import timescale_spec
 from cryptovol_dagster.verbs.runs import RANGE_END, RANGE_START, quiet_dagster
 from cryptovol_dagster_tests.defs.conftest import Pipeline
@@ -34,47 +34,52 @@ Damage = Callable[["Copy", str], None]
 
 @dataclass(frozen=True)
 class Copy:
-    """The pipeline's data under another folder; files are shared until they are replaced."""
+    """A pipeline's data under another folder; files are shared until they are replaced."""
 
     settings: Settings
+
+    @classmethod
+    def of(cls, settings: Settings, folder: Path) -> Copy:
+        """Link what there is of raw storage and lake into a folder."""
+        for name in ("raw", "lake"):
+            if (settings.storage.data_dir / name).is_dir():
+                shutil.copytree(settings.storage.data_dir / name, folder / name, copy_function=os.link)
+        moved = settings.storage.model_copy(update={"data_dir": folder})
+        return cls(settings.model_copy(update={"storage": moved}))
 
     @property
     def lake(self) -> Lake:
         return Lake(self.settings.storage.lake_dir)
 
-    def table(self, asset: str, hour: str, spoil: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
-        frame = self.lake.read_table(asset, *hour_window(hour)).to_pandas()
-        self.lake.write_table(asset, hour, chain.to_table(spoil(frame)))
+    def table(self, asset: str, key: str, spoil: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
+        frame = self.lake.read_table(asset, *partition_window(key)).to_pandas()
+        self.lake.write_table(asset, key, chain.to_table(spoil(frame)))
 
-    def json(self, asset: str, hour: str, spoil: Callable[[dict[str, Any]], None]) -> None:
-        content = json.loads(self.lake.read_bytes(asset, hour, "json"))
+    def json(self, asset: str, key: str, spoil: Callable[[dict[str, Any]], None]) -> None:
+        content = json.loads(self.lake.read_bytes(asset, key, "json"))
         spoil(content)
-        self.lake.write_bytes(asset, hour, json.dumps(content).encode(), "json")
+        self.lake.write_bytes(asset, key, json.dumps(content).encode(), "json")
 
 
 @pytest.fixture
 def copy(pipeline: Pipeline, tmp_path: Path) -> Copy:
-    storage = pipeline.settings.storage
-    for name in ("raw", "lake"):
-        shutil.copytree(storage.data_dir / name, tmp_path / name, copy_function=os.link)
-    moved = storage.model_copy(update={"data_dir": tmp_path})
-    return Copy(pipeline.settings.model_copy(update={"storage": moved}))
+    return Copy.of(pipeline.settings, tmp_path)
 
 
 def without_last_column(asset: str) -> Damage:
-    def damage(copy: Copy, hour: str) -> None:
-        table = copy.lake.read_table(asset, *hour_window(hour))
-        copy.lake.write_table(asset, hour, table.drop_columns([table.column_names[-1]]))
+    def damage(copy: Copy, key: str) -> None:
+        table = copy.lake.read_table(asset, *partition_window(key))
+        copy.lake.write_table(asset, key, table.drop_columns([table.column_names[-1]]))
 
     return damage
 
 
 def with_text_for(asset: str, column: str) -> Damage:
-    def damage(copy: Copy, hour: str) -> None:
-        table = copy.lake.read_table(asset, *hour_window(hour))
+    def damage(copy: Copy, key: str) -> None:
+        table = copy.lake.read_table(asset, *partition_window(key))
         index = table.column_names.index(column)
         text = table[column].cast(pa.string())
-        copy.lake.write_table(asset, hour, table.set_column(index, column, text))
+        copy.lake.write_table(asset, key, table.set_column(index, column, text))
 
     return damage
 

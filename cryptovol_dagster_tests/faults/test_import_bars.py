@@ -134,6 +134,82 @@ def test_files_are_imported_until_one_is_refused(environment: Path, server: Cand
     assert server.asked == []
 
 
+def of_btc(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.assign(product="BTC-USD")
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        (DAY.iloc[:100].drop(index=range(20, 30)), "{file}: 90 rows\nBTC-USD: 90 candles stored, "),
+        (
+            pd.concat([DAY[:50], DAY[30:100]]),
+            "{file}: 120 rows, 20 said twice, 1 steps back in time\nBTC-USD: 100 candles stored, ",
+        ),
+        (DAY[:100].iloc[::-1], "{file}: 100 rows, 99 steps back in time\nBTC-USD: 100 candles stored, "),
+    ],
+    ids=["holes", "duplicates", "newest first"],
+)
+def test_what_can_be_put_into_order_is_and_the_line_says_so(
+    environment: Path, table: pd.DataFrame, says: str
+) -> None:
+    file = environment / "a.csv"
+    of_btc(table).to_csv(file, index=False)
+    result = run("import-bars", str(file), "--no-report")
+    assert result.exit_code == 0, result.output
+    assert result.stdout.startswith(says.format(file=file))
+    kept = stored(environment)["start_ns"]
+    assert kept.tolist() == sorted(set(table["start_ns"]))
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        (
+            pd.concat([DAY[100:130], DAY[100:130].assign(close=DAY["low"] - 0.001, low=DAY["low"] - 0.001)]),
+            "expected one candle a minute, found 30 that contradict another, the first BTC-USD ",
+        ),
+        (
+            DAY[100:200].assign(high=DAY["low"] / 2),
+            "expected possible candles, found 100 of 100 that are not: row 1 (BTC-USD 2024-01-01T01:40:00Z): "
+            "low above high, o ",
+        ),
+        (
+            pd.concat([DAY[100:160], DAY[165:600:15]]),
+            "expected candles of 1 minute, found BTC-USD 15 minutes apart from 2024-01-01T02:45:00Z to ",
+        ),
+        (
+            made_candles(FIRST + 100 * MINUTE_NS, 60, level=2_400.0),
+            "expected prices of one market, found a factor of ",
+        ),
+    ],
+    ids=["contradicting", "impossible", "mixed intervals", "another product"],
+)
+def test_what_cannot_be_believed_is_refused_and_what_was_stored_stands(
+    environment: Path, table: pd.DataFrame, says: str
+) -> None:
+    good, bad = environment / "good.csv", environment / "bad.csv"
+    of_btc(DAY.iloc[:100]).to_csv(good, index=False)
+    assert run("import-bars", str(good), "--no-report").exit_code == 0
+    before = stored(environment)
+    of_btc(table).to_csv(bad, index=False)
+    result = run("import-bars", str(bad), "--no-report")
+    assert result.exit_code == 1
+    assert says in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+    assert "bad.csv" in result.stderr
+    pd.testing.assert_frame_equal(stored(environment), before)
+
+
+def test_a_file_of_another_product_is_refused_by_its_name(environment: Path) -> None:
+    file = environment / "eth.csv"
+    DAY[:10].assign(product="ETH-USD").to_csv(file, index=False)
+    result = run("import-bars", str(file), "--product", "BTC-USD", "--no-report")
+    assert result.exit_code == 1
+    assert "expected candles of BTC-USD only, found 10 of 10 rows of ETH-USD" in result.stderr
+    assert stored(environment).empty
+
+
 def test_what_is_stored_and_missing_is_listed(environment: Path) -> None:
     assert "no candles yet" in run("import-bars", "--list").stdout
     DAY.drop([5, 6]).assign(product="BTC-USD").to_csv(environment / "a.csv", index=False)

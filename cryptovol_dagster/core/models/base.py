@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import numpy as np
 import pandas as pd
 
-from cryptovol_dagster.core.dataset import FEATURE_DTYPE, Dataset, require_both_classes
+from cryptovol_dagster.core.dataset import FEATURE_DTYPE, Dataset, constant_features, require_both_classes
 from cryptovol_dagster.core.labels import LearningError
 from cryptovol_dagster.core.specs import NS, ModelSpec
 
@@ -257,3 +257,19 @@ def need_columns(model: str, train: Dataset, wanted: tuple[str, ...]) -> tuple[s
     if missing := [name for name in wanted if name not in train.features.columns]:
         raise ModelError(f"model {model} needs {', '.join(missing)}, which the features do not offer")
     return wanted
+
+
+def varying_columns(model: str, train: Dataset) -> tuple[str, ...]:
+    """Name, sorted, the features from whose training rows something can be learned.
+
+    The mere presence of a constant would change which columns a boosted tree draws, hence every prediction.
+
+    Raises:
+        ModelError: all of them are constant.
+    """
+    names = tuple(sorted(set(train.features.columns).difference(constant_features(train))))
+    if not names:
+        raise ModelError(
+            f"model {model}: each of its {len(train.features.columns)} features is constant in training"
+        )
+    return names

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from cryptovol_dagster.core.dataset import Dataset
-from cryptovol_dagster.core.models.base import Model, ModelError
+from cryptovol_dagster.core.models.base import Model, ModelError, varying_columns
 from cryptovol_dagster.core.specs import ModelSpec
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class BoostedTrees(Model):
         return dict(sorted(shares.items(), key=lambda item: -item[1]))
 
     def _choose(self, train: Dataset, y: NDArray[np.bool_]) -> tuple[str, ...]:
-        return tuple(sorted(train.features.columns))
+        return varying_columns(self.name, train)
 
     def _fit(
         self,

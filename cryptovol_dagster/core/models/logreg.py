@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from cryptovol_dagster.core.dataset import Dataset
+from cryptovol_dagster.core.models.base import varying_columns
 from cryptovol_dagster.core.models.logistic import LogisticModel
 
 if TYPE_CHECKING:
@@ -19,4 +20,4 @@ class FullLogit(LogisticModel):
     name: ClassVar[str] = "logreg"
 
     def _choose(self, train: Dataset, y: NDArray[np.bool_]) -> tuple[str, ...]:
-        return tuple(sorted(train.features.columns))
+        return varying_columns(self.name, train)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import io
 import json
 import zipfile
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cryptovol_dagster.core.dataset import Dataset, Problem, SingleClassError
+from cryptovol_dagster.core.dataset import Dataset, Problem, SingleClassError, pose_problem
 from cryptovol_dagster.core.metrics import average_precision
 from cryptovol_dagster.core.models import MODELS, Model, ModelError, load_model, train_model
 from cryptovol_dagster_tests.core.learning.market import FEATURES, MODEL_SPEC, SPEC, make_problem
@@ -64,12 +65,87 @@ def test_the_same_seed_gives_the_same_model(
     np.testing.assert_array_equal(again.predict_proba(test_rows), models[name].predict_proba(test_rows))
 
 
+def test_another_seed_gives_other_trees(
+    problem: Problem, models: dict[str, Model], test_rows: pd.DataFrame
+) -> None:
+    """Else the test above would say nothing about the seed."""
+    other = train_model(
+        "xgboost", problem, SPEC, replace(MODEL_SPEC, seed=MODEL_SPEC.seed + 1), feature_hash="f00d"
+    )
+    assert not np.array_equal(other.predict_proba(test_rows), models["xgboost"].predict_proba(test_rows))
+
+
+@every_model
+def test_it_never_sees_the_future(
+    name: str, models: dict[str, Model], problem: Problem, test_rows: pd.DataFrame
+) -> None:
+    """Whatever lies after validation, and between the parts, is turned upside down: nothing changes."""
+    dataset, split = problem.dataset, problem.split
+    strange = np.ones(len(dataset), dtype=bool)
+    for part in (split.train, split.validation):
+        strange[slice(*part.rows(dataset.t_ns))] = False
+    assert strange.sum() > len(test_rows)
+    features = dataset.features.copy()
+    features.loc[strange] = 7.0 - 3.0 * features.loc[strange].to_numpy()[::-1]
+    sigma = dataset.sigma.copy()
+    sigma[strange] = 1 / sigma[strange]
+    turned = pose_problem(replace(dataset, features=features, sigma=sigma), split, SPEC)
+    assert turned.thresholds == problem.thresholds
+    model = train(name, turned)
+    np.testing.assert_array_equal(model.predict_proba(test_rows), models[name].predict_proba(test_rows))
+    assert model.importances() == models[name].importances()
+
+
+@every_model
+@pytest.mark.parametrize("value", [0.0, 0.1, -1e6])
+def test_a_constant_feature_changes_nothing(
+    name: str, value: float, models: dict[str, Model], problem: Problem, test_rows: pd.DataFrame
+) -> None:
+    dataset = problem.dataset
+    flat = replace(dataset, features=dataset.features.assign(flat=np.float32(value)))
+    model = train(name, replace(problem, dataset=flat))
+    assert "flat" in model.meta.inputs
+    # Nor does it where it is no constant any more, on rows of another day.
+    for later in (value, value + 1):
+        with_flat = test_rows.copy()
+        with_flat["flat"] = np.float32(later)
+        score = model.predict_proba(with_flat)
+        np.testing.assert_array_equal(score, models[name].predict_proba(test_rows))
+
+
+@pytest.mark.parametrize("name", ["logreg", "xgboost"])
+def test_where_nothing_varies_there_is_nothing_to_learn(name: str, problem: Problem) -> None:
+    dataset = only(problem, ["noise"]).dataset
+    flat = replace(dataset, features=dataset.features.assign(noise=np.float32(3.0)))
+    with pytest.raises(ModelError, match=f"model {name}: each of its 1 features is constant in training"):
+        train(name, replace(problem, dataset=flat))
+
+
+@every_model
+def test_validation_without_a_spike_can_be_trained_by(
+    name: str, problem: Problem, test_rows: pd.DataFrame
+) -> None:
+    y = problem.y.copy()
+    y[slice(*problem.split.validation.rows(problem.dataset.t_ns))] = False
+    score = train(name, replace(problem, y=y)).predict_proba(test_rows)
+    assert ((score >= 0) & (score <= 1)).all()
+
+
+def test_every_kind_of_model_is_registered_under_its_name() -> None:
+    def kinds(base: type[Model]) -> set[type[Model]]:
+        found = {kind for kind in base.__subclasses__() if not inspect.isabstract(kind)}
+        return found.union(*(kinds(kind) for kind in base.__subclasses__()))
+
+    assert kinds(Model) == set(MODELS.values())
+    assert [kind.name for kind in MODELS.values()] == list(MODELS)
+
+
 @every_model
 def test_column_order_does_not_matter(
     name: str, models: dict[str, Model], problem: Problem, test_rows: pd.DataFrame
 ) -> None:
     expected = models[name].predict_proba(test_rows)
-    turned = test_rows[test_rows.columns[::-1]]
+    turned = test_rows.loc[:, test_rows.columns[::-1]]
     np.testing.assert_array_equal(models[name].predict_proba(turned), expected)
     dataset = problem.dataset
     reordered = replace(dataset, features=dataset.features[dataset.features.columns[::-1]])
