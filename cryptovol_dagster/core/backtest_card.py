@@ -112,7 +112,7 @@ def comparison_text(entry: Mapping[str, Any]) -> str:
 
 def _holdout(report: Mapping[str, Any]) -> str:
     if not report["holdout"]:
-        return "Features and parameters were chosen on these folds; later days were not looked at."
+        return "Features and parameters were chosen on these folds, and nothing on later days."
     looks = report["holdout_looks"]
     return "Nothing was chosen on these days; " + (
         "this was the first look at them." if looks == 1 else f"this was look number {looks} at them."
