@@ -48,7 +48,7 @@ def drift_sensor(
         closed = [hour.hour for hour in raw.closed_hours()][-looked_at:]
         if not closed:
             return dg.SkipReason("raw storage has closed no hour yet")
-        found = {hour: numbers for hour in closed if (numbers := drift.read_scores(lake, spec, hour))}
+        found = {hour: numbers for hour in closed if (numbers := _numbers(lake, spec, hour))}
         scored = {hour: numbers for hour, numbers in found.items() if numbers["status"] == drift.SCORED}
         if not scored:
             return dg.SkipReason(f"none of the last {len(closed)} closed hours has drift numbers")
@@ -69,6 +69,14 @@ def drift_sensor(
         return dg.SensorResult(run_requests=[request], cursor=newest)
 
     return drift_seen
+
+
+def _numbers(lake: Lake, spec: TimescaleSpec, hour: str) -> dict[str, Any] | None:
+    """Read an hour's numbers; those an earlier version of the code stored count as none, until made again."""
+    try:
+        return drift.read_scores(lake, spec, hour)
+    except drift.OtherSchema:
+        return None
 
 
 def _told(over: int, closed: int, scored: int, newest: dict[str, Any]) -> str:

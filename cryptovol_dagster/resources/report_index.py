@@ -99,10 +99,7 @@ def write_index(lake: Lake, reports: Reports, spec: TimescaleSpec) -> Path:
 
 
 def _numbers(lake: Lake, asset: str) -> list[dict[str, Any]]:
-    """Read the numbers to be shown, oldest first; without those of another schema version.
-
-    Those stop the sensor, which would conclude something from them, but not the page of newer ones.
-    """
+    """Read the numbers to be shown, oldest first; without those of another schema version."""
     found = []
     for key in lake.partitions(asset, "json")[-MAX_HOURS:]:
         try:

@@ -65,6 +65,16 @@ def test_without_closed_hours_or_numbers_nothing_is_asked_for(tmp_path, settings
     assert _reason(_sense(settings)) == "none of the last 3 closed hours has drift numbers"
 
 
+def test_numbers_of_an_earlier_version_count_for_nothing(settings: Settings) -> None:
+    _score(settings, dict.fromkeys(HOURS[1:4], True))
+    lake = Lake(settings.storage.lake_dir)
+    for hour in HOURS[1:4]:
+        numbers = json.loads(lake.read_bytes("seconds/drift_scores", hour, "json"))
+        old = json.dumps({**numbers, "schema_version": SCHEMA_VERSION - 1}).encode()
+        lake.write_bytes("seconds/drift_scores", hour, old, "json")
+    assert _reason(_sense(settings)) == "none of the last 3 closed hours has drift numbers"
+
+
 def test_too_few_hours_over_the_limit_are_counted(settings: Settings) -> None:
     # The first is over it too, and too long ago.
     _score(settings, {HOURS[0]: True, HOURS[1]: False, HOURS[2]: True, HOURS[3]: False})
