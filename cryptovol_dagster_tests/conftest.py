@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ from cryptovol_dagster_tests.brokers import any_broker, embedded_broker, real_br
 REPOSITORY = Path(__file__).resolve().parent.parent
 #: Real recordings stand beside the checkout; they carry no licence to be copied into it.
 SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+
+# A shell that runs the tests in the background has them ignore Ctrl-C, and so would every process they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
