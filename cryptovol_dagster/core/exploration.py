@@ -228,7 +228,9 @@ def _by_product(
 def _rank_correlations(dataset: Dataset) -> NDArray[np.float64]:
     def of(own: NDArray[np.bool_]) -> NDArray[np.float64]:
         ranks = dataset.features.loc[own].rank()
-        return ranks.corrwith(pd.Series(dataset.sigma[own], index=ranks.index).rank()).to_numpy()
+        sigma = pd.Series(dataset.sigma[own], index=ranks.index).rank()
+        with np.errstate(invalid="ignore"):  # 0 / 0 of what does not vary is the NaN that is promised
+            return ranks.corrwith(sigma).to_numpy()
 
     return _by_product(dataset, of)
 

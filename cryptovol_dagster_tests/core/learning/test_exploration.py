@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 
 import numpy as np
@@ -124,6 +125,16 @@ def test_relations_are_rank_correlations_within_products(problem: Problem) -> No
     assert table.loc["ln_rv_60", "sigma"] == pytest.approx(expected, abs=1e-9)
     assert table["sigma"].abs().is_monotonic_decreasing
     assert abs(table.loc["noise", "sigma"]) < 0.1 < table.loc["ln_rv_60", "spike"] <= 1
+
+
+def test_a_feature_that_does_not_vary_has_no_relation_and_no_warning(problem: Problem) -> None:
+    train, y = problem.part(problem.split.train)
+    constant = replace(train, features=train.features.assign(constant=1.0))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        table = exploration.label_relations(constant, y)
+    assert table.loc["constant", ["sigma", "first_half", "second_half"]].isna().all()
+    assert table.index[-1] == "constant"
 
 
 @settings(max_examples=60, deadline=None)
