@@ -47,7 +47,7 @@ def test_the_command_line_materializes_a_range_in_one_run(tmp_path: Path) -> Non
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(560)  # it waits for a minute's tick of the schedule, and a loaded machine for everything
+@pytest.mark.timeout(900)  # it waits for a minute's tick of the schedule, and a loaded machine for everything
 def test_a_daemon_left_alone_keeps_up_with_a_recorder(tmp_path: Path) -> None:
     """Simulator, recorder and daemon at once: nobody but a backfill of an old hour asks for anything."""
     settings = small_settings(tmp_path, first_hour=PLAYED[0], models=("baseline_zscore", "ewma"))
@@ -71,7 +71,7 @@ def test_a_daemon_left_alone_keeps_up_with_a_recorder(tmp_path: Path) -> None:
         ):
             assert recorder.wait(180) == 0, recorder_log.read_text()[-3000:]
             wait_until(
-                lambda: lake.partitions("seconds/labels") == PLAYED, "every hour's labels", 240, daemon, log
+                lambda: lake.partitions("seconds/labels") == PLAYED, "every hour's labels", 360, daemon, log
             )
             submitted = dagster(
                 *("job", "backfill", "-j", "hourly_pipeline", "--partitions", PLAYED[0], "--noprompt"),
@@ -82,7 +82,7 @@ def test_a_daemon_left_alone_keeps_up_with_a_recorder(tmp_path: Path) -> None:
             wait_until(
                 lambda: {PLAYED[0], PLAYED[-1]} <= set(lake.partitions("seconds/model_evaluation", "json")),
                 "the backfill and a scheduled retrain",
-                240,
+                360,
                 daemon,
                 log,
             )
