@@ -263,6 +263,7 @@ def _report(
         for name, quality in pooled.items()
     ]
     columns = _single_columns(walk.features, predictions)
+    bare = [_best_column(columns[0], walk.features, bootstrap, y)] if columns else []
     return {
         "schema_version": SCHEMA_VERSION,
         "timescale": spec.name,
@@ -298,11 +299,7 @@ def _report(
         "models": pooled,
         "comparisons": _comparisons(measured),
         "single_columns": columns,
-        "over_best_column": [
-            _comparison(one, column)
-            for column in (_best_column(best, walk.features, bootstrap, y) for best in columns[:1])
-            for one in measured
-        ],
+        "over_best_column": [_comparison(one, best) for best in bare for one in measured],
         "folds": folds,
         "skipped": walk.skipped,
         "by_month": list(_by_month(predictions, names)),
@@ -440,12 +437,14 @@ def _comparison(one: _Measured, other: _Measured) -> dict[str, Any]:
         for a, b in zip(one.by_fold, other.by_fold, strict=True)
         if math.isfinite(a) and math.isfinite(b)
     ]
-    both = one.resampled, other.resampled
+    difference = None
+    if one.resampled is not None and other.resampled is not None:
+        difference = one.resampled - other.resampled
     return {
         "model": one.name,
         "baseline": other.name,
         "ap_difference": one.quality["average_precision"] - other.quality["average_precision"],
-        "interval": _interval(None if both[0] is None or both[1] is None else both[0] - both[1]),
+        "interval": _interval(difference),
         "mean_over_folds_difference": one.quality["mean_over_folds"] - other.quality["mean_over_folds"],
         "folds_ahead": sum(a > b for a, b in pairs),
         "folds_compared": len(pairs),

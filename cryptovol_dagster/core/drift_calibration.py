@@ -85,7 +85,7 @@ class LimitsInForce:
         return f"uncalibrated: {self.pairs} of the {MIN_PAIRS} past pairs needed"
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the JSON-able form; `limits_told` says the same of it as `told`."""
+        """Give the JSON-able form."""
         return {
             "limits": dict(self.columns),
             "limit": self.share,

@@ -227,12 +227,13 @@ def _train_test_report(
         if plans:
             key = _newest_of(context, list(plans))
             problem = chain.read_problem(lake, spec, plans[key])
+            columns = report_rows.feature_columns(schemas.features(spec))
             report = evidently_report.comparison_report(
                 kind,
                 key,
                 _side("training", problem, problem.split.train),
                 _side("test", problem, problem.split.test),
-                (columns := report_rows.feature_columns(schemas.features(spec))),
+                columns,
                 # Trainings a retrain apart share nearly all their rows: they are no pairs to learn from.
                 limits=limits_in_force([], columns.names, fixed_limits(monitoring)),
                 max_rows=monitoring.report_max_rows,
