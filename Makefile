@@ -8,6 +8,8 @@ STAMP := $(VENV)/.installed
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 export GIT_PYTHON_REFRESH := quiet
+# Where it is set (many containers do), each process compiles Dagster, pandas and MLflow anew: 7 s of CPU, every time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help setup demo demo-ui up up-simulate ui status notebook test check format bench bench-recorder bench-backfill bench-backtest bench-gate bench-reports bench-drift soak containers-lint containers-check kafka kafka-stop kafka-status lock clean
 
