@@ -11,6 +11,8 @@ from cryptovol_dagster.defs.alerts import failed_runs_sensor
 from cryptovol_dagster.defs.automation import RETRAIN_CRON, closed_hours_sensor, jobs, retrain_schedule
 from cryptovol_dagster.defs.champion import champion_asset
 from cryptovol_dagster.defs.checks import (
+    Check,
+    asset_checks,
     chain_checks,
     grid_checks,
     ledger_checks,
@@ -81,6 +83,17 @@ def timescale_assets(
     ]
 
 
+def seconds_checks(settings: Settings, spec: TimescaleSpec) -> list[Check]:
+    """Declare the checks of the hourly chain, from the ledger on."""
+    return [
+        *ledger_checks(),
+        *tick_checks(),
+        *grid_checks(spec, settings.coinbase.products),
+        *tick_bar_checks(spec, settings.coinbase.products),
+        *chain_checks(spec, settings.models.enabled),
+    ]
+
+
 def build_defs(settings: Settings, *, retrain_cron: str = RETRAIN_CRON, **resources: Any) -> dg.Definitions:
     """Assemble the code location.
 
@@ -108,11 +121,7 @@ def _assemble(settings: Settings, retrain_cron: str, resources: dict[str, Any]) 
             *minutes.assets,
         ],
         asset_checks=[
-            *ledger_checks(hours),
-            *tick_checks(hours),
-            *tick_bar_checks(spec, settings.coinbase.products, hours),
-            *grid_checks(spec, settings.coinbase.products, hours),
-            *chain_checks(spec, settings.models.enabled, hours),
+            *asset_checks(seconds_checks(settings, spec), hours),
             freshness_check(spec, settings.monitoring),
             *minutes.checks,
         ],
@@ -150,7 +159,7 @@ def _minutes(settings: Settings) -> _Minutes:
     market, retrains = minutes_jobs(settings, specs)
     return _Minutes(
         assets=minutes_assets(settings, specs, days),
-        checks=minutes_checks(settings, specs, days),
+        checks=asset_checks(minutes_checks(settings, specs), days),
         jobs=[market, *retrains],
         schedules=[
             market_schedule(settings.coinbase.products, specs, market),

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from cryptovol_dagster.core.candle_checks import NUMBERS
 from cryptovol_dagster.core.rollup import CANDLES, ROLLUP_VERSION
-from cryptovol_dagster.defs.checks import Stored, partition_check, schema_check
+from cryptovol_dagster.defs.checks import Check, Stored, schema_check
 from cryptovol_dagster.defs.ingestion import GROUP, TAGS
 from cryptovol_dagster.defs.market import lake_name
 from cryptovol_dagster.defs.metadata import OWNERS, rows_and_path, schema_metadata, timescale_tags
@@ -109,32 +109,29 @@ def _write_day(
     }
 
 
-def candle_checks(days: dg.PartitionsDefinition) -> list[dg.AssetChecksDefinition]:
-    """Make the checks of `minutes/candles`."""
+def candle_checks() -> list[Check]:
+    """Declare the checks of `minutes/candles`."""
     return [
-        schema_check(CANDLES_KEY, CANDLES, days),
-        partition_check(
+        schema_check(CANDLES_KEY, CANDLES),
+        Check(
             CANDLES_KEY,
             "no_impossible_ohlc",
             _possible,
-            days,
             description="Every candle has positive prices, low ≤ open, close ≤ high, and no negative volume; "
             "each minute of a product stands once.",
             blocking=True,
         ),
-        partition_check(
+        Check(
             CANDLES_KEY,
             "overlap_agrees",
             _overlap_agrees,
-            days,
             description="Where the exchange's candle and the feed's trades are both known they say the same.",
             severity=dg.AssetCheckSeverity.WARN,
         ),
-        partition_check(
+        Check(
             CANDLES_KEY,
             "holes",
             _few_holes,
-            days,
             description=f"At most {MAX_HOLE_SHARE:.0%} of a product's minutes are without a candle.",
             severity=dg.AssetCheckSeverity.WARN,
         ),

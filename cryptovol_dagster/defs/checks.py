@@ -1,15 +1,16 @@
-"""Asset checks: one small function a rule, one factory that runs it over the partitions of a run.
+"""Asset checks: one small function a rule; one step an asset runs its rules over the partitions of a run.
 
 A rule reads one stored partition and gives sentences that say what was expected, what was found and where;
 none means the partition passes. Checks read what was written, not what was in memory when it was written. In
-a run over a range Dagster records a single evaluation, so that names the hours that fail.
+a run over a range Dagster records a single evaluation a check, so that names the hours that fail.
 """
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property, partial
 from typing import Any
 
 import dagster as dg
@@ -46,19 +47,20 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Stored:
-    """A stored partition, as a rule sees it."""
+    """A stored partition, as the rules of its asset see it: its table is read once."""
 
     lake: Lake
     asset: str
     key: str
 
-    def table(self, columns: Sequence[str] | None = None) -> pa.Table:
-        """Read the partition's table."""
-        return self.lake.read_table(self.asset, *partition_window(self.key), columns=columns)
+    @cached_property
+    def table(self) -> pa.Table:
+        """The partition's table."""
+        return self.lake.read_table(self.asset, *partition_window(self.key))
 
     def frame(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """Read the partition's table as a frame."""
-        return self.table(columns).to_pandas()
+        """Give the partition's table, or columns of it, as a frame."""
+        return (self.table if columns is None else self.table.select(columns)).to_pandas()
 
     def json(self) -> dict[str, Any]:
         """Read the partition's JSON."""
@@ -72,29 +74,122 @@ class Stored:
 Rule = Callable[[Stored], list[str]]
 
 
-def partition_check(
-    asset: dg.AssetKey,
-    name: str,
-    rule: Rule,
-    hours: dg.PartitionsDefinition,
-    *,
-    description: str,
-    blocking: bool = False,
-    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
-) -> dg.AssetChecksDefinition:
-    """Make an asset check out of a rule about one stored partition.
+@dataclass(frozen=True)
+class RawRule:
+    """A rule about raw storage, which is asked for all hours of a run at once.
+
+    Attributes:
+        find: gives sentences by hour, none where it passes.
+    """
+
+    find: Callable[[RawStore, Sequence[str]], dict[str, list[str]]]
+
+    def over(self, raw: RawStore, keys: Sequence[str]) -> Rule:
+        """Give the rule about a partition of a run; the first that is asked for looks at all of them."""
+        found = cache(partial(self.find, raw, keys))
+        return lambda stored: found()[stored.key]
+
+
+@dataclass(frozen=True)
+class Check:
+    """An asset check, declared: a rule about a partition, and what its failure means.
+
+    Attributes:
+        asset: that it is about.
+        name: of the check.
+        rule: what is to hold.
+        description: what passes.
+        blocking: whether a failure stops the run.
+        severity: of a failure.
 
     Raises:
         ValueError: it would fail with severity ERROR and let the run succeed, so that no alert told of it.
     """
-    _require_alert(name, blocking, severity)
 
-    @dg.asset_check(asset=asset, name=name, partitions_def=hours, blocking=blocking, description=description)
-    def check(context: dg.AssetCheckExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.AssetCheckResult:
-        stored = [Stored(lake, lake_name(asset), key) for key in context.partition_keys]
-        return _result({one.key: rule(one) for one in stored}, severity)
+    asset: dg.AssetKey
+    name: str
+    rule: Rule | RawRule
+    description: str
+    blocking: bool = False
+    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
 
-    return check
+    def __post_init__(self) -> None:
+        _require_alert(self.name, self.blocking, self.severity)
+
+    @property
+    def key(self) -> dg.AssetCheckKey:
+        """The key by which Dagster knows it."""
+        return dg.AssetCheckKey(self.asset, self.name)
+
+    def spec(self, partitions: dg.PartitionsDefinition) -> dg.AssetCheckSpec:
+        """Give what Dagster shows before anything was evaluated."""
+        return dg.AssetCheckSpec(
+            self.name,
+            asset=self.asset,
+            description=self.description,
+            blocking=self.blocking,
+            partitions_def=partitions,
+        )
+
+
+def asset_checks(
+    checks: Sequence[Check], partitions: dg.PartitionsDefinition
+) -> list[dg.AssetChecksDefinition]:
+    """Make one step an asset out of the checks declared; it evaluates them in the order of declaration."""
+    by_asset: dict[dg.AssetKey, list[Check]] = {}
+    for check in checks:
+        by_asset.setdefault(check.asset, []).append(check)
+    return [_checks_step(asset, own, partitions) for asset, own in by_asset.items()]
+
+
+def _checks_step(
+    asset: dg.AssetKey, checks: Sequence[Check], partitions: dg.PartitionsDefinition
+) -> dg.AssetChecksDefinition:
+    of_raw = any(isinstance(check.rule, RawRule) for check in checks)
+
+    @dg.multi_asset_check(
+        name=f"{asset.to_python_identifier()}_checks",
+        specs=[check.spec(partitions) for check in checks],
+        can_subset=True,
+        required_resource_keys={"lake", "raw"} if of_raw else {"lake"},
+    )
+    def step(context: dg.AssetCheckExecutionContext) -> Iterator[dg.AssetCheckResult]:
+        keys = context.partition_keys
+        rules = {
+            check: check.rule.over(context.resources.raw, keys)
+            if isinstance(check.rule, RawRule)
+            else check.rule
+            for check in checks
+            if check.key in context.selected_asset_check_keys
+        }
+        # A generator: only one partition's table is in memory.
+        yield from _evaluate(rules, (Stored(context.resources.lake, lake_name(asset), key) for key in keys))
+
+    return step
+
+
+def _evaluate(rules: Mapping[Check, Rule], partitions: Iterable[Stored]) -> Iterator[dg.AssetCheckResult]:
+    """Put every partition to every rule.
+
+    Raises:
+        Exception: the first that a rule raised, once the other checks' results are out: a column that is
+            missing fails the check `schema`, and breaks rules that read it.
+    """
+    found: dict[Check, dict[str, list[str]]] = {check: {} for check in rules}
+    broken: dict[Check, Exception] = {}
+    for stored in partitions:
+        for check, rule in rules.items():
+            if check in broken:
+                continue
+            try:
+                found[check][stored.key] = rule(stored)
+            except Exception as error:  # noqa: BLE001 - raised below, once the others were evaluated
+                broken[check] = error
+    for check, sentences in found.items():
+        if check not in broken:
+            yield _result(check, sentences)
+    for error in broken.values():
+        raise error
 
 
 def _require_alert(name: str, blocking: bool, severity: dg.AssetCheckSeverity) -> None:
@@ -102,12 +197,14 @@ def _require_alert(name: str, blocking: bool, severity: dg.AssetCheckSeverity) -
         raise ValueError(f"check {name}: one that blocks is an ERROR, any other a WARN")
 
 
-def _result(found: dict[str, list[str]], severity: dg.AssetCheckSeverity) -> dg.AssetCheckResult:
+def _result(check: Check, found: Mapping[str, list[str]]) -> dg.AssetCheckResult:
     failing = {key: sentences for key, sentences in found.items() if sentences}
     lines = [f"{key}: {sentence}" for key, sentences in failing.items() for sentence in sentences[:_SHOWN]]
     return dg.AssetCheckResult(
+        asset_key=check.asset,
+        check_name=check.name,
         passed=not failing,
-        severity=severity,
+        severity=check.severity,
         description="\n".join(lines[:_SHOWN]) if lines else None,
         metadata={
             "partitions": len(found),
@@ -115,39 +212,6 @@ def _result(found: dict[str, list[str]], severity: dg.AssetCheckSeverity) -> dg.
             "findings": dg.MetadataValue.json(lines),
         },
     )
-
-
-def raw_check(
-    name: str,
-    find: Callable[[RawStore, Sequence[str]], dict[str, list[str]]],
-    hours: dg.PartitionsDefinition,
-    *,
-    description: str,
-    blocking: bool = False,
-    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR,
-) -> dg.AssetChecksDefinition:
-    """Make a check of `gap_ledger` that looks at raw storage.
-
-    Args:
-        name: of the check.
-        find: gives sentences by hour, none where it passes.
-        hours: partitions of the asset.
-        description: what passes.
-        blocking: whether a failure stops the run.
-        severity: of a failure.
-
-    Raises:
-        ValueError: as `partition_check`.
-    """
-    _require_alert(name, blocking, severity)
-
-    @dg.asset_check(
-        asset=chain.LEDGER, name=name, partitions_def=hours, blocking=blocking, description=description
-    )
-    def check(context: dg.AssetCheckExecutionContext, raw: dg.ResourceParam[RawStore]) -> dg.AssetCheckResult:
-        return _result(find(raw, context.partition_keys), severity)
-
-    return check
 
 
 def _unaccounted(raw: RawStore, keys: Sequence[str]) -> dict[str, list[str]]:
@@ -170,189 +234,165 @@ def _not_recorded(raw: RawStore, keys: Sequence[str]) -> dict[str, list[str]]:
     }
 
 
-def ledger_checks(hours: dg.PartitionsDefinition) -> list[dg.AssetChecksDefinition]:
-    """Make the checks of `gap_ledger`."""
+def ledger_checks() -> list[Check]:
+    """Declare the checks of `gap_ledger`."""
     return [
         schema_check(
             dg.AssetKey(chain.LEDGER),
             LEDGER_SCHEMA,
-            hours,
             description="Columns and types are the ones that ticks and bars read.",
         ),
-        raw_check(
+        Check(
+            dg.AssetKey(chain.LEDGER),
             "nothing_unaccounted_for",
-            _unaccounted,
-            hours,
+            RawRule(_unaccounted),
             description="Every sequence number of the hour is stored, a control frame, a dead letter or in "
             "the ledger, every Kafka offset is stored or recorded as lost, and a sealed hour is as it was.",
             blocking=True,
         ),
-        raw_check(
+        Check(
+            dg.AssetKey(chain.LEDGER),
             "recorded",
-            _not_recorded,
-            hours,
+            RawRule(_not_recorded),
             description="Somebody recorded the hour: raw storage holds something of it, or closed it empty.",
             severity=dg.AssetCheckSeverity.WARN,
         ),
     ]
 
 
-def tick_checks(hours: dg.PartitionsDefinition) -> list[dg.AssetChecksDefinition]:
-    """Make the checks of `ticks`."""
+def tick_checks() -> list[Check]:
+    """Declare the checks of `ticks`."""
     ticks = dg.AssetKey(chain.TICKS)
     return [
         schema_check(
             ticks,
             TickColumns.empty().to_table().schema,
-            hours,
             description="Columns and types are the ones the core reads.",
         ),
-        partition_check(
+        Check(
             ticks,
             "ordered_inside_the_hour",
             _ordered_ticks,
-            hours,
             description="Ticks of a product never go back in time and lie inside their hour.",
             blocking=True,
         ),
-        partition_check(
+        Check(
             ticks,
             "no_crossed_quotes",
             _usable_quotes,
-            hours,
             description="Every quote is positive and its bid does not exceed its ask.",
             blocking=True,
         ),
     ]
 
 
-def schema_check(
-    asset: dg.AssetKey, schema: pa.Schema, partitions: dg.PartitionsDefinition, *, description: str = ""
-) -> dg.AssetChecksDefinition:
-    """Make the check that a table has the columns and types that the code knows, and no others."""
-    return partition_check(
+def schema_check(asset: dg.AssetKey, schema: pa.Schema, *, description: str = "") -> Check:
+    """Declare the check that a table has the columns and types that the code knows, and no others."""
+    return Check(
         asset,
         "schema",
         _schema_rule(schema),
-        partitions,
         description=description or f"Columns and types of {asset.path[-1]} are the ones the core writes.",
         blocking=True,
     )
 
 
-def tick_bar_checks(
-    spec: TimescaleSpec, products: Sequence[str], hours: dg.PartitionsDefinition
-) -> list[dg.AssetChecksDefinition]:
-    """Make the check of bars that only bars made of ticks can be put to."""
+def tick_bar_checks(spec: TimescaleSpec, products: Sequence[str]) -> list[Check]:
+    """Declare the check of bars that only bars made of ticks can be put to."""
     return [
-        partition_check(
+        Check(
             asset_key(spec, "bars"),
             "no_return_across_a_loss",
             _no_return_across_a_loss(spec, products),
-            hours,
             description="No bar has a known return between a product's ticks around a ledgered gap.",
             blocking=True,
         ),
     ]
 
 
-def grid_checks(
-    spec: TimescaleSpec, products: Sequence[str], hours: dg.PartitionsDefinition
-) -> list[dg.AssetChecksDefinition]:
-    """Make the checks of a grid's bars and features."""
+def grid_checks(spec: TimescaleSpec, products: Sequence[str]) -> list[Check]:
+    """Declare the checks of a grid's bars and features."""
     bars, features = asset_key(spec, "bars"), asset_key(spec, "features")
     return [
-        schema_check(bars, schemas.bars(spec), hours),
-        schema_check(features, schemas.features(spec), hours),
-        partition_check(
+        schema_check(bars, schemas.bars(spec)),
+        schema_check(features, schemas.features(spec)),
+        Check(
             bars,
             "complete_grid",
             _complete_grid(spec, products),
-            hours,
             description="Every product has every bar of the partition once, in order.",
             blocking=True,
         ),
-        partition_check(
+        Check(
             bars,
             "gap_share",
             _gap_share,
-            hours,
             description=f"At most {MAX_GAP_SHARE:.0%} of a product's bars lie in a gap.",
             severity=dg.AssetCheckSeverity.WARN,
         ),
-        partition_check(
+        Check(
             features,
             "finite_where_valid",
             _finite_where_valid(spec),
-            hours,
             description="A row that may be scored holds finite numbers; only optional features may be null.",
             blocking=True,
         ),
     ]
 
 
-def chain_checks(
-    spec: TimescaleSpec, models: Sequence[str], hours: dg.PartitionsDefinition
-) -> list[dg.AssetChecksDefinition]:
-    """Make the checks of a chain from labels on."""
+def chain_checks(spec: TimescaleSpec, models: Sequence[str]) -> list[Check]:
+    """Declare the checks of a chain from labels on."""
     warn = dg.AssetCheckSeverity.WARN
     labels, splits, evaluation = (asset_key(spec, name) for name in ("labels", "splits", "model_evaluation"))
     return [
-        schema_check(labels, schemas.labels(spec), hours),
-        partition_check(
+        schema_check(labels, schemas.labels(spec)),
+        Check(
             labels,
             "labelled_share",
             _labelled_share,
-            hours,
             description=f"At least {MIN_LABELLED_SHARE:.0%} of the rows have a label, none below 0.",
             severity=warn,
         ),
-        partition_check(
+        Check(
             splits,
             "disjoint_with_purge",
             _disjoint(spec),
-            hours,
             description="Training, validation and test are in order, a horizon (and embargo) apart.",
             blocking=True,
         ),
-        partition_check(
+        Check(
             splits,
             "base_rate",
             _base_rate(spec),
-            hours,
             description="The share of spikes in each part is one a market can have.",
             severity=warn,
         ),
-        partition_check(
+        Check(
             evaluation,
             "complete",
             _complete_evaluation(spec, models),
-            hours,
             description="Every enabled model is measured, on the rows the splits were made from.",
             blocking=True,
         ),
-        partition_check(
+        Check(
             evaluation,
             "not_worse_than_baseline",
             _not_worse_than_baseline(spec),
-            hours,
             description="The best learned model ranks no worse than the best baseline, where data suffice.",
             severity=warn,
         ),
-        partition_check(
+        Check(
             evaluation,
             "no_leak",
             _no_leak(spec, models),
-            hours,
             description="Labels, thresholds and features, computed again, are those the models saw; nothing "
             "was chosen on the test, and no score is too good (docs/leaks.md).",
             severity=warn,
         ),
-        partition_check(
+        Check(
             champion_key(spec),
             "champion_not_worse_than_baseline",
             _champion_not_worse_than_baseline(spec),
-            hours,
             description="No baseline ranks surely better than the champion's kind, where data suffice.",
             severity=warn,
         ),
@@ -361,7 +401,7 @@ def chain_checks(
 
 def _schema_rule(expected: pa.Schema) -> Rule:
     def rule(stored: Stored) -> list[str]:
-        found = stored.table().schema
+        found = stored.table.schema
         sentences = [
             f"{stored.asset}: expected column {field.name} {field.type}, found {_type_of(found, field.name)}"
             for field in expected

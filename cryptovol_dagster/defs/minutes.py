@@ -12,7 +12,7 @@ from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.splits import SpanTooShort, split_times
 from cryptovol_dagster.defs.candles import CANDLES_KEY, candle_assets, candle_checks
 from cryptovol_dagster.defs.champion import champion_asset
-from cryptovol_dagster.defs.checks import chain_checks, grid_checks
+from cryptovol_dagster.defs.checks import Check, chain_checks, grid_checks
 from cryptovol_dagster.defs.market import candle_bars_asset, features_asset, labels_asset
 from cryptovol_dagster.defs.metadata import asset_key
 from cryptovol_dagster.defs.model_card import model_card_asset
@@ -57,15 +57,13 @@ def minutes_assets(
     return built
 
 
-def minutes_checks(
-    settings: Settings, specs: Sequence[TimescaleSpec], days: dg.DailyPartitionsDefinition
-) -> list[dg.AssetChecksDefinition]:
-    """Make the checks of candles, bars, features and each horizon's chain."""
+def minutes_checks(settings: Settings, specs: Sequence[TimescaleSpec]) -> list[Check]:
+    """Declare the checks of candles, bars, features and each horizon's chain."""
     enabled = settings.timescales.minutes.models.enabled
     return [
-        *candle_checks(days),
-        *grid_checks(specs[0], settings.coinbase.products, days),
-        *(check for spec in specs for check in chain_checks(spec, enabled, days)),
+        *candle_checks(),
+        *grid_checks(specs[0], settings.coinbase.products),
+        *(check for spec in specs for check in chain_checks(spec, enabled)),
     ]
 
 

@@ -78,14 +78,12 @@ def test_a_check_that_stopped_a_run_is_told_with_its_sentences(market: Settings,
     (told,) = receiver.bodies
     assert told["kind"] == "run_failed"
     assert (told["job"], told["partitions"], told["run_id"]) == ("hourly_pipeline", hours[1], result.run_id)
-    assert told["failed_step"] == "gap_ledger_nothing_unaccounted_for"
+    assert told["failed_step"] == "gap_ledger_checks"
     assert told["url"] == f"http://127.0.0.1:3000/runs/{result.run_id}"
     (check,) = told["failed_checks"]
     assert check["check"] == "gap_ledger: nothing_unaccounted_for"
     assert "expected 4320 frames with entries, found 2880" in check["sentences"][0]
-    assert told["text"].startswith(
-        f"hourly_pipeline {hours[1]} failed at gap_ledger_nothing_unaccounted_for: "
-    )
+    assert told["text"].startswith(f"hourly_pipeline {hours[1]} failed at gap_ledger_checks: ")
 
 
 def test_an_error_is_told_in_one_line(market: Settings, receiver: Receiver) -> None:

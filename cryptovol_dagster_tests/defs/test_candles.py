@@ -11,6 +11,7 @@ import pytest
 
 from cryptovol_dagster.core.rollup import CANDLES
 from cryptovol_dagster.defs.candles import CANDLES_KEY, candle_assets, candle_checks
+from cryptovol_dagster.defs.checks import asset_checks
 from cryptovol_dagster.defs.unstable import accepted_warnings
 from cryptovol_dagster.resources.history import DAY_NS, History
 from cryptovol_dagster.resources.lake import HOUR_NS, Lake
@@ -40,7 +41,7 @@ def settings(tmp_path: Path, own_dagster_home: None) -> Settings:
 def materialized(settings: Settings, first: str, last: str) -> dg.ExecuteInProcessResult:
     with accepted_warnings():
         days = dg.DailyPartitionsDefinition(start_date=FIRST, end_date="2024-03-10")
-        assets, checks = candle_assets(settings, days), candle_checks(days)
+        assets, checks = candle_assets(settings, days), asset_checks(candle_checks(), days)
     resources = {"lake": Lake(settings.storage.lake_dir), "history": History(settings.storage.history_dir)}
     defs = dg.Definitions(
         assets=assets, asset_checks=checks, resources=resources, executor=dg.in_process_executor

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +17,14 @@ import pyarrow as pa
 import pytest
 
 from cryptovol_dagster.defs import checks
-from cryptovol_dagster.defs.build import build_defs
-from cryptovol_dagster.defs.partitions import hours as hourly_partitions
-from cryptovol_dagster.defs.unstable import accepted_warnings
+from cryptovol_dagster.defs.build import build_defs, seconds_checks
 from cryptovol_dagster.resources import chain
+from cryptovol_dagster.resources.failures import failure_line
 from cryptovol_dagster.resources.lake import Lake, partition_window
 from cryptovol_dagster.resources.specs import timescale_spec
 from cryptovol_dagster.verbs.runs import RANGE_END, RANGE_START, quiet_dagster
 from cryptovol_dagster_tests.defs.conftest import Pipeline
-from cryptovol_dagster_tests.defs.synthetic import MODELS, PRODUCTS
+from cryptovol_dagster_tests.defs.synthetic import PRODUCTS
 from ingestor.envelope import TICKS
 from ingestor.settings import Settings
 
@@ -237,19 +236,26 @@ POISONS: dict[tuple[str, str], tuple[Damage, str]] = {
 }
 
 
-def evaluated(
-    settings: Settings, check: dg.AssetCheckKey, first: str, last: str
-) -> tuple[bool, dg.AssetCheckEvaluation]:
-    """Run one check alone over a range of hours: whether the run succeeded, and what the check said."""
-    job = dg.define_asset_job("one_check", dg.AssetSelection.checks(check))
-    defs = dg.Definitions.merge(build_defs(settings), dg.Definitions(jobs=[job]))
+def run_checks(
+    settings: Settings, selection: dg.AssetSelection, first: str, last: str, **resources: Any
+) -> dg.ExecuteInProcessResult:
+    """Run checks without their assets over a range of hours."""
+    job = dg.define_asset_job("checks_alone", selection)
+    defs = dg.Definitions.merge(build_defs(settings, **resources), dg.Definitions(jobs=[job]))
     with dg.DagsterInstance.ephemeral() as instance, quiet_dagster():
-        result = defs.resolve_job_def("one_check").execute_in_process(
+        return defs.resolve_job_def("checks_alone").execute_in_process(
             instance=instance,
             # Dagster takes no partition key for a job that holds checks alone.
             tags={RANGE_START: first, RANGE_END: last},
             raise_on_error=False,
         )
+
+
+def evaluated(
+    settings: Settings, check: dg.AssetCheckKey, first: str, last: str
+) -> tuple[bool, dg.AssetCheckEvaluation]:
+    """Run one check alone over a range of hours: whether the run succeeded, and what the check said."""
+    result = run_checks(settings, dg.AssetSelection.checks(check), first, last)
     (evaluation,) = result.get_asset_check_evaluations()
     return result.success, evaluation
 
@@ -269,19 +275,10 @@ def test_a_damaged_partition_is_found(pipeline: Pipeline, copy: Copy, poison: tu
     assert succeeded is (evaluation.severity is dg.AssetCheckSeverity.WARN)
 
 
-def test_every_check_made_by_the_factories_has_a_damage_it_finds(pipeline: Pipeline) -> None:
-    settings, hours = pipeline.settings, hourly_partitions(pipeline.settings)
-    spec = timescale_spec(settings.timescales.seconds, "seconds")
-    with accepted_warnings():
-        made = [
-            *checks.ledger_checks(hours),
-            *checks.tick_checks(hours),
-            *checks.tick_bar_checks(spec, PRODUCTS, hours),
-            *checks.grid_checks(spec, PRODUCTS, hours),
-            *checks.chain_checks(spec, MODELS, hours),
-        ]
-    keys = {(key.asset_key.to_user_string(), key.name) for check in made for key in check.check_keys}
-    assert keys == set(POISONS)
+def test_every_check_declared_has_a_damage_it_finds(pipeline: Pipeline) -> None:
+    settings = pipeline.settings
+    declared = seconds_checks(settings, timescale_spec(settings.timescales.seconds, "seconds"))
+    assert {(check.asset.to_user_string(), check.name) for check in declared} == set(POISONS)
 
 
 def test_in_a_run_over_a_range_the_failing_hours_are_named(pipeline: Pipeline, copy: Copy) -> None:
@@ -298,19 +295,86 @@ def test_in_a_run_over_a_range_the_failing_hours_are_named(pipeline: Pipeline, c
     assert second not in (evaluation.description or "")
 
 
+BARS_KEY = dg.AssetKey(["seconds", "bars"])
+BARS_CHECKS = dg.AssetSelection.checks_for_assets(BARS_KEY)
+
+
+def without_a_bar_and_in_a_gap(frame: pd.DataFrame) -> pd.DataFrame:
+    return in_a_gap(without_the_eighth(frame))
+
+
+def outcomes(result: dg.ExecuteInProcessResult) -> list[tuple[str, bool, str]]:
+    return [(one.check_name, one.passed, one.severity.value) for one in result.get_asset_check_evaluations()]
+
+
+def test_the_checks_of_an_asset_share_a_step_and_all_of_them_are_stored(
+    pipeline: Pipeline, copy: Copy
+) -> None:
+    hour = pipeline.hours[-1]
+    copy.table("seconds/bars", hour, without_a_bar_and_in_a_gap)
+    result = run_checks(copy.settings, BARS_CHECKS, hour, hour)
+    assert outcomes(result) == [
+        ("schema", True, "ERROR"),
+        ("complete_grid", False, "ERROR"),
+        ("gap_share", False, "WARN"),
+        ("no_return_across_a_loss", True, "ERROR"),
+    ]
+    assert {event.step_key for event in result.all_events if event.is_step_event} == {"seconds__bars_checks"}
+    (failure,) = result.get_step_failure_events()
+    assert "seconds/bars: complete_grid" in failure_line(failure)
+
+
+def test_a_check_alone_says_nothing_of_those_it_shares_its_step_with(pipeline: Pipeline, copy: Copy) -> None:
+    hour = pipeline.hours[-1]
+    copy.table("seconds/bars", hour, without_a_bar_and_in_a_gap)
+    alone = dg.AssetSelection.checks(dg.AssetCheckKey(BARS_KEY, "gap_share"))
+    result = run_checks(copy.settings, alone, hour, hour)
+    assert outcomes(result) == [("gap_share", False, "WARN")]
+    assert result.success
+
+
+def test_a_rule_that_raises_fails_the_step_and_takes_no_other_result_along(
+    pipeline: Pipeline, copy: Copy
+) -> None:
+    first, second = pipeline.hours[-2:]
+    copy.table("seconds/bars", first, lambda frame: frame.drop(columns="in_gap"))
+    copy.table("seconds/bars", second, without_the_eighth)
+    result = run_checks(copy.settings, BARS_CHECKS, first, second)
+    assert outcomes(result) == [
+        ("schema", False, "ERROR"),
+        ("complete_grid", False, "ERROR"),
+        ("no_return_across_a_loss", True, "ERROR"),
+    ]
+    (failure,) = result.get_step_failure_events()
+    assert "in_gap" in failure_line(failure)
+
+
+@dataclass(frozen=True)
+class _CountingLake(Lake):
+    reads: list[str] = field(default_factory=list)
+
+    def read_table(
+        self, asset: str, start_ns: int, end_ns: int, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        self.reads.append(asset)
+        return super().read_table(asset, start_ns, end_ns, columns)
+
+
+def test_the_checks_of_an_asset_read_each_of_its_partitions_once(pipeline: Pipeline) -> None:
+    lake = _CountingLake(pipeline.lake.root)
+    result = run_checks(pipeline.settings, BARS_CHECKS, pipeline.hours[0], pipeline.hours[-1], lake=lake)
+    assert result.success
+    assert len(outcomes(result)) == 4
+    assert lake.reads.count("seconds/bars") == len(pipeline.hours)
+
+
 @pytest.mark.parametrize(
     ("blocking", "severity"), [(True, dg.AssetCheckSeverity.WARN), (False, dg.AssetCheckSeverity.ERROR)]
 )
 def test_a_check_cannot_fail_as_an_error_without_failing_its_run(
-    pipeline: Pipeline, blocking: bool, severity: dg.AssetCheckSeverity
+    blocking: bool, severity: dg.AssetCheckSeverity
 ) -> None:
     with pytest.raises(ValueError, match="check silent: one that blocks is an ERROR, any other a WARN"):
-        checks.partition_check(
-            dg.AssetKey("ticks"),
-            "silent",
-            lambda stored: [],
-            hourly_partitions(pipeline.settings),
-            description="",
-            blocking=blocking,
-            severity=severity,
+        checks.Check(
+            dg.AssetKey("ticks"), "silent", lambda stored: [], "", blocking=blocking, severity=severity
         )

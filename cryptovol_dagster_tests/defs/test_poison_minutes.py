@@ -13,10 +13,8 @@ import pandas as pd
 import pytest
 
 from cryptovol_dagster.defs.candles import candle_checks
-from cryptovol_dagster.defs.checks import chain_checks, grid_checks
+from cryptovol_dagster.defs.checks import Check, chain_checks, grid_checks
 from cryptovol_dagster.defs.minutes import minutes_checks
-from cryptovol_dagster.defs.partitions import days as daily_partitions
-from cryptovol_dagster.defs.unstable import accepted_warnings
 from cryptovol_dagster.resources.history import History
 from cryptovol_dagster.resources.specs import minutes_specs
 from cryptovol_dagster.verbs import runs
@@ -147,16 +145,12 @@ def test_a_damaged_day_is_found(market: Settings, tmp_path: Path, poison: tuple[
 
 
 def test_every_check_of_candles_bars_features_and_labels_has_a_damage_it_finds(market: Settings) -> None:
-    specs, days = minutes_specs(market.timescales.minutes), daily_partitions(market)
-    enabled = market.timescales.minutes.models.enabled
-    with accepted_warnings():
-        own = [*candle_checks(days), *grid_checks(specs[0], PRODUCTS, days)]
-        chains = [check for spec in specs for check in chain_checks(spec, enabled, days)]
-        everything = minutes_checks(market, specs, days)
+    specs, enabled = minutes_specs(market.timescales.minutes), market.timescales.minutes.models.enabled
 
-    def keys(checks: list[dg.AssetChecksDefinition]) -> set[tuple[str, str]]:
-        return {(key.asset_key.to_user_string(), key.name) for check in checks for key in check.check_keys}
+    def keys(checks: list[Check]) -> set[tuple[str, str]]:
+        return {(check.asset.to_user_string(), check.name) for check in checks}
 
-    of_labels = {key for key in keys(chains) if key[0] == LABELS}
-    assert keys(own) | of_labels == POISONS_OF_CHECKS
-    assert keys(everything) == keys(own) | keys(chains)
+    own = keys([*candle_checks(), *grid_checks(specs[0], PRODUCTS)])
+    chains = keys([check for spec in specs for check in chain_checks(spec, enabled)])
+    assert own | {key for key in chains if key[0] == LABELS} == POISONS_OF_CHECKS
+    assert keys(minutes_checks(market, specs)) == own | chains

@@ -17,7 +17,16 @@ from cryptovol_dagster_tests.defs.conftest import Pipeline
 from ingestor.settings import Settings
 
 PACKAGE = Path(cryptovol_dagster.__file__).parent
-DECORATORS = {"asset", "asset_check", "multi_asset", "sensor", "schedule", "op", "run_failure_sensor"}
+DECORATORS = {
+    "asset",
+    "asset_check",
+    "multi_asset",
+    "multi_asset_check",
+    "sensor",
+    "schedule",
+    "op",
+    "run_failure_sensor",
+}
 #: What Dagster, dagster-mlflow and MLflow offer and what goes wrong with it: docs/dagster_traps.md says why.
 MISLEADING = {
     "SourceAsset",
