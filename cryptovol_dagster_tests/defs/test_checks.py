@@ -156,6 +156,20 @@ def test_raw_storage_that_lacks_something_is_found_and_stops_the_run(market: Set
     assert Lake(market.storage.lake_dir).partitions("seconds/bars") == []
 
 
+def test_a_rule_that_raises_stops_what_follows_even_if_it_only_warns(
+    market: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def breaks(stored: Stored) -> list[str]:
+        raise OSError(f"cannot read {stored.asset} of {stored.key}")
+
+    monkeypatch.setattr(checks, "_gap_share", breaks)
+    hour, lake = hours_from(FIRST_HOUR, 1)[0], Lake(market.storage.lake_dir)
+    with pytest.raises(runs.RunFailed, match=f"cannot read seconds/bars of {hour}"):
+        runs.materialize_range(market, hour, hour, list(runs.MARKET))
+    assert lake.partitions("seconds/bars") == [hour]
+    assert lake.partitions("seconds/features") == []
+
+
 def test_a_split_closer_than_purge_and_embargo_is_found(
     pipeline: Pipeline, tmp_path: Path, spec: TimescaleSpec
 ) -> None:
