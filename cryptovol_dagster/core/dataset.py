@@ -23,6 +23,7 @@ MIN_KNOWN_SHARE = 0.1
 KEY_COLUMNS = ("bar_start", "product", "valid", "reason")
 #: Seven digits are more than a volatility of a minute has, and a week of seconds is half as large.
 FEATURE_DTYPE = np.float32
+_PIECE_ROWS = 50_000
 
 
 class SingleClassError(LearningError):
@@ -169,10 +170,8 @@ def join_rows(features: pd.DataFrame, labels: pd.DataFrame, spec: TimescaleSpec)
     valid = features["valid"].to_numpy(dtype=bool)[at_feature]
     code = features["reason"].to_numpy()[at_feature]
     label_reason = labels["reason"].to_numpy()[at_label]
-    finite = np.ones(at_feature.size, dtype=bool)
-    for name in names:  # column by column: a week of seconds is too large to copy for a look
-        values = features[name].to_numpy(dtype=np.float64)[at_feature]
-        finite &= ~np.isinf(values) if name in optional else np.isfinite(values)
+    values, usable = _values(features, names, np.isin(names, list(optional)))
+    finite = usable[at_feature]
     labelled = valid & (label_reason == 0)
     keep = labelled & finite
     dropped = {
@@ -192,11 +191,8 @@ def join_rows(features: pd.DataFrame, labels: pd.DataFrame, spec: TimescaleSpec)
     product = products[at_feature]
     order = np.lexsort((pd.factorize(product, sort=True)[0], start_ns))
     at_feature, at_label = at_feature[order], at_label[order]
-    values = np.empty((len(names), at_feature.size), dtype=FEATURE_DTYPE)
-    for row, name in zip(values, names, strict=True):
-        row[:] = features[name].to_numpy()[at_feature]
     return Dataset(
-        features=_features(values, names),
+        features=_features(np.take(values, at_feature, axis=1), names),
         product=product[order],
         t_ns=start_ns[order] + spec.bar_ns,
         sigma=labels["sigma"].to_numpy(dtype=np.float64)[at_label],
@@ -207,6 +203,24 @@ def join_rows(features: pd.DataFrame, labels: pd.DataFrame, spec: TimescaleSpec)
         optional=optional,
         target=spec.target,
     )
+
+
+def _values(
+    features: pd.DataFrame, names: list[str], may_lack: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """Give the values of a frame, features × rows, and which rows hold no infinity and lack nothing needed.
+
+    In pieces of many rows: at once it would hold the frame again in float64, and asking a frame of an hour
+    for its columns one by one takes longer than the join.
+    """
+    values = np.empty((len(names), len(features)), dtype=FEATURE_DTYPE)
+    usable = np.empty(len(features), dtype=bool)
+    for first in range(0, len(features), _PIECE_ROWS):
+        rows = slice(first, first + _PIECE_ROWS)
+        piece = features.iloc[rows][names].to_numpy(dtype=np.float64)
+        usable[rows] = (np.isfinite(piece) | (np.isnan(piece) & may_lack)).all(axis=1)
+        values[:, rows] = piece.T
+    return values, usable
 
 
 def no_rows(dropped: dict[str, int]) -> NoRows:

@@ -188,15 +188,10 @@ class Lake:
         Raises:
             LakeError: a file cannot be read.
         """
-        found = {}
-        for key in self.written(asset, start_ns, end_ns):
-            path = self.path(asset, key)
-            try:
-                metadata = pq.read_schema(path).metadata or {}
-            except (OSError, pa.ArrowException) as error:
-                raise LakeError(f"{path}: cannot be read as Parquet: {_one_line(error)}") from error
-            found[key] = metadata.get(_VERSION, b"").decode()
-        return found
+        return {
+            state[0]: _version_of(self.path(asset, state[0]), state)
+            for state in self.fingerprint(asset, start_ns, end_ns)
+        }
 
     def count_rows(self, asset: str, partition_key: str) -> int:
         """Count the rows of a partition, by its footer.
@@ -282,6 +277,20 @@ class Lake:
         for key in written[count:]:
             self.path(asset, key, suffix).unlink(missing_ok=True)
         return written[count:]
+
+
+@lru_cache(maxsize=4_096)
+def _version_of(path: Path, state: FileState) -> str:
+    """Read the version of a file that is in this state; each step of a training asks for a window's.
+
+    Raises:
+        LakeError: the file cannot be read.
+    """
+    try:
+        metadata = pq.read_schema(path).metadata or {}
+    except (OSError, pa.ArrowException) as error:
+        raise LakeError(f"{path}: cannot be read as Parquet: {_one_line(error)}") from error
+    return metadata.get(_VERSION, b"").decode()
 
 
 def replace_file(path: Path, content: bytes) -> None:

@@ -114,8 +114,8 @@ async def test_every_fault_is_seen_on_the_socket() -> None:
 async def test_speed_paces_by_the_market_clock() -> None:
     async with serving(synthetic(), speed=60) as (url, _, _):
         loop = asyncio.get_running_loop()
-        # The market moves from the subscription on. Read before it: what this side is late in reading would make the
-        # market look ahead.
+        # The market moves from the subscription on. Read before it: what this side is late in reading would
+        # make the market look ahead.
         began_s = loop.time()
         socket = await subscribed(url)
         while loop.time() < began_s + 0.5:
