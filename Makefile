@@ -51,7 +51,7 @@ notebook: $(STAMP) ## Run notebooks/eda.ipynb on the configured data; writes rep
 # Half of the tests wait (for a broker, a socket, a page), so two files run at a time; more would make those that
 # measure silence see it where there is none.
 test: $(STAMP) ## Every test; what needs Java, Maven or Chromium skips loudly where they are absent
-	$(BIN)/pytest -n 2 --dist loadfile
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 bench: $(STAMP) ## Speed of bars, features and replay, as ratios against pandas, Polars and the targets
 	$(BIN)/python -m benchmarks.run
