@@ -126,14 +126,12 @@ def candle_checks() -> list[Check]:
             "overlap_agrees",
             _overlap_agrees,
             description="Where the exchange's candle and the feed's trades are both known they say the same.",
-            severity=dg.AssetCheckSeverity.WARN,
         ),
         Check(
             CANDLES_KEY,
             "holes",
             _few_holes,
             description=f"At most {MAX_HOLE_SHARE:.0%} of a product's minutes are without a candle.",
-            severity=dg.AssetCheckSeverity.WARN,
         ),
     ]
 

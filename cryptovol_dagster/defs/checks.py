@@ -99,11 +99,8 @@ class Check:
         name: of the check.
         rule: what is to hold.
         description: what passes.
-        blocking: whether a failure stops the run.
-        severity: of a failure.
-
-    Raises:
-        ValueError: it would fail with severity ERROR and let the run succeed, so that no alert told of it.
+        blocking: whether a failure is an ERROR and stops the run. Any other is a WARN: an ERROR that let the
+            run succeed would be one of which no alert told.
     """
 
     asset: dg.AssetKey
@@ -111,10 +108,6 @@ class Check:
     rule: Rule | RawRule
     description: str
     blocking: bool = False
-    severity: dg.AssetCheckSeverity = dg.AssetCheckSeverity.ERROR
-
-    def __post_init__(self) -> None:
-        _require_alert(self.name, self.blocking, self.severity)
 
     @property
     def key(self) -> dg.AssetCheckKey:
@@ -192,11 +185,6 @@ def _evaluate(rules: Mapping[Check, Rule], partitions: Iterable[Stored]) -> Iter
         raise error
 
 
-def _require_alert(name: str, blocking: bool, severity: dg.AssetCheckSeverity) -> None:
-    if blocking is not (severity is dg.AssetCheckSeverity.ERROR):
-        raise ValueError(f"check {name}: one that blocks is an ERROR, any other a WARN")
-
-
 def _result(check: Check, found: Mapping[str, list[str]]) -> dg.AssetCheckResult:
     failing = {key: sentences for key, sentences in found.items() if sentences}
     lines = [f"{key}: {sentence}" for key, sentences in failing.items() for sentence in sentences[:_SHOWN]]
@@ -204,7 +192,7 @@ def _result(check: Check, found: Mapping[str, list[str]]) -> dg.AssetCheckResult
         asset_key=check.asset,
         check_name=check.name,
         passed=not failing,
-        severity=check.severity,
+        severity=dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN,
         description="\n".join(lines[:_SHOWN]) if lines else None,
         metadata={
             "partitions": len(found),
@@ -255,7 +243,6 @@ def ledger_checks() -> list[Check]:
             "recorded",
             RawRule(_not_recorded),
             description="Somebody recorded the hour: raw storage holds something of it, or closed it empty.",
-            severity=dg.AssetCheckSeverity.WARN,
         ),
     ]
 
@@ -328,7 +315,6 @@ def grid_checks(spec: TimescaleSpec, products: Sequence[str]) -> list[Check]:
             "gap_share",
             _gap_share,
             description=f"At most {MAX_GAP_SHARE:.0%} of a product's bars lie in a gap.",
-            severity=dg.AssetCheckSeverity.WARN,
         ),
         Check(
             features,
@@ -342,7 +328,6 @@ def grid_checks(spec: TimescaleSpec, products: Sequence[str]) -> list[Check]:
 
 def chain_checks(spec: TimescaleSpec, models: Sequence[str]) -> list[Check]:
     """Declare the checks of a chain from labels on."""
-    warn = dg.AssetCheckSeverity.WARN
     labels, splits, evaluation = (asset_key(spec, name) for name in ("labels", "splits", "model_evaluation"))
     return [
         schema_check(labels, schemas.labels(spec)),
@@ -351,7 +336,6 @@ def chain_checks(spec: TimescaleSpec, models: Sequence[str]) -> list[Check]:
             "labelled_share",
             _labelled_share,
             description=f"At least {MIN_LABELLED_SHARE:.0%} of the rows have a label, none below 0.",
-            severity=warn,
         ),
         Check(
             splits,
@@ -365,7 +349,6 @@ def chain_checks(spec: TimescaleSpec, models: Sequence[str]) -> list[Check]:
             "base_rate",
             _base_rate(spec),
             description="The share of spikes in each part is one a market can have.",
-            severity=warn,
         ),
         Check(
             evaluation,
@@ -379,7 +362,6 @@ def chain_checks(spec: TimescaleSpec, models: Sequence[str]) -> list[Check]:
             "not_worse_than_baseline",
             _not_worse_than_baseline(spec),
             description="The best learned model ranks no worse than the best baseline, where data suffice.",
-            severity=warn,
         ),
         Check(
             evaluation,
@@ -387,14 +369,12 @@ def chain_checks(spec: TimescaleSpec, models: Sequence[str]) -> list[Check]:
             _no_leak(spec, models),
             description="Labels, thresholds and features, computed again, are those the models saw; nothing "
             "was chosen on the test, and no score is too good (docs/leaks.md).",
-            severity=warn,
         ),
         Check(
             champion_key(spec),
             "champion_not_worse_than_baseline",
             _champion_not_worse_than_baseline(spec),
             description="No baseline ranks surely better than the champion's kind, where data suffice.",
-            severity=warn,
         ),
     ]
 

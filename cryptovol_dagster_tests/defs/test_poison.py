@@ -366,15 +366,3 @@ def test_the_checks_of_an_asset_read_each_of_its_partitions_once(pipeline: Pipel
     assert result.success
     assert len(outcomes(result)) == 4
     assert lake.reads.count("seconds/bars") == len(pipeline.hours)
-
-
-@pytest.mark.parametrize(
-    ("blocking", "severity"), [(True, dg.AssetCheckSeverity.WARN), (False, dg.AssetCheckSeverity.ERROR)]
-)
-def test_a_check_cannot_fail_as_an_error_without_failing_its_run(
-    blocking: bool, severity: dg.AssetCheckSeverity
-) -> None:
-    with pytest.raises(ValueError, match="check silent: one that blocks is an ERROR, any other a WARN"):
-        checks.Check(
-            dg.AssetKey("ticks"), "silent", lambda stored: [], "", blocking=blocking, severity=severity
-        )
