@@ -48,12 +48,21 @@ resolve_jars() {
     cmp -s "$here/pom.xml" "$lib/pom.xml" && return
     command -v mvn >/dev/null || fail "mvn is missing: install Maven (maven), which fetches Kafka's jars"
     echo "kafka: fetching the jars"
-    mkdir -p "$lib" 2>/dev/null || fail "$lib cannot be made: choose a folder with KAFKA_LIB"
-    rm -f "$lib"/*.jar
-    mvn -q -B -f "$here/pom.xml" dependency:copy-dependencies \
-        -DoutputDirectory="$lib" -DincludeScope=runtime >"$lib/mvn.log" 2>&1 </dev/null ||
-        fail "Maven could not fetch the jars: $(grep -m1 ERROR "$lib/mvn.log" || tail -1 "$lib/mvn.log")"
-    cp "$here/pom.xml" "$lib/pom.xml"
+    # Beside the folder, and moved there when whole: another start may be fetching them at the same time.
+    local fetched="$lib.$$" told
+    mkdir -p "$fetched" 2>/dev/null || fail "$lib cannot be made: choose a folder with KAFKA_LIB"
+    if ! mvn -q -B -f "$here/pom.xml" dependency:copy-dependencies \
+        -DoutputDirectory="$fetched" -DincludeScope=runtime >"$fetched/mvn.log" 2>&1 </dev/null; then
+        told=$(grep -m1 ERROR "$fetched/mvn.log" || tail -1 "$fetched/mvn.log")
+        rm -rf "$fetched"
+        fail "Maven could not fetch the jars: $told"
+    fi
+    cp "$here/pom.xml" "$fetched/pom.xml"
+    if ! cmp -s "$here/pom.xml" "$lib/pom.xml"; then # else the other one was quicker
+        mkdir -p "$lib" && rm -f "$lib"/*.jar
+        mv "$fetched"/*.jar "$lib" && mv "$fetched/pom.xml" "$lib"
+    fi
+    rm -rf "$fetched"
 }
 
 running() { # a pid may have been given to another program since
