@@ -35,7 +35,10 @@ def recordings(shared_data: Path) -> Path:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take long: one that is left for the end keeps a single worker busy."""
+    """Begin with the files that take long: one left for the end keeps a single worker busy.
+
+    `make test` has xdist hand files out in this order.
+    """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

@@ -181,8 +181,8 @@ def _evaluate(rules: Mapping[Check, Rule], partitions: Iterable[Stored]) -> Iter
     for check, sentences in found.items():
         if check not in broken:
             yield _result(check, sentences)
-    for error in broken.values():
-        raise error
+    if broken:
+        raise next(iter(broken.values()))
 
 
 def _result(check: Check, found: Mapping[str, list[str]]) -> dg.AssetCheckResult:

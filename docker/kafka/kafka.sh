@@ -48,8 +48,8 @@ resolve_jars() {
     cmp -s "$here/pom.xml" "$lib/pom.xml" && return
     command -v mvn >/dev/null || fail "mvn is missing: install Maven (maven), which fetches Kafka's jars"
     echo "kafka: fetching the jars"
-    # Beside the folder, and moved there when whole: another start may be fetching them at the same time.
-    local fetched="$lib.$$" told
+    # In a folder of its own, and moved when whole: another start may be fetching them at the same time.
+    local fetched="$lib/fetching.$$" told
     mkdir -p "$fetched" 2>/dev/null || fail "$lib cannot be made: choose a folder with KAFKA_LIB"
     if ! mvn -q -B -f "$here/pom.xml" dependency:copy-dependencies \
         -DoutputDirectory="$fetched" -DincludeScope=runtime >"$fetched/mvn.log" 2>&1 </dev/null; then
@@ -59,7 +59,7 @@ resolve_jars() {
     fi
     cp "$here/pom.xml" "$fetched/pom.xml"
     if ! cmp -s "$here/pom.xml" "$lib/pom.xml"; then # else the other one was quicker
-        mkdir -p "$lib" && rm -f "$lib"/*.jar
+        rm -f "$lib"/*.jar
         mv "$fetched"/*.jar "$lib" && mv "$fetched/pom.xml" "$lib"
     fi
     rm -rf "$fetched"
