@@ -83,11 +83,9 @@ def _labelled_rows(metadata: dict[str, dict[str, dict[str, Any]]], key: str) -> 
 
 def _steps_s(settings: Any, run_id: str) -> dict[str, float]:
     """Seconds of each step, checks included, by the event log."""
-    import dagster as dg
+    from cryptovol_dagster.resources.instance import ensure_dagster_home, open_instance
 
-    from cryptovol_dagster.resources.instance import ensure_dagster_home
-
-    with dg.DagsterInstance.from_config(str(ensure_dagster_home(settings))) as instance:
+    with open_instance(ensure_dagster_home(settings)) as instance:
         stats = instance.get_run_step_stats(run_id)
     return {one.step_key: one.end_time - one.start_time for one in stats if one.end_time and one.start_time}
 

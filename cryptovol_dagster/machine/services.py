@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cryptovol_dagster.machine.supervisor import Service
-from cryptovol_dagster.resources.instance import InstanceError
+from cryptovol_dagster.resources.instance import InstanceError, opening
 from cryptovol_dagster.resources.reachable import answers, free_port, why_taken
 from ingestor.settings import Settings
 
@@ -150,12 +150,18 @@ class Machine:
         )
 
     def _list_lost_runs(self) -> None:
-        """Note the runs whose worker went with an earlier Dagster: they would hold the queue for ever."""
-        if not (self.home / "history").is_dir():
-            return  # no run was ever launched here
-        listed = subprocess.run(
-            (*_LOST_RUNS, "list"), env=dict(self.environment()), capture_output=True, text=True, check=False
-        )
+        """Note the runs whose worker went with an earlier Dagster: they would hold the queue for ever.
+
+        In a new home this makes the databases before Dagster's processes start, with nobody beside it.
+        """
+        with opening(self.home):
+            listed = subprocess.run(
+                (*_LOST_RUNS, "list"),
+                env=dict(self.environment()),
+                capture_output=True,
+                text=True,
+                check=False,
+            )
         if listed.returncode != 0:
             raise InstanceError(f"{self.home} cannot be asked for lost runs: {_last_line(listed.stderr)}")
         self._lost[:] = listed.stdout.split()

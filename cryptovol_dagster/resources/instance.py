@@ -10,9 +10,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cryptovol_dagster.resources.lake import replace_file
 from ingestor.settings import Settings
+
+if TYPE_CHECKING:
+    import dagster as dg
 
 #: The same as docker/dagster.yaml but for where things are stored; a test holds them together.
 DAGSTER_YAML = """\
@@ -63,6 +67,7 @@ retention:
 #: SHA-256 of what earlier versions wrote: a file that nobody has changed since is ours to replace.
 EARLIER_YAML = frozenset({"e3debc3929289db6b91e0c498dce5abd30185a4a7a6cbd4f8fb591503cab33a8"})
 _LOCK = "up.lock"
+_OPENING_LOCK = "opening.lock"
 
 
 class InstanceError(Exception):
@@ -106,6 +111,42 @@ def ensure_dagster_home(settings: Settings) -> Path:
     except OSError as error:
         raise InstanceError(f"{home}: cannot hold the Dagster instance: {error.strerror or error}") from error
     return home
+
+
+@contextmanager
+def opening(home: Path) -> Iterator[None]:
+    """Be the only one to open the instance; to be held until it is open.
+
+    The first to open a home makes its SQLite databases: tables, then the revision of their schema. Another
+    process that looks between the two takes the tables for those of an old Dagster and adds that one's
+    revision. From then on nothing can open the home ("more than one head present").
+
+    Raises:
+        InstanceError: the home cannot be written.
+    """
+    path = home / _OPENING_LOCK
+    try:
+        file = path.open("a")
+    except OSError as error:
+        raise InstanceError(f"{path} cannot be written: {error.strerror}") from error
+    with file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
+    """Open the instance of a home, safely beside others that do so for the first time.
+
+    Raises:
+        InstanceError: the home cannot be written.
+    """
+    import dagster as dg  # a second, which those who only look at the folder need not spend
+
+    with opening(home):
+        instance = dg.DagsterInstance.from_config(str(home))
+    with instance:
+        yield instance
 
 
 def own_config_note(home: Path) -> str | None:

@@ -8,7 +8,7 @@ import dagster as dg
 import pandas as pd
 
 from cryptovol_dagster.resources.history import ASSET, DAY_NS, History, day_version
-from cryptovol_dagster.resources.instance import ensure_dagster_home
+from cryptovol_dagster.resources.instance import ensure_dagster_home, open_instance
 from ingestor.settings import Settings
 
 _DATA_VERSION = "dagster/data_version"
@@ -26,7 +26,7 @@ def report_days(settings: Settings, history: History, days: Sequence[str]) -> No
         InstanceError: the Dagster home cannot be used.
     """
     products = history.products()
-    with dg.DagsterInstance.from_config(str(ensure_dagster_home(settings))) as instance:
+    with open_instance(ensure_dagster_home(settings)) as instance:
         for day in days:
             start_ns = pd.Timestamp(day, tz="UTC").value
             candles = history.read_products(products, start_ns, start_ns + DAY_NS)

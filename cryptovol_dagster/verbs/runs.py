@@ -18,7 +18,7 @@ from cryptovol_dagster.defs.build import TIMESCALE, build_defs
 from cryptovol_dagster.resources import chain
 from cryptovol_dagster.resources.failures import error_line, failure_line, step_name
 from cryptovol_dagster.resources.history import History
-from cryptovol_dagster.resources.instance import ensure_dagster_home
+from cryptovol_dagster.resources.instance import ensure_dagster_home, open_instance
 from cryptovol_dagster.resources.lake import (
     DAY_NS,
     Lake,
@@ -168,7 +168,7 @@ def materialize_range(
     run_id = str(uuid4())
     with (
         quiet_dagster(),
-        dg.DagsterInstance.from_config(str(home)) as instance,
+        open_instance(home) as instance,
         _watched(instance, run_id, on_asset),
     ):
         result = job.execute_in_process(

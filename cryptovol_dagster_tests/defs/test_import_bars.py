@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import dagster as dg
 import pandas as pd
 import pytest
 from click.testing import CliRunner
@@ -13,7 +12,7 @@ from click.testing import CliRunner
 from cryptovol_dagster.cli import main
 from cryptovol_dagster.core.candle_checks import MINUTE_NS
 from cryptovol_dagster.defs.candles import HISTORY
-from cryptovol_dagster.resources.instance import dagster_home
+from cryptovol_dagster.resources.instance import dagster_home, open_instance
 from cryptovol_dagster_tests.candle_server import made_candles
 from cryptovol_dagster_tests.defs.synthetic import small_settings
 from ingestor.settings import Settings
@@ -38,7 +37,7 @@ def test_an_import_shows_the_days_it_changed_in_dagster(settings: Settings, tmp_
     assert result.exit_code == 0, result.output
     assert result.stderr == ""
     assert json.loads(result.stdout)["products"]["BTC-USD"]["days"] == 2
-    with dg.DagsterInstance.from_config(str(dagster_home(settings))) as instance:
+    with open_instance(dagster_home(settings)) as instance:
         assert instance.get_materialized_partitions(HISTORY) == {"2024-03-01", "2024-03-02"}
         event = instance.get_latest_materialization_event(HISTORY)
     assert event is not None

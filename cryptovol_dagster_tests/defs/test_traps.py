@@ -12,7 +12,7 @@ import pytest
 
 import cryptovol_dagster
 from cryptovol_dagster.defs.build import build_defs
-from cryptovol_dagster.resources.instance import ensure_dagster_home
+from cryptovol_dagster.resources.instance import ensure_dagster_home, open_instance
 from cryptovol_dagster_tests.defs.conftest import Pipeline
 from ingestor.settings import Settings
 
@@ -134,7 +134,7 @@ def test_what_automates_is_on_by_itself(defs: dg.Definitions) -> None:
 
 def test_nothing_heavy_is_in_the_event_log(pipeline: Pipeline) -> None:
     home = ensure_dagster_home(pipeline.settings)
-    with dg.DagsterInstance.from_config(str(home)) as instance:
+    with open_instance(home) as instance:
         events = instance.all_logs(pipeline.summary.run_id)
     sizes = {
         f"{event.dagster_event_type} of {event.step_key} #{number}": len(dg.serialize_value(event))

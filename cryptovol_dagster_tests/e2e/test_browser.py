@@ -14,6 +14,7 @@ from urllib.parse import unquote
 import dagster as dg
 import pytest
 
+from cryptovol_dagster.resources.instance import open_instance
 from cryptovol_dagster.resources.lake import HOUR_NS, Lake, hour_key
 from cryptovol_dagster.resources.reachable import answers, free_port
 from cryptovol_dagster.verbs import runs
@@ -76,7 +77,7 @@ class Shown:
             self.page.wait_for_timeout(500)
 
     def materialized(self, asset: str) -> set[str]:
-        with dg.DagsterInstance.from_config(os.environ["DAGSTER_HOME"]) as instance:
+        with open_instance(Path(os.environ["DAGSTER_HOME"])) as instance:
             return instance.get_materialized_partitions(dg.AssetKey(asset))
 
 
@@ -230,7 +231,7 @@ def test_a_backfill_is_launched_and_watched(shown: Shown) -> None:
     shown.page.get_by_text("Succeeded").first.wait_for()
     shown.shot("backfill")
     assert {first, last} <= shown.materialized("gap_ledger")
-    with dg.DagsterInstance.from_config(os.environ["DAGSTER_HOME"]) as instance:
+    with open_instance(Path(os.environ["DAGSTER_HOME"])) as instance:
         (backfill,) = instance.get_backfills()
         launched = instance.get_runs(dg.RunsFilter(tags={"dagster/backfill": backfill.backfill_id}))
     assert [run.status for run in launched] == [dg.DagsterRunStatus.SUCCESS]

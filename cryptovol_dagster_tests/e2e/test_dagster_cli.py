@@ -8,6 +8,7 @@ import dagster as dg
 import pytest
 from dagster._core.scheduler.instigation import TickStatus
 
+from cryptovol_dagster.resources.instance import open_instance
 from cryptovol_dagster.resources.lake import Lake
 from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, hours_from, small_settings, write_market
 from cryptovol_dagster_tests.e2e.processes import dagster, environment, running, simulated, wait_until
@@ -41,7 +42,7 @@ def test_the_command_line_materializes_a_range_in_one_run(tmp_path: Path) -> Non
     )
     assert done.returncode == 0, done.stderr[-3000:]
     assert Lake(settings.storage.lake_dir).partitions("seconds/labels") == hours
-    with dg.DagsterInstance.from_config(env["DAGSTER_HOME"]) as instance:
+    with open_instance(Path(env["DAGSTER_HOME"])) as instance:
         assert [run.status for run in instance.get_runs()] == [dg.DagsterRunStatus.SUCCESS]
         assert instance.get_materialized_partitions(dg.AssetKey(["seconds", "labels"])) == set(hours)
 
@@ -91,7 +92,7 @@ def test_a_daemon_left_alone_keeps_up_with_a_recorder(tmp_path: Path) -> None:
     assert [(hour.hour, hour.revision) for hour in RawReader(settings.storage.raw_dir).closed_hours()] == [
         (hour, 0) for hour in PLAYED
     ]
-    with dg.DagsterInstance.from_config(env["DAGSTER_HOME"]) as instance:
+    with open_instance(Path(env["DAGSTER_HOME"])) as instance:
         runs = instance.get_runs()
         sensed = [run for run in runs if run.tags.get("dagster/sensor_name") == "closed_hours"]
         checked = {
@@ -124,5 +125,5 @@ def _ticks(instance: dg.DagsterInstance, status: TickStatus) -> dict[str, list[s
 
 
 def _all_finished(env: dict[str, str]) -> bool:
-    with dg.DagsterInstance.from_config(env["DAGSTER_HOME"]) as instance:
+    with open_instance(Path(env["DAGSTER_HOME"])) as instance:
         return all(run.is_finished for run in instance.get_runs())

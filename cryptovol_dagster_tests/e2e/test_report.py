@@ -11,6 +11,7 @@ import msgspec
 import pytest
 
 from cryptovol_dagster.defs.build import build_defs, build_resources
+from cryptovol_dagster.resources.instance import open_instance
 from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, hours_from, small_settings, write_market
 from cryptovol_dagster_tests.e2e.processes import environment, free_port, running, wait_until
 from ingestor.archive.reader import RawReader
@@ -48,7 +49,7 @@ def test_an_hour_the_recorder_reported_is_not_reported_again_but_asked_for(tmp_p
         reporter = HourReporter(url)
         reporter.report(hour)
         reporter.close()
-    with dg.DagsterInstance.from_config(env["DAGSTER_HOME"]) as instance:
+    with open_instance(Path(env["DAGSTER_HOME"])) as instance:
         (record,) = instance.fetch_materializations(dg.AssetKey(RAW_TICKS), limit=10).records
         event = record.asset_materialization
         assert event is not None

@@ -10,7 +10,7 @@ import pytest
 
 from cryptovol_dagster.machine.run import frames_per_s
 from cryptovol_dagster.machine.services import Machine, PortError, choose_port
-from cryptovol_dagster.resources.instance import ensure_dagster_home
+from cryptovol_dagster.resources.instance import ensure_dagster_home, open_instance
 from cryptovol_dagster.resources.lost_runs import MESSAGE, SERVED_BY
 from cryptovol_dagster_tests.defs.synthetic import small_settings
 from ingestor.feed.counters import FeedCounters
@@ -78,9 +78,10 @@ def test_runs_that_an_earlier_dagster_left_are_ended_once_the_new_one_serves(
     service = Machine(settings, home, 3001, 5001).dagster(essential=True)
     assert service.before is not None
     assert service.after is not None
-    service.before()  # nothing was launched here yet: nothing is asked
+    service.before()  # nothing was launched here yet; the databases are made
+    assert (home / "history").is_dir()
     served = {SERVED_BY: "{}"}
-    with dg.DagsterInstance.from_config(str(home)) as instance:
+    with open_instance(home) as instance:
         lost = instance.create_run_for_job(nothing, status=dg.DagsterRunStatus.STARTED, tags=served).run_id
         service.before()
         run = instance.get_run_by_id(lost)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import os
+import subprocess
+import sys
 from pathlib import Path
 
+import dagster as dg
 import pytest
 
 from cryptovol_dagster.resources import instance as module
@@ -16,6 +19,7 @@ from cryptovol_dagster.resources.instance import (
     Running,
     ensure_dagster_home,
     hold_instance,
+    open_instance,
     own_config_note,
     running_instance,
 )
@@ -70,3 +74,45 @@ def test_one_supervisor_holds_an_instance(settings: Settings) -> None:
     assert running_instance(settings) is None
     with hold_instance(home, *URLS):
         assert running_instance(settings) is not None
+
+
+#: Opens a new home, and is slow just where Dagster's tables are made and their revision is not yet written.
+SLOW_TO_OPEN = """
+import sys, time
+from pathlib import Path
+from alembic.runtime.migration import HeadMaintainer
+from cryptovol_dagster.resources.instance import open_instance
+
+def insert(maintainer, version, insert=HeadMaintainer._insert_version):
+    print("tables made", flush=True)
+    time.sleep(2)
+    insert(maintainer, version)
+
+HeadMaintainer._insert_version = insert
+with open_instance(Path(sys.argv[1])):
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_two_that_open_a_new_home_do_not_spoil_it(settings: Settings) -> None:
+    home = ensure_dagster_home(settings)
+    slow = subprocess.Popen(
+        (sys.executable, "-c", SLOW_TO_OPEN, str(home)), stdout=subprocess.PIPE, text=True
+    )
+    with slow:
+        assert slow.stdout is not None
+        assert slow.stdout.readline() == "tables made\n"
+        with open_instance(home) as instance:
+            assert isinstance(instance, dg.DagsterInstance)
+            assert instance.get_runs() == []
+    assert slow.returncode == 0
+    with open_instance(home) as instance:
+        assert instance.get_runs() == []
+
+
+def test_a_home_that_cannot_be_written_is_not_opened(settings: Settings) -> None:
+    home = ensure_dagster_home(settings)
+    (home / "opening.lock").mkdir()
+    with pytest.raises(InstanceError, match=r"opening\.lock cannot be written"), open_instance(home):
+        pass
