@@ -65,7 +65,8 @@ def describe_failure(context: dg.RunFailureSensorContext, ui_url: str) -> dict[s
 
 
 def _failed_checks(context: dg.RunFailureSensorContext) -> list[dict[str, Any]]:
-    """Name the checks that stopped the run, with what they found."""
+    """Name the checks that stopped the run, with what they found; of a range, each once and not each hour."""
+    of_range = any(tag in context.dagster_run.tags for tag in _RANGE)
     records = context.instance.get_records_for_run(
         context.dagster_run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION
     ).records
@@ -75,6 +76,8 @@ def _failed_checks(context: dg.RunFailureSensorContext) -> list[dict[str, Any]]:
         if event is None:
             continue
         evaluation = event.asset_check_evaluation_data
+        if of_range and evaluation.partition is not None:
+            continue
         if not evaluation.passed and evaluation.severity is dg.AssetCheckSeverity.ERROR:
             sentences = (evaluation.description or "").splitlines()
             found.append(

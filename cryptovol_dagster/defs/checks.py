@@ -1,8 +1,9 @@
 """Asset checks: one small function a rule; one step an asset runs its rules over the partitions of a run.
 
 A rule reads one stored partition and gives sentences that say what was expected, what was found and where;
-none means the partition passes. Checks read what was written, not what was in memory when it was written. In
-a run over a range Dagster records a single evaluation a check, so that names the hours that fail.
+none means the partition passes. Checks read what was written, not what was in memory when it was written. Of
+a run over a range Dagster takes a single result a check, which names the hours that fail; an evaluation of
+each hour is logged beside it, without which Dagster would show the check of that hour as skipped.
 """
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
@@ -114,6 +115,11 @@ class Check:
         """The key by which Dagster knows it."""
         return dg.AssetCheckKey(self.asset, self.name)
 
+    @property
+    def severity(self) -> dg.AssetCheckSeverity:
+        """What a failure is."""
+        return dg.AssetCheckSeverity.ERROR if self.blocking else dg.AssetCheckSeverity.WARN
+
     def spec(self, partitions: dg.PartitionsDefinition) -> dg.AssetCheckSpec:
         """Give what Dagster shows before anything was evaluated."""
         return dg.AssetCheckSpec(
@@ -156,13 +162,20 @@ def _checks_step(
             if check.key in context.selected_asset_check_keys
         }
         # A generator: only one partition's table is in memory.
-        yield from _evaluate(rules, (Stored(context.resources.lake, lake_name(asset), key) for key in keys))
+        partitions = (Stored(context.resources.lake, lake_name(asset), key) for key in keys)
+        for check, sentences in _evaluate(rules, partitions):
+            if not context.has_partition_key:
+                for key in keys:
+                    context.op_execution_context.log_event(_evaluation(check, key, sentences[key]))
+            yield _result(check, sentences)
 
     return step
 
 
-def _evaluate(rules: Mapping[Check, Rule], partitions: Iterable[Stored]) -> Iterator[dg.AssetCheckResult]:
-    """Put every partition to every rule.
+def _evaluate(
+    rules: Mapping[Check, Rule], partitions: Iterable[Stored]
+) -> Iterator[tuple[Check, dict[str, list[str]]]]:
+    """Put every partition to every rule, and give what each found, by partition.
 
     Raises:
         Exception: the first that a rule raised, once the other checks' results are out: a column that is
@@ -180,9 +193,22 @@ def _evaluate(rules: Mapping[Check, Rule], partitions: Iterable[Stored]) -> Iter
                 broken[check] = error
     for check, sentences in found.items():
         if check not in broken:
-            yield _result(check, sentences)
+            yield check, sentences
     if broken:
         raise next(iter(broken.values()))
+
+
+def _evaluation(check: Check, key: str, sentences: Sequence[str]) -> dg.AssetCheckEvaluation:
+    """Give what Dagster shows of a check for one partition of a range; it stops nothing by itself."""
+    return dg.AssetCheckEvaluation(
+        check.asset,
+        check.name,
+        passed=not sentences,
+        severity=check.severity,
+        description="\n".join(sentences[:_SHOWN]) or None,
+        blocking=check.blocking,
+        partition=key,
+    )
 
 
 def _result(check: Check, found: Mapping[str, list[str]]) -> dg.AssetCheckResult:
@@ -192,7 +218,7 @@ def _result(check: Check, found: Mapping[str, list[str]]) -> dg.AssetCheckResult
         asset_key=check.asset,
         check_name=check.name,
         passed=not failing,
-        severity=dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN,
+        severity=check.severity,
         description="\n".join(lines[:_SHOWN]) if lines else None,
         metadata={
             "partitions": len(found),

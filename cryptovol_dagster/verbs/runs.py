@@ -321,6 +321,8 @@ def _summary(result: dg.ExecuteInProcessResult, from_key: str, to_key: str) -> R
                 check.description or "",
             )
             for check in result.get_asset_check_evaluations()
+            # Of a range, what a check came to over all of it; each hour's evaluation is for Dagster to show.
+            if check.partition is None or from_key == to_key
         ),
         metadata=metadata,
     )

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -237,12 +238,19 @@ POISONS: dict[tuple[str, str], tuple[Damage, str]] = {
 
 
 def run_checks(
-    settings: Settings, selection: dg.AssetSelection, first: str, last: str, **resources: Any
+    settings: Settings,
+    selection: dg.AssetSelection,
+    first: str,
+    last: str,
+    *,
+    instance: dg.DagsterInstance | None = None,
+    **resources: Any,
 ) -> dg.ExecuteInProcessResult:
     """Run checks without their assets over a range of hours."""
     job = dg.define_asset_job("checks_alone", selection)
     defs = dg.Definitions.merge(build_defs(settings, **resources), dg.Definitions(jobs=[job]))
-    with dg.DagsterInstance.ephemeral() as instance, quiet_dagster():
+    with ExitStack() as stack, quiet_dagster():
+        instance = instance or stack.enter_context(dg.DagsterInstance.ephemeral())
         return defs.resolve_job_def("checks_alone").execute_in_process(
             instance=instance,
             # Dagster takes no partition key for a job that holds checks alone.
@@ -254,10 +262,15 @@ def run_checks(
 def evaluated(
     settings: Settings, check: dg.AssetCheckKey, first: str, last: str
 ) -> tuple[bool, dg.AssetCheckEvaluation]:
-    """Run one check alone over a range of hours: whether the run succeeded, and what the check said."""
+    """Run one check alone over a range of hours: whether the run succeeded, and what the check said of it."""
     result = run_checks(settings, dg.AssetSelection.checks(check), first, last)
-    (evaluation,) = result.get_asset_check_evaluations()
+    (evaluation,) = of_the_range(result)
     return result.success, evaluation
+
+
+def of_the_range(result: dg.ExecuteInProcessResult) -> list[dg.AssetCheckEvaluation]:
+    """Give what checks came to over the range of a run, without what they came to for each hour."""
+    return [one for one in result.get_asset_check_evaluations() if one.partition is None]
 
 
 @pytest.mark.parametrize("poison", POISONS, ids=": ".join)
@@ -295,6 +308,31 @@ def test_in_a_run_over_a_range_the_failing_hours_are_named(pipeline: Pipeline, c
     assert second not in (evaluation.description or "")
 
 
+def test_of_a_run_over_a_range_dagster_is_told_how_each_check_of_each_hour_ended(
+    pipeline: Pipeline, copy: Copy
+) -> None:
+    """What is planned for an hour and never told, its UI shows as skipped."""
+    first, second, third, _ = pipeline.hours
+    copy.table("ticks", third, crossed)
+    ticks = dg.AssetKey("ticks")
+    with dg.DagsterInstance.ephemeral() as instance:
+        run_checks(copy.settings, dg.AssetSelection.checks_for_assets(ticks), first, third, instance=instance)
+        ended = {
+            name: {
+                record.partition: record.status.value
+                for record in instance.event_log_storage.get_asset_check_execution_history(
+                    dg.AssetCheckKey(ticks, name), limit=10
+                )
+            }
+            for name in ("ordered_inside_the_hour", "no_crossed_quotes")
+        }
+    passed = dict.fromkeys((first, second, third, None), "SUCCEEDED")
+    assert ended == {
+        "ordered_inside_the_hour": passed,
+        "no_crossed_quotes": passed | {third: "FAILED", None: "FAILED"},
+    }
+
+
 BARS_KEY = dg.AssetKey(["seconds", "bars"])
 BARS_CHECKS = dg.AssetSelection.checks_for_assets(BARS_KEY)
 
@@ -304,7 +342,7 @@ def without_a_bar_and_in_a_gap(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def outcomes(result: dg.ExecuteInProcessResult) -> list[tuple[str, bool, str]]:
-    return [(one.check_name, one.passed, one.severity.value) for one in result.get_asset_check_evaluations()]
+    return [(one.check_name, one.passed, one.severity.value) for one in of_the_range(result)]
 
 
 def test_the_checks_of_an_asset_share_a_step_and_all_of_them_are_stored(
