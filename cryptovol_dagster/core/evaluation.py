@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from cryptovol_dagster.core import metrics
+from cryptovol_dagster.core.cores import on_all_cores
 from cryptovol_dagster.core.dataset import Dataset, Problem, constant_features, require_both_classes
 from cryptovol_dagster.core.evaluation_schema import SCHEMA_VERSION
 from cryptovol_dagster.core.labels import is_spike, iso_utc
@@ -162,6 +163,30 @@ def evaluate(
     constant = constant_features(train)
     period_unit, period = periods(test)
     measured_on = {**_ends(problem.split.test), "products": list(test.products), "rows": len(test)}
+
+    def measured(name: str) -> dict[str, Any]:
+        return {
+            "measured_on": measured_on,
+            **_quality(problem, test_market, test, scores[name]),
+            "average_precision_interval": _bounds(resampled.get(name)),
+            "onset": {
+                **_ranking(y[onset], scores[name][onset]),
+                "average_precision_interval": _bounds(onset_resampled.get(name)),
+            },
+            "by_period": [
+                {"period": label, **_ranking(y[own], scores[name][own])} for label, own in period.items()
+            ],
+            "operating_points": _operating_points(
+                test_market,
+                scores[name],
+                validation_market,
+                probabilities(name, models[name], validation),
+                spec.alert_budget_per_hour,
+                {**_ends(problem.split.validation), "rows": len(validation)},
+            ),
+            "importances": models[name].importances(),
+        }
+
     report = {
         "schema_version": SCHEMA_VERSION,
         "verdict": INSUFFICIENT_DATA if reasons else OK,
@@ -206,30 +231,7 @@ def evaluate(
             "level": metrics.INTERVAL_LEVEL,
         },
         "period_unit": period_unit,
-        "models": {
-            name: {
-                "measured_on": measured_on,
-                **_quality(problem, test_market, test, scores[name]),
-                "average_precision_interval": _bounds(resampled.get(name)),
-                "onset": {
-                    **_ranking(y[onset], scores[name][onset]),
-                    "average_precision_interval": _bounds(onset_resampled.get(name)),
-                },
-                "by_period": [
-                    {"period": label, **_ranking(y[own], scores[name][own])} for label, own in period.items()
-                ],
-                "operating_points": _operating_points(
-                    test_market,
-                    scores[name],
-                    validation_market,
-                    probabilities(name, model, validation),
-                    spec.alert_budget_per_hour,
-                    {**_ends(problem.split.validation), "rows": len(validation)},
-                ),
-                "importances": model.importances(),
-            }
-            for name, model in models.items()
-        },
+        "models": dict(zip(models, on_all_cores(measured, models), strict=True)),
         "comparisons": _comparisons(y, scores, onset, resampled, onset_resampled),
     }
     predictions = pd.DataFrame(

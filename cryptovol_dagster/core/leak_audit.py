@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cryptovol_dagster.core.bars import BarGrid
+from cryptovol_dagster.core.cores import on_all_cores
 from cryptovol_dagster.core.dataset import Dataset, Problem
 from cryptovol_dagster.core.features import feature_names
 from cryptovol_dagster.core.fixed_point import MAX_MOVE_NANO
@@ -445,7 +446,7 @@ CAUGHT_BY: Mapping[str, Callable[[Case], Finding]] = {
 def inspect(case: Case) -> tuple[Finding, ...]:
     """Let every detector look that has what it needs."""
     used = DETECTORS if case.changed is None else (*DETECTORS, *PAST_DETECTORS)
-    return tuple(detector(case) for detector in used)
+    return tuple(on_all_cores(lambda detector: detector(case), used))
 
 
 def audit_leaks(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from cryptovol_dagster.core.cores import on_all_cores
 from cryptovol_dagster.core.specs import NS
 
 if TYPE_CHECKING:
@@ -320,12 +321,13 @@ class BlockBootstrap:
         """
         slot, slots = self._slots()
         own = slice(None) if rows is None else rows
-        rankings = {name: Ranking(y[own], score[own], slot[own]) for name, score in scores.items()}
-        result = {name: np.empty(self.resamples) for name in scores}
-        for k, drawn in enumerate(self._drawn(slots)):
-            for name, ranking in rankings.items():
-                result[name][k] = ranking.average_precision(drawn)
-        return result
+
+        def precisions(score: NDArray[np.float64]) -> NDArray[np.float64]:
+            ranking = Ranking(y[own], score[own], slot[own])
+            # Drawn anew for each score: that is little beside the ranking, and nobody waits for anybody.
+            return np.array([ranking.average_precision(drawn) for drawn in self._drawn(slots)])
+
+        return dict(zip(scores, on_all_cores(precisions, scores.values()), strict=True))
 
     def _slots(self) -> tuple[NDArray[np.int64], int]:
         slot = (self.t_ns - self.t_ns.min()) // self.bar_ns

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -34,7 +35,7 @@ from cryptovol_dagster.core.specs import DAY_S, NS, TimescaleSpec
 from cryptovol_dagster.resources import chain, decisions, drift
 from cryptovol_dagster.resources.drift import DriftWindow
 from cryptovol_dagster.resources.hold_out import score, why_unscorable
-from cryptovol_dagster.resources.lake import Lake, LakeError, partition_window
+from cryptovol_dagster.resources.lake import FileState, Lake, LakeError, partition_window
 from cryptovol_dagster.resources.rows import asset_name
 
 if TYPE_CHECKING:
@@ -214,18 +215,27 @@ def _label_samples(
     lake: Lake, spec: TimescaleSpec, keys: list[str]
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
     """Read ln σ of a row a minute of each hour, by hour and product; hours of other labels are left out."""
-    asset = asset_name(spec, "labels")
+    asset, wanted = asset_name(spec, "labels"), label_hash(spec)
     span = partition_window(keys[0])[0], partition_window(keys[-1])[1]
-    found: dict[str, dict[str, NDArray[np.float64]]] = {}
-    for key, version in lake.versions(asset, *span).items():
-        if version != label_hash(spec):
-            continue
-        table = lake.read_table(asset, *partition_window(key), columns=["product", "sigma", "reason"])
-        frame = table.to_pandas()
-        for product, own in frame.loc[frame["reason"] == 0].groupby("product", observed=True):
-            if len(own) >= MIN_ROWS:
-                kept = own["sigma"].to_numpy(np.float64)[:: max(1, len(own) // drift.SAMPLE_ROWS)]
-                found.setdefault(key, {})[str(product)] = np.log(np.maximum(kept, SIGMA_FLOOR))
+    versions = lake.versions(asset, *span)
+    samples = {
+        state[0]: _label_sample(lake, asset, state)
+        for state in lake.fingerprint(asset, *span)
+        if versions.get(state[0]) == wanted
+    }
+    return {key: sample for key, sample in samples.items() if sample}
+
+
+@lru_cache(maxsize=1_000)
+def _label_sample(lake: Lake, asset: str, state: FileState) -> dict[str, NDArray[np.float64]]:
+    """Take the sample of an hour once, as long as its file stays what it is: each later hour asks for it."""
+    table = lake.read_table(asset, *partition_window(state[0]), columns=["product", "sigma", "reason"])
+    frame = table.to_pandas()
+    found: dict[str, NDArray[np.float64]] = {}
+    for product, own in frame.loc[frame["reason"] == 0].groupby("product", observed=True):
+        if len(own) >= MIN_ROWS:
+            kept = own["sigma"].to_numpy(np.float64)[:: max(1, len(own) // drift.SAMPLE_ROWS)]
+            found[str(product)] = np.log(np.maximum(kept, SIGMA_FLOOR))
     return found
 
 
@@ -364,14 +374,24 @@ def _pooled(lake: Lake, spec: TimescaleSpec, key: str, span_s: int) -> tuple[Hol
     """Join the rows scored in a span that ends with a partition, and name whose scores they are."""
     _, end_ns = partition_window(key)
     start_ns = end_ns - max(span_s * NS, spec.partition_ns)
-    if not lake.written(rows_asset(spec), start_ns, end_ns):
+    parts = [
+        _rows_of(lake, rows_asset(spec), state)
+        for state in lake.fingerprint(rows_asset(spec), start_ns, end_ns)
+    ]
+    if not parts:
         return None
-    frame = lake.read_table(rows_asset(spec), start_ns, end_ns).to_pandas()
+    frame = pa.concat_tables(parts).to_pandas()
     bar_ns = int(frame["bar_ns"].max())
     scores = {name: frame[name].to_numpy(np.float64) for name in (CHAMPION, PERSISTENCE)}
     rows = HoldOut(frame["t_ns"].to_numpy(np.int64), bar_ns, frame["y"].to_numpy(bool), scores)
     every = -(-len(frame) // MAX_POOLED_ROWS)
     return thinned(rows, every), [str(name) for name in pd.unique(frame["model"])]
+
+
+@lru_cache(maxsize=200)
+def _rows_of(lake: Lake, asset: str, state: FileState) -> pa.Table:
+    """Read a partition's scored rows once, as long as their file stays what it is."""
+    return lake.read_table(asset, *partition_window(state[0]))
 
 
 def read_performance(lake: Lake, spec: TimescaleSpec, key: str) -> dict[str, Any]:

@@ -10,7 +10,9 @@ Belongs here: reading, joining and keeping. Does not belong here: which window, 
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
+from collections import Counter, deque
+from collections.abc import Iterable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 
@@ -123,17 +125,12 @@ def _is_run_of(wanted: tuple[_Files, ...], pieces: dict[_Files, _Piece]) -> bool
 def _kept_anew(lake: Lake, spec: TimescaleSpec, wanted: tuple[_Files, ...], before: _Kept) -> _Kept:
     """Join what is not kept yet, put all of it into one dataset, and forget what is not wanted any more."""
     pieces = {files: before.pieces[files] for files in wanted if files in before.pieces}
-    features: dict[FileState, pd.DataFrame] = {}
-    labels: dict[FileState, pd.DataFrame] = {}
-    for files in wanted:
-        if files in pieces:
-            continue
-        if files.labels not in labels:
-            labels = {files.labels: _read(lake, asset_name(spec, "labels"), files.labels)}
-        if files.features not in features:
-            last = dict(list(features.items())[-1:])  # the next hour's labels speak of its end
-            features = last | {files.features: _read(lake, asset_name(spec, "features"), files.features)}
-        pieces[files] = _join(features[files.features], labels[files.labels], files, spec)
+    new = [files for files in wanted if files not in pieces]
+    with ThreadPoolExecutor(1) as reader:
+        features = _Ahead(reader, lake, asset_name(spec, "features"), [files.features for files in new])
+        labels = _Ahead(reader, lake, asset_name(spec, "labels"), [files.labels for files in new])
+        for files in new:
+            pieces[files] = _join(features.read(files.features), labels.read(files.labels), files, spec)
     pieces = {files: pieces[files] for files in wanted}
     filled = [piece.rows for piece in pieces.values() if len(piece.rows)]
     if not filled:
@@ -145,6 +142,46 @@ def _kept_anew(lake: Lake, spec: TimescaleSpec, wanted: tuple[_Files, ...], befo
         pieces[files] = replace(piece, rows=replace(view, dropped=piece.rows.dropped))
         at += len(view)
     return _Kept(pieces, dataset)
+
+
+class _Ahead:
+    """Files read in the order in which they are wanted, each while the one before is worked on.
+
+    Args:
+        reader: reads them.
+        lake: where they are.
+        asset: whose they are.
+        states: as they will be wanted. Labels of a partition speak of as long a span of features, so these
+            are wanted in order of time, too, though often twice in a row.
+    """
+
+    def __init__(self, reader: Executor, lake: Lake, asset: str, states: Iterable[FileState]) -> None:
+        self._coming = deque[tuple[FileState, Future[pd.DataFrame]]]()
+        self._reader, self._lake, self._asset = reader, lake, asset
+        self._states = iter(dict.fromkeys(states))
+        self._at: FileState | None = None
+        self._frame = pd.DataFrame()
+        self._ask()
+
+    def read(self, state: FileState) -> pd.DataFrame:
+        """Give a file's rows: those given last, or the next ones.
+
+        Raises:
+            LakeError: it cannot be read.
+            ValueError: it is not what was said to be wanted next.
+        """
+        if state != self._at:
+            at, frame = self._coming.popleft()
+            if state != at:
+                raise ValueError(f"{state[0]} is wanted, {at[0]} was to be next")
+            self._at, self._frame = at, frame.result()
+            self._ask()
+        return self._frame
+
+    def _ask(self) -> None:
+        state = next(self._states, None)
+        if state is not None:
+            self._coming.append((state, self._reader.submit(_read, self._lake, self._asset, state)))
 
 
 def _read(lake: Lake, asset: str, state: FileState) -> pd.DataFrame:

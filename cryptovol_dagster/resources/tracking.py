@@ -214,6 +214,9 @@ def tracking_resource(settings: Settings) -> dg.ResourceDefinition:
         run, instance = context.run, context.instance
         if run is None or instance is None:
             raise TrackingError("the tracking resource exists only inside a Dagster run")
+        # Models are stored with skops, which looks through all modules there are: 1 s now, 3 s after MLflow.
+        import skops.io  # noqa: F401
+
         uri = settings.mlflow_tracking_uri
         _limit_client()
         with mlflow_answers(uri):
