@@ -11,6 +11,7 @@ import pytest
 from cryptovol_dagster.defs.alerts import failed_runs_sensor
 from cryptovol_dagster.defs.build import build_defs, build_resources
 from cryptovol_dagster.resources.alerts import Alerts
+from cryptovol_dagster.verbs.runs import RANGE_END, RANGE_START
 from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, hours_from
 from cryptovol_dagster_tests.webhook import Receiver, receiving
 from ingestor.envelope import TICKS
@@ -84,6 +85,27 @@ def test_a_check_that_stopped_a_run_is_told_with_its_sentences(market: Settings,
     assert check["check"] == "gap_ledger: nothing_unaccounted_for"
     assert "expected 4320 frames with entries, found 2880" in check["sentences"][0]
     assert told["text"].startswith(f"hourly_pipeline {hours[1]} failed at gap_ledger_checks: ")
+
+
+def test_a_check_that_stopped_a_run_over_a_range_is_told_once_and_names_the_hour(
+    market: Settings, receiver: Receiver
+) -> None:
+    hours, raw_dir = hours_from(FIRST_HOUR, 2), market.storage.raw_dir
+    next((raw_dir / TICKS).glob("date=*/hour=04/*-p1-*")).unlink()
+    job = build_defs(market).resolve_implicit_global_asset_job_def()
+    with dg.DagsterInstance.ephemeral() as instance:
+        result = job.execute_in_process(
+            instance=instance,
+            asset_selection=[dg.AssetKey("gap_ledger")],
+            tags={RANGE_START: hours[0], RANGE_END: hours[1]},
+            raise_on_error=False,
+        )
+        assert not result.success
+        _tell(instance, result, _alerts(market, receiver.url))
+    (told,) = receiver.bodies
+    (check,) = told["failed_checks"]
+    assert check["check"] == "gap_ledger: nothing_unaccounted_for"
+    assert check["sentences"][0].startswith(f"{hours[1]}: ")
 
 
 def test_an_error_is_told_in_one_line(market: Settings, receiver: Receiver) -> None:
