@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 from cryptovol_dagster.resources.lake import replace_file
 from ingestor.settings import Settings
@@ -124,12 +124,7 @@ def opening(home: Path) -> Iterator[None]:
     Raises:
         InstanceError: the home cannot be written.
     """
-    path = home / _OPENING_LOCK
-    try:
-        file = path.open("a")
-    except OSError as error:
-        raise InstanceError(f"{path} cannot be written: {error.strerror}") from error
-    with file:
+    with _lock_file(home / _OPENING_LOCK) as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -168,11 +163,7 @@ def hold_instance(home: Path, dagster_url: str, mlflow_url: str) -> Iterator[Non
         InstanceError: another supervisor holds it, or it cannot be written.
     """
     path = home / _LOCK
-    try:
-        file = path.open("a+")
-    except OSError as error:
-        raise InstanceError(f"{path} cannot be written: {error.strerror}") from error
-    with file:
+    with _lock_file(path) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -198,6 +189,18 @@ def running_instance(settings: Settings) -> Running | None:
         except BlockingIOError:
             return _read_lock(path)
     return None
+
+
+def _lock_file(path: Path) -> TextIO:
+    """Open a file to lock, what it holds left as it is.
+
+    Raises:
+        InstanceError: it cannot be written.
+    """
+    try:
+        return path.open("a+")
+    except OSError as error:
+        raise InstanceError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _read_lock(path: Path) -> Running | None:
