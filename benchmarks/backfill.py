@@ -33,7 +33,7 @@ ALL, MARKET, TRAINING = "all", "market", "training"
 
 def settings_in(folder: Path) -> Any:
     """The defaults, in a folder of their own."""
-    from ingestor.settings.model import Settings, StorageSettings
+    from ingestor.settings.sections import Settings, StorageSettings
 
     storage = StorageSettings(
         data_dir=folder / "data", reports_dir=folder / "reports", artifacts_dir=folder / "artifacts"
@@ -43,7 +43,7 @@ def settings_in(folder: Path) -> Any:
 
 def backfill(folder: Path, first: str, last: str, part: str) -> dict[str, Any]:
     """Run a range in this process; what it took is read from Dagster's own event log."""
-    from cryptovol_dagster.resources.specs import timescale_specs
+    from cryptovol_dagster.chains import timescale_specs
     from cryptovol_dagster.verbs import runs
 
     settings = settings_in(folder)
@@ -83,7 +83,7 @@ def _labelled_rows(metadata: dict[str, dict[str, dict[str, Any]]], key: str) -> 
 
 def _steps_s(settings: Any, run_id: str) -> dict[str, float]:
     """Seconds of each step, checks included, by the event log."""
-    from cryptovol_dagster.resources.instance import ensure_dagster_home, open_instance
+    from cryptovol_dagster.machine.instance import ensure_dagster_home, open_instance
 
     with open_instance(ensure_dagster_home(settings)) as instance:
         stats = instance.get_run_step_stats(run_id)

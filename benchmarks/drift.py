@@ -23,19 +23,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.run import machine
-from cryptovol_dagster.core.drift import Drift, judge, product_drift, worst_of
-from cryptovol_dagster.core.drift_calibration import MIN_PAIRS, DriftLimits, Pair, limits_in_force
+from cryptovol_dagster.chains import minutes_specs
+from cryptovol_dagster.core.drift.distance import Drift, judge, product_drift, worst_of
+from cryptovol_dagster.core.drift.limits import MIN_PAIRS, DriftLimits, Pair, limits_in_force
 from cryptovol_dagster.core.specs import DAY_S, HOUR_S, NS
-from cryptovol_dagster.resources.candle_rows import candle_grid, labelled_rows, read_candle_files
-from cryptovol_dagster.resources.drift import SAMPLE_ROWS
-from cryptovol_dagster.resources.specs import minutes_specs
+from cryptovol_dagster.history.rows import candle_grid, labelled_rows, read_candle_files
+from cryptovol_dagster.monitoring.drift import SAMPLE_ROWS
 from ingestor.settings import Settings
 
 if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-    from cryptovol_dagster.core.dataset import Dataset
+    from cryptovol_dagster.core.learning.dataset import Dataset
 
 BARS = Path(__file__).parents[2] / "shared" / "data" / "bars"
 #: Nobody looks at what comes after.

@@ -23,10 +23,11 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.run import machine
-from cryptovol_dagster.core import metrics, promotion
-from cryptovol_dagster.core.gate import DAY_S, HoldOut
-from cryptovol_dagster.core.metrics import BlockBootstrap
-from cryptovol_dagster.core.promotion import PROMOTE, Champion, Decision, Evidence, Measured, Numbers
+from cryptovol_dagster.core.metrics import ranking as metrics
+from cryptovol_dagster.core.metrics.ranking import BlockBootstrap
+from cryptovol_dagster.core.promotion import rule as promotion
+from cryptovol_dagster.core.promotion.gate import DAY_S, HoldOut
+from cryptovol_dagster.core.promotion.rule import PROMOTE, Champion, Decision, Evidence, Measured, Numbers
 from cryptovol_dagster.core.specs import NS, GateSpec
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
+from cryptovol_dagster.chains import timescale_spec
+from cryptovol_dagster.core.market.ticks import TickColumns, clean_ticks
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
-from cryptovol_dagster.core.ticks import TickColumns, clean_ticks
-from cryptovol_dagster.resources.specs import timescale_spec
 from ingestor.recordings import read_recording
-from ingestor.settings.model import Settings
+from ingestor.settings.sections import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 RECORDING = ROOT.parent / "shared" / "data" / "recordings" / "btc_eth_2026-04-04_2h.ndjson.gz"

@@ -12,7 +12,7 @@ import math
 import numpy as np
 import pandas as pd
 
-from cryptovol_dagster.core.features import (
+from cryptovol_dagster.core.features.catalogue import (
     CROSS_GK_WINDOWS,
     CROSS_RETURN_WINDOWS,
     FEATURES,
@@ -24,8 +24,8 @@ from cryptovol_dagster.core.features import (
     SHAPE_WINDOWS,
     own_features,
 )
+from cryptovol_dagster.core.market.ticks import TickColumns
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
-from cryptovol_dagster.core.ticks import TickColumns
 
 _GK = 2 * math.log(2) - 1
 _CROSS = [f"ln_gk_{w}" for w in CROSS_GK_WINDOWS] + [f"abs_ret_{w}" for w in CROSS_RETURN_WINDOWS]

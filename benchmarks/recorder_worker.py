@@ -21,10 +21,10 @@ from websockets.exceptions import ConnectionClosed
 
 from ingestor.feed.connection import Connection
 from ingestor.feed.counters import FeedCounters
-from ingestor.ingest import run_ingest
 from ingestor.kafka.broker import connect
 from ingestor.kafka.publisher import Publisher
-from ingestor.settings.model import IngestSettings, KafkaSettings, Settings, StorageSettings
+from ingestor.recorder import run_ingest
+from ingestor.settings.sections import IngestSettings, KafkaSettings, Settings, StorageSettings
 
 #: Later than any frame, so that none is a dead letter for being ahead of the clock.
 _RECEIVED_NS = 1_900_000_000 * 1_000_000_000

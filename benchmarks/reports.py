@@ -17,15 +17,15 @@ import pandas as pd
 import pyarrow as pa
 
 from benchmarks.run import Line, machine
-from cryptovol_dagster.core.drift_calibration import DriftLimits, limits_in_force
-from cryptovol_dagster.core.features import feature_hash, feature_names
+from cryptovol_dagster.chains import timescale_spec
+from cryptovol_dagster.core.drift.limits import DriftLimits, limits_in_force
+from cryptovol_dagster.core.features.catalogue import feature_hash, feature_names
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.resources import drift
-from cryptovol_dagster.resources.chain import to_table
-from cryptovol_dagster.resources.drift import DriftWindow
-from cryptovol_dagster.resources.evidently_report import DRIFT, Side, comparison_report
-from cryptovol_dagster.resources.lake import Lake
-from cryptovol_dagster.resources.specs import timescale_spec
+from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.lake.market import to_table
+from cryptovol_dagster.monitoring import drift
+from cryptovol_dagster.monitoring.drift import DriftWindow
+from cryptovol_dagster.monitoring.evidently import DRIFT, Side, comparison_report
 from ingestor.settings import Settings
 
 ROWS, COLUMNS, REFERENCE_HOURS, CALIBRATION_HOURS = 20_000, 100, 24, 720

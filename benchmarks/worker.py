@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks import market, peers
-from cryptovol_dagster.core.bars import build_bars
-from cryptovol_dagster.core.features import FeatureGrid, compute_features, feature_hash
+from cryptovol_dagster.core.features.catalogue import FeatureGrid, compute_features, feature_hash
+from cryptovol_dagster.core.market.bars import build_bars
+from cryptovol_dagster.core.market.ticks import TickColumns
 from cryptovol_dagster.core.specs import NS
-from cryptovol_dagster.core.ticks import TickColumns
 from cryptovol_dagster.replay import FeatureStream, replay
 
 #: The peers may differ by this much: they sum floats and do not quantise imbalance for its deviation.

@@ -9,7 +9,7 @@ from ingestor.cli_group import VerbGroup
 
 #: In the order in which a newcomer meets them.
 VERBS = {
-    "demo": "cryptovol_dagster.demo:demo",
+    "demo": "cryptovol_dagster.verbs.demo:demo",
     "up": "cryptovol_dagster.verbs.up:up",
     "ui": "cryptovol_dagster.verbs.ui:ui",
     "status": "cryptovol_dagster.verbs.status:status",

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from ingestor.kafka.broker import Broker, connect
-from ingestor.settings.model import KafkaSettings
+from ingestor.settings.sections import KafkaSettings
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPT = REPOSITORY / "docker" / "kafka" / "kafka.sh"

@@ -13,7 +13,7 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import pandas as pd
 
-from cryptovol_dagster.core.candle_checks import MINUTE_NS, NUMBERS
+from cryptovol_dagster.core.market.candle_checks import MINUTE_NS, NUMBERS
 from cryptovol_dagster.core.specs import NS
 
 #: Candles in one answer, at most; a question for more is refused.

@@ -11,7 +11,7 @@ VERBS = {
     "config": "ingestor.verbs.config:config",
     "ingest": "ingestor.verbs.ingest:ingest",
     "check-stream": "ingestor.verbs.check_stream:check_stream",
-    "simulate": "ingestor.simulator.command:simulate",
+    "simulate": "ingestor.verbs.simulate:simulate",
     "audit": "ingestor.verbs.audit:audit",
     "dead-letters": "ingestor.verbs.dead_letters:dead_letters",
     "convert-raw": "ingestor.verbs.convert_raw:convert_raw",

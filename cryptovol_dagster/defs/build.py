@@ -6,11 +6,30 @@ from typing import Any, NamedTuple
 
 import dagster as dg
 
+from cryptovol_dagster.chains import gate_spec, minutes_specs, model_spec, timescale_spec
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.defs.alerts import failed_runs_sensor
-from cryptovol_dagster.defs.automation import RETRAIN_CRON, closed_hours_sensor, jobs, retrain_schedule
-from cryptovol_dagster.defs.champion import champion_asset
-from cryptovol_dagster.defs.checks import (
+from cryptovol_dagster.defs.assets.champion import champion_asset
+from cryptovol_dagster.defs.assets.ingestion import external_assets, gap_ledger_asset, ticks_asset
+from cryptovol_dagster.defs.assets.market import features_asset, labels_asset, tick_bars_asset
+from cryptovol_dagster.defs.assets.model_card import model_card_asset
+from cryptovol_dagster.defs.assets.reports import monitoring_assets
+from cryptovol_dagster.defs.assets.training import training_assets
+from cryptovol_dagster.defs.automation.alerts import failed_runs_sensor
+from cryptovol_dagster.defs.automation.closed_hours import (
+    RETRAIN_CRON,
+    closed_hours_sensor,
+    jobs,
+    retrain_schedule,
+)
+from cryptovol_dagster.defs.automation.drift import drift_retrain_sensor, drift_sensor
+from cryptovol_dagster.defs.chains.minutes import (
+    market_schedule,
+    minutes_assets,
+    minutes_checks,
+    minutes_jobs,
+)
+from cryptovol_dagster.defs.chains.minutes import retrain_schedule as minutes_retrain_schedule
+from cryptovol_dagster.defs.checks.framework import (
     Check,
     asset_checks,
     chain_checks,
@@ -19,25 +38,16 @@ from cryptovol_dagster.defs.checks import (
     tick_bar_checks,
     tick_checks,
 )
-from cryptovol_dagster.defs.drift import drift_retrain_sensor, drift_sensor
-from cryptovol_dagster.defs.freshness import freshness_check, freshness_job, freshness_schedule
-from cryptovol_dagster.defs.ingestion import external_assets, gap_ledger_asset, ticks_asset
-from cryptovol_dagster.defs.market import features_asset, labels_asset, tick_bars_asset
-from cryptovol_dagster.defs.minutes import market_schedule, minutes_assets, minutes_checks, minutes_jobs
-from cryptovol_dagster.defs.minutes import retrain_schedule as minutes_retrain_schedule
-from cryptovol_dagster.defs.model_card import model_card_asset
-from cryptovol_dagster.defs.monitoring import monitoring_assets
+from cryptovol_dagster.defs.checks.freshness import freshness_check, freshness_job, freshness_schedule
 from cryptovol_dagster.defs.partitions import days as daily_partitions
 from cryptovol_dagster.defs.partitions import hours as hourly_partitions
-from cryptovol_dagster.defs.training import training_assets
 from cryptovol_dagster.defs.unstable import accepted_warnings
-from cryptovol_dagster.resources.alerts import Alerts
-from cryptovol_dagster.resources.history import History
-from cryptovol_dagster.resources.lake import Lake
-from cryptovol_dagster.resources.raw import RawStore
-from cryptovol_dagster.resources.reports import Reports
-from cryptovol_dagster.resources.specs import gate_spec, minutes_specs, model_spec, timescale_spec
-from cryptovol_dagster.resources.tracking import tracking_resource
+from cryptovol_dagster.history.store import History
+from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.lake.latest import Reports
+from cryptovol_dagster.lake.raw_ticks import RawStore
+from cryptovol_dagster.monitoring.alerts import Alerts
+from cryptovol_dagster.tracking.runs import tracking_resource
 from ingestor.settings import Settings
 
 TIMESCALE = "seconds"

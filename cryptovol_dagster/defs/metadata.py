@@ -11,7 +11,7 @@ import dagster as dg
 import pyarrow as pa
 
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.resources.rows import asset_name
+from cryptovol_dagster.lake.row_cache import asset_name
 
 OWNERS = ["team:cryptovol"]
 #: An event log keeps everything for ever; a larger picture stays out of it.

@@ -10,12 +10,12 @@ from functools import lru_cache
 import pandas as pd
 import pyarrow as pa
 
-from cryptovol_dagster.core.bars import BarGrid, build_bars
-from cryptovol_dagster.core.features import FEATURES, compute_features
-from cryptovol_dagster.core.labels import forward_volatility
+from cryptovol_dagster.core.features.catalogue import FEATURES, compute_features
+from cryptovol_dagster.core.learning.labels import forward_volatility
+from cryptovol_dagster.core.market.bars import BarGrid, build_bars
+from cryptovol_dagster.core.market.ticks import TickColumns
 from cryptovol_dagster.core.specs import GK, TimescaleSpec
-from cryptovol_dagster.core.ticks import TickColumns
-from cryptovol_dagster.resources.chain import to_table
+from cryptovol_dagster.lake.market import to_table
 
 BAR_DESCRIPTIONS = {
     "open": "mid as of the bar's start",

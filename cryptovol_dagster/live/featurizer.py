@@ -30,16 +30,16 @@ from confluent_kafka import (
     TopicPartition,
 )
 
-from cryptovol_dagster.core.bars import TRADES_KNOWN_FOR_NS, tick_reach_ns
-from cryptovol_dagster.core.features import Reason, feature_hash, lookback_bars, own_feature_names
+from cryptovol_dagster.core.features.catalogue import Reason, feature_hash, lookback_bars, own_feature_names
+from cryptovol_dagster.core.features.live import LONGEST_SILENCE_NS, LiveFeatures, LiveRows, ToldRow
+from cryptovol_dagster.core.market.bars import TRADES_KNOWN_FOR_NS, tick_reach_ns
+from cryptovol_dagster.core.market.ticks import TickColumns, TickCounts
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
-from cryptovol_dagster.core.stream import LONGEST_SILENCE_NS, LiveFeatures, LiveRows, ToldRow
-from cryptovol_dagster.core.ticks import TickColumns, TickCounts
+from cryptovol_dagster.lake.files import HOUR_NS
+from cryptovol_dagster.lake.raw_ticks import RawStore, tick_columns, trade_columns
 from cryptovol_dagster.live.clock import FeedClock, PartitionClock
 from cryptovol_dagster.live.errors import LiveError
 from cryptovol_dagster.live.parts import FeatureParts
-from cryptovol_dagster.resources.lake import HOUR_NS
-from cryptovol_dagster.resources.raw import RawStore, tick_columns, trade_columns
 from ingestor.archive import positions
 from ingestor.archive.schema import to_batch
 from ingestor.envelope import (
@@ -53,7 +53,7 @@ from ingestor.envelope import (
     encode,
 )
 from ingestor.kafka.broker import Broker
-from ingestor.settings.model import LiveSettings
+from ingestor.settings.sections import LiveSettings
 
 LOG = logging.getLogger(__name__)
 

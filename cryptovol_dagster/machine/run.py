@@ -12,10 +12,10 @@ from pathlib import Path
 
 import click
 
+from cryptovol_dagster.machine.instance import hold_instance, own_config_note
 from cryptovol_dagster.machine.services import Machine
+from cryptovol_dagster.machine.status import Status, look
 from cryptovol_dagster.machine.supervisor import Service, State, Supervisor
-from cryptovol_dagster.resources.instance import hold_instance, own_config_note
-from cryptovol_dagster.resources.status import Status, look
 from ingestor.verbs.output import print_json
 
 #: Between two status lines: on a terminal it is one line that changes, in a file each is a new one.

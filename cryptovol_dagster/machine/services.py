@@ -9,14 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cryptovol_dagster.machine.instance import InstanceError, opening
+from cryptovol_dagster.machine.reachable import answers, free_port, why_taken
 from cryptovol_dagster.machine.supervisor import Service
-from cryptovol_dagster.resources.instance import InstanceError, opening
-from cryptovol_dagster.resources.reachable import answers, free_port, why_taken
 from ingestor.settings import Settings
 
 HOST = "127.0.0.1"
 _CRYPTOVOL = (sys.executable, "-m", "cryptovol_dagster.cli")
-_LOST_RUNS = (sys.executable, "-m", "cryptovol_dagster.resources.lost_runs")
+_LOST_RUNS = (sys.executable, "-m", "cryptovol_dagster.machine.lost_runs")
 #: A recorder waits for acknowledgements, then for the archive to flush: 30 s, flush_s and 30 s.
 RECORDER_STOP_S = 150.0
 

@@ -1,1 +1,1 @@
-"""What assets hold on to: the lake, raw storage, tracking, reports; and settings turned into specs."""
+"""Only what stored models name: see `mlflow_model`."""

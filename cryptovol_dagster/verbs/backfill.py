@@ -47,7 +47,7 @@ def backfill(
       cryptovol backfill --only-missing
       cryptovol backfill --timescale minutes --from 2024-01-01 --to 2024-12-31
     """
-    from cryptovol_dagster.resources.succession import BACKFILL_VERB_TAG
+    from cryptovol_dagster.champion.succession import BACKFILL_VERB_TAG
     from cryptovol_dagster.verbs import runs
 
     settings = load_settings().settings

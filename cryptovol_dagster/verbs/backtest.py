@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cryptovol_dagster.core.markdown import number
+from cryptovol_dagster.core.cards.markdown import number
 from cryptovol_dagster.verbs.options import json_option
 from ingestor.settings import load_settings
 
 if TYPE_CHECKING:
-    from cryptovol_dagster.core.backtest import Backtest, Progress
+    from cryptovol_dagster.core.evaluation.backtest import Backtest, Progress
     from cryptovol_dagster.core.specs import TimescaleSpec
     from ingestor.settings import Settings
 
@@ -112,7 +112,7 @@ def backtest(
 
 
 def _spec(settings: Settings, horizon: int, train_days: int | None, test_days: int | None) -> TimescaleSpec:
-    from cryptovol_dagster.resources.specs import MINUTES, timescale_specs
+    from cryptovol_dagster.chains import MINUTES, timescale_specs
 
     found = [spec for spec in timescale_specs(settings).values() if spec.grid == MINUTES]
     spec = next((spec for spec in found if spec.horizon_bars == horizon), None)
@@ -143,19 +143,19 @@ def _run(
     progress: Progress,
 ) -> tuple[Backtest, int]:
     """Test, and tell how often the hold-out was looked at: 0 where it is left alone."""
-    from cryptovol_dagster.core.backtest import fold_ends, walk_forward
-    from cryptovol_dagster.core.features import feature_hash
-    from cryptovol_dagster.core.labels import iso_utc
+    from cryptovol_dagster.chains import model_spec
+    from cryptovol_dagster.core.evaluation.backtest import fold_ends, walk_forward
+    from cryptovol_dagster.core.features.catalogue import feature_hash
+    from cryptovol_dagster.core.learning.labels import iso_utc
     from cryptovol_dagster.core.models import MODELS
-    from cryptovol_dagster.resources.candle_rows import (
+    from cryptovol_dagster.history.rows import (
         candle_grid,
         labelled_rows,
         read_candle_files,
         read_history,
     )
-    from cryptovol_dagster.resources.history import History
-    from cryptovol_dagster.resources.holdout_looks import ledger_path, record_look
-    from cryptovol_dagster.resources.specs import model_spec
+    from cryptovol_dagster.history.store import History
+    from cryptovol_dagster.lake.holdout_ledger import ledger_path, record_look
 
     if unknown := [name for name in names if name not in MODELS]:
         raise BacktestError(f"{', '.join(unknown)}: no such model; there are {', '.join(MODELS)}")
@@ -244,8 +244,8 @@ def _shown(*, quiet: bool) -> Iterator[Progress]:
 
 
 def _save(folder: Path, report: dict[str, Any], found: Backtest) -> list[Path]:
-    from cryptovol_dagster.core.backtest_plots import draw_backtest
-    from cryptovol_dagster.resources.lake import replace_file
+    from cryptovol_dagster.core.pictures.backtest import draw_backtest
+    from cryptovol_dagster.lake.files import replace_file
 
     products = "+".join(report["data"]["products"])
     stem = f"{products}-h{report['horizon_bars']}{'-holdout' if report['holdout'] else ''}"
@@ -257,8 +257,8 @@ def _save(folder: Path, report: dict[str, Any], found: Backtest) -> list[Path]:
 
 
 def _write_card(folder: Path, card: Path) -> None:
-    from cryptovol_dagster.core.backtest_card import render_backtest_card
-    from cryptovol_dagster.resources.lake import replace_file
+    from cryptovol_dagster.core.cards.backtest_card import render_backtest_card
+    from cryptovol_dagster.lake.files import replace_file
 
     reports = [json.loads(path.read_text()) for path in sorted(folder.glob("*-h*.json"))]
     reports.sort(key=lambda report: (report["holdout"], report["horizon_bars"], report["data"]["products"]))
@@ -269,8 +269,8 @@ def _print(report: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from cryptovol_dagster.core.backtest import best_single_feature
-    from cryptovol_dagster.core.backtest_card import comparison_text
+    from cryptovol_dagster.core.cards.backtest_card import comparison_text
+    from cryptovol_dagster.core.evaluation.backtest import best_single_feature
 
     test, names = report["test"], list(report["models"])
     # Where nobody looks (a pipe, a log) there is no width to keep to.

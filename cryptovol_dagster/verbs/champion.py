@@ -12,9 +12,9 @@ from cryptovol_dagster.verbs.options import chain_option, json_option
 from ingestor.settings import load_settings
 
 if TYPE_CHECKING:
-    from cryptovol_dagster.core.promotion import Champion, Decision
+    from cryptovol_dagster.champion.rollback import Rollback
+    from cryptovol_dagster.core.promotion.rule import Champion, Decision
     from cryptovol_dagster.core.specs import TimescaleSpec
-    from cryptovol_dagster.resources.rollback import Rollback
     from ingestor.settings import Settings
 
 #: Decisions shown unless --all is given: the last that decided something.
@@ -38,9 +38,9 @@ def champion(chain_name: str, show_all: bool, as_json: bool) -> None:
       cryptovol champion
       cryptovol champion --all --json
     """
-    from cryptovol_dagster.core.promotion import NOTHING_DUE
-    from cryptovol_dagster.resources import decisions
-    from cryptovol_dagster.resources.lake import Lake
+    from cryptovol_dagster.core.promotion.rule import NOTHING_DUE
+    from cryptovol_dagster.lake import decisions
+    from cryptovol_dagster.lake.files import Lake
 
     settings = load_settings().settings
     spec = _spec(settings, chain_name)
@@ -118,11 +118,11 @@ def rollback(chain_name: str, to: str, reason: str, dry_run: bool, as_json: bool
       cryptovol rollback --reason "false alarms all night"
       cryptovol rollback --to 7 --reason "back to last week's"
     """
-    from cryptovol_dagster.resources.lake import Lake
-    from cryptovol_dagster.resources.registry import PREVIOUS, Registry
-    from cryptovol_dagster.resources.reports import Reports
-    from cryptovol_dagster.resources.rollback import roll_back_to
-    from cryptovol_dagster.resources.tracking import connect
+    from cryptovol_dagster.champion.rollback import roll_back_to
+    from cryptovol_dagster.lake.files import Lake
+    from cryptovol_dagster.lake.latest import Reports
+    from cryptovol_dagster.tracking.registry import PREVIOUS, Registry
+    from cryptovol_dagster.tracking.runs import connect
 
     if to != PREVIOUS and not to.isdigit():
         raise click.UsageError(f"--to {to}: expected previous or a version number")
@@ -168,7 +168,7 @@ def _when(time_ns: int) -> str:
 
 
 def _spec(settings: Settings, chain_name: str) -> TimescaleSpec:
-    from cryptovol_dagster.resources.specs import timescale_specs
+    from cryptovol_dagster.chains import timescale_specs
 
     known = timescale_specs(settings)
     if chain_name not in known:

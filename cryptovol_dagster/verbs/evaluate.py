@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from cryptovol_dagster.core.markdown import NONE, number
+from cryptovol_dagster.core.cards.markdown import NONE, number
 from cryptovol_dagster.verbs.options import chain_option, json_option, partition_option
 from ingestor.settings import load_settings
 
 if TYPE_CHECKING:
-    from cryptovol_dagster.core.promotion import Decision
+    from cryptovol_dagster.core.promotion.rule import Decision
 
 EXIT_INSUFFICIENT = 3
 _LINE = "{:<16} {:>7} {:>16} {:>6} {:>17} {:>6} {:>16} {:>6} {:>7} {:>6}"
@@ -41,10 +41,10 @@ def evaluate(ctx: click.Context, chain_name: str, partition: str | None, strict:
       cryptovol evaluate --chain minutes_h5               a horizon of the minutes
       cryptovol evaluate --strict --json                  for scripts: exit code 3 on insufficient data
     """
-    from cryptovol_dagster.resources.decisions import read_decision
-    from cryptovol_dagster.resources.lake import Lake
-    from cryptovol_dagster.resources.reports import Reports
-    from cryptovol_dagster.resources.specs import spec_of
+    from cryptovol_dagster.chains import spec_of
+    from cryptovol_dagster.lake.decisions import read_decision
+    from cryptovol_dagster.lake.files import Lake
+    from cryptovol_dagster.lake.latest import Reports
     from cryptovol_dagster.verbs import runs
 
     settings = load_settings().settings
@@ -69,7 +69,7 @@ def evaluate(ctx: click.Context, chain_name: str, partition: str | None, strict:
 
 
 def _print(report: dict[str, Any], key: str) -> None:
-    from cryptovol_dagster.core.evaluation import summary_rows
+    from cryptovol_dagster.core.evaluation.evaluate import summary_rows
 
     test = report["counts"]["test"]
     span = report["split"]["test"]

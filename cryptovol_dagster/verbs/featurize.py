@@ -19,7 +19,7 @@ from ingestor.verbs.bootstrap import bootstrap_option, outside_kafka
 from ingestor.verbs.output import log_to_stderr
 
 if TYPE_CHECKING:
-    from cryptovol_dagster.core.stream import LiveRows
+    from cryptovol_dagster.core.features.live import LiveRows
     from cryptovol_dagster.live.featurizer import LiveProgress, LiveStarted, LiveSummary
 
 LOG = logging.getLogger(__name__)
@@ -63,8 +63,8 @@ def featurize(
     settings = load_settings().settings
     kafka = outside_kafka(settings.kafka, bootstrap)
     log_to_stderr()
+    from cryptovol_dagster.chains import timescale_spec
     from cryptovol_dagster.live.featurizer import Featurizer
-    from cryptovol_dagster.resources.specs import timescale_spec
     from ingestor.kafka.broker import connect
 
     with connect(kafka) as broker, _stopping_at_signals() as stop:
@@ -119,7 +119,7 @@ def _tell_first_rows() -> Callable[[LiveRows], None]:
     shown: set[str] = set()
 
     def tell(rows: LiveRows) -> None:
-        from cryptovol_dagster.core.features import Reason
+        from cryptovol_dagster.core.features.catalogue import Reason
         from ingestor.exchange.clock import ns_to_rfc3339
 
         for k, code in enumerate(rows.product.tolist()):

@@ -20,8 +20,8 @@ from cryptovol_dagster.verbs.options import json_option
 from ingestor.settings import load_settings
 
 if TYPE_CHECKING:
-    from cryptovol_dagster.resources.history import History
-    from cryptovol_dagster.resources.history_import import Choices, Format, Imported
+    from cryptovol_dagster.history.imports import Choices, Format, Imported
+    from cryptovol_dagster.history.store import History
     from ingestor.settings import Settings
 
 LOG = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class _Done:
 
     def recorded(self) -> dict[str, Any]:
         """Give what changed in the history, by product."""
-        from cryptovol_dagster.resources.history import Recorded
+        from cryptovol_dagster.history.store import Recorded
 
         found: dict[str, Recorded] = {}
         for part in self.parts:
@@ -150,8 +150,8 @@ def import_bars(
     Exit code 1 when something could not be imported, with one line that says what was expected, what was
     found and where; 130 after Ctrl-C.
     """
-    from cryptovol_dagster.resources.history import History
-    from cryptovol_dagster.resources.history_import import Choices
+    from cryptovol_dagster.history.imports import Choices
+    from cryptovol_dagster.history.store import History
 
     settings = load_settings().settings
     history = History(settings.storage.history_dir)
@@ -204,9 +204,9 @@ def _require_one_source(
 @contextmanager
 def _told_where_it_stopped(done: _Done) -> Iterator[None]:
     """Say, when an import breaks off, what was stored and that it can be gone on with."""
-    from cryptovol_dagster.core.candle_checks import CandleError
-    from cryptovol_dagster.resources.candle_api import CandleApiError
-    from cryptovol_dagster.resources.history import HistoryError
+    from cryptovol_dagster.core.market.candle_checks import CandleError
+    from cryptovol_dagster.history.api import CandleApiError
+    from cryptovol_dagster.history.store import HistoryError
 
     try:
         yield
@@ -227,7 +227,7 @@ def _import_files(
     choices: Choices,
     done: _Done,
 ) -> None:
-    from cryptovol_dagster.resources.history_import import import_file
+    from cryptovol_dagster.history.imports import import_file
 
     for file in files:
         done.parts.append(
@@ -253,9 +253,9 @@ def _import_span(
     *,
     quiet: bool,
 ) -> None:
-    from cryptovol_dagster.core.candle_checks import require_product
-    from cryptovol_dagster.resources.candle_api import CandleApi
-    from cryptovol_dagster.resources.history_import import import_span
+    from cryptovol_dagster.core.market.candle_checks import require_product
+    from cryptovol_dagster.history.api import CandleApi
+    from cryptovol_dagster.history.imports import import_span
 
     for product in products:
         require_product(product, "--product")
@@ -339,9 +339,9 @@ def _print(done: _Done) -> None:
 
 
 def _list(history: History, as_json: bool) -> None:
-    from cryptovol_dagster.core.candle_checks import MINUTE_NS
-    from cryptovol_dagster.core.labels import iso_utc
-    from cryptovol_dagster.resources.history import BAD_ROW, NO_CANDLE, NOT_ASKED
+    from cryptovol_dagster.core.learning.labels import iso_utc
+    from cryptovol_dagster.core.market.candle_checks import MINUTE_NS
+    from cryptovol_dagster.history.store import BAD_ROW, NO_CANDLE, NOT_ASKED
     from ingestor.verbs.output import print_table
 
     kinds = (NO_CANDLE, BAD_ROW, NOT_ASKED)

@@ -69,10 +69,10 @@ def infer(
       cryptovol infer --chain minutes_h5                  the champion of a horizon, on the newest day
       cryptovol infer --benchmark                         p50, p90 and p99 of a call, by back end
     """
-    from cryptovol_dagster.resources import inference
-    from cryptovol_dagster.resources.lake import Lake
-    from cryptovol_dagster.resources.reports import Reports
-    from cryptovol_dagster.resources.specs import spec_of
+    from cryptovol_dagster.chains import spec_of
+    from cryptovol_dagster.inference import scorer as inference
+    from cryptovol_dagster.lake.files import Lake
+    from cryptovol_dagster.lake.latest import Reports
 
     if name is not None and model_path is not None:
         raise click.UsageError("--model and --model-path exclude each other")
@@ -97,7 +97,7 @@ def infer(
         "operating_point": scorer.threshold,
     }
     if benchmark:
-        from cryptovol_dagster.resources.benchmark import measure
+        from cryptovol_dagster.inference.benchmark import measure
 
         body["benchmark"] = measure(rows, scorer, spec)
         click.echo(json.dumps(body) if as_json else _benchmark_text(body))
@@ -136,8 +136,8 @@ def _latest(scores: pd.DataFrame, bar_interval_s: int) -> list[dict[str, Any]]:
 
 
 def _write(scores: pd.DataFrame, out: Path) -> None:
-    from cryptovol_dagster.resources.inference import InferError
-    from cryptovol_dagster.resources.lake import replace_file
+    from cryptovol_dagster.inference.scorer import InferError
+    from cryptovol_dagster.lake.files import replace_file
 
     content = scores.to_csv(index=False).encode() if out.suffix == ".csv" else scores.to_parquet()
     try:

@@ -14,8 +14,8 @@ from ingestor.settings import load_settings
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from cryptovol_dagster.core.bars import BarGrid
-    from cryptovol_dagster.core.leak_audit import Verdict
+    from cryptovol_dagster.core.leaks.audit import Verdict
+    from cryptovol_dagster.core.market.bars import BarGrid
     from cryptovol_dagster.core.specs import TimescaleSpec
 
 EXIT_PASSED_BY = 1
@@ -66,8 +66,8 @@ def leak_audit(
       cryptovol leak-audit --as-of newest                  on what was trained and evaluated last
       cryptovol leak-audit --list                          which leaks, and who catches them
     """
-    from cryptovol_dagster.core import leak_audit as audit
-    from cryptovol_dagster.core.leaks import LEAKS
+    from cryptovol_dagster.core.leaks import audit
+    from cryptovol_dagster.core.leaks.ladder import LEAKS
 
     if listed:
         rows = [
@@ -101,10 +101,10 @@ def leak_audit(
 
 def _look_at_lake(as_of: str, *, as_json: bool) -> int:
     """Print what the detectors say of a stored partition; the exit code."""
-    from cryptovol_dagster.core.leak_audit import inspect
-    from cryptovol_dagster.resources.lake import Lake
-    from cryptovol_dagster.resources.leak_case import stored_case
-    from cryptovol_dagster.resources.specs import timescale_spec
+    from cryptovol_dagster.chains import timescale_spec
+    from cryptovol_dagster.core.leaks.audit import inspect
+    from cryptovol_dagster.lake.files import Lake
+    from cryptovol_dagster.lake.leak_case import stored_case
 
     settings = load_settings().settings
     lake, spec = Lake(settings.storage.lake_dir), timescale_spec(settings.timescales.seconds, "seconds")
@@ -127,8 +127,8 @@ def _look_at_lake(as_of: str, *, as_json: bool) -> int:
 
 
 def _markets(source: Path | None, markets: int) -> list[tuple[str, BarGrid, TimescaleSpec]]:
-    from cryptovol_dagster.core.made_up import made_up_bars
-    from cryptovol_dagster.resources.specs import timescale_spec
+    from cryptovol_dagster.chains import timescale_spec
+    from cryptovol_dagster.core.market.synthetic import made_up_bars
 
     timescale = timescale_spec(load_settings().settings.timescales.seconds, "seconds")
     if source is not None:
@@ -144,7 +144,7 @@ def _read_bars(source: Path, timescale: TimescaleSpec) -> BarGrid:
     import pandas as pd
     import pyarrow as pa
 
-    from cryptovol_dagster.core.bars import BarGrid, BarsError
+    from cryptovol_dagster.core.market.bars import BarGrid, BarsError
 
     files = sorted(source.rglob("*.parquet")) if source.is_dir() else [source]
     if not files:
@@ -164,9 +164,9 @@ def _audit(bars: BarGrid, timescale: TimescaleSpec, *, quiet: bool) -> tuple[Ver
     from rich.console import Console
     from rich.progress import Progress
 
-    from cryptovol_dagster.core.leak_audit import audit_leaks
-    from cryptovol_dagster.core.leaks import LEAKS
-    from cryptovol_dagster.resources.specs import model_spec
+    from cryptovol_dagster.chains import model_spec
+    from cryptovol_dagster.core.leaks.audit import audit_leaks
+    from cryptovol_dagster.core.leaks.ladder import LEAKS
 
     spec = model_spec(load_settings().settings.models)
     spec = replace(

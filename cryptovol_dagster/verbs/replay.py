@@ -31,9 +31,9 @@ def replay(files: tuple[Path, ...], out: Path | None, products: str | None, as_j
     Reads verbatim frames, {received_at, frame} lines, flattened ticker lines, session logs and our own raw
     files, plain or gzipped.
     """
+    from cryptovol_dagster.chains import timescale_spec
     from cryptovol_dagster.replay import newest_raw_files, product_ids
     from cryptovol_dagster.replay import replay as compute
-    from cryptovol_dagster.resources.specs import timescale_spec
 
     settings = load_settings().settings
     result = compute(

@@ -11,7 +11,7 @@ from cryptovol_dagster.verbs.options import chain_option, json_option, partition
 from ingestor.settings import load_settings
 
 if TYPE_CHECKING:
-    from cryptovol_dagster.resources.report_index import Entry
+    from cryptovol_dagster.monitoring.index import Entry
     from ingestor.settings import Settings
 
 
@@ -62,10 +62,10 @@ def report(
 
 
 def _make(settings: Settings, chain_name: str, kind: str, partition: str | None, as_json: bool) -> None:
-    from cryptovol_dagster.resources.evidently_report import TITLES, measured_on
-    from cryptovol_dagster.resources.lake import Lake
-    from cryptovol_dagster.resources.report_index import SUMMARY
-    from cryptovol_dagster.resources.reports import Reports
+    from cryptovol_dagster.lake.files import Lake
+    from cryptovol_dagster.lake.latest import Reports
+    from cryptovol_dagster.monitoring.evidently import TITLES, measured_on
+    from cryptovol_dagster.monitoring.index import SUMMARY
     from cryptovol_dagster.verbs import runs
 
     _require_made(settings, chain_name, kind)
@@ -96,7 +96,7 @@ def _make(settings: Settings, chain_name: str, kind: str, partition: str | None,
 
 def _require_made(settings: Settings, chain_name: str, kind: str) -> None:
     """Refuse what no asset makes: horizons of one grid share bars and features, hence their quality."""
-    from cryptovol_dagster.resources.specs import spec_of, timescale_specs
+    from cryptovol_dagster.chains import spec_of, timescale_specs
     from cryptovol_dagster.verbs.runs import NothingToDo
 
     grid = spec_of(settings, chain_name).grid
@@ -109,10 +109,10 @@ def _require_made(settings: Settings, chain_name: str, kind: str) -> None:
 
 
 def _list(settings: Settings, chain_name: str, as_json: bool) -> None:
-    from cryptovol_dagster.resources.evidently_report import TITLES
-    from cryptovol_dagster.resources.lake import Lake
-    from cryptovol_dagster.resources.report_index import entries
-    from cryptovol_dagster.resources.specs import spec_of
+    from cryptovol_dagster.chains import spec_of
+    from cryptovol_dagster.lake.files import Lake
+    from cryptovol_dagster.monitoring.evidently import TITLES
+    from cryptovol_dagster.monitoring.index import entries
 
     found = entries(Lake(settings.storage.lake_dir), spec_of(settings, chain_name))
     if as_json:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import dagster as dg
 import pandas as pd
 
-from cryptovol_dagster.resources.history import ASSET, DAY_NS, History, day_version
-from cryptovol_dagster.resources.instance import ensure_dagster_home, open_instance
+from cryptovol_dagster.history.store import ASSET, DAY_NS, History, day_version
+from cryptovol_dagster.machine.instance import ensure_dagster_home, open_instance
 from ingestor.settings import Settings
 
 _DATA_VERSION = "dagster/data_version"

@@ -13,13 +13,13 @@ from uuid import uuid4
 
 import dagster as dg
 
+from cryptovol_dagster.chains import MINUTES, models_of, spec_of, timescale_specs
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs.build import TIMESCALE, build_defs
-from cryptovol_dagster.resources import chain
-from cryptovol_dagster.resources.failures import error_line, failure_line, step_name
-from cryptovol_dagster.resources.history import History
-from cryptovol_dagster.resources.instance import ensure_dagster_home, open_instance
-from cryptovol_dagster.resources.lake import (
+from cryptovol_dagster.defs.failures import error_line, failure_line, step_name
+from cryptovol_dagster.history.store import History
+from cryptovol_dagster.lake import market as chain
+from cryptovol_dagster.lake.files import (
     DAY_NS,
     Lake,
     hour_keys,
@@ -28,8 +28,8 @@ from cryptovol_dagster.resources.lake import (
     partition_window,
     partitions_between,
 )
-from cryptovol_dagster.resources.raw import RawStore
-from cryptovol_dagster.resources.specs import MINUTES, models_of, spec_of, timescale_specs
+from cryptovol_dagster.lake.raw_ticks import RawStore
+from cryptovol_dagster.machine.instance import ensure_dagster_home, open_instance
 from ingestor.settings import Settings
 
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"

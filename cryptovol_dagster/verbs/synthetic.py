@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 from ingestor.settings import Settings, load_settings
-from ingestor.settings.model import EMBEDDED
+from ingestor.settings.sections import EMBEDDED
 
 #: Of `cryptovol up --simulate`, beside the folders of the demo and of the real market.
 SIMULATED_DIR = Path("data/simulated")

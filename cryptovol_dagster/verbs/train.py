@@ -39,7 +39,7 @@ def train(model_type: str, chain_name: str, partition: str | None, as_json: bool
       cryptovol train --partition 2026-04-04-03:00        as of an hour before
       cryptovol train --chain minutes_h5                  on months of minutes
     """
-    from cryptovol_dagster.resources.specs import models_of, spec_of
+    from cryptovol_dagster.chains import models_of, spec_of
     from cryptovol_dagster.verbs import runs
 
     settings = load_settings().settings

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import click
 
+from cryptovol_dagster.machine.instance import ensure_dagster_home
 from cryptovol_dagster.machine.run import keep_running, port_option
 from cryptovol_dagster.machine.services import Machine, choose_port
-from cryptovol_dagster.resources.instance import ensure_dagster_home
 from ingestor.settings import load_settings
 
 

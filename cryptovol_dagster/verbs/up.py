@@ -7,11 +7,11 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
+from cryptovol_dagster.machine.instance import InstanceError, ensure_dagster_home, running_instance
+from cryptovol_dagster.machine.reachable import free_port
 from cryptovol_dagster.machine.run import keep_running, port_option
 from cryptovol_dagster.machine.services import HOST, Machine, choose_port
 from cryptovol_dagster.machine.supervisor import Service
-from cryptovol_dagster.resources.instance import InstanceError, ensure_dagster_home, running_instance
-from cryptovol_dagster.resources.reachable import free_port
 from cryptovol_dagster.verbs.synthetic import SIMULATED_DIR, TAIL_HOURS, synthetic_settings
 from ingestor.settings import Settings, load_settings
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cryptovol_dagster.resources.lake import Lake
+from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.verbs import runs
 from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, hours_from, small_settings, write_market
 from ingestor.settings import Settings

@@ -10,13 +10,13 @@ import msgspec
 import numpy as np
 import pyarrow as pa
 
-from cryptovol_dagster.resources.lake import HOUR_NS, hour_key, hour_window
+from cryptovol_dagster.lake.files import HOUR_NS, hour_key, hour_window
 from ingestor.archive.layout import ClosedHour, closing_path
 from ingestor.archive.schema import SCHEMAS
 from ingestor.archive.writer import OpenFile
 from ingestor.envelope import EVENTS, TICKS, TRADES
 from ingestor.settings import Settings
-from ingestor.settings.model import (
+from ingestor.settings.sections import (
     CoinbaseSettings,
     DagsterSettings,
     MinutesSettings,

@@ -8,15 +8,15 @@ from collections.abc import Iterator
 import dagster as dg
 import pytest
 
-from cryptovol_dagster.defs.alerts import failed_runs_sensor
+from cryptovol_dagster.defs.automation.alerts import failed_runs_sensor
 from cryptovol_dagster.defs.build import build_defs, build_resources
-from cryptovol_dagster.resources.alerts import Alerts
+from cryptovol_dagster.monitoring.alerts import Alerts
 from cryptovol_dagster.verbs.runs import RANGE_END, RANGE_START
 from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, hours_from
 from cryptovol_dagster_tests.webhook import Receiver, receiving
 from ingestor.envelope import TICKS
 from ingestor.settings import Settings
-from ingestor.settings.model import MonitoringSettings
+from ingestor.settings.sections import MonitoringSettings
 
 
 @pytest.fixture

@@ -8,10 +8,10 @@ import os
 import dagster as dg
 import pytest
 
-from cryptovol_dagster.defs import automation
-from cryptovol_dagster.defs.automation import input_versions
+from cryptovol_dagster.defs.automation import closed_hours as automation
+from cryptovol_dagster.defs.automation.closed_hours import input_versions
 from cryptovol_dagster.defs.build import build_defs, build_resources
-from cryptovol_dagster.resources.lake import Lake, hour_window
+from cryptovol_dagster.lake.files import Lake, hour_window
 from cryptovol_dagster_tests.defs.conftest import Pipeline
 from cryptovol_dagster_tests.defs.synthetic import (
     FIRST_HOUR,
@@ -23,7 +23,7 @@ from cryptovol_dagster_tests.defs.synthetic import (
 from ingestor.archive.layout import ClosedHour
 from ingestor.envelope import TICKS
 from ingestor.settings import Settings
-from ingestor.settings.model import TimescalesSettings
+from ingestor.settings.sections import TimescalesSettings
 
 
 @pytest.fixture

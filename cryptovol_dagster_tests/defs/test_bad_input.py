@@ -12,7 +12,7 @@ from dagster._core.errors import DagsterUnknownPartitionError
 
 from cryptovol_dagster.cli import main
 from cryptovol_dagster.defs.build import build_defs
-from cryptovol_dagster.resources.lake import Lake, hour_window
+from cryptovol_dagster.lake.files import Lake, hour_window
 from cryptovol_dagster.verbs import runs
 from cryptovol_dagster_tests.defs.conftest import Pipeline
 from cryptovol_dagster_tests.defs.synthetic import (

@@ -9,12 +9,12 @@ import dagster as dg
 import pandas as pd
 import pytest
 
-from cryptovol_dagster.core.rollup import CANDLES
-from cryptovol_dagster.defs.candles import CANDLES_KEY, candle_assets, candle_checks
-from cryptovol_dagster.defs.checks import asset_checks
+from cryptovol_dagster.core.market.candle_rollup import CANDLES
+from cryptovol_dagster.defs.assets.candles import CANDLES_KEY, candle_assets, candle_checks
+from cryptovol_dagster.defs.checks.framework import asset_checks
 from cryptovol_dagster.defs.unstable import accepted_warnings
-from cryptovol_dagster.resources.history import DAY_NS, History
-from cryptovol_dagster.resources.lake import HOUR_NS, Lake
+from cryptovol_dagster.history.store import DAY_NS, History
+from cryptovol_dagster.lake.files import HOUR_NS, Lake
 from cryptovol_dagster.verbs.runs import RANGE_END, RANGE_START, quiet_dagster
 from cryptovol_dagster_tests.candle_server import made_candles
 from cryptovol_dagster_tests.defs.synthetic import PRODUCTS, small_settings
@@ -119,7 +119,7 @@ def test_an_impossible_candle_fails_the_run(
     spoil: Callable[[pd.DataFrame], pd.DataFrame],
     says: str,
 ) -> None:
-    from cryptovol_dagster.defs import candles
+    from cryptovol_dagster.defs.assets import candles
 
     def spoilt(*arguments: object):
         found = read(*arguments)

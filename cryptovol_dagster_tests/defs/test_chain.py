@@ -13,14 +13,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from cryptovol_dagster.core.evaluation_schema import check_report
+from cryptovol_dagster.chains import timescale_spec
+from cryptovol_dagster.core.evaluation.report import check_report
 from cryptovol_dagster.core.models import load_model
 from cryptovol_dagster.core.models.onnx import OnnxScorer
 from cryptovol_dagster.defs.build import TIMESCALE, build_defs
-from cryptovol_dagster.resources import chain
-from cryptovol_dagster.resources.lake import Lake, hour_window
-from cryptovol_dagster.resources.reports import ReportError, Reports
-from cryptovol_dagster.resources.specs import timescale_spec
+from cryptovol_dagster.lake import market as chain
+from cryptovol_dagster.lake.files import Lake, hour_window
+from cryptovol_dagster.lake.latest import ReportError, Reports
 from cryptovol_dagster.verbs import runs
 from cryptovol_dagster_tests.defs.conftest import Pipeline
 from cryptovol_dagster_tests.defs.synthetic import (
@@ -31,7 +31,7 @@ from cryptovol_dagster_tests.defs.synthetic import (
     write_market,
 )
 from ingestor.settings import Settings
-from ingestor.settings.model import TimescalesSettings
+from ingestor.settings.sections import TimescalesSettings
 
 TABLES = ("gap_ledger", "ticks", "next_ticks", "trades", "seconds/bars", "seconds/features", "seconds/labels")
 

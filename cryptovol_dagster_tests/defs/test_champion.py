@@ -19,10 +19,20 @@ import numpy as np
 import pytest
 from mlflow.exceptions import MlflowException
 
-from cryptovol_dagster.core.evaluation_schema import EvaluationError
-from cryptovol_dagster.core.gate import HoldOut
+from cryptovol_dagster.chains import timescale_spec
+from cryptovol_dagster.champion import rollback, succession
+from cryptovol_dagster.champion import scoring as hold_out
+from cryptovol_dagster.champion.succession import (
+    BACKFILL_TAG,
+    BACKFILL_VERB_TAG,
+    Settled,
+    settle,
+    why_aliases_stay,
+)
+from cryptovol_dagster.core.evaluation.report import EvaluationError
 from cryptovol_dagster.core.models import load_model
-from cryptovol_dagster.core.promotion import (
+from cryptovol_dagster.core.promotion.gate import HoldOut
+from cryptovol_dagster.core.promotion.rule import (
     EXPIRY,
     HOLD,
     INSUFFICIENT_DATA,
@@ -36,21 +46,14 @@ from cryptovol_dagster.core.promotion import (
 )
 from cryptovol_dagster.core.specs import NS, GateSpec
 from cryptovol_dagster.defs.build import build_defs
-from cryptovol_dagster.defs.checks import Stored, _champion_not_worse_than_baseline
-from cryptovol_dagster.resources import chain, decisions, hold_out, rollback, succession
-from cryptovol_dagster.resources.lake import Lake, hour_window
-from cryptovol_dagster.resources.raw import RawStore
-from cryptovol_dagster.resources.registry import Registry, RegistryError
-from cryptovol_dagster.resources.reports import Reports
-from cryptovol_dagster.resources.specs import timescale_spec
-from cryptovol_dagster.resources.succession import (
-    BACKFILL_TAG,
-    BACKFILL_VERB_TAG,
-    Settled,
-    settle,
-    why_aliases_stay,
-)
-from cryptovol_dagster.resources.tracking import Tracking, TrackingError
+from cryptovol_dagster.defs.checks.framework import Stored, _champion_not_worse_than_baseline
+from cryptovol_dagster.lake import decisions
+from cryptovol_dagster.lake import market as chain
+from cryptovol_dagster.lake.files import Lake, hour_window
+from cryptovol_dagster.lake.latest import Reports
+from cryptovol_dagster.lake.raw_ticks import RawStore
+from cryptovol_dagster.tracking.registry import Registry, RegistryError
+from cryptovol_dagster.tracking.runs import Tracking, TrackingError
 from cryptovol_dagster.verbs import runs
 from cryptovol_dagster_tests.defs.conftest import Pipeline
 from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, hours_from, small_settings

@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cryptovol_dagster.chains import timescale_spec
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.defs import checks
 from cryptovol_dagster.defs.build import TIMESCALE
-from cryptovol_dagster.defs.checks import Rule, Stored
-from cryptovol_dagster.resources import chain
-from cryptovol_dagster.resources.lake import Lake, hour_window
-from cryptovol_dagster.resources.raw import RawStore
-from cryptovol_dagster.resources.specs import timescale_spec
+from cryptovol_dagster.defs.checks import framework as checks
+from cryptovol_dagster.defs.checks.framework import Rule, Stored
+from cryptovol_dagster.lake import market as chain
+from cryptovol_dagster.lake.files import Lake, hour_window
+from cryptovol_dagster.lake.raw_ticks import RawStore
 from cryptovol_dagster.verbs import runs
 from cryptovol_dagster_tests.defs.conftest import Pipeline
 from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, MODELS, PRODUCTS, hours_from

@@ -8,13 +8,13 @@ import dagster as dg
 import pytest
 
 from cryptovol_dagster.defs.build import build_defs, build_resources
-from cryptovol_dagster.resources.drift import SCHEMA_VERSION
-from cryptovol_dagster.resources.lake import Lake
-from cryptovol_dagster.resources.report_index import SUMMARY
+from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.monitoring.drift import SCHEMA_VERSION
+from cryptovol_dagster.monitoring.index import SUMMARY
 from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, close_hour, hours_from, small_settings
 from ingestor.envelope import TICKS
 from ingestor.settings import Settings
-from ingestor.settings.model import MonitoringSettings
+from ingestor.settings.sections import MonitoringSettings
 
 HOURS = hours_from(FIRST_HOUR, 8)
 TOLD = "calibrated on 44 past pairs"

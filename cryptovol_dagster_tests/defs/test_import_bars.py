@@ -10,9 +10,9 @@ import pytest
 from click.testing import CliRunner
 
 from cryptovol_dagster.cli import main
-from cryptovol_dagster.core.candle_checks import MINUTE_NS
-from cryptovol_dagster.defs.candles import HISTORY
-from cryptovol_dagster.resources.instance import dagster_home, open_instance
+from cryptovol_dagster.core.market.candle_checks import MINUTE_NS
+from cryptovol_dagster.defs.assets.candles import HISTORY
+from cryptovol_dagster.machine.instance import dagster_home, open_instance
 from cryptovol_dagster_tests.candle_server import made_candles
 from cryptovol_dagster_tests.defs.synthetic import small_settings
 from ingestor.settings import Settings

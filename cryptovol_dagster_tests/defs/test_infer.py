@@ -11,15 +11,16 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+from cryptovol_dagster.chains import timescale_spec
 from cryptovol_dagster.cli import main
-from cryptovol_dagster.core.features import Reason, optional_feature_names
+from cryptovol_dagster.core.features.catalogue import Reason, optional_feature_names
 from cryptovol_dagster.core.models import load_model
 from cryptovol_dagster.core.models.base import ModelError
-from cryptovol_dagster.resources import benchmark, inference
-from cryptovol_dagster.resources.inference import InferError
-from cryptovol_dagster.resources.lake import Lake, hour_window
-from cryptovol_dagster.resources.reports import Reports
-from cryptovol_dagster.resources.specs import timescale_spec
+from cryptovol_dagster.inference import benchmark
+from cryptovol_dagster.inference import scorer as inference
+from cryptovol_dagster.inference.scorer import InferError
+from cryptovol_dagster.lake.files import Lake, hour_window
+from cryptovol_dagster.lake.latest import Reports
 from cryptovol_dagster_tests.defs.conftest import Pipeline
 from cryptovol_dagster_tests.defs.synthetic import PRODUCTS, small_settings
 

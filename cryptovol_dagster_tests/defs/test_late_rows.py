@@ -8,8 +8,8 @@ import dagster as dg
 import pytest
 
 from cryptovol_dagster.defs.build import build_defs, build_resources
-from cryptovol_dagster.resources.lake import Lake, hour_window
-from cryptovol_dagster.resources.raw import RawStore
+from cryptovol_dagster.lake.files import Lake, hour_window
+from cryptovol_dagster.lake.raw_ticks import RawStore
 from cryptovol_dagster.verbs import runs
 from cryptovol_dagster_tests.defs.synthetic import (
     FIRST_HOUR,

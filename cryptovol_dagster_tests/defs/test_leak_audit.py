@@ -11,8 +11,8 @@ import yaml
 from click.testing import CliRunner, Result
 
 from cryptovol_dagster.cli import main
-from cryptovol_dagster.core.leak_audit import DETECTORS
-from cryptovol_dagster.resources.lake import Lake
+from cryptovol_dagster.core.leaks.audit import DETECTORS
+from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster_tests.defs.conftest import Pipeline
 
 

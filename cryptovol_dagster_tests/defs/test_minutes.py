@@ -14,24 +14,24 @@ import pytest
 import yaml
 from click.testing import CliRunner
 
+from cryptovol_dagster.chains import UnknownChain, model_spec, spec_of, timescale_specs
 from cryptovol_dagster.cli import main
-from cryptovol_dagster.core.backtest import fold_ends, walk_forward
-from cryptovol_dagster.core.features import feature_hash
+from cryptovol_dagster.core.evaluation.backtest import fold_ends, walk_forward
+from cryptovol_dagster.core.features.catalogue import feature_hash
 from cryptovol_dagster.core.models import load_model
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs.build import build_defs, build_resources
-from cryptovol_dagster.resources import chain
-from cryptovol_dagster.resources.candle_rows import candle_grid, labelled_rows, read_history
-from cryptovol_dagster.resources.history import DAY_NS, History
-from cryptovol_dagster.resources.holdout_looks import ledger_path
-from cryptovol_dagster.resources.lake import Lake, partition_window, partitions_between
-from cryptovol_dagster.resources.specs import UnknownChain, model_spec, spec_of, timescale_specs
+from cryptovol_dagster.history.rows import candle_grid, labelled_rows, read_history
+from cryptovol_dagster.history.store import DAY_NS, History
+from cryptovol_dagster.lake import market as chain
+from cryptovol_dagster.lake.files import Lake, partition_window, partitions_between
+from cryptovol_dagster.lake.holdout_ledger import ledger_path
 from cryptovol_dagster.verbs import backtest as verb
 from cryptovol_dagster.verbs import runs
 from cryptovol_dagster.verbs.backfill import backfill
 from cryptovol_dagster_tests.defs.synthetic import PRODUCTS, small_settings
 from ingestor.settings import Settings
-from ingestor.settings.model import HorizonSettings, MinutesSettings, ModelSettings, SplitSettings
+from ingestor.settings.sections import HorizonSettings, MinutesSettings, ModelSettings, SplitSettings
 
 FIRST, LAST = "2024-03-01", "2024-03-09"
 FIRST_NS = pd.Timestamp(FIRST, tz="UTC").value
@@ -285,7 +285,7 @@ def test_a_look_counts_though_the_run_breaks_off_and_what_is_refused_is_none(
         raise MemoryError("no room")
 
     with monkeypatch.context() as patched:
-        patched.setattr("cryptovol_dagster.core.backtest.walk_forward", broken)
+        patched.setattr("cryptovol_dagster.core.evaluation.backtest.walk_forward", broken)
         assert CliRunner().invoke(verb.backtest, [*ASKED, "--holdout"]).exit_code != 0
     report = json.loads(CliRunner().invoke(verb.backtest, [*ASKED, "--holdout"]).output)
     assert report["holdout_looks"] == 2

@@ -13,20 +13,20 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 
-from cryptovol_dagster import demo
+from cryptovol_dagster.chains import timescale_spec
 from cryptovol_dagster.cli import main
+from cryptovol_dagster.defs.assets.reports import drift_window
 from cryptovol_dagster.defs.build import build_defs
-from cryptovol_dagster.defs.monitoring import drift_window
-from cryptovol_dagster.resources import evidently_report, performance
-from cryptovol_dagster.resources.evidently_report import EvidentlyReport, Side
-from cryptovol_dagster.resources.lake import Lake, LakeError, partition_window
-from cryptovol_dagster.resources.report_index import SUMMARY
-from cryptovol_dagster.resources.specs import timescale_spec
-from cryptovol_dagster.verbs import runs
+from cryptovol_dagster.lake.files import Lake, LakeError, partition_window
+from cryptovol_dagster.monitoring import evidently as evidently_report
+from cryptovol_dagster.monitoring import performance
+from cryptovol_dagster.monitoring.evidently import EvidentlyReport, Side
+from cryptovol_dagster.monitoring.index import SUMMARY
+from cryptovol_dagster.verbs import demo, runs
 from cryptovol_dagster_tests.defs.conftest import Pipeline
 from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, hours_from, small_settings, write_market
 from ingestor.settings import Settings
-from ingestor.settings.model import MinutesSettings
+from ingestor.settings.sections import MinutesSettings
 
 MOVED = {
     "strongest": {"ret_1": 0.7},

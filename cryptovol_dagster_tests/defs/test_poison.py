@@ -17,12 +17,12 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from cryptovol_dagster.defs import checks
+from cryptovol_dagster.chains import timescale_spec
 from cryptovol_dagster.defs.build import build_defs, seconds_checks
-from cryptovol_dagster.resources import chain
-from cryptovol_dagster.resources.failures import failure_line
-from cryptovol_dagster.resources.lake import Lake, partition_window
-from cryptovol_dagster.resources.specs import timescale_spec
+from cryptovol_dagster.defs.checks import framework as checks
+from cryptovol_dagster.defs.failures import failure_line
+from cryptovol_dagster.lake import market as chain
+from cryptovol_dagster.lake.files import Lake, partition_window
 from cryptovol_dagster.verbs.runs import RANGE_END, RANGE_START, quiet_dagster
 from cryptovol_dagster_tests.defs.conftest import Pipeline
 from cryptovol_dagster_tests.defs.synthetic import PRODUCTS

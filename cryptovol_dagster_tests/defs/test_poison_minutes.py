@@ -12,11 +12,11 @@ import dagster as dg
 import pandas as pd
 import pytest
 
-from cryptovol_dagster.defs.candles import candle_checks
-from cryptovol_dagster.defs.checks import Check, chain_checks, grid_checks
-from cryptovol_dagster.defs.minutes import minutes_checks
-from cryptovol_dagster.resources.history import History
-from cryptovol_dagster.resources.specs import minutes_specs
+from cryptovol_dagster.chains import minutes_specs
+from cryptovol_dagster.defs.assets.candles import candle_checks
+from cryptovol_dagster.defs.chains.minutes import minutes_checks
+from cryptovol_dagster.defs.checks.framework import Check, chain_checks, grid_checks
+from cryptovol_dagster.history.store import History
 from cryptovol_dagster.verbs import runs
 from cryptovol_dagster_tests.defs.synthetic import PRODUCTS
 from cryptovol_dagster_tests.defs.test_minutes import DAYS, FIRST_NS, market_candles, minutes_settings

@@ -12,7 +12,7 @@ import pytest
 
 import cryptovol_dagster
 from cryptovol_dagster.defs.build import build_defs
-from cryptovol_dagster.resources.instance import ensure_dagster_home, open_instance
+from cryptovol_dagster.machine.instance import ensure_dagster_home, open_instance
 from cryptovol_dagster_tests.defs.conftest import Pipeline
 from ingestor.settings import Settings
 

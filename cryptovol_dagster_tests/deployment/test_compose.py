@@ -10,7 +10,7 @@ import pytest
 import yaml
 from dagster._core.instance.config import dagster_instance_config
 
-from cryptovol_dagster.resources.instance import DAGSTER_YAML
+from cryptovol_dagster.machine.instance import DAGSTER_YAML
 from cryptovol_dagster_tests.deployment.files import (
     COMPOSE,
     DOCKER,
@@ -19,7 +19,7 @@ from cryptovol_dagster_tests.deployment.files import (
     MissingVariableError,
     compose,
 )
-from ingestor.ingest import ARCHIVE_TIMEOUT_S, FLUSH_TIMEOUT_S
+from ingestor.recorder import ARCHIVE_TIMEOUT_S, FLUSH_TIMEOUT_S
 from ingestor.settings import load_settings
 
 PROJECT = compose()

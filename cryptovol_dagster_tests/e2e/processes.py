@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from cryptovol_dagster.resources.instance import DAGSTER_YAML
+from cryptovol_dagster.machine.instance import DAGSTER_YAML
 from ingestor.settings import Settings
 
 #: `cryptovol`, whatever the PATH says.

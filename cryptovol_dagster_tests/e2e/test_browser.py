@@ -14,9 +14,9 @@ from urllib.parse import unquote
 import dagster as dg
 import pytest
 
-from cryptovol_dagster.resources.instance import open_instance
-from cryptovol_dagster.resources.lake import HOUR_NS, Lake, hour_key
-from cryptovol_dagster.resources.reachable import answers, free_port
+from cryptovol_dagster.lake.files import HOUR_NS, Lake, hour_key
+from cryptovol_dagster.machine.instance import open_instance
+from cryptovol_dagster.machine.reachable import answers, free_port
 from cryptovol_dagster.verbs import runs
 from cryptovol_dagster_tests.defs.synthetic import hours_from, small_settings, write_market
 from cryptovol_dagster_tests.e2e.processes import CRYPTOVOL, environment, running, wait_until

@@ -13,17 +13,17 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cryptovol_dagster.core.features import FEATURES, feature_names
-from cryptovol_dagster.resources.lake import Lake, hour_window
-from cryptovol_dagster.resources.specs import timescale_spec
+from cryptovol_dagster.chains import timescale_spec
+from cryptovol_dagster.core.features.catalogue import FEATURES, feature_names
+from cryptovol_dagster.lake.files import Lake, hour_window
 from cryptovol_dagster.verbs import runs
 from cryptovol_dagster_tests.e2e.processes import cryptovol, environment, simulated
 from cryptovol_dagster_tests.e2e.recorded import EVER_NS, ticks_of_raw_storage, ticks_of_recording
 from ingestor.archive.reader import RawReader
-from ingestor.audit.audit import audit
+from ingestor.audit.hours import audit
 from ingestor.envelope import DEAD, EVENTS, TICKS, TRADES
 from ingestor.settings import Settings
-from ingestor.settings.model import EMBEDDED, KafkaSettings, StorageSettings
+from ingestor.settings.sections import EMBEDDED, KafkaSettings, StorageSettings
 
 RECORDING = "btc_eth_2026-04-04_2h.ndjson.gz"
 N_TICKS = 30_123

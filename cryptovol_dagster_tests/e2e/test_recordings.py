@@ -22,7 +22,7 @@ from ingestor.archive.reader import RawReader
 from ingestor.envelope import DEAD, EVENTS, TICKS, TRADES
 from ingestor.feed.feed import Feed
 from ingestor.settings import Settings
-from ingestor.settings.model import IngestSettings, StorageSettings
+from ingestor.settings.sections import IngestSettings, StorageSettings
 from ingestor.simulator.playback import Playback
 from ingestor.simulator.recorded import RecordedMarket
 from ingestor.simulator.server import Simulator

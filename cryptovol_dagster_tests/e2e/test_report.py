@@ -11,11 +11,11 @@ import msgspec
 import pytest
 
 from cryptovol_dagster.defs.build import build_defs, build_resources
-from cryptovol_dagster.resources.instance import open_instance
+from cryptovol_dagster.machine.instance import open_instance
 from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, hours_from, small_settings, write_market
 from cryptovol_dagster_tests.e2e.processes import environment, free_port, running, wait_until
 from ingestor.archive.reader import RawReader
-from ingestor.report import RAW_TICKS, HourReporter
+from ingestor.hour_reporter import RAW_TICKS, HourReporter
 from ingestor.settings import Settings
 
 

@@ -15,7 +15,7 @@ from ingestor.archive.reader import RawReader
 from ingestor.envelope import DEAD, EVENTS, TICKS, TRADES
 from ingestor.exchange.clock import ns_to_rfc3339, rfc3339_to_ns
 from ingestor.settings import Settings
-from ingestor.settings.model import IngestSettings, StorageSettings
+from ingestor.settings.sections import IngestSettings, StorageSettings
 from ingestor.simulator.market import SyntheticMarket
 from ingestor.simulator.playback import Playback
 from ingestor.simulator.write import write_recording

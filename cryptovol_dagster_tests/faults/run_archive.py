@@ -6,9 +6,9 @@ import sys
 import threading
 from pathlib import Path
 
-from ingestor.archive.archive import Archive
+from ingestor.archive.consumer import Archive
 from ingestor.kafka.broker import connect
-from ingestor.settings.model import KafkaSettings, StorageSettings
+from ingestor.settings.sections import KafkaSettings, StorageSettings
 
 
 def main() -> None:

@@ -20,13 +20,13 @@ from cryptovol_dagster_tests.ingestor.archive.messages import TEN_NS, tick
 from cryptovol_dagster_tests.ingestor.archive.test_archive import wait_for
 from cryptovol_dagster_tests.ingestor.cli.conftest import served
 from cryptovol_dagster_tests.ingestor.feed.support import frame
-from ingestor.archive import archive as archive_module
-from ingestor.archive.archive import Archive
+from ingestor.archive import consumer as archive_module
+from ingestor.archive.consumer import Archive
 from ingestor.archive.errors import ArchiveError, NoRoomError
 from ingestor.envelope import TICKS
-from ingestor.ingest import run_ingest
 from ingestor.kafka.broker import Broker
-from ingestor.settings.model import IngestSettings, RawFormat, Settings, StorageSettings
+from ingestor.recorder import run_ingest
+from ingestor.settings.sections import IngestSettings, RawFormat, Settings, StorageSettings
 
 MEBIBYTE = 1 << 20
 

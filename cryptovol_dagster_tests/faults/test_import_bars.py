@@ -16,9 +16,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cryptovol_dagster.cli import main
-from cryptovol_dagster.core.candle_checks import MINUTE_NS, NUMBERS
-from cryptovol_dagster.resources.candle_api import PAGE_MINUTES
-from cryptovol_dagster.resources.history import History
+from cryptovol_dagster.core.market.candle_checks import MINUTE_NS, NUMBERS
+from cryptovol_dagster.history.api import PAGE_MINUTES
+from cryptovol_dagster.history.store import History
 from cryptovol_dagster_tests.candle_server import CandleServer, Fault, made_candles, serving_candles
 
 FIRST = pd.Timestamp("2024-01-01", tz="UTC").value

@@ -16,11 +16,11 @@ from confluent_kafka import Producer
 from cryptovol_dagster_tests.brokers import REPOSITORY, new_instance
 from cryptovol_dagster_tests.faults.conservation import assert_exactly_once, raw_files
 from cryptovol_dagster_tests.ingestor.archive.messages import TEN_NS, dead, event, tick, trade
-from ingestor.archive.archive import Archive
+from ingestor.archive.consumer import Archive
 from ingestor.archive.layout import NS
 from ingestor.envelope import DEAD, EVENTS, TICKS, TRADES
 from ingestor.kafka.broker import Broker, connect
-from ingestor.settings.model import KafkaSettings, StorageSettings
+from ingestor.settings.sections import KafkaSettings, StorageSettings
 
 KILLS = 30
 

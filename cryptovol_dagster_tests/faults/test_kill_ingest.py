@@ -20,11 +20,11 @@ from cryptovol_dagster_tests.faults.conservation import (
     stored_runs,
 )
 from ingestor.archive.reader import RawReader
-from ingestor.audit.audit import audit
+from ingestor.audit.hours import audit
 from ingestor.envelope import DEAD, TICKS, TRADES
 from ingestor.kafka.broker import Broker
 from ingestor.settings import Settings
-from ingestor.settings.model import StorageSettings
+from ingestor.settings.sections import StorageSettings
 
 KILLS = 30
 PRODUCTS = ("BTC-USD", "ETH-USD")

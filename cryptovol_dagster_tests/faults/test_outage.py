@@ -33,7 +33,7 @@ from ingestor.kafka.logs import LogWatch
 from ingestor.kafka.publisher import Offsets, Publisher
 from ingestor.kafka.spill import Spill
 from ingestor.settings import Settings
-from ingestor.settings.model import KafkaSettings, StorageSettings
+from ingestor.settings.sections import KafkaSettings, StorageSettings
 
 pytestmark = [pytest.mark.kafka, pytest.mark.slow]
 

@@ -15,13 +15,13 @@ from cryptovol_dagster_tests.ingestor.cli.conftest import served
 from cryptovol_dagster_tests.ingestor.feed.support import T0_NS, frame
 from ingestor.archive.layout import HOUR_NS, NS, ClosedHour
 from ingestor.archive.reader import RawReader
-from ingestor.audit.audit import audit
+from ingestor.audit.hours import audit
 from ingestor.envelope import TICKS
 from ingestor.exchange.clock import ns_to_rfc3339
-from ingestor.ingest import run_ingest
-from ingestor.report import HourReporter, ReportError
+from ingestor.hour_reporter import HourReporter, ReportError
+from ingestor.recorder import run_ingest
 from ingestor.settings import Settings
-from ingestor.settings.model import DagsterSettings, StorageSettings
+from ingestor.settings.sections import DagsterSettings, StorageSettings
 
 HOUR = ClosedHour(hour="2026-04-04-03:00", closed_at_ns=1, watermark_ns=2, rows={TICKS: 5})
 
@@ -130,7 +130,7 @@ def test_the_recorder_loses_nothing_where_nobody_listens(
 ) -> None:
     reader = _record(tmp_path, "http://127.0.0.1:9")
     assert len(reader.closed_hours()) == 1
-    assert [record.name for record in caplog.records].count("ingestor.report") == 1
+    assert [record.name for record in caplog.records].count("ingestor.hour_reporter") == 1
     assert audit(reader).verdict == "every one of 11 sequence numbers is accounted for"
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Consumer, TopicPartition
 
-from cryptovol_dagster.core.features import Reason
+from cryptovol_dagster.core.features.catalogue import Reason
 from cryptovol_dagster.live.featurizer import Featurizer, LiveSummary
 from cryptovol_dagster_tests.e2e.processes import CRYPTOVOL, cryptovol, environment, simulated
 from cryptovol_dagster_tests.e2e.recorded import EVER_NS
@@ -32,7 +32,7 @@ from ingestor.archive.reader import RawReader
 from ingestor.envelope import FEATURES_TOPIC, TICKS
 from ingestor.kafka.broker import Broker, connect
 from ingestor.settings import Settings
-from ingestor.settings.model import EMBEDDED, KafkaSettings, LiveSettings, StorageSettings
+from ingestor.settings.sections import EMBEDDED, KafkaSettings, LiveSettings, StorageSettings
 
 RECORDING = "btc_eth_2026-04-04_2h.ndjson.gz"
 N_TICKS = 30_123

@@ -10,11 +10,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from cryptovol_dagster.core.features.live import LiveFeatures, LiveRows
 from cryptovol_dagster.core.specs import NS
-from cryptovol_dagster.core.stream import LiveFeatures, LiveRows
+from cryptovol_dagster.lake.files import HOUR_NS
 from cryptovol_dagster.live.errors import LiveError
 from cryptovol_dagster.live.parts import FeatureParts
-from cryptovol_dagster.resources.lake import HOUR_NS
 from cryptovol_dagster_tests.core.market.builders import START_NS, random_ticks, spec
 
 

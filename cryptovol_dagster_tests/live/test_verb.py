@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 from click.testing import CliRunner
 
+from cryptovol_dagster.chains import timescale_spec
 from cryptovol_dagster.cli import main
 from cryptovol_dagster.live.errors import LiveError
 from cryptovol_dagster.live.featurizer import Featurizer
-from cryptovol_dagster.resources.specs import timescale_spec
 from ingestor.envelope import TRADES
 from ingestor.kafka.broker import connect
-from ingestor.settings.model import EMBEDDED, KafkaSettings, LiveSettings, Settings
+from ingestor.settings.sections import EMBEDDED, KafkaSettings, LiveSettings, Settings
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from nbclient import NotebookClient
 
-from cryptovol_dagster.core.leaks import LEAKS
+from cryptovol_dagster.core.leaks.ladder import LEAKS
 from cryptovol_dagster.verbs import runs
 from cryptovol_dagster_tests.conftest import REPOSITORY
 from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, hours_from, small_settings, write_market

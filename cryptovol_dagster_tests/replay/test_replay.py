@@ -14,18 +14,18 @@ import pytest
 from click.testing import CliRunner
 
 from cryptovol_dagster import replay as replay_module
+from cryptovol_dagster.chains import timescale_spec
 from cryptovol_dagster.cli import main
-from cryptovol_dagster.core.bars import build_bars
-from cryptovol_dagster.core.features import compute_features, feature_names
+from cryptovol_dagster.core.features.catalogue import compute_features, feature_names
+from cryptovol_dagster.core.market.bars import build_bars
+from cryptovol_dagster.core.market.ticks import TickColumns, clean_ticks
 from cryptovol_dagster.core.specs import NS
-from cryptovol_dagster.core.ticks import TickColumns, clean_ticks
+from cryptovol_dagster.lake.files import HOUR_NS
 from cryptovol_dagster.replay import FeatureStream, ReplayError, replay
-from cryptovol_dagster.resources.lake import HOUR_NS
-from cryptovol_dagster.resources.specs import timescale_spec
 from cryptovol_dagster_tests.core.market.builders import START_NS, random_ticks, spec
 from ingestor.archive.layout import FileName
 from ingestor.recordings import RecordingError, read_recording
-from ingestor.settings.model import Settings
+from ingestor.settings.sections import Settings
 
 SPEC = spec()
 REAL = timescale_spec(Settings().timescales.seconds, "seconds")

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from cryptovol_dagster.resources.alerts import Alerts
+from cryptovol_dagster.monitoring.alerts import Alerts
 from cryptovol_dagster_tests.e2e.processes import free_port
 from cryptovol_dagster_tests.webhook import Receiver, receiving
 
@@ -33,7 +33,7 @@ def test_an_alert_is_posted_and_logged_once(receiver: Receiver, caplog: pytest.L
 def test_without_a_receiver_it_stands_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
     assert _alerts(None).send(ALERT)
     assert [(record.levelno, record.name) for record in caplog.records] == [
-        (logging.ERROR, "cryptovol_dagster.resources.alerts")
+        (logging.ERROR, "cryptovol_dagster.monitoring.alerts")
     ]
 
 

@@ -11,11 +11,11 @@ from email.utils import format_datetime
 import pandas as pd
 import pytest
 
-from cryptovol_dagster.core.candle_checks import MINUTE_NS, NUMBERS
+from cryptovol_dagster.core.market.candle_checks import MINUTE_NS, NUMBERS
 from cryptovol_dagster.core.specs import NS
-from cryptovol_dagster.resources.candle_api import PAGE_MINUTES, CandleApi, CandleApiError
+from cryptovol_dagster.history.api import PAGE_MINUTES, CandleApi, CandleApiError
 from cryptovol_dagster_tests.candle_server import LIMIT, CandleServer, Fault, made_candles, serving_candles
-from ingestor.settings.model import HistorySettings
+from ingestor.settings.sections import HistorySettings
 
 FIRST = pd.Timestamp("2024-01-01", tz="UTC").value
 CANDLES = made_candles(FIRST, 400)

@@ -8,13 +8,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cryptovol_dagster.core.candle_checks import MINUTE_NS, NUMBERS
-from cryptovol_dagster.core.rollup import CANDLES, roll_up
-from cryptovol_dagster.core.ticks import TradeColumns
-from cryptovol_dagster.resources.candles import read_candles
-from cryptovol_dagster.resources.chain import TRADES
-from cryptovol_dagster.resources.history import History
-from cryptovol_dagster.resources.lake import HOUR_NS, Lake, hour_key
+from cryptovol_dagster.core.market.candle_checks import MINUTE_NS, NUMBERS
+from cryptovol_dagster.core.market.candle_rollup import CANDLES, roll_up
+from cryptovol_dagster.core.market.ticks import TradeColumns
+from cryptovol_dagster.history.days import read_candles
+from cryptovol_dagster.history.store import History
+from cryptovol_dagster.lake.files import HOUR_NS, Lake, hour_key
+from cryptovol_dagster.lake.market import TRADES
 
 PRODUCTS = ("BTC-USD", "ETH-USD")
 DAY = pd.Timestamp("2024-03-01", tz="UTC").value

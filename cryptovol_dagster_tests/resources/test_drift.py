@@ -11,13 +11,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cryptovol_dagster.core.drift_calibration import MIN_PAIRS, DriftLimits
-from cryptovol_dagster.core.features import feature_hash, feature_names
-from cryptovol_dagster.resources import drift
-from cryptovol_dagster.resources.chain import to_table
-from cryptovol_dagster.resources.drift import DriftError, DriftScores, DriftWindow
-from cryptovol_dagster.resources.lake import Lake, LakeError
-from cryptovol_dagster.resources.specs import timescale_spec
+from cryptovol_dagster.chains import timescale_spec
+from cryptovol_dagster.core.drift.limits import MIN_PAIRS, DriftLimits
+from cryptovol_dagster.core.features.catalogue import feature_hash, feature_names
+from cryptovol_dagster.lake.files import Lake, LakeError
+from cryptovol_dagster.lake.market import to_table
+from cryptovol_dagster.monitoring import drift
+from cryptovol_dagster.monitoring.drift import DriftError, DriftScores, DriftWindow
 from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, PRODUCTS, hours_from, small_settings
 
 SPEC = timescale_spec(small_settings(Path()).timescales.seconds, "seconds")

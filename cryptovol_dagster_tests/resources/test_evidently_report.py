@@ -10,8 +10,8 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from cryptovol_dagster.core.drift_calibration import DriftLimits, LimitsInForce, limits_in_force
-from cryptovol_dagster.resources.evidently_report import (
+from cryptovol_dagster.core.drift.limits import DriftLimits, LimitsInForce, limits_in_force
+from cryptovol_dagster.monitoring.evidently import (
     DRIFT,
     EvidentlyError,
     EvidentlyReport,

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from cryptovol_dagster.core.features import FEATURES
-from cryptovol_dagster.resources.feature_document import render
-from cryptovol_dagster.resources.specs import timescale_specs
-from ingestor.settings.model import Settings
+from cryptovol_dagster.chains import timescale_specs
+from cryptovol_dagster.core.features.catalogue import FEATURES
+from cryptovol_dagster.documents import render
+from ingestor.settings.sections import Settings
 
 SPECS = timescale_specs(Settings())
 DOCS = Path(__file__).parents[2] / "docs"
@@ -21,7 +21,7 @@ every_page = pytest.mark.parametrize(
 @every_page
 def test_the_document_is_the_rendered_declaration(name: str, file: str) -> None:
     assert (DOCS / file).read_text() == render(SPECS[name]), (
-        f"python -m cryptovol_dagster.resources.feature_document [minutes] > docs/{file}"
+        f"python -m cryptovol_dagster.documents [minutes] > docs/{file}"
     )
 
 

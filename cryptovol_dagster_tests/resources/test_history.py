@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cryptovol_dagster.core.candle_checks import COLUMNS, MINUTE_NS, NUMBERS
-from cryptovol_dagster.resources.history import (
+from cryptovol_dagster.core.market.candle_checks import COLUMNS, MINUTE_NS, NUMBERS
+from cryptovol_dagster.history.store import (
     BAD_ROW,
     CANDLES,
     DAY_NS,

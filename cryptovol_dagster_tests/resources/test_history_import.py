@@ -12,11 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryptovol_dagster.core.candle_checks import COLUMNS, MINUTE_NS, NUMBERS, CandleError
+from cryptovol_dagster.core.market.candle_checks import COLUMNS, MINUTE_NS, NUMBERS, CandleError
 from cryptovol_dagster.core.specs import NS
-from cryptovol_dagster.resources.candle_api import PAGE_MINUTES, CandleApi, CandleApiError
-from cryptovol_dagster.resources.history import BAD_ROW, NO_CANDLE, History, HistoryError
-from cryptovol_dagster.resources.history_import import (
+from cryptovol_dagster.history.api import PAGE_MINUTES, CandleApi, CandleApiError
+from cryptovol_dagster.history.imports import (
     SETTLED_NS,
     Choices,
     Imported,
@@ -24,8 +23,9 @@ from cryptovol_dagster.resources.history_import import (
     import_span,
     pages,
 )
+from cryptovol_dagster.history.store import BAD_ROW, NO_CANDLE, History, HistoryError
 from cryptovol_dagster_tests.candle_server import CandleServer, Fault, made_candles, serving_candles
-from ingestor.settings.model import HistorySettings
+from ingestor.settings.sections import HistorySettings
 
 FIRST = pd.Timestamp("2024-01-31T12:00", tz="UTC").value
 MINUTES = 1_000

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cryptovol_dagster.resources.holdout_looks import LookError, ledger_path, record_look
+from cryptovol_dagster.lake.holdout_ledger import LookError, ledger_path, record_look
 
 
 def look(*products: str, horizon_bars: int = 5) -> dict[str, object]:

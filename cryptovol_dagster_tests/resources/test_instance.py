@@ -11,8 +11,8 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from cryptovol_dagster.resources import instance as module
-from cryptovol_dagster.resources.instance import (
+from cryptovol_dagster.machine import instance as module
+from cryptovol_dagster.machine.instance import (
     DAGSTER_YAML,
     EARLIER_YAML,
     InstanceError,
@@ -81,7 +81,7 @@ SLOW_TO_OPEN = """
 import sys, time
 from pathlib import Path
 from alembic.runtime.migration import HeadMaintainer
-from cryptovol_dagster.resources.instance import open_instance
+from cryptovol_dagster.machine.instance import open_instance
 
 def insert(maintainer, version, insert=HeadMaintainer._insert_version):
     print("tables made", flush=True)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryptovol_dagster.resources import lake as module
-from cryptovol_dagster.resources.lake import HOUR_NS, Lake, LakeError, hour_key, hour_keys, hour_window
+from cryptovol_dagster.lake import files as module
+from cryptovol_dagster.lake.files import HOUR_NS, Lake, LakeError, hour_key, hour_keys, hour_window
 
 KEY = "2026-04-04-03:00"
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dagster as dg
 from dagster._core.storage.tags import GRPC_INFO_TAG
 
-from cryptovol_dagster.resources.lost_runs import MESSAGE, SERVED_BY, end_runs, lost_runs
+from cryptovol_dagster.machine.lost_runs import MESSAGE, SERVED_BY, end_runs, lost_runs
 
 Status = dg.DagsterRunStatus
 

@@ -8,14 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cryptovol_dagster.core.drift_calibration import MIN_PAIRS, DriftLimits
-from cryptovol_dagster.core.labels import label_hash
-from cryptovol_dagster.resources import performance
-from cryptovol_dagster.resources.chain import to_table
-from cryptovol_dagster.resources.drift import DriftWindow
-from cryptovol_dagster.resources.lake import Lake
-from cryptovol_dagster.resources.performance import LN_SIGMA, SCORE, OutcomeDrift
-from cryptovol_dagster.resources.specs import timescale_spec
+from cryptovol_dagster.chains import timescale_spec
+from cryptovol_dagster.core.drift.limits import MIN_PAIRS, DriftLimits
+from cryptovol_dagster.core.learning.labels import label_hash
+from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.lake.market import to_table
+from cryptovol_dagster.monitoring import performance
+from cryptovol_dagster.monitoring.drift import DriftWindow
+from cryptovol_dagster.monitoring.performance import LN_SIGMA, SCORE, OutcomeDrift
 from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, PRODUCTS, hours_from, small_settings
 
 SPEC = timescale_spec(small_settings(Path()).timescales.seconds, "seconds")

@@ -9,9 +9,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cryptovol_dagster.core.ticks import flag_gaps
-from cryptovol_dagster.resources.lake import hour_window
-from cryptovol_dagster.resources.raw import RawStore
+from cryptovol_dagster.core.market.ticks import flag_gaps
+from cryptovol_dagster.lake.files import hour_window
+from cryptovol_dagster.lake.raw_ticks import RawStore
 from cryptovol_dagster_tests.core.market.builders import ticks_of
 from cryptovol_dagster_tests.defs import synthetic
 from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, PRODUCTS, hours_from, write_market

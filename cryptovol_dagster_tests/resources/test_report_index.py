@@ -9,11 +9,11 @@ from urllib.parse import unquote
 
 import pytest
 
-from cryptovol_dagster.resources.drift import SCHEMA_VERSION
-from cryptovol_dagster.resources.lake import Lake
-from cryptovol_dagster.resources.report_index import SUMMARY, ReportIndexError, entries, write_index
-from cryptovol_dagster.resources.reports import Reports
-from cryptovol_dagster.resources.specs import timescale_spec
+from cryptovol_dagster.chains import timescale_spec
+from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.lake.latest import Reports
+from cryptovol_dagster.monitoring.drift import SCHEMA_VERSION
+from cryptovol_dagster.monitoring.index import SUMMARY, ReportIndexError, entries, write_index
 from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, hours_from, small_settings
 
 SPEC = timescale_spec(small_settings(Path()).timescales.seconds, "seconds")

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cryptovol_dagster.resources.instance import InstanceError, ensure_dagster_home
-from cryptovol_dagster.resources.reports import ReportError, Reports
+from cryptovol_dagster.lake.latest import ReportError, Reports
+from cryptovol_dagster.machine.instance import InstanceError, ensure_dagster_home
 from cryptovol_dagster_tests.defs.synthetic import small_settings
 
 

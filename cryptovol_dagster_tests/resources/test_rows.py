@@ -10,11 +10,11 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from cryptovol_dagster.core.dataset import Dataset, join_dataset
-from cryptovol_dagster.core.labels import LearningError, forward_volatility, rows_labelled_by
+from cryptovol_dagster.core.learning.dataset import Dataset, join_dataset
+from cryptovol_dagster.core.learning.labels import LearningError, forward_volatility, rows_labelled_by
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
-from cryptovol_dagster.resources import rows
-from cryptovol_dagster.resources.lake import Lake, hour_key, hour_keys, hour_window
+from cryptovol_dagster.lake import row_cache as rows
+from cryptovol_dagster.lake.files import Lake, hour_key, hour_keys, hour_window
 from cryptovol_dagster_tests.core.learning.market import SPEC, START_NS, make_bars, make_features
 
 #: Ten-second bars: five hours are few rows.

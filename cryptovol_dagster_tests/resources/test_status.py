@@ -11,14 +11,14 @@ import pytest
 from click.testing import CliRunner
 
 from cryptovol_dagster.cli import main
-from cryptovol_dagster.resources import status as module
-from cryptovol_dagster.resources.lake import Lake, hour_key, hour_window
-from cryptovol_dagster.resources.status import NS, Status, look
+from cryptovol_dagster.lake.files import Lake, hour_key, hour_window
+from cryptovol_dagster.machine import status as module
+from cryptovol_dagster.machine.status import NS, Status, look
 from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, hours_from, small_settings, write_market
 from ingestor.archive.layout import closing_path
-from ingestor.archive.lock import StorageLock
+from ingestor.archive.storage_lock import StorageLock
 from ingestor.settings import Settings
-from ingestor.settings.model import KafkaSettings, MlflowSettings
+from ingestor.settings.sections import KafkaSettings, MlflowSettings
 
 HOURS = hours_from(FIRST_HOUR, 3)
 MADE_OF_AN_HOUR = ("gap_ledger", "ticks", "seconds/bars", "seconds/features", "seconds/labels")

@@ -27,7 +27,7 @@ from ingestor.archive.reader import RawReader
 from ingestor.envelope import TICKS, TOPICS
 from ingestor.kafka.broker import connect
 from ingestor.settings import Settings
-from ingestor.settings.model import KafkaSettings, StorageSettings
+from ingestor.settings.sections import KafkaSettings, StorageSettings
 
 PRODUCTS = "BTC-USD,ETH-USD"
 

@@ -10,10 +10,10 @@ import pytest
 from click.testing import CliRunner, Result
 
 from cryptovol_dagster.cli import main
-from cryptovol_dagster.core import leak_audit
-from cryptovol_dagster.core.leak_audit import Finding, Verdict
-from cryptovol_dagster.core.leaks import LEAKS, Rung
-from cryptovol_dagster.core.made_up import made_up_bars
+from cryptovol_dagster.core.leaks import audit as leak_audit
+from cryptovol_dagster.core.leaks.audit import Finding, Verdict
+from cryptovol_dagster.core.leaks.ladder import LEAKS, Rung
+from cryptovol_dagster.core.market.synthetic import made_up_bars
 from cryptovol_dagster.verbs import leak_audit as verb
 from cryptovol_dagster_tests.conftest import REPOSITORY
 from cryptovol_dagster_tests.core.learning.made_up import LEAK_SPEC

@@ -29,12 +29,12 @@ from ingestor.archive.layout import (
     hour_folders,
     read_footer,
 )
-from ingestor.archive.lock import StorageLock
 from ingestor.archive.rows import read_rows
 from ingestor.archive.schema import SCHEMAS
+from ingestor.archive.storage_lock import StorageLock
 from ingestor.archive.writer import ROW_GROUP_ROWS, OpenFile, mend, remove_abandoned, write_exclusively
 from ingestor.envelope import TOPICS
-from ingestor.settings.model import RawFormat
+from ingestor.settings.sections import RawFormat
 
 #: Says in a target what it is being made of.
 _MARK = "_convert.json"

@@ -15,7 +15,7 @@ from ingestor.archive import ndjson
 from ingestor.archive.errors import ArchiveError
 from ingestor.archive.layout import FOOTER_KEY, Footer, first_line, is_ndjson
 from ingestor.archive.schema import DELTA_COLUMNS, DICTIONARY_COLUMNS, SCHEMAS
-from ingestor.settings.model import RawFormat
+from ingestor.settings.sections import RawFormat
 
 
 class RowWriter(Protocol):

@@ -52,7 +52,7 @@ from ingestor.archive.layout import (
 )
 from ingestor.archive.rows import RowWriter, row_writer
 from ingestor.archive.schema import event_times
-from ingestor.settings.model import RawFormat
+from ingestor.settings.sections import RawFormat
 
 LOG = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ingestor.archive.layout import hour_key, hour_start
-from ingestor.audit.model import Finding, FindingKind, Line, Loss
+from ingestor.audit.findings import Finding, FindingKind, Line, Loss
 from ingestor.envelope import DEAD, EVENTS, TICKS, TRADES
 from ingestor.exchange.messages import TICKER
 from ingestor.exchange.messages import TRADES as TRADES_CHANNEL

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ingestor.archive.layout import OffsetGap, hour_key
 from ingestor.archive.reader import RawFile, RawReader
-from ingestor.audit.model import Finding, Loss, PartitionOffsets
+from ingestor.audit.findings import Finding, Loss, PartitionOffsets
 
 EVER_NS = 2**62
 

@@ -20,7 +20,7 @@ from ingestor.feed.counters import FeedCounters
 from ingestor.feed.session import EndReason, Session, SessionEnd
 from ingestor.kafka.logs import Recreation
 from ingestor.kafka.publisher import Publisher
-from ingestor.settings.model import IngestSettings
+from ingestor.settings.sections import IngestSettings
 
 LOG = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from websockets.uri import parse_uri
 from ingestor.exchange import messages as wire
 from ingestor.exchange.reasons import printable
 from ingestor.feed.connection import SequenceBrokenError
-from ingestor.settings.model import IngestSettings
+from ingestor.settings.sections import IngestSettings
 
 _CLOSE_TIMEOUT_S = 2.0
 #: The exchange takes 8 messages a second from an address; half of that, and about 50 products a message.

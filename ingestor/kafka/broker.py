@@ -30,7 +30,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from ingestor.envelope import ALL_TOPICS, DEAD, EVENTS
-from ingestor.settings.model import KafkaSettings
+from ingestor.settings.sections import KafkaSettings
 
 #: librdkafka's own log lines; a NullHandler keeps them off stderr until an application configures logging.
 LIBRARY_LOG = logging.getLogger("ingestor.kafka.librdkafka")

@@ -5,9 +5,9 @@ frames as they were received (`iter_frames`), with honest counters. What does no
 crossed, NaN: `core.ticks`) and talking to the exchange or to Kafka (`ingestor.feed`).
 """
 
+from ingestor.recordings.arrays import Recording, RecordingCounts, TickArrays
 from ingestor.recordings.frames import RecordedFrame, iter_frames
 from ingestor.recordings.lines import RecordingError
-from ingestor.recordings.model import Recording, RecordingCounts, TickArrays
 from ingestor.recordings.reader import RecordingReader, iter_recording, read_recording
 
 __all__ = [

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import msgspec
 
 from ingestor.exchange.clock import rfc3339_to_ns
+from ingestor.recordings.arrays import RecordingCounts
 from ingestor.recordings.formats import FlattenedTickers, LineFormat, ReceivedFrames, SessionLog, recognise
 from ingestor.recordings.lines import RecordingError, iter_line_blocks
-from ingestor.recordings.model import RecordingCounts
 from ingestor.recordings.raw import raw_format
 from ingestor.recordings.sequence import ConnectionLog
 

@@ -17,8 +17,8 @@ from ingestor.archive.reader import RawReader
 from ingestor.archive.rows import iter_rows
 from ingestor.envelope import EVENTS, TICKS
 from ingestor.exchange.messages import TICKER
+from ingestor.recordings.arrays import RecordingCounts, TickArrays, tick_arrays
 from ingestor.recordings.lines import RecordingError, starts_with
-from ingestor.recordings.model import RecordingCounts, TickArrays, tick_arrays
 
 #: `RecordingCounts.format` of our own files.
 RAW_PARQUET, RAW_NDJSON = "raw Parquet", "raw NDJSON"

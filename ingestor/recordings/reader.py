@@ -9,6 +9,14 @@ import msgspec
 
 from ingestor.exchange.clock import rfc3339_to_ns
 from ingestor.exchange.messages import ERROR, TICKER
+from ingestor.recordings.arrays import (
+    ARRAY_FIELDS,
+    Recording,
+    RecordingCounts,
+    TickArrays,
+    concatenate,
+    tick_arrays,
+)
 from ingestor.recordings.formats import (
     KNOWN_CHANNELS,
     NO_SEQUENCE,
@@ -19,14 +27,6 @@ from ingestor.recordings.formats import (
     recognise,
 )
 from ingestor.recordings.lines import iter_line_blocks
-from ingestor.recordings.model import (
-    ARRAY_FIELDS,
-    Recording,
-    RecordingCounts,
-    TickArrays,
-    concatenate,
-    tick_arrays,
-)
 from ingestor.recordings.raw import iter_raw, raw_format
 from ingestor.recordings.sequence import Connection, ConnectionLog
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ingestor.exchange.sequence import Gap, SequenceTracker, Verdict
-from ingestor.recordings.model import RecordingCounts
+from ingestor.recordings.arrays import RecordingCounts
 
 
 class Connection:

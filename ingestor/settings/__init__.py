@@ -5,6 +5,6 @@ and the environment, and turns every mistake into one line that names the key, t
 """
 
 from ingestor.settings.load import LoadedSettings, SettingsError, load_settings
-from ingestor.settings.model import Settings, TimescaleSettings
+from ingestor.settings.sections import Settings, TimescaleSettings
 
 __all__ = ["LoadedSettings", "Settings", "SettingsError", "TimescaleSettings", "load_settings"]

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
 
-from ingestor.settings.model import Settings
+from ingestor.settings.sections import Settings
 
 ENV_PREFIX = "CRYPTOVOL__"
 #: Names the file instead of ./config.yaml; the command line's --config sets it for child processes too.

@@ -10,7 +10,7 @@ from ingestor.settings.load import load_settings
 from ingestor.verbs.output import print_json, print_table
 
 if TYPE_CHECKING:
-    from ingestor.audit.model import Audit, Loss
+    from ingestor.audit.findings import Audit, Loss
 
 
 @click.command()
@@ -32,8 +32,8 @@ def audit(from_key: str | None, to_key: str | None, as_json: bool) -> None:
     Some hours:           cryptovol audit --from 2026-04-04-03:00 --to 2026-04-04-05:00
     For another program:  cryptovol audit --json
     """
-    from ingestor.audit.audit import audit as account_for
     from ingestor.audit.errors import UnaccountedError
+    from ingestor.audit.hours import audit as account_for
     from ingestor.audit.span import stored_span
 
     reader, start_ns, end_ns, still_storing = stored_span(
@@ -52,7 +52,7 @@ def audit(from_key: str | None, to_key: str | None, as_json: bool) -> None:
 
 def _print_audit(result: Audit) -> None:
     from ingestor.archive.layout import hour_key
-    from ingestor.audit.model import COUNTS
+    from ingestor.audit.findings import COUNTS
 
     titles = [name.replace("_", " ") for name in COUNTS]
     rows = [

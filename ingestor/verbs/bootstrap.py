@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from ingestor.settings.model import KafkaSettings
+from ingestor.settings.sections import KafkaSettings
 
 bootstrap_option = click.option(
     "--bootstrap", metavar="HOST:PORT", help="Broker instead of the configured one."

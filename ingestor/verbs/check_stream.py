@@ -11,8 +11,8 @@ from ingestor.verbs.bootstrap import bootstrap_option, outside_kafka
 from ingestor.verbs.output import open_console, print_json
 
 if TYPE_CHECKING:
+    from ingestor.check_stream.statistics import StreamReport
     from ingestor.kafka.broker import Broker
-    from ingestor.kafka.stream_statistics import StreamReport
 
 #: How often a line is written where there is no terminal to draw on.
 _LINE_EVERY_S = 5.0
@@ -63,8 +63,8 @@ def _looked(broker: Broker, duration_s: float, *, from_beginning: bool, as_json:
     """Watch the stream, showing it as whoever looks on can read it."""
     from rich.live import Live
 
-    from ingestor.kafka.check_stream import check_stream as look
-    from ingestor.kafka.stream_table import progress_line, render
+    from ingestor.check_stream.reading import check_stream as look
+    from ingestor.check_stream.table import progress_line, render
 
     if as_json:
         report = look(broker, duration_s, from_beginning=from_beginning)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from ingestor.settings.load import load_settings
-from ingestor.settings.model import RawFormat
+from ingestor.settings.sections import RawFormat
 
 if TYPE_CHECKING:
     from ingestor.archive.convert import Conversion

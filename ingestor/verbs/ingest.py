@@ -13,8 +13,8 @@ from ingestor.verbs.output import log_to_stderr, print_json, print_table
 
 if TYPE_CHECKING:
     from ingestor.feed.counters import FeedCounters
-    from ingestor.ingest import IngestSummary, Started
     from ingestor.kafka.publisher import PublishCounters
+    from ingestor.recorder import IngestSummary, Started
 
 
 @click.command()
@@ -71,7 +71,7 @@ def ingest(
     settings = load_settings().settings
     chosen = _chosen_products(products)
     log_to_stderr()
-    from ingestor.ingest import run_ingest
+    from ingestor.recorder import run_ingest
 
     summary = run_ingest(
         settings,

@@ -5,6 +5,6 @@ reads it.
 """
 
 from cryptovol_dagster.core.models.base import Model, ModelError, ModelMeta
-from cryptovol_dagster.core.models.registry import MODELS, load_model, train_model
+from cryptovol_dagster.core.models.kinds import MODELS, load_model, train_model
 
 __all__ = ["MODELS", "Model", "ModelError", "ModelMeta", "load_model", "train_model"]

@@ -14,8 +14,13 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import numpy as np
 import pandas as pd
 
-from cryptovol_dagster.core.dataset import FEATURE_DTYPE, Dataset, constant_features, require_both_classes
-from cryptovol_dagster.core.labels import LearningError
+from cryptovol_dagster.core.learning.dataset import (
+    FEATURE_DTYPE,
+    Dataset,
+    constant_features,
+    require_both_classes,
+)
+from cryptovol_dagster.core.learning.labels import LearningError
 from cryptovol_dagster.core.specs import NS, ModelSpec
 
 if TYPE_CHECKING:

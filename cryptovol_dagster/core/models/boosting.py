@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from cryptovol_dagster.core.dataset import Dataset
+from cryptovol_dagster.core.learning.dataset import Dataset
 from cryptovol_dagster.core.models.base import Model, ModelError, varying_columns
 from cryptovol_dagster.core.specs import ModelSpec
 

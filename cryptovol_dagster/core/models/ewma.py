@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from cryptovol_dagster.core.dataset import Dataset
-from cryptovol_dagster.core.metrics import average_precision
+from cryptovol_dagster.core.learning.dataset import Dataset
+from cryptovol_dagster.core.metrics.ranking import average_precision
 from cryptovol_dagster.core.models.base import ModelError
 from cryptovol_dagster.core.models.logistic import LogisticModel
 

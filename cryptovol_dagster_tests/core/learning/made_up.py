@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import lru_cache
 
-from cryptovol_dagster.core.bars import BarGrid
-from cryptovol_dagster.core.made_up import made_up_bars
+from cryptovol_dagster.core.market.bars import BarGrid
+from cryptovol_dagster.core.market.synthetic import made_up_bars
 from cryptovol_dagster.core.specs import SplitSpec
 from cryptovol_dagster_tests.core.learning.market import MODEL_SPEC, SPEC
 

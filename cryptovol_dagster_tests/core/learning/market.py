@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cryptovol_dagster.core.bars import BAR_COLUMNS, BarGrid
-from cryptovol_dagster.core.dataset import Dataset, Problem, join_dataset, pose_problem
-from cryptovol_dagster.core.labels import forward_volatility
+from cryptovol_dagster.core.learning.dataset import Dataset, Problem, join_dataset, pose_problem
+from cryptovol_dagster.core.learning.labels import forward_volatility
+from cryptovol_dagster.core.learning.splits import split_times
+from cryptovol_dagster.core.market.bars import BAR_COLUMNS, BarGrid
 from cryptovol_dagster.core.specs import NS, ModelSpec, SplitSpec, TimescaleSpec
-from cryptovol_dagster.core.splits import split_times
 
 START_NS = 1_775_000_000 * NS
 FEATURES = (

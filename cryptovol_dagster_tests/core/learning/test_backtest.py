@@ -9,13 +9,13 @@ import pandas as pd
 import pytest
 from numpy.typing import NDArray
 
-from cryptovol_dagster.core import plots
-from cryptovol_dagster.core.backtest import best_single_feature, fold_ends, fold_rows, walk_forward
-from cryptovol_dagster.core.backtest_card import render_backtest_card
-from cryptovol_dagster.core.backtest_plots import draw_backtest
-from cryptovol_dagster.core.dataset import Dataset
-from cryptovol_dagster.core.labels import LearningError
-from cryptovol_dagster.core.metrics import average_precision
+from cryptovol_dagster.core.cards.backtest_card import render_backtest_card
+from cryptovol_dagster.core.evaluation.backtest import best_single_feature, fold_ends, fold_rows, walk_forward
+from cryptovol_dagster.core.learning.dataset import Dataset
+from cryptovol_dagster.core.learning.labels import LearningError
+from cryptovol_dagster.core.metrics.ranking import average_precision
+from cryptovol_dagster.core.pictures import evaluation as plots
+from cryptovol_dagster.core.pictures.backtest import draw_backtest
 from cryptovol_dagster.core.specs import DAY_S, NS, ModelSpec, TimescaleSpec
 from cryptovol_dagster_tests.core.learning.market import MODEL_SPEC, SPEC
 

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from cryptovol_dagster.core.cores import on_all_cores
+from cryptovol_dagster.core.parallel import on_all_cores
 
 
 def test_results_come_in_the_order_of_the_things() -> None:

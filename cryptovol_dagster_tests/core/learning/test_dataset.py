@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cryptovol_dagster.core.bars import BarGrid
-from cryptovol_dagster.core.dataset import (
+from cryptovol_dagster.core.learning.dataset import (
     KEY_COLUMNS,
     SingleClassError,
     concatenate,
@@ -18,9 +17,10 @@ from cryptovol_dagster.core.dataset import (
     pose_problem,
     require_both_classes,
 )
-from cryptovol_dagster.core.labels import DegenerateThreshold, LearningError, forward_volatility
+from cryptovol_dagster.core.learning.labels import DegenerateThreshold, LearningError, forward_volatility
+from cryptovol_dagster.core.learning.splits import split_times
+from cryptovol_dagster.core.market.bars import BarGrid
 from cryptovol_dagster.core.specs import NS
-from cryptovol_dagster.core.splits import split_times
 from cryptovol_dagster_tests.core.learning.market import (
     SPEC,
     make_bars,

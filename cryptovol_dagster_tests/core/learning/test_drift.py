@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy.stats import wasserstein_distance
 
-from cryptovol_dagster.core.drift import ProductDrift, distance, judge, product_drift, worst_of
-from cryptovol_dagster.core.drift_calibration import LimitsInForce
+from cryptovol_dagster.core.drift.distance import ProductDrift, distance, judge, product_drift, worst_of
+from cryptovol_dagster.core.drift.limits import LimitsInForce
 
 #: Two decimals: shifting and scaling then loses no value to rounding.
 VALUES = st.integers(-100_000, 100_000).map(lambda cents: cents / 100)

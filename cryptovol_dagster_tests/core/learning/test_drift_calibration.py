@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from cryptovol_dagster.core.drift import Drift, distance, judge
-from cryptovol_dagster.core.drift_calibration import (
+from cryptovol_dagster.core.drift.distance import Drift, distance, judge
+from cryptovol_dagster.core.drift.limits import (
     MIN_PAIRS,
     DriftLimits,
     LimitsInForce,

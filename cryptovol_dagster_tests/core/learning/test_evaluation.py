@@ -13,21 +13,21 @@ import pandas as pd
 import pytest
 from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_fscore_support
 
-from cryptovol_dagster.core.dataset import Problem, SingleClassError
-from cryptovol_dagster.core.evaluation import BASELINES, Evaluation, evaluate, periods, summary_rows
-from cryptovol_dagster.core.evaluation_schema import (
+from cryptovol_dagster.core.cards.model_card import CardContext, render_model_card
+from cryptovol_dagster.core.evaluation.evaluate import BASELINES, Evaluation, evaluate, periods, summary_rows
+from cryptovol_dagster.core.evaluation.report import (
     SCHEMA_VERSION,
     EvaluationError,
     check_report,
     json_schema,
     read_report,
 )
-from cryptovol_dagster.core.gate import HoldOut
-from cryptovol_dagster.core.labels import iso_utc
-from cryptovol_dagster.core.metrics import best_f1_threshold
-from cryptovol_dagster.core.model_card import CardContext, render_model_card
+from cryptovol_dagster.core.learning.dataset import Problem, SingleClassError
+from cryptovol_dagster.core.learning.labels import iso_utc
+from cryptovol_dagster.core.learning.splits import TimeRange
+from cryptovol_dagster.core.metrics.ranking import best_f1_threshold
 from cryptovol_dagster.core.models import MODELS, Model, ModelError, train_model
-from cryptovol_dagster.core.plots import (
+from cryptovol_dagster.core.pictures.evaluation import (
     draw_evaluation,
     most_violent_stretch,
     plot_episode,
@@ -35,7 +35,8 @@ from cryptovol_dagster.core.plots import (
     plot_pr_curves,
     plot_sigma_distribution,
 )
-from cryptovol_dagster.core.promotion import (
+from cryptovol_dagster.core.promotion.gate import HoldOut
+from cryptovol_dagster.core.promotion.rule import (
     THE_CHALLENGER,
     THE_CHAMPION,
     Champion,
@@ -47,7 +48,6 @@ from cryptovol_dagster.core.promotion import (
     nominate,
 )
 from cryptovol_dagster.core.specs import NS, GateSpec
-from cryptovol_dagster.core.splits import TimeRange
 from cryptovol_dagster_tests.core.learning.market import MODEL_SPEC, SPEC, make_bars, make_problem
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -122,7 +122,7 @@ def test_the_report_has_the_fields_of_its_schema(
         assert read_report(json.dumps(report).encode()) == report
     published = Path(__file__).parents[3] / "docs" / "model_eval.schema.json"
     assert json.loads(published.read_text()) == json_schema(), (
-        "python -m cryptovol_dagster.core.evaluation_schema > docs/model_eval.schema.json"
+        "python -m cryptovol_dagster.core.evaluation.report > docs/model_eval.schema.json"
     )
 
 

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from cryptovol_dagster.core import exploration, exploration_plots
-from cryptovol_dagster.core.bars import BarGrid
-from cryptovol_dagster.core.dataset import Problem
+from cryptovol_dagster.core.exploration import numbers as exploration
+from cryptovol_dagster.core.exploration import pictures as exploration_plots
+from cryptovol_dagster.core.learning.dataset import Problem
+from cryptovol_dagster.core.market.bars import BarGrid
 from cryptovol_dagster_tests.core.learning.market import SPEC, make_bars, make_problem
 
 PNG = b"\x89PNG\r\n\x1a\n"

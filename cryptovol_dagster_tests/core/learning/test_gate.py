@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy.stats import binom, t
 
 from benchmarks import gate as bench
-from cryptovol_dagster.core.gate import (
+from cryptovol_dagster.core.metrics.ranking import BlockBootstrap
+from cryptovol_dagster.core.promotion.gate import (
     HoldOut,
     Look,
     is_last_look,
@@ -18,7 +19,6 @@ from cryptovol_dagster.core.gate import (
     paired_difference,
     remembered,
 )
-from cryptovol_dagster.core.metrics import BlockBootstrap
 from cryptovol_dagster.core.specs import NS, GateSpec
 
 DAY_NS = 86_400 * NS

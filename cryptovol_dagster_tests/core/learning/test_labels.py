@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryptovol_dagster.core.bars import BarGrid
-from cryptovol_dagster.core.labels import (
+from cryptovol_dagster.core.learning.labels import (
     REASONS,
     DegenerateThreshold,
     LearningError,
@@ -21,6 +20,7 @@ from cryptovol_dagster.core.labels import (
     rows_labelled_by,
     spike_thresholds,
 )
+from cryptovol_dagster.core.market.bars import BarGrid
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster_tests.core.learning.market import SPEC, START_NS, grid_of, make_bars
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cryptovol_dagster.core import leak_audit
-from cryptovol_dagster.core.bars import BarGrid
-from cryptovol_dagster.core.leak_audit import Case, Made, Verdict
-from cryptovol_dagster.core.leaks import HONEST, LEAKS, Study
+from cryptovol_dagster.core.leaks import audit as leak_audit
+from cryptovol_dagster.core.leaks.audit import Case, Made, Verdict
+from cryptovol_dagster.core.leaks.ladder import HONEST, LEAKS, Study
+from cryptovol_dagster.core.market.bars import BarGrid
 from cryptovol_dagster.core.models import MODELS
 from cryptovol_dagster_tests.core.learning.made_up import LEAK_SPEC, SMALL, made_up
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cryptovol_dagster.core import leaks
-from cryptovol_dagster.core.exploration_plots import plot_leak_ladder
-from cryptovol_dagster.core.metrics import average_precision
+from cryptovol_dagster.core.exploration.pictures import plot_leak_ladder
+from cryptovol_dagster.core.leaks import ladder as leaks
+from cryptovol_dagster.core.metrics.ranking import average_precision
 from cryptovol_dagster.core.models import train_model
 from cryptovol_dagster_tests.core.learning.made_up import LEAK_SPEC, SMALL, made_up
 

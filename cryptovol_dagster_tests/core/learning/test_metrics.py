@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, brier_score_loss, f1_score, roc_auc_score
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from cryptovol_dagster.core import metrics
-from cryptovol_dagster.core.metrics import BlockBootstrap, Event, Market, Ranking
+from cryptovol_dagster.core.metrics import ranking as metrics
+from cryptovol_dagster.core.metrics.ranking import BlockBootstrap, Event, Market, Ranking
 from cryptovol_dagster.core.specs import NS
 
 MINUTE = 60 * NS

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cryptovol_dagster.core.dataset import Dataset, Problem, SingleClassError, pose_problem
-from cryptovol_dagster.core.metrics import average_precision
+from cryptovol_dagster.core.learning.dataset import Dataset, Problem, SingleClassError, pose_problem
+from cryptovol_dagster.core.metrics.ranking import average_precision
 from cryptovol_dagster.core.models import MODELS, Model, ModelError, load_model, train_model
 from cryptovol_dagster_tests.core.learning.market import FEATURES, MODEL_SPEC, SPEC, make_problem
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryptovol_dagster.core.dataset import Dataset
+from cryptovol_dagster.core.learning.dataset import Dataset
 from cryptovol_dagster.core.models import MODELS, Model, ModelError
 from cryptovol_dagster.core.models.onnx import MAX_DIFFERENCE, OnnxScorer, ParityError, compare, to_onnx
 from cryptovol_dagster.core.specs import NS

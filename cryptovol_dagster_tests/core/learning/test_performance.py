@@ -6,9 +6,7 @@ import json
 
 import numpy as np
 
-from cryptovol_dagster.core import metrics
-from cryptovol_dagster.core.gate import HoldOut
-from cryptovol_dagster.core.performance import (
+from cryptovol_dagster.core.evaluation.matured import (
     CHAMPION,
     PERSISTENCE,
     Performance,
@@ -16,6 +14,8 @@ from cryptovol_dagster.core.performance import (
     scaled_volatility,
     thinned,
 )
+from cryptovol_dagster.core.metrics import ranking as metrics
+from cryptovol_dagster.core.promotion.gate import HoldOut
 from cryptovol_dagster.core.specs import NS
 
 BAR_S, HORIZON_S = 5, 60

@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryptovol_dagster.core import promotion
-from cryptovol_dagster.core.gate import Difference, HoldOut, Look
 from cryptovol_dagster.core.models import MODELS
-from cryptovol_dagster.core.promotion import (
+from cryptovol_dagster.core.promotion import rule as promotion
+from cryptovol_dagster.core.promotion.gate import Difference, HoldOut, Look
+from cryptovol_dagster.core.promotion.rule import (
     EXPIRY,
     FIRST,
     GATE,

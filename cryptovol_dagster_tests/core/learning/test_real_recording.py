@@ -9,18 +9,18 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cryptovol_dagster.core.bars import BarGrid, build_bars
-from cryptovol_dagster.core.dataset import Problem, pose_problem
-from cryptovol_dagster.core.evaluation import evaluate
-from cryptovol_dagster.core.features import feature_hash
-from cryptovol_dagster.core.leak_audit import audit_leaks
-from cryptovol_dagster.core.leaks import HONEST, LEAKS, Study
+from cryptovol_dagster.chains import model_spec, timescale_spec
+from cryptovol_dagster.core.evaluation.evaluate import evaluate
+from cryptovol_dagster.core.features.catalogue import feature_hash
+from cryptovol_dagster.core.leaks.audit import audit_leaks
+from cryptovol_dagster.core.leaks.ladder import HONEST, LEAKS, Study
+from cryptovol_dagster.core.learning.dataset import Problem, pose_problem
+from cryptovol_dagster.core.market.bars import BarGrid, build_bars
+from cryptovol_dagster.core.market.ticks import TickColumns, clean_ticks
 from cryptovol_dagster.core.models import MODELS, train_model
 from cryptovol_dagster.core.specs import NS
-from cryptovol_dagster.core.ticks import TickColumns, clean_ticks
-from cryptovol_dagster.resources.specs import model_spec, timescale_spec
 from ingestor.recordings.reader import iter_recording
-from ingestor.settings.model import Settings
+from ingestor.settings.sections import Settings
 
 SPEC = timescale_spec(Settings().timescales.seconds, "seconds")
 MODEL_SPEC = model_spec(Settings().models)

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
+from cryptovol_dagster.core.learning.splits import SpanTooShort, Split, split_times
 from cryptovol_dagster.core.specs import NS, SplitSpec, TimescaleSpec
-from cryptovol_dagster.core.splits import SpanTooShort, Split, split_times
 from cryptovol_dagster_tests.core.learning.market import SPEC, START_NS
 
 

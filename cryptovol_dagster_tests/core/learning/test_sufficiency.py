@@ -9,9 +9,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryptovol_dagster.core import sufficiency
+from cryptovol_dagster.core.evaluation import sufficiency
+from cryptovol_dagster.core.evaluation.sufficiency import (
+    CLASSES,
+    Sufficiency,
+    assess,
+    assess_training,
+    count_apart,
+)
 from cryptovol_dagster.core.specs import NS
-from cryptovol_dagster.core.sufficiency import CLASSES, Sufficiency, assess, assess_training, count_apart
 from cryptovol_dagster_tests.core.learning.market import make_problem
 
 MINUTE, HOUR, DAY = 60 * NS, 3_600 * NS, 86_400 * NS

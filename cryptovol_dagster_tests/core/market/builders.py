@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from cryptovol_dagster.core.market.ticks import TickColumns, TradeColumns
 from cryptovol_dagster.core.specs import NS, SplitSpec, TimescaleSpec
-from cryptovol_dagster.core.ticks import TickColumns, TradeColumns
 
 #: An hour's edge, so that whole hours and bars begin here.
 START_NS = 1_775_268_000 * NS

@@ -9,9 +9,9 @@ import math
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
-from cryptovol_dagster.core.features import Reason
+from cryptovol_dagster.core.features.catalogue import Reason
+from cryptovol_dagster.core.market.ticks import TickColumns
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
-from cryptovol_dagster.core.ticks import TickColumns
 
 
 class Tick(NamedTuple):

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryptovol_dagster.core.bars import (
+from cryptovol_dagster.core.market.bars import (
     BAR_COLUMNS,
     BarGrid,
     BarsError,
@@ -20,8 +20,8 @@ from cryptovol_dagster.core.bars import (
     tick_ahead_ns,
     tick_reach_ns,
 )
+from cryptovol_dagster.core.market.ticks import TickColumns, TradeColumns, clean_ticks
 from cryptovol_dagster.core.specs import NS
-from cryptovol_dagster.core.ticks import TickColumns, TradeColumns, clean_ticks
 from cryptovol_dagster_tests.core.market import reference
 from cryptovol_dagster_tests.core.market.builders import START_NS, random_ticks, spec, ticks_of
 

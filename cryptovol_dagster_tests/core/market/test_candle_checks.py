@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryptovol_dagster.core.candle_checks import (
+from cryptovol_dagster.core.market.candle_checks import (
     COLUMNS,
     MINUTE_NS,
     NUMBERS,

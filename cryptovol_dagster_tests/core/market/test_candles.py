@@ -6,12 +6,12 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cryptovol_dagster.core.bars import BarsError
-from cryptovol_dagster.core.candles import CANDLE_COLUMNS, candle_bars, candle_reach_ns
-from cryptovol_dagster.core.features import FEATURES, compute_features, feature_names, lookback_bars
-from cryptovol_dagster.core.labels import forward_volatility
+from cryptovol_dagster.chains import timescale_specs
+from cryptovol_dagster.core.features.catalogue import FEATURES, compute_features, feature_names, lookback_bars
+from cryptovol_dagster.core.learning.labels import forward_volatility
+from cryptovol_dagster.core.market.bars import BarsError
+from cryptovol_dagster.core.market.candle_bars import CANDLE_COLUMNS, candle_bars, candle_reach_ns
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.resources.specs import timescale_specs
 from ingestor.settings import Settings
 
 MINUTES: TimescaleSpec = timescale_specs(Settings())["minutes_h5"]

@@ -12,8 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryptovol_dagster.core.bars import BAR_COLUMNS, BarGrid, build_bars
-from cryptovol_dagster.core.features import (
+from cryptovol_dagster.chains import timescale_spec
+from cryptovol_dagster.core.features.catalogue import (
     FEATURES,
     Feature,
     FeatureError,
@@ -28,12 +28,12 @@ from cryptovol_dagster.core.features import (
     own_features,
     with_cross_features,
 )
+from cryptovol_dagster.core.market.bars import BAR_COLUMNS, BarGrid, build_bars
+from cryptovol_dagster.core.market.ticks import TickColumns, TradeColumns, clean_ticks
 from cryptovol_dagster.core.specs import NS
-from cryptovol_dagster.core.ticks import TickColumns, TradeColumns, clean_ticks
-from cryptovol_dagster.resources.specs import timescale_spec
 from cryptovol_dagster_tests.core.market import reference
 from cryptovol_dagster_tests.core.market.builders import START_NS, random_ticks, random_trades, spec, ticks_of
-from ingestor.settings.model import Settings
+from ingestor.settings.sections import Settings
 
 SPEC = spec()
 REAL = timescale_spec(Settings().timescales.seconds, "seconds")
@@ -122,7 +122,7 @@ def test_rows_do_not_depend_on_the_blocks_they_are_computed_in(monkeypatch: pyte
     bars = random_bars(5, seconds=900)
     whole = compute_features(bars, SPEC)
     for length in (7, 64, 1_000):
-        monkeypatch.setattr("cryptovol_dagster.core.features._BLOCK_BARS", length)
+        monkeypatch.setattr("cryptovol_dagster.core.features.catalogue._BLOCK_BARS", length)
         assert_same_rows(compute_features(bars, SPEC), whole)
 
 

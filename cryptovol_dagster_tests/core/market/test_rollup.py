@@ -16,10 +16,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryptovol_dagster.core.candle_checks import MINUTE_NS, NUMBERS
-from cryptovol_dagster.core.rollup import CANDLES, FEED, HISTORY, compare_overlap, join_candles, roll_up
+from cryptovol_dagster.core.market.candle_checks import MINUTE_NS, NUMBERS
+from cryptovol_dagster.core.market.candle_rollup import (
+    CANDLES,
+    FEED,
+    HISTORY,
+    compare_overlap,
+    join_candles,
+    roll_up,
+)
+from cryptovol_dagster.core.market.ticks import TradeColumns
 from cryptovol_dagster.core.specs import NS
-from cryptovol_dagster.core.ticks import TradeColumns
 from ingestor.exchange.clock import rfc3339_to_ns
 
 FIRST = pd.Timestamp("2024-01-01", tz="UTC").value

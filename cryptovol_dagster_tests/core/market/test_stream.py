@@ -12,11 +12,16 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from cryptovol_dagster.core.bars import BAR_COLUMNS, BarGrid, build_bars
-from cryptovol_dagster.core.features import FeatureGrid, Reason, compute_own_features, own_feature_names
+from cryptovol_dagster.core.features.catalogue import (
+    FeatureGrid,
+    Reason,
+    compute_own_features,
+    own_feature_names,
+)
+from cryptovol_dagster.core.features.live import LONGEST_HOLE_NS, LiveFeatures, LiveRows, ToldRow
+from cryptovol_dagster.core.market.bars import BAR_COLUMNS, BarGrid, build_bars
+from cryptovol_dagster.core.market.ticks import TickColumns, clean_ticks, flag_gaps
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
-from cryptovol_dagster.core.stream import LONGEST_HOLE_NS, LiveFeatures, LiveRows, ToldRow
-from cryptovol_dagster.core.ticks import TickColumns, clean_ticks, flag_gaps
 from cryptovol_dagster_tests.core.market.builders import START_NS, random_ticks, random_trades, spec, ticks_of
 
 SPEC = spec()

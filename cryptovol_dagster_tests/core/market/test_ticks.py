@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryptovol_dagster.core.specs import NS
-from cryptovol_dagster.core.ticks import (
+from cryptovol_dagster.core.market.ticks import (
     TICK_DTYPES,
     ColumnsError,
     TickCleaner,
@@ -24,6 +23,7 @@ from cryptovol_dagster.core.ticks import (
     clean_trades,
     order_ticks,
 )
+from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster_tests.core.market import reference
 from cryptovol_dagster_tests.core.market.builders import START_NS, random_ticks, ticks_of
 

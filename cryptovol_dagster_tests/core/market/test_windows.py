@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from cryptovol_dagster.core.fixed_point import MAX_MOVE_NANO, MAX_WINDOW_BARS
-from cryptovol_dagster.core.windows import (
+from cryptovol_dagster.core.features.windows import (
     cumulative,
     ewma_length,
     ewma_mass,
@@ -19,6 +18,7 @@ from cryptovol_dagster.core.windows import (
     rolling_max,
     rolling_sum,
 )
+from cryptovol_dagster.core.market.fixed_point import MAX_MOVE_NANO, MAX_WINDOW_BARS
 
 INTEGERS = arrays(np.int64, st.tuples(st.just(2), st.integers(1, 80)), elements=st.integers(-(2**62), 2**62))
 COUNTS = arrays(np.int64, st.tuples(st.just(2), st.integers(1, 80)), elements=st.integers(0, 10**15))

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from ingestor.settings.model import RawFormat
+from ingestor.settings.sections import RawFormat
 
 
 @pytest.fixture(scope="module", params=get_args(RawFormat))

@@ -27,7 +27,7 @@ from ingestor.archive.writer import OpenFile, write_exclusively
 from ingestor.cli import cli
 from ingestor.envelope import DEAD, EVENTS, TICKS, TOPICS, TRADES
 from ingestor.recordings import read_recording
-from ingestor.settings.model import RawFormat
+from ingestor.settings.sections import RawFormat
 
 LOG_ID = "abcd1234"
 EVER = (0, 2**62)

@@ -26,7 +26,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from cryptovol_dagster_tests.ingestor.archive.messages import TEN_NS, tick
-from ingestor.archive.archive import Archive
+from ingestor.archive.consumer import Archive
 from ingestor.archive.errors import CollisionError
 from ingestor.archive.layout import (
     DISORDER_NS,
@@ -44,7 +44,7 @@ from ingestor.archive.schema import to_batch
 from ingestor.archive.writer import OpenFile
 from ingestor.envelope import TICKS, TOPICS
 from ingestor.kafka.logs import LogState
-from ingestor.settings.model import RawFormat, StorageSettings
+from ingestor.settings.sections import RawFormat, StorageSettings
 
 PARTITIONS = 2
 FORMATS = get_args(RawFormat)
@@ -200,7 +200,7 @@ def run(
     reader = Reader(
         log, script, stop, lambda: run(log, data_dir, other or [], rows=4, raw_format=other_format)
     )
-    with mock.patch("ingestor.archive.archive.Consumer", return_value=reader):
+    with mock.patch("ingestor.archive.consumer.Consumer", return_value=reader):
         archive.run(stop)
 
 

@@ -13,7 +13,7 @@ from cryptovol_dagster_tests.ingestor.feed.support import T0_NS
 from ingestor.archive.closing import HourCloser
 from ingestor.archive.layout import HOUR_NS, NS, closing_path, closing_paths, hour_key
 from ingestor.archive.reader import RawReader
-from ingestor.audit.audit import audit
+from ingestor.audit.hours import audit
 from ingestor.envelope import TICKS
 
 HOUR = hour_key(T0_NS)

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 from ingestor.archive.errors import ArchiveError
-from ingestor.archive.lock import StorageHeldError, StorageLock
+from ingestor.archive.storage_lock import StorageHeldError, StorageLock
 from ingestor.cli_group import exit_code_of
 
 HOLD = (
     "import sys, pathlib\n"
-    "from ingestor.archive.lock import StorageLock\n"
+    "from ingestor.archive.storage_lock import StorageLock\n"
     "with StorageLock(pathlib.Path(sys.argv[1])):\n"
     "    print('held', flush=True)\n"
     "    sys.stdin.read()\n"

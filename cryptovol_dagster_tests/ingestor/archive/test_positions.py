@@ -13,7 +13,7 @@ from ingestor.archive.positions import offset_gaps, record_gap, resume_at, store
 from ingestor.archive.schema import to_batch
 from ingestor.archive.writer import OpenFile
 from ingestor.envelope import TICKS
-from ingestor.settings.model import RawFormat
+from ingestor.settings.sections import RawFormat
 
 LOG_ID = "abcd1234"
 FORMAT: RawFormat = "parquet"

@@ -27,7 +27,7 @@ from ingestor.archive.reader import RawReader
 from ingestor.archive.schema import SCHEMAS, to_batch
 from ingestor.archive.writer import OpenFile
 from ingestor.envelope import EVENTS, TICKS
-from ingestor.settings.model import RawFormat
+from ingestor.settings.sections import RawFormat
 
 FOREVER = (0, 2**62)
 FORMAT: RawFormat = "parquet"

@@ -16,8 +16,8 @@ from ingestor.archive.closing import HourCloser
 from ingestor.archive.layout import CLOSED, FOOTER_KEY, HOUR_NS, NS, ClosedHour, hour_folder, read_footer
 from ingestor.archive.reader import RawReader
 from ingestor.archive.seal import seal
-from ingestor.audit.audit import audit
-from ingestor.audit.model import Audit
+from ingestor.audit.findings import Audit
+from ingestor.audit.hours import audit
 from ingestor.envelope import TICKS, TOPICS, TRADES
 
 Spoil = Callable[[pa.Table], pa.Table]

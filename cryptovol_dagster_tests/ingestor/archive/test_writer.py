@@ -18,7 +18,7 @@ from ingestor.archive.rows import read_rows
 from ingestor.archive.schema import to_batch
 from ingestor.archive.writer import OpenFile, remove_abandoned
 from ingestor.envelope import TICKS
-from ingestor.settings.model import RawFormat
+from ingestor.settings.sections import RawFormat
 
 LOG_ID = "abcd1234"
 FORMAT: RawFormat = "parquet"

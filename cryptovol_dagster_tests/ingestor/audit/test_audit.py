@@ -15,8 +15,8 @@ from ingestor.archive.closing import LOST_AFTER_NS
 from ingestor.archive.layout import HOUR_NS, NS, hour_key
 from ingestor.archive.positions import record_gap
 from ingestor.archive.reader import RawReader
-from ingestor.audit.audit import audit
-from ingestor.audit.model import Audit
+from ingestor.audit.findings import Audit
+from ingestor.audit.hours import audit
 from ingestor.envelope import DEAD, EVENTS, TICKS, TRADES
 
 KINDS = (

@@ -11,7 +11,7 @@ import pytest
 from websockets.sync.server import Server, ServerConnection, serve
 
 from ingestor.settings.load import load_settings
-from ingestor.settings.model import Settings
+from ingestor.settings.sections import Settings
 
 Script = Callable[[ServerConnection], None]
 

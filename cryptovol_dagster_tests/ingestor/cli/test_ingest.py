@@ -17,14 +17,14 @@ import pytest
 from websockets.sync.server import ServerConnection
 
 from cryptovol_dagster_tests.ingestor.feed.support import frame
-from ingestor.archive.archive import Archive, Offsets
+from ingestor.archive.consumer import Archive, Offsets
 from ingestor.archive.errors import ArchiveError
 from ingestor.archive.reader import RawReader
-from ingestor.audit.audit import audit
+from ingestor.audit.hours import audit
 from ingestor.envelope import DEAD, EVENTS, TICKS, TRADES
-from ingestor.ingest import IngestError, IngestSetupError, Started, run_ingest
 from ingestor.kafka.broker import Broker, BrokerError
-from ingestor.settings.model import Settings
+from ingestor.recorder import IngestError, IngestSetupError, Started, run_ingest
+from ingestor.settings.sections import Settings
 
 FeedServer = Callable[[Callable[[ServerConnection], None]], AbstractContextManager[str]]
 EVER_NS = 2**62
@@ -199,7 +199,7 @@ def test_a_signal_while_the_rest_is_stored_loses_nothing(
 
 STUCK = """
 import time
-from ingestor.archive.archive import Archive
+from ingestor.archive.consumer import Archive
 from ingestor.cli import cli
 Archive.drain_to = lambda *_: time.sleep(60)
 cli(["ingest", "--url", "{url}"])

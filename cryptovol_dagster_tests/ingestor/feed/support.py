@@ -13,7 +13,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from ingestor.envelope import DEAD, DECODERS, EVENTS, TICKS, TRADES
 from ingestor.exchange.clock import ns_to_rfc3339
 from ingestor.kafka.publisher import Offsets
-from ingestor.settings.model import IngestSettings
+from ingestor.settings.sections import IngestSettings
 
 NS = 10**9
 #: Event time of sequence number 0 in `frame`.

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 
 from ingestor.envelope import DEAD, EVENTS, TICKS, TOPICS, TRADES
 from ingestor.kafka.broker import Broker, BrokerError, connect
-from ingestor.settings.model import KafkaSettings
+from ingestor.settings.sections import KafkaSettings
 
 
 def produce(broker: Broker, topic: str, values: list[bytes], partition: int = 0) -> None:

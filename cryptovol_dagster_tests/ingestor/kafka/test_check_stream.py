@@ -9,11 +9,11 @@ import pytest
 from confluent_kafka import Consumer, Producer, TopicPartition
 
 from cryptovol_dagster_tests.ingestor.kafka.stream_messages import dead, event, tick, trade
+from ingestor.check_stream.reading import check_stream
+from ingestor.check_stream.statistics import StreamReport
 from ingestor.envelope import DEAD, EVENTS, FEATURES_TOPIC, TICKS, TRADES
 from ingestor.kafka.broker import ARCHIVE_GROUP, Broker, BrokerError
-from ingestor.kafka.check_stream import check_stream
 from ingestor.kafka.publisher import Publisher
-from ingestor.kafka.stream_statistics import StreamReport
 
 
 def put(broker: Broker, *messages: tuple[str, bytes, bytes]) -> None:

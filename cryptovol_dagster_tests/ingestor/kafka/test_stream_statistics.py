@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cryptovol_dagster_tests.ingestor.kafka.stream_messages import NS, T0_NS, dead, event, tick, trade
-from ingestor.envelope import DEAD, EVENTS, FEATURES_TOPIC, TICKS, TRADES
-from ingestor.kafka.stream_statistics import (
+from ingestor.check_stream.statistics import (
     RELATIVE_ERROR,
     PartitionSeen,
     Quantiles,
     RecentCount,
     StreamReport,
 )
+from ingestor.envelope import DEAD, EVENTS, FEATURES_TOPIC, TICKS, TRADES
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 MS = 10**6

@@ -9,9 +9,9 @@ import pytest
 from rich.console import Console
 
 from cryptovol_dagster_tests.ingestor.kafka.stream_messages import NS, T0_NS, dead, event, tick, trade
+from ingestor.check_stream.statistics import PartitionSeen, StreamReport
+from ingestor.check_stream.table import human_duration, progress_line, render
 from ingestor.envelope import DEAD, EVENTS, FEATURES_TOPIC, TICKS, TRADES
-from ingestor.kafka.stream_statistics import PartitionSeen, StreamReport
-from ingestor.kafka.stream_table import human_duration, progress_line, render
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from ingestor.kafka.broker import Broker, connect
 from ingestor.kafka.logs import LogWatch
 from ingestor.kafka.publisher import Offsets, Publisher, PublishError
 from ingestor.kafka.spill import Spill
-from ingestor.settings.model import KafkaSettings
+from ingestor.settings.sections import KafkaSettings
 
 LIMIT = 2 * 1024 * 1024
 

@@ -18,7 +18,7 @@ from ingestor.archive.schema import to_batch
 from ingestor.archive.writer import OpenFile
 from ingestor.envelope import EVENTS, TICKS, TRADES, FeedEvent, encode
 from ingestor.recordings import RecordingError, iter_frames, iter_recording, read_recording
-from ingestor.settings.model import RawFormat
+from ingestor.settings.sections import RawFormat
 
 FORMAT: RawFormat = "parquet"
 NAMES = {"parquet": "raw Parquet", "ndjson": "raw NDJSON"}

@@ -16,7 +16,7 @@ from cryptovol_dagster_tests.ingestor.simulator.test_playback import subscribe
 from ingestor.cli_group import OneLineErrorsGroup
 from ingestor.recordings import read_recording
 from ingestor.simulator import faults
-from ingestor.simulator.command import simulate
+from ingestor.verbs.simulate import simulate
 
 COMMAND = (sys.executable, "-m", "ingestor", "simulate", "--json")
 

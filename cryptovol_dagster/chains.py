@@ -1,0 +1,123 @@
+"""Settings → core specs: the one place where configuration turns into what a computation is asked to do."""
+
+from __future__ import annotations
+
+from datetime import date
+
+from cryptovol_dagster.core.specs import DAY_S, GK, HOUR_S, RV, GateSpec, ModelSpec, SplitSpec, TimescaleSpec
+from ingestor.settings import Settings
+from ingestor.settings.sections import MinutesSettings, ModelSettings, TimescaleSettings
+
+SECONDS, MINUTES = "seconds", "minutes"
+
+
+class UnknownChain(Exception):  # noqa: N818 - named for what it says
+    """There is no chain of that name; the message lists those there are."""
+
+
+def timescale_spec(settings: TimescaleSettings, name: str) -> TimescaleSpec:
+    """The spec of the seconds.
+
+    Args:
+        settings: the section ``settings.timescales.seconds``.
+        name: the timescale's name, for example ``"seconds"``.
+    """
+    fields = settings.model_dump(exclude={"splits", "retrain_every_hours"})
+    return TimescaleSpec(
+        name=name,
+        grid=name,
+        partition_s=HOUR_S,
+        quotes=True,
+        target=RV,
+        retrain_every=settings.retrain_every_hours,
+        retrain_phase=0,
+        splits=SplitSpec(**settings.splits.model_dump()),
+        **fields,
+    )
+
+
+def minutes_specs(settings: MinutesSettings) -> tuple[TimescaleSpec, ...]:
+    """The specs of the minutes, one a horizon; they share bars and features.
+
+    Args:
+        settings: the section ``settings.timescales.minutes``.
+    """
+    others = {
+        "enabled",
+        "splits",
+        "horizons",
+        "models",
+        "retrain_every_days",
+        "retrain_anchor",
+        "holdout_from",
+    }
+    fields = settings.model_dump(exclude=others)
+    anchor_day = (settings.retrain_anchor - date(1970, 1, 1)).days
+    return tuple(
+        TimescaleSpec(
+            name=f"{MINUTES}_h{horizon.bars}",
+            grid=MINUTES,
+            partition_s=DAY_S,
+            quotes=False,
+            horizon_bars=horizon.bars,
+            target=GK if horizon.target == "garman_klass" else RV,
+            splits=SplitSpec(**settings.splits.model_dump()),
+            late_after_s=0.0,
+            retrain_every=settings.retrain_every_days,
+            retrain_phase=anchor_day % settings.retrain_every_days,
+            **fields,
+        )
+        for horizon in settings.horizons
+    )
+
+
+def timescale_specs(settings: Settings) -> dict[str, TimescaleSpec]:
+    """Every chain of a configuration by name: ``seconds``, ``minutes_h5``, ``minutes_h15``."""
+    found = [timescale_spec(settings.timescales.seconds, SECONDS)]
+    if settings.timescales.minutes.enabled:
+        found += minutes_specs(settings.timescales.minutes)
+    return {spec.name: spec for spec in found}
+
+
+def spec_of(settings: Settings, name: str) -> TimescaleSpec:
+    """Give a chain by its name.
+
+    Raises:
+        UnknownChain: there is none of that name.
+    """
+    known = timescale_specs(settings)
+    if name not in known:
+        raise UnknownChain(f"{name} is no chain of this configuration: {', '.join(known)}")
+    return known[name]
+
+
+def models_of(settings: Settings, spec: TimescaleSpec) -> ModelSettings:
+    """The model settings of a chain: those of the minutes, or the seconds'."""
+    return settings.timescales.minutes.models if spec.grid == MINUTES else settings.models
+
+
+def model_spec(settings: ModelSettings) -> ModelSpec:
+    """The spec of every model.
+
+    Args:
+        settings: the section ``settings.models``, or that of the minutes.
+    """
+    # How old a champion may grow says nothing of what a model is.
+    return ModelSpec(**settings.model_dump(exclude={"champion_max_age_days"}))
+
+
+def gate_spec(settings: ModelSettings, spec: TimescaleSpec) -> GateSpec:
+    """The spec of how a challenger is measured.
+
+    Args:
+        settings: the section of the timescale's models.
+        spec: the timescale.
+    """
+    usual = GateSpec()
+    return GateSpec(
+        # Where the first hold-out is a month, a challenger gets a second and a third look.
+        measured_for_s=max(usual.measured_for_s, 3 * spec.splits.test_span_s),
+        resamples=settings.bootstrap_resamples,
+        seed=settings.seed,
+        champion_max_age_s=settings.champion_max_age_days * DAY_S,
+    )

@@ -1,0 +1,85 @@
+"""An earlier model put back in force by hand, told to lake and registry so that a crash loses nothing.
+
+The order is that of `succession`: verdict on the version that goes → model copy and decision in the lake →
+aliases. The decision lies beside the one it follows (`decisions.ROLLED_BACK`), so that deciding that
+partition again does not undo it; the next partition goes on from it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from cryptovol_dagster.core.features.catalogue import feature_hash
+from cryptovol_dagster.core.promotion.rule import Champion, Decision, DecisionError, roll_back
+from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.lake import decisions
+from cryptovol_dagster.lake.files import Lake, partition_window
+from cryptovol_dagster.lake.latest import Reports
+from cryptovol_dagster.tracking.registry import Registry
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """What a rollback did, or would do.
+
+    Attributes:
+        taken_out: the champion before.
+        decision: what stands now.
+        aliases: what the registry's aliases did, in a sentence; empty for a dry run.
+    """
+
+    taken_out: Champion
+    decision: Decision
+    aliases: str = ""
+
+
+def roll_back_to(
+    lake: Lake,
+    spec: TimescaleSpec,
+    reports: Reports,
+    registry: Registry,
+    *,
+    to: str,
+    reason: str,
+    dry_run: bool = False,
+) -> Rollback:
+    """Put the model of a registry version in force, and remember that the champion was taken out.
+
+    Args:
+        lake: decisions, models, and how far labels reach.
+        spec: the timescale.
+        reports: the latest copy.
+        registry: versions and aliases.
+        to: ``previous``, or a version number.
+        reason: a person's words.
+        dry_run: only say what would be done.
+
+    Raises:
+        DecisionError: nothing was decided yet, or the model is champion already or of other features.
+        RegistryError: there is no such version.
+        TrackingError: MLflow cannot be reached or refuses.
+        LakeError: a folder cannot be written.
+    """
+    before = decisions.newest_decision(lake, spec)
+    if before is None or before.champion is None:
+        raise DecisionError(f"{spec.name} has no champion to roll back")
+    model = registry.model_of(to)
+    if model.feature_hash != feature_hash(spec):
+        raise DecisionError(
+            f"{model} was trained on feature set {model.feature_hash}, expected {feature_hash(spec)}: it "
+            "cannot score the features there are now"
+        )
+    labelled = lake.partitions(f"{spec.name}/labels")
+    now_ns = partition_window(max([*labelled, before.as_of]))[1]
+    decision = roll_back(before, model, as_of=before.as_of, now_ns=now_ns, reason=reason)
+    if dry_run:
+        return Rollback(before.champion, decision)
+    content = None if decisions.has_file(lake, spec, model) else registry.file_of(model)
+    if before.champion.registry_version is not None:
+        registry.tag_verdict(before.champion.registry_version, decision)
+    if content is not None:
+        decisions.keep_file(lake, spec, model, content)
+    reports.write(
+        reports.decision, decisions.write_decision(lake, spec, decision, suffix=decisions.ROLLED_BACK)
+    )
+    return Rollback(before.champion, decision, registry.follow(decision))

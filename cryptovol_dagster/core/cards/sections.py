@@ -1,0 +1,575 @@
+"""The sections of a model card, each a function from a report to lines of Markdown.
+
+Belongs here: what a card says. Which sections a card has, and in what order, stands in `model_card.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cryptovol_dagster.core.cards.markdown import NONE, number, table, with_interval
+from cryptovol_dagster.core.evaluation.evaluate import OK, summary_rows
+from cryptovol_dagster.core.promotion.rule import Decision
+
+#: A card of a training span shorter than this many days says what so little can teach.
+_FEW_DAYS = 3
+_HOURS_OF_TICKS = (
+    "- Hours of ticks cannot train a model that beats persistence; on about nine real hours nothing did. A "
+    "lift far above that of the baselines on such data is a leak until proven otherwise."
+)
+
+
+@dataclass(frozen=True)
+class CardContext:
+    """What a card says beyond evaluation and decision.
+
+    Attributes:
+        features: names of the columns that the models are given.
+        features_url: where they are described.
+        versions: of the libraries that the models were trained with.
+    """
+
+    features: tuple[str, ...]
+    features_url: str
+    versions: Mapping[str, str]
+
+
+def as_of(report: Mapping[str, Any]) -> list[str]:
+    """Say of which partition the card is; nothing where the report is of none."""
+    if "as_of" not in report:
+        return []
+    return [
+        f"Version 1 of the card; timescale `{report['timescale']}`, as of the end of {report['as_of']} UTC.",
+        "",
+    ]
+
+
+def intended_use(report: Mapping[str, Any]) -> list[str]:
+    """What is predicted, and for whom."""
+    horizon = report["horizon_s"]
+    return [
+        "## Intended use",
+        "",
+        f"For each product and each bar of {report['bar_interval_s']} s, the probability that the realised "
+        f"volatility of the **next {horizon} s** is at or over the product's threshold τ (a *spike*). τ is "
+        f"the {report['quantile']:g} quantile of that volatility over the training span.",
+        "",
+        "For monitoring and alerting on market conditions, by people who look at what is flagged.",
+        "",
+    ]
+
+
+def out_of_scope() -> list[str]:
+    """What the models are not for."""
+    return [
+        "## Out of scope",
+        "",
+        "- The direction of prices, returns, or any advice to trade.",
+        "- Unattended trading, margin or liquidation decisions.",
+        "- Products, venues, bar lengths or horizons that it was not trained on.",
+        "- Rows that its features call invalid: after gaps and restarts there is no prediction.",
+        "",
+    ]
+
+
+def champion(decision: Decision) -> list[str]:
+    """Who is in force, and why."""
+    champion, challenge = decision.champion, decision.challenge
+    if champion is None:
+        head = "No model is champion."
+    else:
+        version = (
+            "" if champion.registry_version is None else f", registry version {champion.registry_version}"
+        )
+        proven = (
+            " It is **unproven**: it was put in place, it has beaten nobody." if champion.unproven else ""
+        )
+        head = (
+            f"Champion is **{champion.model}**, trained as of {champion.as_of}{version} (MLflow run "
+            f"`{champion.mlflow_run_id}`).{proven}"
+        )
+    lines = ["## Champion", "", head, "", f"Decision: **{decision.verdict}**.", ""]
+    lines += [*(f"- {reason}" for reason in decision.reasons), ""]
+    if champion is None or challenge is None:
+        return lines
+    difference = challenge.difference
+    return [
+        *lines,
+        *table(
+            ["", "model", "PR-AUC", "Brier"],
+            [
+                [
+                    "challenger",
+                    str(challenge.challenger),
+                    number(challenge.average_precision),
+                    number(challenge.brier, 4),
+                ],
+                [
+                    "champion, on the same rows",
+                    str(challenge.champion),
+                    number(challenge.champion_average_precision),
+                    number(challenge.champion_brier, 4),
+                ],
+            ],
+        ),
+        "",
+        f"{challenge.rows:,} rows that neither learned from, {challenge.positives:,} spikes. Challenger "
+        "minus champion, PR-AUC [one-sided bounds]: "
+        + (
+            NONE
+            if difference is None
+            else with_interval(difference.estimate, difference.low, difference.high, signed=True)
+            + f", the lower one at level {difference.level:.2%}"
+        )
+        + ".",
+        "",
+    ]
+
+
+def features(report: Mapping[str, Any], context: CardContext) -> list[str]:
+    """How many columns there are, and where they are described."""
+    return [
+        "## Features",
+        "",
+        f"{len(context.features)} features, version `{report['data']['feature_hash']}`, all known at the end "
+        f"of the bar; names, units, windows and sources: [the asset's columns]({context.features_url}).",
+        "",
+    ]
+
+
+def verdict(report: Mapping[str, Any]) -> list[str]:
+    """How far to believe the numbers, and what is odd about the rows."""
+    head = ["## How far to believe it", ""]
+    notes = [f"- {note}" for note in report["notes"]]
+    if notes:
+        notes = ["Odd about the rows:", "", *notes, ""]
+    if report["verdict"] == OK:
+        enough = "**Verdict: ok.** There are enough independent spikes in the test for intervals."
+        return [*head, enough, "", *notes]
+    return [
+        *head,
+        f"**Verdict: {report['verdict']}.** The numbers below stand for this test span only; no model may "
+        "be preferred to another on their strength.",
+        "",
+        *[f"- {reason}" for reason in report["reasons"]],
+        "",
+        *notes,
+    ]
+
+
+def sufficiency(report: Mapping[str, Any]) -> list[str]:
+    """What the training span can teach, and what the next class of models lacks."""
+    found = report["sufficiency"]
+    lines = [
+        "## What the training span can teach",
+        "",
+        f"It supports **{found['supports']}** of `none` → `single` (one volatility: persistence, EWMA) → "
+        "`har` → `logit` (all features) → `trees`. Richer models are trained too; believe them as far as "
+        "this goes.",
+        "",
+        *table(
+            ["", "found"],
+            [
+                ["days observed", f"{found['days']:.3g}"],
+                ["rows, spikes", f"{found['rows']:,}, {found['positives']:,}"],
+                ["spike events", f"{found['events']:,}"],
+                [f"spikes at least {found['least_block_s'] / 60:g} min apart", f"{found['spikes_apart']:,}"],
+                [
+                    f"the same for each of {found['features']} features",
+                    number(found["spikes_per_feature"], 2),
+                ],
+                ["memory of the spikes (integrated autocorrelation)", f"{found['memory_s'] / 60:,.0f} min"],
+                [
+                    f"independent blocks of {found['block_s'] / 60:,.0f} min, with a spike",
+                    f"{found['blocks']:,}, {found['positive_blocks']:,}",
+                ],
+                [
+                    "effective sample size: rows by ln σ, spikes",
+                    f"{found['effective_rows']:,.0f}, {found['effective_positives']:,.0f}",
+                ],
+            ],
+        ),
+        "",
+    ]
+    if found["next_class"] is None:
+        return lines
+    when = "no rate yet" if found["more_days"] is None else f"{found['more_days']:.2g} more days at this rate"
+    return [
+        *lines,
+        f"For `{found['next_class']}` ({when}):",
+        "",
+        *[f"- {lack}" for lack in found["missing"]],
+        "",
+    ]
+
+
+def data(report: Mapping[str, Any]) -> list[str]:
+    """Which rows were used for what."""
+    data, counts = report["data"], report["counts"]
+    rows = []
+    for part in ("train", "validation", "test"):
+        span, count = report["split"][part], counts[part]
+        rows.append(
+            [
+                part,
+                span["start"],
+                span["end"],
+                f"{count['rows']:,}",
+                f"{count['positives']:,}",
+                number(count["base_rate"]),
+            ]
+        )
+    dropped = ", ".join(f"{reason} {count:,}" for reason, count in data["dropped"].items()) or "none"
+    test = counts["test"]
+    return [
+        "## Data",
+        "",
+        f"{', '.join(data['products'])}, {data['first']} … {data['last']}, {data['rows']:,} labelled "
+        f"rows (data `{data['hash']}`, features `{data['feature_hash']}`). Rows left out: {dropped}.",
+        "",
+        *table(["part", "from", "to (exclusive)", "rows", "spikes", "base rate"], rows),
+        "",
+        f"The test holds {test['events']} spike events; spikes lie in {test['positive_blocks']} independent "
+        f"blocks of {report['bootstrap']['block_s'] / 60:g} min.",
+        "",
+    ]
+
+
+def thresholds(report: Mapping[str, Any]) -> list[str]:
+    """What counts as a spike."""
+    test = report["counts"]["test"]["by_product"]
+    rows = [
+        [name, f"{tau:.4g}", f"{tau * 1e4:.3g}", number(test.get(name, {}).get("base_rate"))]
+        for name, tau in report["thresholds"].items()
+    ]
+    return [
+        "## Thresholds",
+        "",
+        *table(["product", "τ (log return per bar)", "τ in bps", "base rate in test"], rows),
+        "",
+    ]
+
+
+def results(report: Mapping[str, Any]) -> list[str]:
+    """Show the ranking of every model on all test rows, and its probabilities in a number each."""
+    rows = [
+        [
+            row["model"],
+            with_interval(row["average_precision"], row["ap_low"], row["ap_high"]),
+            number(row["lift"], 2),
+            f"{number(row['chance_mean'])}, {number(row['chance_q95'])}",
+            number(row["chance_share"], 2),
+            number(row["roc_auc"]),
+            number(row["brier"], 4),
+            number(row["log_loss"], 4),
+            number(row["ece"]),
+        ]
+        for row in summary_rows(report)
+    ]
+    head = [
+        "model",
+        "PR-AUC [95 %]",
+        "lift",
+        "by chance: mean, 95 % quantile",
+        "share of chance at or above",
+        "ROC-AUC",
+        "Brier",
+        "log loss",
+        "ECE",
+    ]
+    bootstrap, test = report["bootstrap"], report["counts"]["test"]
+    return [
+        "## Results on the test span",
+        "",
+        f"{_test_span(report)}: {test['rows']:,} rows, {test['positives']:,} spikes. Base rate "
+        f"{number(test['base_rate'])}: a model that knows nothing has that PR-AUC. Lift is PR-AUC over base "
+        "rate. *By chance*: the same scores on labels shifted in time, which keeps the clustering of spikes "
+        "and destroys any relation; a model has shown skill only where hardly a shift reaches it.",
+        "",
+        *table(head, rows),
+        "",
+        f"Intervals: {bootstrap['method']}, {bootstrap['resamples']} resamples of "
+        f"{bootstrap['block_s'] / 60:g} min blocks, seed {bootstrap['seed']}; {NONE} where the data are "
+        "too few for one.",
+        "",
+    ]
+
+
+def comparisons(report: Mapping[str, Any]) -> list[str]:
+    """Show paired differences, of all rows and at onset, each pair once; nothing with a single model."""
+    rows, shown = [], set()
+    for entry in report["comparisons"]:
+        pair = entry["model"], entry["baseline"]
+        if pair[::-1] in shown:
+            continue
+        shown.add(pair)
+        rows.append(
+            [
+                *pair,
+                _difference(entry["ap_difference"], entry["interval"]),
+                _difference(entry["onset_difference"], entry["onset_interval"]),
+            ]
+        )
+    if not rows:
+        return []
+    return [
+        "## Against one another",
+        "",
+        "Difference of PR-AUC on the same rows and resamples; an interval that holds 0 shows no difference.",
+        "",
+        *table(["model", "other model", "difference [95 %]", "at onset [95 %]"], rows),
+        "",
+    ]
+
+
+def onset(report: Mapping[str, Any]) -> list[str]:
+    """Show the ranking of rows that do not show a spike yet: the ones a warning is for."""
+    rows = sorted(summary_rows(report), key=lambda row: -(row["onset_average_precision"] or 0.0))
+    of_any = next(iter(report["models"].values()))["onset"]
+    return [
+        "## Onset",
+        "",
+        f"Only rows whose own trailing volatility is not yet a spike, which are those a warning is for: "
+        f"{of_any['rows']:,} rows, {of_any['positives']:,} spikes, base rate {number(of_any['base_rate'])}.",
+        "",
+        *table(
+            ["model", "PR-AUC at onset [95 %]", "lift"],
+            [
+                [
+                    row["model"],
+                    with_interval(row["onset_average_precision"], row["onset_low"], row["onset_high"]),
+                    number(report["models"][row["model"]]["onset"]["lift"], 2),
+                ]
+                for row in rows
+            ],
+        ),
+        "",
+    ]
+
+
+def by_product(report: Mapping[str, Any]) -> list[str]:
+    """Show each product by itself: PR-AUC of every model."""
+    models = [row["model"] for row in summary_rows(report)]
+    counts = report["counts"]["test"]["by_product"]
+    return [
+        "## By product",
+        "",
+        *table(
+            ["product", "rows", "base rate", *models],
+            [
+                [
+                    name,
+                    f"{count['rows']:,}",
+                    number(count["base_rate"]),
+                    *[
+                        number(report["models"][model]["by_product"][name]["average_precision"])
+                        for model in models
+                    ],
+                ]
+                for name, count in counts.items()
+            ],
+        ),
+        "",
+    ]
+
+
+def by_period(report: Mapping[str, Any]) -> list[str]:
+    """Show each calendar month (or day) by itself: PR-AUC of every model beside the base rate."""
+    models = [row["model"] for row in summary_rows(report)]
+    found = {model: report["models"][model]["by_period"] for model in models}
+    return [
+        f"## By {report['period_unit']}",
+        "",
+        "PR-AUC rises and falls with the base rate; a number alone says nothing of the model.",
+        "",
+        *table(
+            [report["period_unit"], "rows", "spikes", "base rate", *models],
+            [
+                [
+                    of_one["period"],
+                    f"{of_one['rows']:,}",
+                    f"{of_one['positives']:,}",
+                    number(of_one["base_rate"]),
+                    *[number(found[model][k]["average_precision"]) for model in models],
+                ]
+                for k, of_one in enumerate(found[models[0]])
+            ],
+        ),
+        "",
+    ]
+
+
+def calibration(report: Mapping[str, Any], decision: Decision | None) -> list[str]:
+    """Show predicted against observed, of the champion's kind, else of the best model."""
+    name = summary_rows(report)[0]["model"]
+    if decision is not None and decision.champion is not None and decision.champion.model in report["models"]:
+        name = decision.champion.model
+    lines = [
+        [
+            row["model"],
+            number(row["ece"]),
+            number(row["calibration_slope"], 2),
+            number(row["calibration_intercept"], 2),
+            number(row["brier"], 4),
+        ]
+        for row in summary_rows(report)
+    ]
+    bins = [
+        [
+            f"{part['low']:.3f} – {part['high']:.3f}",
+            f"{part['rows']:,}",
+            number(part["predicted"]),
+            number(part["observed"]),
+        ]
+        for part in report["models"][name]["reliability"]
+    ]
+    return [
+        "## Calibration",
+        "",
+        "Does 30 % mean 30 %? Slope 1 and intercept 0 would be perfect; a slope below 1 means probabilities "
+        "too far apart, an intercept below 0 too many alarms.",
+        "",
+        *table(["model", "expected calibration error", "slope", "intercept", "Brier"], lines),
+        "",
+        f"`{name}` on the test span, by predicted probability:",
+        "",
+        *table(["predicted between", "rows", "mean predicted", "share of spikes"], bins),
+        "",
+    ]
+
+
+def events(report: Mapping[str, Any]) -> list[str]:
+    """Show what each operating point is worth to somebody on duty."""
+    test = report["counts"]["test"]
+    rows = []
+    for model, result in report["models"].items():
+        for name, point in result["operating_points"].items():
+            if point is None:
+                rows.append([model, name, *[NONE] * 8])
+                continue
+            rows.append(
+                [
+                    model,
+                    name,
+                    number(point["threshold"]),
+                    number(point["precision"]),
+                    number(point["recall"]),
+                    number(point["f1"]),
+                    f"{point['events_found']} of {point['events']}",
+                    number(point["false_alarms_per_hour"], 2),
+                    number(point["median_delay_s"], 0),
+                    number(point["median_lead_s"], 0),
+                ]
+            )
+    head = [
+        "model",
+        "chosen for",
+        "threshold",
+        "precision",
+        "recall",
+        "F1",
+        "events found",
+        "false alarms/h",
+        "median delay, s",
+        "median lead, s",
+    ]
+    return [
+        "## Events and operating points",
+        "",
+        f"Chosen on validation ({report['counts']['validation']['rows']:,} rows), measured on "
+        f"{test['events']} spike events in {test['hours']:,.1f} hours of test. Alarms of a product rest "
+        "5 min; delay counts from an event's first row to its first flag, lead from there to the moment the "
+        "trailing volatility itself shows the spike.",
+        "",
+        *table(head, rows),
+        "",
+    ]
+
+
+def limits(report: Mapping[str, Any]) -> list[str]:
+    """What the numbers do not say."""
+    lines = [
+        "## Limits",
+        "",
+        "- Measured on one span of one venue; the next one has another level of volatility.",
+        *([_HOURS_OF_TICKS] if report["sufficiency"]["days"] < _FEW_DAYS else []),
+        "- τ is frozen at training. When the market's volatility moves, the base rate moves with it: "
+        "compare lift and base rate, not PR-AUC alone, between spans.",
+        "- One model serves all products; τ differs by product, the features' scale is not adjusted for it.",
+        "- Neighbouring rows share most of their label. Rows and positives say little about certainty; "
+        "events and blocks do.",
+        "- Rows inside gaps, after restarts and with old quotes have no label and no prediction; nothing "
+        "is known about spikes that coincide with them.",
+    ]
+    if report["verdict"] != OK:
+        lines.append(
+            "- **This test is too small to tell the models apart**; it shows that the machinery works, not "
+            "that a model does."
+        )
+    return [*lines, ""]
+
+
+def operation(report: Mapping[str, Any]) -> list[str]:
+    """What to watch while it runs."""
+    return [
+        "## In operation",
+        "",
+        "- There is no prediction where features are invalid. The label of a row is known "
+        f"{report['horizon_s']} s after it, so every number here can be taken again on what came since.",
+        "- Watch the base rate, the calibration of recent rows and the drift numbers. A base rate far from "
+        "the one above asks for new thresholds before it asks for another model.",
+        "- Thresholds of alarms are chosen on validation; the false alarms an hour that were measured in the "
+        "test are what to expect, not the budget.",
+        "- A champion changes by a decision with reasons, never because a newer model exists; the one before "
+        "it stays named `previous`.",
+        "",
+    ]
+
+
+def caveats() -> list[str]:
+    """Ethics and money."""
+    return [
+        "## Ethics and money",
+        "",
+        "- Public market data only; nothing in it is about persons.",
+        "- This is no advice to trade. A flag says that a market may move, not which way, and most flags "
+        "at an operating point may be false: read the precision beside them.",
+        "- Whoever acts on flags moves with others who do. Acting late, all at once and in the same "
+        "direction makes violent minutes worse.",
+        "- Exchanges, fees and liquidity are outside of the model; a right prediction can still cost money.",
+        "",
+    ]
+
+
+def reproduce(report: Mapping[str, Any], context: CardContext | None) -> list[str]:
+    """Which commands give these numbers again."""
+    key = report.get("as_of", "HOUR")
+    lines = [
+        "## How to reproduce",
+        "",
+        f"The same raw storage and `config.yaml` give the data hash `{report['data']['hash']}` and these "
+        f"numbers (seed {report['bootstrap']['seed']}):",
+        "",
+        "```sh",
+        f"cryptovol train --partition {key}",
+        f"cryptovol evaluate --partition {key} --json",
+        "```",
+        "",
+        f"Schema version of the evaluation: {report['schema_version']}.",
+    ]
+    if context is not None:
+        versions = ", ".join(f"{name} {found}" for name, found in sorted(context.versions.items()))
+        lines.append(f"Trained with {versions}.")
+    return [*lines, ""]
+
+
+def _test_span(report: Mapping[str, Any]) -> str:
+    span = report["split"]["test"]
+    return f"{', '.join(report['data']['products'])}, {span['start']} … {span['end']}"
+
+
+def _difference(value: float | None, interval: Mapping[str, float] | None) -> str:
+    bounds = interval or {}
+    return with_interval(value, bounds.get("low"), bounds.get("high"), signed=True)

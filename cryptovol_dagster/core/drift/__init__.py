@@ -1,0 +1,1 @@
+"""How far the features of an hour are from the reference, and from which distance on that is drift."""

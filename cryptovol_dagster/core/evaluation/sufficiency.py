@@ -1,0 +1,303 @@
+"""How much a training span can teach: independent spikes, memory, days, and the richest model they support.
+
+Rows say little, because neighbours share most of their label. What counts is how many spikes there are that
+lie apart, and over how many days. Nothing here decides anything: the numbers stand beside what was measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from cryptovol_dagster.core.exploration.numbers import autocorrelation
+from cryptovol_dagster.core.learning.labels import SIGMA_FLOOR
+from cryptovol_dagster.core.metrics.ranking import MIN_POSITIVE_BLOCKS, MIN_POSITIVES, Market, least_block_s
+from cryptovol_dagster.core.specs import NS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from cryptovol_dagster.core.learning.dataset import Problem
+
+NONE, SINGLE, HAR, LOGIT, TREES = "none", "single", "har", "logit", "trees"
+#: Columns of the HAR set (Corsi 2009): a ladder of four to six windows.
+HAR_FEATURES = 5
+#: The autocorrelation is summed up to the lag that is this many times its own sum (Sokal 1997).
+_WINDOW_FACTOR = 5
+_DAY_S = 86_400
+
+
+class ModelClass(NamedTuple):
+    """A class of models, and what it takes to fit one.
+
+    Attributes:
+        name: one of the constants above.
+        about: which models these are.
+        features: how many it reads; None: all there are.
+        spikes_per_feature: least number of spikes apart for each of them.
+        days: least number of days observed.
+    """
+
+    name: str
+    about: str
+    features: int | None
+    spikes_per_feature: int
+    days: float
+
+
+#: From the plainest to the richest. Why these limits: docs/decisions.md, "What a span can teach".
+CLASSES = (
+    ModelClass(SINGLE, "one volatility and a threshold (persistence, EWMA)", 1, MIN_POSITIVE_BLOCKS, 0.0),
+    ModelClass(HAR, "a logistic on a ladder of volatilities (HAR)", HAR_FEATURES, 5, 3.0),
+    ModelClass(LOGIT, "a penalised logistic on every feature", None, 2, 7.0),
+    ModelClass(TREES, "boosted trees on every feature", None, 2, 30.0),
+)
+
+
+class Memory(NamedTuple):
+    """How long a series remembers.
+
+    Attributes:
+        integrated_s: ``(1 + 2 Σ ρ_k) · bar``: neighbours closer than this share most of what they say.
+        effective: how many independent values would say as much as all of them.
+    """
+
+    integrated_s: float
+    effective: float
+
+
+@dataclass(frozen=True)
+class Sufficiency:
+    """What a span holds, and the richest class of models it supports.
+
+    Attributes:
+        supports: name of the class; ``none`` where not even a single volatility can be fitted.
+        rows: labelled rows.
+        products: names.
+        positives: rows that are a spike.
+        days: time observed (bars of which at least one product has a row), in days.
+        events: episodes: runs of spikes of a product, gaps of at most H bridged.
+        features: how many a model may read.
+        spikes_apart: the most spikes, of whatever product, of which any two lie `least_block_s` apart.
+        spikes_per_feature: the same by `features`.
+        least_block_s: max(5 H, 30 min).
+        memory_s: integrated autocorrelation time of y.
+        block_s: max(`least_block_s`, 2 × `memory_s`): what lies that far apart is independent.
+        blocks: the most rows of which any two lie `block_s` apart.
+        positive_blocks: the same of spikes.
+        effective_positives: times with a spike, by the memory of y.
+        effective_rows: times, by the memory of ln σ.
+        missing: what the next class lacks, a sentence each; empty where there is no next class.
+        next_class: name of the next class; None where there is none.
+        more_days: days until the next class at this rate; None where there is no next class or no rate yet.
+    """
+
+    supports: str
+    rows: int
+    products: tuple[str, ...]
+    positives: int
+    days: float
+    events: int
+    features: int
+    spikes_apart: int
+    spikes_per_feature: float
+    least_block_s: float
+    memory_s: float
+    block_s: float
+    blocks: int
+    positive_blocks: int
+    effective_positives: float
+    effective_rows: float
+    missing: tuple[str, ...]
+    next_class: str | None
+    more_days: float | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON-able form, with the `summary` sentence."""
+        body = asdict(self)
+        body |= {"products": list(self.products), "missing": list(self.missing)}
+        return {**body, "summary": summarise(body)}
+
+
+def summarise(found: Mapping[str, Any]) -> str:
+    """Say in one line what a span supports, and when more; of `Sufficiency.to_dict` or its JSON."""
+    counted = f"{found['spikes_apart']} spikes apart in {found['days']:.2g} days"
+    if found["next_class"] is None:
+        return f"{counted} support {found['supports']}"
+    when = "no rate yet" if found["more_days"] is None else f"{found['more_days']:.2g} more days at this rate"
+    return f"{counted} support {found['supports']}; {found['next_class']}: {when}"
+
+
+def assess_training(problem: Problem) -> Sufficiency:
+    """Assess the training rows of a problem, which is what models are fitted on."""
+    train, y = problem.part(problem.split.train)
+    return assess(
+        train.t_ns,
+        y,
+        train.sigma,
+        train.product,
+        bar_ns=train.bar_ns,
+        horizon_ns=train.horizon_ns,
+        features=train.features.shape[1],
+    )
+
+
+def assess(
+    t_ns: NDArray[np.int64],
+    y: NDArray[np.bool_],
+    sigma: NDArray[np.float64],
+    product: NDArray[np.object_],
+    *,
+    bar_ns: int,
+    horizon_ns: int,
+    features: int,
+) -> Sufficiency:
+    """Say what rows can teach, whatever their order; more of them never support less.
+
+    The class rests on counts that only grow with rows: positives, days, and spikes of which any two lie
+    max(5 H, 30 min) apart. Products at one time count once: they move together. The numbers by the memory of
+    the series are not used for it, because a longer record may reveal a longer memory.
+
+    Args:
+        t_ns: decision time of each row.
+        y: whether it is a spike.
+        sigma: forward volatility.
+        product: name of its product.
+        bar_ns: length of a bar.
+        horizon_ns: H.
+        features: how many a model may read.
+    """
+    order = np.argsort(t_ns, kind="stable")
+    t_ns, y, sigma, product = t_ns[order], y[order], sigma[order], product[order]
+    market = Market(product, t_ns, y, np.zeros(y.size, dtype=bool), bar_ns, horizon_ns)
+    times = np.unique(t_ns)
+    spike_times = np.unique(t_ns[y])
+    least_s = least_block_s(horizon_ns / NS)
+    grids = list(_grids(t_ns, product, bar_ns, y.astype(np.float64), np.log(np.maximum(sigma, SIGMA_FLOOR))))
+    of_y = _memory([spikes for spikes, _ in grids], times.size, bar_ns)
+    of_sigma = _memory([volatility for _, volatility in grids], times.size, bar_ns)
+    block_s = max(least_s, 2 * of_y.integrated_s)
+    spikes_apart = count_apart(spike_times, least_s)
+    days = times.size * bar_ns / NS / _DAY_S
+    reached = [
+        _lacking(kind, spikes_apart, int(y.sum()), days, features)
+        for kind in CLASSES  # a class stands on those before it, so the first that lacks something ends it
+    ]
+    k = next((k for k, lacks in enumerate(reached) if lacks), len(CLASSES))
+    lacks = reached[k] if k < len(CLASSES) else []
+    waits = [lack.more_days for lack in lacks]
+    known = [wait for wait in waits if wait is not None]
+    return Sufficiency(
+        supports=CLASSES[k - 1].name if k else NONE,
+        rows=int(t_ns.size),
+        products=tuple(sorted(map(str, pd.unique(product)))),
+        positives=int(y.sum()),
+        days=days,
+        events=len(market.events()),
+        features=features,
+        spikes_apart=spikes_apart,
+        spikes_per_feature=spikes_apart / features if features else 0.0,
+        least_block_s=least_s,
+        memory_s=of_y.integrated_s,
+        block_s=block_s,
+        blocks=count_apart(times, block_s),
+        positive_blocks=count_apart(spike_times, block_s),
+        effective_positives=of_y.effective * spike_times.size / max(times.size, 1),
+        effective_rows=of_sigma.effective,
+        missing=tuple(lack.sentence for lack in lacks),
+        next_class=CLASSES[k].name if k < len(CLASSES) else None,
+        more_days=max(known) if known and len(known) == len(waits) else None,
+    )
+
+
+def count_apart(times_ns: NDArray[np.int64], apart_s: float) -> int:
+    """Count the most times of which any two lie `apart_s` or more apart.
+
+    Taking the first, and then always the first that is far enough, is the most there can be. Unlike blocks
+    of a grid, this depends on no origin and never falls when times are added.
+
+    Args:
+        times_ns: ascending.
+        apart_s: least distance.
+    """
+    count = at = 0
+    while at < times_ns.size:
+        count += 1
+        at = int(np.searchsorted(times_ns, times_ns[at] + int(apart_s * NS)))
+    return count
+
+
+class _Lack(NamedTuple):
+    sentence: str
+    more_days: float | None
+
+
+def _lacking(kind: ModelClass, spikes: int, positives: int, days: float, features: int) -> list[_Lack]:
+    """Say what a class lacks, in order of the things it asks for."""
+    reads = features if kind.features is None else kind.features
+    asked = (
+        ("rows that are spikes", positives, MIN_POSITIVES),
+        (
+            f"spikes apart ({kind.spikes_per_feature} a feature, {reads} read)",
+            spikes,
+            _spikes_needed(kind, reads),
+        ),
+    )
+    lacks = [
+        _Lack(f"{kind.name}: {needed} {what} are needed, {found} found", _wait(found, needed, days))
+        for what, found, needed in asked
+        if found < needed
+    ]
+    if days < kind.days:
+        sentence = f"{kind.name}: {kind.days:g} days are needed, {days:.2g} found"
+        lacks.append(_Lack(sentence, kind.days - days))
+    return lacks
+
+
+def _spikes_needed(kind: ModelClass, reads: int) -> int:
+    """Spikes that a class asks for; never fewer than a plainer one that reads a fixed set."""
+    floor = max(one.features * one.spikes_per_feature for one in CLASSES if one.features is not None)
+    own = reads * kind.spikes_per_feature
+    return own if kind.features is not None else max(own, floor)
+
+
+def _wait(found: int, needed: int, days: float) -> float | None:
+    return (needed - found) / (found / days) if found and days else None
+
+
+def _grids(
+    t_ns: NDArray[np.int64], product: NDArray[np.object_], bar_ns: int, *columns: NDArray[np.float64]
+) -> Iterator[NDArray[np.float64]]:
+    """Yield each product's columns on every bar from its first to its last row, NaN where it has none."""
+    for name in pd.unique(product):
+        own = np.flatnonzero(product == name)
+        slot = (t_ns[own] - t_ns[own].min()) // bar_ns
+        grids = np.full((len(columns), int(slot.max()) + 1), np.nan)
+        for grid, column in zip(grids, columns, strict=True):
+            grid[slot] = column[own]
+        yield grids
+
+
+def _memory(series: list[NDArray[np.float64]], times: int, bar_ns: int) -> Memory:
+    """Integrate the autocorrelation, averaged over the products by their rows; at least one bar.
+
+    ``1 + 2 Σ_k ρ_k``, with Sokal's window (Monte Carlo Methods in Statistical Mechanics, 1997).
+    """
+    bars = 1.0
+    # A product followed since yesterday says nothing of a memory of weeks.
+    longest = max((values.size for values in series), default=0)
+    found = [autocorrelation(values, values.size // 4) for values in series if 2 * values.size >= longest]
+    found = [one for one in found if one.lags.size and np.isfinite(one.correlation).all()]
+    if found:
+        lags = min(one.lags.size for one in found)
+        weights = [one.observations for one in found]
+        rho = np.average([one.correlation[:lags] for one in found], axis=0, weights=weights)
+        sums = 1 + 2 * np.cumsum(rho)
+        # Beyond a few times the memory itself there is nothing but noise to add.
+        enough = np.flatnonzero(np.arange(1, lags + 1) >= _WINDOW_FACTOR * sums)
+        bars = max(1.0, float(sums[enough[0] if enough.size else -1]))
+    return Memory(bars * bar_ns / NS, times / bars)

@@ -1,0 +1,1 @@
+"""Numbers and pictures for the notebook; nothing that trains or decides reads them."""

@@ -1,0 +1,662 @@
+"""Features: what is known at the end of a bar, from windows over bars; never a price or volume level.
+
+Each feature is declared once (`FEATURES`): the declaration names, documents, computes and versions it. One
+function serves the hourly asset, replay, the benchmark and the live path; `docs/features.md` and the lake's
+schema are rendered from the same table. There are two stages: a product's *own* features from its own bars,
+and *cross* features from the other products' own features of the same bar. Does not belong here: the
+formulas (`feature_formulas.py`), labels, scaling to a training span, anything that looks past a row's own
+bar.
+
+Realised volatility and the HAR set after Corsi (2009).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from cryptovol_dagster.core.features import formulas
+from cryptovol_dagster.core.features.block import WARM_PERCENT, Block, Floats
+from cryptovol_dagster.core.features.windows import ewma_length
+from cryptovol_dagster.core.market.bars import BarGrid, frame_keys
+from cryptovol_dagster.core.market.fixed_point import MAX_WINDOW_BARS
+from cryptovol_dagster.core.specs import TimescaleSpec
+
+#: Raised when a formula changes its meaning without changing its text.
+FEATURES_VERSION = 3
+#: Windows of the families that do not run over all of the spec's windows; those longer than the spec's are
+#: left out.
+RETURN_WINDOWS = (1, 5, 30, 60, 300)
+QUOTE_WINDOWS = (15, 60, 300)
+SHAPE_WINDOWS = (60, 300, 900)
+RANGE_WINDOWS = (15, 60, 300, 900)
+#: (short, long) of the ratios.
+RV_RATIOS = ((15, 300), (60, 900), (300, 3_600))
+RANGE_RATIOS = ((15, 300), (60, 900))
+INTENSITY_RATIO = VOLUME_RATIO = (15, 300)
+#: What of the other products is averaged.
+CROSS_GK_WINDOWS, CROSS_RETURN_WINDOWS = (15, 60, 300), (5, 60)
+#: Bars of this length and longer have a choice of their own: one candle tells much, a day is 1,440 bars, and
+#: where a minute lies in its hour matters.
+LONG_BAR_S = 60
+#: A longer window makes no row wait: its feature is optional. An hour of warm-up after each start would leave
+#: nothing to score for most of it, and of a short recording nothing to learn from.
+MAX_REQUIRED_WINDOW_BARS = 2_400
+#: Bars computed at a time: what is in use stays in the cache, and is small enough for the allocator to reuse.
+_BLOCK_BARS, _CROSS_BLOCK_BARS = 16_384, 4_096
+
+
+class FeatureError(ValueError):
+    """A spec whose windows cannot be computed exactly, or a span the bars do not hold."""
+
+
+class Reason(IntEnum):
+    """Why a row may not be scored. Of several: gap, no quote, stale, break, warming up."""
+
+    #: The row may be scored.
+    OK = 0
+    #: Fewer than 90 % of the bars of a required feature's window are valid.
+    WARMING_UP = 1
+    #: The quote is older than `stale_after_s`.
+    STALE = 2
+    #: No message for longer than `gap_after_s`.
+    IN_GAP = 3
+    #: There is no quote, though no gap either (a source without one).
+    NO_QUOTE = 4
+    #: The bar's own return crosses a break or is too large to be summed.
+    BREAK = 5
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One column: what it is called, what it means, and how it is computed.
+
+    Attributes:
+        name: column name.
+        family: what it is listed under.
+        unit: of the value; "ln(...)" for the logarithm of a quantity.
+        sources: columns of `BarGrid` it is made of.
+        window_bars: bars it looks back over, its own included.
+        formula: for people; part of the version hash.
+        optional: NaN where what it is made of is unknown (a feed without trades or sizes, no other product, a
+            look-back of an hour); such a row is valid all the same. Every other feature must be known.
+        compute: fills one block's values and says where its window is warm; None for a cross feature.
+        mean_of: the own feature that a cross feature averages over the other products; None for an own one.
+    """
+
+    name: str
+    family: str
+    unit: str
+    sources: tuple[str, ...]
+    window_bars: int
+    formula: str
+    optional: bool = False
+    compute: formulas.Compute | None = field(default=None, repr=False, compare=False)
+    mean_of: str | None = None
+
+    @property
+    def is_own(self) -> bool:
+        """Whether it is made of the product's own bars alone."""
+        return self.mean_of is None
+
+    def document(self) -> dict[str, Any]:
+        """The declaration without its code: what docs, schema and hash are made of."""
+        return {
+            "name": self.name,
+            "family": self.family,
+            "unit": self.unit,
+            "sources": list(self.sources),
+            "window_bars": self.window_bars,
+            "formula": self.formula,
+            "optional": self.optional,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureGrid:
+    """Features of every (product, bar) of a span.
+
+    Attributes:
+        products: rows of the grid.
+        start_ns: start of the first bar; a row is known at its bar's *end*.
+        bar_ns: length of a bar.
+        names: feature names; with or without the cross features.
+        values: float64 (n_features, n_products, n_bars); NaN where a window is not warm or no fresh quote
+            exists.
+        valid: the row may be scored: every required feature is a finite number (bool, n_products × n_bars).
+        reason: code of `Reason` (int8, n_products × n_bars); `OK` where `valid`.
+    """
+
+    products: tuple[str, ...]
+    start_ns: int
+    bar_ns: int
+    names: tuple[str, ...]
+    values: Floats
+    valid: NDArray[np.bool_]
+    reason: NDArray[np.int8]
+
+    def __getitem__(self, name: str) -> Floats:
+        """One feature, shape (n_products, n_bars)."""
+        return self.values[self.names.index(name)]
+
+    @property
+    def n_bars(self) -> int:
+        """Rows of each product."""
+        return self.valid.shape[1]
+
+    @property
+    def bar_starts_ns(self) -> NDArray[np.int64]:
+        """Start of each bar, shape (n_bars,)."""
+        return self.start_ns + self.bar_ns * np.arange(self.n_bars, dtype=np.int64)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Long form: `bar_start`, `product`, the features, `valid`, `reason`; product by product."""
+        frame: dict[str, Any] = frame_keys(self.products, self.bar_starts_ns)
+        frame |= {name: values.ravel() for name, values in zip(self.names, self.values, strict=True)}
+        return pd.DataFrame(frame | {"valid": self.valid.ravel(), "reason": self.reason.ravel()})
+
+
+@dataclass(frozen=True)
+class _Windows:
+    """The windows in use, in bars."""
+
+    all: tuple[int, ...]
+    half_lives: tuple[int, ...]
+    families: Families
+
+    def up_to_longest(self, windows: tuple[int, ...]) -> tuple[int, ...]:
+        return tuple(window for window in windows if window <= self.all[-1])
+
+    def pairs(self, ratios: tuple[tuple[int, int], ...]) -> Iterator[tuple[int, int]]:
+        """The ratios of windows that are all in use."""
+        return ((a, b) for a, b in ratios if {a, b} <= set(self.all))
+
+
+@dataclass(frozen=True)
+class Families:
+    """Windows, in bars, of the families that do not run over all of the spec's windows.
+
+    Attributes:
+        returns: of returns.
+        shape: of jumps and downside.
+        ranges: of Parkinson's volatility.
+        log_ranges: of mean and deviation of the logarithm of a bar's range.
+        rv_ratios: (short, long).
+        range_ratios: (short, long).
+        volume_ratios: (short, long).
+        cross_gk: of the other products' Garman–Klass volatility.
+        cross_returns: of their returns.
+        bar_shape: whether a bar's own shape is told, and where its end lies within the hour.
+    """
+
+    returns: tuple[int, ...]
+    shape: tuple[int, ...]
+    ranges: tuple[int, ...]
+    log_ranges: tuple[int, ...]
+    rv_ratios: tuple[tuple[int, int], ...]
+    range_ratios: tuple[tuple[int, int], ...]
+    volume_ratios: tuple[tuple[int, int], ...]
+    cross_gk: tuple[int, ...]
+    cross_returns: tuple[int, ...]
+    bar_shape: bool
+
+
+SHORT_BARS = Families(
+    returns=RETURN_WINDOWS,
+    shape=SHAPE_WINDOWS,
+    ranges=RANGE_WINDOWS,
+    log_ranges=(),
+    rv_ratios=RV_RATIOS,
+    range_ratios=RANGE_RATIOS,
+    volume_ratios=(VOLUME_RATIO,),
+    cross_gk=CROSS_GK_WINDOWS,
+    cross_returns=CROSS_RETURN_WINDOWS,
+    bar_shape=False,
+)
+LONG_BARS = Families(
+    returns=(1, 5, 30),
+    shape=(5, 60, 240),
+    ranges=(1, 5, 15, 60),
+    log_ranges=(15, 60),
+    rv_ratios=(),
+    range_ratios=(),
+    volume_ratios=((1, 60), (5, 60), (5, 1_440), (15, 1_440), (60, 1_440)),
+    cross_gk=(1, 5, 15, 60),
+    cross_returns=(1, 5),
+    bar_shape=True,
+)
+
+
+def families(spec: TimescaleSpec) -> Families:
+    """Which windows a timescale's families have."""
+    return LONG_BARS if spec.bar_interval_s >= LONG_BAR_S else SHORT_BARS
+
+
+_LN_VOLATILITY, _LN_BPS, _LN_RATIO = "ln(volatility per √bar)", "ln(bps)", "log ratio"
+
+
+def _returns(windows: _Windows) -> Iterator[Feature]:
+    for w in windows.up_to_longest(windows.families.returns):
+        text = f"Σ r over {w} bars"
+        yield Feature(f"ret_{w}", "return", "log return", ("ret_nano",), w, text, compute=formulas.ret(w))
+    for w in windows.up_to_longest(windows.families.returns):
+        text, compute = f"|Σ r over {w} bars|", formulas.abs_ret(w)
+        yield Feature(f"abs_ret_{w}", "return", "log return", ("ret_nano",), w, text, compute=compute)
+
+
+def _volatility(windows: _Windows) -> Iterator[Feature]:
+    for short, family, source, what, compute in (
+        ("rv", "realised volatility", "ret_nano", "r²", formulas.ln_rv),
+        ("gk", "Garman–Klass volatility", "gk_atto", "GK", formulas.ln_gk),
+    ):
+        for w in windows.all:
+            text = f"ln(√(Σ {what} / n) + 1e-7), n valid bars of {w}"
+            yield Feature(
+                f"ln_{short}_{w}", family, _LN_VOLATILITY, (source,), w, text, _is_long(w), compute(w)
+            )
+    for which, (short, source, what) in enumerate((("rv", "ret_nano", "r²"), ("gk", "gk_atto", "GK"))):
+        for h in windows.half_lives:
+            length = ewma_length(h)
+            text = f"ln(√EWMA({what}) + 1e-7), half-life {h} bars, kernel of {length} bars"
+            yield Feature(
+                f"ln_ewma_{short}_{h}", "EWMA", _LN_VOLATILITY, (source,), length, text, _is_long(length),
+                formulas.ln_ewma(h, which),
+            )  # fmt: skip
+    for a, b in windows.pairs(windows.families.rv_ratios):
+        text, compute = f"ln RV({a}) − ln RV({b})", formulas.difference(f"ln_rv_{a}", f"ln_rv_{b}")
+        yield Feature(
+            f"rv_ratio_{a}_{b}",
+            "realised volatility",
+            _LN_RATIO,
+            ("ret_nano",),
+            b,
+            text,
+            _is_long(b),
+            compute,
+        )
+
+
+def _is_long(window: int) -> bool:
+    return window > MAX_REQUIRED_WINDOW_BARS
+
+
+def _shape(windows: _Windows) -> Iterator[Feature]:
+    """How the movement came about: in jumps or evenly, downwards or upwards, within the bars or between."""
+    used = windows.up_to_longest(windows.families.shape)
+    for w in used:
+        text = f"ln(√BV + 1e-7), BV = π/2 · Σ |r_i||r_i−1| / n, n pairs of adjacent valid bars of {w}"
+        yield Feature(
+            f"ln_bv_{w}", "jumps", _LN_VOLATILITY, ("ret_nano",), w, text, compute=formulas.ln_bipower(w)
+        )
+    for w in used:
+        text = f"max(0, 1 − BV/RV²) over {w} bars; 0 where RV is 0"
+        yield Feature(
+            f"jump_share_{w}", "jumps", "share", ("ret_nano",), w, text, compute=formulas.jump_share(w)
+        )
+    for w in used:
+        text, compute = f"ln(max |r| over {w} bars + 1e-7)", formulas.ln_max_abs_ret(w, used)
+        yield Feature(
+            f"ln_max_abs_ret_{w}", "jumps", "ln(log return)", ("ret_nano",), w, text, compute=compute
+        )
+    for w in used:
+        text = f"Σ r² of the bars with r < 0 / Σ r², over {w} bars; 0.5 where RV is 0"
+        yield Feature(
+            f"downside_share_{w}", "downside", "share", ("ret_nano",), w, text,
+            compute=formulas.downside_share(w),
+        )  # fmt: skip
+    for w in windows.up_to_longest(windows.families.ranges):
+        text = (
+            f"ln(√(Σ (ln high − ln low)² / (4 ln 2 · n)) + 1e-7), the range of each bar, n valid bars of {w}"
+        )
+        yield Feature(
+            f"ln_parkinson_{w}", "Parkinson volatility", _LN_VOLATILITY, ("range_nano",), w, text,
+            compute=formulas.ln_parkinson(w),
+        )  # fmt: skip
+    for a, b in windows.families.range_ratios:
+        if b <= windows.all[-1]:
+            text = f"ln Parkinson({a}) − ln Parkinson({b})"
+            compute = formulas.difference(f"ln_parkinson_{a}", f"ln_parkinson_{b}")
+            yield Feature(
+                f"range_ratio_{a}_{b}", "Parkinson volatility", _LN_RATIO, ("range_nano",), b, text,
+                compute=compute,
+            )  # fmt: skip
+    for w in windows.up_to_longest(windows.families.log_ranges):
+        text = f"mean of ln(ln high − ln low + 1e-5) over the valid bars of {w}"
+        yield Feature(
+            f"mean_ln_range_{w}", "bar shape", "ln(log return)", ("range_nano",), w, text,
+            compute=formulas.mean_ln_range(w),
+        )  # fmt: skip
+        text = f"standard deviation of ln(ln high − ln low + 1e-5) over the valid bars of {w} (divisor n)"
+        yield Feature(
+            f"std_ln_range_{w}", "bar shape", "ln(log return)", ("range_nano",), w, text,
+            compute=formulas.std_ln_range(w),
+        )  # fmt: skip
+    if windows.families.bar_shape:
+        text = "(2 close − high − low)/(high − low): −1 at the bar's low, 1 at its high; 0 without a range"
+        yield Feature(
+            "close_place_last", "bar shape", "share", ("high", "low", "close"), 1, text,
+            compute=formulas.close_place_last,
+        )  # fmt: skip
+
+
+def _spread(windows: _Windows) -> Iterator[Feature]:
+    sources, used = ("spread_nano",), windows.up_to_longest(QUOTE_WINDOWS)
+    text = "ln(spread + 0.001 bps), bar's end"
+    yield Feature("ln_spread_last", "spread", _LN_BPS, sources, 1, text, compute=formulas.ln_spread_last)
+    for w in used:
+        text, compute = f"ln(mean spread of the valid bars of {w} + 0.001 bps)", formulas.ln_spread_mean(w)
+        yield Feature(f"ln_spread_mean_{w}", "spread", _LN_BPS, sources, w, text, compute=compute)
+    for w in used:
+        text = f"ln(greatest spread of the valid bars of {w} + 0.001 bps)"
+        compute = formulas.ln_spread_max(w, used)
+        yield Feature(f"ln_spread_max_{w}", "spread", _LN_BPS, sources, w, text, compute=compute)
+    tick_bars = max(used, default=0)
+    for w in used:
+        text = (
+            f"share of the valid bars of {w} whose spread is over 1.5 times the smallest positive one of the "
+            f"{tick_bars} bars up to each"
+        )
+        yield Feature(
+            f"spread_above_tick_{w}", "spread", "share", sources, w + tick_bars, text,
+            compute=formulas.spread_above_tick(w, tick_bars),
+        )  # fmt: skip
+
+
+def _book(windows: _Windows) -> Iterator[Feature]:
+    sources, used = ("imbalance_nano",), windows.up_to_longest(QUOTE_WINDOWS)
+    text = "(bid size − ask size)/(bid size + ask size), bar's end"
+    yield Feature("imbalance_last", "book", "share", sources, 1, text, True, formulas.imbalance_last)
+    for w in used:
+        text, compute = f"|mean imbalance of the valid bars of {w}|", formulas.abs_imbalance_mean(w)
+        yield Feature(f"abs_imbalance_mean_{w}", "book", "share", sources, w, text, True, compute)
+    for w in used:
+        text = f"standard deviation of imbalance over the valid bars of {w} (divisor n)"
+        yield Feature(
+            f"imbalance_std_{w}", "book", "share", sources, w, text, True, formulas.imbalance_std(w)
+        )
+    sources, text = (
+        ("microprice_nano",),
+        "(microprice − mid)/mid, bar's end; weighted by the other side's size",
+    )
+    yield Feature("microprice_last", "book", "bps", sources, 1, text, True, formulas.microprice_last)
+    for w in used:
+        text, compute = f"mean (microprice − mid)/mid of the valid bars of {w}", formulas.microprice_mean(w)
+        yield Feature(f"microprice_mean_{w}", "book", "bps", sources, w, text, True, compute)
+
+
+def _activity(windows: _Windows) -> Iterator[Feature]:
+    used = windows.up_to_longest(QUOTE_WINDOWS)
+    for w in used:
+        text, compute = f"ln(quote updates / n + 0.01), n valid bars of {w}", formulas.ln_intensity(w)
+        yield Feature(
+            f"ln_intensity_{w}", "intensity", "ln(updates per bar)", ("n_updates",), w, text, compute=compute
+        )
+    a, b = INTENSITY_RATIO
+    if b <= windows.all[-1]:
+        text = f"ln intensity({a}) − ln intensity({b})"
+        compute = formulas.difference(f"ln_intensity_{a}", f"ln_intensity_{b}")
+        yield Feature(
+            f"intensity_ratio_{a}_{b}", "intensity", _LN_RATIO, ("n_updates",), b, text, compute=compute
+        )
+    for w in used:
+        text, compute = f"ln(changes of mid / n + 0.01), n valid bars of {w}", formulas.ln_mid_changes(w)
+        yield Feature(
+            f"ln_mid_changes_{w}", "intensity", "ln(changes per bar)", ("n_mid_changes",), w, text,
+            compute=compute,
+        )  # fmt: skip
+
+
+def _trades(windows: _Windows) -> Iterator[Feature]:
+    used = windows.up_to_longest(QUOTE_WINDOWS)
+    for w in used:
+        text, compute = f"ln(trades / n + 0.01), n bars of {w} with known trades", formulas.ln_trade_rate(w)
+        yield Feature(
+            f"ln_trade_rate_{w}", "trades", "ln(trades per bar)", ("n_trades",), w, text, True, compute
+        )
+    for a, b in windows.families.volume_ratios:
+        if b > windows.all[-1]:
+            continue
+        text = f"ln(volume a bar over {a} / volume a bar over {b} + 0.01); null where nothing was traded"
+        compute = formulas.ln_volume_ratio(a, b)
+        yield Feature(f"volume_ratio_{a}_{b}", "trades", _LN_RATIO, ("volume_e8",), b, text, True, compute)
+    for w in used:
+        text = f"(bought − sold)/(bought + sold) by takers over {w} bars; null where nothing was traded"
+        sources, compute = ("signed_volume_e8", "volume_e8"), formulas.signed_volume_share(w)
+        yield Feature(f"signed_volume_share_{w}", "trades", "share", sources, w, text, True, compute)
+
+
+def _time(windows: _Windows, spec: TimescaleSpec) -> Iterator[Feature]:
+    waves = (("day", formulas.DAY_S, "day"), ("week", formulas.WEEK_S, "week from Monday"))
+    of_hour = (("hour", formulas.HOUR_S, "hour"),) if windows.families.bar_shape else ()
+    for period, period_s, text in (*waves, *of_hour):
+        for name, wave in (("sin", np.sin), ("cos", np.cos)):
+            formula = f"{name}(2π · share of the {text} that has passed at the bar's end, UTC)"
+            yield Feature(
+                f"{name}_{period}", "calendar", "", ("bar_start",), 1, formula,
+                compute=formulas.calendar(wave, period_s),
+            )  # fmt: skip
+    if windows.families.bar_shape:
+        for name, period_s, text in (
+            ("phase_hour", formulas.HOUR_S, "hour"),
+            ("phase_quarter", formulas.HOUR_S // 4, "quarter of an hour"),
+            ("phase_5min", formulas.HOUR_S // 12, "five minutes"),
+        ):
+            formula = f"share of the {text} that has passed at the bar's end, UTC"
+            yield Feature(
+                name, "calendar", "share", ("bar_start",), 1, formula, compute=formulas.phase(period_s)
+            )
+    yield Feature(
+        "age_s", "age", "s", ("age_s",), 1, "bar's end − event time of its quote", compute=formulas.age
+    )
+    longest = max(w for w in windows.all if not _is_long(w) or w == windows.all[0])
+    text = f"ln(bars since a new segment began, its own and this one included, at most {longest}, in seconds)"
+    yield Feature(
+        "ln_segment_age", "age", "ln(s)", ("new_segment",), longest, text,
+        compute=formulas.ln_segment_age(longest, spec.bar_interval_s),
+    )  # fmt: skip
+
+
+def _cross(own: dict[str, Feature], used: Families) -> Iterator[Feature]:
+    names = [f"ln_gk_{w}" for w in used.cross_gk] + [f"abs_ret_{w}" for w in used.cross_returns]
+    for name in names:
+        if name in own:
+            of = own[name]
+            text = f"mean over the other products of {name}, those that have one"
+            yield Feature(
+                f"cross_{name}", "cross", of.unit, of.sources, of.window_bars, text, True, mean_of=name
+            )
+
+
+@lru_cache(maxsize=32)
+def FEATURES(spec: TimescaleSpec) -> tuple[Feature, ...]:  # noqa: N802 - it is the table
+    """Every feature of a timescale, in column order: the own ones, then the cross ones.
+
+    Raises:
+        FeatureError: a window or half-life is below 1, or too long for exact sums.
+    """
+    windows = _Windows(
+        tuple(sorted(spec.windows_bars)), tuple(sorted(spec.ewma_half_lives_bars)), families(spec)
+    )
+    if not windows.all or windows.all[0] < 1 or windows.all[-1] > MAX_WINDOW_BARS:
+        raise FeatureError(
+            f"timescale {spec.name}: windows_bars {list(windows.all)} must lie within 1 … {MAX_WINDOW_BARS}"
+        )
+    if windows.half_lives and windows.half_lives[0] < 1:
+        raise FeatureError(
+            f"timescale {spec.name}: ewma_half_lives_bars {list(windows.half_lives)} must be at least 1"
+        )
+    own: list[Feature] = []
+    of_quotes = (_spread, _book, _activity) if spec.quotes else ()
+    for family in (_returns, _volatility, _shape, *of_quotes, _trades):
+        own += family(windows)
+    own += _time(windows, spec)
+    return (*own, *_cross({feature.name: feature for feature in own}, windows.families))
+
+
+def feature_names(spec: TimescaleSpec) -> tuple[str, ...]:
+    """Column names, in order."""
+    return tuple(feature.name for feature in FEATURES(spec))
+
+
+def own_features(spec: TimescaleSpec) -> tuple[Feature, ...]:
+    """The features that a product's own bars give: what live rows carry."""
+    return tuple(feature for feature in FEATURES(spec) if feature.is_own)
+
+
+def own_feature_names(spec: TimescaleSpec) -> tuple[str, ...]:
+    """Column names of `own_features`, in order."""
+    return tuple(feature.name for feature in own_features(spec))
+
+
+def optional_feature_names(spec: TimescaleSpec) -> frozenset[str]:
+    """Names of the features that a valid row may lack."""
+    return frozenset(feature.name for feature in FEATURES(spec) if feature.optional)
+
+
+def feature_hash(spec: TimescaleSpec) -> str:
+    """Short stable hash of what the features mean: declarations, warm-up rule, bar and quote limits."""
+    meaning = {
+        "version": FEATURES_VERSION,
+        "warm_percent": WARM_PERCENT,
+        "bar_interval_s": spec.bar_interval_s,
+        "stale_after_s": spec.stale_after_s,
+        "gap_after_s": spec.gap_after_s,
+        "required_window_bars": MAX_REQUIRED_WINDOW_BARS,
+        "features": [feature.document() for feature in FEATURES(spec)],
+    }
+    return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def lookback_bars(spec: TimescaleSpec) -> int:
+    """Bars that a row may depend on, its own included: the longest window or kernel."""
+    return max(feature.window_bars for feature in FEATURES(spec))
+
+
+def compute_features(bars: BarGrid, spec: TimescaleSpec, *, from_ns: int | None = None) -> FeatureGrid:
+    """Own and cross features of every bar from `from_ns` on; as `compute_own_features` otherwise."""
+    grid = _empty_grid(bars, spec, from_ns, FEATURES(spec))
+    _fill_own(bars, spec, grid)
+    _fill_cross(spec, grid)
+    return grid
+
+
+def compute_own_features(bars: BarGrid, spec: TimescaleSpec, *, from_ns: int | None = None) -> FeatureGrid:
+    """Own features of every bar from `from_ns` on.
+
+    A row uses `lookback_bars`, its own included; what lies before the first bar counts as not valid. So rows
+    with a full look-back are the same whatever span they are computed in.
+
+    Args:
+        bars: the bars wanted, after their look-back.
+        spec: windows and half-lives; `bars` must have its bar length.
+        from_ns: start of the first bar wanted; by default the first of `bars`.
+
+    Raises:
+        FeatureError: another bar length, or `from_ns` off the grid or outside it.
+    """
+    grid = _empty_grid(bars, spec, from_ns, own_features(spec))
+    _fill_own(bars, spec, grid)
+    return grid
+
+
+def with_cross_features(own: FeatureGrid, spec: TimescaleSpec) -> FeatureGrid:
+    """The grid of `compute_features` from that of `compute_own_features`, for products that meet later."""
+    table = FEATURES(spec)
+    values = np.empty((len(table), *own.valid.shape))
+    values[: len(own.names)] = own.values
+    grid = replace(own, names=tuple(feature.name for feature in table), values=values)
+    _fill_cross(spec, grid)
+    return grid
+
+
+def _empty_grid(
+    bars: BarGrid, spec: TimescaleSpec, from_ns: int | None, table: tuple[Feature, ...]
+) -> FeatureGrid:
+    if bars.bar_ns != spec.bar_ns:
+        raise FeatureError(f"bars of {bars.bar_ns} ns do not fit timescale {spec.name} ({spec.bar_ns} ns)")
+    skip, rest = divmod((bars.start_ns if from_ns is None else from_ns) - bars.start_ns, bars.bar_ns)
+    if rest or not 0 <= skip <= bars.n_bars:
+        raise FeatureError(f"from_ns {from_ns} is no bar of [{bars.start_ns}, {bars.end_ns})")
+    n_products, n_rows = len(bars.products), bars.n_bars - skip
+    return FeatureGrid(
+        products=bars.products,
+        start_ns=bars.start_ns + skip * bars.bar_ns,
+        bar_ns=bars.bar_ns,
+        names=tuple(feature.name for feature in table),
+        values=np.empty((len(table), n_products, n_rows)),
+        valid=np.zeros((n_products, n_rows), dtype=np.bool_),
+        reason=np.zeros((n_products, n_rows), dtype=np.int8),
+    )
+
+
+def _fill_own(bars: BarGrid, spec: TimescaleSpec, grid: FeatureGrid) -> None:
+    """Fill the first rows of the grid's values, and what says whether they may be scored."""
+    table, skip = own_features(spec), (grid.start_ns - bars.start_ns) // bars.bar_ns
+    kernel_bars = max((ewma_length(half_life) for half_life in spec.ewma_half_lives_bars), default=0)
+    window_bars = max(feature.window_bars for feature in table if feature.family != "EWMA")
+    for left in range(0, grid.n_bars, _BLOCK_BARS):
+        right = min(left + _BLOCK_BARS, grid.n_bars)
+        shared: dict[Any, Any] = {}
+        for row in range(len(grid.products)):
+            rows = slice(row, row + 1)
+            block = Block(
+                bars,
+                rows,
+                skip + left,
+                skip + right,
+                window_bars=window_bars,
+                kernel_bars=kernel_bars,
+                shared=shared,
+            )
+            _fill_block(block, table, grid, rows, slice(left, right))
+
+
+def _fill_cross(spec: TimescaleSpec, grid: FeatureGrid) -> None:
+    """Fill the cross features from the own ones; which product comes first is no matter."""
+    for left in range(0, grid.n_bars, _CROSS_BLOCK_BARS):
+        columns = slice(left, left + _CROSS_BLOCK_BARS)
+        has_none = np.isnan(grid["age_s"][:, columns])
+        for out, feature in zip(grid.values, FEATURES(spec), strict=True):
+            if feature.mean_of is not None:
+                means = formulas.mean_of_others(grid[feature.mean_of][:, columns])
+                # Of a product without a fresh quote nothing is told, of the others neither.
+                means[has_none] = np.nan
+                out[:, columns] = means
+
+
+def _fill_block(
+    block: Block, table: tuple[Feature, ...], grid: FeatureGrid, rows: slice, columns: slice
+) -> None:
+    cold = np.zeros(block.fresh.shape, dtype=np.bool_)
+    if block.fresh.any():
+        for values, feature in zip(grid.values, table, strict=False):  # the cross features come after them
+            out = values[rows, columns]
+            assert feature.compute is not None
+            warm = feature.compute(block, out)
+            if warm is not None:
+                np.copyto(out, np.nan, where=~warm)
+                if not feature.optional:
+                    cold |= ~warm
+            block.results[feature.name] = out, warm
+    # Rows without a fresh quote got numbers from what was carried or unknown; they have none.
+    if not block.fresh.all():
+        np.copyto(grid.values[: len(table), rows, columns], np.nan, where=~block.fresh)
+    reason = grid.reason[rows, columns]
+    for code, applies in (
+        (Reason.WARMING_UP, cold),
+        (Reason.BREAK, ~block.now("ret_ok")),
+        (Reason.STALE, block.now("stale")),
+        (Reason.NO_QUOTE, ~block.now("has_quote")),
+        (Reason.IN_GAP, block.now("in_gap")),
+    ):
+        reason[applies] = code
+    grid.valid[rows, columns] = reason == Reason.OK

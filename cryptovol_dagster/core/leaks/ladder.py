@@ -1,0 +1,369 @@
+"""The known leaks, each put into the real chain from bars to numbers in the place of one honest step.
+
+`Steps` are the real functions; a `Leak` replaces one of them by what published work of this kind is full of,
+and everything after it goes on as always. The leak ladder shows what each would have claimed; none of its
+numbers says anything about a market. That a leak is *caught* is the business of `leak_audit.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from cryptovol_dagster.core.evaluation.evaluate import Evaluation, evaluate
+from cryptovol_dagster.core.features.catalogue import compute_features, feature_hash
+from cryptovol_dagster.core.learning.dataset import (
+    FEATURE_DTYPE,
+    Dataset,
+    Problem,
+    join_dataset,
+    pose_problem,
+)
+from cryptovol_dagster.core.learning.labels import LabelGrid, forward_volatility, is_spike, spike_thresholds
+from cryptovol_dagster.core.learning.splits import Split, TimeRange, split_times
+from cryptovol_dagster.core.market.bars import BarGrid
+from cryptovol_dagster.core.models import Model, train_model
+from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+#: Names of the columns that two of the leaks add to the features.
+PREVIOUS_LABEL, PRICE_LEVEL = "sigma_of_previous_row", "ln_price"
+#: The model that shows most leaks best.
+_TREES = "xgboost"
+
+
+@dataclass(frozen=True)
+class Steps:
+    """From bars to numbers: what the assets do, one function a step.
+
+    Attributes:
+        features: bars to the long frame of features.
+        labels: bars to the long frame of labels.
+        pose: labelled rows to a learning problem: the cut, the thresholds, what is a spike.
+        fit: the problem to a fitted model of a name.
+        judge: the problem and its models to their evaluation.
+    """
+
+    features: Callable[[BarGrid, TimescaleSpec], pd.DataFrame]
+    labels: Callable[[BarGrid, TimescaleSpec], pd.DataFrame]
+    pose: Callable[[Dataset, TimescaleSpec], Problem]
+    fit: Callable[[str, Problem, TimescaleSpec, ModelSpec], Model]
+    judge: Callable[[Problem, Mapping[str, Model], TimescaleSpec, ModelSpec], Evaluation]
+
+
+@dataclass(frozen=True)
+class Leak:
+    """One mistake, and the step it is made in.
+
+    Attributes:
+        name: of the mistake.
+        fault: what is wrong with it, in a few words.
+        step: field of `Steps` that it replaces.
+        does: what stands there instead.
+        model: kind of model that is fitted with it.
+    """
+
+    name: str
+    fault: str
+    step: str
+    does: Callable[..., object]
+    model: str = _TREES
+
+    @property
+    def steps(self) -> Steps:
+        """The honest steps with this mistake among them."""
+        return replace(HONEST, **{self.step: self.does})
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """The steps gone on some bars, each when it is first asked for.
+
+    Attributes:
+        bars: what is known of the market.
+        timescale: horizon, windows, spans.
+        spec: parameters of the models.
+        steps: how.
+        shared: a study of the same bars; what its steps do alike is taken from there.
+    """
+
+    bars: BarGrid
+    timescale: TimescaleSpec
+    spec: ModelSpec
+    steps: Steps
+    shared: Study | None = None
+    _models: dict[str, Model] = field(default_factory=dict)
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """Labelled rows."""
+        if self.shared is not None and self._alike("features", "labels"):
+            return self.shared.dataset
+        features = self.steps.features(self.bars, self.timescale)
+        return join_dataset(features, self.steps.labels(self.bars, self.timescale), self.timescale)
+
+    @cached_property
+    def problem(self) -> Problem:
+        """The rows cut into parts, with thresholds."""
+        if self.shared is not None and self._alike("features", "labels", "pose"):
+            return self.shared.problem
+        return self.steps.pose(self.dataset, self.timescale)
+
+    def model(self, name: str) -> Model:
+        """The fitted model of a name."""
+        if self.shared is not None and self._alike("features", "labels", "pose", "fit"):
+            return self.shared.model(name)
+        if name not in self._models:
+            self._models[name] = self.steps.fit(name, self.problem, self.timescale, self.spec)
+        return self._models[name]
+
+    def evaluation(self, *names: str) -> Evaluation:
+        """The evaluation of these models."""
+        models = {name: self.model(name) for name in names}
+        return self.steps.judge(self.problem, models, self.timescale, self.spec)
+
+    def _alike(self, *names: str) -> bool:
+        assert self.shared is not None
+        return all(getattr(self.steps, name) is getattr(self.shared.steps, name) for name in names)
+
+
+# --- the honest steps
+# ------------------------------------------------------------------------------------------------
+
+
+def cut(dataset: Dataset, timescale: TimescaleSpec) -> Split:
+    """Cut the span of labelled rows as a retrain at its end does."""
+    return split_times(int(dataset.t_ns.min()), int(dataset.t_ns.max()) + timescale.bar_ns, timescale)
+
+
+def _features(bars: BarGrid, timescale: TimescaleSpec) -> pd.DataFrame:
+    return compute_features(bars, timescale).to_frame()
+
+
+def _labels(bars: BarGrid, timescale: TimescaleSpec) -> pd.DataFrame:
+    return forward_volatility(bars, timescale).to_frame()
+
+
+def _pose(dataset: Dataset, timescale: TimescaleSpec) -> Problem:
+    return pose_problem(dataset, cut(dataset, timescale), timescale)
+
+
+def _fit(name: str, problem: Problem, timescale: TimescaleSpec, spec: ModelSpec) -> Model:
+    return train_model(name, problem, timescale, spec, feature_hash=feature_hash(timescale))
+
+
+def _judge(
+    problem: Problem, models: Mapping[str, Model], timescale: TimescaleSpec, spec: ModelSpec
+) -> Evaluation:
+    digest = feature_hash(timescale)
+    return evaluate(problem, models, timescale, spec, data_hash="", feature_hash=digest)
+
+
+HONEST = Steps(_features, _labels, _pose, _fit, _judge)
+
+
+# --- the leaks
+# -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _DealtProblem(Problem):
+    """A problem whose parts are no spans of time.
+
+    Attributes:
+        dealt: for each row 0, 1 or 2: training, validation or test; −1: none.
+    """
+
+    dealt: NDArray[np.int8] = field(kw_only=True)
+
+    def part(self, part: TimeRange) -> tuple[Dataset, NDArray[np.bool_]]:
+        spans = (self.split.train, self.split.validation, self.split.test)
+        own = self.dealt == spans.index(part)
+        return self.dataset.rows(own), self.y[own]
+
+
+def _dealt_at_random(dataset: Dataset, timescale: TimescaleSpec) -> Problem:
+    honest = _pose(dataset, timescale)
+    dealt = np.full(len(honest.dataset), -1, dtype=np.int8)
+    for part, own in enumerate(honest.split.masks(honest.dataset.t_ns)):
+        dealt[own] = part
+    used = dealt >= 0
+    dealt[used] = np.random.default_rng(len(dealt)).permutation(dealt[used])
+    fields = {name: getattr(honest, name) for name in ("dataset", "split", "thresholds", "y", "left_out")}
+    return _DealtProblem(**fields, dealt=dealt)
+
+
+def _without_purge(dataset: Dataset, timescale: TimescaleSpec) -> Problem:
+    split = cut(dataset, timescale)
+    adjoining = replace(
+        split,
+        train=TimeRange(split.train.start_ns, split.validation.start_ns),
+        validation=TimeRange(split.validation.start_ns, split.test.start_ns),
+    )
+    return pose_problem(dataset, adjoining, timescale)
+
+
+def _threshold_of_all(dataset: Dataset, timescale: TimescaleSpec) -> Problem:
+    problem = _pose(dataset, timescale)
+    rows = problem.dataset
+    thresholds = spike_thresholds(rows.sigma, rows.product, timescale, t_ns=rows.t_ns)
+    return replace(problem, thresholds=thresholds, y=is_spike(rows.sigma, rows.product, thresholds))
+
+
+def _scaled_by_all(dataset: Dataset, timescale: TimescaleSpec) -> Problem:
+    problem = _pose(dataset, timescale)
+    values = problem.dataset.features
+    deviation = pd.Series(values.std())
+    scaled = ((values - values.mean()) / deviation.where(deviation > 0, 1.0)).astype(FEATURE_DTYPE)
+    return replace(problem, dataset=replace(problem.dataset, features=scaled))
+
+
+def _label_of_previous_row(bars: BarGrid, timescale: TimescaleSpec) -> LabelGrid:
+    grid = forward_volatility(bars, timescale)
+    sigma, reason = np.roll(grid.sigma, 1, axis=1), np.roll(grid.reason, 1, axis=1)
+    sigma[:, 0], reason[:, 0] = np.nan, 1
+    return replace(grid, sigma=sigma, reason=reason)
+
+
+def _shifted_labels(bars: BarGrid, timescale: TimescaleSpec) -> pd.DataFrame:
+    return _label_of_previous_row(bars, timescale).to_frame()
+
+
+def _labels_of_present(bars: BarGrid, timescale: TimescaleSpec) -> pd.DataFrame:
+    grid = forward_volatility(bars, timescale)
+    known = np.isfinite(grid.trailing_sigma)
+    reason = np.where(known, 0, np.where(grid.reason == 0, 1, grid.reason)).astype(np.int8)
+    return replace(grid, sigma=np.where(known, grid.trailing_sigma, np.nan), reason=reason).to_frame()
+
+
+def _with_previous_label(bars: BarGrid, timescale: TimescaleSpec) -> pd.DataFrame:
+    previous = _label_of_previous_row(bars, timescale).sigma
+    return _features(bars, timescale).assign(**{PREVIOUS_LABEL: np.nan_to_num(previous).ravel()})
+
+
+def _with_price(bars: BarGrid, timescale: TimescaleSpec) -> pd.DataFrame:
+    return _features(bars, timescale).assign(**{PRICE_LEVEL: np.log(bars.close).ravel()})
+
+
+def _validated_by_test(problem: Problem) -> Problem:
+    return replace(problem, split=replace(problem.split, validation=problem.split.test))
+
+
+def _fit_stopped_by_test(name: str, problem: Problem, timescale: TimescaleSpec, spec: ModelSpec) -> Model:
+    return _fit(name, _validated_by_test(problem), timescale, spec)
+
+
+def _judge_tuned_by_test(
+    problem: Problem, models: Mapping[str, Model], timescale: TimescaleSpec, spec: ModelSpec
+) -> Evaluation:
+    return _judge(_validated_by_test(problem), models, timescale, spec)
+
+
+#: In the order of the ladder: the eight kinds that `docs/leaks.md` describes, two of them in two forms.
+LEAKS: tuple[Leak, ...] = (
+    Leak("random split", "neighbours of test rows were trained on", "pose", _dealt_at_random),
+    Leak(
+        "label shifted by a row",
+        "the label begins a bar too early",
+        "labels",
+        _shifted_labels,
+    ),
+    Leak("previous row's label", "a feature from the future", "features", _with_previous_label),
+    Leak("label of the present", "the answer is already known", "labels", _labels_of_present),
+    Leak("threshold of all rows", "test rows helped to say what a spike is", "pose", _threshold_of_all),
+    Leak("missing purge", "labels of training reach into the next part", "pose", _without_purge),
+    Leak("scaler of all rows", "test rows helped to scale the features", "pose", _scaled_by_all, "logreg"),
+    Leak("price level", "a feature that tells the time, not the market", "features", _with_price),
+    Leak("early stopping by test", "test rows chose the number of trees", "fit", _fit_stopped_by_test),
+    Leak("operating point by test", "test rows chose where to flag", "judge", _judge_tuned_by_test),
+)
+
+
+# --- the ladder
+# ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One way of judging, and what it came to.
+
+    Attributes:
+        name: of the way.
+        fault: what is wrong with it; empty for the honest one.
+        model: kind of model.
+        train_rows: rows the model was fitted on.
+        test_rows: rows it was judged on.
+        base_rate: share of positives among them; the average precision of no skill at all.
+        average_precision: of the model's ranking of them; NaN without a positive.
+        f1: at the operating point; NaN where there is none.
+    """
+
+    name: str
+    fault: str
+    model: str
+    train_rows: int
+    test_rows: int
+    base_rate: float
+    average_precision: float
+    f1: float
+
+    @property
+    def lift(self) -> float:
+        """Average precision over base rate."""
+        return self.average_precision / self.base_rate if self.base_rate else float("nan")
+
+
+def leak_ladder(bars: BarGrid, timescale: TimescaleSpec, spec: ModelSpec) -> tuple[Rung, ...]:
+    """Go from the same bars to numbers honestly, and with one leak each.
+
+    Args:
+        bars: long enough for a look-back, a training span and a test.
+        timescale: what is asked.
+        spec: parameters of the models.
+
+    Returns:
+        The honest rung of each kind of model first, then one a leak.
+
+    Raises:
+        LearningError: a part of a rung cannot be learned from.
+    """
+    honest = Study(bars, timescale, spec, HONEST)
+    kinds = dict.fromkeys((_TREES, *(leak.model for leak in LEAKS)))
+    claimed = honest.evaluation(*kinds).to_dict()
+    rungs = [rung_of(claimed, "honest" if kind == _TREES else f"honest {kind}", "", kind) for kind in kinds]
+    for leak in LEAKS:
+        claimed = study_of(leak, honest).evaluation(leak.model).to_dict()
+        rungs.append(rung_of(claimed, leak.name, leak.fault, leak.model))
+    return tuple(rungs)
+
+
+def study_of(leak: Leak, honest: Study) -> Study:
+    """Give the study of the same bars with a leak among its steps."""
+    return replace(honest, steps=leak.steps, shared=honest, _models={})
+
+
+def rung_of(report: Mapping[str, Any], name: str, fault: str, model: str) -> Rung:
+    """Say what an evaluation claims for a model."""
+    found, test = report["models"][model], report["counts"]["test"]
+    point = found["operating_points"]["max_f1"] or {}
+    return Rung(
+        name,
+        fault,
+        model,
+        report["counts"]["train"]["rows"],
+        test["rows"],
+        test["base_rate"],
+        _number(found["average_precision"]),
+        _number(point.get("f1")),
+    )
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

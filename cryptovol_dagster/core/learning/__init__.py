@@ -1,0 +1,1 @@
+"""Labels, splits and the rows that models are trained on."""

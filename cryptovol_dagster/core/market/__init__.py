@@ -1,0 +1,1 @@
+"""From ticks or candles to the regular grid of bars."""

@@ -1,0 +1,1 @@
+"""How well scores rank, and how sure that is: functions of arrays, without any model or market."""

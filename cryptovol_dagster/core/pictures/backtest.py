@@ -1,0 +1,101 @@
+"""Pictures of a walk-forward test as PNG bytes, from the scores of all folds together.
+
+Belongs here: which pictures, and what stands over them. How each is drawn is the evaluation's (`plots.py`).
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from cryptovol_dagster.core.pictures.evaluation import (
+    GAIN,
+    Curve,
+    at_onset_only,
+    plot_calibration,
+    plot_curves,
+    plot_periods,
+    plot_weights,
+)
+
+if TYPE_CHECKING:
+    from cryptovol_dagster.core.evaluation.backtest import Backtest
+
+#: Features shown of a boosted model.
+_TOP = 20
+
+
+def draw_backtest(backtest: Backtest) -> dict[str, bytes]:
+    """Draw what a walk-forward test found: PNGs by name.
+
+    AP by month, precision over recall of all test rows and of those at onset, calibration, and the gain of
+    features where a model is made of trees.
+    """
+    report, rows = backtest.report, backtest.predictions
+    ahead = f"next {report['horizon_s'] // 60} min"
+    onset = rows.loc[rows["onset"].to_numpy(dtype=bool)]
+    onset_y = onset["y"].to_numpy(dtype=bool)
+    pictures = {
+        "by_month": _by_month(backtest),
+        "precision_recall": plot_curves(
+            rows["y"].to_numpy(dtype=bool),
+            [
+                Curve(
+                    name,
+                    rows[name].to_numpy(dtype=np.float64),
+                    found["average_precision"],
+                    **(found["interval"] or {}),
+                )
+                for name, found in report["models"].items()
+            ],
+            f"Precision and recall: are the {ahead} a spike?",
+            measured_on(backtest),
+        ),
+        "precision_recall_onset": plot_curves(
+            onset_y,
+            [
+                Curve(name, onset[name].to_numpy(dtype=np.float64), found["onset_average_precision"])
+                for name, found in report["models"].items()
+            ],
+            f"Onset: calm so far, are the {ahead} a spike?",
+            f"{measured_on(backtest)}; {at_onset_only(onset_y)}",
+        ),
+        "reliability": plot_calibration(report["models"], measured_on(backtest)),
+    }
+    for name, gain in report["gain"].items():
+        shown = dict(list(gain.items())[:_TOP])
+        pictures[f"gain_{name}"] = plot_weights(
+            {feature: share["mean"] for feature, share in shown.items()},
+            f"{GAIN}: mean over folds, line from least to most",
+            f"{name}, {ahead}: what it looks at most",
+            f"trained {len(report['folds'])} times, each on {report['train_span_s'] // 86_400} days, "
+            f"{', '.join(report['data']['products'])}, as of {report['folds'][0]['as_of']} … "
+            f"{report['folds'][-1]['as_of']}\n{len(gain)} features read, {len(shown)} shown",
+            {feature: (share["least"], share["most"]) for feature, share in shown.items()},
+        )
+    return pictures
+
+
+def measured_on(backtest: Backtest) -> str:
+    """Say on what the pictures of all test rows were measured, in two lines."""
+    report = backtest.report
+    test, folds = report["test"], len(report["folds"])
+    return (
+        f"walk-forward test {', '.join(report['data']['products'])}, {test['first']} … {test['end']}, "
+        f"{folds} {'fold' if folds == 1 else 'folds'}\n"
+        f"{test['rows']:,} rows, {test['positives']:,} spikes"
+    )
+
+
+def _by_month(backtest: Backtest) -> bytes:
+    report = backtest.report
+    months = report["by_month"]
+    return plot_periods(
+        [month["month"] for month in months],
+        {name: [month["average_precision"][name] for month in months] for name in report["models"]},
+        base_rates=[month["base_rate"] for month in months],
+        rows=[month["rows"] for month in months],
+        heading=f"Next {report['horizon_s'] // 60} min: average precision by month, beside the base rate",
+        measured_on=measured_on(backtest),
+    )

@@ -1,0 +1,486 @@
+"""Pictures of an evaluation as PNG bytes. matplotlib is imported when one is drawn, never before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from cryptovol_dagster.core.evaluation.evaluate import onset_rows
+from cryptovol_dagster.core.metrics.ranking import Market, Ranking
+from cryptovol_dagster.core.pictures.canvas import BPS, canvas, clock, log_bins, png, time_axis, title
+from cryptovol_dagster.core.specs import NS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from cryptovol_dagster.core.evaluation.evaluate import Evaluation
+    from cryptovol_dagster.core.learning.dataset import Problem
+    from cryptovol_dagster.core.models import Model
+
+#: Where a summary row holds AP and the ends of its interval.
+_AP = ("average_precision", "ap_low", "ap_high")
+#: More steps of a curve than a picture has pixels only take time.
+_STEPS_SHOWN = 2_000
+#: What a boosted model's importances are.
+GAIN = "share of total gain"
+#: One colour a model, the same in every picture (Okabe & Ito, told apart by colour-blind readers).
+_COLOURS = {
+    "persistence": "#56B4E9",
+    "baseline_zscore": "#999999",
+    "ewma": "#E69F00",
+    "har_logit": "#009E73",
+    "logreg": "#0072B2",
+    "xgboost": "#D55E00",
+}
+
+
+class Curve(NamedTuple):
+    """A model's precision over recall.
+
+    Attributes:
+        model: its name.
+        score: of each row, shape (n,).
+        found: average precision; None where there is nothing to rank.
+        low: lower end of its interval, where there is one.
+        high: upper end.
+        marks: recall, precision and marker of operating points.
+    """
+
+    model: str
+    score: NDArray[np.float64]
+    found: float | None
+    low: float | None = None
+    high: float | None = None
+    marks: Sequence[tuple[float, float, str]] = ()
+
+
+class Stretch(NamedTuple):
+    """A stretch of a product's test rows, bounds included.
+
+    Attributes:
+        product: whose.
+        start: first bar drawn.
+        end: last bar drawn.
+        has_spike: whether it is a spike episode; else the test has none.
+    """
+
+    product: str
+    start: pd.Timestamp
+    end: pd.Timestamp
+    has_spike: bool
+
+
+def draw_evaluation(evaluation: Evaluation, mid: pd.DataFrame | None) -> dict[str, bytes]:
+    """Draw what people look at after an evaluation: PNGs by name, the most telling first.
+
+    Args:
+        evaluation: what was measured.
+        mid: as `plot_episode` takes it.
+    """
+    return {
+        "episode": plot_episode(evaluation, mid),
+        "precision_recall": plot_pr_curves(evaluation),
+        "precision_recall_onset": plot_pr_curves(evaluation, at_onset=True),
+        "by_period": plot_by_period(evaluation),
+        "reliability": plot_reliability(evaluation),
+    }
+
+
+def plot_pr_curves(evaluation: Evaluation, *, at_onset: bool = False) -> bytes:
+    """Draw precision over recall of every model, with the base rate and AP (interval) in the legend.
+
+    Of all rows, marks show where the thresholds chosen on validation rows land on the test rows: a dot for
+    the largest F1, a triangle for the alert budget.
+
+    Args:
+        evaluation: what was measured.
+        at_onset: only rows whose own trailing window is not yet a spike.
+    """
+    report, rows = evaluation.report, evaluation.predictions
+    if at_onset:
+        product, trailing = rows["product"].to_numpy(dtype=object), rows["trailing_sigma"].to_numpy()
+        rows = rows.loc[onset_rows(trailing, product, report["thresholds"])]
+    y = rows["y"].to_numpy(dtype=bool)
+    names = ("onset_average_precision", "onset_low", "onset_high") if at_onset else _AP
+    curves = []
+    for row in evaluation.summary_rows():
+        name, (found, low, high) = row["model"], (row[key] for key in names)
+        points = report["models"][name]["operating_points"]
+        marks = (
+            [
+                (point["recall"], point["precision"] or 0.0, marker)
+                for chosen, marker in (("max_f1", "o"), ("alert_budget", "^"))
+                if (point := points[chosen])
+            ]
+            if not at_onset
+            else []
+        )
+        curves.append(Curve(name, rows[name].to_numpy(), found, low, high, marks))
+    if at_onset:
+        return plot_curves(
+            y,
+            curves,
+            f"Onset: calm so far, are the next {report['horizon_s']} s a spike?",
+            f"{_measured_on(evaluation)}; {at_onset_only(y)}",
+        )
+    return plot_curves(
+        y,
+        curves,
+        f"Precision and recall: are the next {report['horizon_s']} s a spike?",
+        f"{_measured_on(evaluation)}\nthresholds chosen on validation: ● largest F1, ▲ alert budget",
+    )
+
+
+def at_onset_only(y: NDArray[np.bool_]) -> str:
+    """Say how many rows and spikes a picture of onsets shows, after those of the whole test."""
+    return f"of these {y.size:,} rows and {int(y.sum()):,} spikes at onset"
+
+
+def plot_curves(y: NDArray[np.bool_], curves: Sequence[Curve], heading: str, measured_on: str) -> bytes:
+    """Draw precision over recall, the best model first in the legend, over the base rate.
+
+    Args:
+        y: labels of the rows shown, shape (n,).
+        curves: one a model; those without an AP are left out.
+        heading: what is shown.
+        measured_on: what it was measured on.
+    """
+    figure, axes = canvas(7.5, 6)
+    for curve in sorted(curves, key=lambda one: -(one.found or 0.0)):
+        if curve.found is None:
+            continue
+        recall, precision = _steps(y, curve.score)
+        bounds = "" if curve.low is None else f" [{curve.low:.3f}, {curve.high:.3f}]"
+        axes.step(
+            recall,
+            precision,
+            where="pre",
+            color=_colour(curve.model),
+            linewidth=1.2,
+            label=f"{curve.model}  AP {curve.found:.3f}{bounds}",
+        )
+        for at_recall, at_precision, marker in curve.marks:
+            axes.plot(
+                at_recall,
+                at_precision,
+                marker=marker,
+                color=_colour(curve.model),
+                markersize=8,
+                markeredgecolor="white",
+            )
+    base = float(y.mean()) if y.size else 0.0
+    axes.axhline(base, color="black", linestyle=":", label=f"base rate {base:.3f}")
+    if not 0 < base < 1:
+        axes.text(0.5, 0.5, "one class only: nothing to rank", ha="center", transform=axes.transAxes)
+    axes.set(xlabel="recall", ylabel="precision", xlim=(0, 1), ylim=(0, 1.02))
+    figure.legend(loc="outside lower center", fontsize=8, ncols=2)
+    title(axes, heading, measured_on)
+    return png(figure)
+
+
+def _steps(y: NDArray[np.bool_], score: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Give recall and precision from the highest threshold down, as many as a picture can show."""
+    hits, flagged = Ranking(y, score).counts()
+    recall, precision = hits / hits[-1], hits / flagged
+    shown = np.unique(np.minimum(np.searchsorted(recall, np.linspace(0, 1, _STEPS_SHOWN)), recall.size - 1))
+    shown = shown if recall.size > _STEPS_SHOWN else np.arange(recall.size)
+    return np.append(0, recall[shown]), np.append(precision[0], precision[shown])
+
+
+def plot_by_period(evaluation: Evaluation) -> bytes:
+    """Draw AP of every model by calendar day or month over the base rate, and how many rows each holds."""
+    report = evaluation.report
+    models = [row["model"] for row in evaluation.summary_rows()]
+    found = {name: report["models"][name]["by_period"] for name in models}
+    first = found[models[0]]
+    return plot_periods(
+        [one["period"] for one in first],
+        {name: [one["average_precision"] for one in found[name]] for name in models},
+        base_rates=[one["base_rate"] for one in first],
+        rows=[one["rows"] for one in first],
+        heading=f"Average precision by {report['period_unit']}, beside the base rate",
+        measured_on=_measured_on(evaluation),
+    )
+
+
+def plot_periods(
+    periods: Sequence[str],
+    precisions: Mapping[str, Sequence[float | None]],
+    *,
+    base_rates: Sequence[float],
+    rows: Sequence[int],
+    heading: str,
+    measured_on: str,
+) -> bytes:
+    """Draw AP over periods, with the base rate as bars and the rows below.
+
+    Args:
+        periods: their names, in order.
+        precisions: AP of each period by model; None where there was nothing to rank.
+        base_rates: of each period.
+        rows: of each period.
+        heading: what is shown.
+        measured_on: what it was measured on.
+    """
+    figure, (axes, counts) = canvas(
+        max(7.5, 0.32 * len(periods)), 6, rows=2, height_ratios=(4, 1), sharex=True
+    )
+    at = np.arange(len(periods))
+    axes.bar(at, base_rates, color="#DDDDDD", width=0.8, label="base rate")
+    for name, values in precisions.items():
+        line = np.array(values, dtype=np.float64)
+        axes.plot(at, line, marker="o", markersize=4, linewidth=1.2, color=_colour(name), label=name)
+    axes.set(ylabel="average precision", ylim=(0, 1.02))
+    counts.bar(at, rows, color="#999999", width=0.8)
+    counts.set(ylabel="rows", xlim=(-0.6, len(periods) - 0.4))
+    step = -(-len(periods) // 16)
+    counts.set_xticks(at[::step], list(periods)[::step], rotation=45, ha="right", fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", fontsize=8, ncols=4)
+    title(axes, heading, measured_on)
+    return png(figure)
+
+
+def plot_reliability(evaluation: Evaluation) -> bytes:
+    """Draw the observed share of spikes over the predicted probability, and how many rows each bin holds."""
+    models = evaluation.report["models"]
+    return plot_calibration({name: models[name] for name in evaluation.model_names}, _measured_on(evaluation))
+
+
+def plot_calibration(models: Mapping[str, Mapping[str, Any]], measured_on: str) -> bytes:
+    """Draw reliability tables, with ECE, Brier and, where there is a calibration line, its slope.
+
+    Args:
+        models: `reliability`, `expected_calibration_error`, `brier` and perhaps `calibration`, by name.
+        measured_on: what they were measured on.
+    """
+    figure, (axes, counts) = canvas(7.5, 7.5, rows=2, height_ratios=(3, 1), sharex=True)
+    axes.plot([0, 1], [0, 1], color="black", linestyle=":", label="perfect")
+    for name, result in models.items():
+        table, line = result["reliability"], result.get("calibration")
+        predicted = [part["predicted"] for part in table]
+        axes.plot(
+            predicted,
+            [part["observed"] for part in table],
+            marker="o",
+            markersize=4,
+            color=_colour(name),
+            label=f"{name}  ECE {result['expected_calibration_error']:.3f}, Brier {result['brier']:.4f}"
+            + ("" if line is None else f", slope {line['slope']:.2f}"),
+        )
+        counts.plot(
+            predicted, [part["rows"] for part in table], marker="o", markersize=3, color=_colour(name)
+        )
+    axes.set(ylabel="observed share of spikes", xlim=(0, 1), ylim=(0, 1))
+    counts.set(xlabel="predicted probability (mean of the bin)", ylabel="rows (log)", yscale="log")
+    figure.legend(loc="outside lower center", fontsize=8, ncols=2)
+    title(axes, "Calibration: does 30 % mean 30 %?", measured_on)
+    return png(figure)
+
+
+def plot_importances(model: Model, top: int = 15) -> bytes:
+    """Draw the model's strongest features: standardised coefficients, or shares of the total gain."""
+    weights = model.importances()
+    used = sum(map(bool, weights.values()))
+    trained = " – ".join(clock(ns) for ns in (model.meta.train_start_ns, model.meta.train_end_ns))
+    return plot_weights(
+        dict(list(weights.items())[:top]),
+        GAIN if model.name == "xgboost" else "coefficient of the standardised feature",
+        f"{model.name}: what it looks at most",
+        f"trained on {trained} UTC\n{len(weights)} features read, {used} with weight, {min(used, top)} shown",
+    )
+
+
+def plot_weights(
+    weights: Mapping[str, float],
+    kind: str,
+    heading: str,
+    measured_on: str,
+    ranges: Mapping[str, tuple[float, float]] | None = None,
+) -> bytes:
+    """Draw weights as bars, the first on top; those of 0 are left out.
+
+    Args:
+        weights: by feature.
+        kind: what a weight is.
+        heading: what is shown.
+        measured_on: what the models were trained on.
+        ranges: the least and the largest weight of each feature, where it is a mean.
+    """
+    names = [name for name, weight in weights.items() if weight][::-1]
+    values = np.array([weights[name] for name in names])
+    figure, axes = canvas(7.5, 1.6 + 0.28 * len(names))
+    axes.barh(names, values, color=["#0072B2" if value >= 0 else "#D55E00" for value in values])
+    if ranges is not None:
+        low, high = np.array([ranges[name] for name in names]).reshape(-1, 2).T
+        axes.errorbar(
+            values, names, xerr=(values - low, high - values), fmt="none", ecolor="black", linewidth=0.8
+        )
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set(xlabel=kind)
+    axes.tick_params(axis="y", labelsize=8)
+    axes.margins(y=0.02)
+    title(axes, heading, measured_on)
+    return png(figure)
+
+
+def plot_episode(evaluation: Evaluation, mid: pd.DataFrame | None = None) -> bytes:
+    """Draw the most violent stretch of the test: mid, volatility with its threshold, the best model's score.
+
+    Args:
+        evaluation: its predictions hold the stretch.
+        mid: bars with `bar_start`, `product` and `close`; without it the picture starts with the volatility.
+    """
+    report = evaluation.report
+    stretch = most_violent_stretch(evaluation)
+    product, bar_s = stretch.product, report["bar_interval_s"]
+    own = _between(evaluation.predictions, stretch, bar_s)
+    best = evaluation.summary_rows()[0]["model"]
+    point = report["models"][best]["operating_points"]["max_f1"]
+    flagged = own[best] >= (point["threshold"] if point else np.inf)
+    n_panels = 2 if mid is None else 3
+    figure, panels = canvas(9.5, 2.3 * n_panels + 0.8, rows=n_panels, sharex=True)
+    if mid is not None:
+        bars = _between(mid, stretch, bar_s)
+        panels[0].plot(bars["bar_start"], bars["close"], color="black", linewidth=1, label="mid")
+        panels[0].set(ylabel=f"mid, {product.partition('-')[2]}")
+        panels[0].ticklabel_format(axis="y", useOffset=False)
+    volatility, score = panels[-2], panels[-1]
+    horizon, tau = report["horizon_s"], report["thresholds"][product] * BPS
+    volatility.plot(
+        own["bar_start"], own["trailing_sigma"] * BPS, color="#0072B2", label=f"past {horizon} s (known)"
+    )
+    volatility.plot(
+        own["bar_start"], own["sigma"] * BPS, color="#CC79A7", label=f"next {horizon} s (label)", linewidth=1
+    )
+    volatility.axhline(tau, color="black", linestyle=":", label=f"spike from τ = {tau:.3g} bps")
+    volatility.set(ylabel="σ, bps per bar", ylim=(0, None))
+    score.plot(own["bar_start"], own[best], color=_colour(best), label=best, linewidth=1)
+    highest = float(np.nanmax(own[best].to_numpy(dtype=np.float64)))
+    if point:
+        highest = max(highest, point["threshold"])
+        score.axhline(
+            point["threshold"],
+            color=_colour(best),
+            linestyle="--",
+            label=f"flag from {point['threshold']:.2f}",
+        )
+    score.set(ylabel="P(spike)", ylim=(0, min(1.02, 1.15 * highest)))
+    score.set_xlabel(f"UTC, {stretch.start:%Y-%m-%d}")
+    for panel in panels:
+        for where, height, colour, alpha, label in (
+            (own["y"].eq(True), 1.0, "#F0E442", 0.3, f"spike: next {horizon} s over τ"),
+            (flagged, 0.05, _colour(best), 0.8, f"flagged by {best}"),
+        ):
+            panel.fill_between(
+                own["bar_start"],
+                0,
+                height,
+                where=where,
+                transform=panel.get_xaxis_transform(),
+                color=colour,
+                alpha=alpha,
+                linewidth=0,
+                label=label if panel is panels[0] else None,
+            )
+        panel.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
+    time_axis(score)
+    what = (
+        "The most violent spike episode of the test"
+        if stretch.has_spike
+        else "No spike in the test; its worst"
+    )
+    found = report["models"][best]["average_precision"]
+    judged = "nothing to rank" if found is None else f"AP {found:.3f}, the best of {len(report['models'])}"
+    title(
+        panels[0],
+        f"{what}: {product}, {stretch.start:%Y-%m-%d %H:%M} – {stretch.end:%H:%M} UTC",
+        f"score of {best} ({judged}); gaps in the data are left open",
+    )
+    return png(figure)
+
+
+def plot_sigma_distribution(problem: Problem) -> bytes:
+    """Draw the distribution of σ in training and test, by product, with τ and the share at or over it."""
+    products = sorted(problem.thresholds)
+    figure, panels = canvas(8.5, 2.6 * len(products) + 0.8, rows=len(products), sharex=True)
+    spans = (("training", problem.split.train, "#0072B2"), ("test", problem.split.test, "#D55E00"))
+    bins = log_bins(problem.dataset.sigma * BPS)
+    for axes, product in zip(np.atleast_1d(panels), products, strict=True):
+        tau = problem.thresholds[product]
+        for name, span, colour in spans:
+            part, y = problem.part(span)
+            own = part.product == product
+            if own.any():
+                axes.hist(
+                    np.maximum(part.sigma[own] * BPS, bins[0]),
+                    bins=bins,
+                    weights=np.full(int(own.sum()), 100 / own.sum()),
+                    histtype="stepfilled",
+                    alpha=0.45,
+                    color=colour,
+                    label=f"{name}: {int(own.sum()):,} rows, {y[own].mean():.1%} spikes",
+                )
+        axes.axvline(tau * BPS, color="black", linestyle=":", label=f"τ = {tau * BPS:.3g} bps (training)")
+        axes.set(xscale="log", ylabel=f"{product}\n% of rows")
+        axes.legend(fontsize=8)
+    last = np.atleast_1d(panels)[-1]
+    horizon_s = problem.dataset.horizon_ns / NS
+    last.set(xlabel=f"volatility of the next {horizon_s:g} s, bps per bar (log; zeros at the left edge)")
+    train, test = problem.split.train, problem.split.test
+    title(
+        np.atleast_1d(panels)[0],
+        "Volatility to be predicted, and what counts as a spike",
+        f"training {clock(train.start_ns)} – {clock(train.end_ns)}, "
+        f"test {clock(test.start_ns)} – {clock(test.end_ns)}",
+    )
+    return png(figure)
+
+
+def most_violent_stretch(evaluation: Evaluation) -> Stretch:
+    """Find the spike episode with the largest σ/τ, or without one the row with it, and the time around it."""
+    rows, report = evaluation.predictions, evaluation.report
+    taus = rows["product"].map(report["thresholds"]).to_numpy(dtype=np.float64)
+    market = Market(
+        product=rows["product"].to_numpy(dtype=object),
+        t_ns=rows["bar_start"].astype(np.int64).to_numpy(),
+        y=rows["y"].to_numpy(dtype=bool),
+        visible=np.zeros(len(rows), dtype=bool),
+        bar_ns=int(report["bar_interval_s"] * NS),
+        horizon_ns=int(report["horizon_s"] * NS),
+    )
+    worst = int(np.argmax(rows["sigma"].to_numpy() / taus))
+    product, at_ns = str(market.product[worst]), int(market.t_ns[worst])
+    inside = [event for event in market.events() if event.holds(product, at_ns)]
+    first, last = pd.to_datetime(
+        [inside[0].start_ns, inside[0].end_ns] if inside else [at_ns, at_ns], unit="ns", utc=True
+    )
+    margin = pd.Timedelta(seconds=10 * report["horizon_s"])
+    return Stretch(product, first - margin, last + margin, bool(inside))
+
+
+def _between(frame: pd.DataFrame, stretch: Stretch, bar_s: float) -> pd.DataFrame:
+    """A product's rows on every bar of a stretch; absent ones are NaN, so that lines break at gaps."""
+    own = frame[
+        (frame["product"] == stretch.product) & frame["bar_start"].between(stretch.start, stretch.end)
+    ]
+    own = own.drop(columns="product").set_index("bar_start")
+    whole = pd.date_range(own.index.min(), own.index.max(), freq=pd.Timedelta(seconds=bar_s))
+    return own.reindex(whole).rename_axis("bar_start").reset_index()
+
+
+def _measured_on(evaluation: Evaluation) -> str:
+    report = evaluation.report
+    test, counts = report["split"]["test"], report["counts"]["test"]
+    span = f"{clock(test['start_ns'])} – {clock(test['end_ns'])}"
+    verdict = "" if evaluation.verdict == "ok" else "; INSUFFICIENT DATA"
+    return (
+        f"test {', '.join(report['data']['products'])}, {span} UTC\n"
+        f"{counts['rows']:,} rows, {counts['positives']:,} spikes in {counts['events']} events{verdict}"
+    )
+
+
+def _colour(model: str) -> str:
+    return _COLOURS.get(model, "#CC79A7")

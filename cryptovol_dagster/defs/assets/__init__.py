@@ -1,0 +1,1 @@
+"""The assets: each reads, calls `core`, writes, and reports metadata."""

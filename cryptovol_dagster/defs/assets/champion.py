@@ -1,0 +1,107 @@
+"""Who is champion as of each hour, and the registry's aliases, which follow only at the present."""
+
+# No `from __future__ import annotations` here: Dagster reads annotations.
+
+from typing import Any
+
+import dagster as dg
+
+from cryptovol_dagster.champion.succession import Settled, settle, why_aliases_stay
+from cryptovol_dagster.core.promotion.rule import SCHEMA_VERSION
+from cryptovol_dagster.core.specs import GateSpec, TimescaleSpec
+from cryptovol_dagster.defs.metadata import OWNERS, asset_key, code_version, timescale_tags
+from cryptovol_dagster.defs.pools import TRAINING
+from cryptovol_dagster.lake import decisions
+from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.lake.latest import Reports
+from cryptovol_dagster.lake.raw_ticks import RawStore
+from cryptovol_dagster.tracking.registry import Registry
+from cryptovol_dagster.tracking.runs import Tracking
+
+
+def champion_key(spec: TimescaleSpec) -> dg.AssetKey:
+    """Give the asset key of a timescale's champion."""
+    return dg.AssetKey(decisions.decision_asset(spec).split("/"))
+
+
+def champion_asset(
+    spec: TimescaleSpec, hours: dg.PartitionsDefinition, *, gate: GateSpec
+) -> dg.AssetsDefinition:
+    """Build the asset `champion`.
+
+    It reads the newest decision before its own hour and does not depend on it: whichever hour that is, a
+    decision made again must not call for all later ones to be made again.
+    """
+
+    @dg.asset(
+        key=champion_key(spec),
+        deps=[asset_key(spec, "model_evaluation")],
+        partitions_def=hours,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name="training",
+        owners=OWNERS,
+        pool=TRAINING,
+        kinds={"python", "json", "mlflow"},
+        code_version=code_version(str(SCHEMA_VERSION), spec.hash(), gate.hash()),
+        tags=timescale_tags(spec.name),
+    )
+    def champion(
+        context: dg.AssetExecutionContext,
+        lake: dg.ResourceParam[Lake],
+        raw: dg.ResourceParam[RawStore],
+        reports: dg.ResourceParam[Reports],
+        tracking: dg.ResourceParam[Tracking],
+    ) -> dg.MaterializeResult:
+        """The model in force as of the hour, and why: PROMOTE, HOLD, REJECT or INSUFFICIENT_DATA.
+
+        Starts from the newest earlier decision. The stored champion and a challenger are scored on the same
+        rows, which neither learned from, at most once a day. The registry's aliases follow only in a run for
+        the newest closed hour alone, and only forward in as-of time: a backfill decides, and moves nothing.
+        """
+        keys = list(context.partition_keys)
+        before = decisions.newest_decision(lake, spec, before=keys[0])
+        aliases_stay = why_aliases_stay(raw, lake, spec, keys, context.run.tags)
+        registry = Registry(tracking, spec)
+        for key in keys:
+            settled = settle(
+                lake,
+                spec,
+                reports.of(spec.name),
+                tracking,
+                key,
+                before,
+                gate=gate,
+                aliases_stay=aliases_stay,
+                tags=tracking.origin(decisions.decision_asset(spec), key),
+            )
+            before = settled.standing
+            context.add_asset_metadata(_metadata(settled, registry), partition_key=key)
+        return dg.MaterializeResult()
+
+    return champion
+
+
+def _metadata(settled: Settled, registry: Registry) -> dict[str, Any]:
+    decision = settled.decision
+    found: dict[str, Any] = {
+        "status": decision.verdict,
+        "decision": decision.kind,
+        "reasons": dg.MetadataValue.json(list(decision.reasons)),
+        "changed": decision.changed,
+        "aliases": settled.aliases,
+        "path": dg.MetadataValue.path(settled.path),
+    }
+    if decision.champion is not None:
+        found["champion"] = decision.champion.model
+        found["champion_as_of"] = decision.champion.as_of
+        found["unproven"] = decision.champion.unproven
+        if decision.champion.registry_version is not None:
+            found["registry"] = dg.MetadataValue.url(registry.url(decision.champion.registry_version))
+    if decision.contest is not None:
+        found["challenger"] = str(decision.contest.challenger)
+    if decision.challenge is not None:
+        found["looked_at"] = str(decision.challenge.challenger)
+        if (difference := decision.challenge.difference) is not None:
+            found["AP challenger minus champion"] = difference.estimate
+            found["lower bound"] = difference.low
+    return found

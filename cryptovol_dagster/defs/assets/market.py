@@ -1,0 +1,234 @@
+"""Bars, features and labels: one asset each; bars and features once a grid, labels once a chain."""
+
+# No `from __future__ import annotations` here: Dagster reads annotations.
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from cryptovol_dagster.core.features.catalogue import compute_features, feature_hash
+from cryptovol_dagster.core.learning.labels import REASONS, forward_volatility, label_hash, rows_labelled_by
+from cryptovol_dagster.core.market.bars import bars_hash, build_bars
+from cryptovol_dagster.core.market.candle_bars import candle_bars
+from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.defs import schemas
+from cryptovol_dagster.defs.metadata import (
+    OWNERS,
+    asset_key,
+    lineage_metadata,
+    rows_and_path,
+    schema_metadata,
+    timescale_tags,
+)
+from cryptovol_dagster.defs.partitions import look_back
+from cryptovol_dagster.defs.pools import MARKET
+from cryptovol_dagster.lake import market as chain
+from cryptovol_dagster.lake.files import Lake, hour_window, partition_window
+
+if TYPE_CHECKING:
+    from cryptovol_dagster.core.market.bars import BarGrid
+
+
+def tick_bars_asset(
+    spec: TimescaleSpec, products: tuple[str, ...], hours: dg.PartitionsDefinition
+) -> dg.AssetsDefinition:
+    """Build the asset `bars` of a grid whose bars are made of ticks."""
+    bars_key = asset_key(spec, "bars")
+
+    @dg.asset(
+        key=bars_key,
+        deps=[look_back(chain.TICKS, 1)],
+        partitions_def=hours,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name="market",
+        owners=OWNERS,
+        pool=MARKET,
+        kinds={"python", "parquet"},
+        tags=timescale_tags(spec.grid),
+        code_version=bars_hash(spec),
+        metadata={
+            **schema_metadata(schemas.bars(spec), schemas.BAR_DESCRIPTIONS),
+            **_lineage(dg.AssetKey(chain.TICKS), schemas.BAR_SOURCES),
+        },
+    )
+    def bars(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
+        """Regular grid of as-of quotes, returns and trades; every product has every bar of the hour.
+
+        A bar covers `[start, start + interval)`. An empty one carries the last quote on and says how old it
+        is; after a gap the quote ends and the next one opens a new segment, which no return crosses.
+        """
+        for key in context.partition_keys:
+            start_ns, end_ns = hour_window(key)
+            grid = build_bars(
+                chain.read_ticks(lake, key, products),
+                start_ns=start_ns,
+                end_ns=end_ns,
+                spec=spec,
+                trades=chain.read_trades(lake, key, products),
+            )
+            frame = grid.to_frame()
+            path = lake.write_table(lake_name(bars_key), key, chain.to_table(frame))
+            context.add_asset_metadata(
+                {**rows_and_path(len(frame), path), **_quality(grid)}, partition_key=key
+            )
+        return dg.MaterializeResult()
+
+    return bars
+
+
+def candle_bars_asset(
+    spec: TimescaleSpec, products: tuple[str, ...], days: dg.PartitionsDefinition
+) -> dg.AssetsDefinition:
+    """Build the asset `bars` of a grid whose bars are made of candles."""
+    candles_key, bars_key = asset_key(spec, "candles"), asset_key(spec, "bars")
+
+    @dg.asset(
+        key=bars_key,
+        deps=[look_back(candles_key, 1)],
+        partitions_def=days,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name="market",
+        owners=OWNERS,
+        pool=MARKET,
+        kinds={"python", "parquet"},
+        tags=timescale_tags(spec.grid),
+        code_version=bars_hash(spec),
+        metadata={
+            **schema_metadata(schemas.bars(spec), schemas.BAR_DESCRIPTIONS),
+            **_lineage(candles_key, schemas.CANDLE_BAR_SOURCES),
+        },
+    )
+    def bars(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
+        """Regular grid of 1-minute bars made of candles; every product has every minute of the day.
+
+        A minute without a candle carries the last close on and says how old it is; after a hole longer than
+        the gap limit a new segment begins, which no return crosses. What candles do not tell (spread,
+        imbalance, and the trades one by one where only the exchange's candle is known) is null.
+        """
+        for key in context.partition_keys:
+            start_ns, end_ns = partition_window(key)
+            candles = chain.read_candles(lake, spec, key)
+            grid = candle_bars(candles, products, start_ns=start_ns, end_ns=end_ns, spec=spec)
+            frame = grid.to_frame()
+            path = lake.write_table(lake_name(bars_key), key, chain.to_table(frame))
+            context.add_asset_metadata(
+                {**rows_and_path(len(frame), path), **_quality(grid)}, partition_key=key
+            )
+        return dg.MaterializeResult()
+
+    return bars
+
+
+def features_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    """Build the asset `features` of a grid."""
+    bars_key, features_key = asset_key(spec, "bars"), asset_key(spec, "features")
+
+    @dg.asset(
+        key=features_key,
+        deps=[look_back(bars_key, chain.feature_look_back(spec))],
+        partitions_def=partitions,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name="features",
+        owners=OWNERS,
+        pool=MARKET,
+        kinds={"python", "parquet"},
+        tags=timescale_tags(spec.grid),
+        code_version=feature_hash(spec),
+        metadata={
+            **schema_metadata(schemas.features(spec), schemas.feature_descriptions(spec)),
+            **_lineage(bars_key, schemas.feature_sources(spec)),
+            "feature_hash": feature_hash(spec),
+        },
+    )
+    def features(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
+        """What a model sees at the end of each bar: volatility at several windows, ranges, spread, flow.
+
+        Nothing after the bar's end enters a row. `valid` is False, and `reason` says why, where a window is
+        not warm; such rows are never filled in and never scored.
+        """
+        for key in context.partition_keys:
+            start_ns, _ = partition_window(key)
+            grid = chain.read_bars(lake, spec, key, chain.feature_look_back(spec))
+            frame = compute_features(grid, spec, from_ns=start_ns).to_frame()
+            path = lake.write_table(
+                lake_name(features_key), key, chain.to_table(frame), version=feature_hash(spec)
+            )
+            valid = frame["valid"].mean()
+            context.add_asset_metadata(
+                {**rows_and_path(len(frame), path), "valid_share": float(valid)}, partition_key=key
+            )
+        return dg.MaterializeResult()
+
+    return features
+
+
+def labels_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    """Build the asset `labels` of a chain."""
+    bars_key, labels_key = asset_key(spec, "bars"), asset_key(spec, "labels")
+
+    @dg.asset(
+        key=labels_key,
+        deps=[look_back(bars_key, chain.label_look_back(spec))],
+        partitions_def=partitions,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name="features",
+        owners=OWNERS,
+        pool=MARKET,
+        kinds={"python", "parquet"},
+        tags=timescale_tags(spec.name),
+        code_version=label_hash(spec),
+        metadata={
+            **schema_metadata(schemas.labels(spec), schemas.LABEL_DESCRIPTIONS),
+            **_lineage(bars_key, schemas.label_sources(spec)),
+            "horizon_s": spec.horizon_bars * spec.bar_interval_s,
+        },
+    )
+    def labels(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
+        """Volatility of the bars that follow each bar, σ over (t, t + H].
+
+        A partition holds the rows whose last labelled bar lies in it, so no row waits for the next hour.
+        Whether σ is a spike depends on the threshold of a training span, so that is decided in `splits`,
+        not here.
+        """
+        for key in context.partition_keys:
+            grid = chain.read_bars(lake, spec, key, chain.label_look_back(spec))
+            from_ns, to_ns = rows_labelled_by(*partition_window(key), spec)
+            labelled = forward_volatility(grid, spec, from_ns=max(from_ns, grid.start_ns), to_ns=to_ns)
+            frame = labelled.to_frame()
+            path = lake.write_table(
+                lake_name(labels_key), key, chain.to_table(frame), version=label_hash(spec)
+            )
+            context.add_asset_metadata(
+                {
+                    **rows_and_path(len(frame), path),
+                    "labelled_share": float((frame["reason"] == 0).mean()),
+                    **{
+                        f"rows_{name}": int((frame["reason"] == code).sum()) for code, name in REASONS.items()
+                    },
+                },
+                partition_key=key,
+            )
+        return dg.MaterializeResult()
+
+    return labels
+
+
+def lake_name(key: dg.AssetKey) -> str:
+    """Give the name under which an asset's partitions lie in the lake."""
+    return "/".join(key.path)
+
+
+def _lineage(key: dg.AssetKey, sources: Mapping[str, tuple[str, ...]]) -> dict[str, dg.TableColumnLineage]:
+    """Say which columns of one asset another's are made of."""
+    return lineage_metadata({name: [(key, column) for column in of] for name, of in sources.items()})
+
+
+def _quality(grid: "BarGrid") -> dict[str, float]:
+    return {
+        "gap_share": float(grid.in_gap.mean()),
+        "stale_share": float(grid.stale.mean()),
+        "empty_share": float((grid.n_updates == 0).mean()),
+        "new_segments": int(grid.new_segment.sum()),
+        "out_of_bounds": grid.n_out_of_bounds,
+    }

@@ -1,0 +1,75 @@
+"""The model card: what the evaluation and the champion of an hour mean to whoever uses them."""
+
+# No `from __future__ import annotations` here: Dagster reads annotations.
+
+import dagster as dg
+
+from cryptovol_dagster.core.evaluation.report import read_report
+from cryptovol_dagster.core.features.catalogue import feature_hash
+from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.defs.assets.champion import champion_key
+from cryptovol_dagster.defs.assets.market import lake_name
+from cryptovol_dagster.defs.assets.training import trainable_plans
+from cryptovol_dagster.defs.metadata import OWNERS, asset_key, code_version, timescale_tags
+from cryptovol_dagster.defs.pools import TRAINING
+from cryptovol_dagster.lake import decisions
+from cryptovol_dagster.lake import market as chain
+from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.lake.latest import Reports
+from cryptovol_dagster.monitoring.index import write_index
+
+
+def model_card_asset(
+    spec: TimescaleSpec, hours: dg.PartitionsDefinition, *, ui_url: str
+) -> dg.AssetsDefinition:
+    """Build the asset `model_card`."""
+    key_of_asset = asset_key(spec, "model_card")
+    asset_name = lake_name(key_of_asset)
+    features_url = f"{ui_url.rstrip('/')}/assets/{spec.grid}/features"
+
+    @dg.asset(
+        key=key_of_asset,
+        deps=[asset_key(spec, "model_evaluation"), champion_key(spec)],
+        partitions_def=hours,
+        backfill_policy=dg.BackfillPolicy.single_run(),
+        group_name="training",
+        owners=OWNERS,
+        pool=TRAINING,
+        kinds={"markdown"},
+        code_version=code_version(spec.hash(), feature_hash(spec)),
+        tags=timescale_tags(spec.name),
+    )
+    def model_card(
+        context: dg.AssetExecutionContext,
+        lake: dg.ResourceParam[Lake],
+        reports: dg.ResourceParam[Reports],
+    ) -> dg.MaterializeResult:
+        """What the models are for, what they were measured on and what they cannot do."""
+        from cryptovol_dagster.core.cards.model_card import CardContext, render_model_card
+        from cryptovol_dagster.core.models.base import read_parts
+
+        reports = reports.of(spec.name)
+        for plan in trainable_plans(context, lake, spec, asset_name):
+            key = plan.as_of
+            evaluation = read_report(lake.read_bytes(f"{spec.name}/model_evaluation", key, "json"))
+            metas = [
+                read_parts(lake.read_bytes(chain.model_asset(spec, name), key, "zip"))[0]
+                for name in evaluation["models"]
+            ]
+            card = render_model_card(
+                evaluation,
+                decision=decisions.read_decision(lake, spec, key),
+                context=CardContext(
+                    features=metas[0].inputs,
+                    features_url=features_url,
+                    versions={name: found for meta in metas for name, found in meta.versions.items()},
+                ),
+            )
+            path = lake.write_bytes(asset_name, key, card.encode(), "md")
+            if lake.is_newest(asset_name, key, "md"):
+                reports.write(reports.model_card, card.encode())
+            context.add_asset_metadata({"path": dg.MetadataValue.path(path)}, partition_key=key)
+        write_index(lake, reports, spec)  # the last of a run's latest copies is there by now
+        return dg.MaterializeResult()
+
+    return model_card

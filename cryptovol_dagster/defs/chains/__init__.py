@@ -1,0 +1,1 @@
+"""The assets and checks of the seconds and of the minutes, assembled from the same parts."""

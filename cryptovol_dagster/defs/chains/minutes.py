@@ -1,0 +1,186 @@
+"""The chains of the minutes: candles → bars → features once, labels → champion for each horizon; days."""
+
+# No `from __future__ import annotations` here: Dagster reads annotations.
+
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from cryptovol_dagster.chains import gate_spec, model_spec
+from cryptovol_dagster.core.learning.splits import SpanTooShort, split_times
+from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.defs.assets.candles import CANDLES_KEY, candle_assets, candle_checks
+from cryptovol_dagster.defs.assets.champion import champion_asset
+from cryptovol_dagster.defs.assets.market import candle_bars_asset, features_asset, labels_asset
+from cryptovol_dagster.defs.assets.model_card import model_card_asset
+from cryptovol_dagster.defs.assets.reports import monitoring_assets
+from cryptovol_dagster.defs.assets.training import training_assets
+from cryptovol_dagster.defs.checks.framework import Check, chain_checks, grid_checks
+from cryptovol_dagster.defs.metadata import asset_key
+from cryptovol_dagster.history.store import History
+from cryptovol_dagster.lake import market as chain
+from cryptovol_dagster.lake.files import DAY_NS, Lake, partition_window
+from ingestor.settings import Settings
+
+if TYPE_CHECKING:
+    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+#: After the day's last hour has closed, and away from the hourly retrain.
+MARKET_CRON, RETRAIN_CRON = "20 0 * * *", "40 0 * * *"
+
+
+def minutes_assets(
+    settings: Settings, specs: Sequence[TimescaleSpec], days: dg.DailyPartitionsDefinition
+) -> list[dg.AssetSpec | dg.AssetsDefinition]:
+    """Build everything from the imported history to champions, model cards and reports."""
+    minutes, products = settings.timescales.minutes, settings.coinbase.products
+    models = model_spec(minutes.models)
+    grid, monitoring = specs[0], settings.monitoring
+    built: list[dg.AssetSpec | dg.AssetsDefinition] = [
+        *candle_assets(settings, days),
+        candle_bars_asset(grid, products, days),
+        features_asset(grid, days),
+    ]
+    for spec in specs:
+        reports = monitoring_assets(spec, days, monitoring, seed=models.seed)
+        # Bars and features are those of the grid: one report of their quality says all.
+        mine = [one for one in reports if spec is grid or one.key.path[-1] != "data_quality_report"]
+        built += [
+            labels_asset(spec, days),
+            *training_assets(spec, models, days),
+            champion_asset(spec, days, gate=gate_spec(minutes.models, spec)),
+            model_card_asset(spec, days, ui_url=settings.dagster.ui_url),
+            *mine,
+        ]
+    return built
+
+
+def minutes_checks(settings: Settings, specs: Sequence[TimescaleSpec]) -> list[Check]:
+    """Declare the checks of candles, bars, features and each horizon's chain."""
+    enabled = settings.timescales.minutes.models.enabled
+    return [
+        *candle_checks(),
+        *grid_checks(specs[0], settings.coinbase.products),
+        *(check for spec in specs for check in chain_checks(spec, enabled)),
+    ]
+
+
+def market_keys(specs: Sequence[TimescaleSpec]) -> list[dg.AssetKey]:
+    """Give what a new day asks for: candles → labels of every horizon, and the drift numbers."""
+    return [
+        CANDLES_KEY,
+        *(asset_key(specs[0], name) for name in ("bars", "features")),
+        *(asset_key(spec, name) for spec in specs for name in ("labels", "drift_scores")),
+    ]
+
+
+def training_keys(spec: TimescaleSpec, models: Sequence[str]) -> list[dg.AssetKey]:
+    """Give splits → model card of a horizon."""
+    names = ("splits", *(f"model_{name}" for name in models), "model_evaluation", "champion", "model_card")
+    return [asset_key(spec, name) for name in names]
+
+
+def minutes_jobs(
+    settings: Settings, specs: Sequence[TimescaleSpec]
+) -> tuple["UnresolvedAssetJobDefinition", list["UnresolvedAssetJobDefinition"]]:
+    """Build the job of a day's market, and a retrain a horizon."""
+    market = dg.define_asset_job(
+        "minutes_market",
+        dg.AssetSelection.assets(*market_keys(specs), *(asset_key(spec, "performance") for spec in specs)),
+        description="Candles to labels of every horizon, of one day, and how the champions did on it.",
+    )
+    enabled = settings.timescales.minutes.models.enabled
+    retrains = [
+        dg.define_asset_job(
+            f"{spec.name}_retrain",
+            dg.AssetSelection.assets(*training_keys(spec, enabled)),
+            description=f"Splits to model card of {spec.name} as of one day.",
+        )
+        for spec in specs
+    ]
+    return market, retrains
+
+
+def market_schedule(
+    products: Sequence[str], specs: Sequence[TimescaleSpec], job: "UnresolvedAssetJobDefinition"
+) -> dg.ScheduleDefinition:
+    """Build what makes the day before out of the feed's trades, or of imported candles."""
+
+    @dg.schedule(
+        name="minutes_daily",
+        job=job,
+        cron_schedule=MARKET_CRON,
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Makes candles to labels of the day that has ended, where its trades were recorded or "
+        "its candles imported.",
+    )
+    def minutes_daily(
+        context: dg.ScheduleEvaluationContext,
+        lake: dg.ResourceParam[Lake],
+        history: dg.ResourceParam[History],
+    ) -> dg.RunRequest | dg.SkipReason:
+        key = _day_before(context.scheduled_execution_time)
+        start_ns, end_ns = partition_window(key)
+        imported = len(history.read_products(products, start_ns, end_ns))
+        if not imported and not lake.written(chain.TRADES, start_ns, end_ns):
+            return dg.SkipReason(f"neither trades nor imported candles of {key}")
+        if lake.exists(chain.asset_name(specs[-1], "labels"), key):
+            return dg.SkipReason(f"{key} has its labels already")
+        return dg.RunRequest(run_key=key, partition_key=key)
+
+    return minutes_daily
+
+
+def retrain_schedule(spec: TimescaleSpec, job: "UnresolvedAssetJobDefinition") -> dg.ScheduleDefinition:
+    """Build the retrain of a horizon, on the days on which a run over a range trains too."""
+
+    @dg.schedule(
+        name=job.name,
+        job=job,
+        cron_schedule=RETRAIN_CRON,
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description=f"Trains and evaluates as of the newest labelled day, every {spec.retrain_every} days; "
+        "at once where nothing was trained yet.",
+    )
+    def minutes_retrain(
+        context: dg.ScheduleEvaluationContext, lake: dg.ResourceParam[Lake]
+    ) -> dg.RunRequest | dg.SkipReason:
+        labelled = lake.partitions(chain.asset_name(spec, "labels"))
+        if not labelled:
+            return dg.SkipReason(f"no day of {spec.name} has labels yet")
+        newest = labelled[-1]
+        if reason := why_no_retrain(lake, spec, newest):
+            return dg.SkipReason(reason)
+        return dg.RunRequest(run_key=newest, partition_key=newest)
+
+    return minutes_retrain
+
+
+def why_no_retrain(lake: Lake, spec: TimescaleSpec, newest: str) -> str:
+    """Say why nothing is trained as of the newest labelled day; empty where it is.
+
+    Between two trainings the models of the last one hold on, as in a run over a range.
+    """
+    trained = lake.partitions(f"{spec.name}/model_evaluation", "json")
+    if trained:
+        age_days = (partition_window(newest)[0] - partition_window(trained[-1])[0]) // DAY_NS
+        if age_days < spec.retrain_every and not (chain.trains_at(spec, newest) and age_days > 0):
+            return (
+                f"the models of {trained[-1]} are {age_days} days old as of {newest}; trained every "
+                f"{spec.retrain_every} days"
+            )
+    start_ns, end_ns = chain.window_back(newest, chain.training_look_back(spec))
+    labelled = lake.written(chain.asset_name(spec, "labels"), start_ns, end_ns)
+    try:
+        split_times(partition_window(labelled[0])[0], end_ns, spec)
+    except SpanTooShort as error:
+        return str(error)
+    return ""
+
+
+def _day_before(moment: datetime) -> str:
+    return (moment.astimezone(UTC) - timedelta(days=1)).strftime("%Y-%m-%d")

@@ -1,0 +1,1 @@
+"""Imported minute candles: from the exchange's REST interface or a file to the stored months."""

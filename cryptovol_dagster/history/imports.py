@@ -1,0 +1,240 @@
+"""Bringing candles into the history: from files, or from the exchange, page by page.
+
+Belongs here: what to read or ask for next, and what an answer says about minutes without a candle. Does not
+belong here: checks (`core/candle_checks.py`), storing (`history.py`), HTTP (`candle_api.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from cryptovol_dagster.core.market.candle_checks import (
+    MINUTE_NS,
+    CandleCounts,
+    CandleError,
+    check_candles,
+)
+from cryptovol_dagster.history.store import (
+    BAD_ROW,
+    NO_CANDLE,
+    REST,
+    History,
+    Recorded,
+    hole_minutes,
+)
+
+if TYPE_CHECKING:
+    from cryptovol_dagster.history.api import CandleApi
+
+Format = Literal["csv", "parquet"]
+#: A minute is asked for once it has been over for this long: trades are told of late, and an answer that
+#: comes too early would make a hole of a minute that has a candle.
+SETTLED_NS = 120 * 1_000_000_000
+_PARQUET_MAGIC = b"PAR1"
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What people may decide about an import.
+
+    Attributes:
+        skip_bad: leave impossible rows out and record their minutes as holes.
+        assume_utc: take times without a zone for UTC.
+        replace: take the new values of a minute where other ones are stored.
+        any_price: do not ask whether prices fit those beside them.
+    """
+
+    skip_bad: bool = False
+    assume_utc: bool = False
+    replace: bool = False
+    any_price: bool = False
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What came of an import, by product.
+
+    Attributes:
+        counts: what the checks met in each source (a file's name, or `REST`).
+        recorded: what changed in the history.
+    """
+
+    counts: Mapping[str, CandleCounts] = field(default_factory=dict)
+    recorded: Mapping[str, Recorded] = field(default_factory=dict)
+
+    def with_recorded(self, product: str, recorded: Recorded) -> Imported:
+        """Give the same with more of a product."""
+        known = self.recorded.get(product, Recorded())
+        return replace(self, recorded={**self.recorded, product: known + recorded})
+
+
+def import_file(
+    history: History,
+    path: Path,
+    *,
+    now_ns: int,
+    product: str | None = None,
+    file_format: Format | None = None,
+    choices: Choices = Choices(),
+) -> Imported:
+    """Import a file of minute candles, CSV (plain or gz) or Parquet, of one product or several.
+
+    Args:
+        history: where to.
+        path: the file.
+        now_ns: the present.
+        product: whose candles; needed where no column says so.
+        file_format: by default told by its first bytes.
+        choices: what is to be let through.
+
+    Raises:
+        CandleError: the file cannot be read, or taken for minute candles.
+        HistoryError: it contradicts what is stored. What products before it in the file brought is stored.
+    """
+    table = read_table(path, file_format)
+    checked = check_candles(
+        table,
+        str(path),
+        now_ns=now_ns,
+        product=product,
+        assume_utc=choices.assume_utc,
+        skip_bad=choices.skip_bad,
+    )
+    del table  # a year of candles is not held twice
+    done = Imported({str(path): checked.counts})
+    bad = checked.bad
+    for name in sorted({*checked.candles["product"].astype(str).unique(), *bad["product"]}):
+        own_bad = bad.loc[bad["product"] == name]
+        recorded = history.record(
+            name,
+            checked.candles.loc[checked.candles["product"] == name],
+            source=f"file:{path.name}",
+            now_ns=now_ns,
+            holes=hole_minutes(own_bad["start_ns"].to_numpy(np.int64), BAD_ROW, own_bad["reason"].tolist()),
+            replace=choices.replace,
+            any_price=choices.any_price,
+        )
+        done = done.with_recorded(name, recorded)
+    return done
+
+
+def read_table(path: Path, file_format: Format | None = None) -> pd.DataFrame:
+    """Read a file as a table, CSV (plain or gz) or Parquet.
+
+    Raises:
+        CandleError: it cannot be read.
+    """
+    import pyarrow.csv
+    import pyarrow.parquet
+
+    try:
+        with path.open("rb") as file:
+            is_parquet = file.read(len(_PARQUET_MAGIC)) == _PARQUET_MAGIC
+        kind = file_format or ("parquet" if is_parquet else "csv")
+        if kind == "csv":
+            return pyarrow.csv.read_csv(path).to_pandas()
+        with pyarrow.parquet.ParquetFile(path) as parquet:
+            return parquet.read().to_pandas()
+    except OSError as error:
+        raise CandleError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except pa.ArrowException as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise CandleError(f"{path}: cannot be read as {file_format or 'CSV or Parquet'}: {reason}") from error
+
+
+def pages(unknown: NDArray[np.int64], page_minutes: int) -> Iterator[tuple[int, int]]:
+    """Cut ascending starts of minutes into spans of at most `page_minutes`, each from one of them to one.
+
+    Minutes between them that are known already are asked for again: a call for one of two minutes costs as
+    much as a call for both.
+    """
+    at = 0
+    while at < unknown.size:
+        begin = int(unknown[at])
+        at = int(np.searchsorted(unknown, begin + page_minutes * MINUTE_NS))
+        yield begin, int(unknown[at - 1]) + MINUTE_NS
+
+
+def import_span(
+    history: History,
+    api: CandleApi,
+    product: str,
+    start_ns: int,
+    end_ns: int,
+    *,
+    clock_ns: Callable[[], int],
+    choices: Choices = Choices(),
+    page_minutes: int | None = None,
+) -> Iterator[tuple[int, int, Imported]]:
+    """Ask the exchange for what is missing of a product's candles in ``[start_ns, end_ns)``, oldest first.
+
+    Each page is stored before the next is asked for, minutes that the answer leaves out as holes, so whoever
+    starts again goes on where it broke off.
+
+    Args:
+        history: where to.
+        api: whom to ask.
+        product: whose candles.
+        start_ns: first time.
+        end_ns: end of the times; minutes that have not been over for two minutes are not asked for.
+        clock_ns: gives the present.
+        choices: what is to be let through; with `replace`, minutes that are stored are asked for as well.
+        page_minutes: of a call.
+
+    Yields:
+        After each page, minutes asked for so far, minutes to ask for in all, and what came of the page.
+
+    Raises:
+        CandleApiError: the exchange does not give them. What came before is stored.
+        CandleError: an answer cannot be taken for candles.
+        HistoryError: an answer contradicts what is stored.
+    """
+    from cryptovol_dagster.history.api import PAGE_MINUTES
+
+    until_ns = min(end_ns, (clock_ns() - SETTLED_NS) // MINUTE_NS * MINUTE_NS)
+    if choices.replace:
+        wanted = np.arange(-(-start_ns // MINUTE_NS) * MINUTE_NS, until_ns, MINUTE_NS)
+    else:
+        wanted = history.unknown(product, start_ns, until_ns)
+    asked = 0
+    for begin_ns, stop_ns in pages(wanted, page_minutes or PAGE_MINUTES):
+        rows = api.page(product, begin_ns, stop_ns)
+        where = f"{product} candles of the exchange"
+        now_ns = clock_ns()
+        checked = check_candles(
+            rows,
+            where,
+            now_ns=now_ns,
+            product=product,
+            skip_bad=choices.skip_bad,
+            known_interval=True,
+        )
+        of_page = wanted[(wanted >= begin_ns) & (wanted < stop_ns)]
+        candles = checked.candles
+        recorded = history.record(
+            product,
+            candles,
+            source=REST,
+            now_ns=now_ns,
+            holes=_answered(of_page, candles, checked.bad),
+            replace=choices.replace,
+            any_price=choices.any_price,
+        )
+        asked += of_page.size
+        yield asked, wanted.size, Imported({REST: checked.counts}).with_recorded(product, recorded)
+
+
+def _answered(asked: NDArray[np.int64], candles: pd.DataFrame, bad: pd.DataFrame) -> pd.DataFrame:
+    """Give the holes of a page: minutes with an impossible candle, and those without any."""
+    spoilt = bad["start_ns"].to_numpy(np.int64)
+    silent = np.setdiff1d(asked, np.concatenate([candles["start_ns"].to_numpy(np.int64), spoilt]))
+    parts = [hole_minutes(silent, NO_CANDLE), hole_minutes(spoilt, BAD_ROW, bad["reason"].tolist())]
+    return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)

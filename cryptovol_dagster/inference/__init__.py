@@ -1,0 +1,1 @@
+"""Features in, probabilities out, and how long that takes."""

@@ -1,0 +1,248 @@
+"""Features in, probabilities out: which model, which rows, and where it flags.
+
+Belongs here: finding the model and its operating point, reading features however they were written, and
+refusing what does not fit together. How it is shown is the verb's.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cryptovol_dagster.core.features.catalogue import Reason
+from cryptovol_dagster.core.learning.dataset import KEY_COLUMNS
+from cryptovol_dagster.core.promotion.rule import FIRST_CHAMPIONS
+from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.lake import decisions
+from cryptovol_dagster.lake import market as chain
+from cryptovol_dagster.lake.files import Lake, partition_window, partitions_between
+from cryptovol_dagster.lake.latest import Reports
+
+if TYPE_CHECKING:
+    from cryptovol_dagster.core.models import Model
+
+CHAMPION = "champion"
+#: Where writers of features put their version: the lake, and `cryptovol featurize`.
+_VERSION_KEYS = (b"cryptovol.version", b"cryptovol_feature_version")
+#: Columns of live rows that are no features.
+_LIVE_COLUMNS = ("revision", "provisional")
+
+
+class InferError(Exception):
+    """There is nothing to score, or nothing to score it with; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A model and where it flags.
+
+    Attributes:
+        model: fitted.
+        source: where it was found, in words.
+        version: kind, as-of time and registry version, as far as known.
+        threshold: of the operating point chosen on validation (highest F1); None where none is stored.
+    """
+
+    model: Model
+    source: str
+    version: str
+    threshold: float | None
+
+
+@dataclass(frozen=True)
+class FeatureRows:
+    """Features to score.
+
+    Attributes:
+        frame: `KEY_COLUMNS` and a column a feature.
+        source: the file or partition.
+        version: of the feature set, where the file says so.
+    """
+
+    frame: pd.DataFrame
+    source: str
+    version: str | None
+
+
+def find_scorer(
+    lake: Lake, spec: TimescaleSpec, reports: Reports, *, name: str | None, path: Path | None
+) -> Scorer:
+    """Find a model: a file, the champion, or an exported one by name; by default the champion.
+
+    Without a champion the default is an exported model, of the kinds that may be the first champion before
+    others; its `source` says so.
+
+    Raises:
+        InferError: there is none, or it is another chain's.
+        ModelError: the file is no model file.
+        DecisionError: the newest decision cannot be read.
+    """
+    if path is not None:
+        return _from_file(lake, spec, path, f"file {path}")
+    if name is None or name == CHAMPION:
+        decision = decisions.newest_decision(lake, spec)
+        champion = None if decision is None else decision.champion
+        if decision is not None and champion is not None:
+            version = f"{champion.model} as of {champion.as_of}"
+            if champion.registry_version is not None:
+                version += f", registry version {champion.registry_version}"
+            if champion.unproven:
+                version += ", unproven"
+            content = decisions.read_champion_file(lake, spec, champion)
+            return _scorer(lake, spec, content, f"champion by the decision of {decision.as_of}", version)
+        if name == CHAMPION:
+            raise InferError("there is no champion yet: `cryptovol evaluate` decides who it is")
+        return _exported(lake, spec, reports)
+    exported = reports.model(spec.name, name)
+    if not exported.is_file():
+        raise InferError(f"{exported}: no model was exported there; train it with `cryptovol train`")
+    return _from_file(lake, spec, exported, f"exported model {exported}")
+
+
+def _exported(lake: Lake, spec: TimescaleSpec, reports: Reports) -> Scorer:
+    plain = [reports.model(spec.name, kind) for kind in FIRST_CHAMPIONS]
+    others = sorted(reports.artifacts_dir.glob(f"{spec.name}-*.zip"))
+    found = next((path for path in (*plain, *others) if path.is_file()), None)
+    if found is None:
+        raise InferError(
+            f"there is no champion yet and {reports.artifacts_dir} holds no model: run `cryptovol evaluate`"
+        )
+    return _from_file(lake, spec, found, f"exported model {found}, there is no champion yet")
+
+
+def _from_file(lake: Lake, spec: TimescaleSpec, path: Path, source: str) -> Scorer:
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InferError(f"{path}: cannot be read: {error.strerror or error}") from error
+    return _scorer(lake, spec, content, source, None)
+
+
+def _scorer(lake: Lake, spec: TimescaleSpec, content: bytes, source: str, version: str | None) -> Scorer:
+    from cryptovol_dagster.core.models import load_model
+
+    model = load_model(content)
+    if model.meta.timescale != spec.name:
+        raise InferError(
+            f"{source} is of {model.meta.timescale}, asked for is {spec.name}: --chain {model.meta.timescale}"
+        )
+    as_of = _trained_as_of(lake, spec, model)
+    threshold = None
+    if as_of is not None and lake.exists(f"{spec.name}/model_evaluation", as_of, "json"):
+        report = json.loads(lake.read_bytes(f"{spec.name}/model_evaluation", as_of, "json"))
+        points = report["models"].get(model.name, {}).get("operating_points", {})
+        threshold = (points.get("max_f1") or {}).get("threshold")
+    known = f"{model.name} as of {as_of}" if as_of else f"{model.name}, as-of time unknown here"
+    return Scorer(model, source, version or known, threshold)
+
+
+def _trained_as_of(lake: Lake, spec: TimescaleSpec, model: Model) -> str | None:
+    """Find the hour whose splits the model was trained by; its training rows end at most a span before."""
+    start_ns = model.meta.train_end_ns
+    end_ns = start_ns + (chain.training_look_back(spec) + 1) * spec.partition_ns
+    for key in partitions_between(start_ns, end_ns, spec.partition_ns):
+        if lake.exists(f"{spec.name}/splits", key, "json"):
+            plan = chain.read_plan(lake, spec, key)
+            if plan.trainable and plan.problem_hash == model.meta.problem_hash:
+                return key
+    return None
+
+
+def read_features(lake: Lake, spec: TimescaleSpec, path: Path | None) -> FeatureRows:
+    """Read features to score: a file (or folder of files), else the newest partition in the lake.
+
+    Args:
+        lake: where the partitions are.
+        spec: the timescale.
+        path: Parquet or CSV as `replay` and `featurize` write it, or a partition of the lake.
+
+    Raises:
+        InferError: there are none, or the file is none.
+    """
+    if path is None:
+        asset = chain.asset_name(spec, "features")
+        keys = lake.partitions(asset)
+        if not keys:
+            raise InferError(f"{lake.root} holds no features yet: name a file with --features")
+        window = partition_window(keys[-1])
+        version = lake.versions(asset, *window)[keys[-1]]
+        frame = lake.read_table(asset, *window).to_pandas()
+        return FeatureRows(frame, f"{asset} of {keys[-1]}", version)
+    try:
+        if path.suffix == ".csv":
+            frame, version = pd.read_csv(path), None
+        else:
+            files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+            versions = {_version_of(file) for file in files}
+            if len(versions) != 1:
+                raise InferError(f"{path}: expected files of one feature version, found {len(versions)}")
+            frame, version = pd.concat([pd.read_parquet(file) for file in files]), versions.pop()
+    except (OSError, ValueError, pa.ArrowException) as error:
+        raise InferError(f"{path}: cannot be read as features: {' '.join(str(error).split())}") from error
+    if missing := [name for name in KEY_COLUMNS if name not in frame.columns]:
+        raise InferError(
+            f"{path}: lacks {', '.join(missing)}; expected features as `cryptovol replay --out` writes them"
+        )
+    frame["bar_start"] = pd.to_datetime(frame["bar_start"], utc=True)
+    return FeatureRows(frame, str(path), version)
+
+
+def _version_of(file: Path) -> str | None:
+    metadata = pq.read_schema(file).metadata or {}
+    return next((metadata[key].decode() for key in _VERSION_KEYS if key in metadata), None)
+
+
+def inputs_of(rows: FeatureRows, scorer: Scorer) -> pd.DataFrame:
+    """Give the feature columns of every row, once it is known that the model can read them.
+
+    Two writers of one feature set may differ in optional columns: training left out what it hardly knew, and
+    live rows lack the cross features. What the model does not know is dropped, what the rows lack is unknown.
+
+    Raises:
+        InferError: the rows are of another feature set than the model was trained on.
+    """
+    meta = scorer.model.meta
+    if rows.version is not None and rows.version != meta.feature_hash:
+        raise InferError(
+            f"{rows.source}: features of version {rows.version}, model {meta.name} was trained on version "
+            f"{meta.feature_hash}: make the features again, or train a new model"
+        )
+    inputs = rows.frame.drop(columns=[*KEY_COLUMNS, *_LIVE_COLUMNS], errors="ignore")
+    return inputs if rows.version is None else inputs.reindex(columns=list(meta.inputs))
+
+
+def score(rows: FeatureRows, scorer: Scorer) -> pd.DataFrame:
+    """Score every row that may be scored.
+
+    Returns:
+        One row a row, by time and product: `bar_start`, `product`, `probability` (NaN where there is no
+        prediction), `flag` (null there, and without an operating point) and `reason` (``ok``, or why there is
+        no prediction).
+
+    Raises:
+        InferError: the rows are of another feature set.
+        ModelError: a column is missing, unknown, or holds a value it must not.
+    """
+    frame = rows.frame
+    valid = frame["valid"].to_numpy(dtype=bool)
+    inputs = inputs_of(rows, scorer)
+    probability = pd.Series(float("nan"), index=range(len(frame)))
+    probability[valid] = scorer.model.predict_proba(inputs.loc[valid])
+    flag = pd.Series(pd.NA, index=probability.index, dtype="boolean")
+    if scorer.threshold is not None:
+        flag[valid] = probability[valid] >= scorer.threshold
+    return pd.DataFrame(
+        {
+            "bar_start": frame["bar_start"].to_numpy(),
+            "product": frame["product"].astype(str).to_numpy(),
+            "probability": probability,
+            "flag": flag,
+            "reason": [Reason(code).name.lower() for code in frame["reason"]],
+        }
+    ).sort_values(["bar_start", "product"], ignore_index=True)

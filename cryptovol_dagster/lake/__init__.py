@@ -1,0 +1,1 @@
+"""Everything the pipeline stores, read and written with its type."""

@@ -1,0 +1,166 @@
+"""Decisions and champions in the lake: what was decided as of each partition, and files of models in force.
+
+A decision's partition holds ``part.json``, and ``part.rollback.json`` where a person rolled back after it:
+that is what stands then, however often the partition is decided again. Champions and challengers lie beside
+the decision of the partition they were trained as of, as ``part.<kind>.<problem>.zip``: the copy makes them
+outlive whatever becomes of that partition.
+"""
+
+from __future__ import annotations
+
+import json
+
+from cryptovol_dagster.core.evaluation.report import read_report
+from cryptovol_dagster.core.promotion.rule import Champion, Decision, DecisionError, Measured
+from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.lake import market as chain
+from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.lake.market import SplitPlan
+
+DECIDED, ROLLED_BACK = "json", "rollback.json"
+#: Where the champion's file lay before there were challengers.
+_EARLIER_FILE = "zip"
+
+
+def decision_asset(spec: TimescaleSpec) -> str:
+    """Name the decisions' partitions in the lake."""
+    return f"{spec.name}/champion"
+
+
+def read_decision(lake: Lake, spec: TimescaleSpec, partition_key: str, suffix: str = DECIDED) -> Decision:
+    """Read what was decided as of a partition, by rule or (`ROLLED_BACK`) by hand.
+
+    Raises:
+        LakeError: nothing was.
+        DecisionError: the file is no decision of a version known here; the message names it.
+    """
+    asset = decision_asset(spec)
+    content = lake.read_bytes(asset, partition_key, suffix)
+    try:
+        return Decision.from_dict(json.loads(content))
+    except (ValueError, DecisionError) as error:
+        path = lake.path(asset, partition_key, suffix)
+        raise DecisionError(f"{path}: {error}") from error
+
+
+def standing_decision(lake: Lake, spec: TimescaleSpec, partition_key: str) -> Decision:
+    """Read what is in force after a partition: a rollback goes before what was decided by rule.
+
+    Raises:
+        LakeError: nothing was decided.
+        DecisionError: the file is no decision of a version known here.
+    """
+    by_hand = lake.exists(decision_asset(spec), partition_key, ROLLED_BACK)
+    return read_decision(lake, spec, partition_key, ROLLED_BACK if by_hand else DECIDED)
+
+
+def newest_decision(lake: Lake, spec: TimescaleSpec, *, before: str | None = None) -> Decision | None:
+    """Read the newest decision in force, if there is any.
+
+    Args:
+        lake: where decisions are.
+        spec: the timescale.
+        before: only decisions as of an earlier partition than this one.
+
+    Raises:
+        DecisionError: the file is no decision of a version known here.
+    """
+    keys = lake.partitions(decision_asset(spec), DECIDED)
+    earlier = [key for key in keys if before is None or key < before]
+    return standing_decision(lake, spec, earlier[-1]) if earlier else None
+
+
+def history(lake: Lake, spec: TimescaleSpec) -> list[Decision]:
+    """Read every decision, oldest first; a rollback follows the decision after which it was made.
+
+    Raises:
+        DecisionError: a file is no decision of a version known here.
+    """
+    found = []
+    for key in lake.partitions(decision_asset(spec), DECIDED):
+        found.append(read_decision(lake, spec, key))
+        if lake.exists(decision_asset(spec), key, ROLLED_BACK):
+            found.append(read_decision(lake, spec, key, ROLLED_BACK))
+    return found
+
+
+def write_decision(lake: Lake, spec: TimescaleSpec, decision: Decision, suffix: str = DECIDED) -> bytes:
+    """Store a decision and return its bytes; the same decision is the same bytes.
+
+    Raises:
+        LakeError: the folder cannot be written.
+    """
+    content = json.dumps(decision.to_dict(), indent=2, allow_nan=False).encode()
+    lake.write_bytes(decision_asset(spec), decision.as_of, content, suffix)
+    return content
+
+
+def _copy_suffix(model: Champion) -> str:
+    return f"{model.model}.{model.problem_hash}.zip"
+
+
+def has_file(lake: Lake, spec: TimescaleSpec, model: Champion) -> bool:
+    """Tell whether a copy of a champion or challenger lies in the lake."""
+    return lake.exists(decision_asset(spec), model.as_of, _suffix_of(lake, spec, model))
+
+
+def _suffix_of(lake: Lake, spec: TimescaleSpec, model: Champion) -> str:
+    """Name the copy; one that was kept under the earlier name counts where it holds this model."""
+    from cryptovol_dagster.core.models.base import read_parts
+
+    asset, suffix = decision_asset(spec), _copy_suffix(model)
+    if lake.exists(asset, model.as_of, suffix) or not lake.exists(asset, model.as_of, _EARLIER_FILE):
+        return suffix
+    meta, _ = read_parts(lake.read_bytes(asset, model.as_of, _EARLIER_FILE))
+    is_this_model = (meta.name, meta.problem_hash) == (model.model, model.problem_hash)
+    return _EARLIER_FILE if is_this_model else suffix
+
+
+def keep_file(lake: Lake, spec: TimescaleSpec, model: Champion, content: bytes) -> None:
+    """Keep a copy of a champion or challenger.
+
+    Raises:
+        LakeError: the folder cannot be written.
+    """
+    lake.write_bytes(decision_asset(spec), model.as_of, content, _copy_suffix(model))
+
+
+def read_champion_file(lake: Lake, spec: TimescaleSpec, champion: Champion) -> bytes:
+    """Read the model file of a champion or challenger: the copy that was kept.
+
+    Raises:
+        LakeError: it is missing.
+        ModelError: a file kept under the earlier name is no model file.
+    """
+    return lake.read_bytes(decision_asset(spec), champion.as_of, _suffix_of(lake, spec, champion))
+
+
+def read_measured(lake: Lake, spec: TimescaleSpec, plan: SplitPlan) -> Measured:
+    """Read what the evaluation of a plan's partition says.
+
+    Raises:
+        LakeError: there is no evaluation, or a model's run was not recorded.
+        ChainError: the evaluation is of other rows than the plan, or the plan is not trainable.
+        EvaluationError: it is of another schema version.
+    """
+    key = plan.as_of
+    if plan.split is None:
+        raise chain.ChainError(f"{spec.name} as of {key} is {plan.status}: {plan.reason}")
+    content = lake.read_bytes(f"{spec.name}/model_evaluation", key, "json")
+    report = read_report(content)
+    if report["data"]["hash"] != plan.data_hash:
+        raise chain.ChainError(
+            f"{spec.name}/model_evaluation of {key} is of data {report['data']['hash']}, splits are of "
+            f"{plan.data_hash}: evaluate again"
+        )
+    runs = {
+        name: json.loads(lake.read_bytes(chain.model_asset(spec, name), key, "json"))["mlflow_run_id"]
+        for name in report["models"]
+    }
+    return Measured.from_report(
+        report,
+        test=plan.split.test,
+        mlflow_run_ids=runs,
+        problem_hash=plan.problem_hash,
+        evaluation_hash=chain.hash_bytes(content),
+    )

@@ -1,0 +1,57 @@
+"""What lies in the lake of one as-of partition, as the leak audit wants to see it.
+
+Belongs here: reading it, and computing again from the bars what it can be compared with. Does not belong
+here: any judgement (`core/leak_audit.py`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from cryptovol_dagster.core.features.catalogue import compute_features, lookback_bars
+from cryptovol_dagster.core.leaks.audit import Case, Made, scale_prices
+from cryptovol_dagster.core.learning.dataset import Dataset, join_dataset
+from cryptovol_dagster.core.learning.labels import forward_volatility
+from cryptovol_dagster.core.market.bars import BarGrid
+from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.lake import market as chain
+from cryptovol_dagster.lake.files import Lake
+
+
+def stored_case(lake: Lake, spec: TimescaleSpec, models: Sequence[str], partition_key: str) -> Case:
+    """Read plan, rows, models and evaluation of a partition; compute the rows of its test again from bars.
+
+    Args:
+        lake: where they are.
+        spec: the timescale.
+        models: those to look at, as far as they were evaluated.
+        partition_key: the as-of partition.
+
+    Raises:
+        LakeError: splits, evaluation or bars were never written for it.
+        ChainError: nothing was trained as of it, or what is stored does not fit together.
+        LearningError: the test has no row that can be computed again.
+    """
+    plan = chain.read_plan(lake, spec, partition_key)
+    problem = chain.read_problem(lake, spec, plan)
+    report = json.loads(lake.read_bytes(f"{spec.name}/model_evaluation", partition_key, "json"))
+    fitted = chain.read_models(lake, spec, plan, [name for name in models if name in report["models"]])
+    start_ns, end_ns = chain.window_back(partition_key, 0)
+    wanted_ns = problem.split.test.start_ns - lookback_bars(spec) * spec.bar_ns
+    back = max(0, -(-(start_ns - wanted_ns) // (end_ns - start_ns)))
+    bars = chain.read_bars(lake, spec, partition_key, back)
+    # Where bars begin later than asked for there are none before, and the stored features began there too.
+    from_ns = problem.split.test.start_ns if bars.start_ns <= wanted_ns else bars.start_ns
+    return Case(
+        bars=bars,
+        timescale=spec,
+        made=Made(problem, fitted, report),
+        honest=_rows(bars, spec, from_ns),
+        scaled=_rows(scale_prices(bars), spec, from_ns),
+    )
+
+
+def _rows(bars: BarGrid, spec: TimescaleSpec, from_ns: int) -> Dataset:
+    features = compute_features(bars, spec, from_ns=from_ns).to_frame()
+    return join_dataset(features, forward_volatility(bars, spec, from_ns=from_ns).to_frame(), spec)

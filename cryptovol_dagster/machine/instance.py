@@ -1,0 +1,209 @@
+"""The Dagster instance of this machine: its folder, its settings, and who runs it."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+from cryptovol_dagster.lake.files import replace_file
+from ingestor.settings import Settings
+
+if TYPE_CHECKING:
+    import dagster as dg
+
+#: The same as docker/dagster.yaml but for where things are stored; a test holds them together.
+DAGSTER_YAML = """\
+# Written by cryptovol on first use; yours to change. Unchanged, it is brought up to date by later versions.
+telemetry:
+  enabled: false
+
+scheduler:
+  module: dagster.core.scheduler
+  class: DagsterDaemonScheduler
+  config:
+    max_catchup_runs: 1   # a machine that was off retrains once, not once for each hour missed
+
+# Every asset is in the pool `market` (gap ledger to labels) or `training` (the rest). A run takes the pools
+# of all its assets for as long as it lasts: hours are made one after the other (each reads the one before),
+# so are models (memory), and a long retrain does not hold up the newest hour.
+concurrency:
+  runs:
+    max_concurrent_runs: 2
+  pools:
+    granularity: run
+    default_limit: 1
+
+# A run that hangs must not hold its pools for ever. A backfill of months may take longer: give it the tag
+# dagster/max_runtime (seconds).
+run_monitoring:
+  enabled: true
+  start_timeout_seconds: 300
+  cancel_timeout_seconds: 180
+  max_runtime_seconds: 21600
+  poll_interval_seconds: 60
+# A run whose worker died (kill, power, memory) is tried again; one whose code failed is not.
+run_retries:
+  enabled: true
+  max_retries: 2
+  retry_on_asset_or_op_failure: false
+
+# Ticks only: Dagster keeps the event log for ever, so what assets report is small.
+retention:
+  schedule:
+    purge_after_days: 90
+  sensor:
+    purge_after_days:
+      skipped: 7
+      failure: 30
+      success: -1
+"""
+#: SHA-256 of what earlier versions wrote: a file that nobody has changed since is ours to replace.
+EARLIER_YAML = frozenset({"e3debc3929289db6b91e0c498dce5abd30185a4a7a6cbd4f8fb591503cab33a8"})
+_LOCK = "up.lock"
+_OPENING_LOCK = "opening.lock"
+
+
+class InstanceError(Exception):
+    """The Dagster home cannot be used; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """Who runs the instance, and where it can be opened.
+
+    Attributes:
+        pid: of the supervisor (`cryptovol up` or `cryptovol ui`).
+        dagster_url: the Dagster UI.
+        mlflow_url: the MLflow UI.
+    """
+
+    pid: int
+    dagster_url: str
+    mlflow_url: str
+
+
+def dagster_home(settings: Settings) -> Path:
+    """Give the Dagster instance's folder: ``$DAGSTER_HOME``, else ``dagster_home`` in the data folder."""
+    named = os.environ.get("DAGSTER_HOME")
+    return Path(named).expanduser().resolve() if named else settings.storage.data_dir / "dagster_home"
+
+
+def ensure_dagster_home(settings: Settings) -> Path:
+    """Create the Dagster home and its ``dagster.yaml``, or bring up to date what an earlier version wrote.
+
+    A ``dagster.yaml`` that somebody has changed is left alone; `own_config_note` tells of it.
+
+    Raises:
+        InstanceError: the folder cannot be written.
+    """
+    home = dagster_home(settings)
+    config = home / "dagster.yaml"
+    try:
+        if not config.exists() or hashlib.sha256(config.read_bytes()).hexdigest() in EARLIER_YAML:
+            replace_file(config, DAGSTER_YAML.encode())
+    except OSError as error:
+        raise InstanceError(f"{home}: cannot hold the Dagster instance: {error.strerror or error}") from error
+    return home
+
+
+@contextmanager
+def opening(home: Path) -> Iterator[None]:
+    """Be the only one to open the instance; to be held until it is open.
+
+    The first to open a home makes its SQLite databases: tables, then the revision of their schema. Another
+    process that looks between the two takes the tables for those of an old Dagster and adds that one's
+    revision. From then on nothing can open the home ("more than one head present").
+
+    Raises:
+        InstanceError: the home cannot be written.
+    """
+    with _lock_file(home / _OPENING_LOCK) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextmanager
+def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
+    """Open the instance of a home, safely beside others that do so for the first time.
+
+    Raises:
+        InstanceError: the home cannot be written.
+    """
+    import dagster as dg  # a second, which those who only look at the folder need not spend
+
+    with opening(home):
+        instance = dg.DagsterInstance.from_config(str(home))
+    with instance:
+        yield instance
+
+
+def own_config_note(home: Path) -> str | None:
+    """Say that the home's ``dagster.yaml`` is somebody's own; None where it is ours."""
+    config = home / "dagster.yaml"
+    if config.read_bytes() == DAGSTER_YAML.encode():
+        return None
+    return (
+        f"{config} is your own and was left alone; remove it to get the settings of this version "
+        "(pools, run monitoring, retries)"
+    )
+
+
+@contextmanager
+def hold_instance(home: Path, dagster_url: str, mlflow_url: str) -> Iterator[None]:
+    """Be the only supervisor of the instance: a second daemon on it would launch everything twice.
+
+    Raises:
+        InstanceError: another supervisor holds it, or it cannot be written.
+    """
+    path = home / _LOCK
+    with _lock_file(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            running = _read_lock(path)
+            by = f"pid {running.pid}, {running.dagster_url}" if running else "it has just begun"
+            raise InstanceError(
+                f"{home} is in use: `cryptovol up` or `cryptovol ui` runs already ({by})"
+            ) from None
+        file.truncate(0)
+        file.write(json.dumps(asdict(Running(os.getpid(), dagster_url, mlflow_url))))
+        file.flush()
+        yield
+
+
+def running_instance(settings: Settings) -> Running | None:
+    """Tell who runs the instance; None when nobody does."""
+    path = dagster_home(settings) / _LOCK
+    if not path.exists():
+        return None
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return _read_lock(path)
+    return None
+
+
+def _lock_file(path: Path) -> TextIO:
+    """Open a file to lock, what it holds left as it is.
+
+    Raises:
+        InstanceError: it cannot be written.
+    """
+    try:
+        return path.open("a+")
+    except OSError as error:
+        raise InstanceError(f"{path} cannot be written: {error.strerror}") from error
+
+
+def _read_lock(path: Path) -> Running | None:
+    """Read what the holder wrote; None while it is about to."""
+    text = path.read_text()
+    return Running(**json.loads(text)) if text else None

@@ -1,0 +1,339 @@
+"""One look at everything on this machine: raw storage, lake, models, services, disk, and what is wrong.
+
+Belongs here: what is looked at, and what counts as wrong. Cheap enough for every few seconds: names of files
+and a few footers, nothing of Dagster. Does not belong here: how it is shown (`verbs/status.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from cryptovol_dagster.chains import SECONDS, timescale_specs
+from cryptovol_dagster.lake.files import HOUR_NS, Lake, hour_key
+from cryptovol_dagster.machine.instance import running_instance
+from cryptovol_dagster.machine.reachable import accepts, answers
+from ingestor.archive.layout import closing_paths
+from ingestor.archive.reader import RawReader
+from ingestor.audit.span import archive_runs
+from ingestor.envelope import EVENTS, TICKS
+from ingestor.settings import Settings
+
+NS = 1_000_000_000
+DAY_NS = 24 * HOUR_NS
+#: Made of an hour as soon as it has closed; the assets after them follow the schedule of retrains.
+MARKET_ASSETS = ("bars", "features", "labels")
+#: How long after its closing an hour may lack what is made of it.
+PATIENCE_S = 900.0
+#: The archive publishes each `storage.flush_s`, and checkpoints come every few seconds.
+SILENT_AFTER_FLUSHES = 3
+LEAST_FREE_BYTES = 1024**3
+SERVICES = ("recorder", "dagster", "mlflow", "kafka")
+#: Hours shown of a list of them.
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class RawLook:
+    """Raw storage.
+
+    Attributes:
+        folder: its root.
+        newest_tick_ns: event time of the newest tick stored; None without any.
+        rows_today: ticks stored with today's event time (UTC).
+        hours: hours that hold ticks.
+        closed: of all hours, those recorded as complete.
+        newest_closed: the last of them.
+        open: hours with ticks that are not closed, newest first.
+        recorder_runs: whether an archive writes it now, from this machine.
+        stored_ago_s: how long ago the archive last stored anything; None when it never did.
+    """
+
+    folder: Path
+    newest_tick_ns: int | None
+    rows_today: int
+    hours: int
+    closed: int
+    newest_closed: str | None
+    open: list[str]
+    recorder_runs: bool
+    stored_ago_s: float | None
+
+
+@dataclass(frozen=True)
+class AssetLook:
+    """An asset in the lake.
+
+    Attributes:
+        asset: its key.
+        partitions: hours written.
+        newest: the last of them; None where all were removed.
+        missing: closed hours for which it was not made, oldest first; only looked for where each has to be.
+    """
+
+    asset: str
+    partitions: int
+    newest: str | None
+    missing: list[str]
+
+
+@dataclass(frozen=True)
+class ModelsLook:
+    """What the newest evaluation and the newest decision of a timescale say.
+
+    Attributes:
+        timescale: its name.
+        evaluated: the newest evaluation's as-of hour.
+        verdict: of that evaluation.
+        sufficiency: what its training rows can teach, in one line; None where that was not counted.
+        decided: the newest decision's as-of hour.
+        decision: its verdict.
+        champion: the model it leaves in force.
+    """
+
+    timescale: str
+    evaluated: str | None
+    verdict: str | None
+    sufficiency: str | None
+    decided: str | None
+    decision: str | None
+    champion: str | None
+
+
+@dataclass(frozen=True)
+class ServiceLook:
+    """A service.
+
+    Attributes:
+        name: one of `SERVICES`.
+        address: where it should be.
+        runs: whether it answers there.
+    """
+
+    name: str
+    address: str
+    runs: bool
+
+
+@dataclass(frozen=True)
+class Status:
+    """Everything.
+
+    Attributes:
+        at_ns: when it was looked at.
+        raw: raw storage.
+        lake: its assets.
+        models: by timescale.
+        reports: latest copies, newest first, with the time they were written (ns).
+        services: recorder, Dagster, MLflow and Kafka.
+        free_bytes: room for data.
+        problems: what is wrong, a sentence each.
+    """
+
+    at_ns: int
+    raw: RawLook
+    lake: list[AssetLook]
+    models: list[ModelsLook]
+    reports: dict[str, int]
+    services: list[ServiceLook]
+    free_bytes: int
+    problems: list[str]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return json.loads(json.dumps(asdict(self), default=str))
+
+    @property
+    def newest_labels(self) -> str | None:
+        """The newest hour with labels."""
+        hours = (one.newest for one in self.lake if one.asset.endswith("/labels") and one.newest)
+        return max(hours, default=None)
+
+
+def look(settings: Settings, now_ns: int, required: Sequence[str] = ()) -> Status:
+    """Look at everything once.
+
+    Args:
+        settings: the configuration.
+        now_ns: the wall clock.
+        required: services whose absence is wrong.
+
+    Raises:
+        ArchiveError: a file of raw storage cannot be read.
+    """
+    storage = settings.storage
+    closings, first = _closings(storage.raw_dir), settings.dagster.partitions_start
+    raw, lake = _raw(storage.raw_dir, closings, now_ns), Lake(storage.lake_dir)
+    # Keys sort as their hours do. An hour before the first partition is never made.
+    closed_at_ns = {key: at_ns for key, at_ns in closings.items() if key >= first}
+    assets = [_asset(lake, name, closed_at_ns) for name in _assets(storage.lake_dir)]
+    timescales = list(timescale_specs(settings))
+    services = _services(settings, raw)
+    free_bytes = shutil.disk_usage(_existing(storage.data_dir)).free
+    return Status(
+        at_ns=now_ns,
+        raw=raw,
+        lake=assets,
+        models=[_models(lake, timescale) for timescale in timescales],
+        reports=_reports(storage.reports_dir),
+        services=services,
+        free_bytes=free_bytes,
+        problems=[
+            *_recorder_problems(raw, settings.storage.flush_s),
+            *_lake_problems(assets, [SECONDS], closed_at_ns, now_ns),
+            *_service_problems(settings, services, required),
+            *_room_problems(storage.data_dir, free_bytes),
+        ],
+    )
+
+
+def _raw(raw_dir: Path, closings: Mapping[str, int], now_ns: int) -> RawLook:
+    reader = RawReader(raw_dir)
+    hours = reader.hours(TICKS)
+    today_ns = now_ns // DAY_NS * DAY_NS
+    newest_ns = None
+    for hour_ns in reversed(hours):
+        files = reader.files(TICKS, hour_ns, hour_ns + HOUR_NS)
+        newest_ns = max((file.footer.max_time_ns for file in files), default=None)
+        if newest_ns is not None:
+            break
+    today = reader.files(TICKS, today_ns, today_ns + DAY_NS) if newest_ns and newest_ns >= today_ns else []
+    stored = [folder.stat().st_mtime_ns for folder in (raw_dir / EVENTS).glob("date=*/hour=*")]
+    return RawLook(
+        folder=raw_dir,
+        newest_tick_ns=newest_ns,
+        rows_today=sum(file.footer.rows for file in today),
+        hours=len(hours),
+        closed=len(closings),
+        newest_closed=max(closings, default=None),
+        open=[key for key in map(hour_key, reversed(hours)) if key not in closings],
+        recorder_runs=archive_runs(raw_dir),
+        stored_ago_s=(now_ns - max(stored)) / NS if stored else None,
+    )
+
+
+def _newest(lake: Lake, asset: str, suffix: str) -> str | None:
+    """Name the newest hour of an asset."""
+    return max(lake.partitions(asset, suffix), default=None)
+
+
+def _closings(raw_dir: Path) -> dict[str, int]:
+    """Give when (wall clock, ns) each hour closed first; from names alone, there may be thousands."""
+    return {hour_key(hour_ns): paths[0].stat().st_mtime_ns for hour_ns, paths in closing_paths(raw_dir)}
+
+
+def _assets(lake_dir: Path) -> list[str]:
+    """Name what the lake holds, by its folders."""
+    found = {path.parent for pattern in ("*/date=*", "*/*/date=*") for path in lake_dir.glob(pattern)}
+    return sorted(path.relative_to(lake_dir).as_posix() for path in found)
+
+
+def _asset(lake: Lake, name: str, closed: Mapping[str, int]) -> AssetLook:
+    keys = set(lake.partitions(name, "*"))
+    # Only what is made of closed hours can lack one.
+    is_market = name in ("gap_ledger", "ticks", *(f"{SECONDS}/{one}" for one in MARKET_ASSETS))
+    missing = sorted(set(closed) - set(keys)) if is_market else []
+    return AssetLook(name, len(keys), max(keys, default=None), missing)
+
+
+def _models(lake: Lake, timescale: str) -> ModelsLook:
+    evaluation, champion = f"{timescale}/model_evaluation", f"{timescale}/champion"
+    evaluated, decided = _newest(lake, evaluation, "json"), _newest(lake, champion, "json")
+    report = json.loads(lake.read_bytes(evaluation, evaluated, "json")) if evaluated else {}
+    decision = json.loads(lake.read_bytes(champion, decided, "json")) if decided else {}
+    in_force = decision.get("champion")
+    return ModelsLook(
+        timescale=timescale,
+        evaluated=evaluated,
+        verdict=report.get("verdict"),
+        sufficiency=report.get("sufficiency", {}).get("summary"),
+        decided=decided,
+        decision=decision.get("verdict"),
+        champion=in_force.get("model") if isinstance(in_force, dict) else in_force,
+    )
+
+
+def _reports(reports_dir: Path) -> dict[str, int]:
+    files = [
+        (path.stat().st_mtime_ns, path)
+        for path in reports_dir.rglob("*")
+        if path.suffix in (".html", ".json", ".md")
+    ]
+    return {path.relative_to(reports_dir).as_posix(): at_ns for at_ns, path in sorted(files, reverse=True)}
+
+
+def _services(settings: Settings, raw: RawLook) -> list[ServiceLook]:
+    running = running_instance(settings)
+    dagster_url = running.dagster_url if running else settings.dagster.ui_url
+    mlflow_url = running.mlflow_url if running else settings.mlflow.ui_url
+    kafka = settings.kafka.bootstrap_servers
+    # The embedded broker is the recorder's own: it lives and ends with it.
+    kafka_runs = raw.recorder_runs if settings.kafka.is_embedded else any(map(accepts, kafka.split(",")))
+    return [
+        ServiceLook("recorder", str(raw.folder), raw.recorder_runs),
+        ServiceLook("dagster", dagster_url, answers(f"{dagster_url}/server_info")),
+        ServiceLook("mlflow", mlflow_url, answers(f"{mlflow_url}/health")),
+        ServiceLook("kafka", kafka, kafka_runs),
+    ]
+
+
+def _recorder_problems(raw: RawLook, flush_s: float) -> Iterator[str]:
+    limit_s = SILENT_AFTER_FLUSHES * flush_s
+    if raw.recorder_runs and raw.stored_ago_s is not None and raw.stored_ago_s > limit_s:
+        yield (
+            f"a recorder runs but last stored anything {raw.stored_ago_s:.0f} s ago; expected at most "
+            f"{limit_s:.0f} s (is the exchange, or Kafka, away?)"
+        )
+
+
+def _lake_problems(
+    assets: Sequence[AssetLook], timescales: Sequence[str], closed_at_ns: Mapping[str, int], now_ns: int
+) -> Iterator[str]:
+    made = {asset.asset: asset.missing for asset in assets}
+    expected = ["gap_ledger", "ticks", *(f"{name}/{one}" for name in timescales for one in MARKET_ASSETS)]
+    due = {key for key, at_ns in closed_at_ns.items() if now_ns - at_ns > PATIENCE_S * NS}
+    lacking = {name: sorted(due.intersection(made.get(name, closed_at_ns))) for name in expected}
+    by_hours: dict[tuple[str, ...], list[str]] = {}
+    for name, hours in lacking.items():
+        if hours:
+            by_hours.setdefault(tuple(hours), []).append(name)
+    for hours, names in by_hours.items():
+        yield (
+            f"{', '.join(names)}: {len(hours)} closed hours were not made ({_some(hours)}): "
+            "start `cryptovol up`, or `cryptovol backfill --only-missing`"
+        )
+
+
+def _service_problems(
+    settings: Settings, services: Sequence[ServiceLook], required: Sequence[str]
+) -> Iterator[str]:
+    uri = settings.mlflow.tracking_uri or ""
+    needed: dict[str, Callable[[], bool]] = {
+        "dagster": lambda: settings.dagster.report_closed_hours,
+        "kafka": lambda: not settings.kafka.is_embedded,
+    }
+    for service in services:
+        configured = needed.get(service.name)
+        if not service.runs and (service.name in required or (configured is not None and configured())):
+            yield f"{service.name} does not run ({service.address})"
+    if uri.startswith(("http://", "https://")) and not answers(f"{uri.rstrip('/')}/health"):
+        yield f"the tracking server {uri} does not answer"
+
+
+def _room_problems(data_dir: Path, free_bytes: int) -> Iterator[str]:
+    if free_bytes < LEAST_FREE_BYTES:
+        yield f"{data_dir}: {free_bytes / 1024**2:.0f} MiB of room left; expected 1024 or more"
+
+
+def _some(hours: Sequence[str]) -> str:
+    more = f" and {len(hours) - _SHOWN} more" if len(hours) > _SHOWN else ""
+    return ", ".join(hours[:_SHOWN]) + more
+
+
+def _existing(folder: Path) -> Path:
+    """Give the folder, or the nearest one above it that exists."""
+    return next(path for path in (folder, *folder.absolute().parents) if path.exists())

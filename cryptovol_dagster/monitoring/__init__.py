@@ -1,0 +1,1 @@
+"""Drift, performance, Evidently's reports, the page that lists them, and alerts."""

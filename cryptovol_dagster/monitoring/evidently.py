@@ -1,0 +1,399 @@
+"""Evidently behind one validated door: what it is given is checked and bounded, what it says qualified.
+
+Evidently lets a missing column pass in silence and raises from deep inside on an all-null column or an
+empty frame, so frames are held against the declared schema here first. It is imported inside, because the
+import alone takes 10–20 s.
+
+Its verdicts take rows as independent, which seconds of a market are not: by its default tests most hours
+of a market have drifted. So it is given our distances (`core.drift`) and the limits that were in force for
+each column, and page and summary say what these were calibrated on, or that they were not.
+"""
+
+from __future__ import annotations
+
+import html
+import json
+import math
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from cryptovol_dagster.core.drift.distance import distance, judge
+from cryptovol_dagster.core.drift.limits import LimitsInForce
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TRAIN_TEST, DRIFT, DATA_QUALITY = "train_test_report", "drift_report", "data_quality_report"
+TITLES = {
+    TRAIN_TEST: "Training against test",
+    DRIFT: "Reference against recent",
+    DATA_QUALITY: "Data quality",
+}
+SUMMARY_SCHEMA_VERSION = 1
+_DISTANCE = "The distance is Wasserstein's over the mixture's standard deviation, 0 to 2."
+UNCALIBRATED = (
+    "Rows of a market depend on their neighbours, so “drift detected” below is uncalibrated: a description "
+    f"of a difference, no alarm. {_DISTANCE}"
+)
+CALIBRATED = (
+    "A column's limit is the 95th percentile of its own distance over past pairs of windows: where nothing "
+    f"changes, about one column in 20 and one hour in 20 are over theirs. {_DISTANCE}"
+)
+#: Columns a summary names: those that moved most.
+STRONGEST = 15
+_METHOD = "wasserstein_mixture"
+#: No distance is greater: a column that is not judged.
+_NO_LIMIT = 2.0
+
+
+class EvidentlyError(Exception):
+    """The frames cannot be reported on; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """Rows of a report, and what they are.
+
+    Attributes:
+        name: what the rows are to the report, e.g. ``training``.
+        hours: the span they come from, for people.
+        frame: the rows.
+    """
+
+    name: str
+    hours: str
+    frame: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class EvidentlyReport:
+    """A finished report.
+
+    Attributes:
+        html: the page people open.
+        json: the same as data; under ``cryptovol`` the summary.
+        summary: what the report says in short: kind, what it was measured on, columns, verdict.
+    """
+
+    html: bytes
+    json: bytes
+    summary: dict[str, Any]
+
+    @property
+    def rows(self) -> dict[str, int]:
+        """Rows that Evidently saw, by side."""
+        return {side["name"]: side["rows"] for side in self.summary["measured_on"]}
+
+
+def comparison_report(
+    kind: str,
+    as_of: str,
+    reference: Side,
+    current: Side,
+    schema: pa.Schema,
+    *,
+    limits: LimitsInForce,
+    max_rows: int,
+    seed: int,
+    measured: Mapping[str, float | None] | None = None,
+    beside: LimitsInForce | None = None,
+) -> EvidentlyReport:
+    """Compare the distribution of every numeric column on two sides.
+
+    Args:
+        kind: `TRAIN_TEST` or `DRIFT`.
+        as_of: the report's hour.
+        reference: rows to compare with.
+        current: the rows in question.
+        schema: the columns both sides must have.
+        limits: above which distance a column has moved, and above which share of columns the whole has.
+        max_rows: each side is sampled to this many rows (order kept).
+        seed: of the sampling.
+        measured: distances that the limits are of, where they were not measured on these very rows.
+        beside: limits of further columns of the schema, which are shown and not counted in the share.
+
+    Raises:
+        EvidentlyError: a side has no rows, its columns are not those of the schema, a column is not numeric,
+            or no column has a value on both sides.
+    """
+    sides = (reference, current)
+    for side in sides:
+        validate(kind, side, schema, numbers_only=True)
+    left_out = {
+        name: f"no value in {' and '.join(empty)}"
+        for name in schema.names
+        if (empty := [side.name for side in sides if not _has_value(side.frame, name)])
+    }
+    columns = [name for name in schema.names if name not in left_out]
+    if not columns:
+        raise EvidentlyError(f"{kind}: no column has a value in both {reference.name} and {current.name}")
+    before, now = (_numbers(_sample(side.frame.loc[:, columns], max_rows, seed), columns) for side in sides)
+    if measured is None:
+        measured = {name: distance(before[name].to_numpy(), now[name].to_numpy()) for name in columns}
+    left_out |= {name: "no distance" for name in columns if measured.get(name) is None}
+    distances = {name: d for name in columns if (d := measured.get(name)) is not None}
+    if not distances:
+        raise EvidentlyError(f"{kind}: no column has a distance between {reference.name} and {current.name}")
+    columns = list(distances)
+    not_counted = {} if beside is None else beside.columns
+    in_force = {**limits.columns, **not_counted}
+    thresholds = {name: _NO_LIMIT if (limit := in_force[name]) is None else limit for name in columns}
+    counted = {name: value for name, value in distances.items() if name not in not_counted}
+    drift = judge(counted, limits)
+
+    from evidently import DataDefinition, Dataset, Report
+    from evidently.presets import DataDriftPreset
+
+    _register_distance(distances)
+    definition = DataDefinition(numerical_columns=columns)
+    preset = DataDriftPreset(
+        num_method=_METHOD,
+        per_column_threshold=thresholds,
+        # Evidently says "drift" at this share, we above the limit.
+        drift_share=min(math.nextafter(limits.share, 2.0), 1.0),
+    )
+    snapshot = Report([preset]).run(
+        Dataset.from_pandas(now.loc[:, columns], data_definition=definition),
+        Dataset.from_pandas(before.loc[:, columns], data_definition=definition),
+    )
+    strongest = dict(sorted(distances.items(), key=lambda item: -item[1])[:STRONGEST])
+    judged = [name for name in counted if limits.columns[name] is not None]
+    over = [name for name in judged if counted[name] > thresholds[name]]
+    verdict = f"{len(over)} of {len(judged)} columns over their limits"
+    verdict += f", {'over' if drift.over_limit else 'within'} the limit of {limits.share:.0%}"
+    summary = {
+        **_summary(kind, as_of, [(reference, len(before)), (current, len(now))], columns, left_out),
+        "share_over": drift.share_over,
+        "over_limit": drift.over_limit,
+        **limits.to_dict(),
+        "limits": {name: in_force[name] for name in strongest},
+        "strongest": strongest,
+        "over": over,
+        "beside": {} if beside is None else _beside(distances, beside),
+        "verdict": f"{verdict} ({limits.told})",
+    }
+    note = CALIBRATED if limits.calibrated else UNCALIBRATED
+    return _finished(snapshot, snapshot.dict(), summary, f"{summary['verdict']}. {note}")
+
+
+def _beside(distances: Mapping[str, float], limits: LimitsInForce) -> dict[str, Any]:
+    """Say of the columns that are not counted how far they are, by which limit."""
+    return {
+        name: {
+            "distance": distances[name],
+            "limit": limit,
+            "over": limit is not None and distances[name] > limit,
+            "told": limits.told,
+        }
+        for name, limit in limits.columns.items()
+        if name in distances
+    }
+
+
+def data_quality_report(
+    as_of: str, side: Side, schema: pa.Schema, key: Sequence[str], *, max_rows: int, seed: int
+) -> EvidentlyReport:
+    """Describe every column of an hour: missing values, constants, ranges, categories.
+
+    Args:
+        as_of: the hour.
+        side: its rows.
+        schema: the columns they must have.
+        key: columns that tell one row from another.
+        max_rows: Evidently sees a sample of this many rows (order kept); what is counted here is of all.
+        seed: of the sampling.
+
+    Raises:
+        EvidentlyError: there are no rows, or their columns are not those of the schema.
+    """
+    validate(DATA_QUALITY, side, schema, numbers_only=False)
+    kinds = {field.name: _kind_of_type(field.type) for field in schema}
+    left_out = {name: f"no value in {side.name}" for name in schema.names if not _has_value(side.frame, name)}
+    columns = [name for name in schema.names if name not in left_out]
+    if not columns:
+        raise EvidentlyError(f"{DATA_QUALITY}: no column has a value in {side.name}")
+    of_kind = {kind: [name for name in columns if kinds[name] == kind] for kind in set(kinds.values())}
+    numeric = of_kind.get("number", [])
+    sampled = _numbers(_sample(side.frame.loc[:, columns], max_rows, seed), numeric)
+    categorical = [*of_kind.get("text", []), *of_kind.get("flag", [])]
+    sampled[categorical] = sampled[categorical].astype(str)
+
+    from evidently import DataDefinition, Dataset, Report
+    from evidently.presets import DataSummaryPreset
+
+    definition = DataDefinition(
+        numerical_columns=numeric,
+        categorical_columns=categorical,
+        datetime_columns=of_kind.get("time", []),
+    )
+    snapshot = Report([DataSummaryPreset()]).run(Dataset.from_pandas(sampled, data_definition=definition))
+    duplicates = int(side.frame.duplicated(list(key)).sum())
+    # Flags and counts of a quiet hour are constant; a measured number that does not move is not right.
+    measured = [field.name for field in schema if pa.types.is_floating(field.type)]
+    constant = [name for name in measured if name in columns and side.frame[name].nunique(dropna=False) == 1]
+    missing = {name: share for name in columns if (share := float(side.frame[name].isna().mean())) > 0}
+    found = {
+        "duplicate rows": duplicates,
+        "columns without values": len(left_out),
+        "constant columns": len(constant),
+        "columns with infinite values": len(infinite := _infinite(side.frame, numeric)),
+    }
+    told = [f"{count} {name}" for name, count in found.items() if count]
+    summary = {
+        **_summary(DATA_QUALITY, as_of, [(side, len(sampled))], columns, left_out),
+        "share_over": None,
+        "duplicate_rows": duplicates,
+        "constant": constant,
+        "infinite": infinite,
+        "missing_share": missing,
+        "verdict": ", ".join(told) or "nothing missing, constant or twice",
+    }
+    return _finished(snapshot, snapshot.dict(), summary, summary["verdict"])
+
+
+def validate(kind: str, side: Side, schema: pa.Schema, *, numbers_only: bool) -> None:
+    """Hold a frame against its schema.
+
+    Args:
+        kind: of the report, for the message.
+        side: the rows.
+        schema: the columns they must have.
+        numbers_only: whether a declared column must be a number.
+
+    Raises:
+        EvidentlyError: says what was expected and what was found.
+    """
+    where = f"{kind}: {side.name} ({side.hours})"
+    if side.frame.empty:
+        raise EvidentlyError(f"{where} has no rows")
+    found, expected = list(map(str, side.frame.columns)), schema.names
+    faults = []
+    if missing := [name for name in expected if name not in found]:
+        faults.append(f"lacks {', '.join(missing)}")
+    if extra := [name for name in found if name not in expected]:
+        faults.append(f"has {', '.join(extra)} besides")
+    if len(set(found)) < len(found):
+        faults.append("has a column twice")
+    if faults:
+        raise EvidentlyError(f"{where} {' and '.join(faults)}: expected {len(expected)} declared columns")
+    for field in schema:
+        wanted, is_now = _kind_of_type(field.type), _kind_of_dtype(side.frame.dtypes[field.name])
+        if numbers_only and wanted != "number":
+            raise EvidentlyError(f"{where}: {field.name} is declared as {field.type}, expected a number")
+        # A column without values may have come back as any type: it is left out, and said.
+        if is_now != wanted and _has_value(side.frame, field.name):
+            raise EvidentlyError(
+                f"{where}: {field.name}: expected {wanted} ({field.type}), found {is_now} "
+                f"({side.frame[field.name].dtype})"
+            )
+
+
+def _kind_of_type(kind: pa.DataType) -> str:
+    if pa.types.is_boolean(kind):
+        return "flag"
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return "number"
+    return "time" if pa.types.is_timestamp(kind) else "text"
+
+
+def _kind_of_dtype(dtype: Any) -> str:
+    kinds = {"b": "flag", "i": "number", "u": "number", "f": "number", "M": "time"}
+    return kinds.get(dtype.kind, "text")
+
+
+def _has_value(frame: pd.DataFrame, name: str) -> bool:
+    return bool(frame[name].notna().to_numpy().any())
+
+
+def _infinite(frame: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    values = frame.loc[:, list(columns)].to_numpy(np.float64, na_value=np.nan)
+    return [name for name, found in zip(columns, np.isinf(values).any(axis=0), strict=True) if found]
+
+
+def _sample(frame: pd.DataFrame, max_rows: int, seed: int) -> pd.DataFrame:
+    if len(frame) <= max_rows:
+        return frame.reset_index(drop=True)
+    return frame.reset_index(drop=True).sample(n=max_rows, random_state=seed).sort_index()
+
+
+def _numbers(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Make floats of numbers, nullable ones too; an infinite one is none: Evidently's bins fail on it."""
+    values = frame.loc[:, list(columns)].to_numpy(np.float64, na_value=np.nan)
+    frame = frame.copy()
+    frame[list(columns)] = np.where(np.isinf(values), np.nan, values)
+    return frame
+
+
+def _register_distance(distances: Mapping[str, float]) -> None:
+    """Teach Evidently our distances, so that page, summary and drift numbers speak of the same ones."""
+    from evidently.legacy.calculations.stattests import StatTest, register_stattest
+    from evidently.legacy.core import ColumnType
+
+    def drift(
+        reference_data: pd.Series, _current_data: pd.Series, _kind: ColumnType, threshold: float
+    ) -> tuple[float, bool]:
+        found = distances[str(reference_data.name)]
+        return found, found > threshold
+
+    name = "Wasserstein / standard deviation of the mixture"
+    register_stattest(StatTest(_METHOD, name, [ColumnType.Numerical], _NO_LIMIT), drift)
+
+
+def _summary(
+    kind: str,
+    as_of: str,
+    sides: Sequence[tuple[Side, int]],
+    columns: Sequence[str],
+    left_out: Mapping[str, str],
+) -> dict[str, Any]:
+    return {
+        "schema_version": SUMMARY_SCHEMA_VERSION,
+        "kind": kind,
+        "as_of": as_of,
+        "measured_on": [
+            {"name": side.name, "hours": side.hours, "rows": sampled, "sampled_from": len(side.frame)}
+            for side, sampled in sides
+        ],
+        "columns": len(columns),
+        "left_out": dict(left_out),
+    }
+
+
+def measured_on(summary: Mapping[str, Any]) -> str:
+    """Say in a line what a report was measured on."""
+    return "; ".join(
+        f"{side['name']}: {side['rows']:,} rows"
+        + (f" sampled from {side['sampled_from']:,}" if side["sampled_from"] > side["rows"] else "")
+        + f", {side['hours']}"
+        for side in summary["measured_on"]
+    )
+
+
+def _finished(snapshot: Any, body: dict[str, Any], summary: dict[str, Any], note: str) -> EvidentlyReport:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "report.html"
+        snapshot.save_html(str(path))
+        page = path.read_text(encoding="utf-8")
+    head, body_tag, rest = page.partition("<body>")
+    if not body_tag:
+        raise EvidentlyError("Evidently's page has no <body> to say in what it was measured on")
+    content = json.dumps({"cryptovol": summary, **body}, default=str).encode()
+    return EvidentlyReport(f"{head}{body_tag}{_banner(summary, note)}{rest}".encode(), content, summary)
+
+
+def _banner(summary: Mapping[str, Any], note: str) -> str:
+    left_out = [f"{name} ({why})" for name, why in summary["left_out"].items()]
+    lines = [
+        f"<b>{html.escape(TITLES[summary['kind']])}, as of {summary['as_of']} UTC</b>",
+        html.escape(measured_on(summary)),
+        html.escape(note),
+        *([html.escape(f"Left out: {', '.join(left_out)}")] if left_out else []),
+    ]
+    style = "font:14px/1.5 system-ui,sans-serif;padding:16px 24px;background:#f3f5f7;color:#1b1f24"
+    return f'<div id="cryptovol" style="{style}">{"<br>".join(lines)}</div>'

@@ -1,0 +1,289 @@
+"""MLflow through dagster-mlflow: the Dagster run is the parent, each (model, as-of partition) a nested child.
+
+Two things differ from dagster-mlflow's own resource:
+
+* It is imported when a run first needs it, since importing MLflow takes seconds that loading a code location,
+  listing assets or computing bars should not cost.
+* The parent's end state is taken from Dagster's own event log when the resource is torn down. The package's
+  hook ends the run as a success only when the topologically last step carries the hook, so a run that ends
+  with a check or a report would stay RUNNING, and a failed check would go unseen.
+
+A server that is away is told as one line with its address, within half a minute: MLflow's own client would
+try for four minutes at each call.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, suppress
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import dagster as dg
+
+from cryptovol_dagster.tracking import flavour as mlflow_model
+from ingestor.settings.sections import Settings
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Run
+
+FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
+#: How long MLflow's client tries: about 7 s where nobody listens. What the environment says goes before.
+CLIENT_LIMITS = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+}
+
+
+class TrackingError(Exception):
+    """MLflow cannot be reached or refuses; the message is one line."""
+
+
+@contextmanager
+def mlflow_answers(uri: str) -> Iterator[None]:
+    """Turn MLflow's failures inside the block into one line with its address.
+
+    Raises:
+        TrackingError: MLflow, or what it stores artifacts in, cannot be reached or refuses.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        yield
+    except (MlflowException, OSError) as error:  # what `requests` raises is an OSError
+        raise TrackingError(f"MLflow at {uri}: {_first_line(error)}") from error
+
+
+class Connection:
+    """MLflow's client and where it answers, without a run: what reading the registry takes."""
+
+    def __init__(self, settings: Settings, client: MlflowClient) -> None:
+        self._settings = settings
+        self._client = client
+
+    @property
+    def client(self) -> MlflowClient:
+        """MLflow's own client, for the registry; use it inside `answers`."""
+        return self._client
+
+    def answers(self) -> AbstractContextManager[None]:
+        """Turn MLflow's failures inside the block into a `TrackingError` that names its address."""
+        return mlflow_answers(self._settings.mlflow_tracking_uri)
+
+    def version_url(self, name: str, version: str) -> str:
+        """Where people open a version of a registered model."""
+        return f"{self._settings.mlflow.ui_url.rstrip('/')}/#/models/{name}/versions/{version}"
+
+
+def connect(settings: Settings) -> Connection:
+    """Reach MLflow outside a Dagster run, for verbs.
+
+    Raises:
+        TrackingError: MLflow cannot be reached or refuses.
+    """
+    from mlflow import MlflowClient
+
+    _limit_client()
+    uri = settings.mlflow_tracking_uri
+    with mlflow_answers(uri):
+        _prepare_store(uri, settings)
+        return Connection(settings, MlflowClient(tracking_uri=uri))
+
+
+class Tracking(Connection):
+    """What an asset may do with MLflow; obtained as the resource ``tracking``."""
+
+    def __init__(self, mlflow_resource: Any, settings: Settings, dagster_run_id: str) -> None:
+        super().__init__(settings, mlflow_resource.tracking_client)
+        self._mlflow = mlflow_resource
+        self._dagster_run_id = dagster_run_id
+        self._parent: Run = mlflow_resource.active_run()
+
+    @property
+    def parent_run_id(self) -> str:
+        """The MLflow run that stands for the Dagster run."""
+        return self._parent.info.run_id
+
+    def run_url(self, run_id: str) -> str:
+        """Where people open an MLflow run."""
+        experiment = self._parent.info.experiment_id
+        return f"{self._settings.mlflow.ui_url.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+
+    @property
+    def dagster_run_id(self) -> str:
+        """The Dagster run that works here."""
+        return self._dagster_run_id
+
+    @contextmanager
+    def child(self, *, asset: str, partition_key: str, tags: Mapping[str, str]) -> Iterator[Any]:
+        """Open the nested run of one (asset, as-of partition); an exception inside ends it as FAILED.
+
+        Args:
+            asset: the asset's key as users write it (``seconds/model_ewma``).
+            partition_key: the as-of partition.
+            tags: further tags.
+
+        Yields:
+            The ``mlflow.ActiveRun``.
+
+        Raises:
+            TrackingError: MLflow cannot be reached or refuses.
+        """
+        with self.answers():
+            run = self._mlflow.start_run(run_name=f"{asset} {partition_key}", nested=True)
+        try:
+            with self.answers():
+                self._mlflow.set_tags({**self.origin(asset, partition_key), **tags})
+            yield run
+        except BaseException:
+            self._give_up()
+            raise
+        with self.answers():
+            self._mlflow.end_run(FINISHED)
+
+    def _give_up(self) -> None:
+        """End the open run as failed; of a server that is away the error on its way says enough."""
+        with suppress(TrackingError), self.answers():
+            self._mlflow.end_run(FAILED)
+
+    def origin(self, asset: str, partition_key: str) -> dict[str, str]:
+        """Give the tags that lead back to the Dagster run, asset and partition."""
+        dagster_url = self._settings.dagster.ui_url.rstrip("/")
+        return {
+            # Not "dagster_run_id": dagster-mlflow finds the parent by that tag.
+            "dagster.run_id": self._dagster_run_id,
+            "dagster.run_url": f"{dagster_url}/runs/{self._dagster_run_id}",
+            "dagster.asset": asset,
+            "dagster.asset_url": f"{dagster_url}/assets/{asset}?partition={partition_key}",
+            "dagster.partition": partition_key,
+        }
+
+    def log(self, *, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
+        """Log to the run that is open. A metric that is not finite has no place in MLflow and is left out.
+
+        Raises:
+            TrackingError: MLflow cannot be reached or refuses.
+        """
+        with self.answers():
+            self._mlflow.log_params(dict(params))
+            self._mlflow.log_metrics({name: float(v) for name, v in metrics.items() if isfinite(v)})
+
+    def log_model(self, content: bytes, run_id: str) -> None:
+        """Attach a model file to a run, as a model that ``mlflow.pyfunc`` loads.
+
+        Args:
+            content: what `Model.to_bytes` gave.
+            run_id: an MLflow run, open or not.
+
+        Raises:
+            TrackingError: MLflow cannot be reached or refuses.
+            ModelError: the bytes are no model file.
+        """
+        import tempfile
+
+        with tempfile.TemporaryDirectory() as folder, self.answers():
+            written = Path(folder) / mlflow_model.FOLDER
+            mlflow_model.write_mlflow_model(content, written)
+            self.client.log_artifacts(run_id, str(written), mlflow_model.FOLDER)
+
+    def log_test_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        """Add test metrics to the run of a model that was trained before, perhaps by another Dagster run.
+
+        Raises:
+            TrackingError: MLflow cannot be reached or refuses.
+        """
+        from mlflow.entities import Metric
+
+        now_ms = time.time_ns() // 1_000_000
+        finite = [Metric(name, float(v), now_ms, 0) for name, v in metrics.items() if isfinite(v)]
+        # One transaction: a call for each metric takes ten times as long.
+        with self.answers():
+            self.client.log_batch(run_id, metrics=finite)
+
+
+def tracking_resource(settings: Settings) -> dg.ResourceDefinition:
+    """Build the resource ``tracking``: one MLflow parent run for each Dagster run that trains something."""
+
+    @dg.resource(description="MLflow: the Dagster run as parent, each model and as-of partition as child")
+    def tracking(context: dg.InitResourceContext) -> Iterator[Tracking]:
+        run, instance = context.run, context.instance
+        if run is None or instance is None:
+            raise TrackingError("the tracking resource exists only inside a Dagster run")
+        # Models are stored with skops, which looks through all modules there are: 1 s now, 3 s after MLflow.
+        import skops.io  # noqa: F401
+
+        uri = settings.mlflow_tracking_uri
+        _limit_client()
+        with mlflow_answers(uri):
+            mlflow_resource = _start(uri, settings, context)
+        try:
+            with mlflow_answers(uri):
+                mlflow_resource.set_tags(_parent_tags(settings, run))
+            yield Tracking(mlflow_resource, settings, run.run_id)
+        finally:
+            with mlflow_answers(uri):
+                mlflow_resource.end_run(status=_end_state(instance, run.run_id))
+
+    return tracking
+
+
+def _limit_client() -> None:
+    """Let MLflow's client give up in time and report to nobody."""
+    for name, limit in CLIENT_LIMITS.items():
+        os.environ.setdefault(name, limit)
+    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+
+
+def _parent_tags(settings: Settings, run: dg.DagsterRun) -> dict[str, str]:
+    """Name the parent run by what people look for, the hours, and link it to the Dagster run."""
+    first = run.tags.get("dagster/asset_partition_range_start", run.tags.get("dagster/partition", ""))
+    last = run.tags.get("dagster/asset_partition_range_end", first)
+    job = "assets" if run.job_name.startswith("__") else run.job_name
+    hours = first if first == last else f"{first} … {last}"
+    return {
+        "mlflow.runName": f"{job} {hours}".strip(),
+        "dagster.run_url": f"{settings.dagster.ui_url.rstrip('/')}/runs/{run.run_id}",
+    }
+
+
+def _start(uri: str, settings: Settings, context: dg.InitResourceContext) -> Any:
+    from dagster_mlflow.resources import MlFlow
+
+    _prepare_store(uri, settings)
+    return MlFlow(
+        context.replace_config(
+            {"experiment_name": settings.mlflow.experiment, "mlflow_tracking_uri": uri, "env": {}}
+        )
+    )
+
+
+def _prepare_store(uri: str, settings: Settings) -> None:
+    """Create what MLflow expects to exist; the artifacts of a local store stay inside the data folder."""
+    from mlflow import MlflowClient
+
+    if not uri.startswith("sqlite:///"):
+        return
+    Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+    client = MlflowClient(tracking_uri=uri)
+    if client.get_experiment_by_name(settings.mlflow.experiment) is None:
+        artifacts = settings.storage.data_dir / "mlflow" / "artifacts"
+        client.create_experiment(settings.mlflow.experiment, artifact_location=artifacts.as_uri())
+
+
+def _end_state(instance: dg.DagsterInstance, run_id: str) -> str:
+    """Translate what Dagster recorded of its run into MLflow's end state."""
+    run = instance.get_run_by_id(run_id)
+    if run is not None and run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED):
+        return KILLED
+    failures = instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
+    return FAILED if failures else FINISHED
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
