@@ -24,11 +24,14 @@ import pandas as pd
 
 from benchmarks.run import machine
 from cryptovol_dagster.core.metrics import ranking as metrics
-from cryptovol_dagster.core.metrics.ranking import BlockBootstrap
+from cryptovol_dagster.core.metrics.bootstrap import BlockBootstrap, interval
+from cryptovol_dagster.core.metrics.scored_rows import HoldOut
+from cryptovol_dagster.core.promotion import decision
 from cryptovol_dagster.core.promotion import rule as promotion
-from cryptovol_dagster.core.promotion.gate import DAY_S, HoldOut
-from cryptovol_dagster.core.promotion.rule import PROMOTE, Champion, Decision, Evidence, Measured, Numbers
-from cryptovol_dagster.core.specs import NS, GateSpec
+from cryptovol_dagster.core.promotion.decision import PROMOTE, Champion, Decision
+from cryptovol_dagster.core.promotion.measured import Measured, Numbers
+from cryptovol_dagster.core.promotion.rule import Evidence
+from cryptovol_dagster.core.specs import DAY_S, NS, GateSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -146,7 +149,7 @@ def month(
     reigning = Champion(
         "ewma", "2023-01-01", "before", "features", "run", unproven=False, unseen_from_ns=start_ns
     )
-    before = Decision("2023-01-01", promotion.HOLD, ("",), reigning, decided_as_of="2023-01-01")
+    before = Decision("2023-01-01", decision.HOLD, ("",), reigning, decided_as_of="2023-01-01")
     scores = champion
     looks = 0
     for day in range(retrain_days, DAYS + 1, retrain_days):
@@ -210,7 +213,7 @@ def naive_month(
         else:
             bootstrap = BlockBootstrap(market.t_ns[rows], BAR_S * NS, 7_200, RESAMPLES, day)
             found = bootstrap.average_precisions(y, {"new": new, "old": champion[rows]})
-            better = metrics.interval(found["new"] - found["old"]).low > 0
+            better = interval(found["new"] - found["old"]).low > 0
         if better:
             return Month(day, day)
     return Month(None, DAYS)

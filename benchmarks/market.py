@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 
 from cryptovol_dagster.chains import timescale_spec
-from cryptovol_dagster.core.market.ticks import TickColumns, clean_ticks
+from cryptovol_dagster.core.market.cleaning import clean_ticks
+from cryptovol_dagster.core.market.ticks import TickColumns
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from ingestor.recordings import read_recording
 from ingestor.settings.sections import Settings

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from cryptovol_dagster.core.specs import NS
-from cryptovol_dagster.lake.files import HOUR_NS, hour_key, hour_window
+from cryptovol_dagster.core.times import HOUR_NS, hour_key, hour_window
 from ingestor.archive.layout import CLOSED, ClosedHour, hour_folder
 from ingestor.archive.schema import SCHEMAS
 from ingestor.archive.writer import OpenFile

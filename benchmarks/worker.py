@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks import market, peers
-from cryptovol_dagster.core.features.catalogue import FeatureGrid, compute_features, feature_hash
+from cryptovol_dagster.core.features.catalogue import feature_hash
+from cryptovol_dagster.core.features.compute import compute_features
+from cryptovol_dagster.core.features.grid import FeatureGrid
 from cryptovol_dagster.core.market.bars import build_bars
 from cryptovol_dagster.core.market.ticks import TickColumns
 from cryptovol_dagster.core.specs import NS

@@ -23,12 +23,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cryptovol_dagster.core.features.catalogue import FeatureGrid, Reason, feature_hash, with_cross_features
+from cryptovol_dagster.core.features.catalogue import feature_hash
+from cryptovol_dagster.core.features.compute import with_cross_features
+from cryptovol_dagster.core.features.grid import FeatureGrid, Reason
 from cryptovol_dagster.core.features.live import FeatureWindow
 from cryptovol_dagster.core.market.bars import build_bars, tick_ahead_ns, tick_reach_ns
-from cryptovol_dagster.core.market.ticks import TickCleaner, TickColumns, TickCounts, order_ticks
+from cryptovol_dagster.core.market.cleaning import TickCleaner, TickCounts, order_ticks
+from cryptovol_dagster.core.market.ticks import TickColumns
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
-from cryptovol_dagster.lake.files import HOUR_NS
+from cryptovol_dagster.core.times import HOUR_NS
 from ingestor.archive.layout import files_in, hour_folders
 from ingestor.envelope import TICKS
 from ingestor.recordings import RecordingCounts, RecordingReader, iter_recording

@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
+from cryptovol_dagster_tests.places import REPOSITORY
 from ingestor.kafka.broker import Broker, connect
 from ingestor.settings.sections import KafkaSettings
 
-REPOSITORY = Path(__file__).resolve().parent.parent
 SCRIPT = REPOSITORY / "docker" / "kafka" / "kafka.sh"
 JARS = REPOSITORY / ".kafka" / "lib"
 

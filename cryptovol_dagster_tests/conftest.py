@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 
 from cryptovol_dagster_tests.brokers import any_broker, embedded_broker, real_broker, real_kafka  # noqa: F401
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-#: Real recordings stand beside the checkout; they carry no licence to be copied into it.
-SHARED_DATA = REPOSITORY.parent / "shared" / "data"
+from cryptovol_dagster_tests.pipeline import market, own_dagster_home, pipeline  # noqa: F401
+from cryptovol_dagster_tests.places import SHARED_DATA
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and so would every process they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

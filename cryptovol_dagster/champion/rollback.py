@@ -10,10 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from cryptovol_dagster.core.features.catalogue import feature_hash
-from cryptovol_dagster.core.promotion.rule import Champion, Decision, DecisionError, roll_back
+from cryptovol_dagster.core.promotion.decision import Champion, Decision, DecisionError
+from cryptovol_dagster.core.promotion.rule import roll_back
 from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.core.times import partition_window
 from cryptovol_dagster.lake import decisions
-from cryptovol_dagster.lake.files import Lake, partition_window
+from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.latest import Reports
 from cryptovol_dagster.tracking.registry import Registry
 

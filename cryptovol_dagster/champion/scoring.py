@@ -14,9 +14,9 @@ import pandas as pd
 from cryptovol_dagster.core.learning.dataset import NoRows
 from cryptovol_dagster.core.learning.labels import is_spike
 from cryptovol_dagster.core.metrics import ranking as metrics
-from cryptovol_dagster.core.promotion.gate import HoldOut
+from cryptovol_dagster.core.metrics.scored_rows import HoldOut
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.lake import market as chain
+from cryptovol_dagster.lake import datasets
 from cryptovol_dagster.lake.files import Lake
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ def _pieces(lake: Lake, spec: TimescaleSpec, start_ns: int, end_ns: int) -> Iter
     for piece_ns in range(first_ns, end_ns + spec.horizon_ns, _PIECE * length_ns):
         stop_ns = min(piece_ns + _PIECE * length_ns, end_ns + spec.horizon_ns)
         try:
-            rows = chain.read_span(lake, spec, piece_ns - length_ns, stop_ns)
+            rows = datasets.read_span(lake, spec, piece_ns - length_ns, stop_ns)
         except NoRows:
             continue
         found = rows.slice(*np.searchsorted(rows.t_ns, [start_ns, end_ns]))

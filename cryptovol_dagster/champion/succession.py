@@ -14,18 +14,14 @@ from typing import TYPE_CHECKING
 
 from cryptovol_dagster.champion.scoring import hold_out, test_rows, validation_precisions, why_unscorable
 from cryptovol_dagster.core.features.catalogue import feature_names
+from cryptovol_dagster.core.models.kinds import FALLBACK, REFERENCES
+from cryptovol_dagster.core.promotion.decision import GATE, Champion, Decision, DecisionError
+from cryptovol_dagster.core.promotion.measured import Measured
 from cryptovol_dagster.core.promotion.rule import (
-    FALLBACK,
-    GATE,
-    REFERENCES,
     THE_CHALLENGER,
     THE_CHAMPION,
     Agenda,
-    Champion,
-    Decision,
-    DecisionError,
     Evidence,
-    Measured,
     agenda,
     decide,
     hold,
@@ -33,11 +29,12 @@ from cryptovol_dagster.core.promotion.rule import (
     nominate,
 )
 from cryptovol_dagster.core.specs import HOUR_S, NS, GateSpec, TimescaleSpec
-from cryptovol_dagster.lake import decisions
-from cryptovol_dagster.lake import market as chain
-from cryptovol_dagster.lake.files import HOUR_NS, Lake, hour_key, hour_window
+from cryptovol_dagster.core.times import HOUR_NS, hour_key, hour_window
+from cryptovol_dagster.lake import datasets, decisions, plans
+from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.latest import Reports
-from cryptovol_dagster.lake.market import SplitPlan
+from cryptovol_dagster.lake.models import model_asset, read_models
+from cryptovol_dagster.lake.plans import SplitPlan
 from cryptovol_dagster.lake.raw_ticks import RawStore
 from cryptovol_dagster.tracking.registry import Registry
 from cryptovol_dagster.tracking.runs import Tracking
@@ -171,7 +168,7 @@ def _require_standing(lake: Lake, spec: TimescaleSpec, before: Decision | None) 
 def _decide(lake: Lake, spec: TimescaleSpec, key: str, before: Decision | None, gate: GateSpec) -> Decision:
     from cryptovol_dagster.core.models import load_model
 
-    plan = chain.read_plan(lake, spec, key)
+    plan = plans.read_plan(lake, spec, key)
     if not plan.trainable:
         return hold(key, before, plan.reason)
     measured = decisions.read_measured(lake, spec, plan)
@@ -201,8 +198,8 @@ def _evidence(
 
     contest = todo.contest
     if todo.nominate and measured.candidates:
-        problem = chain.read_problem(lake, spec, plan)
-        candidates = chain.read_models(lake, spec, plan, measured.candidates)
+        problem = plans.read_problem(lake, spec, plan)
+        candidates = read_models(lake, spec, plan, measured.candidates)
         contest = nominate(measured, validation_precisions(problem, candidates), before)
     if todo.is_decided:
         return Evidence(contest)
@@ -218,8 +215,8 @@ def _evidence(
     if todo.has_expired:
         models = {THE_CHAMPION: champion}
         if FALLBACK in measured.trained:
-            models |= chain.read_models(lake, spec, plan, [FALLBACK])
-        matured = test_rows(chain.read_problem(lake, spec, plan), models)
+            models |= read_models(lake, spec, plan, [FALLBACK])
+        matured = test_rows(plans.read_problem(lake, spec, plan), models)
     return Evidence(contest, rows, matured)
 
 
@@ -228,9 +225,9 @@ def _references(lake: Lake, spec: TimescaleSpec, as_of: str) -> dict[str, Model]
     from cryptovol_dagster.core.models import load_model
 
     return {
-        name: load_model(lake.read_bytes(chain.model_asset(spec, name), as_of, "zip"))
+        name: load_model(lake.read_bytes(model_asset(spec, name), as_of, "zip"))
         for name in REFERENCES
-        if lake.exists(chain.model_asset(spec, name), as_of, "zip")
+        if lake.exists(model_asset(spec, name), as_of, "zip")
     }
 
 
@@ -246,10 +243,10 @@ def model_file(lake: Lake, spec: TimescaleSpec, model: Champion) -> bytes:
 
     if decisions.has_file(lake, spec, model):
         return decisions.read_champion_file(lake, spec, model)
-    asset = chain.model_asset(spec, model.model)
+    asset = model_asset(spec, model.model)
     content = lake.read_bytes(asset, model.as_of, "zip")
     if read_parts(content)[0].problem_hash != model.problem_hash:
-        raise chain.ChainError(
+        raise datasets.ChainError(
             f"{asset} of {model.as_of} was trained by other splits than the decision names: evaluate again"
         )
     return content

@@ -145,3 +145,12 @@ class GateSpec(_Hashable):
     min_positives: int = 30
     min_positive_blocks: int = 10
     champion_max_age_s: float = 7 * 86_400
+
+
+#: What the horizons on one grid share.
+GRID_ASSETS = ("candles", "bars", "features")
+
+
+def asset_name(spec: TimescaleSpec, name: str) -> str:
+    """Name an asset of a chain, which is also where its partitions lie in the lake."""
+    return f"{spec.grid if name in GRID_ASSETS else spec.name}/{name}"

@@ -6,22 +6,13 @@ from typing import Any, NamedTuple
 
 import dagster as dg
 
-from cryptovol_dagster.chains import gate_spec, minutes_specs, model_spec, timescale_spec
-from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.defs.assets.champion import champion_asset
+from cryptovol_dagster.chains import minutes_specs, timescale_spec
 from cryptovol_dagster.defs.assets.ingestion import external_assets, gap_ledger_asset, ticks_asset
-from cryptovol_dagster.defs.assets.market import features_asset, labels_asset, tick_bars_asset
-from cryptovol_dagster.defs.assets.model_card import model_card_asset
-from cryptovol_dagster.defs.assets.reports import monitoring_assets
-from cryptovol_dagster.defs.assets.training import training_assets
 from cryptovol_dagster.defs.automation.alerts import failed_runs_sensor
-from cryptovol_dagster.defs.automation.closed_hours import (
-    RETRAIN_CRON,
-    closed_hours_sensor,
-    jobs,
-    retrain_schedule,
-)
+from cryptovol_dagster.defs.automation.closed_hours import closed_hours_sensor
 from cryptovol_dagster.defs.automation.drift import drift_retrain_sensor, drift_sensor
+from cryptovol_dagster.defs.automation.jobs import jobs
+from cryptovol_dagster.defs.automation.retrain import RETRAIN_CRON, retrain_schedule
 from cryptovol_dagster.defs.chains.minutes import (
     market_schedule,
     minutes_assets,
@@ -29,79 +20,14 @@ from cryptovol_dagster.defs.chains.minutes import (
     minutes_jobs,
 )
 from cryptovol_dagster.defs.chains.minutes import retrain_schedule as minutes_retrain_schedule
-from cryptovol_dagster.defs.checks.framework import (
-    Check,
-    asset_checks,
-    chain_checks,
-    grid_checks,
-    ledger_checks,
-    tick_bar_checks,
-    tick_checks,
-)
+from cryptovol_dagster.defs.chains.seconds import TIMESCALE, seconds_checks, timescale_assets
+from cryptovol_dagster.defs.checks.framework import asset_checks
 from cryptovol_dagster.defs.checks.freshness import freshness_check, freshness_job, freshness_schedule
 from cryptovol_dagster.defs.partitions import days as daily_partitions
 from cryptovol_dagster.defs.partitions import hours as hourly_partitions
+from cryptovol_dagster.defs.resources import build_resources
 from cryptovol_dagster.defs.unstable import accepted_warnings
-from cryptovol_dagster.history.store import History
-from cryptovol_dagster.lake.files import Lake
-from cryptovol_dagster.lake.latest import Reports
-from cryptovol_dagster.lake.raw_ticks import RawStore
-from cryptovol_dagster.monitoring.alerts import Alerts
-from cryptovol_dagster.tracking.runs import tracking_resource
 from ingestor.settings import Settings
-
-TIMESCALE = "seconds"
-
-
-def build_resources(settings: Settings) -> dict[str, Any]:
-    """Build what assets, checks, sensor and schedule hold on to."""
-    return {
-        "lake": Lake(settings.storage.lake_dir),
-        "raw": RawStore(settings.storage.raw_dir),
-        "history": History(settings.storage.history_dir),
-        "reports": Reports(settings.storage.reports_dir, settings.storage.artifacts_dir),
-        "tracking": tracking_resource(settings),
-        "alerts": _alerts(settings),
-    }
-
-
-def _alerts(settings: Settings) -> Alerts:
-    monitoring = settings.monitoring
-    url = monitoring.alert_webhook_url
-    return Alerts(
-        webhook_url=None if url is None else url.get_secret_value(),
-        timeout_s=monitoring.alert_timeout_s,
-        tries=monitoring.alert_tries,
-        pause_s=monitoring.alert_pause_s,
-        ui_url=settings.dagster.ui_url,
-    )
-
-
-def timescale_assets(
-    settings: Settings, spec: TimescaleSpec, hours: dg.PartitionsDefinition
-) -> list[dg.AssetsDefinition]:
-    """Build the chain of a timescale, from bars to champion, model card and reports."""
-    models = model_spec(settings.models)
-    return [
-        tick_bars_asset(spec, settings.coinbase.products, hours),
-        features_asset(spec, hours),
-        labels_asset(spec, hours),
-        *training_assets(spec, models, hours),
-        champion_asset(spec, hours, gate=gate_spec(settings.models, spec)),
-        model_card_asset(spec, hours, ui_url=settings.dagster.ui_url),
-        *monitoring_assets(spec, hours, settings.monitoring, seed=models.seed),
-    ]
-
-
-def seconds_checks(settings: Settings, spec: TimescaleSpec) -> list[Check]:
-    """Declare the checks of the hourly chain, from the ledger on."""
-    return [
-        *ledger_checks(),
-        *tick_checks(),
-        *grid_checks(spec, settings.coinbase.products),
-        *tick_bar_checks(spec, settings.coinbase.products),
-        *chain_checks(spec, settings.models.enabled),
-    ]
 
 
 def build_defs(settings: Settings, *, retrain_cron: str = RETRAIN_CRON, **resources: Any) -> dg.Definitions:

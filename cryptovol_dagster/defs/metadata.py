@@ -10,10 +10,13 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.lake.row_cache import asset_name
+from cryptovol_dagster.core.specs import TimescaleSpec, asset_name
 
 OWNERS = ["team:cryptovol"]
+#: Group of drift numbers, performance and reports.
+MONITORING = "monitoring"
+#: Columns named in a table of distances; the file holds all of them.
+SHOWN_DISTANCES = 10
 #: An event log keeps everything for ever; a larger picture stays out of it.
 MAX_PICTURE_BYTES = 100 * 1024
 
@@ -21,6 +24,11 @@ MAX_PICTURE_BYTES = 100 * 1024
 def asset_key(spec: TimescaleSpec, name: str) -> dg.AssetKey:
     """Give the key of an asset of a chain; bars and features stand under the grid that horizons share."""
     return dg.AssetKey(asset_name(spec, name).split("/"))
+
+
+def lake_name(key: dg.AssetKey) -> str:
+    """Name an asset's folder in the lake."""
+    return "/".join(key.path)
 
 
 def timescale_tags(timescale: str) -> dict[str, str]:
@@ -68,3 +76,26 @@ def picture(png: bytes, alt: str) -> dg.MarkdownMetadataValue:
     if len(png) > MAX_PICTURE_BYTES:
         return dg.MetadataValue.md(f"{alt}: {len(png) // 1024} KiB, too large for the event log")
     return dg.MetadataValue.md(f"![{alt}](data:image/png;base64,{base64.b64encode(png).decode()})")
+
+
+def model_key(spec: TimescaleSpec, model: str) -> dg.AssetKey:
+    """Give the asset key of a model."""
+    return asset_key(spec, f"model_{model}")
+
+
+def champion_key(spec: TimescaleSpec) -> dg.AssetKey:
+    """Give the asset key of a timescale's champion."""
+    return asset_key(spec, "champion")
+
+
+def share_metadata(share: float | None) -> dict[str, float]:
+    """Give the share of drifted columns where there is one: Dagster charts numbers, and a null is none."""
+    return {} if share is None else {"share_over": share}
+
+
+def distances_table(distances: Mapping[str, float]) -> dg.MarkdownMetadataValue:
+    """Show columns and their distances from the reference."""
+    lines = ["| column | distance |", "|---|---|"]
+    return dg.MetadataValue.md(
+        "\n".join([*lines, *(f"| {name} | {d:.2f} |" for name, d in distances.items())])
+    )

@@ -10,7 +10,8 @@ from functools import lru_cache
 import pandas as pd
 import pyarrow as pa
 
-from cryptovol_dagster.core.features.catalogue import FEATURES, compute_features
+from cryptovol_dagster.core.features.catalogue import FEATURES
+from cryptovol_dagster.core.features.compute import compute_features
 from cryptovol_dagster.core.learning.labels import forward_volatility
 from cryptovol_dagster.core.market.bars import BarGrid, build_bars
 from cryptovol_dagster.core.market.ticks import TickColumns

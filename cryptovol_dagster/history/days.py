@@ -23,8 +23,9 @@ from cryptovol_dagster.core.market.candle_rollup import (
     roll_up,
 )
 from cryptovol_dagster.core.market.ticks import TradeColumns
+from cryptovol_dagster.core.times import HOUR_NS, hour_keys
 from cryptovol_dagster.history.store import History
-from cryptovol_dagster.lake.files import HOUR_NS, Lake, hour_keys
+from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.market import TRADES
 
 

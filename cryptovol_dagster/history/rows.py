@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cryptovol_dagster.core.features.catalogue import compute_features, lookback_bars
+from cryptovol_dagster.core.features.catalogue import lookback_bars
+from cryptovol_dagster.core.features.compute import compute_features
 from cryptovol_dagster.core.learning.dataset import Dataset, concatenate, join_rows, no_rows
 from cryptovol_dagster.core.learning.labels import forward_volatility
 from cryptovol_dagster.core.market.bars import BarGrid

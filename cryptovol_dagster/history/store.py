@@ -25,7 +25,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from cryptovol_dagster.core.learning.labels import iso_utc
 from cryptovol_dagster.core.market.candle_checks import (
     COLUMNS,
     MINUTE_NS,
@@ -35,7 +34,8 @@ from cryptovol_dagster.core.market.candle_checks import (
     runs_of_minutes,
     same_values,
 )
-from cryptovol_dagster.lake.files import replace_file
+from cryptovol_dagster.core.times import iso_utc
+from cryptovol_dagster.lake.atomic import replace_file
 
 #: Why a minute has no candle: the exchange was asked and has none; only an impossible row was given; nobody
 #: asked the exchange (never stored: it is what remains).

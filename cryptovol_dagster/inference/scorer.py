@@ -15,13 +15,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cryptovol_dagster.core.features.catalogue import Reason
+from cryptovol_dagster.core.features.grid import Reason
 from cryptovol_dagster.core.learning.dataset import KEY_COLUMNS
-from cryptovol_dagster.core.promotion.rule import FIRST_CHAMPIONS
+from cryptovol_dagster.core.models.kinds import FIRST_CHAMPIONS
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.lake import decisions
+from cryptovol_dagster.core.times import partition_window, partitions_between
+from cryptovol_dagster.lake import decisions, look_back, plans
 from cryptovol_dagster.lake import market as chain
-from cryptovol_dagster.lake.files import Lake, partition_window, partitions_between
+from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.latest import Reports
 
 if TYPE_CHECKING:
@@ -145,10 +146,10 @@ def _scorer(lake: Lake, spec: TimescaleSpec, content: bytes, source: str, versio
 def _trained_as_of(lake: Lake, spec: TimescaleSpec, model: Model) -> str | None:
     """Find the hour whose splits the model was trained by; its training rows end at most a span before."""
     start_ns = model.meta.train_end_ns
-    end_ns = start_ns + (chain.training_look_back(spec) + 1) * spec.partition_ns
+    end_ns = start_ns + (look_back.training_look_back(spec) + 1) * spec.partition_ns
     for key in partitions_between(start_ns, end_ns, spec.partition_ns):
         if lake.exists(f"{spec.name}/splits", key, "json"):
-            plan = chain.read_plan(lake, spec, key)
+            plan = plans.read_plan(lake, spec, key)
             if plan.trainable and plan.problem_hash == model.meta.problem_hash:
                 return key
     return None

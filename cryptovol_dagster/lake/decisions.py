@@ -11,11 +11,13 @@ from __future__ import annotations
 import json
 
 from cryptovol_dagster.core.evaluation.report import read_report
-from cryptovol_dagster.core.promotion.rule import Champion, Decision, DecisionError, Measured
+from cryptovol_dagster.core.promotion.decision import Champion, Decision, DecisionError
+from cryptovol_dagster.core.promotion.measured import Measured
 from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.lake import datasets, models
 from cryptovol_dagster.lake import market as chain
 from cryptovol_dagster.lake.files import Lake
-from cryptovol_dagster.lake.market import SplitPlan
+from cryptovol_dagster.lake.plans import SplitPlan
 
 DECIDED, ROLLED_BACK = "json", "rollback.json"
 #: Where the champion's file lay before there were challengers.
@@ -145,16 +147,16 @@ def read_measured(lake: Lake, spec: TimescaleSpec, plan: SplitPlan) -> Measured:
     """
     key = plan.as_of
     if plan.split is None:
-        raise chain.ChainError(f"{spec.name} as of {key} is {plan.status}: {plan.reason}")
+        raise datasets.ChainError(f"{spec.name} as of {key} is {plan.status}: {plan.reason}")
     content = lake.read_bytes(f"{spec.name}/model_evaluation", key, "json")
     report = read_report(content)
     if report["data"]["hash"] != plan.data_hash:
-        raise chain.ChainError(
+        raise datasets.ChainError(
             f"{spec.name}/model_evaluation of {key} is of data {report['data']['hash']}, splits are of "
             f"{plan.data_hash}: evaluate again"
         )
     runs = {
-        name: json.loads(lake.read_bytes(chain.model_asset(spec, name), key, "json"))["mlflow_run_id"]
+        name: json.loads(lake.read_bytes(models.model_asset(spec, name), key, "json"))["mlflow_run_id"]
         for name in report["models"]
     }
     return Measured.from_report(

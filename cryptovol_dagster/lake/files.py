@@ -6,88 +6,33 @@ what the rows mean. The class knows nothing of Dagster, so that notebooks and te
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-HOUR_NS = 3_600 * 1_000_000_000
-DAY_NS = 24 * HOUR_NS
-KEY_FORMAT, DAY_FORMAT = "%Y-%m-%d-%H:%M", "%Y-%m-%d"
+from cryptovol_dagster.core.times import (
+    _DAY_KEY,
+    DAY_NS,
+    hour_key,
+    hour_keys,
+    partition_window,
+    partitions_between,
+)
+from cryptovol_dagster.lake.atomic import replace_file
+
 #: Key, inode, time and size of a partition's file: another state, other contents.
 FileState = tuple[str, int, int, int]
 _VERSION = b"cryptovol.version"
 _PARTITION_FOLDER = re.compile(r"date=(\d{4}-\d{2}-\d{2})(?:/hour=(\d{2}))?$")
-_DAY_KEY = re.compile(r"\d{4}-\d{2}-\d{2}$")
 
 
 class LakeError(Exception):
     """The lake cannot answer; the message is one line that names asset and partition."""
-
-
-def hour_window(partition_key: str) -> tuple[int, int]:
-    """Give the window ``[start_ns, end_ns)`` of an hourly partition key (``2026-04-04-03:00``, UTC).
-
-    Raises:
-        LakeError: the key is not an hour.
-    """
-    try:
-        start = datetime.strptime(partition_key, KEY_FORMAT).replace(tzinfo=UTC)
-    except ValueError:
-        raise LakeError(f"{partition_key!r} is no hourly partition: expected 2026-01-31-00:00") from None
-    if start.minute:
-        raise LakeError(f"{partition_key!r} is no hourly partition: expected a full hour")
-    start_ns = int(start.timestamp()) * 1_000_000_000
-    return start_ns, start_ns + HOUR_NS
-
-
-def hour_key(time_ns: int) -> str:
-    """Give the key of the hour that contains `time_ns` (UTC nanoseconds)."""
-    return datetime.fromtimestamp(time_ns // HOUR_NS * 3_600, tz=UTC).strftime(KEY_FORMAT)
-
-
-def hour_keys(start_ns: int, end_ns: int) -> list[str]:
-    """Give the keys of the hours that ``[start_ns, end_ns)`` touches, oldest first."""
-    return [hour_key(hour) for hour in range(start_ns // HOUR_NS * HOUR_NS, end_ns, HOUR_NS)]
-
-
-# A month of hours is named again for each of its hours.
-@lru_cache(maxsize=2_000)
-def partition_window(partition_key: str) -> tuple[int, int]:
-    """Give the window ``[start_ns, end_ns)`` of an hourly or a daily partition key (``2026-04-04``, UTC).
-
-    Raises:
-        LakeError: the key is neither.
-    """
-    if not _DAY_KEY.match(partition_key):
-        return hour_window(partition_key)
-    try:
-        start = datetime.strptime(partition_key, DAY_FORMAT).replace(tzinfo=UTC)
-    except ValueError:
-        raise LakeError(f"{partition_key!r} is no day: expected 2026-01-31") from None
-    start_ns = int(start.timestamp()) * 1_000_000_000
-    return start_ns, start_ns + DAY_NS
-
-
-def partition_at(time_ns: int, length_ns: int) -> str:
-    """Give the key of the partition of this length (an hour or a day) that contains `time_ns`."""
-    start_s = time_ns // length_ns * length_ns // 1_000_000_000
-    return datetime.fromtimestamp(start_s, tz=UTC).strftime(
-        KEY_FORMAT if length_ns == HOUR_NS else DAY_FORMAT
-    )
-
-
-def partitions_between(start_ns: int, end_ns: int, length_ns: int) -> list[str]:
-    """Give the keys of the partitions that ``[start_ns, end_ns)`` touches, oldest first."""
-    first = start_ns // length_ns * length_ns
-    return [partition_at(start, length_ns) for start in range(first, end_ns, length_ns)]
 
 
 @dataclass(frozen=True)
@@ -291,31 +236,6 @@ def _version_of(path: Path, state: FileState) -> str:
     except (OSError, pa.ArrowException) as error:
         raise LakeError(f"{path}: cannot be read as Parquet: {_one_line(error)}") from error
     return metadata.get(_VERSION, b"").decode()
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write `content` to `path` in one step: a temporary file beside it, fsync, rename, fsync of the folder.
-
-    Raises:
-        OSError: the folder cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp's 0600 would lock out other users of the lake
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def _one_line(error: BaseException) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from cryptovol_dagster.lake.files import replace_file
+from cryptovol_dagster.lake.atomic import replace_file
 
 #: Its latest copies stand in `reports/` itself.
 FIRST_CHAIN = "seconds"

@@ -9,14 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
-from cryptovol_dagster.core.features.catalogue import compute_features, lookback_bars
-from cryptovol_dagster.core.leaks.audit import Case, Made, scale_prices
+from cryptovol_dagster.core.features.catalogue import lookback_bars
+from cryptovol_dagster.core.features.compute import compute_features
+from cryptovol_dagster.core.leaks.detectors import Case, Made
+from cryptovol_dagster.core.leaks.witnesses import scale_prices
 from cryptovol_dagster.core.learning.dataset import Dataset, join_dataset
 from cryptovol_dagster.core.learning.labels import forward_volatility
 from cryptovol_dagster.core.market.bars import BarGrid
 from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.lake import look_back, plans
 from cryptovol_dagster.lake import market as chain
 from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.lake.models import read_models
 
 
 def stored_case(lake: Lake, spec: TimescaleSpec, models: Sequence[str], partition_key: str) -> Case:
@@ -33,11 +37,11 @@ def stored_case(lake: Lake, spec: TimescaleSpec, models: Sequence[str], partitio
         ChainError: nothing was trained as of it, or what is stored does not fit together.
         LearningError: the test has no row that can be computed again.
     """
-    plan = chain.read_plan(lake, spec, partition_key)
-    problem = chain.read_problem(lake, spec, plan)
+    plan = plans.read_plan(lake, spec, partition_key)
+    problem = plans.read_problem(lake, spec, plan)
     report = json.loads(lake.read_bytes(f"{spec.name}/model_evaluation", partition_key, "json"))
-    fitted = chain.read_models(lake, spec, plan, [name for name in models if name in report["models"]])
-    start_ns, end_ns = chain.window_back(partition_key, 0)
+    fitted = read_models(lake, spec, plan, [name for name in models if name in report["models"]])
+    start_ns, end_ns = look_back.window_back(partition_key, 0)
     wanted_ns = problem.split.test.start_ns - lookback_bars(spec) * spec.bar_ns
     back = max(0, -(-(start_ns - wanted_ns) // (end_ns - start_ns)))
     bars = chain.read_bars(lake, spec, partition_key, back)

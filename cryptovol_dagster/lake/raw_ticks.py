@@ -19,8 +19,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from cryptovol_dagster.core.market.ticks import TickColumns, TradeColumns, flag_gaps
-from cryptovol_dagster.lake.files import hour_key, hour_keys
+from cryptovol_dagster.core.market.cleaning import flag_gaps
+from cryptovol_dagster.core.market.ticks import TickColumns, TradeColumns
+from cryptovol_dagster.core.times import hour_key, hour_keys
 from ingestor.archive.layout import ClosedHour
 from ingestor.archive.reader import RawReader
 from ingestor.audit.findings import Audit

@@ -21,16 +21,9 @@ import pandas as pd
 
 from cryptovol_dagster.core.learning.dataset import Dataset, concatenate, join_rows, no_rows
 from cryptovol_dagster.core.learning.labels import rows_labelled_by
-from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.lake.files import FileState, Lake, partition_window, partitions_between
-
-#: What the horizons on one grid share.
-GRID_ASSETS = ("candles", "bars", "features")
-
-
-def asset_name(spec: TimescaleSpec, name: str) -> str:
-    """Name an asset of a chain, which is also where its partitions lie in the lake."""
-    return f"{spec.grid if name in GRID_ASSETS else spec.name}/{name}"
+from cryptovol_dagster.core.specs import TimescaleSpec, asset_name
+from cryptovol_dagster.core.times import partition_window, partitions_between
+from cryptovol_dagster.lake.files import FileState, Lake
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from cryptovol_dagster.lake.files import replace_file
+from cryptovol_dagster.lake.atomic import replace_file
 from ingestor.settings import Settings
 
 if TYPE_CHECKING:

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cryptovol_dagster.chains import SECONDS, timescale_specs
-from cryptovol_dagster.lake.files import HOUR_NS, Lake, hour_key
+from cryptovol_dagster.core.times import HOUR_NS, hour_key
+from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.machine.instance import running_instance
 from cryptovol_dagster.machine.reachable import accepts, answers
 from ingestor.archive.layout import closing_paths

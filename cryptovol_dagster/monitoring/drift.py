@@ -32,10 +32,10 @@ from cryptovol_dagster.core.drift.distance import (
 )
 from cryptovol_dagster.core.drift.limits import DriftLimits, LimitsInForce, Pair, limits_in_force
 from cryptovol_dagster.core.features.catalogue import feature_hash, feature_names
-from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.lake.files import Lake, LakeError, partition_window, partitions_between
+from cryptovol_dagster.core.specs import TimescaleSpec, asset_name
+from cryptovol_dagster.core.times import partition_window, partitions_between
+from cryptovol_dagster.lake.files import Lake, LakeError
 from cryptovol_dagster.lake.market import to_table
-from cryptovol_dagster.lake.row_cache import asset_name
 
 SCHEMA_VERSION = 2
 #: What the numbers of an hour come to.

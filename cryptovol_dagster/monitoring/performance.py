@@ -30,13 +30,13 @@ from cryptovol_dagster.core.evaluation.matured import (
 )
 from cryptovol_dagster.core.features.catalogue import feature_hash, feature_names, optional_feature_names
 from cryptovol_dagster.core.learning.labels import SIGMA_FLOOR, is_spike, label_hash
-from cryptovol_dagster.core.promotion.gate import HoldOut
-from cryptovol_dagster.core.promotion.rule import Champion
-from cryptovol_dagster.core.specs import DAY_S, NS, TimescaleSpec
-from cryptovol_dagster.lake import decisions
+from cryptovol_dagster.core.metrics.scored_rows import HoldOut
+from cryptovol_dagster.core.promotion.decision import Champion
+from cryptovol_dagster.core.specs import DAY_S, NS, TimescaleSpec, asset_name
+from cryptovol_dagster.core.times import partition_window
+from cryptovol_dagster.lake import datasets, decisions
 from cryptovol_dagster.lake import market as chain
-from cryptovol_dagster.lake.files import FileState, Lake, LakeError, partition_window
-from cryptovol_dagster.lake.row_cache import asset_name
+from cryptovol_dagster.lake.files import FileState, Lake, LakeError
 from cryptovol_dagster.monitoring import drift
 from cryptovol_dagster.monitoring.drift import DriftWindow
 
@@ -290,7 +290,7 @@ def assess(
         ModelError: the champion cannot be read, or refuses the rows.
     """
     in_force = champion_before(lake, spec, key)
-    rows = chain.read_matured(lake, spec, key)
+    rows = datasets.read_matured(lake, spec, key)
     moved = outcome_drift(lake, spec, key, window, in_force)
     # What an earlier run scored must not be pooled by the side of what this one does not.
     lake.delete(rows_asset(spec), key)

@@ -6,10 +6,10 @@ import pandas as pd
 import pyarrow as pa
 
 from cryptovol_dagster.core.learning.dataset import KEY_COLUMNS
-from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.lake.files import Lake, partition_window
-from cryptovol_dagster.lake.market import ChainError
-from cryptovol_dagster.lake.row_cache import asset_name
+from cryptovol_dagster.core.specs import TimescaleSpec, asset_name
+from cryptovol_dagster.core.times import partition_window
+from cryptovol_dagster.lake.datasets import ChainError
+from cryptovol_dagster.lake.files import Lake
 
 #: What tells one row of an hour from another.
 ROW_KEY = ("bar_start", "product")

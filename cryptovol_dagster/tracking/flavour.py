@@ -1,7 +1,7 @@
 """Our model file as an MLflow model: ``mlflow.pyfunc`` loads any kind of ours by run, version or alias.
 
-The flavour is a *loader module*: MLflow keeps the zip as it is and calls `_load_pyfunc` of the module it stores
-the name of, so nothing is pickled and one path serves all kinds. Whoever loads it needs cryptovol installed.
+The flavour is a *loader module*: MLflow keeps the zip as it is and calls `_load_pyfunc` of `LOADER_MODULE`,
+so nothing is pickled and one path serves all kinds. Whoever loads it needs cryptovol installed.
 """
 
 from __future__ import annotations

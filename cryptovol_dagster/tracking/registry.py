@@ -14,9 +14,9 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from cryptovol_dagster.core.promotion.rule import Champion, Decision
+from cryptovol_dagster.core.promotion.decision import Champion, Decision
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.lake.files import partition_window
+from cryptovol_dagster.core.times import partition_window
 from cryptovol_dagster.tracking.flavour import FILE, FOLDER
 from cryptovol_dagster.tracking.runs import Connection, Tracking
 

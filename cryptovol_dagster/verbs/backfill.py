@@ -48,11 +48,11 @@ def backfill(
       cryptovol backfill --timescale minutes --from 2024-01-01 --to 2024-12-31
     """
     from cryptovol_dagster.champion.succession import BACKFILL_VERB_TAG
-    from cryptovol_dagster.verbs import runs
+    from cryptovol_dagster.verbs import ranges, runs
 
     settings = load_settings().settings
     selection = runs.chain_selection(settings, timescale, market_only=market_only)
-    to_fill = runs.ranges_to_fill if timescale == runs.TIMESCALE else runs.days_to_fill
+    to_fill = ranges.ranges_to_fill if timescale == runs.TIMESCALE else ranges.days_to_fill
     summaries = [
         runs.materialize_range(settings, first, last, selection, tags={BACKFILL_VERB_TAG: "true"})
         for first, last in to_fill(settings, from_key, to_key, only_missing, market_only)

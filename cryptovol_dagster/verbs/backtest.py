@@ -146,8 +146,8 @@ def _run(
     from cryptovol_dagster.chains import model_spec
     from cryptovol_dagster.core.evaluation.backtest import fold_ends, walk_forward
     from cryptovol_dagster.core.features.catalogue import feature_hash
-    from cryptovol_dagster.core.learning.labels import iso_utc
     from cryptovol_dagster.core.models import MODELS
+    from cryptovol_dagster.core.times import iso_utc
     from cryptovol_dagster.history.rows import (
         candle_grid,
         labelled_rows,
@@ -245,7 +245,7 @@ def _shown(*, quiet: bool) -> Iterator[Progress]:
 
 def _save(folder: Path, report: dict[str, Any], found: Backtest) -> list[Path]:
     from cryptovol_dagster.core.pictures.backtest import draw_backtest
-    from cryptovol_dagster.lake.files import replace_file
+    from cryptovol_dagster.lake.atomic import replace_file
 
     products = "+".join(report["data"]["products"])
     stem = f"{products}-h{report['horizon_bars']}{'-holdout' if report['holdout'] else ''}"
@@ -258,7 +258,7 @@ def _save(folder: Path, report: dict[str, Any], found: Backtest) -> list[Path]:
 
 def _write_card(folder: Path, card: Path) -> None:
     from cryptovol_dagster.core.cards.backtest_card import render_backtest_card
-    from cryptovol_dagster.lake.files import replace_file
+    from cryptovol_dagster.lake.atomic import replace_file
 
     reports = [json.loads(path.read_text()) for path in sorted(folder.glob("*-h*.json"))]
     reports.sort(key=lambda report: (report["holdout"], report["horizon_bars"], report["data"]["products"]))

@@ -13,7 +13,7 @@ from ingestor.settings import load_settings
 
 if TYPE_CHECKING:
     from cryptovol_dagster.champion.rollback import Rollback
-    from cryptovol_dagster.core.promotion.rule import Champion, Decision
+    from cryptovol_dagster.core.promotion.decision import Champion, Decision
     from cryptovol_dagster.core.specs import TimescaleSpec
     from ingestor.settings import Settings
 
@@ -38,7 +38,7 @@ def champion(chain_name: str, show_all: bool, as_json: bool) -> None:
       cryptovol champion
       cryptovol champion --all --json
     """
-    from cryptovol_dagster.core.promotion.rule import NOTHING_DUE
+    from cryptovol_dagster.core.promotion.decision import NOTHING_DUE
     from cryptovol_dagster.lake import decisions
     from cryptovol_dagster.lake.files import Lake
 

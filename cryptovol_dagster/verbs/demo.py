@@ -111,8 +111,8 @@ def _materialize(settings: Settings) -> Iterator[RunSummary]:
     Of the minutes up to labels: hours of trades train nothing that learns from months.
     """
     from cryptovol_dagster.chains import MINUTES
+    from cryptovol_dagster.core.times import DAY_NS, partition_at, partition_window
     from cryptovol_dagster.defs.build import build_defs
-    from cryptovol_dagster.lake.files import DAY_NS, partition_at, partition_window
     from cryptovol_dagster.lake.raw_ticks import RawStore
     from cryptovol_dagster.verbs import runs
 

@@ -12,7 +12,7 @@ from cryptovol_dagster.verbs.options import chain_option, json_option, partition
 from ingestor.settings import load_settings
 
 if TYPE_CHECKING:
-    from cryptovol_dagster.core.promotion.rule import Decision
+    from cryptovol_dagster.core.promotion.decision import Decision
 
 EXIT_INSUFFICIENT = 3
 _LINE = "{:<16} {:>7} {:>16} {:>6} {:>17} {:>6} {:>16} {:>6} {:>7} {:>6}"
@@ -45,11 +45,11 @@ def evaluate(ctx: click.Context, chain_name: str, partition: str | None, strict:
     from cryptovol_dagster.lake.decisions import read_decision
     from cryptovol_dagster.lake.files import Lake
     from cryptovol_dagster.lake.latest import Reports
-    from cryptovol_dagster.verbs import runs
+    from cryptovol_dagster.verbs import ranges, runs
 
     settings = load_settings().settings
     scale, spec = chain_name, spec_of(settings, chain_name)
-    key = partition or runs.newest_labelled(settings, scale)
+    key = partition or ranges.newest_labelled(settings, scale)
     selection = [f"{scale}/model_evaluation", f"{scale}/champion", f"{scale}/model_card"]
     if not runs.models_are_current(settings, key, scale):
         selection = runs.training_selection(settings, spec)

@@ -20,7 +20,7 @@ from ingestor.verbs.output import log_to_stderr
 
 if TYPE_CHECKING:
     from cryptovol_dagster.core.features.live import LiveRows
-    from cryptovol_dagster.live.featurizer import LiveProgress, LiveStarted, LiveSummary
+    from cryptovol_dagster.live.progress import LiveProgress, LiveStarted, LiveSummary
 
 LOG = logging.getLogger(__name__)
 
@@ -119,7 +119,7 @@ def _tell_first_rows() -> Callable[[LiveRows], None]:
     shown: set[str] = set()
 
     def tell(rows: LiveRows) -> None:
-        from cryptovol_dagster.core.features.catalogue import Reason
+        from cryptovol_dagster.core.features.grid import Reason
         from ingestor.exchange.clock import ns_to_rfc3339
 
         for k, code in enumerate(rows.product.tolist()):

@@ -339,8 +339,8 @@ def _print(done: _Done) -> None:
 
 
 def _list(history: History, as_json: bool) -> None:
-    from cryptovol_dagster.core.learning.labels import iso_utc
     from cryptovol_dagster.core.market.candle_checks import MINUTE_NS
+    from cryptovol_dagster.core.times import iso_utc
     from cryptovol_dagster.history.store import BAD_ROW, NO_CANDLE, NOT_ASKED
     from ingestor.verbs.output import print_table
 

@@ -137,7 +137,7 @@ def _latest(scores: pd.DataFrame, bar_interval_s: int) -> list[dict[str, Any]]:
 
 def _write(scores: pd.DataFrame, out: Path) -> None:
     from cryptovol_dagster.inference.scorer import InferError
-    from cryptovol_dagster.lake.files import replace_file
+    from cryptovol_dagster.lake.atomic import replace_file
 
     content = scores.to_csv(index=False).encode() if out.suffix == ".csv" else scores.to_parquet()
     try:

@@ -66,10 +66,10 @@ def _make(settings: Settings, chain_name: str, kind: str, partition: str | None,
     from cryptovol_dagster.lake.latest import Reports
     from cryptovol_dagster.monitoring.evidently import TITLES, measured_on
     from cryptovol_dagster.monitoring.index import SUMMARY
-    from cryptovol_dagster.verbs import runs
+    from cryptovol_dagster.verbs import ranges, runs
 
     _require_made(settings, chain_name, kind)
-    key = partition or runs.newest_labelled(settings, chain_name)
+    key = partition or ranges.newest_labelled(settings, chain_name)
     asset = f"{chain_name}/{kind}"
     assets = [asset]
     if kind == "train_test_report" and not runs.splits_are_current(settings, key, chain_name):
@@ -97,7 +97,7 @@ def _make(settings: Settings, chain_name: str, kind: str, partition: str | None,
 def _require_made(settings: Settings, chain_name: str, kind: str) -> None:
     """Refuse what no asset makes: horizons of one grid share bars and features, hence their quality."""
     from cryptovol_dagster.chains import spec_of, timescale_specs
-    from cryptovol_dagster.verbs.runs import NothingToDo
+    from cryptovol_dagster.verbs.ranges import NothingToDo
 
     grid = spec_of(settings, chain_name).grid
     first = next(spec.name for spec in timescale_specs(settings).values() if spec.grid == grid)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,23 +12,21 @@ from uuid import uuid4
 
 import dagster as dg
 
-from cryptovol_dagster.chains import MINUTES, models_of, spec_of, timescale_specs
+from cryptovol_dagster.chains import MINUTES, models_of, spec_of
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.defs.build import TIMESCALE, build_defs
-from cryptovol_dagster.defs.failures import error_line, failure_line, step_name
-from cryptovol_dagster.history.store import History
-from cryptovol_dagster.lake import market as chain
-from cryptovol_dagster.lake.files import (
+from cryptovol_dagster.core.times import (
     DAY_NS,
-    Lake,
-    hour_keys,
-    hour_window,
-    partition_at,
     partition_window,
     partitions_between,
 )
-from cryptovol_dagster.lake.raw_ticks import RawStore
+from cryptovol_dagster.defs.build import build_defs
+from cryptovol_dagster.defs.chains.seconds import TIMESCALE
+from cryptovol_dagster.defs.failures import error_line, failure_line, step_name
+from cryptovol_dagster.lake import plans
+from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.lake.models import outdated_models
 from cryptovol_dagster.machine.instance import ensure_dagster_home, open_instance
+from cryptovol_dagster.verbs.ranges import _validate_range, specs_of
 from ingestor.settings import Settings
 
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
@@ -42,10 +39,6 @@ MARKET = (
 
 class RunFailed(Exception):  # noqa: N818 - named for what it says
     """A Dagster run failed; the message is its root cause in one line."""
-
-
-class NothingToDo(Exception):  # noqa: N818 - named for what it says
-    """There is no partition to work on; the message says what to do first."""
 
 
 @dataclass(frozen=True)
@@ -93,12 +86,12 @@ class RunSummary:
     @property
     def not_trainable(self) -> dict[str, str]:
         """Partitions on which nothing could be trained, and why."""
-        return self._of_splits(chain.NOT_TRAINABLE, "reason")
+        return self._of_splits(plans.NOT_TRAINABLE, "reason")
 
     @property
     def carried(self) -> dict[str, str]:
         """Partitions between two trainings, and the one whose models hold on there (or ``none``)."""
-        return self._of_splits(chain.CARRIED, "models_of")
+        return self._of_splits(plans.CARRIED, "models_of")
 
     def _of_splits(self, status: str, what: str) -> dict[str, str]:
         splits = {asset: found for asset, found in self.metadata.items() if asset.endswith("/splits")}
@@ -151,7 +144,7 @@ def materialize_range(
         on_asset: told each asset that is done, and the seconds it took; called from another thread.
 
     Raises:
-        LakeError: a key is no hour.
+        PartitionKeyError: a key is no hour.
         NothingToDo: the range is empty or outside the configured partitions.
         ValueError: an asset of the selection has partitions of another length.
         RunFailed: a step or a blocking check failed.
@@ -225,24 +218,6 @@ def _watched(
         instance.end_watch_event_logs(run_id, seen)
 
 
-def _validate_range(settings: Settings, from_key: str, to_key: str) -> None:
-    lengths = {end - start for start, end in map(partition_window, (from_key, to_key))}
-    if len(lengths) > 1:
-        raise NothingToDo(f"{from_key} … {to_key} is a range of neither hours nor days")
-    if from_key > to_key:
-        raise NothingToDo(f"the range is empty: {from_key} is after {to_key}")
-    starts = settings.dagster
-    name, first = (
-        ("minutes_start", starts.minutes_start.isoformat())
-        if lengths == {DAY_NS}
-        else ("partitions_start", starts.partitions_start)
-    )
-    if from_key < first:
-        raise NothingToDo(f"{from_key} is before dagster.{name}, {first}")
-    if partition_window(to_key)[0] > time.time_ns():
-        raise NothingToDo(f"{to_key} lies in the future")
-
-
 @contextmanager
 def quiet_dagster() -> Iterator[None]:
     """Keep Dagster's event stream off the terminal: a verb prints a result or one line."""
@@ -253,31 +228,6 @@ def quiet_dagster() -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
-
-
-def newest_labelled(settings: Settings, chain_name: str = TIMESCALE) -> str:
-    """Give the newest partition with labels, which is what `train` works on by default.
-
-    Raises:
-        NothingToDo: there is none.
-    """
-    keys = Lake(settings.storage.lake_dir).partitions(f"{chain_name}/labels")
-    if not keys and chain_name != TIMESCALE:
-        raise NothingToDo(
-            f"{settings.storage.lake_dir} holds no labels of {chain_name} yet: `cryptovol import-bars`, then "
-            "`cryptovol backfill --timescale minutes`"
-        )
-    if not keys:
-        raise NothingToDo(
-            f"{settings.storage.lake_dir} holds no labels yet: record with `cryptovol ingest`, then run "
-            "`cryptovol backfill --from HOUR --to HOUR`"
-        )
-    return keys[-1]
-
-
-def recorded_hours(settings: Settings) -> list[str]:
-    """List the hours for which raw storage holds ticks, closed or not, oldest first."""
-    return RawStore(settings.storage.raw_dir).hours_with_ticks()
 
 
 def root_cause(result: dg.ExecuteInProcessResult) -> str:
@@ -352,116 +302,14 @@ def training_selection(settings: Settings, spec: TimescaleSpec) -> list[str]:
     ]
 
 
-def specs_of(settings: Settings, timescale: str) -> list[TimescaleSpec]:
-    """Give the chains of a timescale, one a horizon.
-
-    Raises:
-        NothingToDo: there is no such timescale.
-    """
-    known = timescale_specs(settings)
-    if found := [spec for spec in known.values() if spec.grid == timescale]:
-        return found
-    grids = dict.fromkeys(spec.grid for spec in known.values())
-    raise NothingToDo(f"{timescale} is no timescale of this configuration: {', '.join(grids)}")
-
-
-def days_to_fill(
-    settings: Settings, from_key: str | None, to_key: str | None, only_missing: bool, market_only: bool
-) -> list[tuple[str, str]]:
-    """Give the ranges (first and last day) a backfill of the minutes works off, oldest first.
-
-    Raises:
-        NothingToDo: there are no candles, or the range is empty.
-        LakeError: a key is no day.
-    """
-    if from_key is None or to_key is None:
-        history = History(settings.storage.history_dir)
-        spans = [span for one in settings.coinbase.products if (span := history.span(one)) is not None]
-        if not spans:
-            raise NothingToDo(
-                f"{settings.storage.history_dir} holds no candles: import some with `cryptovol import-bars`"
-            )
-        first, last = min(span[0] for span in spans), max(span[1] for span in spans)
-        first_key = max(partition_at(first, DAY_NS), settings.dagster.minutes_start.isoformat())
-        from_key, to_key = from_key or first_key, to_key or partition_at(last - 1, DAY_NS)
-    for key in (from_key, to_key):
-        if partition_window(key)[1] - partition_window(key)[0] != DAY_NS:
-            raise NothingToDo(f"{key} is no day: the minutes are partitioned by days, e.g. 2024-12-31")
-    _validate_range(settings, from_key, to_key)
-    if not only_missing:
-        return [(from_key, to_key)]
-    lake, specs = Lake(settings.storage.lake_dir), specs_of(settings, MINUTES)
-
-    def is_made(key: str) -> bool:
-        return all(
-            lake.exists(f"{spec.name}/labels", key)
-            and (market_only or lake.exists(f"{spec.name}/splits", key, "json"))
-            for spec in specs
-        )
-
-    return _runs_of_missing(
-        partitions_between(partition_window(from_key)[0], partition_window(to_key)[1], DAY_NS), is_made
-    )
-
-
-def _runs_of_missing(keys: Sequence[str], is_made: Callable[[str], bool]) -> list[tuple[str, str]]:
-    """Give the unbroken runs (first and last) of keys that are not made."""
-    ranges: list[tuple[str, str]] = []
-    before = None
-    for key in keys:
-        if is_made(key):
-            before = None
-        else:
-            ranges.append((key, key)) if before is None else ranges.append((ranges.pop()[0], key))
-            before = key
-    return ranges
-
-
-def ranges_to_fill(
-    settings: Settings, from_key: str | None, to_key: str | None, only_missing: bool, market_only: bool
-) -> list[tuple[str, str]]:
-    """Give the ranges (first and last hour) a backfill works off, oldest first.
-
-    Raises:
-        NothingToDo: nothing was recorded, or the range is empty.
-        LakeError: a key is no hour.
-    """
-    if from_key is None or to_key is None:
-        recorded = recorded_hours(settings)
-        if not recorded:
-            raise NothingToDo(f"{settings.storage.raw_dir} holds no ticks: record with `cryptovol ingest`")
-        from_key, to_key = from_key or recorded[0], to_key or recorded[-1]
-    _validate_range(settings, from_key, to_key)
-    _require_recorded(settings, from_key, to_key)
-    if not only_missing:
-        return [(from_key, to_key)]
-    lake = Lake(settings.storage.lake_dir)
-
-    def is_made(key: str) -> bool:
-        trained = market_only or lake.exists(f"{TIMESCALE}/splits", key, "json")
-        return lake.exists(f"{TIMESCALE}/labels", key) and trained
-
-    return _runs_of_missing(hour_keys(hour_window(from_key)[0], hour_window(to_key)[1]), is_made)
-
-
-def _require_recorded(settings: Settings, from_key: str, to_key: str) -> None:
-    raw = RawStore(settings.storage.raw_dir)
-    hours = sorted(raw.recorded_hours() | {hour.hour for hour in raw.closed_hours()})
-    if not any(from_key <= hour <= to_key for hour in hours):
-        held = f"it holds {hours[0]} … {hours[-1]}" if hours else "it is empty"
-        raise NothingToDo(
-            f"{settings.storage.raw_dir}: nothing was recorded in {from_key} … {to_key}; {held}"
-        )
-
-
 def splits_are_current(settings: Settings, key: str, chain_name: str = TIMESCALE) -> bool:
     """Tell whether the splits of a partition were made from the rows that are there now."""
     lake = Lake(settings.storage.lake_dir)
     if not lake.exists(f"{chain_name}/splits", key, "json"):
         return False
     spec = spec_of(settings, chain_name)
-    stored = chain.read_plan(lake, spec, key)
-    return stored == chain.plan_split(lake, spec, key)
+    stored = plans.read_plan(lake, spec, key)
+    return stored == plans.plan_split(lake, spec, key)
 
 
 def models_are_current(settings: Settings, key: str, chain_name: str = TIMESCALE) -> bool:
@@ -469,5 +317,5 @@ def models_are_current(settings: Settings, key: str, chain_name: str = TIMESCALE
     if not splits_are_current(settings, key, chain_name):
         return False
     lake, spec = Lake(settings.storage.lake_dir), spec_of(settings, chain_name)
-    plan = chain.read_plan(lake, spec, key)
-    return not chain.outdated_models(lake, spec, plan, models_of(settings, spec).enabled)
+    plan = plans.read_plan(lake, spec, key)
+    return not outdated_models(lake, spec, plan, models_of(settings, spec).enabled)

@@ -40,15 +40,15 @@ def train(model_type: str, chain_name: str, partition: str | None, as_json: bool
       cryptovol train --chain minutes_h5                  on months of minutes
     """
     from cryptovol_dagster.chains import models_of, spec_of
-    from cryptovol_dagster.verbs import runs
+    from cryptovol_dagster.verbs import ranges, runs
 
     settings = load_settings().settings
     spec = spec_of(settings, chain_name)
-    key = partition or runs.newest_labelled(settings, chain_name)
+    key = partition or ranges.newest_labelled(settings, chain_name)
     enabled = models_of(settings, spec).enabled
     names = list(enabled) if model_type == "all" else [ALIASES.get(model_type, model_type)]
     if missing := [name for name in names if name not in enabled]:
-        raise runs.NothingToDo(f"{missing[0]} is not among models.enabled: {', '.join(enabled)}")
+        raise ranges.NothingToDo(f"{missing[0]} is not among models.enabled: {', '.join(enabled)}")
     assets = {name: f"{chain_name}/model_{name}" for name in names}
     summary = runs.materialize_range(settings, key, key, [f"{chain_name}/splits", *assets.values()])
     rows = [{"model": name, **_result(summary.metadata[asset][key])} for name, asset in assets.items()]

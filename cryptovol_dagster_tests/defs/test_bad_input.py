@@ -11,11 +11,12 @@ from click.testing import CliRunner, Result
 from dagster._core.errors import DagsterUnknownPartitionError
 
 from cryptovol_dagster.cli import main
+from cryptovol_dagster.core.times import hour_window
 from cryptovol_dagster.defs.build import build_defs
-from cryptovol_dagster.lake.files import Lake, hour_window
+from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.verbs import runs
-from cryptovol_dagster_tests.defs.conftest import Pipeline
-from cryptovol_dagster_tests.defs.synthetic import (
+from cryptovol_dagster_tests.pipeline import Pipeline
+from cryptovol_dagster_tests.synthetic import (
     FIRST_HOUR,
     PRODUCTS,
     close_hour,

@@ -8,9 +8,10 @@ import dagster as dg
 import pytest
 
 from cryptovol_dagster.chains import minutes_specs, timescale_spec
-from cryptovol_dagster.defs.automation.closed_hours import market_keys
-from cryptovol_dagster.defs.build import TIMESCALE, build_defs
+from cryptovol_dagster.defs.automation.jobs import market_keys
+from cryptovol_dagster.defs.build import build_defs
 from cryptovol_dagster.defs.chains.minutes import market_keys as minutes_keys
+from cryptovol_dagster.defs.chains.seconds import TIMESCALE
 from cryptovol_dagster.defs.pools import MARKET, TRAINING
 from cryptovol_dagster.machine.instance import DAGSTER_YAML
 from ingestor.settings import Settings

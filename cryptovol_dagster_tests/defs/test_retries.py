@@ -8,10 +8,11 @@ import dagster as dg
 import pytest
 
 from cryptovol_dagster.defs import retries
-from cryptovol_dagster.defs.build import build_defs, build_resources
+from cryptovol_dagster.defs.build import build_defs
+from cryptovol_dagster.defs.resources import build_resources
 from cryptovol_dagster.lake.files import LakeError
 from cryptovol_dagster.lake.raw_ticks import RawStore
-from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR
+from cryptovol_dagster_tests.synthetic import FIRST_HOUR
 from ingestor.archive.errors import ArchiveError
 from ingestor.audit.findings import Audit
 from ingestor.settings import Settings

@@ -13,7 +13,7 @@ import pytest
 import cryptovol_dagster
 from cryptovol_dagster.defs.build import build_defs
 from cryptovol_dagster.machine.instance import ensure_dagster_home, open_instance
-from cryptovol_dagster_tests.defs.conftest import Pipeline
+from cryptovol_dagster_tests.pipeline import Pipeline
 from ingestor.settings import Settings
 
 PACKAGE = Path(cryptovol_dagster.__file__).parent

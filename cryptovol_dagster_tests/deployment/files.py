@@ -12,7 +12,8 @@ from typing import Any
 import yaml
 from dockerfile_parse import DockerfileParser
 
-REPOSITORY = Path(__file__).resolve().parents[2]
+from cryptovol_dagster_tests.places import REPOSITORY
+
 DOCKER = REPOSITORY / "docker"
 COMPOSE = DOCKER / "compose.yaml"
 DOCKERFILES = {"ingestor": DOCKER / "Dockerfile.ingestor", "dagster": DOCKER / "Dockerfile.dagster"}

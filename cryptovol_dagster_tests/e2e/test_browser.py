@@ -14,12 +14,13 @@ from urllib.parse import unquote
 import dagster as dg
 import pytest
 
-from cryptovol_dagster.lake.files import HOUR_NS, Lake, hour_key
+from cryptovol_dagster.core.times import HOUR_NS, hour_key
+from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.machine.instance import open_instance
 from cryptovol_dagster.machine.reachable import answers, free_port
 from cryptovol_dagster.verbs import runs
-from cryptovol_dagster_tests.defs.synthetic import hours_from, small_settings, write_market
 from cryptovol_dagster_tests.e2e.processes import CRYPTOVOL, environment, running, wait_until
+from cryptovol_dagster_tests.synthetic import hours_from, small_settings, write_market
 from ingestor.envelope import TICKS
 from ingestor.settings import Settings
 

@@ -10,8 +10,8 @@ from dagster._core.scheduler.instigation import TickStatus
 
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.machine.instance import open_instance
-from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, hours_from, small_settings, write_market
 from cryptovol_dagster_tests.e2e.processes import dagster, environment, running, simulated, wait_until
+from cryptovol_dagster_tests.synthetic import FIRST_HOUR, hours_from, small_settings, write_market
 from cryptovol_dagster_tests.webhook import receiving
 from ingestor.archive.reader import RawReader
 

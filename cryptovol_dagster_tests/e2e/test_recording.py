@@ -15,7 +15,8 @@ import pytest
 
 from cryptovol_dagster.chains import timescale_spec
 from cryptovol_dagster.core.features.catalogue import FEATURES, feature_names
-from cryptovol_dagster.lake.files import Lake, hour_window
+from cryptovol_dagster.core.times import hour_window
+from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.verbs import runs
 from cryptovol_dagster_tests.e2e.processes import cryptovol, environment, simulated
 from cryptovol_dagster_tests.e2e.recorded import EVER_NS, ticks_of_raw_storage, ticks_of_recording

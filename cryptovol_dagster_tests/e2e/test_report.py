@@ -10,10 +10,11 @@ import dagster as dg
 import msgspec
 import pytest
 
-from cryptovol_dagster.defs.build import build_defs, build_resources
+from cryptovol_dagster.defs.build import build_defs
+from cryptovol_dagster.defs.resources import build_resources
 from cryptovol_dagster.machine.instance import open_instance
-from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, hours_from, small_settings, write_market
 from cryptovol_dagster_tests.e2e.processes import environment, free_port, running, wait_until
+from cryptovol_dagster_tests.synthetic import FIRST_HOUR, hours_from, small_settings, write_market
 from ingestor.archive.reader import RawReader
 from ingestor.hour_reporter import RAW_TICKS, HourReporter
 from ingestor.settings import Settings

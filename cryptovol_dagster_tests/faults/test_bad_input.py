@@ -13,8 +13,8 @@ import pytest
 import yaml
 
 from cryptovol_dagster.verbs import runs
-from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, small_settings, write_market
 from cryptovol_dagster_tests.e2e.processes import cryptovol, environment, simulated
+from cryptovol_dagster_tests.synthetic import FIRST_HOUR, small_settings, write_market
 from ingestor.archive.reader import RawReader
 from ingestor.envelope import TICKS
 

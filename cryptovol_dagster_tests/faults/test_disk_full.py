@@ -17,9 +17,9 @@ from confluent_kafka import Producer
 
 from cryptovol_dagster_tests.faults.conservation import assert_exactly_once, raw_files
 from cryptovol_dagster_tests.ingestor.archive.messages import TEN_NS, tick
-from cryptovol_dagster_tests.ingestor.archive.test_archive import wait_for
-from cryptovol_dagster_tests.ingestor.cli.conftest import served
+from cryptovol_dagster_tests.ingestor.archive.test_consumer import wait_for
 from cryptovol_dagster_tests.ingestor.feed.support import frame
+from cryptovol_dagster_tests.ingestor.verbs.conftest import served
 from ingestor.archive import consumer as archive_module
 from ingestor.archive.consumer import Archive
 from ingestor.archive.errors import ArchiveError, NoRoomError

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from cryptovol_dagster_tests.brokers import REPOSITORY, SCRIPT
+from cryptovol_dagster_tests.brokers import SCRIPT
+from cryptovol_dagster_tests.places import REPOSITORY
 
 JAVA_17 = "echo 'openjdk version \"17.0.15\" 2025-04-15' >&2"
 TOOLS = ("bash", "cat", "cmp", "cp", "grep", "head", "mkdir", "ps", "rm", "sed", "tail")

@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 from confluent_kafka import Producer
 
-from cryptovol_dagster_tests.brokers import REPOSITORY, new_instance
+from cryptovol_dagster_tests.brokers import new_instance
 from cryptovol_dagster_tests.faults.conservation import assert_exactly_once, raw_files
 from cryptovol_dagster_tests.ingestor.archive.messages import TEN_NS, dead, event, tick, trade
+from cryptovol_dagster_tests.places import REPOSITORY
 from ingestor.archive.consumer import Archive
 from ingestor.archive.layout import NS
 from ingestor.envelope import DEAD, EVENTS, TICKS, TRADES

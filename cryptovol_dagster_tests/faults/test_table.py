@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-REPOSITORY = Path(__file__).resolve().parents[2]
-DOCS = REPOSITORY / "docs"
+from cryptovol_dagster_tests.places import DOCS, REPOSITORY
+
 #: File → header of its table; the tests stand in the last column.
 TABLES = {
     DOCS / "faults.md": "| fault | what you see | what is kept | test |",

@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 
 from cryptovol_dagster.chains import timescale_spec
-from cryptovol_dagster.core.features.catalogue import Reason, compute_own_features, own_feature_names
+from cryptovol_dagster.core.features.catalogue import own_feature_names
+from cryptovol_dagster.core.features.compute import compute_own_features
+from cryptovol_dagster.core.features.grid import Reason
 from cryptovol_dagster.core.market.bars import build_bars
-from cryptovol_dagster.core.market.ticks import clean_ticks, clean_trades
+from cryptovol_dagster.core.market.cleaning import clean_ticks, clean_trades
 from cryptovol_dagster.core.specs import NS
-from cryptovol_dagster.lake.files import HOUR_NS
+from cryptovol_dagster.core.times import HOUR_NS
 from cryptovol_dagster.lake.raw_ticks import RawStore
 from cryptovol_dagster.replay import replay
 from cryptovol_dagster_tests.e2e.recorded import EVER_NS

@@ -12,7 +12,7 @@ import pytest
 
 from cryptovol_dagster.core.features.live import LiveFeatures, LiveRows
 from cryptovol_dagster.core.specs import NS
-from cryptovol_dagster.lake.files import HOUR_NS
+from cryptovol_dagster.core.times import HOUR_NS
 from cryptovol_dagster.live.errors import LiveError
 from cryptovol_dagster.live.parts import FeatureParts
 from cryptovol_dagster_tests.core.market.builders import START_NS, random_ticks, spec

@@ -12,7 +12,7 @@ from cryptovol_dagster.machine.instance import ensure_dagster_home, open_instanc
 from cryptovol_dagster.machine.lost_runs import MESSAGE, SERVED_BY
 from cryptovol_dagster.machine.run import frames_per_s
 from cryptovol_dagster.machine.services import Machine, PortError, choose_port
-from cryptovol_dagster_tests.defs.synthetic import small_settings
+from cryptovol_dagster_tests.synthetic import small_settings
 from ingestor.feed.counters import FeedCounters
 from ingestor.kafka.publisher import PublishCounters
 from ingestor.verbs.ingest import _log_progress

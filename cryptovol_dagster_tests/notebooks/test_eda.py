@@ -12,8 +12,8 @@ from nbclient import NotebookClient
 
 from cryptovol_dagster.core.leaks.ladder import LEAKS
 from cryptovol_dagster.verbs import runs
-from cryptovol_dagster_tests.conftest import REPOSITORY
-from cryptovol_dagster_tests.defs.synthetic import FIRST_HOUR, hours_from, small_settings, write_market
+from cryptovol_dagster_tests.places import REPOSITORY
+from cryptovol_dagster_tests.synthetic import FIRST_HOUR, hours_from, small_settings, write_market
 
 NOTEBOOK = REPOSITORY / "notebooks" / "eda.ipynb"
 RUNGS = ("honest", "honest logreg", *(leak.name for leak in LEAKS))

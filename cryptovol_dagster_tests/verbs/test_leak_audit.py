@@ -11,12 +11,14 @@ from click.testing import CliRunner, Result
 
 from cryptovol_dagster.cli import main
 from cryptovol_dagster.core.leaks import audit as leak_audit
-from cryptovol_dagster.core.leaks.audit import Finding, Verdict
+from cryptovol_dagster.core.leaks import detectors
+from cryptovol_dagster.core.leaks.audit import Verdict
+from cryptovol_dagster.core.leaks.detectors import Finding
 from cryptovol_dagster.core.leaks.ladder import LEAKS, Rung
 from cryptovol_dagster.core.market.synthetic import made_up_bars
 from cryptovol_dagster.verbs import leak_audit as verb
-from cryptovol_dagster_tests.conftest import REPOSITORY
-from cryptovol_dagster_tests.core.learning.made_up import LEAK_SPEC
+from cryptovol_dagster_tests.core.leaks.bars import LEAK_SPEC
+from cryptovol_dagster_tests.places import REPOSITORY
 
 HONEST = Rung("honest", "", "xgboost", 900, 300, 0.1, 0.4, 0.5)
 CLEAN = (Finding("time_order", True, "in order"), Finding("purge", True, "purged"))
@@ -122,5 +124,5 @@ def test_the_list_and_the_document_name_every_leak_and_its_detector() -> None:
         assert row["leak"] in text
         assert f"| {row['leak']} |" in document
         assert f"`{row['detector']}`" in document
-    for detector in (*leak_audit.DETECTORS, *leak_audit.PAST_DETECTORS):
+    for detector in (*detectors.DETECTORS, *detectors.PAST_DETECTORS):
         assert f"`{detector.__name__}`" in document

@@ -7,7 +7,7 @@ from typing import Any
 
 from cryptovol_dagster.core.cards import sections as section
 from cryptovol_dagster.core.cards.sections import CardContext
-from cryptovol_dagster.core.promotion.rule import Decision
+from cryptovol_dagster.core.promotion.decision import Decision
 
 
 def render_model_card(

@@ -11,7 +11,7 @@ from typing import Any
 
 from cryptovol_dagster.core.cards.markdown import NONE, number, table, with_interval
 from cryptovol_dagster.core.evaluation.evaluate import OK, summary_rows
-from cryptovol_dagster.core.promotion.rule import Decision
+from cryptovol_dagster.core.promotion.decision import Decision
 
 #: A card of a training span shorter than this many days says what so little can teach.
 _FEW_DAYS = 3

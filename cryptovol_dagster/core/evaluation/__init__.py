@@ -1,1 +1,1 @@
-"""How good the models are: the test report, walk-forward tests, matured scores, and whether the data suffice."""
+"""How good the models are: test report, walk-forward test, matured scores, and whether the data suffice."""

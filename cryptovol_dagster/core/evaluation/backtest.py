@@ -19,12 +19,16 @@ import numpy as np
 import pandas as pd
 
 from cryptovol_dagster.core.learning.dataset import Dataset, Problem, pose_problem
-from cryptovol_dagster.core.learning.labels import LearningError, is_spike, iso_utc
+from cryptovol_dagster.core.learning.errors import LearningError
+from cryptovol_dagster.core.learning.labels import is_spike
 from cryptovol_dagster.core.learning.splits import SpanTooShort, Split, split_times
+from cryptovol_dagster.core.metrics import probabilities
 from cryptovol_dagster.core.metrics import ranking as metrics
-from cryptovol_dagster.core.metrics.ranking import BlockBootstrap, Ranking
+from cryptovol_dagster.core.metrics.bootstrap import INTERVAL_LEVEL, BlockBootstrap, interval
+from cryptovol_dagster.core.metrics.ranking import Ranking
 from cryptovol_dagster.core.models import train_model
 from cryptovol_dagster.core.specs import DAY_S, NS, ModelSpec, TimescaleSpec
+from cryptovol_dagster.core.times import iso_utc
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -308,7 +312,7 @@ def _report(
             "method": "circular block bootstrap over the pooled test rows",
             "block_s": DAY_S,
             "resamples": model_spec.bootstrap_resamples,
-            "level": metrics.INTERVAL_LEVEL,
+            "level": INTERVAL_LEVEL,
         },
     }
 
@@ -331,7 +335,7 @@ def _fold_report(
             name: {
                 "average_precision": _precision(y, _column(own, name)),
                 "onset_average_precision": _precision(y[onset], _column(own, name)[onset]),
-                "brier": metrics.brier(y, _column(own, name)),
+                "brier": probabilities.brier(y, _column(own, name)),
             }
             for name in names
         },
@@ -339,16 +343,16 @@ def _fold_report(
 
 
 def _quality(y: NDArray[np.bool_], score: NDArray[np.float64], onset: NDArray[np.bool_]) -> dict[str, Any]:
-    table = metrics.reliability(y, score)
+    table = probabilities.reliability(y, score)
     precision = _precision(y, score)
     return {
         "average_precision": precision,
         "lift": precision / y.mean() if y.any() else math.nan,
         "onset_average_precision": _precision(y[onset], score[onset]),
         "roc_auc": metrics.roc_auc(y, score),
-        "brier": metrics.brier(y, score),
-        "log_loss": metrics.log_loss(y, score),
-        "expected_calibration_error": metrics.expected_calibration_error(table),
+        "brier": probabilities.brier(y, score),
+        "log_loss": probabilities.log_loss(y, score),
+        "expected_calibration_error": probabilities.expected_calibration_error(table),
         "reliability": [part._asdict() for part in table],
     }
 
@@ -486,7 +490,7 @@ def _gain(folds: Sequence[Fold]) -> dict[str, dict[str, dict[str, float]]]:
 def _interval(resampled: NDArray[np.float64] | None) -> dict[str, float] | None:
     if resampled is None or not np.isfinite(resampled).any():
         return None
-    return metrics.interval(resampled)._asdict()
+    return interval(resampled)._asdict()
 
 
 def _partition_name(end_ns: int, spec: TimescaleSpec) -> str:

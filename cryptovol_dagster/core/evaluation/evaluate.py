@@ -14,13 +14,30 @@ import pandas as pd
 from cryptovol_dagster.core.evaluation.report import SCHEMA_VERSION
 from cryptovol_dagster.core.evaluation.sufficiency import assess_training
 from cryptovol_dagster.core.learning.dataset import Dataset, Problem, constant_features, require_both_classes
-from cryptovol_dagster.core.learning.labels import is_spike, iso_utc
+from cryptovol_dagster.core.learning.labels import is_spike
 from cryptovol_dagster.core.learning.splits import TimeRange
 from cryptovol_dagster.core.metrics import ranking as metrics
-from cryptovol_dagster.core.metrics.ranking import BlockBootstrap, Market
+from cryptovol_dagster.core.metrics.bootstrap import (
+    INTERVAL_LEVEL,
+    MIN_POSITIVE_BLOCKS,
+    MIN_POSITIVES,
+    BlockBootstrap,
+    block_length_s,
+    count_positive_blocks,
+    interval,
+)
+from cryptovol_dagster.core.metrics.events import Market, alert_budget_threshold
+from cryptovol_dagster.core.metrics.probabilities import (
+    brier,
+    calibration_line,
+    expected_calibration_error,
+    log_loss,
+    reliability,
+)
 from cryptovol_dagster.core.models.base import Model, ModelError
 from cryptovol_dagster.core.parallel import on_all_cores
 from cryptovol_dagster.core.specs import NS, ModelSpec, TimescaleSpec
+from cryptovol_dagster.core.times import iso_utc
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -147,7 +164,7 @@ def evaluate(
     test, y = problem.part(problem.split.test)
 
     test_market, validation_market = _market(problem, test, y), _market(problem, validation, y_validation)
-    block_s = metrics.block_length_s(
+    block_s = block_length_s(
         timescale.horizon_bars * timescale.bar_interval_s, _span_s(test, timescale.bar_interval_s)
     )
     reasons = _why_insufficient(test, y, block_s)
@@ -217,7 +234,7 @@ def evaluate(
             "validation": _counts(problem, validation, y_validation),
             "test": {
                 **_counts(problem, test, y),
-                "positive_blocks": metrics.count_positive_blocks(test.t_ns, y, block_s),
+                "positive_blocks": count_positive_blocks(test.t_ns, y, block_s),
                 "events": len(test_market.events()),
                 "hours": test_market.hours,
             },
@@ -228,7 +245,7 @@ def evaluate(
             "block_s": block_s,
             "resamples": spec.bootstrap_resamples,
             "seed": spec.seed,
-            "level": metrics.INTERVAL_LEVEL,
+            "level": INTERVAL_LEVEL,
         },
         "period_unit": period_unit,
         "models": dict(zip(models, on_all_cores(measured, models), strict=True)),
@@ -260,16 +277,16 @@ def _market(problem: Problem, part: Dataset, y: NDArray[np.bool_]) -> Market:
 
 def _why_insufficient(test: Dataset, y: NDArray[np.bool_], block_s: float) -> list[str]:
     positives = int(y.sum())
-    blocks = metrics.count_positive_blocks(test.t_ns, y, block_s)
+    blocks = count_positive_blocks(test.t_ns, y, block_s)
     reasons = []
     if positives in (0, y.size):
         reasons.append(f"test labels of {test.describe()} hold {'only' if positives else 'no'} positives")
-    if positives < metrics.MIN_POSITIVES:
-        reasons.append(f"{positives} positives in the test, {metrics.MIN_POSITIVES} are needed")
-    if blocks < metrics.MIN_POSITIVE_BLOCKS:
+    if positives < MIN_POSITIVES:
+        reasons.append(f"{positives} positives in the test, {MIN_POSITIVES} are needed")
+    if blocks < MIN_POSITIVE_BLOCKS:
         reasons.append(
             f"{blocks} independent blocks of {block_s / 60:g} min with a positive in the test, "
-            f"{metrics.MIN_POSITIVE_BLOCKS} are needed"
+            f"{MIN_POSITIVE_BLOCKS} are needed"
         )
     return reasons
 
@@ -346,16 +363,16 @@ def _notes(problem: Problem, test: Dataset, constant: list[str]) -> list[str]:
 def _quality(problem: Problem, market: Market, test: Dataset, score: NDArray[np.float64]) -> dict[str, Any]:
     """Numbers that need no threshold: of the ranking (null with a single class) and of the probability."""
     y = market.y
-    table = metrics.reliability(y, score)
-    line = metrics.calibration_line(y, score)
+    table = reliability(y, score)
+    line = calibration_line(y, score)
     chance = metrics.time_shift_null(y, score, test.product)
     return {
         **_ranking(y, score),
         "time_shift": None if chance is None else chance._asdict(),
         "roc_auc": metrics.roc_auc(y, score),
-        "log_loss": metrics.log_loss(y, score),
-        "brier": metrics.brier(y, score),
-        "expected_calibration_error": metrics.expected_calibration_error(table),
+        "log_loss": log_loss(y, score),
+        "brier": brier(y, score),
+        "expected_calibration_error": expected_calibration_error(table),
         "reliability": [part._asdict() for part in table],
         "calibration": None if line is None else line._asdict(),
         "by_product": {
@@ -390,7 +407,7 @@ def _operating_points(
     """Choose thresholds on validation, measure them on test; null where validation allows no choice."""
     chosen = {
         "max_f1": metrics.best_f1_threshold(validation.y, validation_score),
-        "alert_budget": metrics.alert_budget_threshold(validation, validation_score, budget_per_hour),
+        "alert_budget": alert_budget_threshold(validation, validation_score, budget_per_hour),
     }
     return {
         name: None
@@ -445,7 +462,7 @@ def _class_report(right: int, wrong: int, missed: int) -> dict[str, Any]:
 
 
 def _bounds(resampled: NDArray[np.float64] | None) -> dict[str, float] | None:
-    return None if resampled is None else metrics.interval(resampled)._asdict()
+    return None if resampled is None else interval(resampled)._asdict()
 
 
 def _comparisons(

@@ -13,16 +13,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from cryptovol_dagster.core.evaluation.evaluate import INSUFFICIENT_DATA, OK
-from cryptovol_dagster.core.learning.labels import iso_utc
-from cryptovol_dagster.core.metrics import ranking as metrics
-from cryptovol_dagster.core.metrics.ranking import (
+from cryptovol_dagster.core.metrics import bootstrap, probabilities
+from cryptovol_dagster.core.metrics.bootstrap import (
     MIN_POSITIVE_BLOCKS,
     MIN_POSITIVES,
     BlockBootstrap,
     Interval,
 )
-from cryptovol_dagster.core.promotion.gate import HoldOut
+from cryptovol_dagster.core.metrics.scored_rows import HoldOut
 from cryptovol_dagster.core.specs import NS
+from cryptovol_dagster.core.times import iso_utc
 
 #: Names of the scores of a hold-out: the champion's, and volatility measured over the last H by itself.
 CHAMPION, PERSISTENCE = "champion", "persistence"
@@ -109,8 +109,8 @@ def measure(rows: HoldOut, *, horizon_s: float, resamples: int, seed: int) -> Pe
     """
     y, score = rows.y, rows.scores[CHAMPION]
     span_s = (int(rows.t_ns[-1] - rows.t_ns[0]) + rows.bar_ns) / NS if y.size else 0.0
-    block_s = metrics.block_length_s(horizon_s, span_s)
-    positives, blocks = int(y.sum()), metrics.count_positive_blocks(rows.t_ns, y, block_s) if y.size else 0
+    block_s = bootstrap.block_length_s(horizon_s, span_s)
+    positives, blocks = int(y.sum()), bootstrap.count_positive_blocks(rows.t_ns, y, block_s) if y.size else 0
     reasons = _lacking(positives, int(y.size), blocks, block_s)
     precision, persistence = (rows.average_precision(name) for name in (CHAMPION, PERSISTENCE))
     gain = None if precision is None or persistence is None else precision - persistence
@@ -119,8 +119,8 @@ def measure(rows: HoldOut, *, horizon_s: float, resamples: int, seed: int) -> Pe
         resampled = BlockBootstrap(rows.t_ns, rows.bar_ns, block_s, resamples, seed).average_precisions(
             y, rows.scores
         )
-        of_precision = metrics.interval(resampled[CHAMPION])
-        of_gain = metrics.interval(resampled[CHAMPION] - resampled[PERSISTENCE])
+        of_precision = bootstrap.interval(resampled[CHAMPION])
+        of_gain = bootstrap.interval(resampled[CHAMPION] - resampled[PERSISTENCE])
     return Performance(
         verdict=INSUFFICIENT_DATA if reasons else OK,
         reasons=reasons,
@@ -136,7 +136,9 @@ def measure(rows: HoldOut, *, horizon_s: float, resamples: int, seed: int) -> Pe
         over_persistence=Ranked(gain, of_gain),
         brier=rows.brier(CHAMPION),
         expected_calibration_error=(
-            float(metrics.expected_calibration_error(metrics.reliability(y, score))) if y.size else None
+            float(probabilities.expected_calibration_error(probabilities.reliability(y, score)))
+            if y.size
+            else None
         ),
     )
 

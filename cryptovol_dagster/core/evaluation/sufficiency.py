@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from cryptovol_dagster.core.exploration.numbers import autocorrelation
 from cryptovol_dagster.core.learning.labels import SIGMA_FLOOR
-from cryptovol_dagster.core.metrics.ranking import MIN_POSITIVE_BLOCKS, MIN_POSITIVES, Market, least_block_s
+from cryptovol_dagster.core.metrics.autocorrelation import autocorrelation
+from cryptovol_dagster.core.metrics.bootstrap import MIN_POSITIVE_BLOCKS, MIN_POSITIVES, least_block_s
+from cryptovol_dagster.core.metrics.events import Market
 from cryptovol_dagster.core.specs import NS
 
 if TYPE_CHECKING:

@@ -7,16 +7,18 @@ from.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from cryptovol_dagster.core.learning.dataset import Dataset, Problem
-from cryptovol_dagster.core.learning.labels import DegenerateThreshold, is_spike, spike_thresholds
+from cryptovol_dagster.core.learning.errors import DegenerateThreshold
+from cryptovol_dagster.core.learning.labels import is_spike, spike_thresholds
 from cryptovol_dagster.core.market.bars import BarGrid
-from cryptovol_dagster.core.metrics.ranking import Market, roc_auc
+from cryptovol_dagster.core.metrics.events import Market
+from cryptovol_dagster.core.metrics.ranking import roc_auc
 from cryptovol_dagster.core.specs import TimescaleSpec
 
 if TYPE_CHECKING:
@@ -24,8 +26,6 @@ if TYPE_CHECKING:
 
 #: Masks of `BarGrid` that say something is known; every other mask says what is wrong with a bar.
 _KNOWN_MASKS = frozenset({"ret_ok", "has_quote", "has_spread", "has_imbalance", "has_trades", "has_volume"})
-#: Half the width, in standard errors, of a band that a series without memory leaves at one lag in twenty.
-_BAND_ERRORS = 1.96
 
 
 def coverage(bars: BarGrid) -> pd.DataFrame:
@@ -70,51 +70,6 @@ def on_grid(dataset: Dataset, column: NDArray[np.float64], product: str) -> NDAr
     values = np.full(int(bar[-1]) + 1, np.nan)
     values[bar] = column[own]
     return values
-
-
-@dataclass(frozen=True)
-class Autocorrelation:
-    """Correlation of a series with itself some lags ago.
-
-    Attributes:
-        correlation: shape (n_lags,), of lags 1, 2, …; NaN throughout for a series that does not vary.
-        band: a series without memory stays within ± this at 19 lags of 20.
-        observations: values known.
-    """
-
-    correlation: NDArray[np.float64]
-    band: float
-    observations: int
-
-    @property
-    def lags(self) -> NDArray[np.int64]:
-        """1, 2, … in steps of the series."""
-        return np.arange(1, self.correlation.size + 1)
-
-
-def autocorrelation(values: NDArray[np.float64], max_lag: int) -> Autocorrelation:
-    """Estimate the autocorrelation of a series with holes.
-
-    ``ρ_k = Σ (x_t − x̄)(x_{t−k} − x̄) / Σ (x_t − x̄)²``, over the pairs of which both are known. The band is
-    ``1.96/√n``, that of a series of independent values; it says whether there is memory, not how exactly ρ is
-    known.
-
-    Args:
-        values: NaN where unknown.
-        max_lag: longest lag; cut to a quarter of the series, beyond which there are too few pairs.
-    """
-    known = np.isfinite(values)
-    n_lags = min(max_lag, values.size // 4)
-    deviation = np.where(known, values - np.mean(values, where=known), 0.0) if known.any() else values
-    if not deviation.any() or not known.any():
-        return Autocorrelation(np.full(n_lags, np.nan), float("nan"), int(known.sum()))
-    # By the power spectrum: the direct sums would take n² products. Twice the length keeps the ends apart.
-    size = 1 << (2 * values.size - 1).bit_length()
-    power = np.abs(np.fft.rfft(deviation, size)) ** 2
-    sums = np.fft.irfft(power, size)
-    return Autocorrelation(
-        sums[1 : n_lags + 1] / sums[0], _BAND_ERRORS / known.sum() ** 0.5, int(known.sum())
-    )
 
 
 def threshold_choices(problem: Problem, spec: TimescaleSpec, quantiles: Sequence[float]) -> pd.DataFrame:

@@ -15,19 +15,16 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
-from enum import IntEnum
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import pandas as pd
-from numpy.typing import NDArray
 
 from cryptovol_dagster.core.features import formulas
-from cryptovol_dagster.core.features.block import WARM_PERCENT, Block, Floats
+from cryptovol_dagster.core.features.block import WARM_PERCENT
+from cryptovol_dagster.core.features.grid import FeatureError
 from cryptovol_dagster.core.features.windows import ewma_length
-from cryptovol_dagster.core.market.bars import BarGrid, frame_keys
 from cryptovol_dagster.core.market.fixed_point import MAX_WINDOW_BARS
 from cryptovol_dagster.core.specs import TimescaleSpec
 
@@ -51,29 +48,6 @@ LONG_BAR_S = 60
 #: A longer window makes no row wait: its feature is optional. An hour of warm-up after each start would leave
 #: nothing to score for most of it, and of a short recording nothing to learn from.
 MAX_REQUIRED_WINDOW_BARS = 2_400
-#: Bars computed at a time: what is in use stays in the cache, and is small enough for the allocator to reuse.
-_BLOCK_BARS, _CROSS_BLOCK_BARS = 16_384, 4_096
-
-
-class FeatureError(ValueError):
-    """A spec whose windows cannot be computed exactly, or a span the bars do not hold."""
-
-
-class Reason(IntEnum):
-    """Why a row may not be scored. Of several: gap, no quote, stale, break, warming up."""
-
-    #: The row may be scored.
-    OK = 0
-    #: Fewer than 90 % of the bars of a required feature's window are valid.
-    WARMING_UP = 1
-    #: The quote is older than `stale_after_s`.
-    STALE = 2
-    #: No message for longer than `gap_after_s`.
-    IN_GAP = 3
-    #: There is no quote, though no gap either (a source without one).
-    NO_QUOTE = 4
-    #: The bar's own return crosses a break or is too large to be summed.
-    BREAK = 5
 
 
 @dataclass(frozen=True)
@@ -119,50 +93,6 @@ class Feature:
             "formula": self.formula,
             "optional": self.optional,
         }
-
-
-@dataclass(frozen=True, eq=False)
-class FeatureGrid:
-    """Features of every (product, bar) of a span.
-
-    Attributes:
-        products: rows of the grid.
-        start_ns: start of the first bar; a row is known at its bar's *end*.
-        bar_ns: length of a bar.
-        names: feature names; with or without the cross features.
-        values: float64 (n_features, n_products, n_bars); NaN where a window is not warm or no fresh quote
-            exists.
-        valid: the row may be scored: every required feature is a finite number (bool, n_products × n_bars).
-        reason: code of `Reason` (int8, n_products × n_bars); `OK` where `valid`.
-    """
-
-    products: tuple[str, ...]
-    start_ns: int
-    bar_ns: int
-    names: tuple[str, ...]
-    values: Floats
-    valid: NDArray[np.bool_]
-    reason: NDArray[np.int8]
-
-    def __getitem__(self, name: str) -> Floats:
-        """One feature, shape (n_products, n_bars)."""
-        return self.values[self.names.index(name)]
-
-    @property
-    def n_bars(self) -> int:
-        """Rows of each product."""
-        return self.valid.shape[1]
-
-    @property
-    def bar_starts_ns(self) -> NDArray[np.int64]:
-        """Start of each bar, shape (n_bars,)."""
-        return self.start_ns + self.bar_ns * np.arange(self.n_bars, dtype=np.int64)
-
-    def to_frame(self) -> pd.DataFrame:
-        """Long form: `bar_start`, `product`, the features, `valid`, `reason`; product by product."""
-        frame: dict[str, Any] = frame_keys(self.products, self.bar_starts_ns)
-        frame |= {name: values.ravel() for name, values in zip(self.names, self.values, strict=True)}
-        return pd.DataFrame(frame | {"valid": self.valid.ravel(), "reason": self.reason.ravel()})
 
 
 @dataclass(frozen=True)
@@ -539,124 +469,3 @@ def feature_hash(spec: TimescaleSpec) -> str:
 def lookback_bars(spec: TimescaleSpec) -> int:
     """Bars that a row may depend on, its own included: the longest window or kernel."""
     return max(feature.window_bars for feature in FEATURES(spec))
-
-
-def compute_features(bars: BarGrid, spec: TimescaleSpec, *, from_ns: int | None = None) -> FeatureGrid:
-    """Own and cross features of every bar from `from_ns` on; as `compute_own_features` otherwise."""
-    grid = _empty_grid(bars, spec, from_ns, FEATURES(spec))
-    _fill_own(bars, spec, grid)
-    _fill_cross(spec, grid)
-    return grid
-
-
-def compute_own_features(bars: BarGrid, spec: TimescaleSpec, *, from_ns: int | None = None) -> FeatureGrid:
-    """Own features of every bar from `from_ns` on.
-
-    A row uses `lookback_bars`, its own included; what lies before the first bar counts as not valid. So rows
-    with a full look-back are the same whatever span they are computed in.
-
-    Args:
-        bars: the bars wanted, after their look-back.
-        spec: windows and half-lives; `bars` must have its bar length.
-        from_ns: start of the first bar wanted; by default the first of `bars`.
-
-    Raises:
-        FeatureError: another bar length, or `from_ns` off the grid or outside it.
-    """
-    grid = _empty_grid(bars, spec, from_ns, own_features(spec))
-    _fill_own(bars, spec, grid)
-    return grid
-
-
-def with_cross_features(own: FeatureGrid, spec: TimescaleSpec) -> FeatureGrid:
-    """The grid of `compute_features` from that of `compute_own_features`, for products that meet later."""
-    table = FEATURES(spec)
-    values = np.empty((len(table), *own.valid.shape))
-    values[: len(own.names)] = own.values
-    grid = replace(own, names=tuple(feature.name for feature in table), values=values)
-    _fill_cross(spec, grid)
-    return grid
-
-
-def _empty_grid(
-    bars: BarGrid, spec: TimescaleSpec, from_ns: int | None, table: tuple[Feature, ...]
-) -> FeatureGrid:
-    if bars.bar_ns != spec.bar_ns:
-        raise FeatureError(f"bars of {bars.bar_ns} ns do not fit timescale {spec.name} ({spec.bar_ns} ns)")
-    skip, rest = divmod((bars.start_ns if from_ns is None else from_ns) - bars.start_ns, bars.bar_ns)
-    if rest or not 0 <= skip <= bars.n_bars:
-        raise FeatureError(f"from_ns {from_ns} is no bar of [{bars.start_ns}, {bars.end_ns})")
-    n_products, n_rows = len(bars.products), bars.n_bars - skip
-    return FeatureGrid(
-        products=bars.products,
-        start_ns=bars.start_ns + skip * bars.bar_ns,
-        bar_ns=bars.bar_ns,
-        names=tuple(feature.name for feature in table),
-        values=np.empty((len(table), n_products, n_rows)),
-        valid=np.zeros((n_products, n_rows), dtype=np.bool_),
-        reason=np.zeros((n_products, n_rows), dtype=np.int8),
-    )
-
-
-def _fill_own(bars: BarGrid, spec: TimescaleSpec, grid: FeatureGrid) -> None:
-    """Fill the first rows of the grid's values, and what says whether they may be scored."""
-    table, skip = own_features(spec), (grid.start_ns - bars.start_ns) // bars.bar_ns
-    kernel_bars = max((ewma_length(half_life) for half_life in spec.ewma_half_lives_bars), default=0)
-    window_bars = max(feature.window_bars for feature in table if feature.family != "EWMA")
-    for left in range(0, grid.n_bars, _BLOCK_BARS):
-        right = min(left + _BLOCK_BARS, grid.n_bars)
-        shared: dict[Any, Any] = {}
-        for row in range(len(grid.products)):
-            rows = slice(row, row + 1)
-            block = Block(
-                bars,
-                rows,
-                skip + left,
-                skip + right,
-                window_bars=window_bars,
-                kernel_bars=kernel_bars,
-                shared=shared,
-            )
-            _fill_block(block, table, grid, rows, slice(left, right))
-
-
-def _fill_cross(spec: TimescaleSpec, grid: FeatureGrid) -> None:
-    """Fill the cross features from the own ones; which product comes first is no matter."""
-    for left in range(0, grid.n_bars, _CROSS_BLOCK_BARS):
-        columns = slice(left, left + _CROSS_BLOCK_BARS)
-        has_none = np.isnan(grid["age_s"][:, columns])
-        for out, feature in zip(grid.values, FEATURES(spec), strict=True):
-            if feature.mean_of is not None:
-                means = formulas.mean_of_others(grid[feature.mean_of][:, columns])
-                # Of a product without a fresh quote nothing is told, of the others neither.
-                means[has_none] = np.nan
-                out[:, columns] = means
-
-
-def _fill_block(
-    block: Block, table: tuple[Feature, ...], grid: FeatureGrid, rows: slice, columns: slice
-) -> None:
-    cold = np.zeros(block.fresh.shape, dtype=np.bool_)
-    if block.fresh.any():
-        for values, feature in zip(grid.values, table, strict=False):  # the cross features come after them
-            out = values[rows, columns]
-            assert feature.compute is not None
-            warm = feature.compute(block, out)
-            if warm is not None:
-                np.copyto(out, np.nan, where=~warm)
-                if not feature.optional:
-                    cold |= ~warm
-            block.results[feature.name] = out, warm
-    # Rows without a fresh quote got numbers from what was carried or unknown; they have none.
-    if not block.fresh.all():
-        np.copyto(grid.values[: len(table), rows, columns], np.nan, where=~block.fresh)
-    reason = grid.reason[rows, columns]
-    for code, applies in (
-        (Reason.WARMING_UP, cold),
-        (Reason.BREAK, ~block.now("ret_ok")),
-        (Reason.STALE, block.now("stale")),
-        (Reason.NO_QUOTE, ~block.now("has_quote")),
-        (Reason.IN_GAP, block.now("in_gap")),
-    ):
-        reason[applies] = code
-    grid.valid[rows, columns] = reason == Reason.OK

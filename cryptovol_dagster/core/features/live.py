@@ -14,23 +14,18 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cryptovol_dagster.core.features.catalogue import (
-    FeatureGrid,
-    Reason,
-    compute_own_features,
-    lookback_bars,
-    own_feature_names,
-)
+from cryptovol_dagster.core.features.catalogue import lookback_bars, own_feature_names
+from cryptovol_dagster.core.features.compute import compute_own_features
+from cryptovol_dagster.core.features.grid import FeatureGrid, Reason
 from cryptovol_dagster.core.market.bars import TRADES_KNOWN_FOR_NS, BarGrid, build_bars, tick_reach_ns
-from cryptovol_dagster.core.market.ticks import (
-    TickColumns,
+from cryptovol_dagster.core.market.cleaning import (
     TickCounts,
-    TradeColumns,
     clean_ticks,
     clean_trades,
     flag_gaps,
     recent_ticks,
 )
+from cryptovol_dagster.core.market.ticks import TickColumns, TradeColumns
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
 
 #: A difference of a feature below this (relative) is the rounding of a formula, not news.

@@ -16,7 +16,8 @@ import numpy as np
 import pandas as pd
 
 from cryptovol_dagster.core.evaluation.evaluate import Evaluation, evaluate
-from cryptovol_dagster.core.features.catalogue import compute_features, feature_hash
+from cryptovol_dagster.core.features.catalogue import feature_hash
+from cryptovol_dagster.core.features.compute import compute_features
 from cryptovol_dagster.core.learning.dataset import (
     FEATURE_DTYPE,
     Dataset,

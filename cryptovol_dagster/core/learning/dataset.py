@@ -10,9 +10,11 @@ import numpy as np
 import pandas as pd
 
 from cryptovol_dagster.core.features.catalogue import optional_feature_names
-from cryptovol_dagster.core.learning.labels import REASONS, LearningError, is_spike, iso_utc, spike_thresholds
+from cryptovol_dagster.core.learning.errors import LearningError
+from cryptovol_dagster.core.learning.labels import REASONS, is_spike, spike_thresholds
 from cryptovol_dagster.core.learning.splits import Split, TimeRange
 from cryptovol_dagster.core.specs import RV, TimescaleSpec
+from cryptovol_dagster.core.times import iso_utc
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -9,14 +9,15 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from cryptovol_dagster.core.learning.errors import DegenerateThreshold, LearningError
 from cryptovol_dagster.core.market.bars import BarGrid, frame_keys
-from cryptovol_dagster.core.specs import GK, NS, RV, TimescaleSpec
+from cryptovol_dagster.core.specs import GK, RV, TimescaleSpec
+from cryptovol_dagster.core.times import iso_utc
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,20 +30,6 @@ _OK, _BREAK, _STALE, _END = range(4)
 
 #: Returns are kept in whole nano-units of log price, so a volatility below this cannot be told from zero.
 SIGMA_FLOOR = 1e-9
-
-
-class LearningError(ValueError):
-    """The data cannot be learned from; the message is one line that says what and where."""
-
-
-class DegenerateThreshold(LearningError):  # noqa: N818 - named for what it says
-    """The spike threshold of a product does not separate anything (no movement, or ties without end)."""
-
-
-def iso_utc(ns: int) -> str:
-    """Write integer nanoseconds UTC as ISO 8601, to the second or, where needed, the microsecond."""
-    moment = datetime.fromtimestamp(ns // NS, UTC).replace(microsecond=ns % NS // 1_000, tzinfo=None)
-    return f"{moment.isoformat()}Z"
 
 
 @dataclass(frozen=True)

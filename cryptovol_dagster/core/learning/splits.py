@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from cryptovol_dagster.core.learning.labels import LearningError, iso_utc
+from cryptovol_dagster.core.learning.errors import LearningError
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
+from cryptovol_dagster.core.times import iso_utc
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

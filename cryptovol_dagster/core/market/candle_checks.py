@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cryptovol_dagster.core.learning.labels import iso_utc
 from cryptovol_dagster.core.specs import NS
+from cryptovol_dagster.core.times import iso_utc
 
 MINUTE_NS = 60 * NS
 PRICES = ("open", "high", "low", "close")

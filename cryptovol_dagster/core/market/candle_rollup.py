@@ -14,9 +14,9 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cryptovol_dagster.core.learning.labels import iso_utc
 from cryptovol_dagster.core.market.candle_checks import MINUTE_NS, NUMBERS, same_values
 from cryptovol_dagster.core.market.ticks import TradeColumns
+from cryptovol_dagster.core.times import iso_utc
 
 #: `source` of a candle: the exchange's own, or rolled up from the feed's trades.
 HISTORY, FEED = "history", "feed"

@@ -20,7 +20,7 @@ from cryptovol_dagster.core.learning.dataset import (
     constant_features,
     require_both_classes,
 )
-from cryptovol_dagster.core.learning.labels import LearningError
+from cryptovol_dagster.core.learning.errors import LearningError
 from cryptovol_dagster.core.specs import NS, ModelSpec
 
 if TYPE_CHECKING:

@@ -73,3 +73,13 @@ def _kind(name: str) -> type[Model]:
     if name not in MODELS:
         raise ModelError(f"no model is called {name}; there are {', '.join(MODELS)}")
     return MODELS[name]
+
+
+#: Kinds that may be the first champion: they follow one or four volatilities, and little can go wrong.
+FIRST_CHAMPIONS = ("ewma", "har_logit")
+#: Kinds that may challenge: they learn more than a scale.
+LEARNED = ("har_logit", "logreg", "xgboost")
+#: What an expired champion falls back to.
+FALLBACK = "har_logit"
+#: Plain models scored beside a challenger: it is not promoted below one of them.
+REFERENCES = ("ewma", "har_logit")

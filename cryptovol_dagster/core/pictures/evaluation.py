@@ -9,7 +9,8 @@ import numpy as np
 import pandas as pd
 
 from cryptovol_dagster.core.evaluation.evaluate import onset_rows
-from cryptovol_dagster.core.metrics.ranking import Market, Ranking
+from cryptovol_dagster.core.metrics.events import Market
+from cryptovol_dagster.core.metrics.ranking import Ranking
 from cryptovol_dagster.core.pictures.canvas import BPS, canvas, clock, log_bins, png, time_axis, title
 from cryptovol_dagster.core.specs import NS
 

@@ -12,352 +12,33 @@ what is to be done, whoever holds the rows scores what it asks for (`Evidence`),
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
-from datetime import datetime, timedelta
-from typing import Any
+from dataclasses import dataclass, replace
 
-import msgspec
-
-from cryptovol_dagster.core.evaluation.evaluate import OK
-from cryptovol_dagster.core.learning.splits import TimeRange
 from cryptovol_dagster.core.metrics import ranking as metrics
+from cryptovol_dagster.core.metrics.scored_rows import HoldOut
+from cryptovol_dagster.core.models.kinds import FALLBACK, FIRST_CHAMPIONS, LEARNED, REFERENCES
 from cryptovol_dagster.core.promotion import gate as statistics
-from cryptovol_dagster.core.promotion.gate import Difference, HoldOut, Look
-from cryptovol_dagster.core.specs import NS, GateSpec
-
-SCHEMA_VERSION = 2
-PROMOTE, HOLD, REJECT, INSUFFICIENT_DATA = "PROMOTE", "HOLD", "REJECT", "INSUFFICIENT_DATA"
-#: A person's verdict, which no rule gives.
-ROLLBACK = "ROLLBACK"
-VERDICTS = (PROMOTE, HOLD, REJECT, INSUFFICIENT_DATA, ROLLBACK)
-#: What a decision was about: there was no champion; the champion could not be scored any more; a challenger
-#: was looked at; the champion had grown old; a person; nothing was due.
-FIRST, SUCCESSION, GATE, EXPIRY, BY_HAND, NOTHING_DUE = (
-    "first",
-    "succession",
-    "gate",
-    "expiry",
-    "rollback",
-    "nothing_due",
+from cryptovol_dagster.core.promotion.decision import (
+    BY_HAND,
+    EXPIRY,
+    FIRST,
+    GATE,
+    HOLD,
+    INSUFFICIENT_DATA,
+    NOTHING_DUE,
+    PROMOTE,
+    REJECT,
+    ROLLBACK,
+    SUCCESSION,
+    Challenge,
+    Champion,
+    Contest,
+    Decision,
+    DecisionError,
 )
-#: Kinds that may be the first champion: they follow one or four volatilities, and little can go wrong.
-FIRST_CHAMPIONS = ("ewma", "har_logit")
-#: Kinds that may challenge: they learn more than a scale.
-LEARNED = ("har_logit", "logreg", "xgboost")
-#: What an expired champion falls back to.
-FALLBACK = "har_logit"
-#: Plain models scored beside a challenger: it is not promoted below one of them.
-REFERENCES = ("ewma", "har_logit")
-
-
-class DecisionError(Exception):
-    """A stored decision cannot be read; the message is one line."""
-
-
-@dataclass(frozen=True)
-class Champion:
-    """A trained model that is in force, or may come to be.
-
-    Attributes:
-        model: its kind.
-        as_of: the partition as of which it was trained.
-        problem_hash: names the rows, cut and thresholds it was trained by. With kind and as-of it tells one
-            champion from another; a model trained again on the same rows is the same champion.
-        feature_hash: of the feature set it was trained on.
-        mlflow_run_id: its training run.
-        unproven: it was put in place because there had to be one, not because it won.
-        registry_version: its version in the model registry; None as long as it is in none.
-        unseen_from_ns: decision time from which on it has learned from no row, validation included.
-    """
-
-    model: str
-    as_of: str
-    problem_hash: str
-    feature_hash: str
-    mlflow_run_id: str
-    unproven: bool
-    registry_version: str | None = None
-    unseen_from_ns: int = 0
-
-    def is_same_model(self, other: Champion | None) -> bool:
-        """Tell whether two speak of the same trained model."""
-        return other is not None and self.identity == other.identity
-
-    @property
-    def identity(self) -> tuple[str, str, str]:
-        """What tells one trained model from another."""
-        return self.model, self.as_of, self.problem_hash
-
-    def __str__(self) -> str:
-        return f"{self.model} of {self.as_of}"
-
-
-@dataclass(frozen=True)
-class Numbers:
-    """What the test says of a kind of model; null where nothing could be ranked."""
-
-    average_precision: float | None
-    brier: float | None
-
-
-@dataclass(frozen=True)
-class Compared:
-    """Average precision of a kind minus that of another one, with the evaluation's two-sided interval."""
-
-    estimate: float
-    low: float
-    high: float
-
-    def __neg__(self) -> Compared:
-        return Compared(-self.estimate, -self.high, -self.low)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What an evaluation says, as far as a decision needs it.
-
-    Attributes:
-        as_of: the partition.
-        end_ns: end of its test rows: the time on the market's clock.
-        sufficient: whether its data suffice for intervals.
-        reasons: why not.
-        numbers: by kind of model.
-        differences: by (model, other model); one direction is enough.
-        trained: every measured model, as the champion it would be.
-        data_hash: of the rows.
-        feature_hash: of the feature set.
-        evaluation_hash: of the stored evaluation.
-    """
-
-    as_of: str
-    end_ns: int
-    sufficient: bool
-    reasons: tuple[str, ...]
-    numbers: Mapping[str, Numbers]
-    differences: Mapping[tuple[str, str], Compared]
-    trained: Mapping[str, Champion]
-    data_hash: str
-    feature_hash: str
-    evaluation_hash: str
-
-    @classmethod
-    def from_report(
-        cls,
-        report: Mapping[str, Any],
-        *,
-        test: TimeRange,
-        mlflow_run_ids: Mapping[str, str],
-        problem_hash: str,
-        evaluation_hash: str,
-    ) -> Measured:
-        """Take what `evaluate` reported.
-
-        Args:
-            report: content of ``model_eval.json``, with its ``as_of``.
-            test: where the test rows lie.
-            mlflow_run_ids: training run of each measured model.
-            problem_hash: of the plan that models and evaluation share.
-            evaluation_hash: of the stored evaluation.
-
-        Raises:
-            KeyError: the report, or a run, is incomplete.
-        """
-        feature_hash = report["data"]["feature_hash"]
-        return cls(
-            as_of=report["as_of"],
-            end_ns=test.end_ns,
-            sufficient=report["verdict"] == OK,
-            reasons=tuple(report["reasons"]),
-            numbers={
-                name: Numbers(result["average_precision"], result["brier"])
-                for name, result in report["models"].items()
-            },
-            differences={
-                (entry["model"], entry["baseline"]): Compared(
-                    entry["ap_difference"], entry["interval"]["low"], entry["interval"]["high"]
-                )
-                for entry in report["comparisons"]
-                if entry["interval"] is not None
-            },
-            trained={
-                name: Champion(
-                    model=name,
-                    as_of=report["as_of"],
-                    problem_hash=problem_hash,
-                    feature_hash=feature_hash,
-                    mlflow_run_id=mlflow_run_ids[name],
-                    unproven=False,
-                    unseen_from_ns=test.start_ns,
-                )
-                for name in report["models"]
-            },
-            data_hash=report["data"]["hash"],
-            feature_hash=feature_hash,
-            evaluation_hash=evaluation_hash,
-        )
-
-    def difference(self, model: str, other: str) -> Compared | None:
-        """Give average precision of `model` minus that of `other`; None where there is no interval."""
-        if (model, other) in self.differences:
-            return self.differences[model, other]
-        reverse = self.differences.get((other, model))
-        return None if reverse is None else -reverse
-
-    @property
-    def candidates(self) -> tuple[str, ...]:
-        """The measured kinds that may challenge."""
-        return tuple(name for name in self.trained if name in LEARNED)
-
-
-@dataclass(frozen=True)
-class Contest:
-    """A challenger and the rows on which it is measured against the champion.
-
-    Attributes:
-        challenger: the trained model.
-        start_ns: the hold-out's first decision time: neither model learned from it, no earlier decision used
-            it.
-        looked_until_ns: the hold-out's end at the last look; None before the first.
-    """
-
-    challenger: Champion
-    start_ns: int
-    looked_until_ns: int | None = None
-
-    def length_days(self, end_ns: int) -> float:
-        """Length of the hold-out up to a time."""
-        return max(end_ns - self.start_ns, 0) / NS / statistics.DAY_S
-
-
-@dataclass(frozen=True)
-class Challenge:
-    """What a look at a challenger found, both scored on the same rows.
-
-    Attributes:
-        challenger: the model looked at.
-        champion: the one in force until then.
-        start_ns: the hold-out's first decision time.
-        end_ns: its end.
-        rows: in it.
-        positives: among them.
-        block_s: length of a block taken as independent.
-        average_precision: of the challenger.
-        brier: of the challenger.
-        champion_average_precision: of the champion.
-        champion_brier: of the champion.
-        references: average precision of plain models on the same rows.
-        difference: challenger minus champion; None where the data do not suffice.
-    """
-
-    challenger: Champion
-    champion: Champion
-    start_ns: int
-    end_ns: int
-    rows: int
-    positives: int
-    block_s: float
-    average_precision: float | None
-    brier: float | None
-    champion_average_precision: float | None
-    champion_brier: float | None
-    references: dict[str, float | None] = field(default_factory=dict)
-    difference: Difference | None = None
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What was decided as of a partition, and what later decisions must know of it.
-
-    Attributes:
-        as_of: the partition.
-        verdict: one of `VERDICTS`.
-        reasons: sentences: what was expected, what was found.
-        champion: the one in force afterwards; None as long as nothing could be trained.
-        kind: what it was about.
-        contest: the challenger that is measured from here on; None where there is none.
-        challenge: what was found where a challenger was looked at.
-        changed: whether another champion than before is in force.
-        decided_as_of: the newest partition, this one included, at which something was decided.
-        used_until_ns: end of the rows that any decision has used.
-        looks: those that still count against the budget of errors.
-        barred: identities of models that a person took out of force; none of them comes back by itself.
-        data_hash: of the rows looked at; empty where nothing was evaluated.
-        feature_hash: of their feature set.
-        evaluation_hash: of the evaluation.
-    """
-
-    as_of: str
-    verdict: str
-    reasons: tuple[str, ...]
-    champion: Champion | None
-    kind: str = NOTHING_DUE
-    contest: Contest | None = None
-    challenge: Challenge | None = None
-    changed: bool = False
-    decided_as_of: str = ""
-    used_until_ns: int = 0
-    looks: tuple[Look, ...] = ()
-    barred: tuple[tuple[str, str, str], ...] = ()
-    data_hash: str = ""
-    feature_hash: str = ""
-    evaluation_hash: str = ""
-
-    def registered_as(self, version: str) -> Decision:
-        """Return the same decision with the champion's version in the registry."""
-        if self.champion is None:
-            raise DecisionError(f"decision as of {self.as_of} has no champion to register")
-        return replace(self, champion=replace(self.champion, registry_version=version))
-
-    def challenger_registered_as(self, version: str) -> Decision:
-        """Return the same decision with the challenger's version in the registry."""
-        if self.contest is None:
-            raise DecisionError(f"decision as of {self.as_of} has no challenger to register")
-        challenger = replace(self.contest.challenger, registry_version=version)
-        return replace(self, contest=replace(self.contest, challenger=challenger))
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON-able form, with the schema version."""
-        body = {**asdict(self), "reasons": list(self.reasons), "looks": [asdict(one) for one in self.looks]}
-        return {"schema_version": SCHEMA_VERSION, **body, "barred": [list(one) for one in self.barred]}
-
-    @classmethod
-    def from_dict(cls, body: Mapping[str, Any]) -> Decision:
-        """Read what `to_dict` gave, in this schema version or an earlier one.
-
-        Raises:
-            DecisionError: it is no decision of a schema version known here.
-        """
-        try:
-            version = body["schema_version"]
-            if version == 1:
-                return _from_version_1(body)
-            if version != SCHEMA_VERSION:
-                raise DecisionError(
-                    f"decision of schema version {version}; this version reads 1 to {SCHEMA_VERSION}"
-                )
-            return msgspec.convert(dict(body), cls)
-        except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
-            raise DecisionError(f"decision cannot be read: {error!r}") from error
-
-
-def _from_version_1(body: Mapping[str, Any]) -> Decision:
-    """Read a decision of the rule before the gate, which compared kinds trained on the same rows.
-
-    Its partitions were hours. What its models had not seen is not in it: the end of the hour is on the safe
-    side, and so are all rows before it taken for used. The challenge compared something else and is left out.
-    """
-    kept = {name: value for name, value in body.items() if name not in ("schema_version", "challenge")}
-    if kept["champion"] is not None:
-        end_ns = _hour_end_ns(kept["champion"]["as_of"])
-        kept["champion"] = kept["champion"] | {"unseen_from_ns": end_ns}
-    return msgspec.convert(
-        kept | {"decided_as_of": kept["as_of"], "used_until_ns": _hour_end_ns(kept["as_of"])}, Decision
-    )
-
-
-def _hour_end_ns(key: str) -> int:
-    end = datetime.strptime(f"{key}+0000", "%Y-%m-%d-%H:%M%z") + timedelta(hours=1)
-    return int(end.timestamp()) * NS
+from cryptovol_dagster.core.promotion.gate import Look
+from cryptovol_dagster.core.promotion.measured import Measured
+from cryptovol_dagster.core.specs import DAY_S, NS, GateSpec
 
 
 def hold(as_of: str, before: Decision | None, reason: str) -> Decision:
@@ -546,12 +227,12 @@ def _not_looked_at(measured: Measured, before: Decision, contest: Contest | None
         return _settled(measured, before, HOLD, (reason,), contest=None)
     fresh = contest.length_days(measured.end_ns)
     if contest.looked_until_ns is None:
-        needed = gate.first_look_s / statistics.DAY_S
+        needed = gate.first_look_s / DAY_S
         what = f"a first look at {contest.challenger}"
         reason = f"expected {needed:g} days of hold-out for {what}, found {fresh:.2f}"
         return _settled(measured, before, INSUFFICIENT_DATA, (reason,), contest=contest)
     looked = contest.length_days(contest.looked_until_ns)
-    needed = min(gate.growth * looked, gate.measured_for_s / statistics.DAY_S)
+    needed = min(gate.growth * looked, gate.measured_for_s / DAY_S)
     what = f"the next look at {contest.challenger}"
     reason = f"expected {needed:.2f} days of hold-out for {what}, found {fresh:.2f}"
     return _settled(measured, before, HOLD, (reason,), contest=contest)
@@ -600,7 +281,7 @@ def _looked_at(
     if level <= 0:
         reason = (
             f"expected something left of the {gate.error_rate:.1%} of errors allowed in "
-            f"{gate.error_window_s / statistics.DAY_S:g} days, found it spent by {len(before.looks)} looks"
+            f"{gate.error_window_s / DAY_S:g} days, found it spent by {len(before.looks)} looks"
         )
         return _settled(measured, before, HOLD, (reason,), contest=contest)
     challenge = replace(
@@ -677,7 +358,7 @@ def _expired(
     gate: GateSpec,
 ) -> Decision:
     """Let a champion that has grown old stay, or fall back, by how it ranks on rows that came after it."""
-    unlearned_days = (measured.end_ns - champion.unseen_from_ns) / NS / statistics.DAY_S
+    unlearned_days = (measured.end_ns - champion.unseen_from_ns) / NS / DAY_S
     age = f"{champion} has learned nothing for {unlearned_days:.1f} days"
     is_under, numbers = _is_under_fallback(rows, horizon_s, gate)
     if not is_under:

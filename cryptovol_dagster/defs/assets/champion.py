@@ -7,9 +7,9 @@ from typing import Any
 import dagster as dg
 
 from cryptovol_dagster.champion.succession import Settled, settle, why_aliases_stay
-from cryptovol_dagster.core.promotion.rule import SCHEMA_VERSION
+from cryptovol_dagster.core.promotion.decision import SCHEMA_VERSION
 from cryptovol_dagster.core.specs import GateSpec, TimescaleSpec
-from cryptovol_dagster.defs.metadata import OWNERS, asset_key, code_version, timescale_tags
+from cryptovol_dagster.defs.metadata import OWNERS, asset_key, champion_key, code_version, timescale_tags
 from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.lake import decisions
 from cryptovol_dagster.lake.files import Lake
@@ -17,11 +17,6 @@ from cryptovol_dagster.lake.latest import Reports
 from cryptovol_dagster.lake.raw_ticks import RawStore
 from cryptovol_dagster.tracking.registry import Registry
 from cryptovol_dagster.tracking.runs import Tracking
-
-
-def champion_key(spec: TimescaleSpec) -> dg.AssetKey:
-    """Give the asset key of a timescale's champion."""
-    return dg.AssetKey(decisions.decision_asset(spec).split("/"))
 
 
 def champion_asset(

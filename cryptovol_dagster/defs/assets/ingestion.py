@@ -12,19 +12,15 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from cryptovol_dagster.core.market.ticks import (
-    TICKS_VERSION,
-    TickColumns,
-    TradeColumns,
-    clean_ticks,
-    clean_trades,
-)
+from cryptovol_dagster.core.market.cleaning import TICKS_VERSION, clean_ticks, clean_trades
+from cryptovol_dagster.core.market.ticks import TickColumns, TradeColumns
 from cryptovol_dagster.core.specs import NS
+from cryptovol_dagster.core.times import hour_window
 from cryptovol_dagster.defs.metadata import OWNERS, rows_and_path, schema_metadata
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import MARKET
 from cryptovol_dagster.defs.retries import retried
-from cryptovol_dagster.lake.files import Lake, hour_window
+from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.market import LEDGER, NEXT_TICKS, TICKS, TRADES, read_sequence_gaps
 from cryptovol_dagster.lake.raw_ticks import RawStore
 from ingestor.audit.findings import COUNTS, Loss

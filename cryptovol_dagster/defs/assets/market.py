@@ -7,15 +7,18 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from cryptovol_dagster.core.features.catalogue import compute_features, feature_hash
+from cryptovol_dagster.core.features.catalogue import feature_hash
+from cryptovol_dagster.core.features.compute import compute_features
 from cryptovol_dagster.core.learning.labels import REASONS, forward_volatility, label_hash, rows_labelled_by
 from cryptovol_dagster.core.market.bars import bars_hash, build_bars
 from cryptovol_dagster.core.market.candle_bars import candle_bars
 from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.core.times import hour_window, partition_window
 from cryptovol_dagster.defs import schemas
 from cryptovol_dagster.defs.metadata import (
     OWNERS,
     asset_key,
+    lake_name,
     lineage_metadata,
     rows_and_path,
     schema_metadata,
@@ -24,7 +27,8 @@ from cryptovol_dagster.defs.metadata import (
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import MARKET
 from cryptovol_dagster.lake import market as chain
-from cryptovol_dagster.lake.files import Lake, hour_window, partition_window
+from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.lake.look_back import feature_look_back, label_look_back
 
 if TYPE_CHECKING:
     from cryptovol_dagster.core.market.bars import BarGrid
@@ -126,7 +130,7 @@ def features_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> 
 
     @dg.asset(
         key=features_key,
-        deps=[look_back(bars_key, chain.feature_look_back(spec))],
+        deps=[look_back(bars_key, feature_look_back(spec))],
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name="features",
@@ -149,7 +153,7 @@ def features_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> 
         """
         for key in context.partition_keys:
             start_ns, _ = partition_window(key)
-            grid = chain.read_bars(lake, spec, key, chain.feature_look_back(spec))
+            grid = chain.read_bars(lake, spec, key, feature_look_back(spec))
             frame = compute_features(grid, spec, from_ns=start_ns).to_frame()
             path = lake.write_table(
                 lake_name(features_key), key, chain.to_table(frame), version=feature_hash(spec)
@@ -169,7 +173,7 @@ def labels_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> dg
 
     @dg.asset(
         key=labels_key,
-        deps=[look_back(bars_key, chain.label_look_back(spec))],
+        deps=[look_back(bars_key, label_look_back(spec))],
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name="features",
@@ -192,7 +196,7 @@ def labels_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> dg
         not here.
         """
         for key in context.partition_keys:
-            grid = chain.read_bars(lake, spec, key, chain.label_look_back(spec))
+            grid = chain.read_bars(lake, spec, key, label_look_back(spec))
             from_ns, to_ns = rows_labelled_by(*partition_window(key), spec)
             labelled = forward_volatility(grid, spec, from_ns=max(from_ns, grid.start_ns), to_ns=to_ns)
             frame = labelled.to_frame()
@@ -212,11 +216,6 @@ def labels_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> dg
         return dg.MaterializeResult()
 
     return labels
-
-
-def lake_name(key: dg.AssetKey) -> str:
-    """Give the name under which an asset's partitions lie in the lake."""
-    return "/".join(key.path)
 
 
 def _lineage(key: dg.AssetKey, sources: Mapping[str, tuple[str, ...]]) -> dict[str, dg.TableColumnLineage]:

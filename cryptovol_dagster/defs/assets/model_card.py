@@ -7,13 +7,17 @@ import dagster as dg
 from cryptovol_dagster.core.evaluation.report import read_report
 from cryptovol_dagster.core.features.catalogue import feature_hash
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.defs.assets.champion import champion_key
-from cryptovol_dagster.defs.assets.market import lake_name
-from cryptovol_dagster.defs.assets.training import trainable_plans
-from cryptovol_dagster.defs.metadata import OWNERS, asset_key, code_version, timescale_tags
+from cryptovol_dagster.defs.assets.plans import trainable_plans
+from cryptovol_dagster.defs.metadata import (
+    OWNERS,
+    asset_key,
+    champion_key,
+    code_version,
+    lake_name,
+    timescale_tags,
+)
 from cryptovol_dagster.defs.pools import TRAINING
-from cryptovol_dagster.lake import decisions
-from cryptovol_dagster.lake import market as chain
+from cryptovol_dagster.lake import decisions, models
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.latest import Reports
 from cryptovol_dagster.monitoring.index import write_index
@@ -53,7 +57,7 @@ def model_card_asset(
             key = plan.as_of
             evaluation = read_report(lake.read_bytes(f"{spec.name}/model_evaluation", key, "json"))
             metas = [
-                read_parts(lake.read_bytes(chain.model_asset(spec, name), key, "zip"))[0]
+                read_parts(lake.read_bytes(models.model_asset(spec, name), key, "zip"))[0]
                 for name in evaluation["models"]
             ]
             card = render_model_card(

@@ -10,9 +10,14 @@ import dagster as dg
 from cryptovol_dagster.core.features.catalogue import feature_hash
 from cryptovol_dagster.core.learning.labels import label_hash
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.defs.assets.champion import champion_key
-from cryptovol_dagster.defs.assets.market import lake_name
-from cryptovol_dagster.defs.metadata import OWNERS, asset_key, code_version, timescale_tags
+from cryptovol_dagster.defs.metadata import (
+    OWNERS,
+    asset_key,
+    champion_key,
+    code_version,
+    lake_name,
+    timescale_tags,
+)
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.lake.files import Lake

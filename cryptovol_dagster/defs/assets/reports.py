@@ -7,30 +7,40 @@ the others say so, and get theirs when materialized alone.
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from cryptovol_dagster.core.drift.limits import DriftLimits, limits_in_force
+from cryptovol_dagster.core.drift.limits import limits_in_force
 from cryptovol_dagster.core.features.catalogue import feature_hash
 from cryptovol_dagster.core.pictures import hour as pictures
 from cryptovol_dagster.core.pictures.canvas import clock
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs import schemas
-from cryptovol_dagster.defs.assets.market import lake_name
-from cryptovol_dagster.defs.assets.performance import performance_of_champion
-from cryptovol_dagster.defs.assets.training import trainable_plans
-from cryptovol_dagster.defs.metadata import OWNERS, asset_key, code_version, picture, timescale_tags
+from cryptovol_dagster.defs.assets.drift import drift_window, fixed_limits
+from cryptovol_dagster.defs.assets.plans import trainable_plans
+from cryptovol_dagster.defs.metadata import (
+    MONITORING,
+    OWNERS,
+    SHOWN_DISTANCES,
+    asset_key,
+    distances_table,
+    lake_name,
+    picture,
+    share_metadata,
+    timescale_tags,
+)
 from cryptovol_dagster.defs.partitions import look_back
-from cryptovol_dagster.defs.pools import MARKET, TRAINING
+from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.lake import market as chain
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.latest import Reports
+from cryptovol_dagster.lake.look_back import training_look_back
+from cryptovol_dagster.lake.plans import read_problem
 from cryptovol_dagster.monitoring import drift, performance
 from cryptovol_dagster.monitoring import evidently as evidently_report
 from cryptovol_dagster.monitoring import rows as report_rows
-from cryptovol_dagster.monitoring.drift import DriftWindow
 from cryptovol_dagster.monitoring.evidently import EvidentlyReport, Side
 from cryptovol_dagster.monitoring.index import SUMMARY, write_index
 from ingestor.settings.sections import MonitoringSettings
@@ -38,101 +48,6 @@ from ingestor.settings.sections import MonitoringSettings
 if TYPE_CHECKING:
     from cryptovol_dagster.core.learning.dataset import Problem
     from cryptovol_dagster.core.learning.splits import TimeRange
-
-GROUP = "monitoring"
-#: Columns that metadata name: those that moved most.
-SHOWN_COLUMNS = 10
-
-
-def monitoring_assets(
-    spec: TimescaleSpec, hours: dg.PartitionsDefinition, monitoring: MonitoringSettings, *, seed: int
-) -> list[dg.AssetsDefinition]:
-    """Build `drift_scores`, `performance` and the three reports of a timescale."""
-    return [
-        _drift_scores(spec, hours, monitoring),
-        performance_of_champion(spec, hours, drift_window(monitoring), seed=seed),
-        _data_quality_report(spec, hours, monitoring, seed),
-        _train_test_report(spec, hours, monitoring, seed),
-        _drift_report(spec, hours, monitoring, seed),
-    ]
-
-
-def fixed_limits(monitoring: MonitoringSettings) -> DriftLimits:
-    """Give the limits that hold where none can be calibrated."""
-    return DriftLimits(monitoring.drift_distance_limit, monitoring.drift_limit_share)
-
-
-def drift_window(monitoring: MonitoringSettings) -> DriftWindow:
-    """Give what an hour is compared with and held against, as the settings ask for."""
-    return DriftWindow(
-        monitoring.drift_reference_hours, monitoring.drift_calibration_hours, fixed_limits(monitoring)
-    )
-
-
-def _drift_scores(
-    spec: TimescaleSpec, hours: dg.PartitionsDefinition, monitoring: MonitoringSettings
-) -> dg.AssetsDefinition:
-    key_of_asset = asset_key(spec, "drift_scores")
-    window = drift_window(monitoring)
-
-    @dg.asset(
-        key=key_of_asset,
-        # Limits rest on the numbers of past hours, which are no dependency: numbers made again for an old
-        # hour must not call for a month of others.
-        deps=[look_back(asset_key(spec, "features"), window.reference_hours)],
-        partitions_def=hours,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name=GROUP,
-        owners=OWNERS,
-        pool=MARKET,
-        kinds={"numpy", "json"},
-        code_version=code_version(
-            str(drift.SCHEMA_VERSION),
-            feature_hash(spec),
-            f"{window.fixed.distance:g}",
-            f"{window.fixed.share:g}",
-            str(window.calibration_hours),
-        ),
-        tags=timescale_tags(spec.name),
-        metadata={
-            "reference_hours": window.reference_hours,
-            "calibration_hours": window.calibration_hours,
-        },
-    )
-    def drift_scores(
-        context: dg.AssetExecutionContext,
-        lake: dg.ResourceParam[Lake],
-        reports: dg.ResourceParam[Reports],
-    ) -> dg.MaterializeResult:
-        """How far each feature of an hour lies from the hours before it: numbers for the drift sensor.
-
-        Wasserstein distance over the standard deviation of both samples' mixture, 0 to 2; of several
-        products the worst counts. Limits are calibrated on the numbers of past hours once there are 30 of
-        them; until then they are those of the settings, and an hour over them is no alarm.
-        """
-        for key in context.partition_keys:
-            scores = drift.score_hour(lake, spec, key, window)
-            content = json.dumps(scores.to_dict(), indent=2, allow_nan=False).encode()
-            path = lake.write_bytes(lake_name(key_of_asset), key, content, "json")
-            context.add_asset_metadata(
-                {
-                    "status": scores.status,
-                    "reason": scores.reason,
-                    "rows": scores.rows,
-                    "reference_hours": len(scores.reference_hours),
-                    **_share(scores.drift.share_over),
-                    "limit": scores.limits.share,
-                    "over_limit": scores.drift.over_limit,
-                    "limits": scores.limits.told,
-                    "strongest": _columns_table(scores.drift.strongest(SHOWN_COLUMNS)),
-                    "path": dg.MetadataValue.path(path),
-                },
-                partition_key=key,
-            )
-        write_index(lake, reports.of(spec.name), spec)
-        return dg.MaterializeResult()
-
-    return drift_scores
 
 
 def _evidently_asset(
@@ -149,7 +64,7 @@ def _evidently_asset(
         deps=deps,
         partitions_def=hours,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name=GROUP,
+        group_name=MONITORING,
         owners=OWNERS,
         pool=TRAINING,
         kinds={"evidently", "html"},
@@ -206,7 +121,7 @@ def _train_test_report(
 ) -> dg.AssetsDefinition:
     kind = evidently_report.TRAIN_TEST
     key_of_asset = asset_key(spec, kind)
-    back = chain.training_look_back(spec)
+    back = training_look_back(spec)
 
     @_evidently_asset(
         key_of_asset,
@@ -230,7 +145,7 @@ def _train_test_report(
         plans = {plan.as_of: plan for plan in trainable_plans(context, lake, spec, lake_name(key_of_asset))}
         if plans:
             key = _newest_of(context, list(plans))
-            problem = chain.read_problem(lake, spec, plans[key])
+            problem = read_problem(lake, spec, plans[key])
             columns = report_rows.feature_columns(schemas.features(spec))
             report = evidently_report.comparison_report(
                 kind,
@@ -354,18 +269,6 @@ def _publish(
         "left_out": dg.MetadataValue.json(report.summary["left_out"]),
     }
     if "strongest" in report.summary:
-        strongest = dict(list(report.summary["strongest"].items())[:SHOWN_COLUMNS])
-        metadata |= {**_share(report.summary["share_over"]), "strongest": _columns_table(strongest)}
+        strongest = dict(list(report.summary["strongest"].items())[:SHOWN_DISTANCES])
+        metadata |= {**share_metadata(report.summary["share_over"]), "strongest": distances_table(strongest)}
     context.add_asset_metadata(metadata, partition_key=key)
-
-
-def _share(share: float | None) -> dict[str, float]:
-    """Give the share of drifted columns where there is one: Dagster charts numbers, and a null is none."""
-    return {} if share is None else {"share_over": share}
-
-
-def _columns_table(distances: Mapping[str, float]) -> dg.MarkdownMetadataValue:
-    lines = ["| column | distance |", "|---|---|"]
-    return dg.MetadataValue.md(
-        "\n".join([*lines, *(f"| {name} | {d:.2f} |" for name, d in distances.items())])
-    )

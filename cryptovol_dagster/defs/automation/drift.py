@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.defs.automation.closed_hours import UNFINISHED, why_no_retrain
-from cryptovol_dagster.lake.files import HOUR_NS, Lake, hour_key, hour_window
+from cryptovol_dagster.core.times import HOUR_NS, hour_key, hour_window
+from cryptovol_dagster.defs.automation.retrain import UNFINISHED, why_no_retrain
+from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.raw_ticks import RawStore
 from cryptovol_dagster.monitoring import drift
 from cryptovol_dagster.monitoring import evidently as evidently_report

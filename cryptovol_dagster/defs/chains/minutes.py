@@ -11,17 +11,21 @@ import dagster as dg
 from cryptovol_dagster.chains import gate_spec, model_spec
 from cryptovol_dagster.core.learning.splits import SpanTooShort, split_times
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.defs.assets.candles import CANDLES_KEY, candle_assets, candle_checks
+from cryptovol_dagster.core.times import DAY_NS, partition_window
+from cryptovol_dagster.defs.assets.candles import CANDLES_KEY, candle_assets
 from cryptovol_dagster.defs.assets.champion import champion_asset
 from cryptovol_dagster.defs.assets.market import candle_bars_asset, features_asset, labels_asset
 from cryptovol_dagster.defs.assets.model_card import model_card_asset
-from cryptovol_dagster.defs.assets.reports import monitoring_assets
-from cryptovol_dagster.defs.assets.training import training_assets
-from cryptovol_dagster.defs.checks.framework import Check, chain_checks, grid_checks
+from cryptovol_dagster.defs.chains.learning import monitoring_assets, training_assets
+from cryptovol_dagster.defs.checks.candles import candle_checks
+from cryptovol_dagster.defs.checks.framework import Check
+from cryptovol_dagster.defs.checks.learning import chain_checks
+from cryptovol_dagster.defs.checks.market import grid_checks
 from cryptovol_dagster.defs.metadata import asset_key
 from cryptovol_dagster.history.store import History
+from cryptovol_dagster.lake import look_back, plans
 from cryptovol_dagster.lake import market as chain
-from cryptovol_dagster.lake.files import DAY_NS, Lake, partition_window
+from cryptovol_dagster.lake.files import Lake
 from ingestor.settings import Settings
 
 if TYPE_CHECKING:
@@ -168,12 +172,12 @@ def why_no_retrain(lake: Lake, spec: TimescaleSpec, newest: str) -> str:
     trained = lake.partitions(f"{spec.name}/model_evaluation", "json")
     if trained:
         age_days = (partition_window(newest)[0] - partition_window(trained[-1])[0]) // DAY_NS
-        if age_days < spec.retrain_every and not (chain.trains_at(spec, newest) and age_days > 0):
+        if age_days < spec.retrain_every and not (plans.trains_at(spec, newest) and age_days > 0):
             return (
                 f"the models of {trained[-1]} are {age_days} days old as of {newest}; trained every "
                 f"{spec.retrain_every} days"
             )
-    start_ns, end_ns = chain.window_back(newest, chain.training_look_back(spec))
+    start_ns, end_ns = look_back.window_back(newest, look_back.training_look_back(spec))
     labelled = lake.written(chain.asset_name(spec, "labels"), start_ns, end_ns)
     try:
         split_times(partition_window(labelled[0])[0], end_ns, spec)

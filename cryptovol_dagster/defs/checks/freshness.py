@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import dagster as dg
 
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
-from cryptovol_dagster.defs.assets.market import lake_name
-from cryptovol_dagster.defs.metadata import asset_key
-from cryptovol_dagster.lake.files import HOUR_NS, Lake, hour_window
+from cryptovol_dagster.core.times import HOUR_NS, hour_window
+from cryptovol_dagster.defs.metadata import asset_key, lake_name
+from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.raw_ticks import RawStore
 from ingestor.archive.layout import ClosedHour
 from ingestor.settings.sections import MonitoringSettings

@@ -17,11 +17,12 @@ from cryptovol_dagster.core.learning.dataset import (
     pose_problem,
     require_both_classes,
 )
-from cryptovol_dagster.core.learning.labels import DegenerateThreshold, LearningError, forward_volatility
+from cryptovol_dagster.core.learning.errors import DegenerateThreshold, LearningError
+from cryptovol_dagster.core.learning.labels import forward_volatility
 from cryptovol_dagster.core.learning.splits import split_times
 from cryptovol_dagster.core.market.bars import BarGrid
 from cryptovol_dagster.core.specs import NS
-from cryptovol_dagster_tests.core.learning.market import (
+from cryptovol_dagster_tests.core.clustered_market import (
     SPEC,
     make_bars,
     make_dataset,

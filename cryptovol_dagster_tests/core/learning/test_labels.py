@@ -10,19 +10,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cryptovol_dagster.core.learning.errors import DegenerateThreshold, LearningError
 from cryptovol_dagster.core.learning.labels import (
     REASONS,
-    DegenerateThreshold,
-    LearningError,
     forward_volatility,
     is_spike,
-    iso_utc,
     rows_labelled_by,
     spike_thresholds,
 )
 from cryptovol_dagster.core.market.bars import BarGrid
 from cryptovol_dagster.core.specs import NS
-from cryptovol_dagster_tests.core.learning.market import SPEC, START_NS, grid_of, make_bars
+from cryptovol_dagster.core.times import iso_utc
+from cryptovol_dagster_tests.core.clustered_market import SPEC, START_NS, grid_of, make_bars
 
 SHORT = replace(SPEC, horizon_bars=3)
 

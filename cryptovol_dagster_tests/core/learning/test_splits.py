@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cryptovol_dagster.core.learning.splits import SpanTooShort, Split, split_times
 from cryptovol_dagster.core.specs import NS, SplitSpec, TimescaleSpec
-from cryptovol_dagster_tests.core.learning.market import SPEC, START_NS
+from cryptovol_dagster_tests.core.clustered_market import SPEC, START_NS
 
 
 @st.composite

@@ -20,9 +20,10 @@ from cryptovol_dagster.core.market.bars import (
     tick_ahead_ns,
     tick_reach_ns,
 )
-from cryptovol_dagster.core.market.ticks import TickColumns, TradeColumns, clean_ticks
+from cryptovol_dagster.core.market.cleaning import clean_ticks
+from cryptovol_dagster.core.market.ticks import TickColumns, TradeColumns
 from cryptovol_dagster.core.specs import NS
-from cryptovol_dagster_tests.core.market import reference
+from cryptovol_dagster_tests.core.features import reference
 from cryptovol_dagster_tests.core.market.builders import START_NS, random_ticks, spec, ticks_of
 
 SPEC = spec()

@@ -12,19 +12,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryptovol_dagster.core.market.ticks import (
-    TICK_DTYPES,
-    ColumnsError,
+from cryptovol_dagster.core.market.cleaning import (
     TickCleaner,
-    TickColumns,
     TickCounts,
-    TradeColumns,
     clean_ticks,
     clean_trades,
     order_ticks,
 )
+from cryptovol_dagster.core.market.ticks import TICK_DTYPES, ColumnsError, TickColumns, TradeColumns
 from cryptovol_dagster.core.specs import NS
-from cryptovol_dagster_tests.core.market import reference
+from cryptovol_dagster_tests.core.features import reference
 from cryptovol_dagster_tests.core.market.builders import START_NS, random_ticks, ticks_of
 
 LATE_NS = 2 * NS

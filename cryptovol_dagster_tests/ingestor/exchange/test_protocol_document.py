@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
+from cryptovol_dagster_tests.places import DOCS
 from ingestor.exchange import messages as wire
 from ingestor.exchange.drift import Field, documented
 
-DOCUMENT = (Path(__file__).parents[3] / "docs" / "protocol.md").read_text()
+DOCUMENT = (DOCS / "protocol.md").read_text()
 PARTS: dict[str, type[wire.Documented]] = {"The frame": wire.Envelope}
 for channel, part in wire.CHANNELS.items():
     PARTS[f"`{channel}`: event"] = part.event

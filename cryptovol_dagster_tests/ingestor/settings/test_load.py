@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from cryptovol_dagster_tests.conftest import REPOSITORY
+from cryptovol_dagster_tests.places import REPOSITORY
 from ingestor.settings import Settings, SettingsError, load_settings
 
 

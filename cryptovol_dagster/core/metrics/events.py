@@ -1,0 +1,151 @@
+"""Episodes instead of rows: how many are caught, how early, at how many false alarms."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from cryptovol_dagster.core.specs import NS
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+#: After an alarm the next one of the same product may sound this much later.
+REFRACTORY_S = 300
+
+
+# --- operating points and events
+# ------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Event:
+    """A spike episode of one product: decision times of its first and last positive row."""
+
+    product: str
+    start_ns: int
+    end_ns: int
+
+    def holds(self, product: str, t_ns: int) -> bool:
+        """Whether a product's row lies inside."""
+        return self.product == product and self.start_ns <= t_ns <= self.end_ns
+
+
+@dataclass(frozen=True)
+class Market:
+    """Rows of a test (or validation) block as somebody on duty lives through them.
+
+    Attributes:
+        product: name of each row's product.
+        t_ns: decision times, ascending within a product.
+        y: whether ``(t, t + H]`` is a spike.
+        visible: whether the trailing window already is one (False where unknown).
+        bar_ns: length of a bar.
+        horizon_ns: H.
+    """
+
+    product: NDArray[np.object_]
+    t_ns: NDArray[np.int64]
+    y: NDArray[np.bool_]
+    visible: NDArray[np.bool_]
+    bar_ns: int
+    horizon_ns: int
+
+    @cached_property
+    def hours(self) -> float:
+        """Hours in which at least one product was scored."""
+        return np.unique(self.t_ns).size * self.bar_ns / NS / 3_600
+
+    @cached_property
+    def _own_rows(self) -> dict[str, NDArray[np.int64]]:
+        """The rows of each product, in order of time. Sorting names anew for each question takes seconds."""
+        codes, names = pd.factorize(self.product, sort=True)
+        return {str(name): np.flatnonzero(codes == code) for code, name in enumerate(names)}
+
+    @cached_property
+    def _own_times(self) -> dict[str, NDArray[np.int64]]:
+        return {name: self.t_ns[own] for name, own in self._own_rows.items()}
+
+    def events(self) -> list[Event]:
+        """Runs of positive rows of a product; gaps of at most H are bridged."""
+        found = []
+        for name, own in self._own_rows.items():
+            times = self.t_ns[own[self.y[own]]]
+            if times.size:
+                cuts = np.flatnonzero(np.diff(times) > self.horizon_ns)
+                starts, ends = times[np.append(0, cuts + 1)], times[np.append(cuts, times.size - 1)]
+                found += [Event(name, int(a), int(b)) for a, b in zip(starts, ends, strict=True)]
+        return found
+
+    def in_event(self, events: list[Event]) -> NDArray[np.bool_]:
+        """Say which rows lie inside an event, bridged gaps included."""
+        inside = np.zeros(self.t_ns.size, dtype=bool)
+        for event in events:
+            inside[self._during(event)] = True
+        return inside
+
+    def alarms(self, flagged: NDArray[np.bool_]) -> NDArray[np.int64]:
+        """Return the rows at which an alarm sounds: flagged, no alarm of the product in the last 5 min."""
+        sounded: list[int] = []
+        for own in self._own_rows.values():
+            rows = own[flagged[own]]
+            times = self.t_ns[rows]
+            at = 0
+            while at < rows.size:
+                sounded.append(int(rows[at]))
+                at = int(np.searchsorted(times, times[at] + REFRACTORY_S * NS))
+        return np.array(sorted(sounded), dtype=np.int64)
+
+    def first_flags(self, flagged: NDArray[np.bool_], events: list[Event]) -> list[FirstFlag]:
+        """For each event that was flagged: how late the flag came, and how long before the spike showed.
+
+        The delay counts from the event's first positive row. The lead counts up to the first row of the
+        event whose own trailing window is a spike, which is when measuring alone would have told; negative =
+        later than that.
+        """
+        found = []
+        for event in events:
+            during = self._during(event)
+            hits = self.t_ns[during[flagged[during]]]
+            if hits.size:
+                first = int(hits.min())
+                until = self._during(Event(event.product, event.start_ns, event.end_ns + self.horizon_ns))
+                shown = self.t_ns[until[self.visible[until]]]
+                lead = (int(shown.min()) - first) / NS if shown.size else None
+                found.append(FirstFlag(delay_s=(first - event.start_ns) / NS, lead_s=lead))
+        return found
+
+    def _during(self, event: Event) -> NDArray[np.int64]:
+        own = self._own_rows[event.product]
+        first, stop = np.searchsorted(self._own_times[event.product], [event.start_ns, event.end_ns + 1])
+        return own[first:stop]
+
+
+class FirstFlag(NamedTuple):
+    """What an event's first flag was worth, in seconds."""
+
+    delay_s: float
+    lead_s: float | None
+
+
+def alert_budget_threshold(
+    market: Market, score: NDArray[np.float64], budget_per_hour: float, candidates: int = 200
+) -> float | None:
+    """Return the lowest threshold down to which false alarms stay within the budget; None if none does.
+
+    False alarms are counted over all products together, with the refractory time, as one person would hear
+    them. Candidates are quantiles of the scores.
+    """
+    inside = market.in_event(market.events())
+    lowest = None
+    for threshold in np.unique(np.quantile(score, np.linspace(0, 1, candidates), method="higher"))[::-1]:
+        alarms = market.alarms(score >= threshold)
+        if np.count_nonzero(~inside[alarms]) / market.hours > budget_per_hour:
+            break
+        lowest = float(threshold)
+    return lowest

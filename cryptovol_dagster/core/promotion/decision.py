@@ -1,0 +1,217 @@
+"""The record of one decision about the champion, as it is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import msgspec
+
+from cryptovol_dagster.core.promotion.gate import Difference, Look
+from cryptovol_dagster.core.specs import DAY_S, NS
+from cryptovol_dagster.core.times import hour_window
+
+SCHEMA_VERSION = 2
+PROMOTE, HOLD, REJECT, INSUFFICIENT_DATA = "PROMOTE", "HOLD", "REJECT", "INSUFFICIENT_DATA"
+#: A person's verdict, which no rule gives.
+ROLLBACK = "ROLLBACK"
+VERDICTS = (PROMOTE, HOLD, REJECT, INSUFFICIENT_DATA, ROLLBACK)
+#: What a decision was about: there was no champion; the champion could not be scored any more; a challenger
+#: was looked at; the champion had grown old; a person; nothing was due.
+FIRST, SUCCESSION, GATE, EXPIRY, BY_HAND, NOTHING_DUE = (
+    "first",
+    "succession",
+    "gate",
+    "expiry",
+    "rollback",
+    "nothing_due",
+)
+
+
+class DecisionError(Exception):
+    """A stored decision cannot be read; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Champion:
+    """A trained model that is in force, or may come to be.
+
+    Attributes:
+        model: its kind.
+        as_of: the partition as of which it was trained.
+        problem_hash: names the rows, cut and thresholds it was trained by. With kind and as-of it tells one
+            champion from another; a model trained again on the same rows is the same champion.
+        feature_hash: of the feature set it was trained on.
+        mlflow_run_id: its training run.
+        unproven: it was put in place because there had to be one, not because it won.
+        registry_version: its version in the model registry; None as long as it is in none.
+        unseen_from_ns: decision time from which on it has learned from no row, validation included.
+    """
+
+    model: str
+    as_of: str
+    problem_hash: str
+    feature_hash: str
+    mlflow_run_id: str
+    unproven: bool
+    registry_version: str | None = None
+    unseen_from_ns: int = 0
+
+    def is_same_model(self, other: Champion | None) -> bool:
+        """Tell whether two speak of the same trained model."""
+        return other is not None and self.identity == other.identity
+
+    @property
+    def identity(self) -> tuple[str, str, str]:
+        """What tells one trained model from another."""
+        return self.model, self.as_of, self.problem_hash
+
+    def __str__(self) -> str:
+        return f"{self.model} of {self.as_of}"
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A challenger and the rows on which it is measured against the champion.
+
+    Attributes:
+        challenger: the trained model.
+        start_ns: the hold-out's first decision time: neither model learned from it, no earlier decision used
+            it.
+        looked_until_ns: the hold-out's end at the last look; None before the first.
+    """
+
+    challenger: Champion
+    start_ns: int
+    looked_until_ns: int | None = None
+
+    def length_days(self, end_ns: int) -> float:
+        """Length of the hold-out up to a time."""
+        return max(end_ns - self.start_ns, 0) / NS / DAY_S
+
+
+@dataclass(frozen=True)
+class Challenge:
+    """What a look at a challenger found, both scored on the same rows.
+
+    Attributes:
+        challenger: the model looked at.
+        champion: the one in force until then.
+        start_ns: the hold-out's first decision time.
+        end_ns: its end.
+        rows: in it.
+        positives: among them.
+        block_s: length of a block taken as independent.
+        average_precision: of the challenger.
+        brier: of the challenger.
+        champion_average_precision: of the champion.
+        champion_brier: of the champion.
+        references: average precision of plain models on the same rows.
+        difference: challenger minus champion; None where the data do not suffice.
+    """
+
+    challenger: Champion
+    champion: Champion
+    start_ns: int
+    end_ns: int
+    rows: int
+    positives: int
+    block_s: float
+    average_precision: float | None
+    brier: float | None
+    champion_average_precision: float | None
+    champion_brier: float | None
+    references: dict[str, float | None] = field(default_factory=dict)
+    difference: Difference | None = None
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What was decided as of a partition, and what later decisions must know of it.
+
+    Attributes:
+        as_of: the partition.
+        verdict: one of `VERDICTS`.
+        reasons: sentences: what was expected, what was found.
+        champion: the one in force afterwards; None as long as nothing could be trained.
+        kind: what it was about.
+        contest: the challenger that is measured from here on; None where there is none.
+        challenge: what was found where a challenger was looked at.
+        changed: whether another champion than before is in force.
+        decided_as_of: the newest partition, this one included, at which something was decided.
+        used_until_ns: end of the rows that any decision has used.
+        looks: those that still count against the budget of errors.
+        barred: identities of models that a person took out of force; none of them comes back by itself.
+        data_hash: of the rows looked at; empty where nothing was evaluated.
+        feature_hash: of their feature set.
+        evaluation_hash: of the evaluation.
+    """
+
+    as_of: str
+    verdict: str
+    reasons: tuple[str, ...]
+    champion: Champion | None
+    kind: str = NOTHING_DUE
+    contest: Contest | None = None
+    challenge: Challenge | None = None
+    changed: bool = False
+    decided_as_of: str = ""
+    used_until_ns: int = 0
+    looks: tuple[Look, ...] = ()
+    barred: tuple[tuple[str, str, str], ...] = ()
+    data_hash: str = ""
+    feature_hash: str = ""
+    evaluation_hash: str = ""
+
+    def registered_as(self, version: str) -> Decision:
+        """Return the same decision with the champion's version in the registry."""
+        if self.champion is None:
+            raise DecisionError(f"decision as of {self.as_of} has no champion to register")
+        return replace(self, champion=replace(self.champion, registry_version=version))
+
+    def challenger_registered_as(self, version: str) -> Decision:
+        """Return the same decision with the challenger's version in the registry."""
+        if self.contest is None:
+            raise DecisionError(f"decision as of {self.as_of} has no challenger to register")
+        challenger = replace(self.contest.challenger, registry_version=version)
+        return replace(self, contest=replace(self.contest, challenger=challenger))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON-able form, with the schema version."""
+        body = {**asdict(self), "reasons": list(self.reasons), "looks": [asdict(one) for one in self.looks]}
+        return {"schema_version": SCHEMA_VERSION, **body, "barred": [list(one) for one in self.barred]}
+
+    @classmethod
+    def from_dict(cls, body: Mapping[str, Any]) -> Decision:
+        """Read what `to_dict` gave, in this schema version or an earlier one.
+
+        Raises:
+            DecisionError: it is no decision of a schema version known here.
+        """
+        try:
+            version = body["schema_version"]
+            if version == 1:
+                return _from_version_1(body)
+            if version != SCHEMA_VERSION:
+                raise DecisionError(
+                    f"decision of schema version {version}; this version reads 1 to {SCHEMA_VERSION}"
+                )
+            return msgspec.convert(dict(body), cls)
+        except (KeyError, TypeError, ValueError, msgspec.ValidationError) as error:
+            raise DecisionError(f"decision cannot be read: {error!r}") from error
+
+
+def _from_version_1(body: Mapping[str, Any]) -> Decision:
+    """Read a decision of the rule before the gate, which compared kinds trained on the same rows.
+
+    Its partitions were hours. What its models had not seen is not in it: the end of the hour is on the safe
+    side, and so are all rows before it taken for used. The challenge compared something else and is left out.
+    """
+    kept = {name: value for name, value in body.items() if name not in ("schema_version", "challenge")}
+    if kept["champion"] is not None:
+        end_ns = hour_window(kept["champion"]["as_of"])[1]
+        kept["champion"] = kept["champion"] | {"unseen_from_ns": end_ns}
+    return msgspec.convert(
+        kept | {"decided_as_of": kept["as_of"], "used_until_ns": hour_window(kept["as_of"])[1]}, Decision
+    )

@@ -1,0 +1,129 @@
+"""What was measured on the rows of a contest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from cryptovol_dagster.core.evaluation.evaluate import OK
+from cryptovol_dagster.core.learning.splits import TimeRange
+from cryptovol_dagster.core.models.kinds import LEARNED
+from cryptovol_dagster.core.promotion.decision import Champion
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """What the test says of a kind of model; null where nothing could be ranked."""
+
+    average_precision: float | None
+    brier: float | None
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Average precision of a kind minus that of another one, with the evaluation's two-sided interval."""
+
+    estimate: float
+    low: float
+    high: float
+
+    def __neg__(self) -> Compared:
+        return Compared(-self.estimate, -self.high, -self.low)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What an evaluation says, as far as a decision needs it.
+
+    Attributes:
+        as_of: the partition.
+        end_ns: end of its test rows: the time on the market's clock.
+        sufficient: whether its data suffice for intervals.
+        reasons: why not.
+        numbers: by kind of model.
+        differences: by (model, other model); one direction is enough.
+        trained: every measured model, as the champion it would be.
+        data_hash: of the rows.
+        feature_hash: of the feature set.
+        evaluation_hash: of the stored evaluation.
+    """
+
+    as_of: str
+    end_ns: int
+    sufficient: bool
+    reasons: tuple[str, ...]
+    numbers: Mapping[str, Numbers]
+    differences: Mapping[tuple[str, str], Compared]
+    trained: Mapping[str, Champion]
+    data_hash: str
+    feature_hash: str
+    evaluation_hash: str
+
+    @classmethod
+    def from_report(
+        cls,
+        report: Mapping[str, Any],
+        *,
+        test: TimeRange,
+        mlflow_run_ids: Mapping[str, str],
+        problem_hash: str,
+        evaluation_hash: str,
+    ) -> Measured:
+        """Take what `evaluate` reported.
+
+        Args:
+            report: content of ``model_eval.json``, with its ``as_of``.
+            test: where the test rows lie.
+            mlflow_run_ids: training run of each measured model.
+            problem_hash: of the plan that models and evaluation share.
+            evaluation_hash: of the stored evaluation.
+
+        Raises:
+            KeyError: the report, or a run, is incomplete.
+        """
+        feature_hash = report["data"]["feature_hash"]
+        return cls(
+            as_of=report["as_of"],
+            end_ns=test.end_ns,
+            sufficient=report["verdict"] == OK,
+            reasons=tuple(report["reasons"]),
+            numbers={
+                name: Numbers(result["average_precision"], result["brier"])
+                for name, result in report["models"].items()
+            },
+            differences={
+                (entry["model"], entry["baseline"]): Compared(
+                    entry["ap_difference"], entry["interval"]["low"], entry["interval"]["high"]
+                )
+                for entry in report["comparisons"]
+                if entry["interval"] is not None
+            },
+            trained={
+                name: Champion(
+                    model=name,
+                    as_of=report["as_of"],
+                    problem_hash=problem_hash,
+                    feature_hash=feature_hash,
+                    mlflow_run_id=mlflow_run_ids[name],
+                    unproven=False,
+                    unseen_from_ns=test.start_ns,
+                )
+                for name in report["models"]
+            },
+            data_hash=report["data"]["hash"],
+            feature_hash=feature_hash,
+            evaluation_hash=evaluation_hash,
+        )
+
+    def difference(self, model: str, other: str) -> Compared | None:
+        """Give average precision of `model` minus that of `other`; None where there is no interval."""
+        if (model, other) in self.differences:
+            return self.differences[model, other]
+        reverse = self.differences.get((other, model))
+        return None if reverse is None else -reverse
+
+    @property
+    def candidates(self) -> tuple[str, ...]:
+        """The measured kinds that may challenge."""
+        return tuple(name for name in self.trained if name in LEARNED)

@@ -1,0 +1,84 @@
+"""Partition keys and the spans of time they name: hours and days, in UTC."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime
+from functools import lru_cache
+
+from cryptovol_dagster.core.specs import NS
+
+HOUR_NS = 3_600 * NS
+DAY_NS = 24 * HOUR_NS
+KEY_FORMAT, DAY_FORMAT = "%Y-%m-%d-%H:%M", "%Y-%m-%d"
+_DAY_KEY = re.compile(r"\d{4}-\d{2}-\d{2}$")
+
+
+class PartitionKeyError(ValueError):
+    """The key names neither an hour nor a day; the message says what was expected."""
+
+
+def hour_window(partition_key: str) -> tuple[int, int]:
+    """Give the window ``[start_ns, end_ns)`` of an hourly partition key (``2026-04-04-03:00``, UTC).
+
+    Raises:
+        PartitionKeyError: the key is not an hour.
+    """
+    try:
+        start = datetime.strptime(partition_key, KEY_FORMAT).replace(tzinfo=UTC)
+    except ValueError:
+        raise PartitionKeyError(
+            f"{partition_key!r} is no hourly partition: expected 2026-01-31-00:00"
+        ) from None
+    if start.minute:
+        raise PartitionKeyError(f"{partition_key!r} is no hourly partition: expected a full hour")
+    start_ns = int(start.timestamp()) * NS
+    return start_ns, start_ns + HOUR_NS
+
+
+def hour_key(time_ns: int) -> str:
+    """Give the key of the hour that contains `time_ns` (UTC nanoseconds)."""
+    return datetime.fromtimestamp(time_ns // HOUR_NS * 3_600, tz=UTC).strftime(KEY_FORMAT)
+
+
+def hour_keys(start_ns: int, end_ns: int) -> list[str]:
+    """Give the keys of the hours that ``[start_ns, end_ns)`` touches, oldest first."""
+    return [hour_key(hour) for hour in range(start_ns // HOUR_NS * HOUR_NS, end_ns, HOUR_NS)]
+
+
+# A month of hours is named again for each of its hours.
+@lru_cache(maxsize=2_000)
+def partition_window(partition_key: str) -> tuple[int, int]:
+    """Give the window ``[start_ns, end_ns)`` of an hourly or a daily partition key (``2026-04-04``, UTC).
+
+    Raises:
+        PartitionKeyError: the key is neither.
+    """
+    if not _DAY_KEY.match(partition_key):
+        return hour_window(partition_key)
+    try:
+        start = datetime.strptime(partition_key, DAY_FORMAT).replace(tzinfo=UTC)
+    except ValueError:
+        raise PartitionKeyError(f"{partition_key!r} is no day: expected 2026-01-31") from None
+    start_ns = int(start.timestamp()) * NS
+    return start_ns, start_ns + DAY_NS
+
+
+def partition_at(time_ns: int, length_ns: int) -> str:
+    """Give the key of the partition of this length (an hour or a day) that contains `time_ns`."""
+    start_s = time_ns // length_ns * length_ns // 1_000_000_000
+    return datetime.fromtimestamp(start_s, tz=UTC).strftime(
+        KEY_FORMAT if length_ns == HOUR_NS else DAY_FORMAT
+    )
+
+
+def partitions_between(start_ns: int, end_ns: int, length_ns: int) -> list[str]:
+    """Give the keys of the partitions that ``[start_ns, end_ns)`` touches, oldest first."""
+    first = start_ns // length_ns * length_ns
+    return [partition_at(start, length_ns) for start in range(first, end_ns, length_ns)]
+
+
+def iso_utc(ns: int) -> str:
+    """Write integer nanoseconds UTC as ISO 8601, to the second or, where needed, the microsecond."""
+    moment = datetime.fromtimestamp(ns // NS, UTC).replace(microsecond=ns % NS // 1_000, tzinfo=None)
+    return f"{moment.isoformat()}Z"

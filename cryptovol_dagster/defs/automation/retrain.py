@@ -1,0 +1,114 @@
+"""The hourly retrain, and why an hour is not retrained."""
+
+# No `from __future__ import annotations` here: Dagster reads annotations.
+
+from typing import TYPE_CHECKING
+
+import dagster as dg
+
+from cryptovol_dagster.core.learning.splits import SpanTooShort, split_times
+from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.core.times import partition_window
+from cryptovol_dagster.lake import look_back
+from cryptovol_dagster.lake import market as chain
+from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.lake.raw_ticks import RawStore
+from ingestor.archive.layout import ClosedHour
+
+if TYPE_CHECKING:
+    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
+
+
+RETRAIN_CRON = "7 * * * *"
+UNFINISHED = [
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+]
+
+
+def why_no_retrain(
+    instance: dg.DagsterInstance,
+    lake: Lake,
+    spec: TimescaleSpec,
+    hour: ClosedHour,
+    job_name: str,
+    named: str,
+) -> str:
+    """Say why models need not, or cannot, be trained as of a closed hour; empty where they can.
+
+    Args:
+        instance: whose runs are looked at.
+        lake: what was made.
+        spec: the timescale.
+        hour: as of which.
+        job_name: of the retrain.
+        named: what the reason calls the hour.
+    """
+    labels, evaluation = f"{spec.name}/labels", f"{spec.name}/model_evaluation"
+    if not lake.exists(labels, hour.hour):
+        return f"{labels} of {named} is missing"
+    # People may train on an hour that is still running; what they made then is not of the whole hour.
+    if not lake.is_newer(labels, hour.hour, hour.recorded_at_ns):
+        return f"{labels} of {named} was made before it closed"
+    # Rows that came late renew the labels; a model that was trained before they came stands.
+    if lake.is_newer(evaluation, hour.hour, hour.closed_at_ns, "json"):
+        return f"models as of {named} are evaluated already"
+    if reason := _too_short(lake, spec, hour.hour):
+        return f"nothing can be trained as of {named} yet: {reason}"
+    waiting = dg.RunsFilter(job_name=job_name, tags={"dagster/partition": hour.hour}, statuses=UNFINISHED)
+    if instance.get_runs(waiting, limit=1):
+        return f"a retrain as of {named} is on its way"
+    return ""
+
+
+def retrain_schedule(
+    spec: TimescaleSpec, job: "UnresolvedAssetJobDefinition", cron: str = RETRAIN_CRON
+) -> dg.ScheduleDefinition:
+    """Build the hourly retrain as of the newest closed hour.
+
+    Args:
+        spec: the timescale.
+        job: splits → report.
+        cron: when; UTC.
+    """
+
+    @dg.schedule(
+        name="hourly_retrain",
+        job=job,
+        cron_schedule=cron,
+        execution_timezone="UTC",
+        default_status=dg.DefaultScheduleStatus.RUNNING,
+        description="Trains and evaluates as of the newest closed hour, once its labels are there.",
+    )
+    def hourly_retrain(
+        context: dg.ScheduleEvaluationContext,
+        raw: dg.ResourceParam[RawStore],
+        lake: dg.ResourceParam[Lake],
+    ) -> dg.RunRequest | dg.SkipReason:
+        closed = raw.closed_hours()
+        if not closed:
+            return dg.SkipReason("raw storage has closed no hour yet")
+        newest = closed[-1]
+        named = f"{newest.hour}, the newest closed hour,"
+        if reason := why_no_retrain(context.instance, lake, spec, newest, job.name, named):
+            return dg.SkipReason(reason)
+        return dg.RunRequest(run_key=newest.hour, partition_key=newest.hour)
+
+    return hourly_retrain
+
+
+def _too_short(lake: Lake, spec: TimescaleSpec, newest: str) -> str:
+    """Say why the labelled hours before the end of one are too few to be split; empty where they are not.
+
+    A recording that has just begun is no failure, so the schedule waits; that hours hold too few usable rows
+    is seen only by the run.
+    """
+    start_ns, end_ns = look_back.window_back(newest, look_back.training_look_back(spec))
+    labelled = lake.written(chain.asset_name(spec, "labels"), start_ns, end_ns)
+    try:
+        split_times(partition_window(labelled[0])[0], end_ns, spec)
+    except SpanTooShort as error:
+        return str(error)
+    return ""

@@ -1,0 +1,87 @@
+"""What a featurizer says of itself while it runs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LiveStarted:
+    """Where things are, told once the topics can be read."""
+
+    bootstrap_servers: str
+    topic: str
+    out: str
+    feature_version: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {"event": "started", **asdict(self)}
+
+
+@dataclass
+class LiveProgress:
+    """What has come of it so far.
+
+    Attributes:
+        rows: rows told for the first time.
+        revisions: rows told again because they changed.
+        provisional: rows told in a gap, or while the feed was silent.
+        known: rows an earlier run had told, computed again and equal.
+        ticks: ticker entries read from Kafka.
+        trades: trades read from Kafka.
+        unreadable: records on ticks.raw and trades.raw that are none (raw storage keeps them).
+        late: ticks left out as too late for their product.
+        duplicates: ticks left out as repeats.
+        rejected: ticks left out for want of a usable quote.
+        beyond_reach: ticks and trades that came when their seconds were final.
+        restarts: how often the feed began an earlier (or a far later) time.
+        products: products followed.
+        newest_bar_end_ns: end of the newest bar told.
+        behind_s: how far that lies behind the feed's time.
+        recovered: by partition, from where it was recovered.
+    """
+
+    rows: int = 0
+    revisions: int = 0
+    provisional: int = 0
+    known: int = 0
+    ticks: int = 0
+    trades: int = 0
+    unreadable: int = 0
+    late: int = 0
+    duplicates: int = 0
+    rejected: int = 0
+    beyond_reach: int = 0
+    restarts: int = 0
+    products: tuple[str, ...] = ()
+    newest_bar_end_ns: int | None = None
+    behind_s: float | None = None
+    recovered: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    @property
+    def revised_share(self) -> float:
+        """Revisions for each row."""
+        return self.revisions / self.rows if self.rows else 0.0
+
+
+@dataclass(frozen=True)
+class LiveSummary:
+    """What a run came to: why it ended, how long it took, and what `LiveProgress` counted."""
+
+    ended: str
+    seconds: float
+    progress: LiveProgress
+    out: str
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values, for JSON."""
+        return {
+            "event": "summary",
+            "ended": self.ended,
+            "seconds": round(self.seconds, 3),
+            **asdict(self.progress),
+            "revised_share": round(self.progress.revised_share, 6),
+            "out": self.out,
+        }

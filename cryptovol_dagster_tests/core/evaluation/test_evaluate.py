@@ -1,0 +1,548 @@
+"""The evaluation as a whole: what it holds, when it doubts itself, and that a leak would show."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_fscore_support
+
+from cryptovol_dagster.core.cards.model_card import CardContext, render_model_card
+from cryptovol_dagster.core.evaluation.evaluate import BASELINES, Evaluation, evaluate, periods, summary_rows
+from cryptovol_dagster.core.evaluation.report import (
+    SCHEMA_VERSION,
+    EvaluationError,
+    check_report,
+    json_schema,
+    read_report,
+)
+from cryptovol_dagster.core.learning.dataset import Problem, SingleClassError
+from cryptovol_dagster.core.learning.splits import TimeRange
+from cryptovol_dagster.core.metrics.ranking import best_f1_threshold
+from cryptovol_dagster.core.metrics.scored_rows import HoldOut
+from cryptovol_dagster.core.models import MODELS, Model, ModelError, train_model
+from cryptovol_dagster.core.pictures.evaluation import (
+    draw_evaluation,
+    most_violent_stretch,
+    plot_episode,
+    plot_importances,
+    plot_pr_curves,
+    plot_sigma_distribution,
+)
+from cryptovol_dagster.core.promotion.decision import Champion, Decision
+from cryptovol_dagster.core.promotion.measured import Measured
+from cryptovol_dagster.core.promotion.rule import (
+    THE_CHALLENGER,
+    THE_CHAMPION,
+    Evidence,
+    agenda,
+    decide,
+    nominate,
+)
+from cryptovol_dagster.core.specs import NS, GateSpec
+from cryptovol_dagster.core.times import iso_utc
+from cryptovol_dagster_tests.core.clustered_market import MODEL_SPEC, SPEC, make_bars, make_problem
+from cryptovol_dagster_tests.places import DOCS
+
+PNG = b"\x89PNG\r\n\x1a\n"
+N_BARS, SEED = 50_000, 5
+
+
+@pytest.fixture(scope="module")
+def problem() -> Problem:
+    return make_problem(N_BARS, seed=SEED)
+
+
+@pytest.fixture(scope="module")
+def models(problem: Problem) -> dict[str, Model]:
+    return {name: train_model(name, problem, SPEC, MODEL_SPEC, feature_hash="f00d") for name in MODELS}
+
+
+def run(problem: Problem, models: dict[str, Model]) -> Evaluation:
+    return evaluate(problem, models, SPEC, MODEL_SPEC, data_hash="da7a", feature_hash="f00d")
+
+
+@pytest.fixture(scope="module")
+def evaluation(problem: Problem, models: dict[str, Model]) -> Evaluation:
+    return run(problem, models)
+
+
+@pytest.fixture(scope="module")
+def short() -> tuple[Problem, dict[str, Model]]:
+    """Too little for an interval."""
+    problem = make_problem(9_000, seed=2)
+    names = ("baseline_zscore", "har_logit")
+    return problem, {
+        name: train_model(name, problem, SPEC, MODEL_SPEC, feature_hash="f00d") for name in names
+    }
+
+
+def with_test_labels(problem: Problem, value: bool) -> Problem:
+    return replace(problem, y=np.where(problem.split.test.mask(problem.dataset.t_ns), value, problem.y))
+
+
+def test_enough_data_gives_intervals_around_every_number(evaluation: Evaluation) -> None:
+    report = evaluation.to_dict()
+    assert evaluation.verdict == "ok"
+    assert evaluation.reasons == ()
+    assert report["schema_version"] == SCHEMA_VERSION == 2
+    assert set(report["models"]) == set(MODELS)
+    for result in report["models"].values():
+        bounds = result["average_precision_interval"]
+        assert bounds["low"] < result["average_precision"] < bounds["high"]
+        assert result["lift"] == pytest.approx(result["average_precision"] / result["base_rate"])
+    assert report["counts"]["test"]["positive_blocks"] >= 10
+    assert report["data"] == report["data"] | {"hash": "da7a", "feature_hash": "f00d"}
+
+
+def test_the_report_is_json_without_nan_and_survives_the_way_back(evaluation: Evaluation) -> None:
+    text = json.dumps(evaluation.to_dict(), allow_nan=False)
+    assert json.loads(text) == evaluation.to_dict()
+
+
+def test_the_same_input_gives_the_same_report(
+    evaluation: Evaluation, problem: Problem, models: dict[str, Model]
+) -> None:
+    assert run(problem, models).to_dict() == evaluation.to_dict()
+
+
+def test_the_report_has_the_fields_of_its_schema(
+    evaluation: Evaluation, short: tuple[Problem, dict[str, Model]]
+) -> None:
+    few = run(*short)
+    none = run(with_test_labels(short[0], False), short[1])
+    for report in (evaluation.to_dict() | {"as_of": "2026-04-04-06:00"}, few.to_dict(), none.to_dict()):
+        check_report(report)
+        assert read_report(json.dumps(report).encode()) == report
+    published = DOCS / "model_eval.schema.json"
+    assert json.loads(published.read_text()) == json_schema(), (
+        "python -m cryptovol_dagster.core.evaluation.report > docs/model_eval.schema.json"
+    )
+
+
+def test_a_report_of_another_form_or_version_is_refused_by_name(evaluation: Evaluation) -> None:
+    report = evaluation.to_dict()
+    with pytest.raises(EvaluationError, match=r"unknown field `speed`"):
+        check_report(report | {"speed": 1})
+    with pytest.raises(EvaluationError, match=r"Expected `str`, got `null` - at `\$.verdict`"):
+        check_report(report | {"verdict": None})
+    older = {name: value for name, value in report.items() if name != "sufficiency"} | {"schema_version": 1}
+    says = "evaluation of schema version 1; this version reads 2: evaluate again"
+    with pytest.raises(EvaluationError, match=says):
+        read_report(json.dumps(older).encode())
+    with pytest.raises(EvaluationError, match=says):
+        check_report(older)
+    for content, what in ((b"{", "no JSON: "), (b"[]", "no JSON object")):
+        with pytest.raises(EvaluationError, match=what):
+            read_report(content)
+
+
+def test_numbers_can_be_recomputed_from_the_predictions(evaluation: Evaluation, problem: Problem) -> None:
+    rows, report = evaluation.predictions, evaluation.to_dict()
+    assert len(rows) == report["counts"]["test"]["rows"]
+    tau = rows["product"].map(problem.thresholds)
+    assert ((rows["sigma"] >= tau) == rows["y"]).all()
+    onset = rows["trailing_sigma"] < tau
+    for name, result in report["models"].items():
+        assert result["average_precision"] == pytest.approx(average_precision_score(rows["y"], rows[name]))
+        expected = average_precision_score(rows["y"][onset], rows[name][onset])
+        assert result["onset"]["average_precision"] == pytest.approx(expected)
+        assert result["onset"]["rows"] == onset.sum()
+        bounds = result["onset"]["average_precision_interval"]
+        assert bounds["low"] < result["onset"]["average_precision"] < bounds["high"]
+        days = rows.groupby(rows["bar_start"].dt.strftime("%Y-%m-%d"))
+        assert [one["period"] for one in result["by_period"]] == sorted(days.groups)
+        for one, (_, own) in zip(result["by_period"], days, strict=True):
+            assert (one["rows"], one["base_rate"]) == (len(own), pytest.approx(own["y"].mean()))
+            assert one["average_precision"] == pytest.approx(average_precision_score(own["y"], own[name]))
+        split = report["split"]["test"]
+        assert result["measured_on"] == {
+            "start": split["start"],
+            "end": split["end"],
+            "products": ["BTC-USD", "ETH-USD"],
+            "rows": len(rows),
+        }
+        for product, own in rows.groupby("product"):
+            expected = average_precision_score(own["y"], own[name])
+            assert result["by_product"][product]["average_precision"] == pytest.approx(expected)
+
+
+def test_operating_points_are_chosen_on_validation_and_measured_on_test(
+    evaluation: Evaluation, problem: Problem, models: dict[str, Model]
+) -> None:
+    validation, y_validation = problem.part(problem.split.validation)
+    rows = evaluation.predictions
+    for name, model in models.items():
+        point = evaluation.report["models"][name]["operating_points"]["max_f1"]
+        assert point["threshold"] == best_f1_threshold(y_validation, model.predict_proba(validation.features))
+        flagged = rows[name] >= point["threshold"]
+        precision, recall, f1, support = precision_recall_fscore_support(rows["y"], flagged)
+        for k, label in enumerate(("calm", "spike")):
+            expected = {"precision": precision[k], "recall": recall[k], "f1": f1[k], "support": support[k]}
+            assert point["classification_report"][label] == pytest.approx(expected)
+        assert (
+            list(point["confusion_matrix"].values()) == confusion_matrix(rows["y"], flagged).ravel().tolist()
+        )
+        assert 0 <= point["events_found"] <= point["events"] == evaluation.report["counts"]["test"]["events"]
+
+
+def test_every_model_is_compared_with_every_baseline_and_the_learned_ones_with_one_another(
+    evaluation: Evaluation,
+) -> None:
+    report = evaluation.to_dict()
+    pairs = [(entry["model"], entry["baseline"]) for entry in report["comparisons"]]
+    baselines = [name for name in MODELS if name in BASELINES]
+    assert len(pairs) == len(set(pairs)) == (len(MODELS) - 1) * len(baselines) + 1
+    assert ("xgboost", "logreg") in pairs
+    assert {frozenset(pair) for pair in pairs} == {frozenset(pair) for pair in combinations(MODELS, 2)}
+    for entry in report["comparisons"]:
+        ours, theirs = (report["models"][entry[key]]["average_precision"] for key in ("model", "baseline"))
+        assert entry["ap_difference"] == pytest.approx(ours - theirs)
+        width = entry["interval"]["high"] - entry["interval"]["low"]
+        own = report["models"][entry["model"]]["average_precision_interval"]
+        # From close to close persistence and the z-score are one and the same.
+        twins = {entry["model"], entry["baseline"]} == {"persistence", "baseline_zscore"}
+        assert (width == 0) is twins
+        assert twins or width < own["high"] - own["low"]
+        onset = (report["models"][entry[key]]["onset"]["average_precision"] for key in ("model", "baseline"))
+        assert entry["onset_difference"] == pytest.approx(next(onset) - next(onset))
+        assert (entry["onset_interval"]["low"] == entry["onset_interval"]["high"]) is twins
+
+
+def test_the_future_given_as_a_feature_stands_out(problem: Problem) -> None:
+    """The numbers can tell a leak: a column made of the label's own span ranks perfectly."""
+    dataset = problem.dataset
+    tau = pd.Series(dataset.product).map(problem.thresholds).to_numpy()
+    leak = dataset.features.assign(ln_rv_60=np.log(dataset.sigma / tau))
+    leaking = replace(problem, dataset=replace(dataset, features=leak))
+    onset = {}
+    for name, posed in (("leaking", leaking), ("honest", problem)):
+        model = train_model("baseline_zscore", posed, SPEC, MODEL_SPEC, feature_hash="f00d")
+        result = run(posed, {"baseline_zscore": model}).report["models"]["baseline_zscore"]
+        onset[name] = result["onset"]["average_precision"]
+    assert onset["leaking"] == 1.0
+    assert onset["honest"] < 0.5
+
+
+def test_labels_without_order_are_worth_the_base_rate(problem: Problem) -> None:
+    shuffled = replace(problem, y=np.random.default_rng(3).permutation(problem.y))
+    model = train_model("logreg", shuffled, SPEC, MODEL_SPEC, feature_hash="f00d")
+    result = run(shuffled, {"logreg": model}).report["models"]["logreg"]
+    assert result["lift"] == pytest.approx(1, abs=0.1)
+    assert result["roc_auc"] == pytest.approx(0.5, abs=0.03)
+
+
+def test_too_few_blocks_leave_numbers_without_intervals(short: tuple[Problem, dict[str, Model]]) -> None:
+    evaluation = run(*short)
+    report = evaluation.to_dict()
+    assert evaluation.verdict == "insufficient_data"
+    assert any("independent blocks of 30 min" in reason for reason in evaluation.reasons)
+    for result in report["models"].values():
+        assert 0 < result["average_precision"] < 1
+        assert result["average_precision_interval"] is None
+    assert all(entry["interval"] is None for entry in report["comparisons"])
+    json.dumps(report, allow_nan=False)
+
+
+STANDING = Decision(
+    as_of="2026-04-04-05:00",
+    verdict="HOLD",
+    reasons=(),
+    champion=Champion("baseline_zscore", "2026-04-04-05:00", "q", "f00d", "old", True, "7"),
+)
+
+
+def hold_out(evaluation: Evaluation, measured: Measured) -> Evidence:
+    """The test rows as the hold-out of a challenger, which is the richest model of all."""
+    rows, richest = evaluation.predictions, evaluation.model_names[-1]
+    scores = {THE_CHAMPION: np.asarray(rows["baseline_zscore"]), THE_CHALLENGER: np.asarray(rows[richest])}
+    t_ns = np.asarray(pd.DatetimeIndex(rows["bar_start"]).as_unit("ns").asi8)
+    contest = nominate(measured, {richest: 0.5}, STANDING)
+    return Evidence(contest, HoldOut(t_ns, SPEC.bar_ns, np.asarray(rows["y"], dtype=bool), scores))
+
+
+def decided(measured: Measured, before: Decision | None, evidence: Evidence) -> Decision:
+    """Decide as the chain does."""
+    gate = GateSpec()
+    todo = agenda(measured, before, gate=gate)
+    return decide(measured, before, todo, evidence, horizon_s=SPEC.horizon_bars, gate=gate)
+
+
+@pytest.mark.parametrize(("value", "words"), [(False, "no positives"), (True, "only positives")])
+def test_a_single_class_in_the_test_is_a_verdict(
+    value: bool, words: str, short: tuple[Problem, dict[str, Model]]
+) -> None:
+    problem, models = short
+    evaluation = run(with_test_labels(problem, value), models)
+    assert evaluation.verdict == "insufficient_data"
+    assert words in evaluation.reasons[0]
+    for result in evaluation.report["models"].values():
+        assert result["average_precision"] is None
+        assert result["roc_auc"] is None
+        assert result["brier"] is not None
+    json.dumps(evaluation.to_dict(), allow_nan=False)
+    measured = Measured.from_report(
+        evaluation.to_dict() | {"as_of": "2026-04-04-06:00"},
+        mlflow_run_ids=dict.fromkeys(models, "run"),
+        problem_hash="p",
+        evaluation_hash="e",
+        test=problem.split.test,
+    )
+    decision = decided(measured, STANDING, hold_out(evaluation, measured))
+    assert (decision.verdict, decision.champion, decision.changed) == (
+        "INSUFFICIENT_DATA",
+        STANDING.champion,
+        False,
+    )
+    assert all(picture.startswith(PNG) for picture in pictures(evaluation))
+    assert "insufficient_data" in render_model_card(evaluation.to_dict())
+
+
+def test_a_product_without_test_rows_is_named_and_the_other_is_measured(
+    short: tuple[Problem, dict[str, Model]],
+) -> None:
+    problem, models = short
+    dataset = problem.dataset
+    kept = (dataset.product != "ETH-USD") | ~problem.split.test.mask(dataset.t_ns)
+    evaluation = run(replace(problem, dataset=dataset.rows(kept), y=problem.y[kept]), models)
+    report = evaluation.to_dict()
+    assert "no test rows of ETH-USD: nothing was measured there" in report["notes"]
+    assert report["counts"]["test"]["by_product"]["ETH-USD"] == {
+        "rows": 0,
+        "positives": 0,
+        "base_rate": None,
+    }
+    for result in report["models"].values():
+        assert result["measured_on"]["products"] == ["BTC-USD"]
+        assert result["by_product"]["ETH-USD"]["average_precision"] is None
+        assert result["by_product"]["BTC-USD"]["average_precision"] == result["average_precision"]
+    check_report(report)
+    card = render_model_card(report)
+    assert "- no test rows of ETH-USD: nothing was measured there" in card
+    assert "nan" not in card.lower()
+    assert plot_pr_curves(evaluation).startswith(PNG)
+
+
+def test_a_constant_feature_is_not_read_and_named(short: tuple[Problem, dict[str, Model]]) -> None:
+    problem, _ = short
+    train = problem.split.train.mask(problem.dataset.t_ns)
+    flat = problem.dataset.features.assign(noise=np.where(train, np.float32(1.5), np.float32(2)))
+    posed = replace(
+        problem, dataset=replace(problem.dataset, features=flat.astype(np.float32)), left_out=("crowd",)
+    )
+    models = {name: train_model(name, posed, SPEC, MODEL_SPEC, feature_hash="f00d") for name in MODELS}
+    report = run(posed, models).to_dict()
+    assert report["features"] == {
+        "count": flat.shape[1],
+        "constant_in_training": ["noise"],
+        "left_out": ["crowd"],
+    }
+    assert report["notes"] == [
+        "constant in training: noise",
+        "hardly ever known in training, left out: crowd",
+    ]
+    assert all("noise" not in result["importances"] for result in report["models"].values())
+    assert "- constant in training: noise\n" in render_model_card(report)
+
+
+@pytest.mark.parametrize(("score", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (1.25, "1.25"), (-1, "-1")])
+def test_what_is_no_probability_ends_the_evaluation_and_is_named(
+    score: float, shown: str, short: tuple[Problem, dict[str, Model]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem, models = short
+    test, _ = problem.part(problem.split.test)
+    scores = models["har_logit"].predict_proba(test.features)
+    scores[7:9] = score
+    monkeypatch.setattr(models["har_logit"], "predict_proba", lambda features: scores)
+    says = (
+        f"model har_logit: expected a probability for each of {len(test)} rows, found none for 2; the "
+        f"first is {shown} of {test.product[7]} at {iso_utc(int(test.t_ns[7]))}"
+    )
+    with pytest.raises(ModelError, match=re.escape(says)):
+        run(problem, models)
+
+
+def test_a_long_test_is_told_by_calendar_month() -> None:
+    dataset = make_problem(3_000).dataset
+    hours = np.arange(len(dataset), dtype=np.int64) * 3_600 * NS
+    long = replace(dataset, t_ns=hours + 1_700_000_000 * NS + dataset.bar_ns)
+    unit, found = periods(long)
+    starts = pd.to_datetime(long.t_ns - long.bar_ns, unit="ns").strftime("%Y-%m")
+    assert unit == "month"
+    assert list(found) == sorted(set(starts))
+    assert np.sum(list(found.values()), axis=0).tolist() == [1] * len(long)
+    for label, own in found.items():
+        assert set(starts[own]) == {label}
+
+
+def test_no_spike_in_validation_leaves_no_threshold_to_choose(
+    short: tuple[Problem, dict[str, Model]],
+) -> None:
+    problem, models = short
+    in_validation = problem.split.validation.mask(problem.dataset.t_ns)
+    evaluation = run(replace(problem, y=problem.y & ~in_validation), models)
+    for result in evaluation.report["models"].values():
+        assert result["operating_points"]["max_f1"] is None
+    assert "max_f1" in render_model_card(evaluation.to_dict())
+
+
+def test_a_single_class_in_training_is_an_error(short: tuple[Problem, dict[str, Model]]) -> None:
+    problem, models = short
+    with pytest.raises(SingleClassError, match="training labels of BTC-USD, ETH-USD"):
+        run(replace(problem, y=np.zeros(len(problem.dataset), dtype=bool)), models)
+
+
+def test_nothing_to_evaluate_is_an_error(problem: Problem) -> None:
+    with pytest.raises(ModelError, match="no model to evaluate"):
+        run(problem, {})
+
+
+def test_summary_rows_are_flat_and_sorted(evaluation: Evaluation) -> None:
+    rows = evaluation.summary_rows()
+    assert [row["model"] for row in rows] == sorted(
+        MODELS, key=lambda name: -evaluation.report["models"][name]["average_precision"]
+    )
+    assert all(isinstance(value, str | float | int) for row in rows for value in row.values())
+    assert summary_rows(json.loads(json.dumps(evaluation.to_dict()))) == rows
+
+
+# --- pictures and card ------------------------------------------------------------------------------------
+
+
+def pictures(evaluation: Evaluation) -> list[bytes]:
+    return list(draw_evaluation(evaluation, None).values())
+
+
+def test_pictures_are_png(evaluation: Evaluation, problem: Problem, models: dict[str, Model]) -> None:
+    mid = make_bars(N_BARS, seed=SEED).to_frame()[["bar_start", "product", "close"]]
+    drawn = [
+        *pictures(evaluation),
+        plot_episode(evaluation, mid),
+        plot_sigma_distribution(problem),
+        *[plot_importances(model) for model in models.values()],
+    ]
+    # Above, event logs leave them out.
+    assert all(picture.startswith(PNG) and 2_000 < len(picture) < 100 * 1024 for picture in drawn)
+    assert plot_episode(evaluation, mid) != plot_episode(evaluation)
+
+
+def test_the_most_violent_stretch_is_the_episode_of_the_largest_excess_over_its_threshold(
+    evaluation: Evaluation,
+) -> None:
+    rows = evaluation.predictions
+    excess = rows["sigma"] / rows["product"].map(evaluation.report["thresholds"])
+    worst = rows.loc[excess.idxmax()]
+    stretch = most_violent_stretch(evaluation)
+    margin = pd.Timedelta(seconds=10 * evaluation.report["horizon_s"])
+    assert (stretch.product, stretch.has_spike) == (worst["product"], True)
+    assert stretch.start + margin <= worst["bar_start"] <= stretch.end - margin
+    own = rows[rows["product"] == stretch.product].set_index("bar_start")["y"]
+    assert own[stretch.start + margin]
+    assert own[stretch.end - margin]
+    calm = replace(evaluation, predictions=rows.assign(y=False))
+    assert most_violent_stretch(calm) == stretch._replace(
+        start=worst["bar_start"] - margin, end=worst["bar_start"] + margin, has_spike=False
+    )
+    assert plot_episode(calm).startswith(PNG)
+
+
+def test_pictures_touch_no_global_state(evaluation: Evaluation) -> None:
+    import matplotlib.pyplot
+
+    plot_pr_curves(evaluation)
+    assert matplotlib.pyplot.get_fignums() == []
+
+
+def test_predictions_survive_parquet(
+    evaluation: Evaluation, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    path = tmp_path_factory.mktemp("predictions") / "part.parquet"
+    evaluation.predictions.to_parquet(path)
+    read = replace(evaluation, predictions=pd.read_parquet(path))
+    assert plot_pr_curves(read) == plot_pr_curves(evaluation)
+
+
+def test_the_card_shows_the_report_s_numbers(evaluation: Evaluation) -> None:
+    card = render_model_card(evaluation.to_dict(), title="seconds, 60 s")
+    assert card.startswith("# Model card: seconds, 60 s\n")
+    assert "**Verdict: ok.**" in card
+    for name, result in evaluation.report["models"].items():
+        bounds = result["average_precision_interval"]
+        cell = f"| {name} | {result['average_precision']:.3f} [{bounds['low']:.3f}, {bounds['high']:.3f}] |"
+        assert cell in card
+    for product, tau in evaluation.report["thresholds"].items():
+        assert f"| {product} | {tau:.4g} |" in card
+    onset = evaluation.report["models"]["ewma"]["onset"]
+    bounds = onset["average_precision_interval"]
+    shown = f"{onset['average_precision']:.3f} [{bounds['low']:.3f}, {bounds['high']:.3f}]"
+    assert f"| ewma | {shown} | {onset['lift']:.2f} |" in card
+    for one in evaluation.report["models"]["logreg"]["by_period"]:
+        assert (
+            f"| {one['period']} | {one['rows']:,} | {one['positives']:,} | {one['base_rate']:.3f} |" in card
+        )
+    assert f"It supports **{evaluation.report['sufficiency']['supports']}** of" in card
+    assert f"- {evaluation.report['sufficiency']['missing'][0]}" in card
+    assert "nan" not in card.lower()
+    assert "None" not in card
+
+
+def test_the_card_says_when_the_data_are_too_few(short: tuple[Problem, dict[str, Model]]) -> None:
+    evaluation = run(*short)
+    card = render_model_card(evaluation.to_dict())
+    assert "**Verdict: insufficient_data.**" in card
+    assert f"- {evaluation.reasons[0]}" in card
+    assert "too small to tell the models apart" in card
+
+
+def test_the_card_tells_who_is_champion_of_what_features_and_how_to_reproduce_it(
+    evaluation: Evaluation,
+) -> None:
+    report = evaluation.to_dict() | {"as_of": "2026-04-04-06:00"}
+    measured = Measured.from_report(
+        report,
+        mlflow_run_ids=dict.fromkeys(MODELS, "run"),
+        problem_hash="p",
+        evaluation_hash="e",
+        test=TimeRange(0, 10**19),
+    )
+    held = decided(measured, STANDING, hold_out(evaluation, measured))
+    context = CardContext(("ln_rv_60", "noise"), "http://dagster/features", {"numpy": "2.4", "xgboost": "3"})
+    card = render_model_card(report, decision=held, context=context)
+    for line in (
+        f"Decision: **{held.verdict}**.",
+        f"- {held.reasons[0]}",
+        "2 features, version `f00d`",
+        "[the asset's columns](http://dagster/features)",
+        "cryptovol train --partition 2026-04-04-06:00",
+        "Trained with numpy 2.4, xgboost 3.",
+    ):
+        assert line in card
+    for heading in (
+        "Intended use",
+        "Out of scope",
+        "What the training span can teach",
+        "Data",
+        "Results on the test span",
+        "Onset",
+        "By product",
+        "By day",
+        "Calibration",
+        "Events and operating points",
+        "Limits",
+        "In operation",
+        "Ethics and money",
+        "How to reproduce",
+    ):
+        assert f"\n## {heading}\n" in card
+    assert held.challenge is not None
+    assert f"| challenger | {held.challenge.challenger} |" in card
+    first = render_model_card(report, decision=decided(measured, None, Evidence()))
+    assert (
+        "Champion is **ewma**, trained as of 2026-04-04-06:00 (MLflow run `run`). It is **unproven**" in first
+    )
+    assert "None" not in card + first

@@ -1,1 +1,0 @@
-"""Tests of the publisher and of check-stream."""

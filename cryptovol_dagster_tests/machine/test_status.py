@@ -1,0 +1,191 @@
+"""One look at everything: what is there, what is missing, what is wrong."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from click.testing import CliRunner
+
+from cryptovol_dagster.cli import main
+from cryptovol_dagster.core.times import hour_key, hour_window
+from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.machine import status as module
+from cryptovol_dagster.machine.status import NS, Status, look
+from cryptovol_dagster_tests.synthetic import FIRST_HOUR, hours_from, small_settings, write_market
+from ingestor.archive.layout import closing_path
+from ingestor.archive.storage_lock import StorageLock
+from ingestor.settings import Settings
+from ingestor.settings.sections import KafkaSettings, MlflowSettings
+
+HOURS = hours_from(FIRST_HOUR, 3)
+MADE_OF_AN_HOUR = ("gap_ledger", "ticks", "seconds/bars", "seconds/features", "seconds/labels")
+#: Whatever else runs on this machine.
+NOWHERE = "http://127.0.0.1:1"
+#: Longer than anything may take.
+LATER_NS = 3_600 * NS
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """Three closed hours; nobody writes them while tests look."""
+    settings = small_settings(tmp_path_factory.mktemp("status"))
+    write_market(settings.storage.raw_dir, HOURS)
+    return settings.model_copy(
+        update={
+            "dagster": settings.dagster.model_copy(update={"ui_url": NOWHERE}),
+            "mlflow": MlflowSettings(ui_url=NOWHERE),
+        }
+    )
+
+
+EVALUATED = b"""{"verdict": "insufficient_data",
+"sufficiency": {"summary": "3 spikes apart in 0.1 days support none; single: no rate yet"}}"""
+
+
+@pytest.fixture
+def lake(recorded: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Lake:
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    lake = Lake(tmp_path / "lake")
+    monkeypatch.setattr(type(recorded.storage), "lake_dir", lake.root)
+    return lake
+
+
+def make(lake: Lake, hours: list[str], assets: tuple[str, ...] = MADE_OF_AN_HOUR) -> None:
+    for asset in assets:
+        for hour in hours:
+            lake.write_table(asset, hour, pa.table({"x": [1]}))
+
+
+def seen(settings: Settings, *, after_ns: int = 0, required: tuple[str, ...] = ()) -> Status:
+    return look(settings, time.time_ns() + after_ns, required)
+
+
+def test_what_was_recorded_and_made_is_told(recorded: Settings, lake: Lake) -> None:
+    make(lake, HOURS)
+    lake.write_bytes("seconds/model_evaluation", HOURS[1], EVALUATED, "json")
+    status = seen(recorded, after_ns=LATER_NS)
+    assert status.problems == []
+    assert (status.raw.hours, status.raw.closed, status.raw.newest_closed) == (3, 3, HOURS[-1])
+    assert status.raw.open == []
+    assert status.raw.newest_tick_ns is not None
+    assert hour_key(status.raw.newest_tick_ns) == HOURS[-1]
+    assert status.newest_labels == HOURS[-1]
+    assert {one.asset: one.partitions for one in status.lake}["seconds/labels"] == 3
+    (models,) = [one for one in status.models if one.timescale == "seconds"]
+    assert (models.evaluated, models.verdict, models.champion) == (HOURS[1], "insufficient_data", None)
+    assert models.sufficiency == "3 spikes apart in 0.1 days support none; single: no rate yet"
+    assert [one.runs for one in status.services] == [False] * 4
+    assert json.dumps(status.as_dict())
+
+
+def test_a_closed_hour_of_which_nothing_was_made_is_wrong_after_a_while(
+    recorded: Settings, lake: Lake
+) -> None:
+    make(lake, HOURS[::2])
+    make(lake, HOURS, ("gap_ledger",))
+    assert seen(recorded).problems == []
+    (problem,) = seen(recorded, after_ns=LATER_NS).problems
+    assert problem == (
+        f"ticks, seconds/bars, seconds/features, seconds/labels: 1 closed hours were not made ({HOURS[1]}): "
+        "start `cryptovol up`, or `cryptovol backfill --only-missing`"
+    )
+    assert {one.asset: one.missing for one in seen(recorded).lake}["ticks"] == [HOURS[1]]
+
+
+def test_an_asset_that_was_never_made_lacks_every_hour(recorded: Settings, lake: Lake) -> None:
+    make(lake, HOURS, MADE_OF_AN_HOUR[:-1])
+    (problem,) = seen(recorded, after_ns=LATER_NS).problems
+    assert problem.startswith(f"seconds/labels: 3 closed hours were not made ({', '.join(HOURS)})")
+
+
+def test_an_hour_that_closed_again_is_one_closed_hour(recorded: Settings, lake: Lake) -> None:
+    make(lake, HOURS)
+    first = closing_path(recorded.storage.raw_dir, hour_window(HOURS[0])[0])
+    again = closing_path(recorded.storage.raw_dir, hour_window(HOURS[0])[0], 1)
+    again.write_bytes(first.read_bytes())
+    try:
+        status = seen(recorded, after_ns=LATER_NS)
+    finally:
+        again.unlink()
+    assert status.raw.closed == len(HOURS)
+    assert status.problems == []
+
+
+def test_hours_before_the_first_partition_are_never_made(recorded: Settings, lake: Lake) -> None:
+    dagster = recorded.dagster.model_copy(update={"partitions_start": HOURS[-1]})
+    make(lake, HOURS[-1:])
+    assert seen(recorded.model_copy(update={"dagster": dagster}), after_ns=LATER_NS).problems == []
+
+
+def test_a_decision_names_the_champion(recorded: Settings, lake: Lake) -> None:
+    decision = {"verdict": "HOLD", "champion": {"model": "ewma", "as_of": HOURS[0]}}
+    lake.write_bytes("seconds/champion", HOURS[-1], json.dumps(decision).encode(), "json")
+    (models,) = [one for one in seen(recorded).models if one.timescale == "seconds"]
+    assert (models.decided, models.decision, models.champion) == (HOURS[-1], "HOLD", "ewma")
+
+
+def test_a_recorder_that_stores_nothing_is_wrong(recorded: Settings, lake: Lake) -> None:
+    make(lake, HOURS)
+    with StorageLock(recorded.storage.raw_dir):
+        assert seen(recorded).problems == []
+        (problem,) = seen(recorded, after_ns=LATER_NS).problems
+    assert problem.startswith("a recorder runs but last stored anything 36")
+    assert "expected at most 180 s" in problem
+
+
+def test_what_the_configuration_needs_must_answer(recorded: Settings, lake: Lake) -> None:
+    make(lake, HOURS)
+    needing = recorded.model_copy(
+        update={
+            "kafka": KafkaSettings(bootstrap_servers="127.0.0.1:1"),
+            "mlflow": MlflowSettings(tracking_uri=NOWHERE, ui_url=NOWHERE),
+        }
+    )
+    assert seen(needing).problems == [
+        "kafka does not run (127.0.0.1:1)",
+        "the tracking server http://127.0.0.1:1 does not answer",
+    ]
+
+
+def test_what_is_required_must_run(recorded: Settings, lake: Lake) -> None:
+    make(lake, HOURS)
+    (problem,) = seen(recorded, required=("recorder",)).problems
+    assert problem == f"recorder does not run ({recorded.storage.raw_dir})"
+
+
+def test_too_little_room_is_wrong(recorded: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:
+    make(lake, HOURS)
+    monkeypatch.setattr(module, "LEAST_FREE_BYTES", 2**62)
+    (problem,) = seen(recorded).problems
+    assert problem.startswith(f"{recorded.storage.data_dir}: ")
+    assert problem.endswith("MiB of room left; expected 1024 or more")
+
+
+def test_todays_ticks_are_counted(tmp_path: Path) -> None:
+    settings = small_settings(tmp_path)
+    now = hour_key(time.time_ns())
+    write_market(settings.storage.raw_dir, [now], close=False)
+    status = look(settings, time.time_ns())
+    assert status.raw.rows_today == 2 * 1_440
+    assert status.raw.open == [now]
+    assert status.problems == []
+
+
+def test_the_verb_shows_it_and_its_exit_code_says_whether_it_is_fine(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("{}\n")
+    env = {"CRYPTOVOL_CONFIG": str(tmp_path / "config.yaml"), "DAGSTER_HOME": None}
+    env["CRYPTOVOL__DAGSTER__UI_URL"] = NOWHERE
+    fine = CliRunner().invoke(main, ["status"], env=env)
+    assert fine.exit_code == 0, fine.output
+    assert "no tick yet" in fine.output
+    assert "fine" in fine.output
+    wrong = CliRunner().invoke(main, ["status", "--json", "--require", "dagster"], env=env)
+    assert wrong.exit_code == 1
+    assert json.loads(wrong.output)["problems"] == ["dagster does not run (http://127.0.0.1:1)"]
+    both = CliRunner().invoke(main, ["status", "--json", "--watch"], env=env)
+    assert both.exit_code == 2
+    assert "leave out --json" in both.output

@@ -1,1 +1,0 @@
-"""Replay of recordings: streamed rows against one computation over everything."""

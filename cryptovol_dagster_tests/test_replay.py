@@ -1,0 +1,270 @@
+"""Replay: streamed rows are those of one computation over everything, and failures are one clear line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from cryptovol_dagster import replay as replay_module
+from cryptovol_dagster.chains import timescale_spec
+from cryptovol_dagster.cli import main
+from cryptovol_dagster.core.features.catalogue import feature_names
+from cryptovol_dagster.core.features.compute import compute_features
+from cryptovol_dagster.core.market.bars import build_bars
+from cryptovol_dagster.core.market.cleaning import clean_ticks
+from cryptovol_dagster.core.market.ticks import TickColumns
+from cryptovol_dagster.core.specs import NS
+from cryptovol_dagster.core.times import HOUR_NS
+from cryptovol_dagster.replay import FeatureStream, ReplayError, replay
+from cryptovol_dagster_tests.core.market.builders import START_NS, random_ticks, spec
+from ingestor.archive.layout import FileName
+from ingestor.recordings import RecordingError, read_recording
+from ingestor.settings.sections import Settings
+
+SPEC = spec()
+REAL = timescale_spec(Settings().timescales.seconds, "seconds")
+
+
+def write_recording(path: Path, ticks: TickColumns) -> Path:
+    """The ticks as `{received_at, frame}` lines."""
+    opener = gzip.open if path.suffix == ".gz" else open
+    with opener(path, "wt") as file:
+        for k in range(len(ticks)):
+            seconds, rest = divmod(int(ticks.event_time_ns[k]), NS)
+            stamp = f"{datetime.fromtimestamp(seconds, tz=UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
+            ticker = {
+                "type": "ticker",
+                "product_id": ticks.products[ticks.product[k]],
+                "price": str(ticks.price[k]),
+                "best_bid": str(ticks.bid[k]),
+                "best_ask": str(ticks.ask[k]),
+                "best_bid_quantity": str(ticks.bid_size[k]),
+                "best_ask_quantity": str(ticks.ask_size[k]),
+            }
+            frame = {
+                "channel": "ticker",
+                "timestamp": stamp,
+                "sequence_num": int(ticks.sequence_num[k]),
+                "events": [{"type": "update", "tickers": [ticker]}],
+            }
+            file.write(json.dumps({"received_at": stamp, "frame": frame}) + "\n")
+    return path
+
+
+def numbered(ticks: TickColumns) -> TickColumns:
+    """The ticks as one connection without a gap."""
+    return replace(ticks, sequence_num=np.arange(len(ticks)))
+
+
+def at_once(ticks: TickColumns, used=SPEC) -> pd.DataFrame:
+    """Features of everything in one go, over the whole hours that cover it."""
+    cleaned = clean_ticks(ticks, round(used.late_after_s * NS)).ticks
+    start_ns = int(cleaned.event_time_ns.min()) // HOUR_NS * HOUR_NS
+    end_ns = (int(cleaned.event_time_ns.max()) // HOUR_NS + 1) * HOUR_NS
+    return compute_features(build_bars(cleaned, start_ns=start_ns, end_ns=end_ns, spec=used), used).to_frame()
+
+
+def by_key(frame: pd.DataFrame) -> pd.DataFrame:
+    frame = frame.assign(product=frame["product"].astype(str))
+    return frame.sort_values(["product", "bar_start"]).reset_index(drop=True)
+
+
+def assert_same_rows(actual: pd.DataFrame, expected: pd.DataFrame) -> None:
+    one, two = by_key(actual), by_key(expected)
+    assert list(one.columns) == list(two.columns)
+    pd.testing.assert_frame_equal(
+        one[["bar_start", "product", "valid", "reason"]],
+        two[["bar_start", "product", "valid", "reason"]],
+        check_dtype=False,
+    )
+    names = list(one.columns[2:-2])
+    np.testing.assert_allclose(one[names], two[names], rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("chunk_rows", [500, 7_000])
+@pytest.mark.parametrize("hours_at_once", [1, 6])
+def test_hours_streamed_equal_everything_at_once(
+    chunk_rows: int, hours_at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replay_module, "HOURS_AT_ONCE", hours_at_once)
+    ticks = random_ticks(11, seconds=4 * 3_600, per_second=0.7)
+    stream, frames = FeatureStream(SPEC), []
+    for start in range(0, len(ticks), chunk_rows):
+        part = ticks.take(slice(start, start + chunk_rows))
+        stream.add(part)
+        frames += [grid.to_frame() for grid in stream.close_until(int(part.event_time_ns.max()))]
+        assert sum(len(tick) for tick in stream._open) < 3_600 + 2 * chunk_rows
+    frames += [grid.to_frame() for grid in stream.finish()]
+    assert_same_rows(pd.concat(frames), at_once(ticks))
+    assert stream.counts == clean_ticks(ticks, 2 * NS).counts
+
+
+@pytest.mark.parametrize(
+    ("name", "lines", "ticks", "kept", "duplicates", "rows", "valid_rows"),
+    [
+        ("btc_eth_2026-04-04_2h.ndjson.gz", 30_123, 30_123, 30_123, 0, 21_600, 12_451),
+        ("btc_2026-04-05_20min_verbatim.ndjson.gz", 5_971, 5_970, 5_970, 0, 3_600, 228),
+        ("btc_2025-12-06_overnight_sessions.ndjson.gz", 28_393, 28_381, 28_381, 0, 10_800, 3_732),
+        ("multichannel_2026-08-09_25s_session.jsonl.gz", 1_038, 160, 160, 0, 7_200, 0),
+        ("faulty_every_line_twice.ndjson.gz", 7_156, 7_156, 3_578, 3_578, 3_600, 0),
+        ("faulty_heartbeats_dropped.ndjson.gz", 2_500, 2_500, 2_500, 0, 7_200, 0),
+    ],
+)
+def test_real_recordings_are_counted_and_equal_one_computation(
+    recordings: Path, tmp_path: Path, name, lines, ticks, kept, duplicates, rows, valid_rows
+) -> None:
+    out = tmp_path / "features.parquet"
+    result = replay([recordings / name], spec=REAL, out=out)
+    assert (result.lines, result.ticks, result.kept) == (lines, ticks, kept)
+    assert (result.duplicates, result.late, result.rejected) == (duplicates, 0, 0)
+    assert (result.rows, result.valid_rows) == (rows, valid_rows)
+    recorded = TickColumns.from_arrays(read_recording(recordings / name).ticks)
+    assert_same_rows(pd.read_parquet(out), at_once(recorded, REAL))
+
+
+def test_overlapping_files_in_any_order_equal_one_recording(tmp_path: Path) -> None:
+    ticks = random_ticks(3, seconds=9_000, per_second=0.5, faults=False)
+    # As raw storage keeps them: a file a product, here with the later half of one in a file of its own.
+    first, second = (numbered(ticks.take(ticks.product == code)) for code in (0, 1))
+    early = first.event_time_ns < START_NS + 5_000 * NS
+    files = [
+        write_recording(tmp_path / "late.ndjson", numbered(first.take(~early))),
+        write_recording(tmp_path / "other.ndjson.gz", second),
+        write_recording(tmp_path / "early.ndjson", first.take(early)),
+    ]
+    result = replay(files, spec=SPEC, out=tmp_path / "rows.csv")
+    assert (result.files, result.kept, result.products) == (3, len(ticks), ("P0-USD", "P1-USD"))
+    rows = pd.read_csv(tmp_path / "rows.csv", parse_dates=["bar_start"])
+    single = replay(
+        [write_recording(tmp_path / "all.ndjson", ticks)], spec=SPEC, out=tmp_path / "one.parquet"
+    )
+    expected = pd.read_parquet(tmp_path / "one.parquet")
+    # Where one file ends and the next goes on, the connection changes: a break that the single file lacks.
+    assert single.rows == result.rows
+    own = by_key(rows)["product"] == "P1-USD"
+    names = list(feature_names(SPEC))
+    np.testing.assert_allclose(
+        by_key(rows).loc[own, names], by_key(expected).loc[own, names], rtol=1e-9, atol=1e-12
+    )
+
+
+def test_only_the_products_asked_for(recordings: Path) -> None:
+    result = replay(
+        [recordings / "btc_eth_2026-04-04_2h.ndjson.gz"], spec=REAL, products=["SOL-USD", "ETH-USD"]
+    )
+    assert result.products == ("SOL-USD", "ETH-USD")
+    assert result.rows == 21_600
+    assert 0 < result.ticks < 30_123
+
+
+def test_a_product_that_appears_later_has_rows_from_its_first_hour() -> None:
+    ticks = random_ticks(5, seconds=3 * 3_600, per_second=0.5, faults=False)
+    late = ticks.take((ticks.product == 0) | (ticks.event_time_ns > START_NS + 7_300 * NS))
+    stream, grids = FeatureStream(SPEC), []
+    for start in range(0, len(late), 300):
+        part = late.take(slice(start, start + 300))
+        stream.add(TickColumns.concat([TickColumns.empty(), part]))
+        grids += list(stream.close_until(int(part.event_time_ns.max())))
+    grids += list(stream.finish())
+    frame = pd.concat([grid.to_frame().astype({"product": str}) for grid in grids])
+    second = by_key(frame)[lambda rows: rows["product"] == "P1-USD"]
+    expected = by_key(at_once(late))[lambda rows: rows["product"] == "P1-USD"]
+    assert_same_rows(second, expected[expected["bar_start"] >= second["bar_start"].min()])
+
+
+def test_a_tick_for_an_hour_already_closed_is_late() -> None:
+    ticks = random_ticks(6, seconds=2 * 3_600, per_second=0.5, n_products=1, faults=False)
+    stream = FeatureStream(SPEC)
+    stream.add(ticks)
+    assert len(list(stream.close_until(START_NS + 3_600 * NS + 121 * NS))) == 1
+    straggler = random_ticks(7, seconds=60, n_products=2, faults=False)
+    straggler = straggler.take(straggler.product == 1)
+    stream.add(straggler)
+    assert stream.counts.late == len(straggler)
+    assert stream.counts.read == stream.counts.kept + stream.counts.late
+
+
+def test_a_wrong_clock_does_not_open_a_thousand_hours(tmp_path: Path) -> None:
+    one = random_ticks(1, seconds=60, faults=False)
+    two = random_ticks(2, seconds=60, faults=False, start_ns=START_NS + 400 * 24 * HOUR_NS)
+    files = [write_recording(tmp_path / f"{k}.ndjson", ticks) for k, ticks in enumerate((one, two))]
+    with pytest.raises(ReplayError, match=r"event time jumps between 2026-04-04T.* and 2027-"):
+        replay(files, spec=SPEC)
+
+
+def test_an_earlier_result_survives_a_replay_that_fails(tmp_path: Path) -> None:
+    out = tmp_path / "features.parquet"
+    out.write_text("earlier")
+    broken = tmp_path / "broken.ndjson"
+    broken.write_text("no recording\n")
+    with pytest.raises(RecordingError, match="broken"):
+        replay([broken], spec=SPEC, out=out)
+    assert out.read_text() == "earlier"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.ndjson", "features.parquet"]
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(main, ["replay", *arguments])
+
+
+def test_the_command_prints_counts_as_json(recordings: Path, tmp_path: Path) -> None:
+    out = tmp_path / "rows.parquet"
+    file = str(recordings / "btc_2026-04-05_20min_verbatim.ndjson.gz")
+    done = run("--data-file", file, "--json", "--out", str(out))
+    assert done.exit_code == 0, done.output
+    counts = json.loads(done.stdout)
+    asked = ("lines", "ticks", "duplicates", "late", "rejected", "rows")
+    assert [counts[name] for name in asked] == [5_971, 5_970, 0, 0, 0, 3_600]
+    assert counts["seconds"] > 0
+    assert len(pd.read_parquet(out)) == 3_600
+    assert "5,970 kept" in run("--data-file", file).stdout
+
+
+def test_failures_are_one_line(recordings: Path, tmp_path: Path) -> None:
+    file = str(recordings / "btc_2026-04-05_20min_verbatim.ndjson.gz")
+    crossed = random_ticks(1, seconds=60, faults=False)
+    crossed.bid[:] = 1e9
+    unusable = write_recording(tmp_path / "crossed.ndjson", crossed)
+    (tmp_path / "empty.ndjson").write_text("")
+    (tmp_path / "folder.parquet").mkdir()
+    for arguments, message in (
+        (["--data-file", str(tmp_path / "absent")], "absent"),
+        (["--data-file", str(tmp_path / "empty.ndjson")], "empty"),
+        (["--data-file", file, "--data-file", file], "named more than once"),
+        (["--data-file", file, "--out", "rows.xlsx"], "written as .parquet or .csv"),
+        (["--data-file", file, "--out", str(tmp_path / "folder.parquet")], "cannot be written"),
+        (["--data-file", file, "--out", "/proc/rows.csv"], "cannot be written"),
+        (["--data-file", file, "--products", "SOL-USD,SOL-USD,"], "but none of SOL-USD"),
+        (["--data-file", file, "--products", ","], "names no product"),
+        (["--data-file", str(unusable)], f"none of {len(crossed)} ticks has a usable quote"),
+    ):
+        done = run(*arguments)
+        assert done.exit_code == 1, done.output
+        assert done.stderr.startswith("Error: ")
+        assert message in done.stderr
+        assert done.stderr.count("\n") == 1
+
+
+def test_without_a_file_the_newest_raw_hour_is_read(tmp_path: Path) -> None:
+    with pytest.raises(ReplayError, match="no raw file to replay"):
+        replay_module.newest_raw_files(tmp_path)
+    for hour in ("date=2026-04-04/hour=23", "date=2026-04-05/hour=01"):
+        folder = tmp_path / "ticks.raw" / hour
+        folder.mkdir(parents=True)
+        for partition, suffix in ((1, "parquet"), (0, "ndjson")):
+            (folder / f"{FileName('abcd1234', partition, 0)}.{suffix}").touch()
+        (folder / f"_{FileName('abcd1234', 0, 0)}.footer.json").touch()
+    (tmp_path / "ticks.raw/date=2026-04-05/hour=02").mkdir()
+    newest = replay_module.newest_raw_files(tmp_path)
+    assert [(file.parent.name, file.name[9:11], file.suffix) for file in newest] == [
+        ("hour=01", "p0", ".ndjson"),
+        ("hour=01", "p1", ".parquet"),
+    ]

@@ -1,0 +1,247 @@
+"""`cryptovol infer`: which model, which rows, where it flags, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+
+from cryptovol_dagster.chains import timescale_spec
+from cryptovol_dagster.cli import main
+from cryptovol_dagster.core.features.catalogue import optional_feature_names
+from cryptovol_dagster.core.features.grid import Reason
+from cryptovol_dagster.core.models import load_model
+from cryptovol_dagster.core.models.base import ModelError
+from cryptovol_dagster.core.times import hour_window
+from cryptovol_dagster.inference import benchmark
+from cryptovol_dagster.inference import scorer as inference
+from cryptovol_dagster.inference.scorer import InferError
+from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.lake.latest import Reports
+from cryptovol_dagster_tests.pipeline import Pipeline
+from cryptovol_dagster_tests.synthetic import PRODUCTS, small_settings
+
+KEYS = ["bar_start", "product", "valid", "reason"]
+
+
+@pytest.fixture(scope="module")
+def features(pipeline: Pipeline) -> pd.DataFrame:
+    """The newest hour's features; the last row of one product must not be scored."""
+    frame = pipeline.lake.read_table("seconds/features", *hour_window(pipeline.hours[-1])).to_pandas()
+    frame = frame.astype({"product": str}).reset_index(drop=True)
+    last = frame.index[frame["product"] == PRODUCTS[1]][-1]
+    frame.loc[last, "valid"] = False
+    frame.loc[last, "reason"] = Reason.IN_GAP
+    return frame
+
+
+@pytest.fixture
+def written(features: pd.DataFrame, tmp_path: Path) -> Path:
+    path = tmp_path / "features.parquet"
+    features.to_parquet(path)
+    return path
+
+
+def _invoke(pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str):
+    import yaml
+
+    config = tmp_path / "config.yaml"
+    settings = pipeline.settings.model_dump(mode="json", exclude={"kafka"})
+    config.write_text(yaml.safe_dump(settings))
+    monkeypatch.setenv("CRYPTOVOL_CONFIG", str(config))
+    return CliRunner().invoke(main, ["infer", *arguments])
+
+
+def test_the_champion_scores_the_newest_hour_and_flags_at_its_operating_point(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = _invoke(pipeline, tmp_path, monkeypatch, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert found["model"].startswith(f"ewma as of {pipeline.hours[0]}")
+    assert found["source"] == f"champion by the decision of {pipeline.hours[-1]}"
+    assert found["features"] == f"seconds/features of {pipeline.hours[-1]}"
+    report = json.loads(pipeline.lake.read_bytes("seconds/model_evaluation", pipeline.hours[0], "json"))
+    point = report["models"]["ewma"]["operating_points"]["max_f1"]
+    assert found["operating_point"] == (None if point is None else point["threshold"])
+    assert [row["product"] for row in found["latest"]] == list(PRODUCTS)
+    for row in found["latest"]:
+        assert row["bar_end"] == pd.Timestamp(hour_window(pipeline.hours[-1])[1], tz="UTC").isoformat()
+        assert row["age_s"] > 0
+        assert 0 <= row["probability"] <= 1
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_every_row_is_scored_as_the_model_scores_it_and_an_invalid_one_says_why(
+    pipeline: Pipeline,
+    features: pd.DataFrame,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+) -> None:
+    given, out = tmp_path / f"features{suffix}", tmp_path / f"scores{suffix}"
+    features.to_csv(given, index=False) if suffix == ".csv" else features.to_parquet(given)
+    result = _invoke(
+        pipeline, tmp_path, monkeypatch, "--model", "logreg", "--features", str(given), "--out", str(out)
+    )
+    assert result.exit_code == 0, result.output
+    assert f"{PRODUCTS[1]:<9}no prediction (in_gap)" in result.stdout
+    scores = pd.read_csv(out) if suffix == ".csv" else pd.read_parquet(out)
+    key, lake = pipeline.hours[-1], pipeline.lake
+    model = load_model(lake.read_bytes("seconds/model_logreg", key, "zip"))
+    ordered = features.sort_values(["bar_start", "product"], ignore_index=True)
+    valid = ordered["valid"].to_numpy(dtype=bool)
+    expected = model.predict_proba(ordered.loc[valid].drop(columns=KEYS))
+    np.testing.assert_allclose(scores["probability"][valid], expected, rtol=1e-12)
+    assert scores["probability"][~valid].isna().all()
+    assert (scores["reason"] == "ok").to_numpy().tolist() == valid.tolist()
+    report = json.loads(lake.read_bytes("seconds/model_evaluation", key, "json"))
+    threshold = report["models"]["logreg"]["operating_points"]["max_f1"]["threshold"]
+    assert scores["flag"][valid].astype(bool).tolist() == (expected >= threshold).tolist()
+    assert f"flag     probability of at least {threshold:.3f}" in result.stdout
+
+
+def test_without_a_champion_an_exported_model_serves_and_says_so(pipeline: Pipeline, tmp_path: Path) -> None:
+    spec = timescale_spec(pipeline.settings.timescales.seconds, "seconds")
+    lake, storage = Lake(tmp_path / "lake"), pipeline.settings.storage
+    reports = Reports(tmp_path, storage.artifacts_dir)
+    scorer = inference.find_scorer(lake, spec, reports, name=None, path=None)
+    exported = storage.artifacts_dir / "seconds-ewma.zip"
+    assert scorer.source == f"exported model {exported}, there is no champion yet"
+    assert (scorer.model.name, scorer.threshold) == ("ewma", None)
+    assert scorer.version == "ewma, as-of time unknown here"
+    empty = Reports(tmp_path, tmp_path)
+    for name, says in (
+        (None, f"there is no champion yet and {tmp_path} holds no model"),
+        ("champion", "there is no champion yet: `cryptovol evaluate` decides who it is"),
+        ("ewma", f"{tmp_path}/seconds-ewma.zip: no model was exported there"),
+    ):
+        with pytest.raises(InferError, match=says):
+            inference.find_scorer(lake, spec, empty, name=name, path=None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("--model", "ewma", "--model-path", "x.zip"), 2, "exclude each other"),
+        (("--out", "scores.txt"), 2, "scores are written as .parquet or .csv"),
+        (("--benchmark", "--out", "scores.csv"), 2, "--benchmark writes no scores"),
+        (("--model-path", "nowhere.zip"), 1, "nowhere.zip: cannot be read: No such file"),
+        (("--model-path", "{features}"), 1, "not a cryptovol model file"),
+        (("--features", "nowhere.parquet"), 1, "nowhere.parquet: cannot be read as features"),
+        (("--features", "{config}.csv"), 1, "lacks bar_start, product, valid, reason; expected features as"),
+        (("--features", "{fewer}"), 1, "feature columns missing: ln_rv_15"),
+        (("--features", "{other}"), 1, "features of version beef, model ewma was trained on version"),
+    ],
+)
+def test_what_does_not_fit_is_one_line(
+    pipeline: Pipeline,
+    features: pd.DataFrame,
+    written: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: tuple[str, ...],
+    code: int,
+    says: str,
+) -> None:
+    fewer, other, config = tmp_path / "fewer.parquet", tmp_path / "other.parquet", tmp_path / "config"
+    features.drop(columns="ln_rv_15").to_parquet(fewer)
+    config.with_suffix(".csv").write_text("a,b\n1,2\n")
+    lake = Lake(tmp_path / "elsewhere")
+    source = pipeline.lake.read_table("seconds/features", *hour_window(pipeline.hours[0]))
+    shutil.copy(lake.write_table("f", pipeline.hours[0], source, version="beef"), other)
+    known = {"features": written, "fewer": fewer, "other": other, "config": config}
+    result = _invoke(pipeline, tmp_path, monkeypatch, *(text.format(**known) for text in arguments))
+    assert result.exit_code == code, result.output
+    assert says in result.output
+    assert "Traceback" not in result.output
+    assert code == 2 or len(result.output.strip().splitlines()) == 1
+
+
+def test_a_lake_without_features_names_the_way_out(tmp_path: Path) -> None:
+    settings = small_settings(tmp_path)
+    spec = timescale_spec(settings.timescales.seconds, "seconds")
+    with pytest.raises(InferError, match="holds no features yet: name a file with --features"):
+        inference.read_features(Lake(settings.storage.lake_dir), spec, None)
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("_SECONDS", 0.01), ("_WARM_UP", 1), ("_LIVE_BARS", 5)):
+        monkeypatch.setattr(benchmark, name, value)
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize(
+    ("name", "backends"),
+    [
+        ("xgboost", ["onnxruntime", "xgboost inplace_predict"]),
+        ("logreg", ["onnxruntime", "numpy, folded logit", "scikit-learn pipeline"]),
+    ],
+)
+def test_the_benchmark_measures_every_back_end_once_they_agree(
+    pipeline: Pipeline,
+    written: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    backends: list[str],
+) -> None:
+    arguments = ("--benchmark", "--model", name, "--features", str(written))
+    result = _invoke(pipeline, tmp_path, monkeypatch, *arguments, "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)["benchmark"]
+    assert list(found["parity"]) == backends
+    for parity in found["parity"].values():
+        assert parity["rows"] == found["valid_rows"] > 500
+        assert parity["max_difference"] <= 1e-6
+    asked = [(call["rows"], call["backend"]) for call in found["calls"]]
+    assert asked == [(rows, by) for rows in (1, 16, 256, 1_000) for by in (*backends, benchmark.MODEL)]
+    for call in (*found["calls"], found["live"]):
+        assert 0 < call["p50_ms"] <= call["p90_ms"] <= call["p99_ms"]
+    assert found["live"]["rows_a_bar"] == len(PRODUCTS)
+    assert found["within_target"] == (found["calls"][0]["p99_ms"] <= 0.1)
+    assert {"cpu", "python", "onnxruntime", "xgboost"} <= set(found["machine"])
+    text = _invoke(pipeline, tmp_path, monkeypatch, *arguments).stdout
+    assert "parity   onnxruntime: |Δp| at most " in text
+    assert "ticks of a bar → p " in text
+    assert "the target: one row by onnxruntime, p99 at most 0.1 ms" in text
+
+
+@pytest.mark.usefixtures("quick")
+def test_back_ends_that_differ_give_no_number(
+    pipeline: Pipeline, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest = benchmark.backends_of
+    monkeypatch.setattr(
+        benchmark, "backends_of", lambda model: {"a liar": lambda X: honest(model)["onnxruntime"](X) / 2}
+    )
+    result = _invoke(pipeline, tmp_path, monkeypatch, "--benchmark", "--features", str(written))
+    assert result.exit_code == 1
+    assert "model ewma: a liar says " in result.output
+    assert "p50" not in result.output
+
+
+def test_two_writers_of_one_feature_set_may_differ_in_optional_columns(
+    pipeline: Pipeline, features: pd.DataFrame
+) -> None:
+    spec = timescale_spec(pipeline.settings.timescales.seconds, "seconds")
+    content = pipeline.lake.read_bytes("seconds/model_logreg", pipeline.hours[-1], "zip")
+    scorer = inference.Scorer(load_model(content), "a test", "logreg", None)
+    optional = sorted(optional_feature_names(spec).intersection(features.columns))
+    valid = features["valid"].to_numpy(dtype=bool)
+    # Live rows lack some, and a file may hold what training had left out.
+    given = features.drop(columns=optional).assign(left_out_by_training=1.0)
+    rows = inference.FeatureRows(given, "live rows", scorer.model.meta.feature_hash)
+    scores = inference.score(rows, scorer)
+    unknown = features.loc[valid].drop(columns=KEYS).assign(**dict.fromkeys(optional, np.nan))
+    by_time = features.loc[valid].sort_values(["bar_start", "product"]).index
+    expected = pd.Series(scorer.model.predict_proba(unknown), index=features.index[valid])[by_time]
+    np.testing.assert_allclose(scores.loc[scores["reason"] == "ok", "probability"], expected, rtol=1e-12)
+    with pytest.raises(ModelError, match="feature columns missing: "):
+        inference.score(inference.FeatureRows(given, "a file of no version", None), scorer)
