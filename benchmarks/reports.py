@@ -74,7 +74,7 @@ def scores_line(spec: TimescaleSpec) -> Line:
             frame = pd.DataFrame(values, columns=list(names))
             frame["product"] = np.repeat(PRODUCTS, BARS)
             frame["valid"] = True
-            lake.write_table(f"{spec.name}/features", key, to_table(frame), version=feature_hash(spec))
+            lake.write_table(spec.asset("features"), key, to_table(frame), version=feature_hash(spec))
             if key != NEWEST:
                 scores = drift.score_hour(lake, spec, key, replace(window, reference_hours=1))
         past = scores.to_dict()

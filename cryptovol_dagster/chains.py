@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import date
 
 from cryptovol_dagster.core.specs import DAY_S, GK, HOUR_S, RV, GateSpec, ModelSpec, SplitSpec, TimescaleSpec
+from ingestor.errors import CryptovolError
 from ingestor.settings import Settings
 from ingestor.settings.sections import MinutesSettings, ModelSettings, TimescaleSettings
 
 SECONDS, MINUTES = "seconds", "minutes"
 
 
-class UnknownChain(Exception):  # noqa: N818 - named for what it says
+class UnknownChain(CryptovolError):  # noqa: N818 - named for what it says
     """There is no chain of that name; the message lists those there are."""
 
 

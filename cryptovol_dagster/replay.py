@@ -34,6 +34,7 @@ from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.core.times import HOUR_NS
 from ingestor.archive.layout import files_in, hour_folders
 from ingestor.envelope import TICKS
+from ingestor.errors import CryptovolError
 from ingestor.recordings import RecordingCounts, RecordingReader, iter_recording
 from ingestor.recordings.raw import RAW_FORMATS
 
@@ -47,7 +48,7 @@ HOURS_AT_ONCE = 6
 LONGEST_HOLE_NS = 31 * 24 * HOUR_NS
 
 
-class ReplayError(Exception):
+class ReplayError(CryptovolError):
     """A replay that cannot be done; the message is one line."""
 
 

@@ -1,7 +1,7 @@
 """What every `cryptovol` command shares: failures as people see them, verbs imported late, ``--config``.
 
-Exceptions that this project defines are written for people: their message is the line. Anything else is a
-fault of ours and keeps its traceback.
+A `CryptovolError` is written for people: its message is the line. Anything else is a fault of ours and keeps
+its traceback.
 """
 
 from __future__ import annotations
@@ -14,23 +14,8 @@ from typing import Any
 
 import click
 
-from ingestor.settings.load import ENV_CONFIG_FILE, SettingsError
-
-#: Wrong usage or configuration, as click has it; 1 is any other failure.
-USAGE = 2
-_OURS = ("ingestor.", "cryptovol_dagster.")
-
-
-def exit_code_of(error: BaseException) -> int | None:
-    """Exit code for an exception of ours; None for one that is a fault and deserves its traceback.
-
-    An exception class may carry `exit_code`; a bad configuration is `USAGE`, anything else of ours 1.
-    """
-    if isinstance(error, SettingsError):
-        return USAGE
-    if type(error).__module__.startswith(_OURS):
-        return getattr(error, "exit_code", 1)
-    return None
+from ingestor.errors import CryptovolError
+from ingestor.settings.load import ENV_CONFIG_FILE
 
 
 class _Failure(click.ClickException):
@@ -50,11 +35,8 @@ class OneLineErrorsGroup(click.Group):
         """Run the verb; its failure becomes ``Error: <line>`` and an exit code."""
         try:
             return super().invoke(ctx)
-        except Exception as error:
-            code = exit_code_of(error)
-            if code is None:
-                raise
-            raise _Failure(" ".join(str(error).split()), code) from None
+        except CryptovolError as error:
+            raise _Failure(" ".join(str(error).split()), error.exit_code) from None
 
 
 class VerbGroup(OneLineErrorsGroup):

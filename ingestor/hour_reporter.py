@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from ingestor.archive.layout import ClosedHour
+from ingestor.errors import USAGE, CryptovolError
 
 LOG = logging.getLogger(__name__)
 
@@ -34,10 +35,10 @@ def describe(hour: ClosedHour) -> dict[str, Any]:
     }
 
 
-class ReportError(Exception):
+class ReportError(CryptovolError):
     """The address of Dagster's webserver cannot be one; the message is one line."""
 
-    exit_code = 2
+    exit_code = USAGE
 
 
 class HourReporter:

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from ingestor.archive.consumer import Archive
 from ingestor.archive.storage_lock import StorageLock
+from ingestor.errors import USAGE, CryptovolError
 from ingestor.feed.counters import FeedCounters
 from ingestor.feed.feed import Feed
 from ingestor.feed.session import check_address
@@ -40,14 +41,14 @@ ARCHIVE_TIMEOUT_S = 30.0
 PROGRESS_EVERY_S = 5.0
 
 
-class IngestError(Exception):
+class IngestError(CryptovolError):
     """Recording failed or ended with something left over; the message is one line."""
 
 
 class IngestSetupError(IngestError):
     """What was asked for cannot work together; the message is one line."""
 
-    exit_code = 2
+    exit_code = USAGE
 
 
 @dataclass(frozen=True)

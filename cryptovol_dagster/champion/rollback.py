@@ -71,7 +71,7 @@ def roll_back_to(
             f"{model} was trained on feature set {model.feature_hash}, expected {feature_hash(spec)}: it "
             "cannot score the features there are now"
         )
-    labelled = lake.partitions(f"{spec.name}/labels")
+    labelled = lake.partitions(spec.asset("labels"))
     now_ns = partition_window(max([*labelled, before.as_of]))[1]
     decision = roll_back(before, model, as_of=before.as_of, now_ns=now_ns, reason=reason)
     if dry_run:

@@ -86,7 +86,7 @@ def why_aliases_stay(
         return "this run was made by `cryptovol backfill`"
     (key,) = partition_keys
     if spec.partition_s != HOUR_S:
-        newest = max(lake.partitions(f"{spec.name}/labels"), default="none")
+        newest = max(lake.partitions(spec.asset("labels")), default="none")
         return "" if newest == key else f"{key} is not the newest day with labels, {newest} is"
     closed = raw.closed_hours(hour_key(hour_window(key)[0] - HOUR_NS))
     if not closed:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 NS = 1_000_000_000
 HOUR_S, DAY_S = 3_600, 86_400
 #: Targets: volatility from close to close, or after Garman and Klass.
 RV, GK = "rv", "gk"
+#: Assets that the horizons on one grid share.
+_GRID_ASSETS = ("candles", "bars", "features")
 
 
 class _Hashable:
@@ -87,6 +90,32 @@ class TimescaleSpec(_Hashable):
         """H in nanoseconds."""
         return self.horizon_bars * self.bar_ns
 
+    @property
+    def horizon_s(self) -> int:
+        """H in seconds."""
+        return self.horizon_bars * self.bar_interval_s
+
+    def asset(self, name: str) -> str:
+        """Name an asset of the chain as users write it, which is also its folder in the lake.
+
+        Horizons on one grid share candles, bars and features: ``minutes/bars``, but ``minutes_h5/labels``.
+        """
+        return f"{self.grid if name in _GRID_ASSETS else self.name}/{name}"
+
+    @property
+    def market_assets(self) -> tuple[str, ...]:
+        """The chain's assets from bars to labels, and the drift numbers, in order."""
+        return tuple(map(self.asset, ("bars", "features", "labels", "drift_scores")))
+
+    def training_assets(self, models: Sequence[str]) -> tuple[str, ...]:
+        """The chain's assets from splits to champion, in order.
+
+        Args:
+            models: names of the models that are trained.
+        """
+        names = ("splits", *(f"model_{model}" for model in models), "model_evaluation", "champion")
+        return tuple(map(self.asset, names))
+
 
 @dataclass(frozen=True)
 class ModelSpec(_Hashable):
@@ -145,12 +174,3 @@ class GateSpec(_Hashable):
     min_positives: int = 30
     min_positive_blocks: int = 10
     champion_max_age_s: float = 7 * 86_400
-
-
-#: What the horizons on one grid share.
-GRID_ASSETS = ("candles", "bars", "features")
-
-
-def asset_name(spec: TimescaleSpec, name: str) -> str:
-    """Name an asset of a chain, which is also where its partitions lie in the lake."""
-    return f"{spec.grid if name in GRID_ASSETS else spec.name}/{name}"

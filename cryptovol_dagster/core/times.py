@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 from cryptovol_dagster.core.specs import NS
+from ingestor.errors import CryptovolError
 
 HOUR_NS = 3_600 * NS
 DAY_NS = 24 * HOUR_NS
@@ -14,7 +15,7 @@ KEY_FORMAT, DAY_FORMAT = "%Y-%m-%d-%H:%M", "%Y-%m-%d"
 _DAY_KEY = re.compile(r"\d{4}-\d{2}-\d{2}$")
 
 
-class PartitionKeyError(ValueError):
+class PartitionKeyError(CryptovolError, ValueError):
     """The key names neither an hour nor a day; the message says what was expected."""
 
 

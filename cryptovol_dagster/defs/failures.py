@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-_OURS = ("cryptovol_dagster.", "ingestor.")
+from ingestor.errors import OUR_PACKAGES
 
 
 def failure_line(event: dg.DagsterEvent) -> str:
@@ -29,7 +29,7 @@ def error_line(error: Any) -> str:
     Args:
         error: a ``SerializableErrorInfo``, or None where Dagster recorded nothing.
     """
-    while error is not None and error.cause is not None and not error.message.startswith(_OURS):
+    while error is not None and error.cause is not None and not error.message.startswith(OUR_PACKAGES):
         error = error.cause
     message = error.message if error is not None else "unknown failure"
     # "module.Class: text" says more to a developer than to whoever reads a line.

@@ -10,7 +10,7 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
-from cryptovol_dagster.core.specs import TimescaleSpec, asset_name
+from cryptovol_dagster.core.specs import TimescaleSpec
 
 OWNERS = ["team:cryptovol"]
 #: Group of drift numbers, performance and reports.
@@ -23,7 +23,7 @@ MAX_PICTURE_BYTES = 100 * 1024
 
 def asset_key(spec: TimescaleSpec, name: str) -> dg.AssetKey:
     """Give the key of an asset of a chain; bars and features stand under the grid that horizons share."""
-    return dg.AssetKey(asset_name(spec, name).split("/"))
+    return dg.AssetKey(spec.asset(name).split("/"))
 
 
 def lake_name(key: dg.AssetKey) -> str:

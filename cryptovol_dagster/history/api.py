@@ -24,6 +24,7 @@ import pandas as pd
 
 from cryptovol_dagster.core.market.candle_checks import MINUTE_NS
 from cryptovol_dagster.core.specs import NS
+from ingestor.errors import CryptovolError
 from ingestor.feed.backoff import Backoff
 from ingestor.settings.sections import HistorySettings
 
@@ -36,7 +37,7 @@ _SERVER_ERROR = 500
 _SAID = 200
 
 
-class CandleApiError(Exception):
+class CandleApiError(CryptovolError):
     """The exchange did not give the candles; the message is one line."""
 
 

@@ -36,6 +36,7 @@ from cryptovol_dagster.core.market.candle_checks import (
 )
 from cryptovol_dagster.core.times import iso_utc
 from cryptovol_dagster.lake.atomic import replace_file
+from ingestor.errors import CryptovolError
 
 #: Why a minute has no candle: the exchange was asked and has none; only an impossible row was given; nobody
 #: asked the exchange (never stored: it is what remains).
@@ -60,7 +61,7 @@ HOLES = pa.schema(
 )
 
 
-class HistoryError(Exception):
+class HistoryError(CryptovolError):
     """The history cannot be read, or contradicts what is to be stored; the message is one line."""
 
 

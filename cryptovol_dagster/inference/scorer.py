@@ -21,9 +21,9 @@ from cryptovol_dagster.core.models.kinds import FIRST_CHAMPIONS
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import partition_window, partitions_between
 from cryptovol_dagster.lake import decisions, look_back, plans
-from cryptovol_dagster.lake import market as chain
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.latest import Reports
+from ingestor.errors import CryptovolError
 
 if TYPE_CHECKING:
     from cryptovol_dagster.core.models import Model
@@ -35,7 +35,7 @@ _VERSION_KEYS = (b"cryptovol.version", b"cryptovol_feature_version")
 _LIVE_COLUMNS = ("revision", "provisional")
 
 
-class InferError(Exception):
+class InferError(CryptovolError):
     """There is nothing to score, or nothing to score it with; the message is one line."""
 
 
@@ -135,8 +135,8 @@ def _scorer(lake: Lake, spec: TimescaleSpec, content: bytes, source: str, versio
         )
     as_of = _trained_as_of(lake, spec, model)
     threshold = None
-    if as_of is not None and lake.exists(f"{spec.name}/model_evaluation", as_of, "json"):
-        report = json.loads(lake.read_bytes(f"{spec.name}/model_evaluation", as_of, "json"))
+    if as_of is not None and lake.exists(spec.asset("model_evaluation"), as_of, "json"):
+        report = json.loads(lake.read_bytes(spec.asset("model_evaluation"), as_of, "json"))
         points = report["models"].get(model.name, {}).get("operating_points", {})
         threshold = (points.get("max_f1") or {}).get("threshold")
     known = f"{model.name} as of {as_of}" if as_of else f"{model.name}, as-of time unknown here"
@@ -148,7 +148,7 @@ def _trained_as_of(lake: Lake, spec: TimescaleSpec, model: Model) -> str | None:
     start_ns = model.meta.train_end_ns
     end_ns = start_ns + (look_back.training_look_back(spec) + 1) * spec.partition_ns
     for key in partitions_between(start_ns, end_ns, spec.partition_ns):
-        if lake.exists(f"{spec.name}/splits", key, "json"):
+        if lake.exists(spec.asset("splits"), key, "json"):
             plan = plans.read_plan(lake, spec, key)
             if plan.trainable and plan.problem_hash == model.meta.problem_hash:
                 return key
@@ -167,7 +167,7 @@ def read_features(lake: Lake, spec: TimescaleSpec, path: Path | None) -> Feature
         InferError: there are none, or the file is none.
     """
     if path is None:
-        asset = chain.asset_name(spec, "features")
+        asset = spec.asset("features")
         keys = lake.partitions(asset)
         if not keys:
             raise InferError(f"{lake.root} holds no features yet: name a file with --features")

@@ -7,17 +7,18 @@ from typing import TYPE_CHECKING
 from cryptovol_dagster.core.features.catalogue import feature_hash
 from cryptovol_dagster.core.learning.dataset import Dataset, join_rows
 from cryptovol_dagster.core.learning.labels import label_hash, rows_labelled_by
-from cryptovol_dagster.core.specs import TimescaleSpec, asset_name
+from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import partition_window
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.row_cache import between, read_rows
+from ingestor.errors import CryptovolError
 
 if TYPE_CHECKING:
     pass
 from cryptovol_dagster.lake.look_back import training_look_back, window_back
 
 
-class ChainError(Exception):
+class ChainError(CryptovolError):
     """Stored partitions do not fit together; the message is one line."""
 
 
@@ -33,7 +34,7 @@ def read_dataset(lake: Lake, spec: TimescaleSpec, partition_key: str) -> Dataset
 
 
 def _dataset_and_hash(lake: Lake, spec: TimescaleSpec, partition_key: str) -> tuple[Dataset, str]:
-    for asset in (asset_name(spec, "features"), asset_name(spec, "labels")):
+    for asset in (spec.asset("features"), spec.asset("labels")):
         lake.require(asset, [partition_key])
     return _rows_and_hash(lake, spec, *window_back(partition_key, training_look_back(spec)))
 
@@ -59,7 +60,7 @@ def read_matured(lake: Lake, spec: TimescaleSpec, partition_key: str) -> Dataset
         ChainError: some partitions were made under another configuration.
         LearningError: a column is missing, or a key appears twice.
     """
-    labels, features = asset_name(spec, "labels"), asset_name(spec, "features")
+    labels, features = spec.asset("labels"), spec.asset("features")
     window = partition_window(partition_key)
     span = rows_labelled_by(*window, spec)
     for asset in (labels, features):
@@ -71,7 +72,7 @@ def read_matured(lake: Lake, spec: TimescaleSpec, partition_key: str) -> Dataset
 
 
 def _rows_and_hash(lake: Lake, spec: TimescaleSpec, start_ns: int, end_ns: int) -> tuple[Dataset, str]:
-    assets = asset_name(spec, "features"), asset_name(spec, "labels")
+    assets = spec.asset("features"), spec.asset("labels")
     for asset, version in zip(assets, (feature_hash(spec), label_hash(spec)), strict=True):
         _require_version(lake, asset, (start_ns, end_ns), version)
     return read_rows(lake, spec, start_ns, end_ns)

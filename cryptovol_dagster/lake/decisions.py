@@ -26,7 +26,7 @@ _EARLIER_FILE = "zip"
 
 def decision_asset(spec: TimescaleSpec) -> str:
     """Name the decisions' partitions in the lake."""
-    return f"{spec.name}/champion"
+    return spec.asset("champion")
 
 
 def read_decision(lake: Lake, spec: TimescaleSpec, partition_key: str, suffix: str = DECIDED) -> Decision:
@@ -148,11 +148,11 @@ def read_measured(lake: Lake, spec: TimescaleSpec, plan: SplitPlan) -> Measured:
     key = plan.as_of
     if plan.split is None:
         raise datasets.ChainError(f"{spec.name} as of {key} is {plan.status}: {plan.reason}")
-    content = lake.read_bytes(f"{spec.name}/model_evaluation", key, "json")
+    content = lake.read_bytes(spec.asset("model_evaluation"), key, "json")
     report = read_report(content)
     if report["data"]["hash"] != plan.data_hash:
         raise datasets.ChainError(
-            f"{spec.name}/model_evaluation of {key} is of data {report['data']['hash']}, splits are of "
+            f"{spec.asset('model_evaluation')} of {key} is of data {report['data']['hash']}, splits are of "
             f"{plan.data_hash}: evaluate again"
         )
     runs = {

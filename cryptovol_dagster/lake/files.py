@@ -24,6 +24,7 @@ from cryptovol_dagster.core.times import (
     partitions_between,
 )
 from cryptovol_dagster.lake.atomic import replace_file
+from ingestor.errors import CryptovolError
 
 #: Key, inode, time and size of a partition's file: another state, other contents.
 FileState = tuple[str, int, int, int]
@@ -31,7 +32,7 @@ _VERSION = b"cryptovol.version"
 _PARTITION_FOLDER = re.compile(r"date=(\d{4}-\d{2}-\d{2})(?:/hour=(\d{2}))?$")
 
 
-class LakeError(Exception):
+class LakeError(CryptovolError):
     """The lake cannot answer; the message is one line that names asset and partition."""
 
 

@@ -13,8 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ingestor.errors import CryptovolError
 
-class LookError(Exception):
+
+class LookError(CryptovolError):
     """The ledger can be neither read nor written, so nobody may look; the message is one line."""
 
 

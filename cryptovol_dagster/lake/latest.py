@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cryptovol_dagster.lake.atomic import replace_file
+from ingestor.errors import CryptovolError
 
 #: Its latest copies stand in `reports/` itself.
 FIRST_CHAIN = "seconds"
 
 
-class ReportError(Exception):
+class ReportError(CryptovolError):
     """A report cannot be written; the message is one line that names the file."""
 
 

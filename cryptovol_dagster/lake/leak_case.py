@@ -39,7 +39,7 @@ def stored_case(lake: Lake, spec: TimescaleSpec, models: Sequence[str], partitio
     """
     plan = plans.read_plan(lake, spec, partition_key)
     problem = plans.read_problem(lake, spec, plan)
-    report = json.loads(lake.read_bytes(f"{spec.name}/model_evaluation", partition_key, "json"))
+    report = json.loads(lake.read_bytes(spec.asset("model_evaluation"), partition_key, "json"))
     fitted = read_models(lake, spec, plan, [name for name in models if name in report["models"]])
     start_ns, end_ns = look_back.window_back(partition_key, 0)
     wanted_ns = problem.split.test.start_ns - lookback_bars(spec) * spec.bar_ns

@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from cryptovol_dagster.core.market.bars import BarGrid
 from cryptovol_dagster.core.market.ticks import TickColumns, TradeColumns
-from cryptovol_dagster.core.specs import TimescaleSpec, asset_name
+from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import hour_window, partition_at, partition_window
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.look_back import window_back
@@ -80,7 +80,7 @@ def read_candles(lake: Lake, spec: TimescaleSpec, partition_key: str) -> pd.Data
     Raises:
         LakeError: the day's candles were never written.
     """
-    asset = asset_name(spec, "candles")
+    asset = spec.asset("candles")
     lake.require(asset, [partition_key])
     return lake.read_table(asset, *window_back(partition_key, 1)).unify_dictionaries().to_pandas()
 
@@ -91,7 +91,7 @@ def read_bars(lake: Lake, spec: TimescaleSpec, partition_key: str, look_back: in
     Raises:
         LakeError: the partition itself was never written.
     """
-    asset, length_ns = asset_name(spec, "bars"), spec.partition_ns
+    asset, length_ns = spec.asset("bars"), spec.partition_ns
     lake.require(asset, [partition_key])
     start_ns, end_ns = partition_window(partition_key)
     while look_back and lake.exists(asset, partition_at(start_ns - length_ns, length_ns)):
@@ -101,7 +101,7 @@ def read_bars(lake: Lake, spec: TimescaleSpec, partition_key: str, look_back: in
 
 def read_mids(lake: Lake, spec: TimescaleSpec, start: pd.Timestamp, end: pd.Timestamp) -> pd.DataFrame | None:
     """Read start, product and mid of the bars of a stretch, for a picture; None where none were written."""
-    asset, window = asset_name(spec, "bars"), (start.value, end.value + 1)
+    asset, window = spec.asset("bars"), (start.value, end.value + 1)
     if not lake.fingerprint(asset, *window):
         return None
     return lake.read_table(asset, *window, columns=["bar_start", "product", "close"]).to_pandas()

@@ -22,7 +22,7 @@ def newest_trained(lake: Lake, spec: TimescaleSpec, names: Iterable[str], before
         ModelError: a stored file is no model file.
     """
     names = list(names)
-    for key in reversed(lake.partitions(f"{spec.name}/splits", "json")):
+    for key in reversed(lake.partitions(spec.asset("splits"), "json")):
         if key < before:
             plan = read_plan(lake, spec, key)
             # Splits may have been made for a report alone.
@@ -33,7 +33,7 @@ def newest_trained(lake: Lake, spec: TimescaleSpec, names: Iterable[str], before
 
 def model_asset(spec: TimescaleSpec, model: str) -> str:
     """Name a model's partitions in the lake."""
-    return f"{spec.name}/model_{model}"
+    return spec.asset(f"model_{model}")
 
 
 def outdated_models(lake: Lake, spec: TimescaleSpec, plan: SplitPlan, names: Iterable[str]) -> list[str]:

@@ -160,7 +160,7 @@ def read_plan(lake: Lake, spec: TimescaleSpec, partition_key: str) -> SplitPlan:
     Raises:
         LakeError: `splits` was never materialized for it.
     """
-    return SplitPlan.from_json(lake.read_bytes(f"{spec.name}/splits", partition_key, "json"))
+    return SplitPlan.from_json(lake.read_bytes(spec.asset("splits"), partition_key, "json"))
 
 
 def read_problem(lake: Lake, spec: TimescaleSpec, plan: SplitPlan) -> Problem:
@@ -175,13 +175,13 @@ def read_problem(lake: Lake, spec: TimescaleSpec, plan: SplitPlan) -> Problem:
     dataset, found = _dataset_and_hash(lake, spec, plan.as_of)
     if (found, feature_hash(spec)) != (plan.data_hash, plan.feature_hash):
         raise ChainError(
-            f"{spec.name}/splits of {plan.as_of} was made from other rows (data {plan.data_hash}, now "
+            f"{spec.asset('splits')} of {plan.as_of} was made from other rows (data {plan.data_hash}, now "
             f"{found}; features {plan.feature_hash}, now {feature_hash(spec)}): materialize splits again"
         )
     problem = pose_problem(dataset, plan.split, spec)
     if problem.thresholds != plan.thresholds:
         raise ChainError(
-            f"{spec.name}/splits of {plan.as_of} was made with other thresholds ({plan.thresholds}, now "
+            f"{spec.asset('splits')} of {plan.as_of} was made with other thresholds ({plan.thresholds}, now "
             f"{problem.thresholds}): materialize splits again"
         )
     return problem

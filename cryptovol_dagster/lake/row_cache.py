@@ -21,7 +21,7 @@ import pandas as pd
 
 from cryptovol_dagster.core.learning.dataset import Dataset, concatenate, join_rows, no_rows
 from cryptovol_dagster.core.learning.labels import rows_labelled_by
-from cryptovol_dagster.core.specs import TimescaleSpec, asset_name
+from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import partition_window, partitions_between
 from cryptovol_dagster.lake.files import FileState, Lake
 
@@ -80,7 +80,7 @@ def read_rows(lake: Lake, spec: TimescaleSpec, start_ns: int, end_ns: int) -> tu
         LakeError: a file cannot be read.
         LearningError: no row has both features and a label.
     """
-    assets = asset_name(spec, "features"), asset_name(spec, "labels")
+    assets = spec.asset("features"), spec.asset("labels")
     features, labels = (
         {state[0]: state for state in lake.fingerprint(asset, start_ns, end_ns)} for asset in assets
     )
@@ -120,8 +120,8 @@ def _kept_anew(lake: Lake, spec: TimescaleSpec, wanted: tuple[_Files, ...], befo
     pieces = {files: before.pieces[files] for files in wanted if files in before.pieces}
     new = [files for files in wanted if files not in pieces]
     with ThreadPoolExecutor(1) as reader:
-        features = _Ahead(reader, lake, asset_name(spec, "features"), [files.features for files in new])
-        labels = _Ahead(reader, lake, asset_name(spec, "labels"), [files.labels for files in new])
+        features = _Ahead(reader, lake, spec.asset("features"), [files.features for files in new])
+        labels = _Ahead(reader, lake, spec.asset("labels"), [files.labels for files in new])
         for files in new:
             pieces[files] = _join(features.read(files.features), labels.read(files.labels), files, spec)
     pieces = {files: pieces[files] for files in wanted}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from ingestor.errors import CryptovolError
 
-class LiveError(Exception):
+
+class LiveError(CryptovolError):
     """Live features cannot go on; the message is one line."""

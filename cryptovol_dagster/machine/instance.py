@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from cryptovol_dagster.lake.atomic import replace_file
+from ingestor.errors import CryptovolError
 from ingestor.settings import Settings
 
 if TYPE_CHECKING:
@@ -70,7 +71,7 @@ _LOCK = "up.lock"
 _OPENING_LOCK = "opening.lock"
 
 
-class InstanceError(Exception):
+class InstanceError(CryptovolError):
     """The Dagster home cannot be used; the message is one line."""
 
 

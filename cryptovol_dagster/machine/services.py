@@ -12,6 +12,7 @@ from pathlib import Path
 from cryptovol_dagster.machine.instance import InstanceError, opening
 from cryptovol_dagster.machine.reachable import answers, free_port, why_taken
 from cryptovol_dagster.machine.supervisor import Service
+from ingestor.errors import USAGE, CryptovolError
 from ingestor.settings import Settings
 
 HOST = "127.0.0.1"
@@ -21,10 +22,10 @@ _LOST_RUNS = (sys.executable, "-m", "cryptovol_dagster.machine.lost_runs")
 RECORDER_STOP_S = 150.0
 
 
-class PortError(Exception):
+class PortError(CryptovolError):
     """A port cannot be listened on; the message names it and how to choose another."""
 
-    exit_code = 2
+    exit_code = USAGE
 
 
 def choose_port(wanted: int, option: str) -> int:

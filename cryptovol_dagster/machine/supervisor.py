@@ -25,6 +25,7 @@ from typing import Any, Self
 import click
 
 from cryptovol_dagster.machine import guard
+from ingestor.errors import CryptovolError
 
 #: A service that lived this long had come up properly: its next end counts as the first one again.
 HEALTHY_AFTER_S = 60.0
@@ -37,7 +38,7 @@ _LOOK_EVERY_S = 0.2
 _SWEEP_S = 1.0
 
 
-class SupervisorError(Exception):
+class SupervisorError(CryptovolError):
     """A service that cannot be done without has ended; the message is one line."""
 
 

@@ -32,10 +32,11 @@ from cryptovol_dagster.core.drift.distance import (
 )
 from cryptovol_dagster.core.drift.limits import DriftLimits, LimitsInForce, Pair, limits_in_force
 from cryptovol_dagster.core.features.catalogue import feature_hash, feature_names
-from cryptovol_dagster.core.specs import TimescaleSpec, asset_name
+from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import partition_window, partitions_between
 from cryptovol_dagster.lake.files import Lake, LakeError
 from cryptovol_dagster.lake.market import to_table
+from ingestor.errors import CryptovolError
 
 SCHEMA_VERSION = 2
 #: What the numbers of an hour come to.
@@ -48,7 +49,7 @@ LEAST_REFERENCE = 4
 _ARROW, _VERSION = "arrow", b"cryptovol.version"
 
 
-class DriftError(Exception):
+class DriftError(CryptovolError):
     """Drift cannot be told; the message is one line."""
 
 
@@ -137,7 +138,7 @@ class DriftScores:
 
 def scores_asset(spec: TimescaleSpec) -> str:
     """Name the numbers' partitions in the lake."""
-    return f"{spec.name}/drift_scores"
+    return spec.asset("drift_scores")
 
 
 def score_hour(lake: Lake, spec: TimescaleSpec, key: str, window: DriftWindow) -> DriftScores:
@@ -319,7 +320,7 @@ def valid_rows(
         LakeError: none of the hours has features.
         DriftError: an hour's features were made by another version.
     """
-    asset = asset_name(spec, "features")
+    asset = spec.asset("features")
     present = [key for key in keys if lake.exists(asset, key)]
     if not present:
         raise LakeError(f"{asset} has no partition in {keys[0]} … {keys[-1]}: materialize it first")
@@ -336,7 +337,7 @@ def read_sample(lake: Lake, spec: TimescaleSpec, key: str) -> pa.Table | None:
         LakeError: a file cannot be read.
         DriftError: the sample is no table.
     """
-    features, sample, wanted = asset_name(spec, "features"), _sample_asset(spec), feature_hash(spec).encode()
+    features, sample, wanted = spec.asset("features"), _sample_asset(spec), feature_hash(spec).encode()
     path = lake.path(features, key)
     if not path.is_file():
         return None
@@ -365,7 +366,7 @@ def _sample_asset(spec: TimescaleSpec) -> str:
 
 
 def _valid_rows(lake: Lake, spec: TimescaleSpec, key: str, also: Sequence[str] = ()) -> pd.DataFrame:
-    asset, wanted = asset_name(spec, "features"), feature_hash(spec)
+    asset, wanted = spec.asset("features"), feature_hash(spec)
     window = partition_window(key)
     lake.require(asset, [key])
     if lake.versions(asset, *window)[key] != wanted:

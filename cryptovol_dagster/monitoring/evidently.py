@@ -25,6 +25,7 @@ import pyarrow as pa
 
 from cryptovol_dagster.core.drift.distance import distance, judge
 from cryptovol_dagster.core.drift.limits import LimitsInForce
+from ingestor.errors import CryptovolError
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,7 +53,7 @@ _METHOD = "wasserstein_mixture"
 _NO_LIMIT = 2.0
 
 
-class EvidentlyError(Exception):
+class EvidentlyError(CryptovolError):
     """The frames cannot be reported on; the message is one line."""
 
 

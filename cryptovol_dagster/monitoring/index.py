@@ -22,6 +22,7 @@ from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.latest import Reports
 from cryptovol_dagster.monitoring import drift
 from cryptovol_dagster.monitoring.evidently import TITLES, measured_on
+from ingestor.errors import CryptovolError
 
 SUMMARY = "summary.json"
 #: The page shows this many reports, and this many hours of drift; the lake keeps the others.
@@ -63,18 +64,18 @@ def entries(lake: Lake, spec: TimescaleSpec, limit: int = MAX_ENTRIES) -> list[E
         ReportIndexError: a summary is no JSON.
     """
     found = sorted(
-        ((key, kind) for kind in TITLES for key in lake.partitions(f"{spec.name}/{kind}", SUMMARY)),
+        ((key, kind) for kind in TITLES for key in lake.partitions(spec.asset(kind), SUMMARY)),
         reverse=True,
     )
     return [_entry(lake, spec, kind, key) for key, kind in found[:limit]]
 
 
-class ReportIndexError(Exception):
+class ReportIndexError(CryptovolError):
     """A summary in the lake cannot be understood; the message is one line."""
 
 
 def _entry(lake: Lake, spec: TimescaleSpec, kind: str, key: str) -> Entry:
-    asset = f"{spec.name}/{kind}"
+    asset = spec.asset(kind)
     try:
         summary = json.loads(lake.read_bytes(asset, key, SUMMARY))
         rows, share, verdict = measured_on(summary), summary["share_over"], summary["verdict"]
@@ -93,7 +94,7 @@ def write_index(lake: Lake, reports: Reports, spec: TimescaleSpec) -> Path:
         ReportIndexError: a summary is no JSON.
         ReportError: the folder cannot be written.
     """
-    scores, outcomes = (_numbers(lake, f"{spec.name}/{name}") for name in ("drift_scores", "performance"))
+    scores, outcomes = (_numbers(lake, spec.asset(name)) for name in ("drift_scores", "performance"))
     page = render(entries(lake, spec), scores, outcomes, _newest_files(reports), reports.reports_dir)
     return reports.write(reports.index, page.encode())
 

@@ -32,7 +32,7 @@ from cryptovol_dagster.core.features.catalogue import feature_hash, feature_name
 from cryptovol_dagster.core.learning.labels import SIGMA_FLOOR, is_spike, label_hash
 from cryptovol_dagster.core.metrics.scored_rows import HoldOut
 from cryptovol_dagster.core.promotion.decision import Champion
-from cryptovol_dagster.core.specs import DAY_S, NS, TimescaleSpec, asset_name
+from cryptovol_dagster.core.specs import DAY_S, NS, TimescaleSpec
 from cryptovol_dagster.core.times import partition_window
 from cryptovol_dagster.lake import datasets, decisions
 from cryptovol_dagster.lake import market as chain
@@ -101,7 +101,7 @@ class OutcomeDrift:
 
 def performance_asset(spec: TimescaleSpec) -> str:
     """Name the numbers' partitions in the lake."""
-    return f"{spec.name}/performance"
+    return spec.asset("performance")
 
 
 def rows_asset(spec: TimescaleSpec) -> str:
@@ -217,7 +217,7 @@ def _label_samples(
     lake: Lake, spec: TimescaleSpec, keys: list[str]
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
     """Read ln σ of a row a minute of each hour, by hour and product; hours of other labels are left out."""
-    asset, wanted = asset_name(spec, "labels"), label_hash(spec)
+    asset, wanted = spec.asset("labels"), label_hash(spec)
     span = partition_window(keys[0])[0], partition_window(keys[-1])[1]
     versions = lake.versions(asset, *span)
     samples = {
@@ -253,7 +253,7 @@ def rows_with_outcomes(
     """
     rows = drift.valid_rows(lake, spec, keys, also=("bar_start",))
     rows[SCORE] = np.nan if isinstance(in_force, str) else _scores(rows, spec, in_force.model)
-    asset, wanted = asset_name(spec, "labels"), label_hash(spec)
+    asset, wanted = spec.asset("labels"), label_hash(spec)
     span = partition_window(keys[0])[0], partition_window(keys[-1])[1]
     columns = ["bar_start", "product", "sigma"]
     labels = [

@@ -6,7 +6,7 @@ import pandas as pd
 import pyarrow as pa
 
 from cryptovol_dagster.core.learning.dataset import KEY_COLUMNS
-from cryptovol_dagster.core.specs import TimescaleSpec, asset_name
+from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import partition_window
 from cryptovol_dagster.lake.datasets import ChainError
 from cryptovol_dagster.lake.files import Lake
@@ -39,7 +39,7 @@ def quality_rows(lake: Lake, spec: TimescaleSpec, key: str) -> pd.DataFrame:
         LakeError: the hour has no bars or no features.
         ChainError: bars and features do not have the same rows.
     """
-    assets = asset_name(spec, "features"), asset_name(spec, "bars")
+    assets = spec.asset("features"), spec.asset("bars")
     for asset in assets:
         lake.require(asset, [key])
     features, bars = (lake.read_table(asset, *partition_window(key)).to_pandas() for asset in assets)

@@ -19,6 +19,7 @@ from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import partition_window
 from cryptovol_dagster.tracking.flavour import FILE, FOLDER
 from cryptovol_dagster.tracking.runs import Connection, Tracking
+from ingestor.errors import CryptovolError
 
 if TYPE_CHECKING:
     from mlflow.entities.model_registry import ModelVersion
@@ -31,7 +32,7 @@ _UNSEEN_FROM = "cryptovol.unseen_from_ns"
 _TAG_LENGTH = 5_000
 
 
-class RegistryError(Exception):
+class RegistryError(CryptovolError):
     """The registry holds no such version; the message is one line."""
 
 

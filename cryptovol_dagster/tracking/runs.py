@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from cryptovol_dagster.tracking import flavour as mlflow_model
+from ingestor.errors import CryptovolError
 from ingestor.settings.sections import Settings
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ CLIENT_LIMITS = {
 }
 
 
-class TrackingError(Exception):
+class TrackingError(CryptovolError):
     """MLflow cannot be reached or refuses; the message is one line."""
 
 

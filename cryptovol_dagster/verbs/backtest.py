@@ -16,6 +16,7 @@ import click
 
 from cryptovol_dagster.core.cards.markdown import number
 from cryptovol_dagster.verbs.options import json_option
+from ingestor.errors import CryptovolError
 from ingestor.settings import load_settings
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _NS = 1_000_000_000
 _DAY_S = 86_400
 
 
-class BacktestError(Exception):
+class BacktestError(CryptovolError):
     """There is nothing to test, or it may not be looked at; the message is one line."""
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cryptovol_dagster.verbs.synthetic import TAIL_HOURS, synthetic_settings
+from ingestor.errors import CryptovolError
 from ingestor.settings import Settings
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ DEMO_DIR = Path("data/demo")
 FAULTS = "gap@5000s:3; repeat@7000s; disconnect@9000s:1006; disconnect@12000s:1001"
 
 
-class DemoError(Exception):
+class DemoError(CryptovolError):
     """A step of the demo failed; the message is one line."""
 
 

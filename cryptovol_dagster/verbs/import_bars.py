@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from cryptovol_dagster.verbs.options import json_option
+from ingestor.errors import CryptovolError
 from ingestor.settings import load_settings
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ _INTERRUPTED = 130
 Tell = Callable[[int, int], None]
 
 
-class ImportStopped(Exception):  # noqa: N818 - named for what it says
+class ImportStopped(CryptovolError):  # noqa: N818 - named for what it says
     """An import broke off; the message says why, and what was stored before."""
 
 

@@ -109,7 +109,7 @@ def _look_at_lake(as_of: str, *, as_json: bool) -> int:
     settings = load_settings().settings
     lake, spec = Lake(settings.storage.lake_dir), timescale_spec(settings.timescales.seconds, "seconds")
     if as_of == "newest":
-        evaluated = lake.partitions(f"{spec.name}/model_evaluation", "json")
+        evaluated = lake.partitions(spec.asset("model_evaluation"), "json")
         if not evaluated:
             raise click.ClickException(f"{lake.root} holds no evaluation yet: run `cryptovol evaluate`")
         as_of = evaluated[-1]

@@ -19,10 +19,11 @@ from cryptovol_dagster.defs.chains.seconds import TIMESCALE
 from cryptovol_dagster.history.store import History
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.raw_ticks import RawStore
+from ingestor.errors import CryptovolError
 from ingestor.settings import Settings
 
 
-class NothingToDo(Exception):  # noqa: N818 - named for what it says
+class NothingToDo(CryptovolError):  # noqa: N818 - named for what it says
     """There is no partition to work on; the message says what to do first."""
 
 
@@ -111,8 +112,8 @@ def days_to_fill(
 
     def is_made(key: str) -> bool:
         return all(
-            lake.exists(f"{spec.name}/labels", key)
-            and (market_only or lake.exists(f"{spec.name}/splits", key, "json"))
+            lake.exists(spec.asset("labels"), key)
+            and (market_only or lake.exists(spec.asset("splits"), key, "json"))
             for spec in specs
         )
 

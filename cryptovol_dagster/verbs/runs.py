@@ -27,6 +27,7 @@ from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.models import outdated_models
 from cryptovol_dagster.machine.instance import ensure_dagster_home, open_instance
 from cryptovol_dagster.verbs.ranges import _validate_range, specs_of
+from ingestor.errors import CryptovolError
 from ingestor.settings import Settings
 
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
@@ -37,7 +38,7 @@ MARKET = (
 )
 
 
-class RunFailed(Exception):  # noqa: N818 - named for what it says
+class RunFailed(CryptovolError):  # noqa: N818 - named for what it says
     """A Dagster run failed; the message is its root cause in one line."""
 
 
@@ -287,19 +288,17 @@ def chain_selection(
     if timescale == MINUTES:
         names = ("labels", "drift_scores")
         market = [f"{MINUTES}/{name}" for name in ("candles", "bars", "features")]
-        market += [f"{spec.name}/{name}" for spec in specs for name in names]
+        market += [spec.asset(name) for spec in specs for name in names]
     if market_only:
         return market
     training = [asset for spec in specs for asset in training_selection(settings, spec)]
-    return [*market, *training, *(f"{spec.name}/performance" for spec in specs)]
+    return [*market, *training, *(spec.asset("performance") for spec in specs)]
 
 
 def training_selection(settings: Settings, spec: TimescaleSpec) -> list[str]:
     """Give the assets of a chain from splits to the model card."""
     models = (f"model_{name}" for name in models_of(settings, spec).enabled)
-    return [
-        f"{spec.name}/{name}" for name in ("splits", *models, "model_evaluation", "champion", "model_card")
-    ]
+    return [spec.asset(name) for name in ("splits", *models, "model_evaluation", "champion", "model_card")]
 
 
 def splits_are_current(settings: Settings, key: str, chain_name: str = TIMESCALE) -> bool:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from ingestor.errors import CryptovolError
 
-class ArchiveError(Exception):
+
+class ArchiveError(CryptovolError):
     """Raw storage cannot be written or read; the message is one line that says what and where."""
 
 

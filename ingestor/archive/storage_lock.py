@@ -21,12 +21,13 @@ import msgspec
 
 from ingestor.archive.errors import ArchiveError
 from ingestor.archive.layout import TEMPORARY, first_line
+from ingestor.errors import USAGE
 
 
 class StorageHeldError(ArchiveError):
     """Another archive holds the storage; the message names it and what to do."""
 
-    exit_code = 2
+    exit_code = USAGE
 
 
 class _Holder(msgspec.Struct, frozen=True):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from ingestor.errors import CryptovolError
 
-class AuditError(Exception):
+
+class AuditError(CryptovolError):
     """There is nothing to audit, or the span makes no sense; the message is one line."""
 
 
-class UnaccountedError(Exception):
+class UnaccountedError(CryptovolError):
     """Something in raw storage is unaccounted for; the message is one line that says what."""

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from ingestor.dead_letters.letters import Letter, read_again
+from ingestor.errors import CryptovolError
 from ingestor.exchange.clock import ns_to_rfc3339
 
 
-class ExportError(Exception):
+class ExportError(CryptovolError):
     """The letters cannot be written out; the message is one line."""
 
 

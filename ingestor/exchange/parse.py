@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from ingestor.errors import CryptovolError
 from ingestor.exchange import drift
 from ingestor.exchange import messages as wire
 from ingestor.exchange.clock import rfc3339_to_ns
@@ -22,7 +23,7 @@ _MAX_ERROR_CHARACTERS = 500
 _ERRORS = (msgspec.DecodeError, RecursionError)
 
 
-class FrameError(ValueError):
+class FrameError(CryptovolError, ValueError):
     """Bytes that are no frame of the exchange's protocol.
 
     Attributes:

@@ -13,6 +13,7 @@ import msgspec
 
 from ingestor import envelope
 from ingestor.envelope import DeadLetter, EventKind, FeedEvent, TickMessage, TradeMessage
+from ingestor.errors import CryptovolError
 from ingestor.exchange import messages as wire
 from ingestor.exchange.parse import FrameError, parse_frame, read_entry
 from ingestor.exchange.reasons import cut_reason, entry_reason, printable, reason_class
@@ -39,7 +40,7 @@ _MAX_BYTES_UNCHECKED = 2 * _MAX_INDEX
 _MAX_DRIFT_EVENTS = 20
 
 
-class SequenceBrokenError(Exception):
+class SequenceBrokenError(CryptovolError):
     """The connection's numbers went back for good; it must be opened anew."""
 
 

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
+from ingestor.errors import CryptovolError
 from ingestor.feed.backoff import Backoff
 from ingestor.feed.connection import Connection
 from ingestor.feed.counters import FeedCounters
@@ -33,7 +34,7 @@ _CLEAN_CLOSE = 1000
 _WORTHWHILE_NS = 10 * NS_PER_S
 
 
-class FeedError(Exception):
+class FeedError(CryptovolError):
     """The feed cannot go on; the message is one line."""
 
 

@@ -21,6 +21,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
 from websockets.uri import parse_uri
 
+from ingestor.errors import USAGE, CryptovolError
 from ingestor.exchange import messages as wire
 from ingestor.exchange.reasons import printable
 from ingestor.feed.connection import SequenceBrokenError
@@ -35,10 +36,10 @@ _SECOND_LOOK_S = 0.05
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
-class AddressError(Exception):
+class AddressError(CryptovolError):
     """The feed's address cannot be one of a WebSocket server; the message is one line."""
 
-    exit_code = 2
+    exit_code = USAGE
 
 
 def check_address(url: str) -> None:

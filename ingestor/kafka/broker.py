@@ -30,6 +30,7 @@ from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
 from ingestor.envelope import ALL_TOPICS, DEAD, EVENTS
+from ingestor.errors import CryptovolError
 from ingestor.settings.sections import KafkaSettings
 
 #: librdkafka's own log lines; a NullHandler keeps them off stderr until an application configures logging.
@@ -62,7 +63,7 @@ _PATIENCE_S = 30.0
 _ZERO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"
 
 
-class BrokerError(Exception):
+class BrokerError(CryptovolError):
     """A broker cannot be reached or used; the message is one line saying which and why."""
 
 

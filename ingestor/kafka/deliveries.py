@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from confluent_kafka import KafkaError, Message
 
+from ingestor.errors import CryptovolError
 from ingestor.kafka.spill import Spilled
 
 #: topic (without prefix) → partition → last acknowledged offset.
@@ -32,7 +33,7 @@ _GIVEN_BACK = (
 )
 
 
-class PublishError(Exception):
+class PublishError(CryptovolError):
     """The broker finally refused a message; the message is one line saying which topic and why."""
 
 

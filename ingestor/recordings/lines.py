@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+from ingestor.errors import CryptovolError
+
 _BLOCK_BYTES = 1 << 20
 #: The largest frame the exchange sends passes 4 MiB; a longer line is no recording of it.
 _MAX_LINE_BYTES = 64 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
-class RecordingError(Exception):
+class RecordingError(CryptovolError):
     """A recording that cannot be read; the message is one line naming file and line."""
 
 

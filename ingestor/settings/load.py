@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
 
+from ingestor.errors import USAGE, CryptovolError
 from ingestor.settings.sections import Settings
 
 ENV_PREFIX = "CRYPTOVOL__"
@@ -20,8 +21,10 @@ ENV_PREFIX = "CRYPTOVOL__"
 ENV_CONFIG_FILE = "CRYPTOVOL_CONFIG"
 
 
-class SettingsError(Exception):
+class SettingsError(CryptovolError):
     """The configuration is unusable; the message is one line that names key, file and line."""
+
+    exit_code = USAGE
 
 
 @dataclass(frozen=True)

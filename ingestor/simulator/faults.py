@@ -33,6 +33,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
+from ingestor.errors import USAGE, CryptovolError
 from ingestor.simulator.frames import NS_PER_S
 
 #: Close code that stands for a connection cut without a close frame.
@@ -45,11 +46,11 @@ _FAULT = re.compile(r"([a-z_]+)(?:@(\d+(?:\.\d+)?)s)?(?::(.+))?", re.ASCII)
 _SECONDS = re.compile(r"(-?)(\d+(?:\.\d+)?)s", re.ASCII)
 
 
-class FaultScriptError(ValueError):
+class FaultScriptError(CryptovolError, ValueError):
     """A fault script that cannot be understood; the message is one line that quotes the fault."""
 
     #: Wrong usage.
-    exit_code = 2
+    exit_code = USAGE
 
 
 class Damage(StrEnum):

@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 from websockets.protocol import State
 
+from ingestor.errors import CryptovolError
 from ingestor.simulator.faults import ABORTED
 from ingestor.simulator.frames import NS_PER_S
 from ingestor.simulator.playback import Close, Line, Playback, Quiet
@@ -34,7 +35,7 @@ _RETRY_AFTER_S = "1"
 Report = Callable[[str, dict[str, Any]], None]
 
 
-class SimulatorError(Exception):
+class SimulatorError(CryptovolError):
     """The simulator cannot serve; the message is one line."""
 
 

@@ -274,7 +274,7 @@ def _report(
         "target": spec.target,
         "bar_interval_s": spec.bar_interval_s,
         "horizon_bars": spec.horizon_bars,
-        "horizon_s": spec.horizon_bars * spec.bar_interval_s,
+        "horizon_s": spec.horizon_s,
         "quantile": spec.quantile,
         "train_span_s": spec.splits.train_span_s,
         "test_span_s": spec.splits.test_span_s,

@@ -164,9 +164,7 @@ def evaluate(
     test, y = problem.part(problem.split.test)
 
     test_market, validation_market = _market(problem, test, y), _market(problem, validation, y_validation)
-    block_s = block_length_s(
-        timescale.horizon_bars * timescale.bar_interval_s, _span_s(test, timescale.bar_interval_s)
-    )
+    block_s = block_length_s(timescale.horizon_s, _span_s(test, timescale.bar_interval_s))
     reasons = _why_insufficient(test, y, block_s)
     scores = {name: probabilities(name, model, test) for name, model in models.items()}
     onset = onset_rows(test.trailing_sigma, test.product, problem.thresholds)
@@ -210,7 +208,7 @@ def evaluate(
         "reasons": reasons,
         "notes": _notes(problem, test, constant),
         "timescale": timescale.name,
-        "horizon_s": timescale.horizon_bars * timescale.bar_interval_s,
+        "horizon_s": timescale.horizon_s,
         "bar_interval_s": timescale.bar_interval_s,
         "quantile": timescale.quantile,
         "thresholds": problem.thresholds,

@@ -12,11 +12,13 @@ from typing import Any
 
 import msgspec
 
+from ingestor.errors import CryptovolError
+
 #: Raised with every change of the fields. 2: sufficiency, onset intervals, calibration line, periods, notes.
 SCHEMA_VERSION = 2
 
 
-class EvaluationError(ValueError):
+class EvaluationError(CryptovolError, ValueError):
     """A report cannot be read; the message is one line that says why and what to do."""
 
 

@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from cryptovol_dagster.core.features.block import Floats
 from cryptovol_dagster.core.market.bars import frame_keys
+from ingestor.errors import CryptovolError
 
 
-class FeatureError(ValueError):
+class FeatureError(CryptovolError, ValueError):
     """A spec whose windows cannot be computed exactly, or a span the bars do not hold."""
 
 

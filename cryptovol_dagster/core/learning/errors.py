@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from ingestor.errors import CryptovolError
+
 if TYPE_CHECKING:
     pass
 
 
-class LearningError(ValueError):
+class LearningError(CryptovolError, ValueError):
     """The data cannot be learned from; the message is one line that says what and where."""
 
 

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from cryptovol_dagster.core.market.fixed_point import MAX_MOVE_NANO, NANO, SIZE_SCALE
 from cryptovol_dagster.core.market.ticks import TickColumns, TradeColumns
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
+from ingestor.errors import CryptovolError
 
 _LN2_TERM = 2 * np.log(2) - 1
 #: Raised when a column changes its meaning, or one is added.
@@ -67,7 +68,7 @@ def bars_hash(spec: TimescaleSpec) -> str:
     return hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:12]
 
 
-class BarsError(ValueError):
+class BarsError(CryptovolError, ValueError):
     """A span off the grid, ticks out of order, or a frame that is no bar frame."""
 
 

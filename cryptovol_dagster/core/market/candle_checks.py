@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.times import iso_utc
+from ingestor.errors import CryptovolError
 
 MINUTE_NS = 60 * NS
 PRICES = ("open", "high", "low", "close")
@@ -64,7 +65,7 @@ _FAULTS = (
 _SHOWN = 3
 
 
-class CandleError(ValueError):
+class CandleError(CryptovolError, ValueError):
     """A table cannot be taken for minute candles; the message is one line: expected, found, where."""
 
 

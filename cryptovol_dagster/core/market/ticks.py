@@ -14,6 +14,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from ingestor.errors import CryptovolError
+
 #: dtype of each column of `TickColumns`, in order.
 TICK_DTYPES: Mapping[str, np.dtype[Any]] = {
     name: np.dtype(dtype)
@@ -48,7 +50,7 @@ TRADE_DTYPES: Mapping[str, np.dtype[Any]] = {
 UNKNOWN_SEQUENCE = -1
 
 
-class ColumnsError(ValueError):
+class ColumnsError(CryptovolError, ValueError):
     """Columns that are missing, of unequal length, or point outside their dictionary."""
 
 

@@ -11,6 +11,7 @@ import msgspec
 from cryptovol_dagster.core.promotion.gate import Difference, Look
 from cryptovol_dagster.core.specs import DAY_S, NS
 from cryptovol_dagster.core.times import hour_window
+from ingestor.errors import CryptovolError
 
 SCHEMA_VERSION = 2
 PROMOTE, HOLD, REJECT, INSUFFICIENT_DATA = "PROMOTE", "HOLD", "REJECT", "INSUFFICIENT_DATA"
@@ -29,7 +30,7 @@ FIRST, SUCCESSION, GATE, EXPIRY, BY_HAND, NOTHING_DUE = (
 )
 
 
-class DecisionError(Exception):
+class DecisionError(CryptovolError):
     """A stored decision cannot be read; the message is one line."""
 
 

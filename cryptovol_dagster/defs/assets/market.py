@@ -185,7 +185,7 @@ def labels_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> dg
         metadata={
             **schema_metadata(schemas.labels(spec), schemas.LABEL_DESCRIPTIONS),
             **_lineage(bars_key, schemas.label_sources(spec)),
-            "horizon_s": spec.horizon_bars * spec.bar_interval_s,
+            "horizon_s": spec.horizon_s,
         },
     )
     def labels(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:

@@ -55,7 +55,7 @@ def model_card_asset(
         reports = reports.of(spec.name)
         for plan in trainable_plans(context, lake, spec, asset_name):
             key = plan.as_of
-            evaluation = read_report(lake.read_bytes(f"{spec.name}/model_evaluation", key, "json"))
+            evaluation = read_report(lake.read_bytes(spec.asset("model_evaluation"), key, "json"))
             metas = [
                 read_parts(lake.read_bytes(models.model_asset(spec, name), key, "zip"))[0]
                 for name in evaluation["models"]

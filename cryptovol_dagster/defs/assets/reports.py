@@ -249,7 +249,7 @@ def _publish(
 ) -> None:
     """Store a report and its summary, renew the latest copies and the page over all, and say what it says."""
     kind, key = report.summary["kind"], report.summary["as_of"]
-    asset = f"{spec.name}/{kind}"
+    asset = spec.asset(kind)
     path = lake.write_bytes(asset, key, report.html, "html")
     lake.write_bytes(asset, key, report.json, "json")
     summary = json.dumps(report.summary, indent=2, allow_nan=False).encode()

@@ -64,7 +64,7 @@ def _splits(
         code_version=code_version(spec.hash(), feature_hash(spec), label_hash(spec)),
         tags=timescale_tags(spec.name),
         metadata={
-            "horizon_s": spec.horizon_bars * spec.bar_interval_s,
+            "horizon_s": spec.horizon_s,
             "quantile": spec.quantile,
             "range_trains_every_partitions": spec.retrain_every,
         },
@@ -229,7 +229,7 @@ def _train(
         params={
             "model": name,
             "timescale": spec.name,
-            "horizon_s": spec.horizon_bars * spec.bar_interval_s,
+            "horizon_s": spec.horizon_s,
             "quantile": spec.quantile,
             "seed": models.seed,
             "train_start": span["start"],

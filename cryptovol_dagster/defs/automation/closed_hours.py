@@ -33,7 +33,7 @@ def closed_hours_sensor(
 ) -> dg.SensorDefinition:
     """Build the sensor that hands closed raw hours to the market assets."""
     first_key = hour_key(int(hours.start.timestamp()) * 1_000_000_000)
-    last = f"{spec.name}/labels"
+    last = spec.asset("labels")
     hours_back = max(1, look_back.feature_look_back(spec), look_back.label_look_back(spec))
 
     @dg.sensor(

@@ -92,7 +92,7 @@ def _cool_down_until(lake: Lake, spec: TimescaleSpec, newest: str, hours: int) -
 
     Counted in hours of the market, so that a recording of last April behaves like April did.
     """
-    reported = lake.partitions(f"{spec.name}/{evidently_report.DRIFT}", SUMMARY)
+    reported = lake.partitions(spec.asset(evidently_report.DRIFT), SUMMARY)
     if not reported:
         return ""
     until = hour_key(hour_window(reported[-1])[0] + hours * HOUR_NS)

@@ -10,7 +10,6 @@ from cryptovol_dagster.core.learning.splits import SpanTooShort, split_times
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import partition_window
 from cryptovol_dagster.lake import look_back
-from cryptovol_dagster.lake import market as chain
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.raw_ticks import RawStore
 from ingestor.archive.layout import ClosedHour
@@ -46,7 +45,7 @@ def why_no_retrain(
         job_name: of the retrain.
         named: what the reason calls the hour.
     """
-    labels, evaluation = f"{spec.name}/labels", f"{spec.name}/model_evaluation"
+    labels, evaluation = spec.asset("labels"), spec.asset("model_evaluation")
     if not lake.exists(labels, hour.hour):
         return f"{labels} of {named} is missing"
     # People may train on an hour that is still running; what they made then is not of the whole hour.
@@ -106,7 +105,7 @@ def _too_short(lake: Lake, spec: TimescaleSpec, newest: str) -> str:
     is seen only by the run.
     """
     start_ns, end_ns = look_back.window_back(newest, look_back.training_look_back(spec))
-    labelled = lake.written(chain.asset_name(spec, "labels"), start_ns, end_ns)
+    labelled = lake.written(spec.asset("labels"), start_ns, end_ns)
     try:
         split_times(partition_window(labelled[0])[0], end_ns, spec)
     except SpanTooShort as error:

@@ -131,7 +131,7 @@ def market_schedule(
         imported = len(history.read_products(products, start_ns, end_ns))
         if not imported and not lake.written(chain.TRADES, start_ns, end_ns):
             return dg.SkipReason(f"neither trades nor imported candles of {key}")
-        if lake.exists(chain.asset_name(specs[-1], "labels"), key):
+        if lake.exists(specs[-1].asset("labels"), key):
             return dg.SkipReason(f"{key} has its labels already")
         return dg.RunRequest(run_key=key, partition_key=key)
 
@@ -153,7 +153,7 @@ def retrain_schedule(spec: TimescaleSpec, job: "UnresolvedAssetJobDefinition") -
     def minutes_retrain(
         context: dg.ScheduleEvaluationContext, lake: dg.ResourceParam[Lake]
     ) -> dg.RunRequest | dg.SkipReason:
-        labelled = lake.partitions(chain.asset_name(spec, "labels"))
+        labelled = lake.partitions(spec.asset("labels"))
         if not labelled:
             return dg.SkipReason(f"no day of {spec.name} has labels yet")
         newest = labelled[-1]
@@ -169,7 +169,7 @@ def why_no_retrain(lake: Lake, spec: TimescaleSpec, newest: str) -> str:
 
     Between two trainings the models of the last one hold on, as in a run over a range.
     """
-    trained = lake.partitions(f"{spec.name}/model_evaluation", "json")
+    trained = lake.partitions(spec.asset("model_evaluation"), "json")
     if trained:
         age_days = (partition_window(newest)[0] - partition_window(trained[-1])[0]) // DAY_NS
         if age_days < spec.retrain_every and not (plans.trains_at(spec, newest) and age_days > 0):
@@ -178,7 +178,7 @@ def why_no_retrain(lake: Lake, spec: TimescaleSpec, newest: str) -> str:
                 f"{spec.retrain_every} days"
             )
     start_ns, end_ns = look_back.window_back(newest, look_back.training_look_back(spec))
-    labelled = lake.written(chain.asset_name(spec, "labels"), start_ns, end_ns)
+    labelled = lake.written(spec.asset("labels"), start_ns, end_ns)
     try:
         split_times(partition_window(labelled[0])[0], end_ns, spec)
     except SpanTooShort as error:

@@ -13,7 +13,6 @@ import pytest
 
 from ingestor.archive.errors import ArchiveError
 from ingestor.archive.storage_lock import StorageHeldError, StorageLock
-from ingestor.cli_group import exit_code_of
 
 HOLD = (
     "import sys, pathlib\n"
@@ -31,7 +30,7 @@ def test_the_second_is_refused_with_the_holder_named(tmp_path: Path) -> None:
     assert line.startswith(f"raw storage {tmp_path} has an archive already (pid {os.getpid()} on ")
     assert socket.gethostname() in line
     assert "stop that one, or start both with --shared-archive" in line
-    assert exit_code_of(caught.value) == 2
+    assert caught.value.exit_code == 2
 
 
 def test_who_ended_holds_nothing(tmp_path: Path) -> None:
