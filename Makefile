@@ -3,7 +3,10 @@ SHELL := /bin/bash
 PYTHON ?= $(shell for p in python3.11 python3.12 python3.13 python3; do command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3,11)<=sys.version_info[:2]<=(3,13))' 2>/dev/null && { echo $$p; break; }; done)
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALL := $(BIN)/uv pip install --quiet --python $(BIN)/python
+# What runs cryptovol, and what its development needs beside that.
 STAMP := $(VENV)/.installed
+DEV_STAMP := $(VENV)/.installed-dev
 # No library of ours, nor of others, phones home from here.
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
@@ -21,11 +24,15 @@ $(STAMP): requirements.lock pyproject.toml
 	@echo "setting up $(VENV) with $$($(PYTHON) --version)"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check "uv>=0.5"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation -e .
+	@$(INSTALL) -r requirements.lock
+	@$(INSTALL) --no-deps --build-constraints requirements-dev.lock -e .
 	@touch $@
 
-setup: $(STAMP) ## Create .venv with the pinned packages
+$(DEV_STAMP): $(STAMP) requirements-dev.lock
+	@$(INSTALL) -r requirements-dev.lock
+	@touch $@
+
+setup: $(STAMP) ## Create .venv with the pinned packages that cryptovol runs on
 
 demo: $(STAMP) ## Several hours of market through the whole system, offline; prints results and where to look
 	@$(BIN)/cryptovol demo
@@ -45,21 +52,21 @@ status: $(STAMP) ## One look at recorder, lake, models, services and room; fails
 ui: $(STAMP) ## Open Dagster (webserver, daemon) and MLflow on your own data
 	@$(BIN)/cryptovol ui
 
-notebook: $(STAMP) ## Run notebooks/eda.ipynb on the configured data; writes reports/eda.html
+notebook: $(DEV_STAMP) ## Run notebooks/eda.ipynb on the configured data; writes reports/eda.html
 	@$(BIN)/jupyter-nbconvert --execute --to html --output-dir reports notebooks/eda.ipynb
 
 # Half of the tests wait (for a broker, a socket, a page), so two files run at a time; more would make those that
 # measure silence see it where there is none.
-test: $(STAMP) ## Every test; what needs Java, Maven or Chromium skips loudly where they are absent
+test: $(DEV_STAMP) ## Every test; what needs Java, Maven or Chromium skips loudly where they are absent
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20
 
-bench: $(STAMP) ## Speed of bars, features and replay, as ratios against pandas, Polars and the targets
+bench: $(DEV_STAMP) ## Speed of bars, features and replay, as ratios against pandas, Polars and the targets
 	$(BIN)/python -m benchmarks.run
 
-bench-recorder: $(STAMP) ## Speed, memory and idle cost of the recorder on a real Kafka, beside its parts (Java, Maven)
+bench-recorder: $(DEV_STAMP) ## Speed, memory and idle cost of the recorder on a real Kafka, beside its parts (Java, Maven)
 	$(BIN)/python -m benchmarks.recorder
 
-bench-backfill: $(STAMP) ## A week of two products, raw ticks to evaluation, in one run; an hour; a retrain; a cold start: time and memory
+bench-backfill: $(DEV_STAMP) ## A week of two products, raw ticks to evaluation, in one run; an hour; a retrain; a cold start: time and memory
 	$(BIN)/python -m benchmarks.backfill
 
 bench-backtest: $(STAMP) ## Minutes and memory of the walk-forward test of BTC-USD, all models (BARS=folder of minute candles)
@@ -68,25 +75,25 @@ bench-backtest: $(STAMP) ## Minutes and memory of the walk-forward test of BTC-U
 BARS ?= ../shared/data/bars
 BACKTEST_OUT ?= reports/backtest
 
-bench-gate: $(STAMP) ## How often the promotion gate is fooled in a month of retrains, and how soon it sees a better model
+bench-gate: $(DEV_STAMP) ## How often the promotion gate is fooled in a month of retrains, and how soon it sees a better model
 	$(BIN)/python -m benchmarks.gate
 
-bench-reports: $(STAMP) ## Seconds of a drift report on 20,000 rows × 100 columns, and of an hour's drift numbers
+bench-reports: $(DEV_STAMP) ## Seconds of a drift report on 20,000 rows × 100 columns, and of an hour's drift numbers
 	$(BIN)/python -m benchmarks.reports
 
-bench-drift: $(STAMP) ## How often drift is called on real minutes (BARS=folder): Evidently's defaults, fixed limits, calibrated
+bench-drift: $(DEV_STAMP) ## How often drift is called on real minutes (BARS=folder): Evidently's defaults, fixed limits, calibrated
 	$(BIN)/python -m benchmarks.drift --bars $(BARS)
 
-soak: $(STAMP) ## Two minutes without Kafka, then 50 SIGKILLs of the recorder (SOAK="--outage-s 30 --kills 10")
+soak: $(DEV_STAMP) ## Two minutes without Kafka, then 50 SIGKILLs of the recorder (SOAK="--outage-s 30 --kills 10")
 	$(BIN)/python -m cryptovol_dagster_tests.soak $(SOAK)
 
-check: $(STAMP) ## Lint, types, import contracts
+check: $(DEV_STAMP) ## Lint, types, import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
 
-format: $(STAMP) ## Format the code and mend what ruff can mend
+format: $(DEV_STAMP) ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
@@ -96,17 +103,18 @@ containers-lint: $(STAMP) ## Lint the Dockerfiles (hadolint) and the security of
 	    $(BIN)/uv tool run --quiet --from compose-lint==0.36.2 compose-lint check --strict-config --no-env \
 	    --config docker/compose-lint.yml --skip-suppressed --fail-on low docker/compose.yaml
 
-containers-check: containers-lint ## Run compose.yaml without Docker: real commands, PostgreSQL, Kafka (root, Go, Java; docs/deployment.md)
+containers-check: $(DEV_STAMP) containers-lint ## Run compose.yaml without Docker: real commands, PostgreSQL, Kafka (root, Go, Java; docs/deployment.md)
 	cd docker/compose-check && POSTGRES_PASSWORD=x DAGSTER_POSTGRES_PASSWORD=x MLFLOW_POSTGRES_PASSWORD=x go run . ../compose.yaml
 	$(BIN)/python -m cryptovol_dagster_tests.deployment.prove
 
 RESOLVE := $(BIN)/uv pip compile --quiet --no-emit-index-url --universal --python-version 3.11 --no-annotate --custom-compile-command "make lock"
 
-lock: ## Resolve requirements.lock anew from pyproject.toml, and from it what the images install
-	$(RESOLVE) --extra dev --extra deploy pyproject.toml -o requirements.lock
-	$(RESOLVE) --extra deploy --constraints requirements.lock pyproject.toml -o docker/requirements-dagster.lock \
+lock: $(STAMP) ## Pin all packages in requirements-dev.lock; from these, what cryptovol and each image install
+	$(RESOLVE) --group dev --extra deploy pyproject.toml -o requirements-dev.lock
+	$(RESOLVE) --constraints requirements-dev.lock pyproject.toml -o requirements.lock
+	$(RESOLVE) --extra deploy --constraints requirements-dev.lock pyproject.toml -o docker/requirements-dagster.lock \
 	    --no-emit-package nvidia-nccl-cu12 --no-emit-package nvidia-nccl-cu13 # 300 MB that only several GPUs use
-	$(RESOLVE) --group ingestor --constraints requirements.lock -o docker/requirements-ingestor.lock
+	$(RESOLVE) --group ingestor --constraints requirements-dev.lock -o docker/requirements-ingestor.lock
 
 kafka: ## Start a real Kafka on this machine (Java 17 and Maven; KAFKA_PORT, KAFKA_DIR)
 	@docker/kafka/kafka.sh start

@@ -31,15 +31,26 @@ def name_of(requirement: str) -> str:
     return match[0].lower().replace("_", "-")
 
 
-@pytest.mark.parametrize("image", DOCKERFILES)
-def test_the_locks_agree(image: str) -> None:
+RUNTIME, DEVELOPMENT = REPOSITORY / "requirements.lock", REPOSITORY / "requirements-dev.lock"
+LOCKS = (RUNTIME, *(DOCKER / f"requirements-{image}.lock" for image in DOCKERFILES))
+
+
+@pytest.mark.parametrize("lock", LOCKS, ids=lambda lock: lock.name)
+def test_the_locks_agree(lock: Path) -> None:
     # Markers may differ (psutil is for Windows in one, for every system in the other), versions may not.
-    locked, whole = (
-        {pin.partition(";")[0].strip() for pin in pins(path)}
-        for path in (DOCKER / f"requirements-{image}.lock", REPOSITORY / "requirements.lock")
-    )
+    locked, whole = ({pin.partition(";")[0].strip() for pin in pins(path)} for path in (lock, DEVELOPMENT))
     assert all("==" in pin for pin in locked)
     assert locked <= whole
+
+
+def test_the_runtime_lock_holds_the_dependencies_and_nothing_of_development() -> None:
+    needed = {name_of(each) for each in PYPROJECT["project"]["dependencies"]}
+    development = {name_of(each) for each in PYPROJECT["dependency-groups"]["dev"]}
+    locked, whole = ({name_of(pin) for pin in pins(path)} for path in (RUNTIME, DEVELOPMENT))
+    assert needed <= locked
+    # MLflow needs psutil on Windows.
+    assert development & locked == {"psutil"}
+    assert needed | development <= whole
 
 
 def test_the_pipelines_lock_holds_all_that_the_package_needs() -> None:
