@@ -210,4 +210,7 @@ def _print_places(settings: Settings) -> None:
     for what, path in places:
         click.echo(f"  {what:<18}{os.path.relpath(path)}")
     urls = f"{settings.dagster.ui_url}, {settings.mlflow.ui_url}"
-    click.echo(f"  {'Dagster, MLflow':<18}make demo-ui  ({urls})")
+    # Whoever has installed the package alone has no Makefile.
+    by_make = "MAKELEVEL" in os.environ
+    opens = "make demo-ui" if by_make else f"CRYPTOVOL__STORAGE__DATA_DIR={DEMO_DIR} cryptovol ui"
+    click.echo(f"  {'Dagster, MLflow':<18}{opens}  ({urls})")
