@@ -11,33 +11,19 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
-from cryptovol_dagster.chains import timescale_spec
 from cryptovol_dagster.cli import main
-from cryptovol_dagster.core.features.catalogue import optional_feature_names
-from cryptovol_dagster.core.features.grid import Reason
 from cryptovol_dagster.core.models import load_model
-from cryptovol_dagster.core.models.base import ModelError
 from cryptovol_dagster.core.times import hour_window
 from cryptovol_dagster.inference import benchmark
-from cryptovol_dagster.inference import scorer as inference
-from cryptovol_dagster.inference.scorer import InferError
 from cryptovol_dagster.lake.files import Lake
-from cryptovol_dagster.lake.latest import Reports
+from cryptovol_dagster_tests.inference.rows import KEYS, newest_features
 from cryptovol_dagster_tests.pipeline import Pipeline
-from cryptovol_dagster_tests.synthetic import PRODUCTS, small_settings
-
-KEYS = ["bar_start", "product", "valid", "reason"]
+from cryptovol_dagster_tests.synthetic import PRODUCTS
 
 
 @pytest.fixture(scope="module")
 def features(pipeline: Pipeline) -> pd.DataFrame:
-    """The newest hour's features; the last row of one product must not be scored."""
-    frame = pipeline.lake.read_table("seconds/features", *hour_window(pipeline.hours[-1])).to_pandas()
-    frame = frame.astype({"product": str}).reset_index(drop=True)
-    last = frame.index[frame["product"] == PRODUCTS[1]][-1]
-    frame.loc[last, "valid"] = False
-    frame.loc[last, "reason"] = Reason.IN_GAP
-    return frame
+    return newest_features(pipeline)
 
 
 @pytest.fixture
@@ -106,25 +92,6 @@ def test_every_row_is_scored_as_the_model_scores_it_and_an_invalid_one_says_why(
     assert f"flag     probability of at least {threshold:.3f}" in result.stdout
 
 
-def test_without_a_champion_an_exported_model_serves_and_says_so(pipeline: Pipeline, tmp_path: Path) -> None:
-    spec = timescale_spec(pipeline.settings.timescales.seconds, "seconds")
-    lake, storage = Lake(tmp_path / "lake"), pipeline.settings.storage
-    reports = Reports(tmp_path, storage.artifacts_dir)
-    scorer = inference.find_scorer(lake, spec, reports, name=None, path=None)
-    exported = storage.artifacts_dir / "seconds-ewma.zip"
-    assert scorer.source == f"exported model {exported}, there is no champion yet"
-    assert (scorer.model.name, scorer.threshold) == ("ewma", None)
-    assert scorer.version == "ewma, as-of time unknown here"
-    empty = Reports(tmp_path, tmp_path)
-    for name, says in (
-        (None, f"there is no champion yet and {tmp_path} holds no model"),
-        ("champion", "there is no champion yet: `cryptovol evaluate` decides who it is"),
-        ("ewma", f"{tmp_path}/seconds-ewma.zip: no model was exported there"),
-    ):
-        with pytest.raises(InferError, match=says):
-            inference.find_scorer(lake, spec, empty, name=name, path=None)
-
-
 @pytest.mark.parametrize(
     ("arguments", "code", "says"),
     [
@@ -161,13 +128,6 @@ def test_what_does_not_fit_is_one_line(
     assert says in result.output
     assert "Traceback" not in result.output
     assert code == 2 or len(result.output.strip().splitlines()) == 1
-
-
-def test_a_lake_without_features_names_the_way_out(tmp_path: Path) -> None:
-    settings = small_settings(tmp_path)
-    spec = timescale_spec(settings.timescales.seconds, "seconds")
-    with pytest.raises(InferError, match="holds no features yet: name a file with --features"):
-        inference.read_features(Lake(settings.storage.lake_dir), spec, None)
 
 
 @pytest.fixture
@@ -225,23 +185,3 @@ def test_back_ends_that_differ_give_no_number(
     assert result.exit_code == 1
     assert "model ewma: a liar says " in result.output
     assert "p50" not in result.output
-
-
-def test_two_writers_of_one_feature_set_may_differ_in_optional_columns(
-    pipeline: Pipeline, features: pd.DataFrame
-) -> None:
-    spec = timescale_spec(pipeline.settings.timescales.seconds, "seconds")
-    content = pipeline.lake.read_bytes("seconds/model_logreg", pipeline.hours[-1], "zip")
-    scorer = inference.Scorer(load_model(content), "a test", "logreg", None)
-    optional = sorted(optional_feature_names(spec).intersection(features.columns))
-    valid = features["valid"].to_numpy(dtype=bool)
-    # Live rows lack some, and a file may hold what training had left out.
-    given = features.drop(columns=optional).assign(left_out_by_training=1.0)
-    rows = inference.FeatureRows(given, "live rows", scorer.model.meta.feature_hash)
-    scores = inference.score(rows, scorer)
-    unknown = features.loc[valid].drop(columns=KEYS).assign(**dict.fromkeys(optional, np.nan))
-    by_time = features.loc[valid].sort_values(["bar_start", "product"]).index
-    expected = pd.Series(scorer.model.predict_proba(unknown), index=features.index[valid])[by_time]
-    np.testing.assert_allclose(scores.loc[scores["reason"] == "ok", "probability"], expected, rtol=1e-12)
-    with pytest.raises(ModelError, match="feature columns missing: "):
-        inference.score(inference.FeatureRows(given, "a file of no version", None), scorer)
