@@ -1,1 +1,1 @@
-"""Tests of cryptovol; the folders mirror the rooms they test."""
+"""Tests of cryptovol: a folder for each room, and the ladder of README.md beside them."""

@@ -1,1 +1,1 @@
-"""Tests of the pure domain."""
+"""Tests of the pure domain; modules that stand in no room of `core` are tested here."""

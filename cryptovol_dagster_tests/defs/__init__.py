@@ -1,1 +1,1 @@
-"""Tests of the Dagster assembly."""
+"""Tests of the Dagster assembly: graph, pools, retries, bad input, traps."""

@@ -1,1 +1,1 @@
-"""Tests of `deployment`."""
+"""Tests of what is deployed: wheel, locks, images and compose.yaml."""

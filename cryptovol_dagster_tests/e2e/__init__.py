@@ -1,1 +1,1 @@
-"""Tests that start real processes: Dagster's command line, daemon and webserver, and a browser."""
+"""Tests that start real processes: the recorder, Dagster's and ours, and a browser."""

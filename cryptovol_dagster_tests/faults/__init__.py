@@ -1,1 +1,1 @@
-"""Tests of `faults`."""
+"""Tests that break things on purpose: kills, outages, full disks, bad frames."""

@@ -1,1 +1,1 @@
-"""Tests of `history`."""
+"""Tests of imported candles: REST interface, import, store, days."""

@@ -1,1 +1,1 @@
-"""Tests of the recorder."""
+"""Tests of the recorder; modules that stand in no room of `ingestor` are tested here."""

@@ -1,1 +1,1 @@
-"""Tests of `lake`."""
+"""Tests of what the pipeline stores: files, caches, ledger, newest reports, raw ticks."""

@@ -1,1 +1,1 @@
-"""Tests of the live path."""
+"""Tests of live features: clock, parts, and parity with the hourly assets."""

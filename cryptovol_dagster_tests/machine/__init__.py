@@ -1,1 +1,1 @@
-"""The supervisor of one machine."""
+"""Tests of one machine: processes, the Dagster home, lost runs, status."""

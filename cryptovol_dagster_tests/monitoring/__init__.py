@@ -1,1 +1,1 @@
-"""Tests of `monitoring`."""
+"""Tests of drift, performance, Evidently reports, index page and alerts."""

@@ -1,1 +1,1 @@
-"""Tests of what lies in notebooks/."""
+"""Tests that run notebooks/ as a whole."""

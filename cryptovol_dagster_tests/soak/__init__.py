@@ -1,1 +1,1 @@
-"""Long runs that CI has no time for: `make soak`."""
+"""The long run that CI has no time for: `make soak`."""

@@ -1,1 +1,1 @@
-"""Tests of `verbs`."""
+"""Tests of the pipeline's command line."""

@@ -1,1 +1,1 @@
-"""Tests of `core/drift`."""
+"""Tests of distances between features and of the limits learned for them."""

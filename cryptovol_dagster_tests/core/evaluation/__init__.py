@@ -1,1 +1,1 @@
-"""Tests of `core/evaluation`."""
+"""Tests of evaluations: test report, walk-forward test, matured scores, sufficiency."""

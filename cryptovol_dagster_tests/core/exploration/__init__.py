@@ -1,1 +1,1 @@
-"""Tests of `core/exploration`."""
+"""Tests of the numbers that the notebook shows."""

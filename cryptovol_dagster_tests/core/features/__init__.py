@@ -1,1 +1,1 @@
-"""Tests of `core/features`."""
+"""Tests of features, computed over a grid and live, against a slow reference."""

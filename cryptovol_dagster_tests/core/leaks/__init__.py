@@ -1,1 +1,1 @@
-"""Tests of `core/leaks`."""
+"""Tests that every known leak is found, and nothing else."""

@@ -1,1 +1,1 @@
-"""Tests of what learns and judges: labels, splits, datasets, models, metrics, evaluation, plots, card."""
+"""Tests of labels, splits and training rows."""

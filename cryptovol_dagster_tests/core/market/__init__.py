@@ -1,1 +1,1 @@
-"""Ticks, bars, windows and features against a slow, obvious reference."""
+"""Tests of ticks, cleaning, candles and bars."""

@@ -1,1 +1,1 @@
-"""Tests of `core/metrics`."""
+"""Tests of metrics against scikit-learn and exact small cases."""

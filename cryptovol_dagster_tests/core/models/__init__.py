@@ -1,1 +1,1 @@
-"""Tests of `core/models`."""
+"""Tests that every model must pass, and of their ONNX graphs."""

@@ -1,1 +1,1 @@
-"""Tests of `core/promotion`."""
+"""Tests of the promotion rule and its error budget."""

@@ -1,1 +1,1 @@
-"""Tests of `defs/assets`."""
+"""Tests of assets, materialized in process."""

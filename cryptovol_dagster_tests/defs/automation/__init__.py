@@ -1,1 +1,1 @@
-"""Tests of `defs/automation`."""
+"""Tests of jobs, schedules and sensors."""

@@ -1,1 +1,1 @@
-"""Tests of `defs/chains`."""
+"""Tests of whole chains, materialized in process: seconds and minutes."""

@@ -1,1 +1,1 @@
-"""Tests of `defs/checks`."""
+"""Tests that each asset check fails on poisoned rows."""

@@ -1,1 +1,1 @@
-"""Tests of `ingestor/archive`."""
+"""Tests of raw storage: writing, closing, recovery, reading."""

@@ -1,1 +1,1 @@
-"""Conservation: what the audit finds, and what it must not take for a fault."""
+"""Tests of what the audit finds, and of what it must not take for a fault."""

@@ -1,1 +1,1 @@
-"""Tests of `ingestor/check_stream`."""
+"""Tests of the live table: reading, statistics, printing."""

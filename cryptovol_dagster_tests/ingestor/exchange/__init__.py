@@ -1,1 +1,1 @@
-"""Tests of the exchange's protocol."""
+"""Tests of the exchange's protocol: parsing, times, sequence."""

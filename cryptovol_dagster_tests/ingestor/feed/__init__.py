@@ -1,1 +1,1 @@
-"""Tests of the connection and what it makes of frames."""
+"""Tests of the connection, and of what it publishes for each frame."""

@@ -1,1 +1,1 @@
-"""Tests of `ingestor/kafka`."""
+"""Tests of brokers, log identity, publishing and the spill."""

@@ -1,1 +1,1 @@
-"""Tests of the recordings readers."""
+"""Tests of the readers of recordings."""

@@ -1,1 +1,1 @@
-"""Tests of `ingestor.settings`."""
+"""Tests of settings: files, environment, and the errors that name a key."""

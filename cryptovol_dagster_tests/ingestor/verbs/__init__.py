@@ -1,1 +1,1 @@
-"""Tests of `ingestor/verbs`."""
+"""Tests of the recorder's command line."""
