@@ -26,11 +26,6 @@ def asset_key(spec: TimescaleSpec, name: str) -> dg.AssetKey:
     return dg.AssetKey(spec.asset(name).split("/"))
 
 
-def lake_name(key: dg.AssetKey) -> str:
-    """Name an asset's folder in the lake."""
-    return "/".join(key.path)
-
-
 def timescale_tags(timescale: str) -> dict[str, str]:
     """Give the tags by which the UI finds every asset of a timescale."""
     return {"cryptovol/timescale": timescale}
@@ -76,16 +71,6 @@ def picture(png: bytes, alt: str) -> dg.MarkdownMetadataValue:
     if len(png) > MAX_PICTURE_BYTES:
         return dg.MetadataValue.md(f"{alt}: {len(png) // 1024} KiB, too large for the event log")
     return dg.MetadataValue.md(f"![{alt}](data:image/png;base64,{base64.b64encode(png).decode()})")
-
-
-def model_key(spec: TimescaleSpec, model: str) -> dg.AssetKey:
-    """Give the asset key of a model."""
-    return asset_key(spec, f"model_{model}")
-
-
-def champion_key(spec: TimescaleSpec) -> dg.AssetKey:
-    """Give the asset key of a timescale's champion."""
-    return asset_key(spec, "champion")
 
 
 def share_metadata(share: float | None) -> dict[str, float]:

@@ -12,30 +12,24 @@ from uuid import uuid4
 
 import dagster as dg
 
-from cryptovol_dagster.chains import MINUTES, models_of, spec_of
-from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.chains import models_of, spec_of
+from cryptovol_dagster.core.specs import SECONDS, TimescaleSpec, market_assets
 from cryptovol_dagster.core.times import (
     DAY_NS,
     partition_window,
     partitions_between,
 )
 from cryptovol_dagster.defs.build import build_defs
-from cryptovol_dagster.defs.chains.seconds import TIMESCALE
 from cryptovol_dagster.defs.failures import error_line, failure_line, step_name
 from cryptovol_dagster.lake import plans
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.models import outdated_models
 from cryptovol_dagster.machine.instance import ensure_dagster_home, open_instance
-from cryptovol_dagster.verbs.ranges import _validate_range, specs_of
+from cryptovol_dagster.verbs.ranges import specs_of, validate_range
 from ingestor.errors import CryptovolError
 from ingestor.settings import Settings
 
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
-MARKET = (
-    "gap_ledger",
-    "ticks",
-    *(f"{TIMESCALE}/{name}" for name in ("bars", "features", "labels", "drift_scores")),
-)
 
 
 class RunFailed(CryptovolError):  # noqa: N818 - named for what it says
@@ -151,7 +145,7 @@ def materialize_range(
         RunFailed: a step or a blocking check failed.
         InstanceError: the Dagster home cannot be used.
     """
-    _validate_range(settings, from_key, to_key)
+    validate_range(settings, from_key, to_key)
     defs = defs or build_defs(settings)
     # Dagster would take the start of an hour for a day, and make the day after the range's last one too.
     if strays := sorted({*selection} - {*assets_over(defs, from_key)}):
@@ -279,40 +273,41 @@ def _summary(result: dg.ExecuteInProcessResult, from_key: str, to_key: str) -> R
     )
 
 
-def chain_selection(
-    settings: Settings, timescale: str = TIMESCALE, *, market_only: bool = False
-) -> list[str]:
-    """Give the assets of a timescale, from ticks or candles to model card and performance of its chains."""
+def chain_selection(settings: Settings, timescale: str = SECONDS, *, market_only: bool = False) -> list[str]:
+    """Name the assets of a timescale, from ticks or candles to model card and performance of its chains.
+
+    Args:
+        settings: the configuration.
+        timescale: ``seconds`` or ``minutes``.
+        market_only: stop at labels and drift scores.
+
+    Raises:
+        NothingToDo: there is no such timescale.
+    """
     specs = specs_of(settings, timescale)
-    market = list(MARKET)
-    if timescale == MINUTES:
-        names = ("labels", "drift_scores")
-        market = [f"{MINUTES}/{name}" for name in ("candles", "bars", "features")]
-        market += [spec.asset(name) for spec in specs for name in names]
+    market = market_assets(specs)
     if market_only:
-        return market
+        return list(market)
     training = [asset for spec in specs for asset in training_selection(settings, spec)]
     return [*market, *training, *(spec.asset("performance") for spec in specs)]
 
 
 def training_selection(settings: Settings, spec: TimescaleSpec) -> list[str]:
-    """Give the assets of a chain from splits to the model card."""
-    models = (f"model_{name}" for name in models_of(settings, spec).enabled)
-    return [spec.asset(name) for name in ("splits", *models, "model_evaluation", "champion", "model_card")]
+    """Name the assets of a chain from splits to the model card."""
+    return [*spec.training_assets(models_of(settings, spec).enabled), spec.asset("model_card")]
 
 
-def splits_are_current(settings: Settings, key: str, chain_name: str = TIMESCALE) -> bool:
-    """Tell whether the splits of a partition were made from the rows that are there now."""
-    lake = Lake(settings.storage.lake_dir)
-    if not lake.exists(f"{chain_name}/splits", key, "json"):
+def splits_are_current(settings: Settings, key: str, chain_name: str = SECONDS) -> bool:
+    """Return whether the splits of a partition were computed from the rows that are there now."""
+    lake, spec = Lake(settings.storage.lake_dir), spec_of(settings, chain_name)
+    if not lake.exists(spec.asset("splits"), key, "json"):
         return False
-    spec = spec_of(settings, chain_name)
     stored = plans.read_plan(lake, spec, key)
     return stored == plans.plan_split(lake, spec, key)
 
 
-def models_are_current(settings: Settings, key: str, chain_name: str = TIMESCALE) -> bool:
-    """Tell whether every enabled model of a partition was trained on the rows that are there now."""
+def models_are_current(settings: Settings, key: str, chain_name: str = SECONDS) -> bool:
+    """Return whether every enabled model of a partition was trained on the rows that are there now."""
     if not splits_are_current(settings, key, chain_name):
         return False
     lake, spec = Lake(settings.storage.lake_dir), spec_of(settings, chain_name)

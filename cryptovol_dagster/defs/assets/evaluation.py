@@ -12,14 +12,9 @@ from cryptovol_dagster.core.evaluation.report import SCHEMA_VERSION
 from cryptovol_dagster.core.features.catalogue import feature_hash
 from cryptovol_dagster.core.learning.labels import label_hash
 from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
-from cryptovol_dagster.defs.metadata import (
-    OWNERS,
-    asset_key,
-    code_version,
-    lake_name,
-    picture,
-    timescale_tags,
-)
+from cryptovol_dagster.defs.assets.declare import chain_asset
+from cryptovol_dagster.defs.assets.plans import GROUP, sufficiency_metadata, trainable_plans
+from cryptovol_dagster.defs.metadata import asset_key, code_version, picture
 from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.lake import market as chain
 from cryptovol_dagster.lake import plans
@@ -30,37 +25,33 @@ from cryptovol_dagster.tracking.runs import Tracking
 
 if TYPE_CHECKING:
     from cryptovol_dagster.core.evaluation.evaluate import Evaluation
-from cryptovol_dagster.defs.assets.plans import GROUP, _taught, trainable_plans
-from cryptovol_dagster.defs.metadata import model_key
 
 
-def _evaluation(
+def model_evaluation_asset(
     spec: TimescaleSpec,
     models: ModelSpec,
     rows: Sequence[dg.AssetDep],
     hours: dg.PartitionsDefinition,
 ) -> dg.AssetsDefinition:
-    key_of_asset = asset_key(spec, "model_evaluation")
-    asset_name = lake_name(key_of_asset)
+    """Build the asset `model_evaluation` of a chain."""
+    asset_name = spec.asset("model_evaluation")
     predictions, plots = f"{asset_name}_predictions", f"{asset_name}_plots"
 
-    @dg.asset(
-        key=key_of_asset,
+    @chain_asset(
+        spec,
+        "model_evaluation",
         deps=[
-            *(model_key(spec, name) for name in models.enabled),
+            *(asset_key(spec, f"model_{name}") for name in models.enabled),
             asset_key(spec, "splits"),
             *rows,
         ],
-        partitions_def=hours,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name=GROUP,
-        owners=OWNERS,
+        partitions=hours,
+        group=GROUP,
         pool=TRAINING,
         kinds={"python", "json"},
-        code_version=code_version(
+        version=code_version(
             spec.hash(), feature_hash(spec), label_hash(spec), models.hash(), str(SCHEMA_VERSION)
         ),
-        tags=timescale_tags(spec.name),
     )
     def model_evaluation(
         context: dg.AssetExecutionContext,
@@ -107,7 +98,7 @@ def _evaluation(
                     "status": evaluation.verdict,
                     "reasons": dg.MetadataValue.json(list(evaluation.reasons)),
                     "notes": dg.MetadataValue.json(report["notes"]),
-                    **_taught(report["sufficiency"]),
+                    **sufficiency_metadata(report["sufficiency"]),
                     "results": _table(evaluation.summary_rows()),
                     "path": dg.MetadataValue.path(path),
                     "mlflow_run": dg.MetadataValue.url(tracking.run_url(tracking.parent_run_id)),

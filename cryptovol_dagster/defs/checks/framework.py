@@ -20,7 +20,6 @@ import pyarrow as pa
 
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import partition_window
-from cryptovol_dagster.defs.metadata import lake_name
 from cryptovol_dagster.lake import plans
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.raw_ticks import RawStore
@@ -145,7 +144,7 @@ def _checks_step(
             if check.key in context.selected_asset_check_keys
         }
         # A generator: only one partition's table is in memory.
-        partitions = (Stored(context.resources.lake, lake_name(asset), key) for key in keys)
+        partitions = (Stored(context.resources.lake, asset.to_user_string(), key) for key in keys)
         for check, sentences in _evaluate(rules, partitions):
             if not context.has_partition_key:
                 for key in keys:
