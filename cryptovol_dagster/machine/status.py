@@ -1,7 +1,7 @@
-"""One look at everything on this machine: raw storage, lake, models, services, disk, and what is wrong.
+"""The status of this machine: raw storage, lake, models, services, disk, and what is wrong.
 
-Belongs here: what is looked at, and what counts as wrong. Cheap enough for every few seconds: names of files
-and a few footers, nothing of Dagster. Does not belong here: how it is shown (`verbs/status.py`).
+Belongs here: what is inspected, and what counts as wrong. It reads file names and a few footers and nothing
+of Dagster, so that it may run every few seconds. Does not belong here: how it is shown (`verbs/status.py`).
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class AssetLook:
         asset: its key.
         partitions: hours written.
         newest: the last of them; None where all were removed.
-        missing: closed hours for which it was not made, oldest first; only looked for where each has to be.
+        missing: closed hours that it lacks, oldest first; empty for assets that need not have each hour.
     """
 
     asset: str
@@ -155,7 +155,7 @@ class Status:
 
 
 def look(settings: Settings, now_ns: int, required: Sequence[str] = ()) -> Status:
-    """Look at everything once.
+    """Inspect everything once.
 
     Args:
         settings: the configuration.
@@ -217,17 +217,17 @@ def _raw(raw_dir: Path, closings: Mapping[str, int], now_ns: int) -> RawLook:
 
 
 def _newest(lake: Lake, asset: str, suffix: str) -> str | None:
-    """Name the newest hour of an asset."""
+    """Return the newest partition of an asset; None without any."""
     return max(lake.partitions(asset, suffix), default=None)
 
 
 def _closings(raw_dir: Path) -> dict[str, int]:
-    """Give when (wall clock, ns) each hour closed first; from names alone, there may be thousands."""
+    """Return when (wall clock, ns) each hour first closed, from file names alone: there may be thousands."""
     return {hour_key(hour_ns): paths[0].stat().st_mtime_ns for hour_ns, paths in closing_paths(raw_dir)}
 
 
 def _assets(lake_dir: Path) -> list[str]:
-    """Name what the lake holds, by its folders."""
+    """Name the assets that the lake holds, by its folders."""
     found = {path.parent for pattern in ("*/date=*", "*/*/date=*") for path in lake_dir.glob(pattern)}
     return sorted(path.relative_to(lake_dir).as_posix() for path in found)
 
@@ -339,5 +339,5 @@ def _some(hours: Sequence[str]) -> str:
 
 
 def _existing(folder: Path) -> Path:
-    """Give the folder, or the nearest one above it that exists."""
+    """Return the folder, or the nearest one above it that exists."""
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())

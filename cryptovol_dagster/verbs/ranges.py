@@ -51,7 +51,7 @@ def validate_range(settings: Settings, from_key: str, to_key: str) -> None:
 
 
 def newest_labelled(settings: Settings, chain_name: str = SECONDS) -> str:
-    """Give the newest partition with labels, which is what `train` works on by default.
+    """Return the newest partition with labels, the default of `train`.
 
     Raises:
         NothingToDo: there is none.
@@ -76,7 +76,7 @@ def recorded_hours(settings: Settings) -> list[str]:
 
 
 def specs_of(settings: Settings, timescale: str) -> list[TimescaleSpec]:
-    """Give the chains of a timescale, one a horizon.
+    """Return the chains of a timescale, one per horizon.
 
     Raises:
         NothingToDo: there is no such timescale.
@@ -91,7 +91,7 @@ def specs_of(settings: Settings, timescale: str) -> list[TimescaleSpec]:
 def days_to_fill(
     settings: Settings, from_key: str | None, to_key: str | None, only_missing: bool, market_only: bool
 ) -> list[tuple[str, str]]:
-    """Give the ranges (first and last day) a backfill of the minutes works off, oldest first.
+    """Return the ranges (first and last day) that a backfill of the minutes materializes, oldest first.
 
     Raises:
         NothingToDo: there are no candles, or the range is empty.
@@ -145,7 +145,7 @@ def _runs_of_missing(keys: Sequence[str], is_filled: Callable[[str], bool]) -> l
 def ranges_to_fill(
     settings: Settings, from_key: str | None, to_key: str | None, only_missing: bool, market_only: bool
 ) -> list[tuple[str, str]]:
-    """Give the ranges (first and last hour) a backfill works off, oldest first.
+    """Return the ranges (first and last hour) that a backfill of the seconds materializes, oldest first.
 
     Raises:
         NothingToDo: nothing was recorded, or the range is empty.

@@ -104,7 +104,7 @@ class RunSummary:
         return tuple(check for check in self.checks if not check.passed)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the JSON-able form."""
+        """Return the JSON form."""
         return {
             "run_id": self.run_id,
             "partitions": list(self.partitions),
@@ -136,7 +136,7 @@ def materialize_range(
         selection: asset keys as users write them, e.g. ``["ticks", "seconds/bars"]``.
         defs: the code location to run, when it has been built before.
         tags: of the run, besides those of a range.
-        on_asset: told each asset that is done, and the seconds it took; called from another thread.
+        on_asset: called from another thread with each asset that is done and the seconds it took.
 
     Raises:
         PartitionKeyError: a key is no hour.
@@ -147,7 +147,7 @@ def materialize_range(
     """
     validate_range(settings, from_key, to_key)
     defs = defs or build_defs(settings)
-    # Dagster would take the start of an hour for a day, and make the day after the range's last one too.
+    # Dagster would take an hour's start for a day, and would also materialize the day after the last one.
     if strays := sorted({*selection} - {*assets_over(defs, from_key)}):
         raise ValueError(f"{', '.join(strays)}: not an asset with partitions like {from_key}")
     job = defs.resolve_implicit_global_asset_job_def()
@@ -173,7 +173,7 @@ def materialize_range(
 
 
 def assets_over(defs: dg.Definitions, key: str) -> list[str]:
-    """Give the assets that have partitions as long as one: hours or days."""
+    """Name the assets whose partitions are as long as the one named by `key`: hours or days."""
     start_ns, end_ns = partition_window(key)
     wanted = dg.DailyPartitionsDefinition if end_ns - start_ns == DAY_NS else dg.HourlyPartitionsDefinition
     graph = defs.resolve_asset_graph()
@@ -226,7 +226,7 @@ def quiet_dagster() -> Iterator[None]:
 
 
 def root_cause(result: dg.ExecuteInProcessResult) -> str:
-    """Give the first failing step, and its message in one line."""
+    """Return the first failing step and its message, in one line."""
     failures = [event for event in result.all_events if event.is_step_failure]
     if not failures:
         return _before_any_step(result)
@@ -234,7 +234,7 @@ def root_cause(result: dg.ExecuteInProcessResult) -> str:
 
 
 def _before_any_step(result: dg.ExecuteInProcessResult) -> str:
-    """Say what failed where no step did: a resource that could not be made, most of all MLflow."""
+    """Return the error of a run that failed before any step: often MLflow, which cannot be reached."""
     for event in result.all_events:
         error = getattr(event.event_specific_data, "error", None)
         if error is not None:

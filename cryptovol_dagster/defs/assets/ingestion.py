@@ -237,13 +237,13 @@ def _write_hour(
 
 
 def _closing(raw: RawStore, key: str) -> dict[str, object]:
-    """Tell which record of the closed hour this was made of, so that a rebuild says what it is for."""
+    """Return which record of the closed hour this was computed from, so that a rebuild shows its reason."""
     closed = raw.closed_hour(key)
     return {} if closed is None else {"revision": closed.revision, "late_rows": closed.late_rows}
 
 
 def _first_missing(ledger: pa.Table) -> Mapping[str, NDArray[np.int64]]:
-    """Give the first missing number of every gap, ascending, by connection."""
+    """Return the first missing number of every gap, ascending, by connection."""
     firsts: dict[str, set[int]] = {}
     for row in ledger.select(["connection_id", "from_sequence"]).to_pylist():
         firsts.setdefault(row["connection_id"], set()).add(row["from_sequence"])

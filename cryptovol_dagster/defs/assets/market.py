@@ -206,7 +206,7 @@ def labels_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> dg
 
 
 def _lineage(key: dg.AssetKey, sources: Mapping[str, tuple[str, ...]]) -> dict[str, dg.TableColumnLineage]:
-    """Say which columns of one asset another's are made of."""
+    """Return the column lineage: from which columns of the asset `key` each column is computed."""
     return lineage_metadata({name: [(key, column) for column in of] for name, of in sources.items()})
 
 

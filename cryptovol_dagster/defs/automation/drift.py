@@ -1,4 +1,4 @@
-"""What drift sets off: stored numbers of some hours → a report → a retrain; each step can say why not."""
+"""What drift sets off: scores of the newest hours → a report → a retrain; a skipped step says why."""
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
@@ -70,7 +70,7 @@ def drift_sensor(spec: TimescaleSpec, job: AssetJob, monitoring: MonitoringSetti
 
 
 def _numbers(lake: Lake, spec: TimescaleSpec, hour: str) -> dict[str, Any] | None:
-    """Read an hour's numbers; those an earlier version of the code stored count as none, until made again."""
+    """Read an hour's drift scores; None without any, or when an earlier version of the code stored them."""
     try:
         return drift.read_scores(lake, spec, hour)
     except drift.OtherSchema:
@@ -84,7 +84,7 @@ def _told(over: int, closed: int, scored: int, newest: dict[str, Any]) -> str:
 
 
 def _cool_down_until(lake: Lake, spec: TimescaleSpec, newest: str, hours: int) -> str:
-    """Name the hour from which on a report may follow the last one; empty where that has come.
+    """Return the hour from which a report may follow the last one; empty when that has come.
 
     Counted in hours of the market, so that a recording of last April behaves like April did.
     """
@@ -96,7 +96,7 @@ def _cool_down_until(lake: Lake, spec: TimescaleSpec, newest: str, hours: int) -
 
 
 def drift_retrain_sensor(spec: TimescaleSpec, job: AssetJob, retrain: AssetJob) -> dg.SensorDefinition:
-    """Build the sensor that asks for a retrain once a drift report was made.
+    """Build the sensor that asks for a retrain once a drift report was materialized.
 
     Args:
         spec: the timescale.

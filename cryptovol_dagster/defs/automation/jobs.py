@@ -1,6 +1,6 @@
 """The jobs of the seconds, and the assets each of them selects."""
 
-# No `from __future__ import annotations` here: Dagster reads annotations.
+from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, TypeAlias

@@ -89,7 +89,7 @@ def minutes_jobs(settings: Settings, specs: Sequence[TimescaleSpec]) -> tuple[As
 def market_schedule(
     products: Sequence[str], specs: Sequence[TimescaleSpec], job: AssetJob
 ) -> dg.ScheduleDefinition:
-    """Build what makes the day before out of the feed's trades, or of imported candles."""
+    """Build the daily run of the market assets, for days with recorded trades or imported candles."""
 
     @dg.schedule(
         name="minutes_daily",
