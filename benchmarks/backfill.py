@@ -48,7 +48,7 @@ def backfill(folder: Path, first: str, last: str, part: str) -> dict[str, Any]:
 
     settings = settings_in(folder)
     if part == TRAINING:
-        selection = runs.training_selection(settings, timescale_specs(settings)[runs.TIMESCALE])
+        selection = runs.training_selection(settings, timescale_specs(settings)["seconds"])
     else:
         selection = runs.chain_selection(settings, market_only=part == MARKET)
     assets: dict[str, float] = {}

@@ -1,15 +1,24 @@
-"""Settings → core specs: the one place where configuration turns into what a computation is asked to do."""
+"""Build the specs of core from the settings: chains, models and the promotion rule."""
 
 from __future__ import annotations
 
 from datetime import date
 
-from cryptovol_dagster.core.specs import DAY_S, GK, HOUR_S, RV, GateSpec, ModelSpec, SplitSpec, TimescaleSpec
+from cryptovol_dagster.core.specs import (
+    DAY_S,
+    GK,
+    HOUR_S,
+    MINUTES,
+    RV,
+    SECONDS,
+    GateSpec,
+    ModelSpec,
+    SplitSpec,
+    TimescaleSpec,
+)
 from ingestor.errors import CryptovolError
 from ingestor.settings import Settings
 from ingestor.settings.sections import MinutesSettings, ModelSettings, TimescaleSettings
-
-SECONDS, MINUTES = "seconds", "minutes"
 
 
 class UnknownChain(CryptovolError):  # noqa: N818 - named for what it says
@@ -17,7 +26,7 @@ class UnknownChain(CryptovolError):  # noqa: N818 - named for what it says
 
 
 def timescale_spec(settings: TimescaleSettings, name: str) -> TimescaleSpec:
-    """The spec of the seconds.
+    """Return the spec of the seconds.
 
     Args:
         settings: the section ``settings.timescales.seconds``.
@@ -38,7 +47,7 @@ def timescale_spec(settings: TimescaleSettings, name: str) -> TimescaleSpec:
 
 
 def minutes_specs(settings: MinutesSettings) -> tuple[TimescaleSpec, ...]:
-    """The specs of the minutes, one a horizon; they share bars and features.
+    """Return the specs of the minutes, one per horizon; they share bars and features.
 
     Args:
         settings: the section ``settings.timescales.minutes``.
@@ -73,7 +82,7 @@ def minutes_specs(settings: MinutesSettings) -> tuple[TimescaleSpec, ...]:
 
 
 def timescale_specs(settings: Settings) -> dict[str, TimescaleSpec]:
-    """Every chain of a configuration by name: ``seconds``, ``minutes_h5``, ``minutes_h15``."""
+    """Return every chain of a configuration by name: ``seconds``, ``minutes_h5``, ``minutes_h15``."""
     found = [timescale_spec(settings.timescales.seconds, SECONDS)]
     if settings.timescales.minutes.enabled:
         found += minutes_specs(settings.timescales.minutes)
@@ -81,10 +90,10 @@ def timescale_specs(settings: Settings) -> dict[str, TimescaleSpec]:
 
 
 def spec_of(settings: Settings, name: str) -> TimescaleSpec:
-    """Give a chain by its name.
+    """Return the chain of a name.
 
     Raises:
-        UnknownChain: there is none of that name.
+        UnknownChain: the configuration has none of that name.
     """
     known = timescale_specs(settings)
     if name not in known:
@@ -93,26 +102,26 @@ def spec_of(settings: Settings, name: str) -> TimescaleSpec:
 
 
 def models_of(settings: Settings, spec: TimescaleSpec) -> ModelSettings:
-    """The model settings of a chain: those of the minutes, or the seconds'."""
+    """Return the model settings of a chain's timescale."""
     return settings.timescales.minutes.models if spec.grid == MINUTES else settings.models
 
 
 def model_spec(settings: ModelSettings) -> ModelSpec:
-    """The spec of every model.
+    """Return the spec of the models.
 
     Args:
         settings: the section ``settings.models``, or that of the minutes.
     """
-    # How old a champion may grow says nothing of what a model is.
+    # The champion's maximum age does not change a model, so it stays out of the hash.
     return ModelSpec(**settings.model_dump(exclude={"champion_max_age_days"}))
 
 
 def gate_spec(settings: ModelSettings, spec: TimescaleSpec) -> GateSpec:
-    """The spec of how a challenger is measured.
+    """Return the spec of how a challenger is compared with the champion.
 
     Args:
         settings: the section of the timescale's models.
-        spec: the timescale.
+        spec: the chain.
     """
     usual = GateSpec()
     return GateSpec(

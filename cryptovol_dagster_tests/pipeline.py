@@ -16,6 +16,16 @@ from ingestor.settings import Settings
 if TYPE_CHECKING:
     from cryptovol_dagster.verbs.runs import RunSummary
 
+#: The seconds' assets from the feed to labels and drift scores.
+MARKET = (
+    "gap_ledger",
+    "ticks",
+    "seconds/bars",
+    "seconds/features",
+    "seconds/labels",
+    "seconds/drift_scores",
+)
+
 
 @dataclass(frozen=True)
 class Pipeline:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 
 NS = 1_000_000_000
@@ -13,6 +13,8 @@ HOUR_S, DAY_S = 3_600, 86_400
 RV, GK = "rv", "gk"
 #: Assets that the horizons on one grid share.
 _GRID_ASSETS = ("candles", "bars", "features")
+#: Timescales.
+SECONDS, MINUTES = "seconds", "minutes"
 
 
 class _Hashable:
@@ -103,6 +105,11 @@ class TimescaleSpec(_Hashable):
         return f"{self.grid if name in _GRID_ASSETS else self.name}/{name}"
 
     @property
+    def source_assets(self) -> tuple[str, ...]:
+        """What the chain's bars are computed from, in order: the feed's gaps and ticks, or candles."""
+        return ("gap_ledger", "ticks") if self.quotes else (self.asset("candles"),)
+
+    @property
     def market_assets(self) -> tuple[str, ...]:
         """The chain's assets from bars to labels, and the drift numbers, in order."""
         return tuple(map(self.asset, ("bars", "features", "labels", "drift_scores")))
@@ -115,6 +122,16 @@ class TimescaleSpec(_Hashable):
         """
         names = ("splits", *(f"model_{model}" for model in models), "model_evaluation", "champion")
         return tuple(map(self.asset, names))
+
+
+def market_assets(specs: Iterable[TimescaleSpec]) -> tuple[str, ...]:
+    """Name the assets of a timescale's chains up to labels and drift scores, in order.
+
+    Args:
+        specs: the chains on one grid; what they share is named once.
+    """
+    names = (name for spec in specs for name in (*spec.source_assets, *spec.market_assets))
+    return tuple(dict.fromkeys(names))
 
 
 @dataclass(frozen=True)

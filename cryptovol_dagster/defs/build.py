@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import dagster as dg
 
 from cryptovol_dagster.chains import minutes_specs, timescale_spec
+from cryptovol_dagster.core.specs import SECONDS
 from cryptovol_dagster.defs.assets.ingestion import external_assets, gap_ledger_asset, ticks_asset
 from cryptovol_dagster.defs.automation.alerts import failed_runs_sensor
 from cryptovol_dagster.defs.automation.closed_hours import closed_hours_sensor
@@ -20,7 +21,7 @@ from cryptovol_dagster.defs.chains.minutes import (
     minutes_jobs,
 )
 from cryptovol_dagster.defs.chains.minutes import retrain_schedule as minutes_retrain_schedule
-from cryptovol_dagster.defs.chains.seconds import TIMESCALE, seconds_checks, timescale_assets
+from cryptovol_dagster.defs.chains.seconds import seconds_assets, seconds_checks
 from cryptovol_dagster.defs.checks.framework import asset_checks
 from cryptovol_dagster.defs.checks.freshness import freshness_check, freshness_job, freshness_schedule
 from cryptovol_dagster.defs.partitions import days as daily_partitions
@@ -43,7 +44,7 @@ def build_defs(settings: Settings, *, retrain_cron: str = RETRAIN_CRON, **resour
 
 
 def _assemble(settings: Settings, retrain_cron: str, resources: dict[str, Any]) -> dg.Definitions:
-    spec = timescale_spec(settings.timescales.seconds, TIMESCALE)
+    spec = timescale_spec(settings.timescales.seconds, SECONDS)
     hours = hourly_partitions(settings)
     pipeline, retrain, backfill, drift = jobs(spec, settings.models.enabled)
     freshness = freshness_job(spec)
@@ -53,7 +54,7 @@ def _assemble(settings: Settings, retrain_cron: str, resources: dict[str, Any]) 
             *external_assets(settings, hours),
             gap_ledger_asset(hours),
             ticks_asset(settings, hours, spec.late_after_s),
-            *timescale_assets(settings, spec, hours),
+            *seconds_assets(settings, spec, hours),
             *minutes.assets,
         ],
         asset_checks=[

@@ -1,4 +1,4 @@
-"""What every asset tells people in the same way: rows, hashes, links, schema, pictures."""
+"""What the UI shows of every asset in the same way: rows, hashes, links, schema, pictures."""
 
 from __future__ import annotations
 
@@ -22,22 +22,17 @@ MAX_PICTURE_BYTES = 100 * 1024
 
 
 def asset_key(spec: TimescaleSpec, name: str) -> dg.AssetKey:
-    """Give the key of an asset of a chain; bars and features stand under the grid that horizons share."""
+    """Return the key of an asset of a chain, e.g. ``minutes/bars`` or ``minutes_h5/labels``."""
     return dg.AssetKey(spec.asset(name).split("/"))
 
 
-def lake_name(key: dg.AssetKey) -> str:
-    """Name an asset's folder in the lake."""
-    return "/".join(key.path)
-
-
 def timescale_tags(timescale: str) -> dict[str, str]:
-    """Give the tags by which the UI finds every asset of a timescale."""
+    """Return the tags by which the UI finds every asset of a timescale."""
     return {"cryptovol/timescale": timescale}
 
 
 def code_version(*parts: str) -> str:
-    """Name what an asset's contents mean, from hashes and versions: another name shows in the UI as stale."""
+    """Join hashes and versions into an asset's code version; another one shows the asset as stale."""
     return "-".join(parts)
 
 
@@ -50,12 +45,12 @@ def column_schema(schema: pa.Schema, descriptions: Mapping[str, str] | None = No
 
 
 def schema_metadata(schema: pa.Schema, descriptions: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Give the metadata entry under which the catalog looks for columns."""
+    """Return the metadata entry from which the catalog shows columns."""
     return {"dagster/column_schema": column_schema(schema, descriptions)}
 
 
 def lineage_metadata(sources: Mapping[str, Sequence[tuple[dg.AssetKey, str]]]) -> dict[str, Any]:
-    """Give the metadata entry under which the catalog looks for the columns that a column is made of."""
+    """Return the metadata entry from which the catalog shows what each column is computed from."""
     return {
         "dagster/column_lineage": dg.TableColumnLineage(
             {
@@ -67,29 +62,19 @@ def lineage_metadata(sources: Mapping[str, Sequence[tuple[dg.AssetKey, str]]]) -
 
 
 def rows_and_path(rows: int, path: Path) -> dict[str, Any]:
-    """Give a partition's row count and file."""
+    """Return a partition's row count and file."""
     return {"dagster/partition_row_count": rows, "path": dg.MetadataValue.path(path)}
 
 
 def picture(png: bytes, alt: str) -> dg.MarkdownMetadataValue:
-    """Show a PNG in the UI, or say why it is not shown."""
+    """Return a PNG as Markdown, or the reason why it is too large to be shown."""
     if len(png) > MAX_PICTURE_BYTES:
         return dg.MetadataValue.md(f"{alt}: {len(png) // 1024} KiB, too large for the event log")
     return dg.MetadataValue.md(f"![{alt}](data:image/png;base64,{base64.b64encode(png).decode()})")
 
 
-def model_key(spec: TimescaleSpec, model: str) -> dg.AssetKey:
-    """Give the asset key of a model."""
-    return asset_key(spec, f"model_{model}")
-
-
-def champion_key(spec: TimescaleSpec) -> dg.AssetKey:
-    """Give the asset key of a timescale's champion."""
-    return asset_key(spec, "champion")
-
-
 def share_metadata(share: float | None) -> dict[str, float]:
-    """Give the share of drifted columns where there is one: Dagster charts numbers, and a null is none."""
+    """Return the share of drifted columns; empty without one, since Dagster charts numbers only."""
     return {} if share is None else {"share_over": share}
 
 

@@ -1,6 +1,6 @@
 """Dagster's pools: which runs may not overlap (each has one slot, see `dagster.yaml`)."""
 
-#: Gap ledger to labels: an hour reads the one before it, so hours are made one after the other.
+#: Gap ledger to labels: an hour reads the one before it, so hours are computed one after the other.
 MARKET = "market"
-#: All that is made of them: two trainings at once would need twice the memory.
+#: Everything after labels: two trainings at once would need twice the memory.
 TRAINING = "training"

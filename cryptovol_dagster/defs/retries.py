@@ -1,7 +1,7 @@
-"""Steps that meet a passing fault of the file system are tried again; an error in the data is none.
+"""Retry steps that meet a passing fault of the file system, and no other step.
 
-Dagster's own retry policy tries whatever failed: a corrupt file, a refused partition. Those would fail as
-often as they are tried, and people would hear of them later.
+Dagster's own retry policy retries whatever failed, a corrupt file or a refused partition too. Those would
+fail each time, and people would hear of them later.
 """
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
@@ -25,7 +25,7 @@ PASSING = frozenset(
 
 
 def retried(step: Callable[P, R]) -> Callable[P, R]:
-    """Let Dagster try a step again, after a pause, where its error or a cause of it is a passing one."""
+    """Let Dagster retry a step after a pause, if its error or a cause of it is a passing one."""
 
     @functools.wraps(step)
     def tried(*args: P.args, **kwargs: P.kwargs) -> R:
@@ -40,7 +40,7 @@ def retried(step: Callable[P, R]) -> Callable[P, R]:
 
 
 def is_passing(error: BaseException | None) -> bool:
-    """Tell whether an error, or what caused it, is one that time mends."""
+    """Return whether an error, or a cause of it, passes by itself."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in PASSING:
             return True

@@ -91,24 +91,24 @@ def _schema(frame: pd.DataFrame) -> pa.Schema:
 
 @lru_cache(maxsize=4)
 def bars(spec: TimescaleSpec) -> pa.Schema:
-    """Give the columns of `bars`."""
+    """Return the columns of `bars`."""
     return _schema(_one_bar(spec).to_frame())
 
 
 @lru_cache(maxsize=4)
 def features(spec: TimescaleSpec) -> pa.Schema:
-    """Give the columns of `features`."""
+    """Return the columns of `features`."""
     return _schema(compute_features(_one_bar(spec), spec).to_frame())
 
 
 @lru_cache(maxsize=4)
 def labels(spec: TimescaleSpec) -> pa.Schema:
-    """Give the columns of `labels`."""
+    """Return the columns of `labels`."""
     return _schema(forward_volatility(_one_bar(spec), spec).to_frame())
 
 
 def label_sources(spec: TimescaleSpec) -> dict[str, tuple[str, ...]]:
-    """Give the columns of `bars` that each column of `labels` is made of."""
+    """Return the columns of `bars` that each column of `labels` is computed from."""
     move = "gk_atto" if spec.target == GK else "ret_nano"
     return {
         "bar_start": ("bar_start",),

@@ -30,10 +30,15 @@ def read_dataset(lake: Lake, spec: TimescaleSpec, partition_key: str) -> Dataset
         ChainError: some hours were made under another configuration.
         LearningError: nothing is left to learn from.
     """
-    return _dataset_and_hash(lake, spec, partition_key)[0]
+    return dataset_and_hash(lake, spec, partition_key)[0]
 
 
-def _dataset_and_hash(lake: Lake, spec: TimescaleSpec, partition_key: str) -> tuple[Dataset, str]:
+def dataset_and_hash(lake: Lake, spec: TimescaleSpec, partition_key: str) -> tuple[Dataset, str]:
+    """Join features and labels of the training span that ends with a partition, and hash the rows.
+
+    Raises:
+        LakeError: the partition has no features or no labels.
+    """
     for asset in (spec.asset("features"), spec.asset("labels")):
         lake.require(asset, [partition_key])
     return _rows_and_hash(lake, spec, *window_back(partition_key, training_look_back(spec)))

@@ -1,7 +1,7 @@
 """The latest copies that people open without Dagster: reports and exported models.
 
-Belongs here: where each copy lies and that it appears in one step. What stands in them is decided
-elsewhere, and the history by partition stays in the lake.
+Belongs here: where each copy lies, and that it appears in one step. Does not belong here: what is in them.
+The history by partition stays in the lake.
 """
 
 from __future__ import annotations
@@ -9,11 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from cryptovol_dagster.core.specs import SECONDS
 from cryptovol_dagster.lake.atomic import replace_file
 from ingestor.errors import CryptovolError
-
-#: Its latest copies stand in `reports/` itself.
-FIRST_CHAIN = "seconds"
 
 
 class ReportError(CryptovolError):
@@ -28,8 +26,8 @@ class Reports:
     artifacts_dir: Path
 
     def of(self, chain: str) -> Reports:
-        """The copies of one chain: those of the first stand where people know them, others in a folder."""
-        return self if chain == FIRST_CHAIN else Reports(self.reports_dir / chain, self.artifacts_dir)
+        """Return the copies of a chain: those of the seconds lie in `reports/` itself, others in a folder."""
+        return self if chain == SECONDS else Reports(self.reports_dir / chain, self.artifacts_dir)
 
     @property
     def evaluation(self) -> Path:

@@ -1,14 +1,12 @@
 """Typed reads of the chain's partitions: lake tables in, the core's values out.
 
-Belongs here: how far back an hour must read, and joining partitions into what a core function takes. Does
-not belong
-here: any computation, or anything that knows of Dagster.
+Belongs here: joining partitions into what a core function takes. Does not belong here: any computation, or
+anything that knows of Dagster.
 """
 
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -21,9 +19,6 @@ from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import hour_window, partition_at, partition_window
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.look_back import window_back
-
-if TYPE_CHECKING:
-    pass
 
 LEDGER = "gap_ledger"
 #: Beside the ticks of an hour lie its trades, and each product's first tick after it.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cryptovol_dagster.core.evaluation.sufficiency import assess_training
 from cryptovol_dagster.core.features.catalogue import feature_hash
@@ -13,17 +13,14 @@ from cryptovol_dagster.core.learning.errors import LearningError
 from cryptovol_dagster.core.learning.splits import Split, split_times
 from cryptovol_dagster.core.specs import HOUR_S, TimescaleSpec
 from cryptovol_dagster.core.times import partition_window
+from cryptovol_dagster.lake.datasets import ChainError, dataset_and_hash
 from cryptovol_dagster.lake.files import Lake
-
-if TYPE_CHECKING:
-    pass
-from cryptovol_dagster.lake.datasets import ChainError, _dataset_and_hash
 from cryptovol_dagster.lake.market import hash_bytes
 
 SPLITS_SCHEMA_VERSION = 1
-#: Where among a plan's counts it stands what its training rows can teach.
+#: Key of the sufficiency assessment in `SplitPlan.counts`.
 SUFFICIENCY = "sufficiency"
-#: What a plan comes to.
+#: Status of a plan.
 TRAINABLE, NOT_TRAINABLE, CARRIED = "trainable", "not_trainable", "carried"
 
 
@@ -108,7 +105,7 @@ class SplitPlan:
 
 
 def plan_split(lake: Lake, spec: TimescaleSpec, partition_key: str) -> SplitPlan:
-    """Decide how the trailing span of an as-of partition is cut, or say why nothing can be trained on it.
+    """Decide how the span that ends with a partition is split, or why nothing can be trained on it.
 
     Raises:
         LakeError: the as-of partition has no features or no labels: an error, not a lack of data.
@@ -116,7 +113,7 @@ def plan_split(lake: Lake, spec: TimescaleSpec, partition_key: str) -> SplitPlan
     counts: dict[str, Any] = {}
     digest = ""
     try:
-        dataset, digest = _dataset_and_hash(lake, spec, partition_key)
+        dataset, digest = dataset_and_hash(lake, spec, partition_key)
         counts["left_out"] = dict(dataset.dropped)
         split = split_times(int(dataset.t_ns.min()), int(dataset.t_ns.max()) + spec.bar_ns, spec)
         problem = pose_problem(dataset, split, spec)
@@ -132,7 +129,7 @@ def plan_split(lake: Lake, spec: TimescaleSpec, partition_key: str) -> SplitPlan
 
 
 def trains_at(spec: TimescaleSpec, partition_key: str) -> bool:
-    """Tell whether a run over a range trains as of a partition, besides its last one.
+    """Return whether a run over a range trains as of a partition; it always trains as of its last one.
 
     Partitions are counted from the epoch, so that every range that contains this one agrees.
     """
@@ -141,7 +138,7 @@ def trains_at(spec: TimescaleSpec, partition_key: str) -> bool:
 
 
 def carry_plan(spec: TimescaleSpec, partition_key: str, trained: str) -> SplitPlan:
-    """Say for a partition between two trainings whose models hold on.
+    """Return the plan of a partition between two trainings, which names the models that stay in force.
 
     Args:
         spec: the timescale.
@@ -172,7 +169,7 @@ def read_problem(lake: Lake, spec: TimescaleSpec, plan: SplitPlan) -> Problem:
     """
     if plan.split is None:
         raise ChainError(f"{spec.name} as of {plan.as_of} is {plan.status}: {plan.reason}")
-    dataset, found = _dataset_and_hash(lake, spec, plan.as_of)
+    dataset, found = dataset_and_hash(lake, spec, plan.as_of)
     if (found, feature_hash(spec)) != (plan.data_hash, plan.feature_hash):
         raise ChainError(
             f"{spec.asset('splits')} of {plan.as_of} was made from other rows (data {plan.data_hash}, now "

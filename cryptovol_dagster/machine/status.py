@@ -1,19 +1,20 @@
-"""One look at everything on this machine: raw storage, lake, models, services, disk, and what is wrong.
+"""The status of this machine: raw storage, lake, models, services, disk, and what is wrong.
 
-Belongs here: what is looked at, and what counts as wrong. Cheap enough for every few seconds: names of files
-and a few footers, nothing of Dagster. Does not belong here: how it is shown (`verbs/status.py`).
+Belongs here: what is inspected, and what counts as wrong. It reads file names and a few footers and nothing
+of Dagster, so that it may run every few seconds. Does not belong here: how it is shown (`verbs/status.py`).
 """
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from cryptovol_dagster.chains import SECONDS, timescale_specs
+from cryptovol_dagster.chains import timescale_spec, timescale_specs
+from cryptovol_dagster.core.specs import SECONDS, TimescaleSpec
 from cryptovol_dagster.core.times import HOUR_NS, hour_key
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.machine.instance import running_instance
@@ -26,9 +27,7 @@ from ingestor.settings import Settings
 
 NS = 1_000_000_000
 DAY_NS = 24 * HOUR_NS
-#: Made of an hour as soon as it has closed; the assets after them follow the schedule of retrains.
-MARKET_ASSETS = ("bars", "features", "labels")
-#: How long after its closing an hour may lack what is made of it.
+#: How long after its closing an hour may lack its market assets.
 PATIENCE_S = 900.0
 #: The archive publishes each `storage.flush_s`, and checkpoints come every few seconds.
 SILENT_AFTER_FLUSHES = 3
@@ -73,7 +72,7 @@ class AssetLook:
         asset: its key.
         partitions: hours written.
         newest: the last of them; None where all were removed.
-        missing: closed hours for which it was not made, oldest first; only looked for where each has to be.
+        missing: closed hours that it lacks, oldest first; empty for assets that need not have each hour.
     """
 
     asset: str
@@ -156,7 +155,7 @@ class Status:
 
 
 def look(settings: Settings, now_ns: int, required: Sequence[str] = ()) -> Status:
-    """Look at everything once.
+    """Inspect everything once.
 
     Args:
         settings: the configuration.
@@ -171,21 +170,21 @@ def look(settings: Settings, now_ns: int, required: Sequence[str] = ()) -> Statu
     raw, lake = _raw(storage.raw_dir, closings, now_ns), Lake(storage.lake_dir)
     # Keys sort as their hours do. An hour before the first partition is never made.
     closed_at_ns = {key: at_ns for key, at_ns in closings.items() if key >= first}
-    assets = [_asset(lake, name, closed_at_ns) for name in _assets(storage.lake_dir)]
-    timescales = list(timescale_specs(settings))
+    due = _due_assets(timescale_spec(settings.timescales.seconds, SECONDS))
+    assets = [_asset(lake, name, closed_at_ns if name in due else {}) for name in _assets(storage.lake_dir)]
     services = _services(settings, raw)
     free_bytes = shutil.disk_usage(_existing(storage.data_dir)).free
     return Status(
         at_ns=now_ns,
         raw=raw,
         lake=assets,
-        models=[_models(lake, timescale) for timescale in timescales],
+        models=[_models(lake, spec) for spec in timescale_specs(settings).values()],
         reports=_reports(storage.reports_dir),
         services=services,
         free_bytes=free_bytes,
         problems=[
             *_recorder_problems(raw, settings.storage.flush_s),
-            *_lake_problems(assets, [SECONDS], closed_at_ns, now_ns),
+            *_lake_problems(assets, due, closed_at_ns, now_ns),
             *_service_problems(settings, services, required),
             *_room_problems(storage.data_dir, free_bytes),
         ],
@@ -218,37 +217,42 @@ def _raw(raw_dir: Path, closings: Mapping[str, int], now_ns: int) -> RawLook:
 
 
 def _newest(lake: Lake, asset: str, suffix: str) -> str | None:
-    """Name the newest hour of an asset."""
+    """Return the newest partition of an asset; None without any."""
     return max(lake.partitions(asset, suffix), default=None)
 
 
 def _closings(raw_dir: Path) -> dict[str, int]:
-    """Give when (wall clock, ns) each hour closed first; from names alone, there may be thousands."""
+    """Return when (wall clock, ns) each hour first closed, from file names alone: there may be thousands."""
     return {hour_key(hour_ns): paths[0].stat().st_mtime_ns for hour_ns, paths in closing_paths(raw_dir)}
 
 
 def _assets(lake_dir: Path) -> list[str]:
-    """Name what the lake holds, by its folders."""
+    """Name the assets that the lake holds, by its folders."""
     found = {path.parent for pattern in ("*/date=*", "*/*/date=*") for path in lake_dir.glob(pattern)}
     return sorted(path.relative_to(lake_dir).as_posix() for path in found)
 
 
-def _asset(lake: Lake, name: str, closed: Mapping[str, int]) -> AssetLook:
+def _due_assets(spec: TimescaleSpec) -> list[str]:
+    """Name the assets that every closed hour must have.
+
+    Drift scores are not among them, nor the assets after labels, which follow the schedule of retrains.
+    """
+    return [name for name in (*spec.source_assets, *spec.market_assets) if name != spec.asset("drift_scores")]
+
+
+def _asset(lake: Lake, name: str, due: Iterable[str]) -> AssetLook:
     keys = set(lake.partitions(name, "*"))
-    # Only what is made of closed hours can lack one.
-    is_market = name in ("gap_ledger", "ticks", *(f"{SECONDS}/{one}" for one in MARKET_ASSETS))
-    missing = sorted(set(closed) - set(keys)) if is_market else []
-    return AssetLook(name, len(keys), max(keys, default=None), missing)
+    return AssetLook(name, len(keys), max(keys, default=None), sorted(set(due) - keys))
 
 
-def _models(lake: Lake, timescale: str) -> ModelsLook:
-    evaluation, champion = f"{timescale}/model_evaluation", f"{timescale}/champion"
+def _models(lake: Lake, spec: TimescaleSpec) -> ModelsLook:
+    evaluation, champion = spec.asset("model_evaluation"), spec.asset("champion")
     evaluated, decided = _newest(lake, evaluation, "json"), _newest(lake, champion, "json")
     report = json.loads(lake.read_bytes(evaluation, evaluated, "json")) if evaluated else {}
     decision = json.loads(lake.read_bytes(champion, decided, "json")) if decided else {}
     in_force = decision.get("champion")
     return ModelsLook(
-        timescale=timescale,
+        timescale=spec.name,
         evaluated=evaluated,
         verdict=report.get("verdict"),
         sufficiency=report.get("sufficiency", {}).get("summary"),
@@ -292,10 +296,9 @@ def _recorder_problems(raw: RawLook, flush_s: float) -> Iterator[str]:
 
 
 def _lake_problems(
-    assets: Sequence[AssetLook], timescales: Sequence[str], closed_at_ns: Mapping[str, int], now_ns: int
+    assets: Sequence[AssetLook], expected: Sequence[str], closed_at_ns: Mapping[str, int], now_ns: int
 ) -> Iterator[str]:
     made = {asset.asset: asset.missing for asset in assets}
-    expected = ["gap_ledger", "ticks", *(f"{name}/{one}" for name in timescales for one in MARKET_ASSETS)]
     due = {key for key, at_ns in closed_at_ns.items() if now_ns - at_ns > PATIENCE_S * NS}
     lacking = {name: sorted(due.intersection(made.get(name, closed_at_ns))) for name in expected}
     by_hours: dict[tuple[str, ...], list[str]] = {}
@@ -336,5 +339,5 @@ def _some(hours: Sequence[str]) -> str:
 
 
 def _existing(folder: Path) -> Path:
-    """Give the folder, or the nearest one above it that exists."""
+    """Return the folder, or the nearest one above it that exists."""
     return next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -1,4 +1,4 @@
-"""What the champion said of a partition's rows and what became of them: performance, and drift of both.
+"""Scores of the champion compared with the labels that matured in a partition, and the drift of both.
 
 The champion is the one that was in force *before* the partition, so it learned nothing of the rows and chose
 nothing by them. The rows are those whose labels the partition holds: all that matured in it.

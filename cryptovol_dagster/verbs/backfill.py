@@ -6,6 +6,7 @@ import json
 
 import click
 
+from cryptovol_dagster.core.specs import SECONDS
 from cryptovol_dagster.verbs.options import json_option
 from ingestor.settings import load_settings
 
@@ -13,7 +14,7 @@ from ingestor.settings import load_settings
 @click.command()
 @click.option(
     "--timescale",
-    default="seconds",
+    default=SECONDS,
     show_default=True,
     help="seconds (hours of ticks) or minutes (days of candles, every horizon).",
 )
@@ -52,7 +53,7 @@ def backfill(
 
     settings = load_settings().settings
     selection = runs.chain_selection(settings, timescale, market_only=market_only)
-    to_fill = ranges.ranges_to_fill if timescale == runs.TIMESCALE else ranges.days_to_fill
+    to_fill = ranges.ranges_to_fill if timescale == SECONDS else ranges.days_to_fill
     summaries = [
         runs.materialize_range(settings, first, last, selection, tags={BACKFILL_VERB_TAG: "true"})
         for first, last in to_fill(settings, from_key, to_key, only_missing, market_only)

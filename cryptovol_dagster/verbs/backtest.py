@@ -10,18 +10,20 @@ from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
 
 from cryptovol_dagster.core.cards.markdown import number
 from cryptovol_dagster.verbs.options import json_option
+from cryptovol_dagster.verbs.tables import print_table
 from ingestor.errors import CryptovolError
 from ingestor.settings import load_settings
 
 if TYPE_CHECKING:
     from cryptovol_dagster.core.evaluation.backtest import Backtest, Progress
-    from cryptovol_dagster.core.specs import TimescaleSpec
+    from cryptovol_dagster.core.learning.dataset import Dataset
+    from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
     from ingestor.settings import Settings
 
 _NS = 1_000_000_000
@@ -30,6 +32,26 @@ _DAY_S = 86_400
 
 class BacktestError(CryptovolError):
     """There is nothing to test, or it may not be looked at; the message is one line."""
+
+
+class _Asked(NamedTuple):
+    """What the command line asks for.
+
+    Attributes:
+        products: whose rows are tested.
+        bars: files or folders of candles; empty for the imported history.
+        first: the first day as of which folds end, if any.
+        last: the last one.
+        holdout: whether the hold-out is tested instead of the days before it.
+        models: names of the models.
+    """
+
+    products: Sequence[str]
+    bars: Sequence[Path]
+    first: date | None
+    last: date | None
+    holdout: bool
+    models: Sequence[str]
 
 
 @click.command()
@@ -94,9 +116,10 @@ def backtest(
     names = tuple(models.split(",")) if models else settings.timescales.minutes.models.enabled
     wanted = products or settings.coinbase.products
     first, last = (None if day is None else day.date() for day in (from_day, to_day))
+    asked = _Asked(wanted, bars, first, last, holdout, names)
     started = time.monotonic()
     with _shown(quiet=as_json) as progress:
-        found, looks = _run(settings, spec, wanted, bars, first, last, holdout, names, progress)
+        found, looks = _run(settings, spec, asked, progress)
     report = dict(found.report)
     report["holdout"] = holdout
     report["holdout_looks"] = looks
@@ -113,7 +136,8 @@ def backtest(
 
 
 def _spec(settings: Settings, horizon: int, train_days: int | None, test_days: int | None) -> TimescaleSpec:
-    from cryptovol_dagster.chains import MINUTES, timescale_specs
+    from cryptovol_dagster.chains import timescale_specs
+    from cryptovol_dagster.core.specs import MINUTES
 
     found = [spec for spec in timescale_specs(settings).values() if spec.grid == MINUTES]
     spec = next((spec for spec in found if spec.horizon_bars == horizon), None)
@@ -132,77 +156,89 @@ def _spec(settings: Settings, horizon: int, train_days: int | None, test_days: i
     return replace(spec, splits=cut)
 
 
-def _run(
-    settings: Settings,
-    spec: TimescaleSpec,
-    products: Sequence[str],
-    bars: Sequence[Path],
-    first: date | None,
-    last: date | None,
-    holdout: bool,
-    names: Sequence[str],
-    progress: Progress,
-) -> tuple[Backtest, int]:
-    """Test, and tell how often the hold-out was looked at: 0 where it is left alone."""
+def _run(settings: Settings, spec: TimescaleSpec, asked: _Asked, progress: Progress) -> tuple[Backtest, int]:
+    """Train and test on every fold, and count the looks at the hold-out: 0 where it is left alone.
+
+    Raises:
+        BacktestError: an unknown model, no candles, no fold, or days of the hold-out without `--holdout`.
+    """
     from cryptovol_dagster.chains import model_spec
-    from cryptovol_dagster.core.evaluation.backtest import fold_ends, walk_forward
+    from cryptovol_dagster.core.evaluation.backtest import walk_forward
     from cryptovol_dagster.core.features.catalogue import feature_hash
     from cryptovol_dagster.core.models import MODELS
-    from cryptovol_dagster.core.times import iso_utc
-    from cryptovol_dagster.history.rows import (
-        candle_grid,
-        labelled_rows,
-        read_candle_files,
-        read_history,
-    )
-    from cryptovol_dagster.history.store import History
-    from cryptovol_dagster.lake.holdout_ledger import ledger_path, record_look
 
-    if unknown := [name for name in names if name not in MODELS]:
+    if unknown := [name for name in asked.models if name not in MODELS]:
         raise BacktestError(f"{', '.join(unknown)}: no such model; there are {', '.join(MODELS)}")
-    minutes, now_ns = settings.timescales.minutes, time.time_ns()
-    _require_left_alone(minutes.holdout_from, first, last, holdout)
-    limit_ns = now_ns if holdout else _start_ns(minutes.holdout_from)
-    if bars:
-        candles = read_candle_files(bars, to_ns=limit_ns, now_ns=now_ns)
-    else:
-        history = History(settings.storage.history_dir)
-        candles = read_history(history, settings.coinbase.products, to_ns=limit_ns)
-    there = sorted(map(str, candles["product"].unique()))
-    if missing := [name for name in products if name not in there]:
-        raise BacktestError(f"no candles of {', '.join(missing)}; there are those of {', '.join(there)}")
-    grid = candle_grid(candles, spec)
-    del candles  # months of it; the rows are made from the grid
-    ends = fold_ends(grid.start_ns, grid.end_ns, spec)
-    ends = tuple(end for end in ends if _is_wanted(end, spec, minutes.holdout_from, first, last, holdout))
-    if not ends:
-        raise BacktestError(_no_fold(settings, spec, holdout))
-    rows = labelled_rows(grid, spec, products)
-    models, features = model_spec(minutes.models), feature_hash(spec)
+    _require_left_alone(settings.timescales.minutes.holdout_from, asked)
+    rows, ends = _rows_and_folds(settings, spec, asked)
+    models, features = model_spec(settings.timescales.minutes.models), feature_hash(spec)
     looks = 0
-    if holdout:
-        # Before the first model: a run that breaks off after it has looked counts as well.
-        looks = record_look(
-            ledger_path(settings.storage.reports_dir),
-            {
-                "products": list(rows.products),
-                "horizon_bars": spec.horizon_bars,
-                "test_first": iso_utc(ends[0] - spec.splits.test_span_s * _NS),
-                "test_end": iso_utc(ends[-1]),
-                "models": list(names),
-                "feature_hash": features,
-                "model_spec_hash": models.hash(),
-            },
-        )
+    if asked.holdout:
+        # Before the first model is trained: a run that breaks off after it has looked counts as well.
+        looks = _record_look(settings, spec, asked.models, models, rows, ends)
     found = walk_forward(
-        rows, spec, models, ends=ends, feature_hash=features, models=names, progress=progress
+        rows, spec, models, ends=ends, feature_hash=features, models=asked.models, progress=progress
     )
     return found, looks
 
 
-def _require_left_alone(limit: date, first: date | None, last: date | None, holdout: bool) -> None:
+def _rows_and_folds(
+    settings: Settings, spec: TimescaleSpec, asked: _Asked
+) -> tuple[Dataset, tuple[int, ...]]:
+    """Read the candles; return the labelled rows and the end of each fold that is asked for (ns)."""
+    from cryptovol_dagster.core.evaluation.backtest import fold_ends
+    from cryptovol_dagster.history.rows import candle_grid, labelled_rows, read_candle_files, read_history
+    from cryptovol_dagster.history.store import History
+
+    holdout_from, now_ns = settings.timescales.minutes.holdout_from, time.time_ns()
+    limit_ns = now_ns if asked.holdout else _start_ns(holdout_from)
+    if asked.bars:
+        candles = read_candle_files(asked.bars, to_ns=limit_ns, now_ns=now_ns)
+    else:
+        history = History(settings.storage.history_dir)
+        candles = read_history(history, settings.coinbase.products, to_ns=limit_ns)
+    there = sorted(map(str, candles["product"].unique()))
+    if missing := [name for name in asked.products if name not in there]:
+        raise BacktestError(f"no candles of {', '.join(missing)}; there are those of {', '.join(there)}")
+    grid = candle_grid(candles, spec)
+    del candles  # months of them; the rows are computed from the grid
+    ends = fold_ends(grid.start_ns, grid.end_ns, spec)
+    ends = tuple(end for end in ends if _is_wanted(end, spec, holdout_from, asked))
+    if not ends:
+        raise BacktestError(_no_fold(settings, spec, asked.holdout))
+    return labelled_rows(grid, spec, asked.products), ends
+
+
+def _record_look(
+    settings: Settings,
+    spec: TimescaleSpec,
+    names: Sequence[str],
+    models: ModelSpec,
+    rows: Dataset,
+    ends: Sequence[int],
+) -> int:
+    """Write down that the hold-out is looked at; return how often it has been by now."""
+    from cryptovol_dagster.core.features.catalogue import feature_hash
+    from cryptovol_dagster.core.times import iso_utc
+    from cryptovol_dagster.lake.holdout_ledger import ledger_path, record_look
+
+    return record_look(
+        ledger_path(settings.storage.reports_dir),
+        {
+            "products": list(rows.products),
+            "horizon_bars": spec.horizon_bars,
+            "test_first": iso_utc(ends[0] - spec.splits.test_span_s * _NS),
+            "test_end": iso_utc(ends[-1]),
+            "models": list(names),
+            "feature_hash": feature_hash(spec),
+            "model_spec_hash": models.hash(),
+        },
+    )
+
+
+def _require_left_alone(limit: date, asked: _Asked) -> None:
     """Refuse to stop silently at the hold-out where somebody asked for days of it."""
-    if not holdout and any(day is not None and day >= limit for day in (first, last)):
+    if not asked.holdout and any(day is not None and day >= limit for day in (asked.first, asked.last)):
         raise BacktestError(
             f"test days from {limit} on are the hold-out: they are looked at with --holdout only"
         )
@@ -212,14 +248,12 @@ def _start_ns(day: date) -> int:
     return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * _NS
 
 
-def _is_wanted(
-    end_ns: int, spec: TimescaleSpec, holdout_from: date, first: date | None, last: date | None, holdout: bool
-) -> bool:
+def _is_wanted(end_ns: int, spec: TimescaleSpec, holdout_from: date, asked: _Asked) -> bool:
     as_of = datetime.fromtimestamp((end_ns - spec.partition_ns) // _NS, UTC).date()
-    if (first is not None and as_of < first) or (last is not None and as_of > last):
+    if (asked.first is not None and as_of < asked.first) or (asked.last is not None and as_of > asked.last):
         return False
     test_start_ns = end_ns - spec.splits.test_span_s * _NS
-    return not holdout or test_start_ns >= _start_ns(holdout_from)
+    return not asked.holdout or test_start_ns >= _start_ns(holdout_from)
 
 
 def _no_fold(settings: Settings, spec: TimescaleSpec, holdout: bool) -> str:
@@ -267,48 +301,50 @@ def _write_card(folder: Path, card: Path) -> None:
 
 
 def _print(report: dict[str, Any]) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from cryptovol_dagster.core.cards.backtest_card import comparison_text
     from cryptovol_dagster.core.evaluation.backtest import best_single_feature
 
     test, names = report["test"], list(report["models"])
-    # Where nobody looks (a pipe, a log) there is no width to keep to.
-    console = Console(width=None if sys.stdout.isatty() else 140)
     holdout = f", hold-out, look {report['holdout_looks']}" if report["holdout"] else ""
-    console.print(
+    click.echo(
         f"{', '.join(report['data']['products'])}, next {report['horizon_bars']} bars "
         f"({report['target']}){holdout}: "
         f"{len(report['folds'])} folds, test {test['first']} … {test['end']}, {test['rows']:,} rows, base "
         f"rate {test['base_rate']:.3f}, at onset {number(test['onset_base_rate'])}; {report['seconds']:g} s"
     )
-    folds = Table("as of", "base rate", *names, title="average precision of each fold")
-    for fold in report["folds"]:
-        cells = (number(fold["models"][name]["average_precision"]) for name in names)
-        folds.add_row(fold["as_of"], number(fold["base_rate"]), *cells)
-    console.print(folds)
-    for skipped in report["skipped"]:
-        console.print(f"not tested as of {skipped['as_of']}: {skipped['reason']}")
-    pooled = Table(
-        "model", "AP", "95 %", "mean over folds", "lift", "onset AP", "Brier", "ECE", title="all folds"
+    click.echo("average precision of each fold")
+    folds = (
+        [
+            fold["as_of"],
+            number(fold["base_rate"]),
+            *(number(fold["models"][name]["average_precision"]) for name in names),
+        ]
+        for fold in report["folds"]
     )
-    for name, found in report["models"].items():
-        bounds = found["interval"] or {"low": None, "high": None}
-        pooled.add_row(
-            name,
-            number(found["average_precision"]),
-            f"{number(bounds['low'])} – {number(bounds['high'])}",
-            number(found["mean_over_folds"]),
-            number(found["lift"], 2),
-            number(found["onset_average_precision"]),
-            number(found["brier"], 4),
-            number(found["expected_calibration_error"], 4),
-        )
-    console.print(pooled)
+    print_table(("as of", "base rate", *names), folds, words=("as of",))
+    for skipped in report["skipped"]:
+        click.echo(f"not tested as of {skipped['as_of']}: {skipped['reason']}")
+    click.echo("all folds")
+    columns = ("model", "AP", "95 %", "mean over folds", "lift", "onset AP", "Brier", "ECE")
+    print_table(columns, (_pooled(*one) for one in report["models"].items()), words=("model",))
     single = best_single_feature(report)
     for entry in report["comparisons"]:
         if entry["baseline"] == single:
-            console.print(f"{entry['model']} over {single}: {comparison_text(entry)}")
+            click.echo(f"{entry['model']} over {single}: {comparison_text(entry)}")
     for entry in report["over_best_column"]:
-        console.print(f"{entry['model']} over the bare column {entry['baseline']}: {comparison_text(entry)}")
+        click.echo(f"{entry['model']} over the bare column {entry['baseline']}: {comparison_text(entry)}")
+
+
+def _pooled(name: str, found: dict[str, Any]) -> list[str]:
+    """Return the cells of a model's numbers over all folds."""
+    bounds = found["interval"] or {"low": None, "high": None}
+    return [
+        name,
+        number(found["average_precision"]),
+        f"{number(bounds['low'])} – {number(bounds['high'])}",
+        number(found["mean_over_folds"]),
+        number(found["lift"], 2),
+        number(found["onset_average_precision"]),
+        number(found["brier"], 4),
+        number(found["expected_calibration_error"], 4),
+    ]

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from cryptovol_dagster.verbs.options import chain_option, json_option
+from cryptovol_dagster.verbs.tables import print_table
 from ingestor.settings import load_settings
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 
 #: Decisions shown unless --all is given: the last that decided something.
 SHOWN = 20
-_LINE = "{:<17} {:<18} {:<12} {:<30} {:>24}  {}"
 
 
 @click.command()
@@ -56,9 +56,9 @@ def champion(chain_name: str, show_all: bool, as_json: bool) -> None:
     for line in _standing(every):
         click.echo(line)
     click.echo()
-    click.echo(_LINE.format("as of", "verdict", "about", "champion afterwards", "AP difference", "why"))
-    for one in shown if show_all else shown[-SHOWN:]:
-        click.echo(_history_line(one))
+    columns = ("as of", "verdict", "about", "champion afterwards", "AP difference", "why")
+    rows = map(_history_cells, shown if show_all else shown[-SHOWN:])
+    print_table(columns, rows, words=set(columns) - {"AP difference"})
 
 
 def _standing(every: list[Decision]) -> list[str]:
@@ -85,13 +85,13 @@ def _standing(every: list[Decision]) -> list[str]:
     return [*lines, *(f"  {reason}" for reason in newest.reasons)]
 
 
-def _history_line(one: Decision) -> str:
+def _history_cells(one: Decision) -> list[str]:
     difference = None if one.challenge is None else one.challenge.difference
     found = "–"
     if difference is not None:
         found = f"{difference.estimate:+.3f} [{difference.low:+.3f}, {difference.high:+.3f}]"
     who = "nobody" if one.champion is None else str(one.champion)
-    return _LINE.format(one.as_of, one.verdict, one.kind, who, found, "; ".join(one.reasons))
+    return [one.as_of, one.verdict, one.kind, who, found, "; ".join(one.reasons)]
 
 
 @click.command()

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from cryptovol_dagster.core.cards.markdown import NONE, number
 from cryptovol_dagster.verbs.synthetic import TAIL_HOURS, synthetic_settings
+from cryptovol_dagster.verbs.tables import print_table
 from ingestor.errors import CryptovolError
 from ingestor.settings import Settings
 
@@ -67,8 +69,8 @@ def demo(hours: int, seed: int) -> None:
     click.echo(f"\nThe demo took {time.monotonic() - began:.0f} s.")
 
 
-def _headline(number: int, text: str) -> None:
-    click.secho(f"\n[{number}/4] {text}", bold=True)
+def _headline(step: int, text: str) -> None:
+    click.secho(f"\n[{step}/4] {text}", bold=True)
 
 
 def _record(settings: Settings, hours: int, seed: int) -> dict[str, Any]:
@@ -111,7 +113,7 @@ def _materialize(settings: Settings) -> Iterator[RunSummary]:
 
     Of the minutes up to labels: hours of trades train nothing that learns from months.
     """
-    from cryptovol_dagster.chains import MINUTES
+    from cryptovol_dagster.core.specs import MINUTES
     from cryptovol_dagster.core.times import DAY_NS, partition_at, partition_window
     from cryptovol_dagster.defs.build import build_defs
     from cryptovol_dagster.lake.raw_ticks import RawStore
@@ -162,27 +164,17 @@ def _print_run(run: RunSummary) -> None:
 
 
 def _print_results(settings: Settings) -> None:
-    from rich.console import Console
-    from rich.table import Table
-
     from cryptovol_dagster.core.evaluation.evaluate import summary_rows
 
     report = json.loads((settings.storage.reports_dir / "model_eval.json").read_bytes())
     test = report["counts"]["test"]
     split = report["split"]["test"]
-    table = Table(
-        title=f"Synthetic market, test rows of {split['start']} … {split['end']}: {test['rows']:,} rows, "
+    click.echo(
+        f"Synthetic market, test rows of {split['start']} … {split['end']}: {test['rows']:,} rows, "
         f"{test['positives']:,} spikes (base rate {test['base_rate']:.3f}), {test['events']} events"
     )
-    for name in ("model", "PR-AUC", "95 % interval", "lift", "onset PR-AUC", "Brier", "F1", "event recall"):
-        table.add_column(name, justify="left" if name == "model" else "right")
-    for row in summary_rows(report):
-        interval = "–" if row["ap_low"] is None else f"{row['ap_low']:.3f} – {row['ap_high']:.3f}"
-        numbers = ("lift", "onset_average_precision", "brier", "f1", "event_recall")
-        table.add_row(
-            row["model"], _number(row["average_precision"]), interval, *(_number(row[n]) for n in numbers)
-        )
-    Console(width=max(110, shutil.get_terminal_size().columns)).print(table)
+    columns = ("model", "PR-AUC", "95 % interval", "lift", "onset PR-AUC", "Brier", "F1", "event recall")
+    print_table(columns, map(_cells, summary_rows(report)), words=("model",))
     click.secho(f"verdict: {report['verdict']}", bold=True)
     for reason in report["reasons"]:
         click.echo(f"  {reason}")
@@ -191,8 +183,10 @@ def _print_results(settings: Settings) -> None:
     )
 
 
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _cells(row: dict[str, Any]) -> list[str]:
+    interval = NONE if row["ap_low"] is None else f"{number(row['ap_low'])} – {number(row['ap_high'])}"
+    numbers = ("lift", "onset_average_precision", "brier", "f1", "event_recall")
+    return [row["model"], number(row["average_precision"]), interval, *(number(row[n]) for n in numbers)]
 
 
 def _print_places(settings: Settings) -> None:

@@ -9,13 +9,13 @@ import click
 
 from cryptovol_dagster.core.cards.markdown import NONE, number
 from cryptovol_dagster.verbs.options import chain_option, json_option, partition_option
+from cryptovol_dagster.verbs.tables import print_table
 from ingestor.settings import load_settings
 
 if TYPE_CHECKING:
     from cryptovol_dagster.core.promotion.decision import Decision
 
 EXIT_INSUFFICIENT = 3
-_LINE = "{:<16} {:>7} {:>16} {:>6} {:>17} {:>6} {:>16} {:>6} {:>7} {:>6}"
 
 
 @click.command()
@@ -48,21 +48,21 @@ def evaluate(ctx: click.Context, chain_name: str, partition: str | None, strict:
     from cryptovol_dagster.verbs import ranges, runs
 
     settings = load_settings().settings
-    scale, spec = chain_name, spec_of(settings, chain_name)
-    key = partition or ranges.newest_labelled(settings, scale)
-    selection = [f"{scale}/model_evaluation", f"{scale}/champion", f"{scale}/model_card"]
-    if not runs.models_are_current(settings, key, scale):
+    spec = spec_of(settings, chain_name)
+    key = partition or ranges.newest_labelled(settings, chain_name)
+    selection = [spec.asset(name) for name in ("model_evaluation", "champion", "model_card")]
+    if not runs.models_are_current(settings, key, chain_name):
         selection = runs.training_selection(settings, spec)
     summary = runs.materialize_range(settings, key, key, selection)
     lake = Lake(settings.storage.lake_dir)
-    report = json.loads(lake.read_bytes(f"{scale}/model_evaluation", key, "json"))
+    report = json.loads(lake.read_bytes(spec.asset("model_evaluation"), key, "json"))
     decision = read_decision(lake, spec, key)
     if as_json:
         click.echo(json.dumps({**summary.to_dict(), "evaluation": report, "decision": decision.to_dict()}))
     else:
         _print(report, key)
         _print_decision(decision)
-        latest = Reports(settings.storage.reports_dir, settings.storage.artifacts_dir).of(scale)
+        latest = Reports(settings.storage.reports_dir, settings.storage.artifacts_dir).of(chain_name)
         click.echo(f"written to {latest.evaluation}")
     if strict and report["verdict"] != "ok":
         ctx.exit(EXIT_INSUFFICIENT)
@@ -77,7 +77,8 @@ def _print(report: dict[str, Any], key: str) -> None:
         f"as of {key}: {test['rows']:,} test rows of {', '.join(report['data']['products'])}, "
         f"{span['start']} … {span['end']}, base rate {test['base_rate']:.3f}, {test['events']} events"
     )
-    heads = (
+    columns = (
+        "model",
         "PR-AUC",
         "95 % interval",
         "lift",
@@ -88,22 +89,7 @@ def _print(report: dict[str, Any], key: str) -> None:
         "Brier",
         "ECE",
     )
-    click.echo(_LINE.format("model", *heads))
-    for row in summary_rows(report):
-        click.echo(
-            _LINE.format(
-                row["model"],
-                number(row["average_precision"]),
-                _interval(row["ap_low"], row["ap_high"]),
-                number(row["lift"], 2),
-                f"{number(row['chance_mean'])}, {number(row['chance_q95'])}",
-                number(row["onset_average_precision"]),
-                _interval(row["onset_low"], row["onset_high"]),
-                number(row["roc_auc"]),
-                number(row["brier"], 4),
-                number(row["ece"]),
-            )
-        )
+    print_table(columns, map(_cells, summary_rows(report)), words=("model",))
     taught = report["sufficiency"]
     click.echo(f"training: {taught['summary']}")
     for lack in taught["missing"]:
@@ -113,6 +99,21 @@ def _print(report: dict[str, Any], key: str) -> None:
     click.echo(f"verdict: {report['verdict']}")
     for reason in report["reasons"]:
         click.echo(f"  {reason}")
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    return [
+        row["model"],
+        number(row["average_precision"]),
+        _interval(row["ap_low"], row["ap_high"]),
+        number(row["lift"], 2),
+        f"{number(row['chance_mean'])}, {number(row['chance_q95'])}",
+        number(row["onset_average_precision"]),
+        _interval(row["onset_low"], row["onset_high"]),
+        number(row["roc_auc"]),
+        number(row["brier"], 4),
+        number(row["ece"]),
+    ]
 
 
 def _print_decision(decision: Decision) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, cast
 import click
 
 from cryptovol_dagster.verbs.options import json_option
+from cryptovol_dagster.verbs.tables import print_table
 from ingestor.errors import CryptovolError
 from ingestor.settings import load_settings
 
@@ -60,7 +61,7 @@ class _Done:
     parts: list[Imported] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the JSON-able form."""
+        """Return the JSON form."""
         sources: dict[str, dict[str, int]] = {}
         for part in self.parts:
             for source, counts in part.counts.items():
@@ -78,7 +79,7 @@ class _Done:
         }
 
     def recorded(self) -> dict[str, Any]:
-        """Give what changed in the history, by product."""
+        """Return what changed in the history, by product."""
         from cryptovol_dagster.history.store import Recorded
 
         found: dict[str, Recorded] = {}
@@ -88,7 +89,7 @@ class _Done:
         return found
 
     def line(self) -> str:
-        """Say in one line what was stored."""
+        """Return what was stored, in one line."""
         parts = [
             f"{recorded.added + recorded.replaced:,} candles of {product}"
             for product, recorded in sorted(self.recorded().items())
@@ -204,7 +205,7 @@ def _require_one_source(
 
 @contextmanager
 def _told_where_it_stopped(done: _Done) -> Iterator[None]:
-    """Say, when an import breaks off, what was stored and that it can be gone on with."""
+    """When an import breaks off, say what was stored and that it can be resumed."""
     from cryptovol_dagster.core.market.candle_checks import CandleError
     from cryptovol_dagster.history.api import CandleApiError
     from cryptovol_dagster.history.store import HistoryError
@@ -343,7 +344,6 @@ def _list(history: History, as_json: bool) -> None:
     from cryptovol_dagster.core.market.candle_checks import MINUTE_NS
     from cryptovol_dagster.core.times import iso_utc
     from cryptovol_dagster.history.store import BAD_ROW, NO_CANDLE, NOT_ASKED
-    from ingestor.verbs.output import print_table
 
     kinds = (NO_CANDLE, BAD_ROW, NOT_ASKED)
     rows: list[dict[str, Any]] = []
@@ -370,9 +370,10 @@ def _list(history: History, as_json: bool) -> None:
         print_table(
             tuple(name.replace("_", " ") for name in rows[0]),
             [
-                tuple(f"{value:,}" if isinstance(value, int) else str(value) for value in row.values())
+                [f"{value:,}" if isinstance(value, int) else str(value) for value in row.values()]
                 for row in rows
             ],
+            words=("product", "first", "end"),
         )
     else:
         click.echo(f"{history.root}: no candles yet; `cryptovol import-bars --help` says how to get some")

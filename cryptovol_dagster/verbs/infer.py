@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cryptovol_dagster.verbs.options import chain_option, json_option
+from cryptovol_dagster.verbs.tables import print_table
 from ingestor.settings import load_settings
 
 if TYPE_CHECKING:
     import pandas as pd
 
-_BENCHMARK_LINE = "{:<25} {:>6} {:>6} {:>9} {:>9} {:>9}"
+    from cryptovol_dagster.core.specs import TimescaleSpec
+    from cryptovol_dagster.inference.scorer import FeatureRows, Scorer
 
 
 @click.command()
@@ -74,12 +76,7 @@ def infer(
     from cryptovol_dagster.lake.files import Lake
     from cryptovol_dagster.lake.latest import Reports
 
-    if name is not None and model_path is not None:
-        raise click.UsageError("--model and --model-path exclude each other")
-    if out is not None and out.suffix not in (".parquet", ".csv"):
-        raise click.UsageError(f"--out {out}: scores are written as .parquet or .csv")
-    if out is not None and benchmark:
-        raise click.UsageError("--benchmark writes no scores: leave out --out")
+    _require_valid_options(name, model_path, out, benchmark)
     settings = load_settings().settings
     storage = settings.storage
     lake = Lake(storage.lake_dir)
@@ -87,7 +84,43 @@ def infer(
     reports = Reports(storage.reports_dir, storage.artifacts_dir)
     scorer = inference.find_scorer(lake, spec, reports, name=name, path=model_path)
     rows = inference.read_features(lake, spec, features)
-    body: dict[str, Any] = {
+    body = _source(scorer, rows, spec)
+    if benchmark:
+        from cryptovol_dagster.inference.benchmark import measure
+
+        body["benchmark"] = measure(rows, scorer, spec)
+        if as_json:
+            click.echo(json.dumps(body))
+        else:
+            _print_benchmark(body)
+        return
+    scores = inference.score(rows, scorer)
+    body |= _summary(scores, spec.bar_interval_s)
+    if out is not None:
+        _write(scores, out)
+        body["out"] = str(out)
+    click.echo(json.dumps(body, allow_nan=False) if as_json else _text(body))
+
+
+def _require_valid_options(
+    name: str | None, model_path: Path | None, out: Path | None, benchmark: bool
+) -> None:
+    """Check options that exclude each other, and the ending of `--out`.
+
+    Raises:
+        UsageError: an option does not go with another one.
+    """
+    if name is not None and model_path is not None:
+        raise click.UsageError("--model and --model-path exclude each other")
+    if out is not None and out.suffix not in (".parquet", ".csv"):
+        raise click.UsageError(f"--out {out}: scores are written as .parquet or .csv")
+    if out is not None and benchmark:
+        raise click.UsageError("--benchmark writes no scores: leave out --out")
+
+
+def _source(scorer: Scorer, rows: FeatureRows, spec: TimescaleSpec) -> dict[str, Any]:
+    """Return which model scores which rows."""
+    return {
         "model": scorer.version,
         "source": scorer.source,
         "features": rows.source,
@@ -96,25 +129,19 @@ def infer(
         "horizon_s": scorer.model.meta.horizon_s,
         "operating_point": scorer.threshold,
     }
-    if benchmark:
-        from cryptovol_dagster.inference.benchmark import measure
 
-        body["benchmark"] = measure(rows, scorer, spec)
-        click.echo(json.dumps(body) if as_json else _benchmark_text(body))
-        return
-    scores = inference.score(rows, scorer)
-    body["rows"] = len(scores)
-    body["scored"] = int(scores["probability"].notna().sum())
-    body["flagged"] = int(scores["flag"].fillna(False).sum())
-    body["latest"] = _latest(scores, spec.bar_interval_s)
-    if out is not None:
-        _write(scores, out)
-        body["out"] = str(out)
-    click.echo(json.dumps(body, allow_nan=False) if as_json else _text(body))
+
+def _summary(scores: pd.DataFrame, bar_interval_s: int) -> dict[str, Any]:
+    return {
+        "rows": len(scores),
+        "scored": int(scores["probability"].notna().sum()),
+        "flagged": int(scores["flag"].fillna(False).sum()),
+        "latest": _latest(scores, bar_interval_s),
+    }
 
 
 def _latest(scores: pd.DataFrame, bar_interval_s: int) -> list[dict[str, Any]]:
-    """Give the newest row of each product; its age counts from the end of its bar."""
+    """Return the newest row of each product; its age counts from the end of its bar."""
     import pandas as pd
 
     newest = scores.groupby("product").tail(1).sort_values("product")
@@ -170,28 +197,29 @@ def _text(body: dict[str, Any]) -> str:
     return "\n".join(lines if "out" not in body else [*lines, f"written  {body['out']}"])
 
 
-def _benchmark_text(body: dict[str, Any]) -> str:
+def _print_benchmark(body: dict[str, Any]) -> None:
     found = body["benchmark"]
     machine = found["machine"]
     versions = ", ".join(f"{name} {number}" for name, number in machine.items() if name != "cpu")
-    lines = [*_head(body), f"machine  {machine['cpu']}; {versions}"]
+    for line in (*_head(body), f"machine  {machine['cpu']}; {versions}"):
+        click.echo(line)
     for name, parity in found["parity"].items():
         said = f"|Δp| at most {parity['max_difference']:.1g} on {parity['rows']:,} rows"
         if body["operating_point"] is not None:
             said += ", the same flags"
-        lines.append(f"parity   {name}: {said}")
-    lines.append(_BENCHMARK_LINE.format("a call of the model", "rows", "calls", "p50 ms", "p90 ms", "p99 ms"))
-    lines += [_line(call["backend"], call["rows"], call) for call in found["calls"]]
+        click.echo(f"parity   {name}: {said}")
+    calls = [_call(call["backend"], call["rows"], call) for call in found["calls"]]
     live = found["live"]
+    if live is not None:
+        calls.append(_call("ticks of a bar → p", round(live["rows_a_bar"]), live))
+    call = "a call of the model"
+    print_table((call, "rows", "calls", "p50 ms", "p90 ms", "p99 ms"), calls, words=(call,))
     if live is None:
-        lines.append("no live rows of this chain hold what the model needs: the way of a bar was not timed")
-    else:
-        lines.append(_line("ticks of a bar → p", round(live["rows_a_bar"]), live))
+        click.echo("no live rows of this chain hold what the model needs: the way of a bar was not timed")
     verdict = "within" if found["within_target"] else "ABOVE"
-    lines.append(f"{verdict} the target: one row by onnxruntime, p99 at most {found['target_ms']:g} ms")
-    return "\n".join(lines)
+    click.echo(f"{verdict} the target: one row by onnxruntime, p99 at most {found['target_ms']:g} ms")
 
 
-def _line(name: str, rows: int, numbers: dict[str, Any]) -> str:
+def _call(name: str, rows: int, numbers: dict[str, Any]) -> list[str]:
     times = (f"{numbers[key]:.4f}" for key in ("p50_ms", "p90_ms", "p99_ms"))
-    return _BENCHMARK_LINE.format(name, rows, numbers["calls"], *times)
+    return [name, str(rows), str(numbers["calls"]), *times]

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
+from cryptovol_dagster.core.specs import SECONDS
 from cryptovol_dagster.verbs.options import json_option
+from cryptovol_dagster.verbs.tables import print_table
 from ingestor.settings import load_settings
 
 if TYPE_CHECKING:
@@ -23,7 +25,6 @@ EXIT_PASSED_BY = 1
 _MADE_UP_BARS = 14_400
 #: Enough for a leak to show; an audit fits two dozen models.
 _MOST_TREES, _MOST_RESAMPLES = 60, 20
-_LINE = "{:<25} {:<22} {:>7} {:>7} {:>7} {:>7}  {}"
 
 
 @click.command("leak-audit")
@@ -74,8 +75,11 @@ def leak_audit(
             {"leak": leak.name, "fault": leak.fault, "detector": audit.CAUGHT_BY[leak.name].__name__}
             for leak in LEAKS
         ]
-        text = "\n".join(f"{row['leak']:<25} {row['detector']:<22} {row['fault']}" for row in rows)
-        click.echo(json.dumps(rows) if as_json else text)
+        if as_json:
+            click.echo(json.dumps(rows))
+        else:
+            columns = ("leak", "detector", "fault")
+            print_table(columns, ([row[name] for name in columns] for row in rows), words=columns)
         return
     if as_of is not None:
         if source is not None:
@@ -93,7 +97,7 @@ def leak_audit(
         click.echo(json.dumps({"passed": passed, "audits": body}, allow_nan=False))
     else:
         for what, verdicts in found:
-            click.echo("\n".join(_table(what, verdicts)))
+            _print(what, verdicts)
         click.echo("every leak is caught, the honest way is not flagged" if passed else "THE AUDIT FAILS")
     if not passed:
         ctx.exit(EXIT_PASSED_BY)
@@ -107,7 +111,7 @@ def _look_at_lake(as_of: str, *, as_json: bool) -> int:
     from cryptovol_dagster.lake.leak_case import stored_case
 
     settings = load_settings().settings
-    lake, spec = Lake(settings.storage.lake_dir), timescale_spec(settings.timescales.seconds, "seconds")
+    lake, spec = Lake(settings.storage.lake_dir), timescale_spec(settings.timescales.seconds, SECONDS)
     if as_of == "newest":
         evaluated = lake.partitions(spec.asset("model_evaluation"), "json")
         if not evaluated:
@@ -120,8 +124,9 @@ def _look_at_lake(as_of: str, *, as_json: bool) -> int:
         click.echo(json.dumps(body))
     else:
         click.echo(f"{spec.name} as of {as_of}")
-        for finding in findings:
-            click.echo(f"{finding.detector:<20} {'clean' if finding.clean else 'LEAK ':<6} {finding.said}")
+        columns = ("detector", "result", "finding")
+        rows = [[found.detector, "clean" if found.clean else "LEAK", found.said] for found in findings]
+        print_table(columns, rows, words=columns)
         click.echo("no leak found" if clean else "A LEAK WAS FOUND")
     return 0 if clean else EXIT_PASSED_BY
 
@@ -130,7 +135,7 @@ def _markets(source: Path | None, markets: int) -> list[tuple[str, BarGrid, Time
     from cryptovol_dagster.chains import timescale_spec
     from cryptovol_dagster.core.market.synthetic import made_up_bars
 
-    timescale = timescale_spec(load_settings().settings.timescales.seconds, "seconds")
+    timescale = timescale_spec(load_settings().settings.timescales.seconds, SECONDS)
     if source is not None:
         return [(str(source), _read_bars(source, timescale), timescale)]
     seeds = range(1, markets + 1)
@@ -182,32 +187,28 @@ def _audit(bars: BarGrid, timescale: TimescaleSpec, *, quiet: bool) -> tuple[Ver
         )
 
 
-def _table(what: str, verdicts: Sequence[Verdict]) -> list[str]:
+def _print(what: str, verdicts: Sequence[Verdict]) -> None:
+    """Print what an audit of a market found: each way, and what wrongly flagged the honest one."""
     honest = verdicts[0].rung
-    lines = [
+    click.echo(
         f"{what}: {honest.train_rows:,} training rows, {honest.test_rows:,} test rows, base rate "
-        f"{honest.base_rate:.3f}",
-        _LINE.format("way", "must be caught by", "AP", "honest", "F1", "honest", "result"),
-    ]
+        f"{honest.base_rate:.3f}"
+    )
+    print_table(
+        ("way", "must be caught by", "AP", "honest", "F1", "honest", "result"),
+        map(_cells, verdicts),
+        words=("way", "must be caught by", "result"),
+    )
     for verdict in verdicts:
-        numbers: list[Any] = [
-            verdict.rung.average_precision,
-            verdict.honest.average_precision,
-            verdict.rung.f1,
-            verdict.honest.f1,
-        ]
-        lines.append(
-            _LINE.format(
-                verdict.rung.name,
-                verdict.detector or "nobody",
-                *(f"{n:.3f}" for n in numbers),
-                _result(verdict),
-            )
-        )
-        lines += [
-            f"    {f.detector}: {f.said}" for f in verdict.findings if not f.clean and not verdict.detector
-        ]
-    return lines
+        for finding in verdict.findings:
+            if not finding.clean and not verdict.detector:
+                click.echo(f"    {finding.detector}: {finding.said}")
+
+
+def _cells(verdict: Verdict) -> list[str]:
+    rung, honest = verdict.rung, verdict.honest
+    numbers = (rung.average_precision, honest.average_precision, rung.f1, honest.f1)
+    return [rung.name, verdict.detector or "nobody", *(f"{n:.3f}" for n in numbers), _result(verdict)]
 
 
 def _result(verdict: Verdict) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import click
 
+from cryptovol_dagster.core.specs import SECONDS
+
 partition_option = click.option(
     "--partition",
     metavar="KEY",
@@ -14,7 +16,7 @@ chain_option = click.option(
     "--chain",
     "chain_name",
     metavar="NAME",
-    default="seconds",
+    default=SECONDS,
     show_default=True,
     help="seconds, or a horizon of the minutes: minutes_h5, minutes_h15.",
 )

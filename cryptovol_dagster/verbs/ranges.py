@@ -5,8 +5,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from cryptovol_dagster.chains import MINUTES, timescale_specs
-from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.chains import spec_of, timescale_specs
+from cryptovol_dagster.core.specs import MINUTES, SECONDS, TimescaleSpec
 from cryptovol_dagster.core.times import (
     DAY_NS,
     hour_keys,
@@ -15,7 +15,6 @@ from cryptovol_dagster.core.times import (
     partition_window,
     partitions_between,
 )
-from cryptovol_dagster.defs.chains.seconds import TIMESCALE
 from cryptovol_dagster.history.store import History
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.raw_ticks import RawStore
@@ -27,7 +26,13 @@ class NothingToDo(CryptovolError):  # noqa: N818 - named for what it says
     """There is no partition to work on; the message says what to do first."""
 
 
-def _validate_range(settings: Settings, from_key: str, to_key: str) -> None:
+def validate_range(settings: Settings, from_key: str, to_key: str) -> None:
+    """Check that a range of partitions, last one included, can be materialized.
+
+    Raises:
+        NothingToDo: it is empty, mixes hours with days, starts too early or lies in the future.
+        PartitionKeyError: a key is neither an hour nor a day.
+    """
     lengths = {end - start for start, end in map(partition_window, (from_key, to_key))}
     if len(lengths) > 1:
         raise NothingToDo(f"{from_key} … {to_key} is a range of neither hours nor days")
@@ -45,14 +50,14 @@ def _validate_range(settings: Settings, from_key: str, to_key: str) -> None:
         raise NothingToDo(f"{to_key} lies in the future")
 
 
-def newest_labelled(settings: Settings, chain_name: str = TIMESCALE) -> str:
-    """Give the newest partition with labels, which is what `train` works on by default.
+def newest_labelled(settings: Settings, chain_name: str = SECONDS) -> str:
+    """Return the newest partition with labels, the default of `train`.
 
     Raises:
         NothingToDo: there is none.
     """
-    keys = Lake(settings.storage.lake_dir).partitions(f"{chain_name}/labels")
-    if not keys and chain_name != TIMESCALE:
+    keys = Lake(settings.storage.lake_dir).partitions(spec_of(settings, chain_name).asset("labels"))
+    if not keys and chain_name != SECONDS:
         raise NothingToDo(
             f"{settings.storage.lake_dir} holds no labels of {chain_name} yet: `cryptovol import-bars`, then "
             "`cryptovol backfill --timescale minutes`"
@@ -71,7 +76,7 @@ def recorded_hours(settings: Settings) -> list[str]:
 
 
 def specs_of(settings: Settings, timescale: str) -> list[TimescaleSpec]:
-    """Give the chains of a timescale, one a horizon.
+    """Return the chains of a timescale, one per horizon.
 
     Raises:
         NothingToDo: there is no such timescale.
@@ -86,7 +91,7 @@ def specs_of(settings: Settings, timescale: str) -> list[TimescaleSpec]:
 def days_to_fill(
     settings: Settings, from_key: str | None, to_key: str | None, only_missing: bool, market_only: bool
 ) -> list[tuple[str, str]]:
-    """Give the ranges (first and last day) a backfill of the minutes works off, oldest first.
+    """Return the ranges (first and last day) that a backfill of the minutes materializes, oldest first.
 
     Raises:
         NothingToDo: there are no candles, or the range is empty.
@@ -105,29 +110,31 @@ def days_to_fill(
     for key in (from_key, to_key):
         if partition_window(key)[1] - partition_window(key)[0] != DAY_NS:
             raise NothingToDo(f"{key} is no day: the minutes are partitioned by days, e.g. 2024-12-31")
-    _validate_range(settings, from_key, to_key)
+    validate_range(settings, from_key, to_key)
     if not only_missing:
         return [(from_key, to_key)]
-    lake, specs = Lake(settings.storage.lake_dir), specs_of(settings, MINUTES)
-
-    def is_made(key: str) -> bool:
-        return all(
-            lake.exists(spec.asset("labels"), key)
-            and (market_only or lake.exists(spec.asset("splits"), key, "json"))
-            for spec in specs
-        )
-
     return _runs_of_missing(
-        partitions_between(partition_window(from_key)[0], partition_window(to_key)[1], DAY_NS), is_made
+        partitions_between(partition_window(from_key)[0], partition_window(to_key)[1], DAY_NS),
+        _is_filled(settings, MINUTES, market_only),
     )
 
 
-def _runs_of_missing(keys: Sequence[str], is_made: Callable[[str], bool]) -> list[tuple[str, str]]:
-    """Give the unbroken runs (first and last) of keys that are not made."""
+def _is_filled(settings: Settings, timescale: str, market_only: bool) -> Callable[[str], bool]:
+    """Return a function that says whether every chain has a partition's labels and, if wanted, splits."""
+    lake, specs = Lake(settings.storage.lake_dir), specs_of(settings, timescale)
+    return lambda key: all(
+        lake.exists(spec.asset("labels"), key)
+        and (market_only or lake.exists(spec.asset("splits"), key, "json"))
+        for spec in specs
+    )
+
+
+def _runs_of_missing(keys: Sequence[str], is_filled: Callable[[str], bool]) -> list[tuple[str, str]]:
+    """Return the unbroken runs (first and last) of keys that are not filled."""
     ranges: list[tuple[str, str]] = []
     before = None
     for key in keys:
-        if is_made(key):
+        if is_filled(key):
             before = None
         else:
             ranges.append((key, key)) if before is None else ranges.append((ranges.pop()[0], key))
@@ -138,7 +145,7 @@ def _runs_of_missing(keys: Sequence[str], is_made: Callable[[str], bool]) -> lis
 def ranges_to_fill(
     settings: Settings, from_key: str | None, to_key: str | None, only_missing: bool, market_only: bool
 ) -> list[tuple[str, str]]:
-    """Give the ranges (first and last hour) a backfill works off, oldest first.
+    """Return the ranges (first and last hour) that a backfill of the seconds materializes, oldest first.
 
     Raises:
         NothingToDo: nothing was recorded, or the range is empty.
@@ -149,17 +156,14 @@ def ranges_to_fill(
         if not recorded:
             raise NothingToDo(f"{settings.storage.raw_dir} holds no ticks: record with `cryptovol ingest`")
         from_key, to_key = from_key or recorded[0], to_key or recorded[-1]
-    _validate_range(settings, from_key, to_key)
+    validate_range(settings, from_key, to_key)
     _require_recorded(settings, from_key, to_key)
     if not only_missing:
         return [(from_key, to_key)]
-    lake = Lake(settings.storage.lake_dir)
-
-    def is_made(key: str) -> bool:
-        trained = market_only or lake.exists(f"{TIMESCALE}/splits", key, "json")
-        return lake.exists(f"{TIMESCALE}/labels", key) and trained
-
-    return _runs_of_missing(hour_keys(hour_window(from_key)[0], hour_window(to_key)[1]), is_made)
+    return _runs_of_missing(
+        hour_keys(hour_window(from_key)[0], hour_window(to_key)[1]),
+        _is_filled(settings, SECONDS, market_only),
+    )
 
 
 def _require_recorded(settings: Settings, from_key: str, to_key: str) -> None:

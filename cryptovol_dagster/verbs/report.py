@@ -62,6 +62,7 @@ def report(
 
 
 def _make(settings: Settings, chain_name: str, kind: str, partition: str | None, as_json: bool) -> None:
+    from cryptovol_dagster.chains import spec_of
     from cryptovol_dagster.lake.files import Lake
     from cryptovol_dagster.lake.latest import Reports
     from cryptovol_dagster.monitoring.evidently import TITLES, measured_on
@@ -70,10 +71,11 @@ def _make(settings: Settings, chain_name: str, kind: str, partition: str | None,
 
     _require_made(settings, chain_name, kind)
     key = partition or ranges.newest_labelled(settings, chain_name)
-    asset = f"{chain_name}/{kind}"
+    spec = spec_of(settings, chain_name)
+    asset = spec.asset(kind)
     assets = [asset]
     if kind == "train_test_report" and not runs.splits_are_current(settings, key, chain_name):
-        assets.insert(0, f"{chain_name}/splits")
+        assets.insert(0, spec.asset("splits"))
     done = runs.materialize_range(settings, key, key, assets)
     lake = Lake(settings.storage.lake_dir)
     index = Reports(settings.storage.reports_dir, settings.storage.artifacts_dir).of(chain_name).index
@@ -95,7 +97,7 @@ def _make(settings: Settings, chain_name: str, kind: str, partition: str | None,
 
 
 def _require_made(settings: Settings, chain_name: str, kind: str) -> None:
-    """Refuse what no asset makes: horizons of one grid share bars and features, hence their quality."""
+    """Refuse a report without an asset: horizons of a grid share bars and features, hence their quality."""
     from cryptovol_dagster.chains import spec_of, timescale_specs
     from cryptovol_dagster.verbs.ranges import NothingToDo
 

@@ -1,4 +1,4 @@
-"""Showing in Dagster which days of the history an import has changed: runless materializations."""
+"""Report the days of the history that an import changed to Dagster, as runless materializations."""
 
 from __future__ import annotations
 

@@ -12,30 +12,24 @@ from uuid import uuid4
 
 import dagster as dg
 
-from cryptovol_dagster.chains import MINUTES, models_of, spec_of
-from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.chains import models_of, spec_of
+from cryptovol_dagster.core.specs import SECONDS, TimescaleSpec, market_assets
 from cryptovol_dagster.core.times import (
     DAY_NS,
     partition_window,
     partitions_between,
 )
 from cryptovol_dagster.defs.build import build_defs
-from cryptovol_dagster.defs.chains.seconds import TIMESCALE
 from cryptovol_dagster.defs.failures import error_line, failure_line, step_name
 from cryptovol_dagster.lake import plans
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.models import outdated_models
 from cryptovol_dagster.machine.instance import ensure_dagster_home, open_instance
-from cryptovol_dagster.verbs.ranges import _validate_range, specs_of
+from cryptovol_dagster.verbs.ranges import specs_of, validate_range
 from ingestor.errors import CryptovolError
 from ingestor.settings import Settings
 
 RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
-MARKET = (
-    "gap_ledger",
-    "ticks",
-    *(f"{TIMESCALE}/{name}" for name in ("bars", "features", "labels", "drift_scores")),
-)
 
 
 class RunFailed(CryptovolError):  # noqa: N818 - named for what it says
@@ -110,7 +104,7 @@ class RunSummary:
         return tuple(check for check in self.checks if not check.passed)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the JSON-able form."""
+        """Return the JSON form."""
         return {
             "run_id": self.run_id,
             "partitions": list(self.partitions),
@@ -142,7 +136,7 @@ def materialize_range(
         selection: asset keys as users write them, e.g. ``["ticks", "seconds/bars"]``.
         defs: the code location to run, when it has been built before.
         tags: of the run, besides those of a range.
-        on_asset: told each asset that is done, and the seconds it took; called from another thread.
+        on_asset: called from another thread with each asset that is done and the seconds it took.
 
     Raises:
         PartitionKeyError: a key is no hour.
@@ -151,9 +145,9 @@ def materialize_range(
         RunFailed: a step or a blocking check failed.
         InstanceError: the Dagster home cannot be used.
     """
-    _validate_range(settings, from_key, to_key)
+    validate_range(settings, from_key, to_key)
     defs = defs or build_defs(settings)
-    # Dagster would take the start of an hour for a day, and make the day after the range's last one too.
+    # Dagster would take an hour's start for a day, and would also materialize the day after the last one.
     if strays := sorted({*selection} - {*assets_over(defs, from_key)}):
         raise ValueError(f"{', '.join(strays)}: not an asset with partitions like {from_key}")
     job = defs.resolve_implicit_global_asset_job_def()
@@ -179,7 +173,7 @@ def materialize_range(
 
 
 def assets_over(defs: dg.Definitions, key: str) -> list[str]:
-    """Give the assets that have partitions as long as one: hours or days."""
+    """Name the assets whose partitions are as long as the one named by `key`: hours or days."""
     start_ns, end_ns = partition_window(key)
     wanted = dg.DailyPartitionsDefinition if end_ns - start_ns == DAY_NS else dg.HourlyPartitionsDefinition
     graph = defs.resolve_asset_graph()
@@ -232,7 +226,7 @@ def quiet_dagster() -> Iterator[None]:
 
 
 def root_cause(result: dg.ExecuteInProcessResult) -> str:
-    """Give the first failing step, and its message in one line."""
+    """Return the first failing step and its message, in one line."""
     failures = [event for event in result.all_events if event.is_step_failure]
     if not failures:
         return _before_any_step(result)
@@ -240,7 +234,7 @@ def root_cause(result: dg.ExecuteInProcessResult) -> str:
 
 
 def _before_any_step(result: dg.ExecuteInProcessResult) -> str:
-    """Say what failed where no step did: a resource that could not be made, most of all MLflow."""
+    """Return the error of a run that failed before any step: often MLflow, which cannot be reached."""
     for event in result.all_events:
         error = getattr(event.event_specific_data, "error", None)
         if error is not None:
@@ -279,40 +273,41 @@ def _summary(result: dg.ExecuteInProcessResult, from_key: str, to_key: str) -> R
     )
 
 
-def chain_selection(
-    settings: Settings, timescale: str = TIMESCALE, *, market_only: bool = False
-) -> list[str]:
-    """Give the assets of a timescale, from ticks or candles to model card and performance of its chains."""
+def chain_selection(settings: Settings, timescale: str = SECONDS, *, market_only: bool = False) -> list[str]:
+    """Name the assets of a timescale, from ticks or candles to model card and performance of its chains.
+
+    Args:
+        settings: the configuration.
+        timescale: ``seconds`` or ``minutes``.
+        market_only: stop at labels and drift scores.
+
+    Raises:
+        NothingToDo: there is no such timescale.
+    """
     specs = specs_of(settings, timescale)
-    market = list(MARKET)
-    if timescale == MINUTES:
-        names = ("labels", "drift_scores")
-        market = [f"{MINUTES}/{name}" for name in ("candles", "bars", "features")]
-        market += [spec.asset(name) for spec in specs for name in names]
+    market = market_assets(specs)
     if market_only:
-        return market
+        return list(market)
     training = [asset for spec in specs for asset in training_selection(settings, spec)]
     return [*market, *training, *(spec.asset("performance") for spec in specs)]
 
 
 def training_selection(settings: Settings, spec: TimescaleSpec) -> list[str]:
-    """Give the assets of a chain from splits to the model card."""
-    models = (f"model_{name}" for name in models_of(settings, spec).enabled)
-    return [spec.asset(name) for name in ("splits", *models, "model_evaluation", "champion", "model_card")]
+    """Name the assets of a chain from splits to the model card."""
+    return [*spec.training_assets(models_of(settings, spec).enabled), spec.asset("model_card")]
 
 
-def splits_are_current(settings: Settings, key: str, chain_name: str = TIMESCALE) -> bool:
-    """Tell whether the splits of a partition were made from the rows that are there now."""
-    lake = Lake(settings.storage.lake_dir)
-    if not lake.exists(f"{chain_name}/splits", key, "json"):
+def splits_are_current(settings: Settings, key: str, chain_name: str = SECONDS) -> bool:
+    """Return whether the splits of a partition were computed from the rows that are there now."""
+    lake, spec = Lake(settings.storage.lake_dir), spec_of(settings, chain_name)
+    if not lake.exists(spec.asset("splits"), key, "json"):
         return False
-    spec = spec_of(settings, chain_name)
     stored = plans.read_plan(lake, spec, key)
     return stored == plans.plan_split(lake, spec, key)
 
 
-def models_are_current(settings: Settings, key: str, chain_name: str = TIMESCALE) -> bool:
-    """Tell whether every enabled model of a partition was trained on the rows that are there now."""
+def models_are_current(settings: Settings, key: str, chain_name: str = SECONDS) -> bool:
+    """Return whether every enabled model of a partition was trained on the rows that are there now."""
     if not splits_are_current(settings, key, chain_name):
         return False
     lake, spec = Lake(settings.storage.lake_dir), spec_of(settings, chain_name)

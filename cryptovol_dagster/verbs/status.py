@@ -63,7 +63,7 @@ def status(
 
 
 def _watch(settings: Settings, require: Sequence[str], found: Status) -> Status:
-    """Look again and again until Ctrl-C; give what was seen last."""
+    """Refresh the status until Ctrl-C; return the last one."""
     from rich.live import Live
 
     with suppress(KeyboardInterrupt), Live(_render(found), auto_refresh=False) as live:

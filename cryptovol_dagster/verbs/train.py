@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from cryptovol_dagster.verbs.options import chain_option, json_option, partition_option
+from cryptovol_dagster.verbs.tables import print_table
 from ingestor.settings import load_settings
 
 #: What people call a baseline; the others are named as they are.
@@ -49,19 +50,21 @@ def train(model_type: str, chain_name: str, partition: str | None, as_json: bool
     names = list(enabled) if model_type == "all" else [ALIASES.get(model_type, model_type)]
     if missing := [name for name in names if name not in enabled]:
         raise ranges.NothingToDo(f"{missing[0]} is not among models.enabled: {', '.join(enabled)}")
-    assets = {name: f"{chain_name}/model_{name}" for name in names}
-    summary = runs.materialize_range(settings, key, key, [f"{chain_name}/splits", *assets.values()])
+    assets = {name: spec.asset(f"model_{name}") for name in names}
+    summary = runs.materialize_range(settings, key, key, [spec.asset("splits"), *assets.values()])
     rows = [{"model": name, **_result(summary.metadata[asset][key])} for name, asset in assets.items()]
     if as_json:
         click.echo(json.dumps({**summary.to_dict(), "as_of": key, "models": rows}))
         return
     click.echo(f"trained as of {key} on what came before it")
-    for row in rows:
-        click.echo(
-            f"  {row['model']:<16} {row['train_rows']:>8} rows  {row['train_positives']:>7} spikes  "
-            f"{row['fit_s']:6.2f} s  {row['mlflow_run']}"
-        )
+    columns = ("model", "rows", "spikes", "fit s", "MLflow run")
+    print_table(columns, map(_cells, rows), words=("model", "MLflow run"))
     click.echo(f"exported to {settings.storage.artifacts_dir}")
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    numbers = (str(row["train_rows"]), str(row["train_positives"]), f"{row['fit_s']:.2f}")
+    return [row["model"], *numbers, row["mlflow_run"]]
 
 
 def _result(metadata: dict[str, Any]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def up(
 
 
 def _fresh_simulation() -> Settings:
-    """Give the settings of a simulation whose folder holds nothing of an earlier one."""
+    """Return the settings of a simulation; what an earlier one left in its folder is removed."""
     settings = synthetic_settings(SIMULATED_DIR, own_reports=True)
     running = running_instance(settings)
     if running is not None:
@@ -100,7 +100,7 @@ def _fresh_simulation() -> Settings:
 
 
 def _market(speed: str, hours: int, seed: int) -> list[str]:
-    """Give the simulator's options for whole hours that end in the past: the future is refused as such."""
+    """Return the simulator's options for whole hours in the past, as the recorder refuses the future."""
     this_hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
     start = this_hour - timedelta(hours=hours + 1)
     return [

@@ -15,7 +15,7 @@ from cryptovol_dagster.core.times import hour_window
 from cryptovol_dagster.defs.build import build_defs
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.verbs import runs
-from cryptovol_dagster_tests.pipeline import Pipeline
+from cryptovol_dagster_tests.pipeline import MARKET, Pipeline
 from cryptovol_dagster_tests.synthetic import (
     FIRST_HOUR,
     PRODUCTS,
@@ -40,7 +40,7 @@ def ragged(tmp_path_factory: pytest.TempPathFactory, own_dagster_home: None) -> 
     close_hour(raw_dir, EMPTY, {TICKS: 0})
     write_market(raw_dir, [ONE_PRODUCT], products=PRODUCTS[:1], connection="other", log_id="logtest2")
     hours = hours_from(FIRST_HOUR, 4)
-    return Pipeline(settings, hours, runs.materialize_range(settings, WHOLE, ONE_PRODUCT, runs.MARKET))
+    return Pipeline(settings, hours, runs.materialize_range(settings, WHOLE, ONE_PRODUCT, MARKET))
 
 
 def _found(pipeline: Pipeline, asset: str, name: str) -> runs.CheckOutcome:
@@ -54,7 +54,7 @@ def _sigmas(pipeline: Pipeline, hour: str, product: str) -> int:
 
 
 def test_bad_hours_are_written_whole(ragged: Pipeline) -> None:
-    for asset in runs.MARKET:
+    for asset in MARKET:
         assert ragged.lake.partitions(asset, "*") == ragged.hours, asset
     bars = ragged.lake.read_table("seconds/bars", *hour_window(EMPTY))
     assert bars.num_rows == 2 * 720
@@ -90,9 +90,9 @@ def test_a_corrupt_raw_file_stops_the_run_and_is_named(market: Settings) -> None
     path = next((market.storage.raw_dir / TICKS).glob("date=*/hour=04/*-p0-*"))
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(runs.RunFailed, match=f"gap_ledger: .*{path.name} cannot be read: "):
-        runs.materialize_range(market, first, second, runs.MARKET)
+        runs.materialize_range(market, first, second, MARKET)
     lake = Lake(market.storage.lake_dir)
-    for asset in runs.MARKET:
+    for asset in MARKET:
         assert lake.partitions(asset) == [], asset
 
 

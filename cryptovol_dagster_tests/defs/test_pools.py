@@ -8,10 +8,9 @@ import dagster as dg
 import pytest
 
 from cryptovol_dagster.chains import minutes_specs, timescale_spec
-from cryptovol_dagster.defs.automation.jobs import market_keys
+from cryptovol_dagster.core.specs import SECONDS, market_assets
+from cryptovol_dagster.defs.automation.jobs import asset_keys
 from cryptovol_dagster.defs.build import build_defs
-from cryptovol_dagster.defs.chains.minutes import market_keys as minutes_keys
-from cryptovol_dagster.defs.chains.seconds import TIMESCALE
 from cryptovol_dagster.defs.pools import MARKET, TRAINING
 from cryptovol_dagster.machine.instance import DAGSTER_YAML
 from ingestor.settings import Settings
@@ -23,8 +22,7 @@ def defs() -> dg.Definitions:
 
 
 def test_every_asset_is_in_the_pool_of_what_it_is(defs: dg.Definitions) -> None:
-    market = set(market_keys(timescale_spec(Settings().timescales.seconds, TIMESCALE)))
-    market |= set(minutes_keys(minutes_specs(Settings().timescales.minutes)))
+    market = {*_market_keys(), *asset_keys(market_assets(minutes_specs(Settings().timescales.minutes)))}
     pools = {}
     for assets in defs.resolve_asset_graph().assets_defs:
         if assets.is_executable and assets.keys:
@@ -49,8 +47,12 @@ def test_two_hours_or_two_trainings_wait_for_each_other(tmp_path: Path, defs: dg
             taken[name] = run.run_op_concurrency.all_pools
         market_run = instance.create_run_for_job(
             defs.resolve_job_def("hourly_pipeline"),
-            asset_selection=frozenset(market_keys(timescale_spec(Settings().timescales.seconds, TIMESCALE))),
+            asset_selection=frozenset(_market_keys()),
         )
         assert market_run.run_op_concurrency is not None
         assert market_run.run_op_concurrency.all_pools == {MARKET}
         assert taken == {"retrain": {TRAINING}, "backfill": {MARKET, TRAINING}}
+
+
+def _market_keys() -> list[dg.AssetKey]:
+    return asset_keys(market_assets([timescale_spec(Settings().timescales.seconds, SECONDS)]))

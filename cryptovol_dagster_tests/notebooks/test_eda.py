@@ -13,6 +13,7 @@ from nbclient import NotebookClient
 from cryptovol_dagster.core.leaks.ladder import LEAKS
 from cryptovol_dagster.verbs import runs
 from cryptovol_dagster_tests.places import REPOSITORY
+from cryptovol_dagster_tests.pipeline import MARKET
 from cryptovol_dagster_tests.synthetic import FIRST_HOUR, hours_from, small_settings, write_market
 
 NOTEBOOK = REPOSITORY / "notebooks" / "eda.ipynb"
@@ -41,7 +42,7 @@ def run_notebook(
     keys = hours_from(FIRST_HOUR, hours)
     write_market(settings.storage.raw_dir, keys, gap_in=keys[0], moving=moving)
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
-    runs.materialize_range(settings, keys[0], keys[-1], runs.MARKET)
+    runs.materialize_range(settings, keys[0], keys[-1], MARKET)
     config = folder / "config.yaml"
     config.write_text(yaml.safe_dump(settings.model_dump(mode="json", exclude={"kafka"})))
     monkeypatch.setenv("CRYPTOVOL_CONFIG", str(config))

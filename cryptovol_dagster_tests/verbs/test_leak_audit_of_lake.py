@@ -43,8 +43,10 @@ def test_every_hour_that_was_trained_is_clean(
         assert [row["detector"] for row in found["findings"]] == [each.__name__ for each in DETECTORS]
         assert found["as_of"] == (pipeline.hours[-1] if as_of == "newest" else as_of)
     text = invoke(pipeline, data_dir, monkeypatch, "--as-of", "newest").output
-    assert (
-        "scaler               clean  means of baseline_zscore, ewma, har_logit, logreg are those of" in text
+    lines = [" ".join(line.split()) for line in text.splitlines()]
+    assert any(
+        line.startswith("scaler clean means of baseline_zscore, ewma, har_logit, logreg are those of")
+        for line in lines
     )
     assert text.splitlines()[-1] == "no leak found"
 
@@ -58,9 +60,9 @@ def test_an_operating_point_from_elsewhere_is_found(
     lake.write_bytes("seconds/model_evaluation", key, json.dumps(report).encode(), "json")
     result = invoke(pipeline, data_dir, monkeypatch, "--as-of", key)
     assert result.exit_code == 1
-    assert (
-        "operating_point      LEAK   ewma flags from 0.5 on; validation rows would have chosen "
-        in result.output
+    assert any(
+        line.startswith("operating_point LEAK ewma flags from 0.5 on; validation rows would have chosen ")
+        for line in (" ".join(line.split()) for line in result.output.splitlines())
     )
     assert result.output.splitlines()[-1] == "A LEAK WAS FOUND"
 

@@ -30,8 +30,8 @@ from cryptovol_dagster.core.specs import TimescaleSpec
 
 #: Raised when a formula changes its meaning without changing its text.
 FEATURES_VERSION = 3
-#: Windows of the families that do not run over all of the spec's windows; those longer than the spec's are
-#: left out.
+#: Windows, in bars, of the families that use fewer windows than the spec has; longer ones than the spec's
+#: longest are left out.
 RETURN_WINDOWS = (1, 5, 30, 60, 300)
 QUOTE_WINDOWS = (15, 60, 300)
 SHAPE_WINDOWS = (60, 300, 900)
@@ -113,7 +113,7 @@ class _Windows:
 
 @dataclass(frozen=True)
 class Families:
-    """Windows, in bars, of the families that do not run over all of the spec's windows.
+    """Windows, in bars, of the families that use fewer windows than the spec has.
 
     Attributes:
         returns: of returns.
@@ -125,7 +125,7 @@ class Families:
         volume_ratios: (short, long).
         cross_gk: of the other products' Garman–Klass volatility.
         cross_returns: of their returns.
-        bar_shape: whether a bar's own shape is told, and where its end lies within the hour.
+        bar_shape: whether a bar's own shape is a feature, and where its end lies within the hour.
     """
 
     returns: tuple[int, ...]

@@ -9,8 +9,10 @@ import dagster as dg
 import pyarrow as pa
 
 from cryptovol_dagster.core.market.candle_rollup import CANDLES, ROLLUP_VERSION
+from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.defs.assets.declare import chain_asset
 from cryptovol_dagster.defs.assets.ingestion import GROUP, TAGS
-from cryptovol_dagster.defs.metadata import OWNERS, lake_name, rows_and_path, schema_metadata, timescale_tags
+from cryptovol_dagster.defs.metadata import OWNERS, rows_and_path, schema_metadata
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import MARKET
 from cryptovol_dagster.defs.retries import retried
@@ -32,9 +34,15 @@ COLUMN_DESCRIPTIONS = {
 
 
 def candle_assets(
-    settings: Settings, days: dg.TimeWindowPartitionsDefinition
+    settings: Settings, grid: TimescaleSpec, days: dg.TimeWindowPartitionsDefinition
 ) -> list[dg.AssetSpec | dg.AssetsDefinition]:
-    """Build the external asset `minutes/history` and the asset `minutes/candles`, days as partitions."""
+    """Build the external asset `minutes/history` and the asset `minutes/candles`.
+
+    Args:
+        settings: the configuration.
+        grid: a chain of the minutes.
+        days: the partitions.
+    """
     products = settings.coinbase.products
     imported = dg.AssetSpec(
         HISTORY,
@@ -48,17 +56,15 @@ def candle_assets(
         metadata={"folder": dg.MetadataValue.path(settings.storage.history_dir)},
     )
 
-    @dg.asset(
-        key=CANDLES_KEY,
+    @chain_asset(
+        grid,
+        "candles",
         deps=[HISTORY, look_back(TICKS, 1)],
-        partitions_def=days,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name="market",
-        owners=OWNERS,
+        partitions=days,
+        group="market",
         pool=MARKET,
         kinds={"python", "parquet"},
-        tags=timescale_tags("minutes"),
-        code_version=str(ROLLUP_VERSION),
+        version=str(ROLLUP_VERSION),
         metadata=schema_metadata(CANDLES, COLUMN_DESCRIPTIONS),
     )
     @retried
@@ -84,7 +90,7 @@ def _write_day(
     window = days.time_window_for_partition_key(key)
     start_ns, end_ns = (int(moment.timestamp()) * 1_000_000_000 for moment in (window.start, window.end))
     found = read_candles(lake, history, products, start_ns, end_ns)
-    name, summary = lake_name(CANDLES_KEY), found.summary()
+    name, summary = CANDLES_KEY.to_user_string(), found.summary()
     # The numbers first: a table without them would be one whose overlap nobody has looked at.
     lake.write_bytes(name, key, json.dumps(summary).encode(), "json")
     path = lake.write_table(name, key, pa.Table.from_pandas(found.candles, CANDLES, preserve_index=False))

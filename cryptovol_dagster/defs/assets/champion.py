@@ -9,7 +9,8 @@ import dagster as dg
 from cryptovol_dagster.champion.succession import Settled, settle, why_aliases_stay
 from cryptovol_dagster.core.promotion.decision import SCHEMA_VERSION
 from cryptovol_dagster.core.specs import GateSpec, TimescaleSpec
-from cryptovol_dagster.defs.metadata import OWNERS, asset_key, champion_key, code_version, timescale_tags
+from cryptovol_dagster.defs.assets.declare import chain_asset
+from cryptovol_dagster.defs.metadata import asset_key, code_version
 from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.lake import decisions
 from cryptovol_dagster.lake.files import Lake
@@ -28,17 +29,15 @@ def champion_asset(
     decision made again must not call for all later ones to be made again.
     """
 
-    @dg.asset(
-        key=champion_key(spec),
+    @chain_asset(
+        spec,
+        "champion",
         deps=[asset_key(spec, "model_evaluation")],
-        partitions_def=hours,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name="training",
-        owners=OWNERS,
+        partitions=hours,
+        group="training",
         pool=TRAINING,
         kinds={"python", "json", "mlflow"},
-        code_version=code_version(str(SCHEMA_VERSION), spec.hash(), gate.hash()),
-        tags=timescale_tags(spec.name),
+        version=code_version(str(SCHEMA_VERSION), spec.hash(), gate.hash()),
     )
     def champion(
         context: dg.AssetExecutionContext,

@@ -3,23 +3,21 @@
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
 import json
-from typing import TYPE_CHECKING
+from typing import Any
 
 import dagster as dg
 
 from cryptovol_dagster.core.drift.limits import DriftLimits
 from cryptovol_dagster.core.features.catalogue import feature_hash
 from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.defs.assets.declare import chain_asset
 from cryptovol_dagster.defs.metadata import (
     MONITORING,
-    OWNERS,
     SHOWN_DISTANCES,
     asset_key,
     code_version,
     distances_table,
-    lake_name,
     share_metadata,
-    timescale_tags,
 )
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import MARKET
@@ -30,47 +28,42 @@ from cryptovol_dagster.monitoring.drift import DriftWindow
 from cryptovol_dagster.monitoring.index import write_index
 from ingestor.settings.sections import MonitoringSettings
 
-if TYPE_CHECKING:
-    pass
-
 
 def fixed_limits(monitoring: MonitoringSettings) -> DriftLimits:
-    """Give the limits that hold where none can be calibrated."""
+    """Return the limits of the settings, in force until limits can be calibrated."""
     return DriftLimits(monitoring.drift_distance_limit, monitoring.drift_limit_share)
 
 
 def drift_window(monitoring: MonitoringSettings) -> DriftWindow:
-    """Give what an hour is compared with and held against, as the settings ask for."""
+    """Return how many hours an hour is compared with, and by which limits it is judged."""
     return DriftWindow(
         monitoring.drift_reference_hours, monitoring.drift_calibration_hours, fixed_limits(monitoring)
     )
 
 
-def _drift_scores(
+def drift_scores_asset(
     spec: TimescaleSpec, hours: dg.PartitionsDefinition, monitoring: MonitoringSettings
 ) -> dg.AssetsDefinition:
-    key_of_asset = asset_key(spec, "drift_scores")
+    """Build the asset `drift_scores` of a chain."""
     window = drift_window(monitoring)
 
-    @dg.asset(
-        key=key_of_asset,
-        # Limits rest on the numbers of past hours, which are no dependency: numbers made again for an old
-        # hour must not call for a month of others.
+    @chain_asset(
+        spec,
+        "drift_scores",
+        # Limits rest on the scores of past hours, which are no dependency. Otherwise one old hour computed
+        # again would make a month of later ones stale.
         deps=[look_back(asset_key(spec, "features"), window.reference_hours)],
-        partitions_def=hours,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name=MONITORING,
-        owners=OWNERS,
+        partitions=hours,
+        group=MONITORING,
         pool=MARKET,
         kinds={"numpy", "json"},
-        code_version=code_version(
+        version=code_version(
             str(drift.SCHEMA_VERSION),
             feature_hash(spec),
             f"{window.fixed.distance:g}",
             f"{window.fixed.share:g}",
             str(window.calibration_hours),
         ),
-        tags=timescale_tags(spec.name),
         metadata={
             "reference_hours": window.reference_hours,
             "calibration_hours": window.calibration_hours,
@@ -90,23 +83,25 @@ def _drift_scores(
         for key in context.partition_keys:
             scores = drift.score_hour(lake, spec, key, window)
             content = json.dumps(scores.to_dict(), indent=2, allow_nan=False).encode()
-            path = lake.write_bytes(lake_name(key_of_asset), key, content, "json")
+            path = lake.write_bytes(spec.asset("drift_scores"), key, content, "json")
             context.add_asset_metadata(
-                {
-                    "status": scores.status,
-                    "reason": scores.reason,
-                    "rows": scores.rows,
-                    "reference_hours": len(scores.reference_hours),
-                    **share_metadata(scores.drift.share_over),
-                    "limit": scores.limits.share,
-                    "over_limit": scores.drift.over_limit,
-                    "limits": scores.limits.told,
-                    "strongest": distances_table(scores.drift.strongest(SHOWN_DISTANCES)),
-                    "path": dg.MetadataValue.path(path),
-                },
-                partition_key=key,
+                {**_metadata(scores), "path": dg.MetadataValue.path(path)}, partition_key=key
             )
         write_index(lake, reports.of(spec.name), spec)
         return dg.MaterializeResult()
 
     return drift_scores
+
+
+def _metadata(scores: drift.DriftScores) -> dict[str, Any]:
+    return {
+        "status": scores.status,
+        "reason": scores.reason,
+        "rows": scores.rows,
+        "reference_hours": len(scores.reference_hours),
+        **share_metadata(scores.drift.share_over),
+        "limit": scores.limits.share,
+        "over_limit": scores.drift.over_limit,
+        "limits": scores.limits.told,
+        "strongest": distances_table(scores.drift.strongest(SHOWN_DISTANCES)),
+    }

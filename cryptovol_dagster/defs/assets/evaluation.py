@@ -4,6 +4,7 @@
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -12,14 +13,9 @@ from cryptovol_dagster.core.evaluation.report import SCHEMA_VERSION
 from cryptovol_dagster.core.features.catalogue import feature_hash
 from cryptovol_dagster.core.learning.labels import label_hash
 from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
-from cryptovol_dagster.defs.metadata import (
-    OWNERS,
-    asset_key,
-    code_version,
-    lake_name,
-    picture,
-    timescale_tags,
-)
+from cryptovol_dagster.defs.assets.declare import chain_asset
+from cryptovol_dagster.defs.assets.plans import GROUP, sufficiency_metadata, trainable_plans
+from cryptovol_dagster.defs.metadata import asset_key, code_version, picture
 from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.lake import market as chain
 from cryptovol_dagster.lake import plans
@@ -30,37 +26,32 @@ from cryptovol_dagster.tracking.runs import Tracking
 
 if TYPE_CHECKING:
     from cryptovol_dagster.core.evaluation.evaluate import Evaluation
-from cryptovol_dagster.defs.assets.plans import GROUP, _taught, trainable_plans
-from cryptovol_dagster.defs.metadata import model_key
 
 
-def _evaluation(
+def model_evaluation_asset(
     spec: TimescaleSpec,
     models: ModelSpec,
     rows: Sequence[dg.AssetDep],
     hours: dg.PartitionsDefinition,
 ) -> dg.AssetsDefinition:
-    key_of_asset = asset_key(spec, "model_evaluation")
-    asset_name = lake_name(key_of_asset)
-    predictions, plots = f"{asset_name}_predictions", f"{asset_name}_plots"
+    """Build the asset `model_evaluation` of a chain."""
+    name, predictions, plots = _names(spec)
 
-    @dg.asset(
-        key=key_of_asset,
+    @chain_asset(
+        spec,
+        "model_evaluation",
         deps=[
-            *(model_key(spec, name) for name in models.enabled),
+            *(asset_key(spec, f"model_{model}") for model in models.enabled),
             asset_key(spec, "splits"),
             *rows,
         ],
-        partitions_def=hours,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name=GROUP,
-        owners=OWNERS,
+        partitions=hours,
+        group=GROUP,
         pool=TRAINING,
         kinds={"python", "json"},
-        code_version=code_version(
+        version=code_version(
             spec.hash(), feature_hash(spec), label_hash(spec), models.hash(), str(SCHEMA_VERSION)
         ),
-        tags=timescale_tags(spec.name),
     )
     def model_evaluation(
         context: dg.AssetExecutionContext,
@@ -76,58 +67,99 @@ def _evaluation(
         bars), precision over recall (also at onset), the same by day or month, calibration. Fields:
         docs/model_eval.schema.json.
         """
-        from cryptovol_dagster.core.evaluation.evaluate import evaluate
-
         reports, evaluation, key = reports.of(spec.name), None, None
-        for plan in trainable_plans(context, lake, spec, asset_name, predictions, plots):
+        for plan in trainable_plans(context, lake, spec, name, predictions, plots):
             key = plan.as_of
             lake.delete(plots, key)  # those of an earlier evaluation
-            evaluation = evaluate(
-                plans.read_problem(lake, spec, plan),
-                read_models(lake, spec, plan, models.enabled),
-                spec,
-                models,
-                data_hash=plan.data_hash,
-                feature_hash=plan.feature_hash,
-            )
+            evaluation = _evaluate(lake, spec, models, plan)
             report = {**evaluation.to_dict(), "as_of": key}
             content = json.dumps(report, indent=2, allow_nan=False).encode()
-            # MLflow first: when it is away, there is no evaluation either, and the next run makes both.
-            for name in models.enabled:
-                trained = json.loads(lake.read_bytes(model_asset(spec, name), key, "json"))
-                run_id = trained["mlflow_run_id"]
-                tracking.log_test_metrics(run_id, _numbers(report, name))
-            path = lake.write_bytes(asset_name, key, content, "json")
-            lake.write_table(predictions, key, chain.to_table(evaluation.predictions))
-            if lake.is_newest(asset_name, key, "json"):
-                reports.write(reports.evaluation, content)
-            context.add_asset_metadata(
-                {
-                    "dagster/partition_row_count": len(evaluation.predictions),
-                    "status": evaluation.verdict,
-                    "reasons": dg.MetadataValue.json(list(evaluation.reasons)),
-                    "notes": dg.MetadataValue.json(report["notes"]),
-                    **_taught(report["sufficiency"]),
-                    "results": _table(evaluation.summary_rows()),
-                    "path": dg.MetadataValue.path(path),
-                    "mlflow_run": dg.MetadataValue.url(tracking.run_url(tracking.parent_run_id)),
-                    **_headline(evaluation),
-                },
-                partition_key=key,
-            )
-        if evaluation is not None and key is not None:  # one set a run: event logs keep everything for ever
-            pngs = _draw(evaluation, lake, spec)
-            newest = lake.is_newest(asset_name, key, "json")
-            for name, png in pngs.items():
-                lake.write_bytes(plots, key, png, f"{name}.png")
-                if newest:
-                    reports.write(reports.plot(name), png)
-            context.add_asset_metadata(
-                {name: picture(png, name.replace("_", " ")) for name, png in pngs.items()}, partition_key=key
-            )
+            # MLflow first: when it is away, nothing is stored either, and the next run does both.
+            _log_to_mlflow(tracking, lake, spec, report, models.enabled)
+            path = _store(lake, reports, spec, evaluation, key, content)
+            run_url = tracking.run_url(tracking.parent_run_id)
+            context.add_asset_metadata(_metadata(evaluation, report, path, run_url), partition_key=key)
+        if evaluation is not None and key is not None:  # one set per run: event logs keep everything for ever
+            _show_plots(context, lake, reports, spec, evaluation, key)
         return dg.MaterializeResult()
 
     return model_evaluation
+
+
+def _names(spec: TimescaleSpec) -> tuple[str, str, str]:
+    """Return the folders in the lake of the evaluation, its predictions and its plots."""
+    name = spec.asset("model_evaluation")
+    return name, f"{name}_predictions", f"{name}_plots"
+
+
+def _evaluate(lake: Lake, spec: TimescaleSpec, models: ModelSpec, plan: plans.SplitPlan) -> "Evaluation":
+    """Evaluate the stored models of a plan on its test rows."""
+    from cryptovol_dagster.core.evaluation.evaluate import evaluate
+
+    return evaluate(
+        plans.read_problem(lake, spec, plan),
+        read_models(lake, spec, plan, models.enabled),
+        spec,
+        models,
+        data_hash=plan.data_hash,
+        feature_hash=plan.feature_hash,
+    )
+
+
+def _log_to_mlflow(
+    tracking: Tracking, lake: Lake, spec: TimescaleSpec, report: dict[str, Any], models: Sequence[str]
+) -> None:
+    """Log each model's test numbers to the MLflow run that trained it."""
+    for name in models:
+        trained = json.loads(lake.read_bytes(model_asset(spec, name), report["as_of"], "json"))
+        tracking.log_test_metrics(trained["mlflow_run_id"], _numbers(report, name))
+
+
+def _store(
+    lake: Lake, reports: Reports, spec: TimescaleSpec, evaluation: "Evaluation", key: str, content: bytes
+) -> Path:
+    """Store a report with its predictions, and as the latest copy if it is the newest; return its file."""
+    name, predictions, _ = _names(spec)
+    path = lake.write_bytes(name, key, content, "json")
+    lake.write_table(predictions, key, chain.to_table(evaluation.predictions))
+    if lake.is_newest(name, key, "json"):
+        reports.write(reports.evaluation, content)
+    return path
+
+
+def _metadata(evaluation: "Evaluation", report: dict[str, Any], path: Path, run_url: str) -> dict[str, Any]:
+    return {
+        "dagster/partition_row_count": len(evaluation.predictions),
+        "status": evaluation.verdict,
+        "reasons": dg.MetadataValue.json(list(evaluation.reasons)),
+        "notes": dg.MetadataValue.json(report["notes"]),
+        **sufficiency_metadata(report["sufficiency"]),
+        "results": _table(evaluation.summary_rows()),
+        "path": dg.MetadataValue.path(path),
+        "mlflow_run": dg.MetadataValue.url(run_url),
+        **_headline(evaluation),
+    }
+
+
+def _show_plots(
+    context: dg.AssetExecutionContext,
+    lake: Lake,
+    reports: Reports,
+    spec: TimescaleSpec,
+    evaluation: "Evaluation",
+    key: str,
+) -> None:
+    """Draw an evaluation: store the pictures, replace the latest copies if it is the newest, show them."""
+    name, _, plots = _names(spec)
+    pngs = _draw(evaluation, lake, spec)
+    newest = lake.is_newest(name, key, "json")
+    for plot, png in pngs.items():
+        lake.write_bytes(plots, key, png, f"{plot}.png")
+        if newest:
+            reports.write(reports.plot(plot), png)
+    context.add_asset_metadata(
+        {plot: picture(png, plot.replace("_", " ")) for plot, png in pngs.items()}, partition_key=key
+    )
 
 
 def _numbers(report: dict[str, Any], model: str) -> dict[str, float]:

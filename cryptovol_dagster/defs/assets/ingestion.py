@@ -4,8 +4,8 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import dagster as dg
 import numpy as np
@@ -16,6 +16,7 @@ from cryptovol_dagster.core.market.cleaning import TICKS_VERSION, clean_ticks, c
 from cryptovol_dagster.core.market.ticks import TickColumns, TradeColumns
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.times import hour_window
+from cryptovol_dagster.defs.assets.declare import Body
 from cryptovol_dagster.defs.metadata import OWNERS, rows_and_path, schema_metadata
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import MARKET
@@ -92,12 +93,18 @@ def external_assets(settings: Settings, hours: dg.PartitionsDefinition) -> list[
     ]
 
 
-def gap_ledger_asset(hours: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    """Build the asset `gap_ledger`."""
-
-    @dg.asset(
-        key=LEDGER,
-        deps=[look_back("raw_ticks", 1)],
+def _feed_asset(
+    name: str,
+    hours: dg.PartitionsDefinition,
+    *,
+    deps: Sequence[str | dg.AssetDep],
+    version: str,
+    metadata: Mapping[str, Any],
+) -> Callable[[Body], dg.AssetsDefinition]:
+    """Declare an asset that belongs to the feed and to no chain."""
+    return dg.asset(
+        key=name,
+        deps=deps,
         partitions_def=hours,
         backfill_policy=dg.BackfillPolicy.single_run(),
         group_name=GROUP,
@@ -105,7 +112,19 @@ def gap_ledger_asset(hours: dg.PartitionsDefinition) -> dg.AssetsDefinition:
         pool=MARKET,
         kinds={"python", "parquet"},
         tags=TAGS,
-        code_version=LEDGER_VERSION,
+        code_version=version,
+        metadata=metadata,
+    )
+
+
+def gap_ledger_asset(hours: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    """Build the asset `gap_ledger`."""
+
+    @_feed_asset(
+        LEDGER,
+        hours,
+        deps=[look_back("raw_ticks", 1)],
+        version=LEDGER_VERSION,
         metadata=schema_metadata(LEDGER_SCHEMA, LEDGER_COLUMNS),
     )
     @retried
@@ -152,17 +171,11 @@ def ticks_asset(
     """Build the asset `ticks`."""
     products = settings.coinbase.products
 
-    @dg.asset(
-        key=TICKS,
+    @_feed_asset(
+        TICKS,
+        hours,
         deps=[look_back("raw_ticks", 1), LEDGER],
-        partitions_def=hours,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name=GROUP,
-        owners=OWNERS,
-        pool=MARKET,
-        kinds={"python", "parquet"},
-        tags=TAGS,
-        code_version=f"{TICKS_VERSION}-{late_after_s:g}",
+        version=f"{TICKS_VERSION}-{late_after_s:g}",
         metadata=schema_metadata(TickColumns.empty().to_table().schema, TICK_COLUMNS),
     )
     @retried
@@ -224,13 +237,13 @@ def _write_hour(
 
 
 def _closing(raw: RawStore, key: str) -> dict[str, object]:
-    """Tell which record of the closed hour this was made of, so that a rebuild says what it is for."""
+    """Return which record of the closed hour this was computed from, so that a rebuild shows its reason."""
     closed = raw.closed_hour(key)
     return {} if closed is None else {"revision": closed.revision, "late_rows": closed.late_rows}
 
 
 def _first_missing(ledger: pa.Table) -> Mapping[str, NDArray[np.int64]]:
-    """Give the first missing number of every gap, ascending, by connection."""
+    """Return the first missing number of every gap, ascending, by connection."""
     firsts: dict[str, set[int]] = {}
     for row in ledger.select(["connection_id", "from_sequence"]).to_pylist():
         firsts.setdefault(row["connection_id"], set()).add(row["from_sequence"])

@@ -2,7 +2,7 @@
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import dagster as dg
@@ -15,15 +15,8 @@ from cryptovol_dagster.core.market.candle_bars import candle_bars
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import hour_window, partition_window
 from cryptovol_dagster.defs import schemas
-from cryptovol_dagster.defs.metadata import (
-    OWNERS,
-    asset_key,
-    lake_name,
-    lineage_metadata,
-    rows_and_path,
-    schema_metadata,
-    timescale_tags,
-)
+from cryptovol_dagster.defs.assets.declare import Body, chain_asset
+from cryptovol_dagster.defs.metadata import asset_key, lineage_metadata, rows_and_path, schema_metadata
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import MARKET
 from cryptovol_dagster.lake import market as chain
@@ -38,24 +31,8 @@ def tick_bars_asset(
     spec: TimescaleSpec, products: tuple[str, ...], hours: dg.PartitionsDefinition
 ) -> dg.AssetsDefinition:
     """Build the asset `bars` of a grid whose bars are made of ticks."""
-    bars_key = asset_key(spec, "bars")
 
-    @dg.asset(
-        key=bars_key,
-        deps=[look_back(chain.TICKS, 1)],
-        partitions_def=hours,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name="market",
-        owners=OWNERS,
-        pool=MARKET,
-        kinds={"python", "parquet"},
-        tags=timescale_tags(spec.grid),
-        code_version=bars_hash(spec),
-        metadata={
-            **schema_metadata(schemas.bars(spec), schemas.BAR_DESCRIPTIONS),
-            **_lineage(dg.AssetKey(chain.TICKS), schemas.BAR_SOURCES),
-        },
-    )
+    @_bars_asset(spec, hours, dg.AssetKey(chain.TICKS), schemas.BAR_SOURCES)
     def bars(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
         """Regular grid of as-of quotes, returns and trades; every product has every bar of the hour.
 
@@ -71,11 +48,7 @@ def tick_bars_asset(
                 spec=spec,
                 trades=chain.read_trades(lake, key, products),
             )
-            frame = grid.to_frame()
-            path = lake.write_table(lake_name(bars_key), key, chain.to_table(frame))
-            context.add_asset_metadata(
-                {**rows_and_path(len(frame), path), **_quality(grid)}, partition_key=key
-            )
+            _write_bars(context, lake, spec, key, grid)
         return dg.MaterializeResult()
 
     return bars
@@ -85,24 +58,8 @@ def candle_bars_asset(
     spec: TimescaleSpec, products: tuple[str, ...], days: dg.PartitionsDefinition
 ) -> dg.AssetsDefinition:
     """Build the asset `bars` of a grid whose bars are made of candles."""
-    candles_key, bars_key = asset_key(spec, "candles"), asset_key(spec, "bars")
 
-    @dg.asset(
-        key=bars_key,
-        deps=[look_back(candles_key, 1)],
-        partitions_def=days,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name="market",
-        owners=OWNERS,
-        pool=MARKET,
-        kinds={"python", "parquet"},
-        tags=timescale_tags(spec.grid),
-        code_version=bars_hash(spec),
-        metadata={
-            **schema_metadata(schemas.bars(spec), schemas.BAR_DESCRIPTIONS),
-            **_lineage(candles_key, schemas.CANDLE_BAR_SOURCES),
-        },
-    )
+    @_bars_asset(spec, days, asset_key(spec, "candles"), schemas.CANDLE_BAR_SOURCES)
     def bars(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
         """Regular grid of 1-minute bars made of candles; every product has every minute of the day.
 
@@ -114,34 +71,66 @@ def candle_bars_asset(
             start_ns, end_ns = partition_window(key)
             candles = chain.read_candles(lake, spec, key)
             grid = candle_bars(candles, products, start_ns=start_ns, end_ns=end_ns, spec=spec)
-            frame = grid.to_frame()
-            path = lake.write_table(lake_name(bars_key), key, chain.to_table(frame))
-            context.add_asset_metadata(
-                {**rows_and_path(len(frame), path), **_quality(grid)}, partition_key=key
-            )
+            _write_bars(context, lake, spec, key, grid)
         return dg.MaterializeResult()
 
     return bars
 
 
-def features_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> dg.AssetsDefinition:
-    """Build the asset `features` of a grid."""
-    bars_key, features_key = asset_key(spec, "bars"), asset_key(spec, "features")
+def _bars_asset(
+    spec: TimescaleSpec,
+    partitions: dg.PartitionsDefinition,
+    source: dg.AssetKey,
+    columns: Mapping[str, tuple[str, ...]],
+) -> Callable[[Body], dg.AssetsDefinition]:
+    """Declare the asset `bars` of a grid.
 
-    @dg.asset(
-        key=features_key,
-        deps=[look_back(bars_key, feature_look_back(spec))],
-        partitions_def=partitions,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name="features",
-        owners=OWNERS,
+    Args:
+        spec: a chain on the grid.
+        partitions: hours or days.
+        source: the asset that bars are computed from.
+        columns: the columns of `source` that each column of the bars is computed from.
+    """
+    return chain_asset(
+        spec,
+        "bars",
+        deps=[look_back(source, 1)],
+        partitions=partitions,
+        group="market",
         pool=MARKET,
         kinds={"python", "parquet"},
-        tags=timescale_tags(spec.grid),
-        code_version=feature_hash(spec),
+        version=bars_hash(spec),
+        metadata={
+            **schema_metadata(schemas.bars(spec), schemas.BAR_DESCRIPTIONS),
+            **_lineage(source, columns),
+        },
+    )
+
+
+def _write_bars(
+    context: dg.AssetExecutionContext, lake: Lake, spec: TimescaleSpec, key: str, grid: "BarGrid"
+) -> None:
+    frame = grid.to_frame()
+    path = lake.write_table(spec.asset("bars"), key, chain.to_table(frame))
+    context.add_asset_metadata({**rows_and_path(len(frame), path), **_quality(grid)}, partition_key=key)
+
+
+def features_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> dg.AssetsDefinition:
+    """Build the asset `features` of a grid."""
+    bars = asset_key(spec, "bars")
+
+    @chain_asset(
+        spec,
+        "features",
+        deps=[look_back(bars, feature_look_back(spec))],
+        partitions=partitions,
+        group="features",
+        pool=MARKET,
+        kinds={"python", "parquet"},
+        version=feature_hash(spec),
         metadata={
             **schema_metadata(schemas.features(spec), schemas.feature_descriptions(spec)),
-            **_lineage(bars_key, schemas.feature_sources(spec)),
+            **_lineage(bars, schemas.feature_sources(spec)),
             "feature_hash": feature_hash(spec),
         },
     )
@@ -156,7 +145,7 @@ def features_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> 
             grid = chain.read_bars(lake, spec, key, feature_look_back(spec))
             frame = compute_features(grid, spec, from_ns=start_ns).to_frame()
             path = lake.write_table(
-                lake_name(features_key), key, chain.to_table(frame), version=feature_hash(spec)
+                spec.asset("features"), key, chain.to_table(frame), version=feature_hash(spec)
             )
             valid = frame["valid"].mean()
             context.add_asset_metadata(
@@ -169,22 +158,20 @@ def features_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> 
 
 def labels_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> dg.AssetsDefinition:
     """Build the asset `labels` of a chain."""
-    bars_key, labels_key = asset_key(spec, "bars"), asset_key(spec, "labels")
+    bars = asset_key(spec, "bars")
 
-    @dg.asset(
-        key=labels_key,
-        deps=[look_back(bars_key, label_look_back(spec))],
-        partitions_def=partitions,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name="features",
-        owners=OWNERS,
+    @chain_asset(
+        spec,
+        "labels",
+        deps=[look_back(bars, label_look_back(spec))],
+        partitions=partitions,
+        group="features",
         pool=MARKET,
         kinds={"python", "parquet"},
-        tags=timescale_tags(spec.name),
-        code_version=label_hash(spec),
+        version=label_hash(spec),
         metadata={
             **schema_metadata(schemas.labels(spec), schemas.LABEL_DESCRIPTIONS),
-            **_lineage(bars_key, schemas.label_sources(spec)),
+            **_lineage(bars, schemas.label_sources(spec)),
             "horizon_s": spec.horizon_s,
         },
     )
@@ -201,7 +188,7 @@ def labels_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> dg
             labelled = forward_volatility(grid, spec, from_ns=max(from_ns, grid.start_ns), to_ns=to_ns)
             frame = labelled.to_frame()
             path = lake.write_table(
-                lake_name(labels_key), key, chain.to_table(frame), version=label_hash(spec)
+                spec.asset("labels"), key, chain.to_table(frame), version=label_hash(spec)
             )
             context.add_asset_metadata(
                 {
@@ -219,7 +206,7 @@ def labels_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> dg
 
 
 def _lineage(key: dg.AssetKey, sources: Mapping[str, tuple[str, ...]]) -> dict[str, dg.TableColumnLineage]:
-    """Say which columns of one asset another's are made of."""
+    """Return the column lineage: from which columns of the asset `key` each column is computed."""
     return lineage_metadata({name: [(key, column) for column in of] for name, of in sources.items()})
 
 

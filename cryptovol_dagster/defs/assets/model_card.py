@@ -7,15 +7,9 @@ import dagster as dg
 from cryptovol_dagster.core.evaluation.report import read_report
 from cryptovol_dagster.core.features.catalogue import feature_hash
 from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.defs.assets.declare import chain_asset
 from cryptovol_dagster.defs.assets.plans import trainable_plans
-from cryptovol_dagster.defs.metadata import (
-    OWNERS,
-    asset_key,
-    champion_key,
-    code_version,
-    lake_name,
-    timescale_tags,
-)
+from cryptovol_dagster.defs.metadata import asset_key, code_version
 from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.lake import decisions, models
 from cryptovol_dagster.lake.files import Lake
@@ -27,21 +21,18 @@ def model_card_asset(
     spec: TimescaleSpec, hours: dg.PartitionsDefinition, *, ui_url: str
 ) -> dg.AssetsDefinition:
     """Build the asset `model_card`."""
-    key_of_asset = asset_key(spec, "model_card")
-    asset_name = lake_name(key_of_asset)
+    asset_name = spec.asset("model_card")
     features_url = f"{ui_url.rstrip('/')}/assets/{spec.grid}/features"
 
-    @dg.asset(
-        key=key_of_asset,
-        deps=[asset_key(spec, "model_evaluation"), champion_key(spec)],
-        partitions_def=hours,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name="training",
-        owners=OWNERS,
+    @chain_asset(
+        spec,
+        "model_card",
+        deps=[asset_key(spec, "model_evaluation"), asset_key(spec, "champion")],
+        partitions=hours,
+        group="training",
         pool=TRAINING,
         kinds={"markdown"},
-        code_version=code_version(spec.hash(), feature_hash(spec)),
-        tags=timescale_tags(spec.name),
+        version=code_version(spec.hash(), feature_hash(spec)),
     )
     def model_card(
         context: dg.AssetExecutionContext,
@@ -49,31 +40,36 @@ def model_card_asset(
         reports: dg.ResourceParam[Reports],
     ) -> dg.MaterializeResult:
         """What the models are for, what they were measured on and what they cannot do."""
-        from cryptovol_dagster.core.cards.model_card import CardContext, render_model_card
-        from cryptovol_dagster.core.models.base import read_parts
-
         reports = reports.of(spec.name)
         for plan in trainable_plans(context, lake, spec, asset_name):
             key = plan.as_of
-            evaluation = read_report(lake.read_bytes(spec.asset("model_evaluation"), key, "json"))
-            metas = [
-                read_parts(lake.read_bytes(models.model_asset(spec, name), key, "zip"))[0]
-                for name in evaluation["models"]
-            ]
-            card = render_model_card(
-                evaluation,
-                decision=decisions.read_decision(lake, spec, key),
-                context=CardContext(
-                    features=metas[0].inputs,
-                    features_url=features_url,
-                    versions={name: found for meta in metas for name, found in meta.versions.items()},
-                ),
-            )
-            path = lake.write_bytes(asset_name, key, card.encode(), "md")
+            card = _render(lake, spec, key, features_url).encode()
+            path = lake.write_bytes(asset_name, key, card, "md")
             if lake.is_newest(asset_name, key, "md"):
-                reports.write(reports.model_card, card.encode())
+                reports.write(reports.model_card, card)
             context.add_asset_metadata({"path": dg.MetadataValue.path(path)}, partition_key=key)
         write_index(lake, reports, spec)  # the last of a run's latest copies is there by now
         return dg.MaterializeResult()
 
     return model_card
+
+
+def _render(lake: Lake, spec: TimescaleSpec, key: str, features_url: str) -> str:
+    """Render the card of an hour's stored evaluation, models and decision."""
+    from cryptovol_dagster.core.cards.model_card import CardContext, render_model_card
+    from cryptovol_dagster.core.models.base import read_parts
+
+    evaluation = read_report(lake.read_bytes(spec.asset("model_evaluation"), key, "json"))
+    metas = [
+        read_parts(lake.read_bytes(models.model_asset(spec, name), key, "zip"))[0]
+        for name in evaluation["models"]
+    ]
+    return render_model_card(
+        evaluation,
+        decision=decisions.read_decision(lake, spec, key),
+        context=CardContext(
+            features=metas[0].inputs,
+            features_url=features_url,
+            versions={name: found for meta in metas for name, found in meta.versions.items()},
+        ),
+    )

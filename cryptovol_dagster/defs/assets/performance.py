@@ -10,14 +10,8 @@ import dagster as dg
 from cryptovol_dagster.core.features.catalogue import feature_hash
 from cryptovol_dagster.core.learning.labels import label_hash
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.defs.metadata import (
-    OWNERS,
-    asset_key,
-    champion_key,
-    code_version,
-    lake_name,
-    timescale_tags,
-)
+from cryptovol_dagster.defs.assets.declare import chain_asset
+from cryptovol_dagster.defs.metadata import MONITORING, asset_key, code_version
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.lake.files import Lake
@@ -27,7 +21,7 @@ from cryptovol_dagster.monitoring.drift import DriftWindow
 from cryptovol_dagster.monitoring.index import write_index
 
 
-def performance_of_champion(
+def performance_asset(
     spec: TimescaleSpec, hours: dg.PartitionsDefinition, window: DriftWindow, *, seed: int
 ) -> dg.AssetsDefinition:
     """Build the asset `performance` of a chain.
@@ -38,27 +32,24 @@ def performance_of_champion(
         window: what scores and labels are compared with.
         seed: of the intervals.
     """
-    key_of_asset = asset_key(spec, "performance")
     back = window.reference_hours
     before = dg.TimeWindowPartitionMapping(
         start_offset=-1, end_offset=-1, allow_nonexistent_upstream_partitions=True
     )
 
-    @dg.asset(
-        key=key_of_asset,
+    @chain_asset(
+        spec,
+        "performance",
         deps=[
             *(look_back(asset_key(spec, name), back) for name in ("features", "labels")),
             # A run over a range decides all of it first; each partition then asks for what was before.
-            dg.AssetDep(champion_key(spec), partition_mapping=before),
+            dg.AssetDep(asset_key(spec, "champion"), partition_mapping=before),
         ],
-        partitions_def=hours,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name="monitoring",
-        owners=OWNERS,
+        partitions=hours,
+        group=MONITORING,
         pool=TRAINING,
         kinds={"numpy", "json"},
-        code_version=code_version(str(performance.SCHEMA_VERSION), feature_hash(spec), label_hash(spec)),
-        tags=timescale_tags(spec.name),
+        version=code_version(str(performance.SCHEMA_VERSION), feature_hash(spec), label_hash(spec)),
         metadata={"reference_hours": back, "calibration_hours": window.calibration_hours},
     )
     def champion_performance(
@@ -73,7 +64,7 @@ def performance_of_champion(
         """
         for key in context.partition_keys:
             body = performance.assess(lake, spec, key, window, seed=seed)
-            path = lake.write_bytes(lake_name(key_of_asset), key, performance.to_bytes(body), "json")
+            path = lake.write_bytes(spec.asset("performance"), key, performance.to_bytes(body), "json")
             context.add_asset_metadata(
                 {**_metadata(body), "path": dg.MetadataValue.path(path)}, partition_key=key
             )

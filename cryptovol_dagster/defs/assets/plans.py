@@ -3,7 +3,7 @@
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 
@@ -13,21 +13,23 @@ from cryptovol_dagster.lake import plans
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.plans import SplitPlan
 
-if TYPE_CHECKING:
-    pass
-
-
 GROUP = "training"
 
 
 def trainable_plans(
     context: dg.AssetExecutionContext, lake: Lake, spec: TimescaleSpec, *written: str
 ) -> Iterator[SplitPlan]:
-    """Go through the run's partitions that are trained.
+    """Yield the plans of the run's partitions that are trained.
 
-    The others say why not in their metadata, and what an earlier run left of them in the lake under the names
-    `written` is removed: no file may contradict the plan. A plan is trainable only where the problem could be
-    posed, so a model that refuses it all the same is a fault and ends the run.
+    The metadata of the others say why they are not. What an earlier run stored of them is removed, since no
+    file may contradict the plan. A plan is trainable only where the problem could be posed. So a model that
+    refuses it is a fault and ends the run.
+
+    Args:
+        context: of the asset.
+        lake: where plans lie.
+        spec: the chain.
+        written: the asset's folders in the lake.
     """
     for key in context.partition_keys:
         plan = plans.read_plan(lake, spec, key)
@@ -36,12 +38,16 @@ def trainable_plans(
             continue
         for asset in written:
             lake.delete(asset, key)
-        context.add_asset_metadata(_plan_metadata(plan), partition_key=key)
-        _refuse_alone(context, plan)
+        context.add_asset_metadata(plan_metadata(plan), partition_key=key)
+        fail_if_only_partition(context, plan)
 
 
-def _refuse_alone(context: dg.AssetExecutionContext, plan: SplitPlan) -> None:
-    """Fail a run that was asked for nothing but a partition as of which nothing is trained."""
+def fail_if_only_partition(context: dg.AssetExecutionContext, plan: SplitPlan) -> None:
+    """Fail a run of a single partition as of which nothing is trained.
+
+    Raises:
+        Failure: with the reason; another try would not help.
+    """
     if plan.trainable or len(context.partition_keys) > 1:
         return
     if plan.status == plans.CARRIED:
@@ -52,14 +58,15 @@ def _refuse_alone(context: dg.AssetExecutionContext, plan: SplitPlan) -> None:
     raise dg.Failure(f"nothing can be trained as of {plan.as_of}: {plan.reason}", allow_retries=False)
 
 
-def _plan_metadata(plan: SplitPlan) -> dict[str, Any]:
+def plan_metadata(plan: SplitPlan) -> dict[str, Any]:
+    """Return what the UI shows of a plan: status, reason, and of a trainable one its numbers."""
     if plan.status == plans.CARRIED:
         return {"status": plan.status, "reason": plan.reason, "models_of": plan.carried_from or "none"}
     return {
         "status": plan.status,
         "reason": plan.reason,
         **_part_numbers(plan),
-        **_taught(plan.counts.get(plans.SUFFICIENCY)),
+        **sufficiency_metadata(plan.counts.get(plans.SUFFICIENCY)),
         "counts": dg.MetadataValue.json(plan.counts),
         "thresholds": dg.MetadataValue.json(plan.thresholds),
         "data_hash": plan.data_hash,
@@ -67,8 +74,8 @@ def _plan_metadata(plan: SplitPlan) -> dict[str, Any]:
     }
 
 
-def _taught(found: dict[str, Any] | None) -> dict[str, Any]:
-    """Give what the training rows can teach; a plan made before this was counted has nothing to show."""
+def sufficiency_metadata(found: dict[str, Any] | None) -> dict[str, Any]:
+    """Return what the training rows can teach; empty for plans stored before this was assessed."""
     if found is None:
         return {}
     return {
@@ -80,7 +87,7 @@ def _taught(found: dict[str, Any] | None) -> dict[str, Any]:
 
 
 def _part_numbers(plan: SplitPlan) -> dict[str, Any]:
-    """Give what the UI draws over partitions: rows and share of spikes of each part, and each threshold."""
+    """Return what the UI charts over partitions: rows and base rate of each part, and thresholds in bps."""
     if not plan.trainable:
         return {}
     parts = {name: plan.counts[name] for name in ("train", "validation", "test")}

@@ -1,13 +1,13 @@
-"""Reports that people read, and the drift numbers that the drift sensor reads.
+"""Reports by Evidently: data quality, training against test, an hour against those before it.
 
-A report by Evidently takes some 20 s and megabytes, so a run over a range makes that of its newest hour;
-the others say so, and get theirs when materialized alone.
+A report takes some 20 s and megabytes, so a run over a range computes only that of its newest hour. The
+metadata of the other hours say so; each gets its report when it is materialized alone.
 """
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -18,18 +18,16 @@ from cryptovol_dagster.core.pictures import hour as pictures
 from cryptovol_dagster.core.pictures.canvas import clock
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs import schemas
+from cryptovol_dagster.defs.assets.declare import Body, chain_asset
 from cryptovol_dagster.defs.assets.drift import drift_window, fixed_limits
 from cryptovol_dagster.defs.assets.plans import trainable_plans
 from cryptovol_dagster.defs.metadata import (
     MONITORING,
-    OWNERS,
     SHOWN_DISTANCES,
     asset_key,
     distances_table,
-    lake_name,
     picture,
     share_metadata,
-    timescale_tags,
 )
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import TRAINING
@@ -51,38 +49,35 @@ if TYPE_CHECKING:
 
 
 def _evidently_asset(
-    key: dg.AssetKey,
     spec: TimescaleSpec,
+    kind: str,
     hours: dg.PartitionsDefinition,
     *,
     deps: Sequence[dg.AssetKey | dg.AssetDep],
-    **more: Any,
-) -> Callable[[Callable[..., dg.MaterializeResult]], dg.AssetsDefinition]:
-    """Declare what the three reports share."""
-    return dg.asset(
-        key=key,
+    metadata: Mapping[str, Any] | None = None,
+) -> Callable[[Body], dg.AssetsDefinition]:
+    """Declare a report by Evidently."""
+    return chain_asset(
+        spec,
+        kind,
         deps=deps,
-        partitions_def=hours,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name=MONITORING,
-        owners=OWNERS,
+        partitions=hours,
+        group=MONITORING,
         pool=TRAINING,
         kinds={"evidently", "html"},
-        code_version=feature_hash(spec),
-        tags=timescale_tags(spec.name),
-        **more,
+        version=feature_hash(spec),
+        metadata=metadata,
     )
 
 
-def _data_quality_report(
+def data_quality_report_asset(
     spec: TimescaleSpec, hours: dg.PartitionsDefinition, monitoring: MonitoringSettings, seed: int
 ) -> dg.AssetsDefinition:
-    kind = evidently_report.DATA_QUALITY
-    key_of_asset = asset_key(spec, kind)
+    """Build the asset `data_quality_report` of a chain."""
 
     @_evidently_asset(
-        key_of_asset,
         spec,
+        evidently_report.DATA_QUALITY,
         hours,
         deps=[asset_key(spec, name) for name in ("bars", "features")],
     )
@@ -116,16 +111,16 @@ def _data_quality_report(
     return data_quality_report
 
 
-def _train_test_report(
+def train_test_report_asset(
     spec: TimescaleSpec, hours: dg.PartitionsDefinition, monitoring: MonitoringSettings, seed: int
 ) -> dg.AssetsDefinition:
+    """Build the asset `train_test_report` of a chain."""
     kind = evidently_report.TRAIN_TEST
-    key_of_asset = asset_key(spec, kind)
     back = training_look_back(spec)
 
     @_evidently_asset(
-        key_of_asset,
         spec,
+        kind,
         hours,
         deps=[
             asset_key(spec, "splits"),
@@ -142,7 +137,7 @@ def _train_test_report(
         Neighbouring trainings share their rows, so there are no past pairs to calibrate the verdict on: the
         columns named describe a difference, they are no alarm.
         """
-        plans = {plan.as_of: plan for plan in trainable_plans(context, lake, spec, lake_name(key_of_asset))}
+        plans = {plan.as_of: plan for plan in trainable_plans(context, lake, spec, spec.asset(kind))}
         if plans:
             key = _newest_of(context, list(plans))
             problem = read_problem(lake, spec, plans[key])
@@ -164,17 +159,16 @@ def _train_test_report(
     return train_test_report
 
 
-def _drift_report(
+def drift_report_asset(
     spec: TimescaleSpec, hours: dg.PartitionsDefinition, monitoring: MonitoringSettings, seed: int
 ) -> dg.AssetsDefinition:
-    kind = evidently_report.DRIFT
-    key_of_asset = asset_key(spec, kind)
+    """Build the asset `drift_report` of a chain."""
     window = drift_window(monitoring)
     back = window.reference_hours
 
     @_evidently_asset(
-        key_of_asset,
         spec,
+        evidently_report.DRIFT,
         hours,
         deps=[look_back(asset_key(spec, name), back) for name in ("features", "labels")],
         metadata={"reference_hours": back},
@@ -191,37 +185,42 @@ def _drift_report(
         there are some. The page says what the limits were calibrated on, or that they were not.
         """
         key = _newest_of(context, context.partition_keys)
-        before = drift.partitions_before(key, back)
-        in_force = performance.champion_before(lake, spec, key)
-        reference, recent = (
-            performance.rows_with_outcomes(lake, spec, keys, in_force) for keys in (before, [key])
-        )
-        span = before[0] if len(before) == 1 else f"{before[0]} … {before[-1]}"
-        scores = drift.score_hour(lake, spec, key, window)
-        outcomes = performance.outcome_drift(lake, spec, key, window, in_force)
-        is_scored = scores.status == drift.SCORED
-        report = evidently_report.comparison_report(
-            kind,
-            key,
-            Side("reference", span, reference),
-            Side("recent", key, recent),
-            report_rows.with_columns(
-                report_rows.feature_columns(schemas.features(spec)), performance.OUTCOMES
-            ),
-            limits=scores.limits,
-            max_rows=monitoring.report_max_rows,
-            seed=seed,
-            measured={**scores.drift.columns, **outcomes.columns} if is_scored else None,
-            beside=outcomes.limits,
-        )
+        report = _drift_of(lake, spec, key, window, monitoring.report_max_rows, seed)
         _publish(context, lake, reports.of(spec.name), spec, report, monitoring.report_pages_kept)
         return dg.MaterializeResult()
 
     return drift_report
 
 
+def _drift_of(
+    lake: Lake, spec: TimescaleSpec, key: str, window: drift.DriftWindow, max_rows: int, seed: int
+) -> EvidentlyReport:
+    """Compare the features of an hour, and the champion's scores on it, with those of the hours before."""
+    before = drift.partitions_before(key, window.reference_hours)
+    in_force = performance.champion_before(lake, spec, key)
+    reference, recent = (
+        performance.rows_with_outcomes(lake, spec, keys, in_force) for keys in (before, [key])
+    )
+    span = before[0] if len(before) == 1 else f"{before[0]} … {before[-1]}"
+    scores = drift.score_hour(lake, spec, key, window)
+    outcomes = performance.outcome_drift(lake, spec, key, window, in_force)
+    is_scored = scores.status == drift.SCORED
+    return evidently_report.comparison_report(
+        evidently_report.DRIFT,
+        key,
+        Side("reference", span, reference),
+        Side("recent", key, recent),
+        report_rows.with_columns(report_rows.feature_columns(schemas.features(spec)), performance.OUTCOMES),
+        limits=scores.limits,
+        max_rows=max_rows,
+        seed=seed,
+        measured={**scores.drift.columns, **outcomes.columns} if is_scored else None,
+        beside=outcomes.limits,
+    )
+
+
 def _newest_of(context: dg.AssetExecutionContext, keys: Sequence[str]) -> str:
-    """Give the newest of a run's hours, and say of the others that they have no report."""
+    """Return the newest of a run's hours; the metadata of the others say that they have no report."""
     *others, newest = keys
     for key in others:
         context.add_asset_metadata(
@@ -232,7 +231,7 @@ def _newest_of(context: dg.AssetExecutionContext, keys: Sequence[str]) -> str:
 
 
 def _side(name: str, problem: "Problem", part: "TimeRange") -> Side:
-    """Give the rows of a part, with the optional features that were left out of the problem as unknown."""
+    """Return the rows of a part; optional features that the problem left out are NaN."""
     dataset, _ = problem.part(part)
     first, last = clock(int(dataset.t_ns.min())), clock(int(dataset.t_ns.max()))
     unknown = dict.fromkeys(problem.left_out, float("nan"))
@@ -247,7 +246,7 @@ def _publish(
     report: EvidentlyReport,
     pages_kept: int,
 ) -> None:
-    """Store a report and its summary, renew the latest copies and the page over all, and say what it says."""
+    """Store a report with its summary, replace the latest copies and the index page, and add metadata."""
     kind, key = report.summary["kind"], report.summary["as_of"]
     asset = spec.asset(kind)
     path = lake.write_bytes(asset, key, report.html, "html")

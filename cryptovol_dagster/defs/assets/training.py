@@ -18,21 +18,14 @@ import dagster as dg
 from cryptovol_dagster.core.features.catalogue import feature_hash
 from cryptovol_dagster.core.learning.labels import label_hash
 from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
-from cryptovol_dagster.defs.assets.plans import GROUP, _plan_metadata, _refuse_alone, trainable_plans
-from cryptovol_dagster.defs.metadata import (
-    OWNERS,
-    asset_key,
-    code_version,
-    lake_name,
-    model_key,
-    picture,
-    timescale_tags,
-)
+from cryptovol_dagster.defs.assets.declare import chain_asset
+from cryptovol_dagster.defs.assets.plans import GROUP, fail_if_only_partition, plan_metadata, trainable_plans
+from cryptovol_dagster.defs.metadata import asset_key, code_version, picture
 from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.lake import plans
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.latest import Reports
-from cryptovol_dagster.lake.models import newest_trained
+from cryptovol_dagster.lake.models import model_asset, newest_trained
 from cryptovol_dagster.lake.plans import SplitPlan
 from cryptovol_dagster.tracking.runs import Tracking
 
@@ -44,25 +37,23 @@ PARITY_ROWS = 20_000
 KINDS = {"xgboost": "xgboost", "logreg": "scikitlearn", "har_logit": "scikitlearn"}
 
 
-def _splits(
+def splits_asset(
     spec: TimescaleSpec,
     models: ModelSpec,
     rows: Sequence[dg.AssetDep],
     hours: dg.PartitionsDefinition,
 ) -> dg.AssetsDefinition:
-    key_of_asset = asset_key(spec, "splits")
+    """Build the asset `splits` of a chain."""
 
-    @dg.asset(
-        key=key_of_asset,
+    @chain_asset(
+        spec,
+        "splits",
         deps=rows,
-        partitions_def=hours,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name=GROUP,
-        owners=OWNERS,
+        partitions=hours,
+        group=GROUP,
         pool=TRAINING,
         kinds={"python", "json"},
-        code_version=code_version(spec.hash(), feature_hash(spec), label_hash(spec)),
-        tags=timescale_tags(spec.name),
+        version=code_version(spec.hash(), feature_hash(spec), label_hash(spec)),
         metadata={
             "horizon_s": spec.horizon_s,
             "quantile": spec.quantile,
@@ -84,36 +75,35 @@ def _splits(
             else:
                 plan = plans.carry_plan(spec, key, trained)
             trained = key if plan.trainable else trained
-            path = lake.write_bytes(lake_name(key_of_asset), key, plan.to_json(), "json")
-            metadata = _plan_metadata(plan) | {"path": dg.MetadataValue.path(path)}
+            path = lake.write_bytes(spec.asset("splits"), key, plan.to_json(), "json")
+            metadata = plan_metadata(plan) | {"path": dg.MetadataValue.path(path)}
             context.add_asset_metadata(metadata, partition_key=key)
-            _refuse_alone(context, plan)
+            fail_if_only_partition(context, plan)
         return dg.MaterializeResult()
 
     return splits
 
 
-def _model(
+def trained_model_asset(
     name: str,
     spec: TimescaleSpec,
     models: ModelSpec,
     rows: Sequence[dg.AssetDep],
     hours: dg.PartitionsDefinition,
 ) -> dg.AssetsDefinition:
-    key_of_asset = model_key(spec, name)
-    asset_name = lake_name(key_of_asset)
+    """Build the asset of a model of a chain."""
+    asset_name = model_asset(spec, name)
 
-    @dg.asset(
-        key=key_of_asset,
+    @chain_asset(
+        spec,
+        f"model_{name}",
         deps=[asset_key(spec, "splits"), *rows],
-        partitions_def=hours,
-        backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name=GROUP,
-        owners=OWNERS,
+        partitions=hours,
+        group=GROUP,
         pool=TRAINING,
         kinds={KINDS.get(name, "python"), "mlflow"},
-        code_version=code_version(spec.hash(), feature_hash(spec), models.hash()),
-        tags=timescale_tags(spec.name) | {"cryptovol/model": name},
+        version=code_version(spec.hash(), feature_hash(spec), models.hash()),
+        tags={"cryptovol/model": name},
         description=f"{_about(name)}\n\nAs of the end of an hour: a zip without pickle in the lake, a child "
         "run in MLflow, and (the newest) a copy among the exported models.",
     )
@@ -134,25 +124,31 @@ def _model(
             path = lake.write_bytes(asset_name, key, content, "zip")
             lake.write_bytes(asset_name, key, json.dumps({"mlflow_run_id": run_id}).encode(), "json")
             if lake.is_newest(asset_name, key, "zip"):
-                exported = reports.write(reports.model(spec.name, name), content)
-                metadata["exported"] = dg.MetadataValue.path(exported)
-                metadata |= _export_graph(context, reports, spec, trained, problem)
+                metadata |= _export(context, reports, spec, trained, content, problem)
+            metadata |= {"status": "trained", "path": dg.MetadataValue.path(path), "size_bytes": len(content)}
+            url = dg.MetadataValue.url(tracking.run_url(run_id))
             context.add_asset_metadata(
-                {
-                    **metadata,
-                    "status": "trained",
-                    "path": dg.MetadataValue.path(path),
-                    "size_bytes": len(content),
-                    "mlflow_run": dg.MetadataValue.url(tracking.run_url(run_id)),
-                    "mlflow_run_id": run_id,
-                },
-                partition_key=key,
+                metadata | {"mlflow_run": url, "mlflow_run_id": run_id}, partition_key=key
             )
         if drawn is not None:  # one picture a run: event logs keep everything for ever
             _show_importances(context, reports, lake.is_newest(asset_name, drawn[0], "zip"), *drawn)
         return dg.MaterializeResult()
 
     return model
+
+
+def _export(
+    context: dg.AssetExecutionContext,
+    reports: Reports,
+    spec: TimescaleSpec,
+    model: "Model",
+    content: bytes,
+    problem: "Problem",
+) -> dict[str, Any]:
+    """Copy a model and its ONNX graph among the exported models; return the metadata that say where."""
+    exported = reports.write(reports.model(spec.name, model.name), content)
+    graph = _export_graph(context, reports, spec, model, problem)
+    return {"exported": dg.MetadataValue.path(exported), **graph}
 
 
 def _export_graph(
@@ -162,9 +158,9 @@ def _export_graph(
     model: "Model",
     problem: "Problem",
 ) -> dict[str, Any]:
-    """Export a model as an ONNX graph, once it says of validation rows what the model says.
+    """Export a model as an ONNX graph, once both agree on validation rows.
 
-    A model without such a graph is as good as any other, so the run goes on; but no older graph stays there.
+    A model without a graph is as good as any other, so the run goes on. An older graph is removed.
     """
     from cryptovol_dagster.core.models import ModelError
     from cryptovol_dagster.core.models.onnx import checked_graph
@@ -196,7 +192,7 @@ def _show_importances(
 
 
 def _about(name: str) -> str:
-    """Say what a model is, in the words of its class, without importing the libraries it learns with."""
+    """Return the first line of a model's docstring; the libraries it learns with are not imported."""
     from cryptovol_dagster.core.models import MODELS
 
     return (MODELS[name].__doc__ or "").strip().splitlines()[0]

@@ -1,7 +1,7 @@
-"""What tells people that a run failed: a sensor on failed runs, which sends an alert.
+"""The sensor that sends an alert for each failed run.
 
-Only checks that block are of severity ERROR, and those fail their run; so whatever failed is told here. A
-check that warns colours its asset in the UI and nothing more.
+Only blocking checks have severity ERROR, and those fail their run. So every failure raises an alert. A check
+that warns only colours its asset in the UI.
 """
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
@@ -22,7 +22,7 @@ _SHOWN = 5
 def failed_runs_sensor() -> dg.SensorDefinition:
     """Build the sensor that sends an alert for each failed run of this code location.
 
-    A run in process (`cryptovol backfill`) is not among them: it tells its failure to whoever started it.
+    A run in process (`cryptovol backfill`) is not among them: its failure is shown to whoever started it.
     """
 
     @dg.run_failure_sensor(
@@ -39,7 +39,7 @@ def failed_runs_sensor() -> dg.SensorDefinition:
 
 
 def describe_failure(context: dg.RunFailureSensorContext, ui_url: str) -> dict[str, Any]:
-    """Give what an alert says of a failed run: plain values, as JSON.
+    """Return what an alert says about a failed run: plain values, as JSON.
 
     Args:
         context: of the sensor.
@@ -65,7 +65,7 @@ def describe_failure(context: dg.RunFailureSensorContext, ui_url: str) -> dict[s
 
 
 def _failed_checks(context: dg.RunFailureSensorContext) -> list[dict[str, Any]]:
-    """Name the checks that stopped the run, with what they found; of a range, each once and not each hour."""
+    """Return the checks that stopped the run, with their findings; in a range, each check once."""
     of_range = any(tag in context.dagster_run.tags for tag in _RANGE)
     records = context.instance.get_records_for_run(
         context.dagster_run.run_id, of_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION

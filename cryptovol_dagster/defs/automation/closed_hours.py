@@ -1,25 +1,21 @@
-"""Jobs, and what runs by itself: the closed-hour sensor (gap ledger → labels) and the hourly retrain."""
+"""The sensor that asks for the market assets (gap ledger → labels) of every closed hour."""
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.core.specs import TimescaleSpec, market_assets
 from cryptovol_dagster.core.times import HOUR_NS, hour_key, hour_window
-from cryptovol_dagster.defs.automation.jobs import market_keys
+from cryptovol_dagster.defs.automation.jobs import AssetJob, asset_keys
 from cryptovol_dagster.lake import look_back
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.raw_ticks import RawStore
 from ingestor.archive.layout import ClosedHour
 from ingestor.hour_reporter import RAW_TICKS, describe
-
-if TYPE_CHECKING:
-    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 #: Hours asked for in one tick of the sensor; the rest follows in the next ones.
 MAX_REQUESTS_PER_TICK = 48
@@ -29,11 +25,11 @@ _DATA_VERSION = "dagster/data_version"
 
 
 def closed_hours_sensor(
-    spec: TimescaleSpec, hours: dg.HourlyPartitionsDefinition, job: "UnresolvedAssetJobDefinition"
+    spec: TimescaleSpec, hours: dg.HourlyPartitionsDefinition, job: AssetJob
 ) -> dg.SensorDefinition:
     """Build the sensor that hands closed raw hours to the market assets."""
     first_key = hour_key(int(hours.start.timestamp()) * 1_000_000_000)
-    last = spec.asset("labels")
+    assets, last = asset_keys(market_assets([spec])), spec.asset("labels")
     hours_back = max(1, look_back.feature_look_back(spec), look_back.label_look_back(spec))
 
     @dg.sensor(
@@ -61,21 +57,10 @@ def closed_hours_sensor(
                 f"no hour has closed since {max(seen)}" if seen else "no hour has closed yet"
             )
         taken = changed[:MAX_REQUESTS_PER_TICK]
-        # What a backfill made of closed hours before this sensor first saw them need not be made again.
-        made = {h.hour for h in taken if h.hour not in seen and _is_made(lake, last, h, closed)}
-        for hour in taken:
-            seen[hour.hour] = versions[hour.hour]
+        wanted = [hour for hour in taken if hour.hour in seen or not _is_computed(lake, last, hour, closed)]
+        seen |= {hour.hour: versions[hour.hour] for hour in taken}
         return dg.SensorResult(
-            run_requests=[
-                dg.RunRequest(
-                    run_key=f"{hour.hour}@{versions[hour.hour]}",
-                    partition_key=hour.hour,
-                    asset_selection=market_keys(spec),
-                    tags={"dagster/priority": "1"},
-                )
-                for hour in taken
-                if hour.hour not in made
-            ],
+            run_requests=[_request(hour.hour, versions[hour.hour], assets) for hour in wanted],
             asset_events=[
                 _materialization(hour) for hour in taken if not _is_reported(context.instance, hour)
             ],
@@ -85,16 +70,33 @@ def closed_hours_sensor(
     return closed_hours
 
 
-def _is_made(lake: Lake, asset: str, hour: ClosedHour, closed: Sequence[ClosedHour]) -> bool:
-    """Tell whether the hour was written after it and every hour before it had closed, as they are now."""
+def _is_computed(lake: Lake, asset: str, hour: ClosedHour, closed: Sequence[ClosedHour]) -> bool:
+    """Return whether an hour was computed from its rows, and those of all hours before it, as they are now.
+
+    So an hour that a backfill computed before the sensor first saw it needs no run.
+    """
     recorded_at_ns = max(other.recorded_at_ns for other in closed if other.hour <= hour.hour)
     return lake.is_newer(asset, hour.hour, recorded_at_ns)
 
 
-def input_versions(closed: Sequence[ClosedHour], hours_back: int) -> dict[str, str]:
-    """Give each hour a version of all it is made from: its own rows and those of the hours it looks back on.
+def _request(hour: str, version: str, assets: Sequence[dg.AssetKey]) -> dg.RunRequest:
+    return dg.RunRequest(
+        run_key=f"{hour}@{version}",
+        partition_key=hour,
+        asset_selection=assets,
+        tags={"dagster/priority": "1"},
+    )
 
-    So a late row in one hour, or an hour that closes after its successor, also renews what was built upon it.
+
+def input_versions(closed: Sequence[ClosedHour], hours_back: int) -> dict[str, str]:
+    """Return a version of each hour's inputs: its own rows, and those of the hours it looks back on.
+
+    A late row in one hour changes the version of the hours that look back on it. So does an hour that closes
+    after its successor.
+
+    Args:
+        closed: the closed hours.
+        hours_back: how many hours before it an hour reads.
     """
     own = {hour.hour: hour.version for hour in closed}
     versions = {}
@@ -106,12 +108,12 @@ def input_versions(closed: Sequence[ClosedHour], hours_back: int) -> dict[str, s
 
 
 def _forgotten(seen: dict[str, str]) -> str:
-    """Name the newest hour that is no longer looked at; empty while every hour is remembered."""
+    """Return the newest hour that is no longer watched; empty while every hour is remembered."""
     return min(seen) if len(seen) >= REMEMBERED_HOURS else ""
 
 
 def _hours_before(key: str, hours_back: int) -> str:
-    """Name the hour after which to read, so that the first hour looked at finds all it was made from."""
+    """Return the hour after which to read, so that the first watched hour finds all its inputs."""
     return hour_key(hour_window(key)[0] - hours_back * HOUR_NS)
 
 
@@ -120,7 +122,7 @@ def _newest(seen: dict[str, str]) -> dict[str, str]:
 
 
 def _is_reported(instance: dg.DagsterInstance, hour: ClosedHour) -> bool:
-    """Tell whether the recorder has reported these very contents of the hour by itself."""
+    """Return whether the recorder has reported this version of the hour already."""
     wanted = dg.AssetRecordsFilter(asset_key=dg.AssetKey(RAW_TICKS), asset_partitions=[hour.hour])
     for record in instance.fetch_materializations(wanted, limit=1).records:
         event = record.asset_materialization

@@ -1,13 +1,14 @@
-"""What drift sets off: stored numbers of some hours → a report → a retrain; each step can say why not."""
+"""What drift sets off: scores of the newest hours → a report → a retrain; a skipped step says why."""
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import dagster as dg
 
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import HOUR_NS, hour_key, hour_window
+from cryptovol_dagster.defs.automation.jobs import AssetJob
 from cryptovol_dagster.defs.automation.retrain import UNFINISHED, why_no_retrain
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.raw_ticks import RawStore
@@ -16,17 +17,12 @@ from cryptovol_dagster.monitoring import evidently as evidently_report
 from cryptovol_dagster.monitoring.index import SUMMARY
 from ingestor.settings.sections import MonitoringSettings
 
-if TYPE_CHECKING:
-    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
-
 PARTITION_TAG = "dagster/partition"
 #: On a run that was asked for by something other than the clock: what asked for it.
 BECAUSE_TAG = "cryptovol/because"
 
 
-def drift_sensor(
-    spec: TimescaleSpec, job: "UnresolvedAssetJobDefinition", monitoring: MonitoringSettings
-) -> dg.SensorDefinition:
+def drift_sensor(spec: TimescaleSpec, job: AssetJob, monitoring: MonitoringSettings) -> dg.SensorDefinition:
     """Build the sensor that asks for a drift report when enough of the newest hours are over the limit.
 
     Args:
@@ -74,7 +70,7 @@ def drift_sensor(
 
 
 def _numbers(lake: Lake, spec: TimescaleSpec, hour: str) -> dict[str, Any] | None:
-    """Read an hour's numbers; those an earlier version of the code stored count as none, until made again."""
+    """Read an hour's drift scores; None without any, or when an earlier version of the code stored them."""
     try:
         return drift.read_scores(lake, spec, hour)
     except drift.OtherSchema:
@@ -88,7 +84,7 @@ def _told(over: int, closed: int, scored: int, newest: dict[str, Any]) -> str:
 
 
 def _cool_down_until(lake: Lake, spec: TimescaleSpec, newest: str, hours: int) -> str:
-    """Name the hour from which on a report may follow the last one; empty where that has come.
+    """Return the hour from which a report may follow the last one; empty when that has come.
 
     Counted in hours of the market, so that a recording of last April behaves like April did.
     """
@@ -99,10 +95,8 @@ def _cool_down_until(lake: Lake, spec: TimescaleSpec, newest: str, hours: int) -
     return until if newest < until else ""
 
 
-def drift_retrain_sensor(
-    spec: TimescaleSpec, job: "UnresolvedAssetJobDefinition", retrain: "UnresolvedAssetJobDefinition"
-) -> dg.SensorDefinition:
-    """Build the sensor that asks for a retrain once a drift report was made.
+def drift_retrain_sensor(spec: TimescaleSpec, job: AssetJob, retrain: AssetJob) -> dg.SensorDefinition:
+    """Build the sensor that asks for a retrain once a drift report was materialized.
 
     Args:
         spec: the timescale.

@@ -1,61 +1,54 @@
-"""The jobs, and the assets each of them selects."""
+"""The jobs of the seconds, and the assets each of them selects."""
 
-# No `from __future__ import annotations` here: Dagster reads annotations.
+from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeAlias
 
 import dagster as dg
 
-from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.defs.metadata import asset_key
-from cryptovol_dagster.lake import market as chain
+from cryptovol_dagster.core.specs import TimescaleSpec, market_assets
 
 if TYPE_CHECKING:
     from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
-
-def chain_keys(spec: TimescaleSpec, names: Iterable[str]) -> list[dg.AssetKey]:
-    """Give the keys of a timescale's assets."""
-    return [asset_key(spec, name) for name in names]
+#: What `dg.define_asset_job` returns; Dagster exports no name for it.
+AssetJob: TypeAlias = "UnresolvedAssetJobDefinition"
 
 
-def market_keys(spec: TimescaleSpec) -> list[dg.AssetKey]:
-    """Give what the closed-hour sensor owns: gap ledger → labels, and the drift numbers."""
-    return [
-        dg.AssetKey(chain.LEDGER),
-        dg.AssetKey(chain.TICKS),
-        *chain_keys(spec, ("bars", "features", "labels", "drift_scores")),
-    ]
+def asset_job(name: str, assets: Iterable[str], description: str) -> AssetJob:
+    """Build a job that materializes assets.
+
+    Args:
+        name: of the job.
+        assets: names as users write them, e.g. ``"seconds/bars"``.
+        description: for the UI.
+    """
+    return dg.define_asset_job(name, dg.AssetSelection.assets(*asset_keys(assets)), description=description)
 
 
-def training_keys(spec: TimescaleSpec, models: Sequence[str]) -> list[dg.AssetKey]:
-    """Give splits → champion."""
-    names = ("splits", *(f"model_{name}" for name in models), "model_evaluation", "champion")
-    return chain_keys(spec, names)
+def asset_keys(assets: Iterable[str]) -> list[dg.AssetKey]:
+    """Return the keys of assets named as users write them, e.g. ``"seconds/bars"``."""
+    return [dg.AssetKey.from_user_string(name) for name in assets]
 
 
-def jobs(spec: TimescaleSpec, models: Sequence[str]) -> "list[UnresolvedAssetJobDefinition]":
-    """Build the jobs of a timescale."""
-    market, training = market_keys(spec), training_keys(spec, models)
-    card, quality, report, drift, performance = chain_keys(
-        spec, ("model_card", "data_quality_report", "train_test_report", "drift_report", "performance")
+def jobs(spec: TimescaleSpec, models: Sequence[str]) -> list[AssetJob]:
+    """Build the jobs of the seconds."""
+    market, training = market_assets([spec]), spec.training_assets(models)
+    card, quality, report, drift, performance = map(
+        spec.asset, ("model_card", "data_quality_report", "train_test_report", "drift_report", "performance")
     )
-
-    def job(name: str, keys: Sequence[dg.AssetKey], description: str) -> "UnresolvedAssetJobDefinition":
-        return dg.define_asset_job(name, dg.AssetSelection.assets(*keys), description=description)
-
     return [
-        job("hourly_pipeline", [*market, *training], "Ticks to champion of one hour."),
-        job(
+        asset_job("hourly_pipeline", [*market, *training], "Ticks to champion of one hour."),
+        asset_job(
             "retrain",
             [*training, card, performance, quality, report],
             "Splits to champion, model card, performance and reports as of one hour.",
         ),
-        job(
+        asset_job(
             "backfill",
             [*market, *training, card, performance],
             "The whole chain over past hours, without the Evidently reports.",
         ),
-        job("drift", [drift], "The Evidently report of one hour against the hours before it."),
+        asset_job("drift", [drift], "The Evidently report of one hour against the hours before it."),
     ]

@@ -2,21 +2,16 @@
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
-from typing import TYPE_CHECKING
-
 import dagster as dg
 
 from cryptovol_dagster.core.learning.splits import SpanTooShort, split_times
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import partition_window
+from cryptovol_dagster.defs.automation.jobs import AssetJob
 from cryptovol_dagster.lake import look_back
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.raw_ticks import RawStore
 from ingestor.archive.layout import ClosedHour
-
-if TYPE_CHECKING:
-    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
-
 
 RETRAIN_CRON = "7 * * * *"
 UNFINISHED = [
@@ -54,7 +49,7 @@ def why_no_retrain(
     # Rows that came late renew the labels; a model that was trained before they came stands.
     if lake.is_newer(evaluation, hour.hour, hour.closed_at_ns, "json"):
         return f"models as of {named} are evaluated already"
-    if reason := _too_short(lake, spec, hour.hour):
+    if reason := why_too_short(lake, spec, hour.hour):
         return f"nothing can be trained as of {named} yet: {reason}"
     waiting = dg.RunsFilter(job_name=job_name, tags={"dagster/partition": hour.hour}, statuses=UNFINISHED)
     if instance.get_runs(waiting, limit=1):
@@ -62,9 +57,7 @@ def why_no_retrain(
     return ""
 
 
-def retrain_schedule(
-    spec: TimescaleSpec, job: "UnresolvedAssetJobDefinition", cron: str = RETRAIN_CRON
-) -> dg.ScheduleDefinition:
+def retrain_schedule(spec: TimescaleSpec, job: AssetJob, cron: str = RETRAIN_CRON) -> dg.ScheduleDefinition:
     """Build the hourly retrain as of the newest closed hour.
 
     Args:
@@ -98,11 +91,16 @@ def retrain_schedule(
     return hourly_retrain
 
 
-def _too_short(lake: Lake, spec: TimescaleSpec, newest: str) -> str:
-    """Say why the labelled hours before the end of one are too few to be split; empty where they are not.
+def why_too_short(lake: Lake, spec: TimescaleSpec, newest: str) -> str:
+    """Say why the labelled span up to a partition is too short to be split; empty where it is long enough.
 
-    A recording that has just begun is no failure, so the schedule waits; that hours hold too few usable rows
-    is seen only by the run.
+    A recording that has just begun is no failure, so a schedule waits. Only the run itself sees whether the
+    partitions hold enough usable rows.
+
+    Args:
+        lake: where labels lie.
+        spec: the chain.
+        newest: the last partition of the span; it has labels.
     """
     start_ns, end_ns = look_back.window_back(newest, look_back.training_look_back(spec))
     labelled = lake.written(spec.asset("labels"), start_ns, end_ns)

@@ -1,30 +1,23 @@
 """From labels to reports: what both timescales have in common."""
 
-# No `from __future__ import annotations` here: Dagster reads annotations.
-
-from typing import TYPE_CHECKING
+from __future__ import annotations
 
 import dagster as dg
 
-from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.defs.assets.performance import performance_of_champion
+from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
+from cryptovol_dagster.defs.assets.drift import drift_scores_asset, drift_window
+from cryptovol_dagster.defs.assets.evaluation import model_evaluation_asset
+from cryptovol_dagster.defs.assets.performance import performance_asset
+from cryptovol_dagster.defs.assets.reports import (
+    data_quality_report_asset,
+    drift_report_asset,
+    train_test_report_asset,
+)
+from cryptovol_dagster.defs.assets.training import splits_asset, trained_model_asset
 from cryptovol_dagster.defs.metadata import asset_key
 from cryptovol_dagster.defs.partitions import look_back
-from ingestor.settings.sections import MonitoringSettings
-
-if TYPE_CHECKING:
-    pass
-from typing import TYPE_CHECKING
-
-from cryptovol_dagster.core.specs import ModelSpec
-from cryptovol_dagster.defs.assets.drift import _drift_scores, drift_window
-from cryptovol_dagster.defs.assets.reports import _data_quality_report, _drift_report, _train_test_report
 from cryptovol_dagster.lake.look_back import training_look_back
-
-if TYPE_CHECKING:
-    pass
-from cryptovol_dagster.defs.assets.evaluation import _evaluation
-from cryptovol_dagster.defs.assets.training import _model, _splits
+from ingestor.settings.sections import MonitoringSettings
 
 
 def training_assets(
@@ -40,9 +33,9 @@ def training_assets(
     rows = [look_back(asset_key(spec, name), training_look_back(spec)) for name in ("features", "labels")]
     bars = look_back(asset_key(spec, "bars"), training_look_back(spec))
     return [
-        _splits(spec, models, rows, hours),
-        *(_model(name, spec, models, rows, hours) for name in models.enabled),
-        _evaluation(spec, models, [*rows, bars], hours),
+        splits_asset(spec, models, rows, hours),
+        *(trained_model_asset(name, spec, models, rows, hours) for name in models.enabled),
+        model_evaluation_asset(spec, models, [*rows, bars], hours),
     ]
 
 
@@ -51,9 +44,9 @@ def monitoring_assets(
 ) -> list[dg.AssetsDefinition]:
     """Build `drift_scores`, `performance` and the three reports of a timescale."""
     return [
-        _drift_scores(spec, hours, monitoring),
-        performance_of_champion(spec, hours, drift_window(monitoring), seed=seed),
-        _data_quality_report(spec, hours, monitoring, seed),
-        _train_test_report(spec, hours, monitoring, seed),
-        _drift_report(spec, hours, monitoring, seed),
+        drift_scores_asset(spec, hours, monitoring),
+        performance_asset(spec, hours, drift_window(monitoring), seed=seed),
+        data_quality_report_asset(spec, hours, monitoring, seed),
+        train_test_report_asset(spec, hours, monitoring, seed),
+        drift_report_asset(spec, hours, monitoring, seed),
     ]

@@ -4,32 +4,28 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from cryptovol_dagster.chains import gate_spec, model_spec
-from cryptovol_dagster.core.learning.splits import SpanTooShort, split_times
-from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.core.specs import TimescaleSpec, market_assets
 from cryptovol_dagster.core.times import DAY_NS, partition_window
-from cryptovol_dagster.defs.assets.candles import CANDLES_KEY, candle_assets
+from cryptovol_dagster.defs.assets.candles import candle_assets
 from cryptovol_dagster.defs.assets.champion import champion_asset
 from cryptovol_dagster.defs.assets.market import candle_bars_asset, features_asset, labels_asset
 from cryptovol_dagster.defs.assets.model_card import model_card_asset
+from cryptovol_dagster.defs.automation.jobs import AssetJob, asset_job
+from cryptovol_dagster.defs.automation.retrain import why_too_short
 from cryptovol_dagster.defs.chains.learning import monitoring_assets, training_assets
 from cryptovol_dagster.defs.checks.candles import candle_checks
 from cryptovol_dagster.defs.checks.framework import Check
 from cryptovol_dagster.defs.checks.learning import chain_checks
 from cryptovol_dagster.defs.checks.market import grid_checks
-from cryptovol_dagster.defs.metadata import asset_key
 from cryptovol_dagster.history.store import History
-from cryptovol_dagster.lake import look_back, plans
 from cryptovol_dagster.lake import market as chain
+from cryptovol_dagster.lake import plans
 from cryptovol_dagster.lake.files import Lake
 from ingestor.settings import Settings
-
-if TYPE_CHECKING:
-    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 #: After the day's last hour has closed, and away from the hourly retrain.
 MARKET_CRON, RETRAIN_CRON = "20 0 * * *", "40 0 * * *"
@@ -43,7 +39,7 @@ def minutes_assets(
     models = model_spec(minutes.models)
     grid, monitoring = specs[0], settings.monitoring
     built: list[dg.AssetSpec | dg.AssetsDefinition] = [
-        *candle_assets(settings, days),
+        *candle_assets(settings, grid, days),
         candle_bars_asset(grid, products, days),
         features_asset(grid, days),
     ]
@@ -71,36 +67,19 @@ def minutes_checks(settings: Settings, specs: Sequence[TimescaleSpec]) -> list[C
     ]
 
 
-def market_keys(specs: Sequence[TimescaleSpec]) -> list[dg.AssetKey]:
-    """Give what a new day asks for: candles → labels of every horizon, and the drift numbers."""
-    return [
-        CANDLES_KEY,
-        *(asset_key(specs[0], name) for name in ("bars", "features")),
-        *(asset_key(spec, name) for spec in specs for name in ("labels", "drift_scores")),
-    ]
-
-
-def training_keys(spec: TimescaleSpec, models: Sequence[str]) -> list[dg.AssetKey]:
-    """Give splits → model card of a horizon."""
-    names = ("splits", *(f"model_{name}" for name in models), "model_evaluation", "champion", "model_card")
-    return [asset_key(spec, name) for name in names]
-
-
-def minutes_jobs(
-    settings: Settings, specs: Sequence[TimescaleSpec]
-) -> tuple["UnresolvedAssetJobDefinition", list["UnresolvedAssetJobDefinition"]]:
-    """Build the job of a day's market, and a retrain a horizon."""
-    market = dg.define_asset_job(
+def minutes_jobs(settings: Settings, specs: Sequence[TimescaleSpec]) -> tuple[AssetJob, list[AssetJob]]:
+    """Build the job of a day's market, and the retrain of each horizon."""
+    market = asset_job(
         "minutes_market",
-        dg.AssetSelection.assets(*market_keys(specs), *(asset_key(spec, "performance") for spec in specs)),
-        description="Candles to labels of every horizon, of one day, and how the champions did on it.",
+        [*market_assets(specs), *(spec.asset("performance") for spec in specs)],
+        "Candles to labels of every horizon, of one day, and how the champions did on it.",
     )
     enabled = settings.timescales.minutes.models.enabled
     retrains = [
-        dg.define_asset_job(
+        asset_job(
             f"{spec.name}_retrain",
-            dg.AssetSelection.assets(*training_keys(spec, enabled)),
-            description=f"Splits to model card of {spec.name} as of one day.",
+            [*spec.training_assets(enabled), spec.asset("model_card")],
+            f"Splits to model card of {spec.name} as of one day.",
         )
         for spec in specs
     ]
@@ -108,9 +87,9 @@ def minutes_jobs(
 
 
 def market_schedule(
-    products: Sequence[str], specs: Sequence[TimescaleSpec], job: "UnresolvedAssetJobDefinition"
+    products: Sequence[str], specs: Sequence[TimescaleSpec], job: AssetJob
 ) -> dg.ScheduleDefinition:
-    """Build what makes the day before out of the feed's trades, or of imported candles."""
+    """Build the daily run of the market assets, for days with recorded trades or imported candles."""
 
     @dg.schedule(
         name="minutes_daily",
@@ -138,7 +117,7 @@ def market_schedule(
     return minutes_daily
 
 
-def retrain_schedule(spec: TimescaleSpec, job: "UnresolvedAssetJobDefinition") -> dg.ScheduleDefinition:
+def retrain_schedule(spec: TimescaleSpec, job: AssetJob) -> dg.ScheduleDefinition:
     """Build the retrain of a horizon, on the days on which a run over a range trains too."""
 
     @dg.schedule(
@@ -177,13 +156,7 @@ def why_no_retrain(lake: Lake, spec: TimescaleSpec, newest: str) -> str:
                 f"the models of {trained[-1]} are {age_days} days old as of {newest}; trained every "
                 f"{spec.retrain_every} days"
             )
-    start_ns, end_ns = look_back.window_back(newest, look_back.training_look_back(spec))
-    labelled = lake.written(spec.asset("labels"), start_ns, end_ns)
-    try:
-        split_times(partition_window(labelled[0])[0], end_ns, spec)
-    except SpanTooShort as error:
-        return str(error)
-    return ""
+    return why_too_short(lake, spec, newest)
 
 
 def _day_before(moment: datetime) -> str:

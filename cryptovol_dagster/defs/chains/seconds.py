@@ -15,13 +15,11 @@ from cryptovol_dagster.defs.checks.learning import chain_checks
 from cryptovol_dagster.defs.checks.market import grid_checks, ledger_checks, tick_bar_checks, tick_checks
 from ingestor.settings import Settings
 
-TIMESCALE = "seconds"
 
-
-def timescale_assets(
+def seconds_assets(
     settings: Settings, spec: TimescaleSpec, hours: dg.PartitionsDefinition
 ) -> list[dg.AssetsDefinition]:
-    """Build the chain of a timescale, from bars to champion, model card and reports."""
+    """Build the chain of the seconds, from bars to champion, model card and reports."""
     models = model_spec(settings.models)
     return [
         tick_bars_asset(spec, settings.coinbase.products, hours),

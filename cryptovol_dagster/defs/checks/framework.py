@@ -1,9 +1,10 @@
-"""Asset checks: one small function a rule; one step an asset runs its rules over the partitions of a run.
+"""Asset checks: each rule is a small function; one step per asset runs its rules over a run's partitions.
 
-A rule reads one stored partition and gives sentences that say what was expected, what was found and where;
-none means the partition passes. Checks read what was written, not what was in memory when it was written. Of
-a run over a range Dagster takes a single result a check, which names the hours that fail; an evaluation of
-each hour is logged beside it, without which Dagster would show the check of that hour as skipped.
+A rule reads a stored partition and returns sentences: what was expected, what was found and where. None means
+that the partition passes. Rules read what was stored, not what was in memory.
+
+Dagster takes one result per check and run. For a range it names the partitions that fail. An evaluation of
+each partition is logged beside it; without one, Dagster shows the check of that partition as skipped.
 """
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
@@ -20,7 +21,6 @@ import pyarrow as pa
 
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import partition_window
-from cryptovol_dagster.defs.metadata import lake_name
 from cryptovol_dagster.lake import plans
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.raw_ticks import RawStore
@@ -43,7 +43,7 @@ class Stored:
         return self.lake.read_table(self.asset, *partition_window(self.key))
 
     def frame(self, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """Give the partition's table, or columns of it, as a frame."""
+        """Return the partition's table, or columns of it, as a frame."""
         return (self.table if columns is None else self.table.select(columns)).to_pandas()
 
     def json(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Stored:
         return json.loads(self.lake.read_bytes(self.asset, self.key, "json"))
 
     def was_skipped(self, spec: TimescaleSpec) -> bool:
-        """Tell whether nothing was trained as of this partition, so that there is nothing to check."""
+        """Return whether nothing was trained as of this partition, so that there is nothing to check."""
         return not plans.read_plan(self.lake, spec, self.key).trainable
 
 
@@ -63,13 +63,13 @@ class RawRule:
     """A rule about raw storage, which is asked for all hours of a run at once.
 
     Attributes:
-        find: gives sentences by hour, none where it passes.
+        find: returns sentences by hour, none for an hour that passes.
     """
 
     find: Callable[[RawStore, Sequence[str]], dict[str, list[str]]]
 
     def over(self, raw: RawStore, keys: Sequence[str]) -> Rule:
-        """Give the rule about a partition of a run; the first that is asked for looks at all of them."""
+        """Return a rule about single partitions of a run; its first call evaluates all of them."""
         found = cache(partial(self.find, raw, keys))
         return lambda stored: found()[stored.key]
 
@@ -83,8 +83,8 @@ class Check:
         name: of the check.
         rule: what is to hold.
         description: what passes.
-        blocking: whether a failure is an ERROR and stops the run. Any other is a WARN: an ERROR that let the
-            run succeed would be one of which no alert told.
+        blocking: whether a failure is an ERROR and stops the run. Any other failure is a WARN: an ERROR in a
+            run that succeeds would raise no alert.
     """
 
     asset: dg.AssetKey
@@ -104,7 +104,7 @@ class Check:
         return dg.AssetCheckSeverity.ERROR if self.blocking else dg.AssetCheckSeverity.WARN
 
     def spec(self, partitions: dg.PartitionsDefinition) -> dg.AssetCheckSpec:
-        """Give what Dagster shows before anything was evaluated."""
+        """Return the spec that Dagster shows before the first evaluation."""
         return dg.AssetCheckSpec(
             self.name,
             asset=self.asset,
@@ -117,7 +117,7 @@ class Check:
 def asset_checks(
     checks: Sequence[Check], partitions: dg.PartitionsDefinition
 ) -> list[dg.AssetChecksDefinition]:
-    """Make one step an asset out of the checks declared; it evaluates them in the order of declaration."""
+    """Build one step per asset, which evaluates its checks in the order of declaration."""
     by_asset: dict[dg.AssetKey, list[Check]] = {}
     for check in checks:
         by_asset.setdefault(check.asset, []).append(check)
@@ -145,7 +145,7 @@ def _checks_step(
             if check.key in context.selected_asset_check_keys
         }
         # A generator: only one partition's table is in memory.
-        partitions = (Stored(context.resources.lake, lake_name(asset), key) for key in keys)
+        partitions = (Stored(context.resources.lake, asset.to_user_string(), key) for key in keys)
         for check, sentences in _evaluate(rules, partitions):
             if not context.has_partition_key:
                 for key in keys:
@@ -160,11 +160,11 @@ def _checks_step(
 def _evaluate(
     rules: Mapping[Check, Rule], partitions: Iterable[Stored]
 ) -> Iterator[tuple[Check, dict[str, list[str]]]]:
-    """Put every partition to every rule, and give what each found, by partition.
+    """Evaluate every rule on every partition; yield each check with its findings by partition.
 
     Raises:
-        Exception: the first that a rule raised, once the other checks' results are out: a column that is
-            missing fails the check `schema`, and breaks rules that read it.
+        Exception: the first that a rule raised, once the results of the other checks were yielded. A missing
+            column, for example, fails the check `schema` and breaks the rules that read it.
     """
     found: dict[Check, dict[str, list[str]]] = {check: {} for check in rules}
     broken: dict[Check, Exception] = {}
@@ -184,7 +184,7 @@ def _evaluate(
 
 
 def _evaluation(check: Check, key: str, sentences: Sequence[str]) -> dg.AssetCheckEvaluation:
-    """Give what Dagster shows of a check for one partition of a range; it stops nothing by itself."""
+    """Return the evaluation of a check for one partition of a range, for the UI; it blocks nothing."""
     return dg.AssetCheckEvaluation(
         check.asset,
         check.name,

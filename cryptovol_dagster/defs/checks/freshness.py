@@ -8,20 +8,17 @@ hour, and fails when something is overdue, which raises an alert.
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
 import time
-from typing import TYPE_CHECKING
 
 import dagster as dg
 
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.core.times import HOUR_NS, hour_window
-from cryptovol_dagster.defs.metadata import asset_key, lake_name
+from cryptovol_dagster.defs.automation.jobs import AssetJob
+from cryptovol_dagster.defs.metadata import asset_key
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.raw_ticks import RawStore
 from ingestor.archive.layout import ClosedHour
 from ingestor.settings.sections import MonitoringSettings
-
-if TYPE_CHECKING:
-    from dagster._core.definitions.unresolved_asset_job_definition import UnresolvedAssetJobDefinition
 
 CHECK = "newest_closed_hour_labelled"
 JOB = "freshness"
@@ -33,7 +30,7 @@ ENDED_AFTER_NS = 24 * HOUR_NS
 
 
 def freshness_check(spec: TimescaleSpec, monitoring: MonitoringSettings) -> dg.AssetChecksDefinition:
-    """Make the check that the newest closed hour has labels, whichever partition was materialized last."""
+    """Build the check that the newest closed hour has labels, whichever partition was materialized last."""
     labels = asset_key(spec, "labels")
 
     @dg.asset_check(
@@ -51,7 +48,9 @@ def freshness_check(spec: TimescaleSpec, monitoring: MonitoringSettings) -> dg.A
     ) -> dg.AssetCheckResult:
         closed = raw.closed_hours()
         newest = closed[-1] if closed else None
-        labelled = newest is not None and lake.is_newer(lake_name(labels), newest.hour, newest.recorded_at_ns)
+        labelled = newest is not None and lake.is_newer(
+            spec.asset("labels"), newest.hour, newest.recorded_at_ns
+        )
         overdue = [] if newest is None else find_overdue(newest, labelled, time.time_ns(), monitoring)
         alone = context.run.job_name == JOB
         return dg.AssetCheckResult(
@@ -70,11 +69,11 @@ def freshness_check(spec: TimescaleSpec, monitoring: MonitoringSettings) -> dg.A
 def find_overdue(
     newest: ClosedHour, labelled: bool, now_ns: int, monitoring: MonitoringSettings
 ) -> list[str]:
-    """Say what should have happened by now: what was expected, and what is there instead.
+    """Return a sentence for each thing overdue: what was expected, and what was found.
 
     Args:
         newest: the newest closed hour.
-        labelled: whether its labels were made since it closed (again).
+        labelled: whether its labels were computed since it closed (again).
         now_ns: the wall clock.
         monitoring: when something is due.
     """
@@ -96,7 +95,7 @@ def find_overdue(
     return sentences
 
 
-def freshness_job(spec: TimescaleSpec) -> "UnresolvedAssetJobDefinition":
+def freshness_job(spec: TimescaleSpec) -> AssetJob:
     """Build the job that evaluates the check, and nothing else."""
     key = dg.AssetCheckKey(asset_key(spec, "labels"), CHECK)
     return dg.define_asset_job(
@@ -109,7 +108,7 @@ def freshness_job(spec: TimescaleSpec) -> "UnresolvedAssetJobDefinition":
     )
 
 
-def freshness_schedule(job: "UnresolvedAssetJobDefinition") -> dg.ScheduleDefinition:
+def freshness_schedule(job: AssetJob) -> dg.ScheduleDefinition:
     """Build what runs the job every hour, when the hour's labels and retrain should be there."""
     return dg.ScheduleDefinition(
         name="hourly_freshness",

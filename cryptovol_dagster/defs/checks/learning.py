@@ -10,7 +10,7 @@ from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.defs import schemas
 from cryptovol_dagster.defs.checks.framework import Check, Rule, Stored
 from cryptovol_dagster.defs.checks.schema import schema_check
-from cryptovol_dagster.defs.metadata import asset_key, champion_key
+from cryptovol_dagster.defs.metadata import asset_key
 from cryptovol_dagster.lake import decisions, plans
 
 MIN_LABELLED_SHARE = 0.5
@@ -65,7 +65,7 @@ def chain_checks(spec: TimescaleSpec, models: Sequence[str]) -> list[Check]:
             "was chosen on the test, and no score is too good (docs/leaks.md).",
         ),
         Check(
-            champion_key(spec),
+            asset_key(spec, "champion"),
             "champion_not_worse_than_baseline",
             _champion_not_worse_than_baseline(spec),
             description="No baseline ranks surely better than the champion's kind, where data suffice.",

@@ -26,7 +26,7 @@ MAX_GAP_SHARE = 0.2
 
 
 def _unaccounted(raw: RawStore, keys: Sequence[str]) -> dict[str, list[str]]:
-    """Give what the audit of these hours finds, by hour."""
+    """Return the findings of the audit, by hour."""
     found: dict[str, list[str]] = {key: [] for key in keys}
     for finding in raw.audit(hour_window(min(keys))[0], hour_window(max(keys))[1]).findings:
         if finding.hour in found:
@@ -223,7 +223,7 @@ def _no_return_across_a_loss(spec: TimescaleSpec, products: Sequence[str]) -> Ru
 def _spans_without_messages(
     ticks: TickColumns, loss: dict[str, Any], spec: TimescaleSpec
 ) -> Iterator[tuple[int, int, str]]:
-    """Give, for each product with ticks on both sides of a gap, from when to when its market is unknown."""
+    """Yield start, end (ns) and product of each span in a gap that has ticks on both sides."""
     if loss["connection_id"] not in ticks.connections:
         return
     of_connection = ticks.connection == ticks.connections.index(loss["connection_id"])

@@ -9,6 +9,7 @@ import dagster as dg
 import pandas as pd
 import pytest
 
+from cryptovol_dagster.chains import minutes_specs
 from cryptovol_dagster.core.market.candle_rollup import CANDLES
 from cryptovol_dagster.core.times import HOUR_NS
 from cryptovol_dagster.defs.assets.candles import CANDLES_KEY, candle_assets
@@ -43,7 +44,8 @@ def settings(tmp_path: Path, own_dagster_home: None) -> Settings:
 def materialized(settings: Settings, first: str, last: str) -> dg.ExecuteInProcessResult:
     with accepted_warnings():
         days = dg.DailyPartitionsDefinition(start_date=FIRST, end_date="2024-03-10")
-        assets, checks = candle_assets(settings, days), asset_checks(candle_checks(), days)
+        assets = candle_assets(settings, minutes_specs(settings.timescales.minutes)[0], days)
+        checks = asset_checks(candle_checks(), days)
     resources = {"lake": Lake(settings.storage.lake_dir), "history": History(settings.storage.history_dir)}
     defs = dg.Definitions(
         assets=assets, asset_checks=checks, resources=resources, executor=dg.in_process_executor

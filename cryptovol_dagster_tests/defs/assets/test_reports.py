@@ -24,7 +24,7 @@ from cryptovol_dagster.monitoring import performance
 from cryptovol_dagster.monitoring.evidently import EvidentlyReport, Side
 from cryptovol_dagster.monitoring.index import SUMMARY
 from cryptovol_dagster.verbs import demo, runs
-from cryptovol_dagster_tests.pipeline import Pipeline
+from cryptovol_dagster_tests.pipeline import MARKET, Pipeline
 from cryptovol_dagster_tests.places import REPOSITORY
 from cryptovol_dagster_tests.synthetic import FIRST_HOUR, hours_from, small_settings, write_market
 from ingestor.settings import Settings
@@ -100,7 +100,7 @@ def test_a_range_makes_the_reports_of_its_newest_hour_on_the_declared_columns(
     settings, hours = small_settings(tmp_path, models=("ewma",)), hours_from(FIRST_HOUR, 2)
     write_market(settings.storage.raw_dir, hours, gap_in=hours[1])
     kinds = ("data_quality_report", "train_test_report", "drift_report")
-    selection = [*runs.MARKET, "seconds/splits", *(f"seconds/{kind}" for kind in kinds)]
+    selection = [*MARKET, "seconds/splits", *(f"seconds/{kind}" for kind in kinds)]
     summary = runs.materialize_range(settings, hours[0], hours[1], selection)
     sides = {side.name: side for side in shown}
     assert set(sides) == {"the hour", "training", "test", "reference", "recent"}

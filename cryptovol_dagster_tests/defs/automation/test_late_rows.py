@@ -13,6 +13,7 @@ from cryptovol_dagster.defs.resources import build_resources
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.raw_ticks import RawStore
 from cryptovol_dagster.verbs import runs
+from cryptovol_dagster_tests.pipeline import MARKET
 from cryptovol_dagster_tests.synthetic import (
     FIRST_HOUR,
     LOG_ID,
@@ -119,7 +120,7 @@ def test_a_product_that_came_late_is_labelled_and_what_was_decided_stands(
         requests = list(result.run_requests or ())
         assert [request.partition_key for request in requests] == [first, second]
         assert {key.to_user_string() for request in requests for key in request.asset_selection or ()} == set(
-            runs.MARKET
+            MARKET
         )
         assert automation.retrain() == evaluated
         made = {

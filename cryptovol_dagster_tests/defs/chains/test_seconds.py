@@ -17,14 +17,14 @@ from cryptovol_dagster.chains import timescale_spec
 from cryptovol_dagster.core.evaluation.report import check_report
 from cryptovol_dagster.core.models import load_model
 from cryptovol_dagster.core.models.onnx import OnnxScorer
+from cryptovol_dagster.core.specs import SECONDS
 from cryptovol_dagster.core.times import hour_window
 from cryptovol_dagster.defs.build import build_defs
-from cryptovol_dagster.defs.chains.seconds import TIMESCALE
 from cryptovol_dagster.lake import datasets, models, plans
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.latest import ReportError, Reports
 from cryptovol_dagster.verbs import ranges, runs
-from cryptovol_dagster_tests.pipeline import Pipeline
+from cryptovol_dagster_tests.pipeline import MARKET, Pipeline
 from cryptovol_dagster_tests.synthetic import (
     FIRST_HOUR,
     PRODUCTS,
@@ -61,7 +61,7 @@ def test_every_tick_of_an_hour_is_in_it_once_and_counted(pipeline: Pipeline) -> 
 def test_runs_of_single_hours_write_what_the_range_run_wrote(pipeline: Pipeline, tmp_path: Path) -> None:
     settings = small_settings(tmp_path)
     shutil.copytree(pipeline.settings.storage.raw_dir, settings.storage.raw_dir)
-    selection = [*runs.MARKET, "seconds/splits", "seconds/model_logreg"]
+    selection = [*MARKET, "seconds/splits", "seconds/model_logreg"]
     for key in pipeline.hours:
         runs.materialize_range(settings, key, key, selection)
     lake = Lake(settings.storage.lake_dir)
@@ -80,7 +80,7 @@ def test_runs_of_single_hours_write_what_the_range_run_wrote(pipeline: Pipeline,
 
 def test_materializing_again_changes_nothing(pipeline: Pipeline) -> None:
     before = _stored(pipeline.lake, pipeline.hours)
-    runs.materialize_range(pipeline.settings, pipeline.hours[1], pipeline.hours[2], list(runs.MARKET))
+    runs.materialize_range(pipeline.settings, pipeline.hours[1], pipeline.hours[2], MARKET)
     assert _stored(pipeline.lake, pipeline.hours) == before
 
 
@@ -236,7 +236,7 @@ def test_poisoned_ticks_stop_the_run_before_they_reach_a_bar(market: Settings) -
     lake = _CrossingLake(market.storage.lake_dir, poisoned=hours[1])
     defs = build_defs(market, lake=lake)
     with pytest.raises(runs.RunFailed, match="no_crossed_quotes"):
-        runs.materialize_range(market, hours[0], hours[1], list(runs.MARKET), defs=defs)
+        runs.materialize_range(market, hours[0], hours[1], MARKET, defs=defs)
     assert lake.partitions("ticks") == hours
     assert lake.partitions("seconds/bars") == []
 
@@ -279,8 +279,8 @@ def test_a_range_trains_every_nth_hour_and_its_last_and_the_hours_between_carry_
     shutil.copytree(pipeline.settings.storage.raw_dir, settings.storage.raw_dir)
     # Files of hours that were trained one by one before, and of an hour before the range.
     shutil.copytree(pipeline.settings.storage.lake_dir, settings.storage.lake_dir)
-    lake, spec = Lake(settings.storage.lake_dir), timescale_spec(settings.timescales.seconds, TIMESCALE)
-    training = [name for name in runs.chain_selection(settings) if name not in runs.MARKET]
+    lake, spec = Lake(settings.storage.lake_dir), timescale_spec(settings.timescales.seconds, SECONDS)
+    training = [name for name in runs.chain_selection(settings) if name not in MARKET]
     first, second, third, last = pipeline.hours  # 03:00 and 06:00 are divided by three
     summary = runs.materialize_range(settings, second, last, training)
     assert summary.carried == {second: first, third: first}
@@ -315,7 +315,7 @@ def test_a_range_trains_every_nth_hour_and_its_last_and_the_hours_between_carry_
 
 def test_hours_before_the_first_training_say_that_no_models_hold() -> None:
     seconds = small_settings(Path()).timescales.seconds.model_copy(update={"retrain_every_hours": 24})
-    spec = timescale_spec(seconds, TIMESCALE)
+    spec = timescale_spec(seconds, SECONDS)
     plan = plans.carry_plan(spec, FIRST_HOUR, trained="")
     assert plan.reason == "a run over a range trains every 24 h and at its end; no earlier hour has models"
     assert plans.SplitPlan.from_json(plan.to_json()) == plan
@@ -326,7 +326,7 @@ def test_hours_before_the_first_training_say_that_no_models_hold() -> None:
 
 def test_rows_are_read_once_until_one_of_their_files_changes(pipeline: Pipeline) -> None:
     key, lake = pipeline.hours[-1], pipeline.lake
-    spec = timescale_spec(pipeline.settings.timescales.seconds, TIMESCALE)
+    spec = timescale_spec(pipeline.settings.timescales.seconds, SECONDS)
     path = lake.path("seconds/labels", key)
     genuine = path.read_bytes()
     first = datasets.read_dataset(lake, spec, key)

@@ -11,9 +11,8 @@ import pandas as pd
 import pytest
 
 from cryptovol_dagster.chains import timescale_spec
-from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.core.specs import SECONDS, TimescaleSpec
 from cryptovol_dagster.core.times import hour_window
-from cryptovol_dagster.defs.chains.seconds import TIMESCALE
 from cryptovol_dagster.defs.checks import learning
 from cryptovol_dagster.defs.checks import market as market_rules
 from cryptovol_dagster.defs.checks.framework import Rule, Stored
@@ -28,7 +27,7 @@ from cryptovol_dagster.lake import market as chain
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.raw_ticks import RawStore
 from cryptovol_dagster.verbs import runs
-from cryptovol_dagster_tests.pipeline import Pipeline
+from cryptovol_dagster_tests.pipeline import MARKET, Pipeline
 from cryptovol_dagster_tests.synthetic import FIRST_HOUR, MODELS, PRODUCTS, hours_from
 from ingestor.envelope import TICKS
 from ingestor.settings import Settings
@@ -38,7 +37,7 @@ Spoil = Callable[[pd.DataFrame], pd.DataFrame]
 
 @pytest.fixture
 def spec(pipeline: Pipeline) -> TimescaleSpec:
-    return timescale_spec(pipeline.settings.timescales.seconds, TIMESCALE)
+    return timescale_spec(pipeline.settings.timescales.seconds, SECONDS)
 
 
 @pytest.fixture
@@ -161,7 +160,7 @@ def test_raw_storage_that_lacks_something_is_found_and_stops_the_run(market: Set
     assert found[hours[0]] == []
     assert "expected 4320 frames with entries, found 2880" in found[hours[1]][0]
     with pytest.raises(runs.RunFailed, match="nothing_unaccounted_for"):
-        runs.materialize_range(market, hours[0], hours[1], list(runs.MARKET))
+        runs.materialize_range(market, hours[0], hours[1], MARKET)
     assert Lake(market.storage.lake_dir).partitions("seconds/bars") == []
 
 
@@ -174,7 +173,7 @@ def test_a_rule_that_raises_stops_what_follows_even_if_it_only_warns(
     monkeypatch.setattr(market_rules, "_gap_share", breaks)
     hour, lake = hours_from(FIRST_HOUR, 1)[0], Lake(market.storage.lake_dir)
     with pytest.raises(runs.RunFailed, match=f"cannot read seconds/bars of {hour}"):
-        runs.materialize_range(market, hour, hour, list(runs.MARKET))
+        runs.materialize_range(market, hour, hour, MARKET)
     assert lake.partitions("seconds/bars") == [hour]
     assert lake.partitions("seconds/features") == []
 
