@@ -11,7 +11,6 @@ each column, and page and summary say what these were calibrated on, or that the
 
 from __future__ import annotations
 
-import html
 import json
 import math
 import tempfile
@@ -25,6 +24,7 @@ import pyarrow as pa
 
 from cryptovol_dagster.core.drift.distance import distance, judge
 from cryptovol_dagster.core.drift.limits import LimitsInForce
+from cryptovol_dagster.monitoring.pages import render_page
 from ingestor.errors import CryptovolError
 
 if TYPE_CHECKING:
@@ -389,12 +389,12 @@ def _finished(snapshot: Any, body: dict[str, Any], summary: dict[str, Any], note
 
 
 def _banner(summary: Mapping[str, Any], note: str) -> str:
-    left_out = [f"{name} ({why})" for name, why in summary["left_out"].items()]
-    lines = [
-        f"<b>{html.escape(TITLES[summary['kind']])}, as of {summary['as_of']} UTC</b>",
-        html.escape(measured_on(summary)),
-        html.escape(note),
-        *([html.escape(f"Left out: {', '.join(left_out)}")] if left_out else []),
-    ]
-    style = "font:14px/1.5 system-ui,sans-serif;padding:16px 24px;background:#f3f5f7;color:#1b1f24"
-    return f'<div id="cryptovol" style="{style}">{"<br>".join(lines)}</div>'
+    """Render what stands above Evidently's own page: title, rows, verdict and columns left out."""
+    return render_page(
+        "banner.html",
+        title=TITLES[summary["kind"]],
+        as_of=summary["as_of"],
+        measured_on=measured_on(summary),
+        note=note,
+        left_out=[f"{name} ({why})" for name, why in summary["left_out"].items()],
+    )
