@@ -41,7 +41,7 @@ from cryptovol_dagster.lake.plans import read_problem
 from cryptovol_dagster.monitoring import drift, performance
 from cryptovol_dagster.monitoring import evidently as evidently_report
 from cryptovol_dagster.monitoring import rows as report_rows
-from cryptovol_dagster.monitoring.evidently import EvidentlyReport, Side
+from cryptovol_dagster.monitoring.evidently import Criteria, EvidentlyReport, Sampling, Side
 from cryptovol_dagster.monitoring.index import SUMMARY, write_index
 from ingestor.settings.sections import MonitoringSettings
 
@@ -102,8 +102,7 @@ def _data_quality_report(
             side,
             report_rows.quality_columns(schemas.bars(spec), schemas.features(spec)),
             report_rows.ROW_KEY,
-            max_rows=monitoring.report_max_rows,
-            seed=seed,
+            Sampling(monitoring.report_max_rows, seed),
         )
         _publish(context, lake, reports.of(spec.name), spec, report, monitoring.report_pages_kept)
         # Here, not beside the bars: matplotlib alone takes longer to import than the hour's market to make.
@@ -154,9 +153,8 @@ def _train_test_report(
                 _side("test", problem, problem.split.test),
                 columns,
                 # Trainings a retrain apart share nearly all their rows: they are no pairs to learn from.
-                limits=limits_in_force([], columns.names, fixed_limits(monitoring)),
-                max_rows=monitoring.report_max_rows,
-                seed=seed,
+                Criteria(limits_in_force([], columns.names, fixed_limits(monitoring))),
+                Sampling(monitoring.report_max_rows, seed),
             )
             _publish(context, lake, reports.of(spec.name), spec, report, monitoring.report_pages_kept)
         return dg.MaterializeResult()
@@ -208,11 +206,12 @@ def _drift_report(
             report_rows.with_columns(
                 report_rows.feature_columns(schemas.features(spec)), performance.OUTCOMES
             ),
-            limits=scores.limits,
-            max_rows=monitoring.report_max_rows,
-            seed=seed,
-            measured={**scores.drift.columns, **outcomes.columns} if is_scored else None,
-            beside=outcomes.limits,
+            Criteria(
+                scores.limits,
+                measured={**scores.drift.columns, **outcomes.columns} if is_scored else None,
+                beside=outcomes.limits,
+            ),
+            Sampling(monitoring.report_max_rows, seed),
         )
         _publish(context, lake, reports.of(spec.name), spec, report, monitoring.report_pages_kept)
         return dg.MaterializeResult()
