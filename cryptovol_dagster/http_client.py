@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 from tenacity import RetryCallState, Retrying, retry_if_exception_type
 
-from ingestor.errors import CryptovolError
+from ingestor.errors import CryptovolError, first_line
 
 # httpx logs every address it asks, and the address of a webhook is a secret.
 logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -54,7 +54,7 @@ def open_client(timeout_s: float, **options: Any) -> httpx.Client:
     try:
         return httpx.Client(timeout=timeout_s, mounts=direct, **options)
     except (ImportError, ValueError) as error:
-        raise NoAnswerError(f"the proxy that the environment names cannot be used: {error}") from error
+        raise NoAnswerError(f"the environment's proxy cannot be used: {first_line(error)}") from error
 
 
 def send(client: httpx.Client, method: str, url: str, **options: Any) -> httpx.Response:
@@ -75,7 +75,7 @@ def send(client: httpx.Client, method: str, url: str, **options: Any) -> httpx.R
     try:
         return client.request(method, url, **options)
     except (httpx.RequestError, httpx.InvalidURL) as error:
-        raise NoAnswerError((str(error) or type(error).__name__).splitlines()[0]) from error
+        raise NoAnswerError(first_line(error)) from error
 
 
 def retrying(

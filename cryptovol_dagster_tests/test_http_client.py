@@ -90,7 +90,7 @@ def test_services_of_this_machine_are_reached_without_the_proxy(monkeypatch: pyt
 
 def test_a_proxy_that_cannot_be_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALL_PROXY", "ftp://127.0.0.1:21")
-    with pytest.raises(NoAnswerError, match=r"proxy that the environment names cannot be used: .*ftp://127"):
+    with pytest.raises(NoAnswerError, match=r"the environment's proxy cannot be used: .*ftp://127"):
         open_client(5.0)
 
 

@@ -61,7 +61,7 @@ class _Answer(msgspec.Struct, frozen=True):
 
 
 class CandleApi:
-    """Asks for pages of minute candles, no faster than it may, and again where that can help.
+    """Asks for pages of minute candles, at the allowed pace, and again after a failure that may pass.
 
     Args:
         settings: address, pace and patience.

@@ -30,6 +30,7 @@ from cryptovol_dagster.history.store import (
     Recorded,
     hole_minutes,
 )
+from ingestor.errors import first_line
 
 if TYPE_CHECKING:
     from cryptovol_dagster.history.api import CandleApi
@@ -43,13 +44,13 @@ _PARQUET_MAGIC = b"PAR1"
 
 @dataclass(frozen=True)
 class Choices:
-    """What people may decide about an import.
+    """Options of an import.
 
     Attributes:
         skip_bad: leave impossible rows out and record their minutes as holes.
         assume_utc: take times without a zone for UTC.
         replace: take the new values of a minute where other ones are stored.
-        any_price: do not ask whether prices fit those beside them.
+        any_price: do not compare prices with those beside them.
     """
 
     skip_bad: bool = False
@@ -146,8 +147,8 @@ def read_table(path: Path, file_format: Format | None = None) -> pd.DataFrame:
     except OSError as error:
         raise CandleError(f"{path}: cannot be read: {error.strerror or error}") from error
     except pa.ArrowException as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CandleError(f"{path}: cannot be read as {file_format or 'CSV or Parquet'}: {reason}") from error
+        kind = file_format or "CSV or Parquet"
+        raise CandleError(f"{path}: cannot be read as {kind}: {first_line(error)}") from error
 
 
 def pages(unknown: NDArray[np.int64], page_minutes: int) -> Iterator[tuple[int, int]]:

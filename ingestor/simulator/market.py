@@ -3,14 +3,14 @@
 Model, per product (returns in natural logarithms, time in seconds):
 
 * **Regime**: one Markov chain for the whole market, calm (mean stay 20 min) and wild (mean stay 6 min).
-* **Volatility**: σ(t) = σ₀ · m(regime) · exp(x(t) − s²/2) with the log-OU process dx = −x/τ dt + s√(2/τ) dW.
-  Half of dW is shared between the products. So volatility clusters over minutes, and its past predicts its
-  future.
-* **Mid**: on a grid of 200 ms slots the efficient price moves in a share of the slots only. Quiet seconds
-  have a return of exactly zero, as the real feed's. It moves by a normal return of the variance those slots
+* **Volatility**: σ(t) = σ₀ · m(regime) · exp(x(t) − s²/2) with the log-OU process
+  dx = −x/τ dt + s√(2/τ) dW. Half of dW is shared between the products. So volatility clusters over minutes,
+  and its past says something of its future.
+* **Mid**: on a grid of 200 ms slots the efficient price moves in a share of the slots only (quiet seconds
+  have a return of exactly zero, as the real feed's). It moves by a normal return of the variance those slots
   owe, correlated 0.7 between the products, and by rare jumps (Poisson, more in wild markets, about 6 slots'
   worth of σ).
-* **Quotes**: whole ticks around the mid. The spread is one tick plus a Poisson number that grows with σ/σ₀;
+* **Quotes**: whole ticks around the mid; the spread is one tick plus a Poisson number that grows with σ/σ₀;
   sizes are log-normal and thin out as σ grows.
 * **Trades**: a Hawkes process by its cluster representation (Hawkes & Oakes 1974): immigrants at a rate that
   grows with σ, each trade begetting Poisson(n) more after exponential delays. Buyers lift the ask, sellers
