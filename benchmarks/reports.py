@@ -25,7 +25,7 @@ from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.market import to_table
 from cryptovol_dagster.monitoring import drift
 from cryptovol_dagster.monitoring.drift import DriftWindow
-from cryptovol_dagster.monitoring.evidently import DRIFT, Side, comparison_report
+from cryptovol_dagster.monitoring.evidently import DRIFT, Criteria, Sampling, Side, comparison_report
 from ingestor.settings import Settings
 
 ROWS, COLUMNS, REFERENCE_HOURS, CALIBRATION_HOURS = 20_000, 100, 24, 720
@@ -52,9 +52,8 @@ def report_line() -> Line:
         Side("reference", "a day", reference),
         Side("recent", "hours", current),
         schema,
-        limits=limits_in_force([], names, LIMITS),
-        max_rows=ROWS,
-        seed=7,
+        Criteria(limits_in_force([], names, LIMITS)),
+        Sampling(ROWS, seed=7),
     )
     took, of_cpu = time.perf_counter() - started, time.process_time() - cpu
     if report.summary["columns"] != COLUMNS or set(report.rows.values()) != {ROWS}:

@@ -1,6 +1,7 @@
-"""Telling Dagster that an hour has closed: fire and forget, in a thread of its own.
+"""Posts each closed hour to Dagster's webserver: fire and forget, in a thread of its own.
 
-The sensor `closed_hours` is what makes sure: whatever does not arrive here, it reports.
+The sensor `closed_hours` reports whatever does not arrive this way. It posts with urllib and tries once: the
+recorder's image holds no HTTP library.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _TIMEOUT_S = 5.0
 
 
 def describe(hour: ClosedHour) -> dict[str, Any]:
-    """What is told of a closed hour beside its version: plain values, as metadata."""
+    """Return the metadata of a closed hour beside its version: plain values."""
     return {
         **{f"rows {topic}": rows for topic, rows in hour.rows.items()},
         "watermark_ns": hour.watermark_ns,
@@ -36,7 +37,7 @@ def describe(hour: ClosedHour) -> dict[str, Any]:
 
 
 class ReportError(CryptovolError):
-    """The address of Dagster's webserver cannot be one; the message is one line."""
+    """The address of Dagster's webserver is not one of HTTP; the message is one line."""
 
     exit_code = USAGE
 
@@ -49,7 +50,7 @@ class HourReporter:
         timeout_s: how long it may take to answer.
 
     Raises:
-        ReportError: the address is none of HTTP.
+        ReportError: the address is not one of HTTP.
     """
 
     def __init__(self, ui_url: str, timeout_s: float = _TIMEOUT_S) -> None:
@@ -58,7 +59,7 @@ class HourReporter:
         self._url = f"{ui_url.rstrip('/')}/report_asset_materialization/{RAW_TICKS}"
         self._timeout_s = timeout_s
         self._hours: queue.SimpleQueue[ClosedHour | None] = queue.SimpleQueue()
-        # Neighbours are not asked through a proxy that the environment names for the world.
+        # The webserver stands beside the recorder and is not reached through the environment's proxy.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         self._thread = threading.Thread(target=self._run, name="hour-reporter", daemon=True)
         self._thread.start()

@@ -1,7 +1,7 @@
-"""A day's candles out of what is stored: the imported history and the feed's trades.
+"""A day's candles from what is stored: the imported history and the feed's trades.
 
-Belongs here: reading both and counting what came of them. Does not belong here: how trades become candles
-and how the two are joined (`core/rollup.py`).
+Belongs here: reading both, and counting candles by source. Does not belong here: how trades become candles
+and how the two are joined (`core/market/candle_rollup.py`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class SpanCandles:
     """The candles of a span of time.
 
     Attributes:
-        candles: the columns of `core.rollup.CANDLES`.
+        candles: the columns of `core.market.candle_rollup.CANDLES`.
         overlap: how the two sources compare.
         incomplete: minutes of the feed left out because trades of theirs are missing.
         minutes: of the span.
@@ -48,7 +48,7 @@ class SpanCandles:
     products: tuple[str, ...]
 
     def summary(self) -> dict[str, Any]:
-        """Give the numbers that stand beside the table, JSON-able."""
+        """Return the numbers stored beside the table, JSON-able."""
         product_of, source_of = self.candles["product"], self.candles["source"]
         return {
             "minutes": self.minutes,
@@ -73,8 +73,8 @@ def read_candles(
 ) -> SpanCandles:
     """Join the history with the candles of the feed's trades in ``[start_ns, end_ns)``.
 
-    Trades of the hours around the span are read as well, where there are any: they tell whether the minutes
-    at its ends are whole.
+    Trades of the hours around the span are read as well, where there are any: they show whether the minutes
+    at its ends are complete.
 
     Raises:
         LakeError: trades cannot be read.

@@ -1,7 +1,7 @@
 """Bringing candles into the history: from files, or from the exchange, page by page.
 
 Belongs here: what to read or ask for next, and what an answer says about minutes without a candle. Does not
-belong here: checks (`core/candle_checks.py`), storing (`history.py`), HTTP (`candle_api.py`).
+belong here: checks (`core/market/candle_checks.py`), storing (`store.py`), HTTP (`api.py`).
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from cryptovol_dagster.history.store import (
     Recorded,
     hole_minutes,
 )
+from ingestor.errors import first_line
 
 if TYPE_CHECKING:
     from cryptovol_dagster.history.api import CandleApi
 
 Format = Literal["csv", "parquet"]
-#: A minute is asked for once it has been over for this long: trades are told of late, and an answer that
+#: A minute is asked for once it has been over for this long: trades are published late, and an answer that
 #: comes too early would make a hole of a minute that has a candle.
 SETTLED_NS = 120 * 1_000_000_000
 _PARQUET_MAGIC = b"PAR1"
@@ -43,13 +44,13 @@ _PARQUET_MAGIC = b"PAR1"
 
 @dataclass(frozen=True)
 class Choices:
-    """What people may decide about an import.
+    """Options of an import.
 
     Attributes:
         skip_bad: leave impossible rows out and record their minutes as holes.
         assume_utc: take times without a zone for UTC.
         replace: take the new values of a minute where other ones are stored.
-        any_price: do not ask whether prices fit those beside them.
+        any_price: do not compare prices with those beside them.
     """
 
     skip_bad: bool = False
@@ -60,7 +61,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class Imported:
-    """What came of an import, by product.
+    """The result of an import, by product.
 
     Attributes:
         counts: what the checks met in each source (a file's name, or `REST`).
@@ -71,7 +72,7 @@ class Imported:
     recorded: Mapping[str, Recorded] = field(default_factory=dict)
 
     def with_recorded(self, product: str, recorded: Recorded) -> Imported:
-        """Give the same with more of a product."""
+        """Return the same with more of a product."""
         known = self.recorded.get(product, Recorded())
         return replace(self, recorded={**self.recorded, product: known + recorded})
 
@@ -92,7 +93,7 @@ def import_file(
         path: the file.
         now_ns: the present.
         product: whose candles; needed where no column says so.
-        file_format: by default told by its first bytes.
+        file_format: by default recognised by its first bytes.
         choices: what is to be let through.
 
     Raises:
@@ -146,8 +147,8 @@ def read_table(path: Path, file_format: Format | None = None) -> pd.DataFrame:
     except OSError as error:
         raise CandleError(f"{path}: cannot be read: {error.strerror or error}") from error
     except pa.ArrowException as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise CandleError(f"{path}: cannot be read as {file_format or 'CSV or Parquet'}: {reason}") from error
+        kind = file_format or "CSV or Parquet"
+        raise CandleError(f"{path}: cannot be read as {kind}: {first_line(error)}") from error
 
 
 def pages(unknown: NDArray[np.int64], page_minutes: int) -> Iterator[tuple[int, int]]:
@@ -207,33 +208,53 @@ def import_span(
     asked = 0
     for begin_ns, stop_ns in pages(wanted, page_minutes or PAGE_MINUTES):
         rows = api.page(product, begin_ns, stop_ns)
-        where = f"{product} candles of the exchange"
-        now_ns = clock_ns()
-        checked = check_candles(
-            rows,
-            where,
-            now_ns=now_ns,
-            product=product,
-            skip_bad=choices.skip_bad,
-            known_interval=True,
-        )
         of_page = wanted[(wanted >= begin_ns) & (wanted < stop_ns)]
-        candles = checked.candles
-        recorded = history.record(
-            product,
-            candles,
-            source=REST,
-            now_ns=now_ns,
-            holes=_answered(of_page, candles, checked.bad),
-            replace=choices.replace,
-            any_price=choices.any_price,
-        )
+        imported = _record_page(history, product, rows, of_page, now_ns=clock_ns(), choices=choices)
         asked += of_page.size
-        yield asked, wanted.size, Imported({REST: checked.counts}).with_recorded(product, recorded)
+        yield asked, wanted.size, imported
+
+
+def _record_page(
+    history: History,
+    product: str,
+    rows: pd.DataFrame,
+    asked: NDArray[np.int64],
+    *,
+    now_ns: int,
+    choices: Choices,
+) -> Imported:
+    """Check the candles of a page and store them; minutes without one are stored as holes.
+
+    Args:
+        history: where to.
+        product: whose candles.
+        rows: the answer, a row a candle.
+        asked: starts of the minutes asked for, ascending.
+        now_ns: the present.
+        choices: what is to be let through.
+    """
+    checked = check_candles(
+        rows,
+        f"{product} candles of the exchange",
+        now_ns=now_ns,
+        product=product,
+        skip_bad=choices.skip_bad,
+        known_interval=True,
+    )
+    recorded = history.record(
+        product,
+        checked.candles,
+        source=REST,
+        now_ns=now_ns,
+        holes=_answered(asked, checked.candles, checked.bad),
+        replace=choices.replace,
+        any_price=choices.any_price,
+    )
+    return Imported({REST: checked.counts}).with_recorded(product, recorded)
 
 
 def _answered(asked: NDArray[np.int64], candles: pd.DataFrame, bad: pd.DataFrame) -> pd.DataFrame:
-    """Give the holes of a page: minutes with an impossible candle, and those without any."""
+    """Return the holes of a page: minutes with an impossible candle, and those without any."""
     spoilt = bad["start_ns"].to_numpy(np.int64)
     silent = np.setdiff1d(asked, np.concatenate([candles["start_ns"].to_numpy(np.int64), spoilt]))
     parts = [hole_minutes(silent, NO_CANDLE), hole_minutes(spoilt, BAD_ROW, bad["reason"].tolist())]

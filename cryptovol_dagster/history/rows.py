@@ -1,4 +1,4 @@
-"""Files of minute candles → the labelled rows of a span, without a lake: what a backtest runs on.
+"""Files of minute candles → the labelled rows of a span, without a lake, for a backtest.
 
 Belongs here: reading candles of several products and joining them into rows in pieces, as the chain does by
 partition, so that months of them fit into memory. Does not belong here: what a candle, a feature or a label
@@ -41,7 +41,7 @@ def read_candle_files(paths: Sequence[Path], *, to_ns: int, now_ns: int) -> pd.D
         The columns of `CANDLE_COLUMNS`.
 
     Raises:
-        CandleError: a file holds none, or what no import would take.
+        CandleError: a file holds none, or candles that an import refuses.
     """
     files = [file for path in paths for file in _files_of(path)]
     frames = [check_candles(read_table(file), str(file), now_ns=now_ns).candles for file in files]
@@ -83,7 +83,7 @@ def _as_candles(found: pd.DataFrame, to_ns: int) -> pd.DataFrame:
 
 
 def candle_grid(candles: pd.DataFrame, spec: TimescaleSpec, *, end_ns: int | None = None) -> BarGrid:
-    """Make bars of candles, from the first whole partition they reach into to the end of the last.
+    """Build bars from candles, from the start of their first partition to the end of their last.
 
     Args:
         candles: columns of `CANDLE_COLUMNS`.
@@ -101,8 +101,7 @@ def candle_grid(candles: pd.DataFrame, spec: TimescaleSpec, *, end_ns: int | Non
 def labelled_rows(bars: BarGrid, spec: TimescaleSpec, products: Sequence[str]) -> Dataset:
     """Compute features and labels of bars, and join them, a piece of the span at a time.
 
-    Features see all products of the bars (each product's rows know of the others); the rows are those of
-    `products`.
+    Features are computed from all products of the bars; the rows returned are those of `products`.
 
     Raises:
         LearningError: no row has both features and a label.

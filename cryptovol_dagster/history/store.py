@@ -1,11 +1,11 @@
-"""Imported minute candles: months of them, and what is known to be missing, in one folder.
+"""Imported minute candles of many months, and the minutes known to be missing, in one folder.
 
 ``<root>/<product>/<YYYY-MM>.parquet`` holds a month's candles (`CANDLES`), ``<YYYY-MM>.holes.parquet`` beside
-it the minutes of which something else is known (`HOLES`). Each file is replaced as a whole, so a killed
+it the minutes known to have none (`HOLES`). Each file is replaced as a whole, so a killed
 import loses at most what it was about to write.
 
 Belongs here: storing and reading, and the rule that a stored minute keeps its values. Does not belong here:
-whether candles can be believed (`core/candle_checks.py`), and where they come from.
+whether candles are plausible (`core/market/candle_checks.py`), and where they come from.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class HistoryError(CryptovolError):
 
 @dataclass(frozen=True)
 class Recorded:
-    """What one call of `History.record` changed.
+    """Changes of one call of `History.record`.
 
     Attributes:
         added: minutes that had no candle before.
@@ -94,7 +94,7 @@ class Recorded:
 
 
 def day_of(start_ns: int) -> str:
-    """Give the day of a time, UTC (``2024-01-31``)."""
+    """Return the day of a time, UTC (``2024-01-31``)."""
     return datetime.fromtimestamp(start_ns // 1_000_000_000, UTC).strftime("%Y-%m-%d")
 
 
@@ -118,7 +118,7 @@ class History:
         return sorted(path.stem for path in (self.root / product).glob("????-??.parquet"))
 
     def span(self, product: str) -> tuple[int, int] | None:
-        """Give from when to when there are candles; None where there are none."""
+        """Return start and end of the candles, in ns; None where there are none."""
         months = self.months(product)
         if not months:
             return None
@@ -147,7 +147,7 @@ class History:
         return _joined([self.read(product, start_ns, end_ns) for product in products])
 
     def unknown(self, product: str, start_ns: int, end_ns: int) -> NDArray[np.int64]:
-        """List the starts of the minutes of which the exchange has not been asked, nor anyone else told.
+        """List the starts of the minutes without a candle that the exchange was not asked for.
 
         Raises:
             HistoryError: a file cannot be read.
@@ -192,7 +192,7 @@ class History:
             now_ns: the present.
             holes: as `hole_minutes` gives them.
             replace: take the new values where other ones are stored.
-            any_price: do not ask whether prices fit those beside them.
+            any_price: do not compare prices with those beside them.
 
         Raises:
             HistoryError: a minute has other values, prices are a factor away from those beside them, or a
@@ -303,7 +303,7 @@ class History:
 
 
 def day_version(candles: pd.DataFrame) -> str:
-    """Give a short hash of candles' values: the same minutes with the same values have the same."""
+    """Return a short hash of candles' values; equal candles have equal hashes."""
     digest = hashlib.sha256()
     for product, own in candles.groupby("product", sort=True):
         digest.update(str(product).encode())
@@ -317,13 +317,13 @@ def _no_candles() -> pd.DataFrame:
 
 
 def _joined(parts: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """Put tables of one kind under each other; candles where there is none at all."""
+    """Concatenate tables of one kind; an empty table of candles where there is none at all."""
     filled = [part for part in parts if len(part)] or list(parts[:1]) or [_no_candles()]
     return pd.concat(filled, ignore_index=True)
 
 
 def _months(start_ns: int, end_ns: int) -> list[str]:
-    """Give the months that ``[start_ns, end_ns)`` touches."""
+    """Return the months that ``[start_ns, end_ns)`` touches."""
     first, last = (
         np.datetime64(ns, "ns").astype("datetime64[M]") for ns in (start_ns, max(end_ns - 1, start_ns))
     )
@@ -365,7 +365,7 @@ def _to_spans(minutes: pd.DataFrame) -> pd.DataFrame:
 
 
 def _compare(stored: pd.DataFrame, new: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Give the starts of minutes whose stored values differ from the new ones, and of those that agree."""
+    """Return the starts of minutes whose stored values differ from the new ones, and of those that agree."""
     both = new.merge(stored, on="start_ns", suffixes=("", "_stored"))
     agrees = np.ones(len(both), dtype=bool)
     for name in NUMBERS:

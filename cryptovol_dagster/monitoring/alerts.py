@@ -1,17 +1,18 @@
-"""Alerts: a line in the log, and a post to whoever wants to be told; a deaf receiver harms nobody."""
+"""Alerts: a line in the log, and a post to a webhook; a receiver that does not answer stops nothing."""
 
 from __future__ import annotations
 
 import json
 import logging
-import time
-import urllib.error
-import urllib.request
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http.client import HTTPException
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
+
+if TYPE_CHECKING:
+    import httpx
+    from tenacity import RetryCallState
 
 LOG = logging.getLogger(__name__)
 
@@ -47,31 +48,43 @@ class Alerts:
         LOG.error("alert: %s", json.dumps(alert, sort_keys=True))
         if self.webhook_url is None:
             return True
+        # Imported here: every process of Dagster imports this module, few send an alert.
+        from tenacity import wait_fixed
+
+        from cryptovol_dagster.http_client import AttemptError, open_client, retrying
+
         host = urlsplit(self.webhook_url).hostname
-        for attempt in range(1, self.tries + 1):
-            try:
-                self._post(self.webhook_url, alert)
-            except (OSError, HTTPException) as error:  # URLError, HTTPError and timeouts are OSErrors
-                LOG.warning(
-                    "alert not taken by %s (try %d of %d): %s", host, attempt, self.tries, _reason(error)
+
+        def warn(state: RetryCallState) -> None:
+            reason = state.outcome and state.outcome.exception()
+            LOG.warning(
+                "alert not taken by %s (try %d of %d): %s", host, state.attempt_number, self.tries, reason
+            )
+
+        try:
+            # The system's certificates: a receiver may have one of the operator's own authority.
+            with open_client(
+                self.timeout_s, verify=ssl.create_default_context(), follow_redirects=True
+            ) as client:
+                retrying(self.tries, wait_fixed(self.pause_s), on_failure=warn)(
+                    _post, client, self.webhook_url, alert
                 )
-            else:
-                return True
-            if attempt < self.tries:
-                time.sleep(self.pause_s)
-        LOG.error("alert given up: %s did not take it: %s", host, alert["text"])
-        return False
-
-    def _post(self, url: str, alert: Mapping[str, Any]) -> None:
-        request = urllib.request.Request(
-            url, data=json.dumps(alert).encode(), headers={"Content-Type": "application/json"}, method="POST"
-        )
-        with urllib.request.urlopen(request, timeout=self.timeout_s) as response:
-            response.read()
+        except AttemptError:
+            LOG.error("alert given up: %s did not take it: %s", host, alert["text"])
+            return False
+        return True
 
 
-def _reason(error: Exception) -> str:
-    if isinstance(error, urllib.error.HTTPError):
-        return f"it answered {error.code}"
-    reason = error.reason if isinstance(error, urllib.error.URLError) else error
-    return (str(reason) or type(error).__name__).splitlines()[0]
+def _post(client: httpx.Client, url: str, alert: Mapping[str, Any]) -> None:
+    """Post an alert once.
+
+    Raises:
+        AttemptError: no answer came, or one that is no success.
+    """
+    from cryptovol_dagster.http_client import AttemptError, send
+
+    response = send(
+        client, "POST", url, content=json.dumps(alert), headers={"Content-Type": "application/json"}
+    )
+    if not response.is_success:
+        raise AttemptError(f"it answered {response.status_code}")

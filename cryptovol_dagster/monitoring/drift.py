@@ -1,11 +1,11 @@
 """The drift numbers of an hour: which rows are compared with which, by which limits, and what is stored.
 
-Past pairs are the stored numbers of earlier hours, never of the hour itself or a later one, so an hour scored
-again years later is held against the same limits as long as those before it are the same.
+Past pairs are the stored numbers of earlier hours, never of the hour itself or a later one. So an hour that
+is scored again years later has the same limits, as long as the numbers before it are the same.
 
-Beside the numbers lies a thin sample of the hour's rows, so that an hour reads its reference of a day in
-some hundredths of a second instead of 24 files of a hundred columns. Neighbouring rows of windows of
-minutes say the same, so a row a minute describes an hour.
+Beside the numbers lies a thin sample of the hour's rows. With it an hour reads its reference of a day in some
+hundredths of a second, instead of 24 files of a hundred columns. Windows span minutes, so neighbouring rows
+are nearly equal, and a row a minute describes an hour.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ from cryptovol_dagster.lake.market import to_table
 from ingestor.errors import CryptovolError
 
 SCHEMA_VERSION = 2
-#: What the numbers of an hour come to.
+#: Status of an hour's numbers.
 SCORED, NO_REFERENCE, NO_DATA = "scored", "no_reference", "no_data"
-#: Rows of a product that stand for an hour in the reference of later ones.
+#: Rows of a product in the sample of an hour.
 SAMPLE_ROWS = 60
 #: An hour is compared with no fewer of the hours before it than this part of those wanted.
 LEAST_REFERENCE = 4
@@ -50,16 +50,16 @@ _ARROW, _VERSION = "arrow", b"cryptovol.version"
 
 
 class DriftError(CryptovolError):
-    """Drift cannot be told; the message is one line."""
+    """Drift cannot be computed; the message is one line."""
 
 
 class OtherSchema(DriftError):  # noqa: N818 - named for what it says
-    """Stored numbers are of another schema version: what they say may mean something else."""
+    """Stored numbers are of another schema version: they may mean something else."""
 
 
 @dataclass(frozen=True)
 class DriftWindow:
-    """What an hour is compared with, and what it is held against.
+    """How far back an hour is compared, and how far back its limits come from.
 
     Attributes:
         reference_hours: hours before it that it is compared with.
@@ -74,7 +74,7 @@ class DriftWindow:
 
 @dataclass(frozen=True)
 class DriftScores:
-    """What `drift_scores` stores of an hour.
+    """The drift numbers of an hour, as `drift_scores` stores them.
 
     Attributes:
         as_of: the hour.
@@ -84,8 +84,8 @@ class DriftScores:
         reference_wanted: hours before that it was to be compared with.
         reference_hours: those of them that had rows, oldest first.
         products: rows and distances of each product.
-        drift: what they come to.
-        limits: in force for it.
+        drift: the verdict over all products.
+        limits: in force for the hour.
     """
 
     as_of: str
@@ -109,7 +109,7 @@ class DriftScores:
         return sum(product.reference_rows for product in self.products.values())
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the stored form."""
+        """Return the stored form."""
         hours = self.reference_hours
         return {
             "schema_version": SCHEMA_VERSION,
@@ -137,7 +137,7 @@ class DriftScores:
 
 
 def scores_asset(spec: TimescaleSpec) -> str:
-    """Name the numbers' partitions in the lake."""
+    """Return the name of the numbers in the lake."""
     return spec.asset("drift_scores")
 
 
@@ -148,7 +148,7 @@ def score_hour(lake: Lake, spec: TimescaleSpec, key: str, window: DriftWindow) -
 
     Raises:
         LakeError: the hour has no features, or a file cannot be read.
-        DriftError: the hour's features were made by another version, or past numbers cannot be read.
+        DriftError: the hour's features are of another version, or past numbers cannot be read.
     """
     names, version, wanted = feature_names(spec), feature_hash(spec), window.reference_hours
     rows = _valid_rows(lake, spec, key)
@@ -186,7 +186,7 @@ def score_hour(lake: Lake, spec: TimescaleSpec, key: str, window: DriftWindow) -
 
 
 def why_no_reference(found: int, wanted: int) -> str:
-    """Say why hours before are too few to compare with; empty where they are enough."""
+    """Return why the hours before are too few to compare with; empty where they are enough."""
     needed = max(1, wanted // LEAST_REFERENCE)
     if found >= needed:
         return ""
@@ -194,7 +194,7 @@ def why_no_reference(found: int, wanted: int) -> str:
 
 
 def read_samples(lake: Lake, spec: TimescaleSpec, keys: Sequence[str]) -> dict[str, pa.Table]:
-    """Read what stands for the hours that have rows of this feature version, by hour.
+    """Read the samples of the hours that have rows of this feature version, by hour.
 
     Raises:
         LakeError: a file cannot be read.
@@ -212,7 +212,7 @@ class _Reference(msgspec.Struct):
 
 
 class _PastScores(msgspec.Struct):
-    """What of an hour's stored numbers makes it a past pair."""
+    """The part of an hour's stored numbers that makes it a past pair."""
 
     version: str
     reference: _Reference
@@ -231,7 +231,7 @@ def past_pairs(
         lake: where they are.
         asset: which numbers.
         key: the hour.
-        window: how far back, and the length of reference that a pair must have been made with.
+        window: how far back, and the length of reference that a pair must have.
         version: what a pair's columns must mean.
         products: those that a pair must be of.
 
@@ -275,7 +275,7 @@ def _past_scores(path: Path, asset: str, key: str, _written_ns: int, _size: int)
 
 
 def partitions_before(key: str, count: int) -> list[str]:
-    """Name the `count` partitions before one, oldest first."""
+    """Return the keys of the `count` partitions before one, oldest first."""
     start_ns, end_ns = partition_window(key)
     length_ns = end_ns - start_ns
     return partitions_between(start_ns - count * length_ns, start_ns, length_ns)
@@ -293,7 +293,7 @@ def read_scores(lake: Lake, spec: TimescaleSpec, key: str) -> dict[str, Any] | N
 
 
 def read_numbers(lake: Lake, asset: str, key: str) -> dict[str, Any] | None:
-    """Read what an asset of this module's schema stores of an hour; None where it stores nothing.
+    """Read the numbers that an asset of this module's schema stores of an hour; None where it stores none.
 
     Raises:
         LakeError: the file cannot be read.
@@ -318,7 +318,7 @@ def valid_rows(
 
     Raises:
         LakeError: none of the hours has features.
-        DriftError: an hour's features were made by another version.
+        DriftError: an hour's features are of another version.
     """
     asset = spec.asset("features")
     present = [key for key in keys if lake.exists(asset, key)]
@@ -328,10 +328,12 @@ def valid_rows(
 
 
 def read_sample(lake: Lake, spec: TimescaleSpec, key: str) -> pa.Table | None:
-    """Read what stands for an hour in the reference of later ones.
+    """Read the sample of an hour, which later hours take as their reference.
 
-    None where the hour has no features, or those of another version. A sample older than the features it
-    was taken from counts for nothing; then the features themselves are read.
+    A sample older than its features is ignored; then the features themselves are read.
+
+    Returns:
+        The sample; None where the hour has no features, or those of another version.
 
     Raises:
         LakeError: a file cannot be read.

@@ -1,7 +1,7 @@
-"""Evidently behind one validated door: what it is given is checked and bounded, what it says qualified.
+"""The one way to Evidently: its input is checked and bounded, its verdict qualified.
 
 Evidently lets a missing column pass in silence and raises from deep inside on an all-null column or an
-empty frame, so frames are held against the declared schema here first. It is imported inside, because the
+empty frame, so frames are compared with the declared schema here first. It is imported inside, because the
 import alone takes 10–20 s.
 
 Its verdicts take rows as independent, which seconds of a market are not: by its default tests most hours
@@ -11,7 +11,6 @@ each column, and page and summary say what these were calibrated on, or that the
 
 from __future__ import annotations
 
-import html
 import json
 import math
 import tempfile
@@ -25,6 +24,7 @@ import pyarrow as pa
 
 from cryptovol_dagster.core.drift.distance import distance, judge
 from cryptovol_dagster.core.drift.limits import LimitsInForce
+from cryptovol_dagster.monitoring.pages import render_page
 from ingestor.errors import CryptovolError
 
 if TYPE_CHECKING:
@@ -92,18 +92,54 @@ class EvidentlyReport:
         return {side["name"]: side["rows"] for side in self.summary["measured_on"]}
 
 
+@dataclass(frozen=True)
+class Criteria:
+    """What the columns of a comparison are judged by.
+
+    Attributes:
+        limits: above which distance a column has moved, and above which share of columns the whole has.
+        measured: distances that the limits are for; None: they are measured on the sampled rows.
+        beside: limits of further columns of the schema, which are shown and not counted in the share.
+    """
+
+    limits: LimitsInForce
+    measured: Mapping[str, float | None] | None = None
+    beside: LimitsInForce | None = None
+
+    @property
+    def beside_columns(self) -> Mapping[str, float | None]:
+        """Limits of the columns that are not counted, by column."""
+        return {} if self.beside is None else self.beside.columns
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How many rows of a side Evidently sees.
+
+    Attributes:
+        max_rows: a longer side is sampled to this many rows, in their order.
+        seed: of the sampling.
+    """
+
+    max_rows: int
+    seed: int
+
+    def of(self, frame: pd.DataFrame) -> pd.DataFrame:
+        """Return a frame, numbered anew where it is short enough, else a sample of its rows."""
+        frame = frame.reset_index(drop=True)
+        if len(frame) <= self.max_rows:
+            return frame
+        return frame.sample(n=self.max_rows, random_state=self.seed).sort_index()
+
+
 def comparison_report(
     kind: str,
     as_of: str,
     reference: Side,
     current: Side,
     schema: pa.Schema,
-    *,
-    limits: LimitsInForce,
-    max_rows: int,
-    seed: int,
-    measured: Mapping[str, float | None] | None = None,
-    beside: LimitsInForce | None = None,
+    criteria: Criteria,
+    sampling: Sampling,
 ) -> EvidentlyReport:
     """Compare the distribution of every numeric column on two sides.
 
@@ -113,11 +149,8 @@ def comparison_report(
         reference: rows to compare with.
         current: the rows in question.
         schema: the columns both sides must have.
-        limits: above which distance a column has moved, and above which share of columns the whole has.
-        max_rows: each side is sampled to this many rows (order kept).
-        seed: of the sampling.
-        measured: distances that the limits are of, where they were not measured on these very rows.
-        beside: limits of further columns of the schema, which are shown and not counted in the share.
+        criteria: what the columns are judged by.
+        sampling: of each side.
 
     Raises:
         EvidentlyError: a side has no rows, its columns are not those of the schema, a column is not numeric,
@@ -126,6 +159,30 @@ def comparison_report(
     sides = (reference, current)
     for side in sides:
         validate(kind, side, schema, numbers_only=True)
+    columns, left_out = _with_values(kind, sides, schema)
+    before, now = (_numbers(sampling.of(side.frame.loc[:, columns]), columns) for side in sides)
+    measured = criteria.measured
+    if measured is None:
+        measured = {name: distance(before[name].to_numpy(), now[name].to_numpy()) for name in columns}
+    left_out |= {name: "no distance" for name in columns if measured.get(name) is None}
+    distances = {name: d for name in columns if (d := measured.get(name)) is not None}
+    if not distances:
+        raise EvidentlyError(f"{kind}: no column has a distance between {reference.name} and {current.name}")
+    snapshot = _compared(before, now, distances, criteria)
+    summary = {
+        **_summary(kind, as_of, [(reference, len(before)), (current, len(now))], list(distances), left_out),
+        **_judged(distances, criteria),
+    }
+    note = CALIBRATED if criteria.limits.calibrated else UNCALIBRATED
+    return _finished(snapshot, snapshot.dict(), summary, f"{summary['verdict']}. {note}")
+
+
+def _with_values(kind: str, sides: Sequence[Side], schema: pa.Schema) -> tuple[list[str], dict[str, str]]:
+    """Return the columns with a value on every side, and the reason why each of the others has none.
+
+    Raises:
+        EvidentlyError: no column is left.
+    """
     left_out = {
         name: f"no value in {' and '.join(empty)}"
         for name in schema.names
@@ -133,58 +190,61 @@ def comparison_report(
     }
     columns = [name for name in schema.names if name not in left_out]
     if not columns:
-        raise EvidentlyError(f"{kind}: no column has a value in both {reference.name} and {current.name}")
-    before, now = (_numbers(_sample(side.frame.loc[:, columns], max_rows, seed), columns) for side in sides)
-    if measured is None:
-        measured = {name: distance(before[name].to_numpy(), now[name].to_numpy()) for name in columns}
-    left_out |= {name: "no distance" for name in columns if measured.get(name) is None}
-    distances = {name: d for name in columns if (d := measured.get(name)) is not None}
-    if not distances:
-        raise EvidentlyError(f"{kind}: no column has a distance between {reference.name} and {current.name}")
-    columns = list(distances)
-    not_counted = {} if beside is None else beside.columns
-    in_force = {**limits.columns, **not_counted}
-    thresholds = {name: _NO_LIMIT if (limit := in_force[name]) is None else limit for name in columns}
-    counted = {name: value for name, value in distances.items() if name not in not_counted}
-    drift = judge(counted, limits)
+        both = "both " if len(sides) > 1 else ""
+        names = " and ".join(side.name for side in sides)
+        raise EvidentlyError(f"{kind}: no column has a value in {both}{names}")
+    return columns, left_out
 
+
+def _compared(
+    before: pd.DataFrame, now: pd.DataFrame, distances: Mapping[str, float], criteria: Criteria
+) -> Any:
+    """Return Evidently's snapshot of the columns that have a distance."""
     from evidently import DataDefinition, Dataset, Report
     from evidently.presets import DataDriftPreset
 
+    columns = list(distances)
+    in_force = {**criteria.limits.columns, **criteria.beside_columns}
     _register_distance(distances)
     definition = DataDefinition(numerical_columns=columns)
     preset = DataDriftPreset(
         num_method=_METHOD,
-        per_column_threshold=thresholds,
+        per_column_threshold={
+            name: _NO_LIMIT if (limit := in_force[name]) is None else limit for name in columns
+        },
         # Evidently says "drift" at this share, we above the limit.
-        drift_share=min(math.nextafter(limits.share, 2.0), 1.0),
+        drift_share=min(math.nextafter(criteria.limits.share, 2.0), 1.0),
     )
-    snapshot = Report([preset]).run(
+    return Report([preset]).run(
         Dataset.from_pandas(now.loc[:, columns], data_definition=definition),
         Dataset.from_pandas(before.loc[:, columns], data_definition=definition),
     )
+
+
+def _judged(distances: Mapping[str, float], criteria: Criteria) -> dict[str, Any]:
+    """Return the part of a summary that compares distances with their limits."""
+    limits, in_force = criteria.limits, {**criteria.limits.columns, **criteria.beside_columns}
+    counted = {name: value for name, value in distances.items() if name not in criteria.beside_columns}
+    drift = judge(counted, limits)
     strongest = dict(sorted(distances.items(), key=lambda item: -item[1])[:STRONGEST])
-    judged = [name for name in counted if limits.columns[name] is not None]
-    over = [name for name in judged if counted[name] > thresholds[name]]
+    judged = {name: limit for name in counted if (limit := limits.columns[name]) is not None}
+    over = [name for name, limit in judged.items() if counted[name] > limit]
     verdict = f"{len(over)} of {len(judged)} columns over their limits"
     verdict += f", {'over' if drift.over_limit else 'within'} the limit of {limits.share:.0%}"
-    summary = {
-        **_summary(kind, as_of, [(reference, len(before)), (current, len(now))], columns, left_out),
+    return {
         "share_over": drift.share_over,
         "over_limit": drift.over_limit,
         **limits.to_dict(),
         "limits": {name: in_force[name] for name in strongest},
         "strongest": strongest,
         "over": over,
-        "beside": {} if beside is None else _beside(distances, beside),
+        "beside": {} if criteria.beside is None else _beside(distances, criteria.beside),
         "verdict": f"{verdict} ({limits.told})",
     }
-    note = CALIBRATED if limits.calibrated else UNCALIBRATED
-    return _finished(snapshot, snapshot.dict(), summary, f"{summary['verdict']}. {note}")
 
 
 def _beside(distances: Mapping[str, float], limits: LimitsInForce) -> dict[str, Any]:
-    """Say of the columns that are not counted how far they are, by which limit."""
+    """Return distance and limit of the columns that are not counted."""
     return {
         name: {
             "distance": distances[name],
@@ -198,7 +258,7 @@ def _beside(distances: Mapping[str, float], limits: LimitsInForce) -> dict[str, 
 
 
 def data_quality_report(
-    as_of: str, side: Side, schema: pa.Schema, key: Sequence[str], *, max_rows: int, seed: int
+    as_of: str, side: Side, schema: pa.Schema, key: Sequence[str], sampling: Sampling
 ) -> EvidentlyReport:
     """Describe every column of an hour: missing values, constants, ranges, categories.
 
@@ -207,21 +267,17 @@ def data_quality_report(
         side: its rows.
         schema: the columns they must have.
         key: columns that tell one row from another.
-        max_rows: Evidently sees a sample of this many rows (order kept); what is counted here is of all.
-        seed: of the sampling.
+        sampling: of the rows that Evidently sees; what is counted here is of all.
 
     Raises:
         EvidentlyError: there are no rows, or their columns are not those of the schema.
     """
     validate(DATA_QUALITY, side, schema, numbers_only=False)
     kinds = {field.name: _kind_of_type(field.type) for field in schema}
-    left_out = {name: f"no value in {side.name}" for name in schema.names if not _has_value(side.frame, name)}
-    columns = [name for name in schema.names if name not in left_out]
-    if not columns:
-        raise EvidentlyError(f"{DATA_QUALITY}: no column has a value in {side.name}")
+    columns, left_out = _with_values(DATA_QUALITY, [side], schema)
     of_kind = {kind: [name for name in columns if kinds[name] == kind] for kind in set(kinds.values())}
     numeric = of_kind.get("number", [])
-    sampled = _numbers(_sample(side.frame.loc[:, columns], max_rows, seed), numeric)
+    sampled = _numbers(sampling.of(side.frame.loc[:, columns]), numeric)
     categorical = [*of_kind.get("text", []), *of_kind.get("flag", [])]
     sampled[categorical] = sampled[categorical].astype(str)
 
@@ -259,7 +315,7 @@ def data_quality_report(
 
 
 def validate(kind: str, side: Side, schema: pa.Schema, *, numbers_only: bool) -> None:
-    """Hold a frame against its schema.
+    """Compare a frame with its schema.
 
     Args:
         kind: of the report, for the message.
@@ -317,14 +373,8 @@ def _infinite(frame: pd.DataFrame, columns: Sequence[str]) -> list[str]:
     return [name for name, found in zip(columns, np.isinf(values).any(axis=0), strict=True) if found]
 
 
-def _sample(frame: pd.DataFrame, max_rows: int, seed: int) -> pd.DataFrame:
-    if len(frame) <= max_rows:
-        return frame.reset_index(drop=True)
-    return frame.reset_index(drop=True).sample(n=max_rows, random_state=seed).sort_index()
-
-
 def _numbers(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
-    """Make floats of numbers, nullable ones too; an infinite one is none: Evidently's bins fail on it."""
+    """Convert numbers to floats, nullable ones too, and infinite ones to NaN: Evidently's bins need that."""
     values = frame.loc[:, list(columns)].to_numpy(np.float64, na_value=np.nan)
     frame = frame.copy()
     frame[list(columns)] = np.where(np.isinf(values), np.nan, values)
@@ -332,7 +382,7 @@ def _numbers(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def _register_distance(distances: Mapping[str, float]) -> None:
-    """Teach Evidently our distances, so that page, summary and drift numbers speak of the same ones."""
+    """Register our distances with Evidently, so that page, summary and drift numbers show the same ones."""
     from evidently.legacy.calculations.stattests import StatTest, register_stattest
     from evidently.legacy.core import ColumnType
 
@@ -367,7 +417,7 @@ def _summary(
 
 
 def measured_on(summary: Mapping[str, Any]) -> str:
-    """Say in a line what a report was measured on."""
+    """Describe in a line what a report was measured on."""
     return "; ".join(
         f"{side['name']}: {side['rows']:,} rows"
         + (f" sampled from {side['sampled_from']:,}" if side["sampled_from"] > side["rows"] else "")
@@ -389,12 +439,12 @@ def _finished(snapshot: Any, body: dict[str, Any], summary: dict[str, Any], note
 
 
 def _banner(summary: Mapping[str, Any], note: str) -> str:
-    left_out = [f"{name} ({why})" for name, why in summary["left_out"].items()]
-    lines = [
-        f"<b>{html.escape(TITLES[summary['kind']])}, as of {summary['as_of']} UTC</b>",
-        html.escape(measured_on(summary)),
-        html.escape(note),
-        *([html.escape(f"Left out: {', '.join(left_out)}")] if left_out else []),
-    ]
-    style = "font:14px/1.5 system-ui,sans-serif;padding:16px 24px;background:#f3f5f7;color:#1b1f24"
-    return f'<div id="cryptovol" style="{style}">{"<br>".join(lines)}</div>'
+    """Render what stands above Evidently's own page: title, rows, verdict and columns left out."""
+    return render_page(
+        "banner.html",
+        title=TITLES[summary["kind"]],
+        as_of=summary["as_of"],
+        measured_on=measured_on(summary),
+        note=note,
+        left_out=[f"{name} ({why})" for name, why in summary["left_out"].items()],
+    )

@@ -1,10 +1,10 @@
-"""Scores of the champion compared with the labels that matured in a partition, and the drift of both.
+"""Scores of the champion against the labels that matured in a partition: performance, and drift of both.
 
-The champion is the one that was in force *before* the partition, so it learned nothing of the rows and chose
-nothing by them. The rows are those whose labels the partition holds: all that matured in it.
+The champion is the one that was in force *before* the partition, so the rows took part neither in its
+training nor in its choice. The rows are those whose labels the partition holds: all that matured in it.
 
 Beside the numbers lie the rows as they were scored (``performance_rows``), thinned to a twelfth of the
-horizon, so that longer spans are pooled of what was said at the time and nothing is scored again.
+horizon. So longer spans pool the scores of their time, and nothing is scored again.
 """
 
 from __future__ import annotations
@@ -49,14 +49,14 @@ if TYPE_CHECKING:
 #: Of the stored numbers; the part that calibrates later hours is read by `drift.past_pairs`, which asks for
 #: the version of the drift numbers, so both are one.
 SCHEMA_VERSION = drift.SCHEMA_VERSION
-#: What drifts besides features.
+#: Columns that may drift besides features.
 SCORE, LN_SIGMA = "score", "ln_sigma"
 OUTCOMES = (SCORE, LN_SIGMA)
-#: What a partition comes to.
+#: Status of a partition.
 SCORED, NO_CHAMPION, NO_ROWS = "scored", "no_champion", "no_rows"
 #: Spans pooled, up to the end of the partition.
 POOLED_S = {"24 h": DAY_S, "7 d": 7 * DAY_S}
-#: More rows than this of a span are thinned: neighbours say the same, and a bootstrap takes its time.
+#: More rows than this of a span are thinned: neighbours are nearly equal, and the bootstrap is slow.
 MAX_POOLED_ROWS = 20_000
 #: Fewer than an evaluation takes: each partition has such intervals, and the next one has nearly the same.
 RESAMPLES = 200
@@ -80,7 +80,7 @@ class InForce(NamedTuple):
 
 @dataclass(frozen=True)
 class OutcomeDrift:
-    """How far the champion's scores, and the volatility to be told, lie from those of the reference hours.
+    """Distance of the champion's scores, and of the volatility to predict, from those of the reference hours.
 
     Attributes:
         reference_hours: hours before that had rows, oldest first.
@@ -100,17 +100,17 @@ class OutcomeDrift:
 
 
 def performance_asset(spec: TimescaleSpec) -> str:
-    """Name the numbers' partitions in the lake."""
+    """Return the name of the numbers in the lake."""
     return spec.asset("performance")
 
 
 def rows_asset(spec: TimescaleSpec) -> str:
-    """Name the scored rows' partitions in the lake."""
+    """Return the name of the scored rows in the lake."""
     return f"{performance_asset(spec)}_rows"
 
 
 def champion_before(lake: Lake, spec: TimescaleSpec, key: str) -> InForce | str:
-    """Load the champion in force when a partition began, or say why there is none that can be asked.
+    """Load the champion in force when a partition began, or return why none can score its rows.
 
     Raises:
         LakeError: its file is missing.
@@ -186,7 +186,7 @@ def _version(spec: TimescaleSpec) -> str:
 def _score_samples(
     lake: Lake, spec: TimescaleSpec, keys: list[str], in_force: InForce | str
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """Score what stands for each hour, by hour and product."""
+    """Score the sample of each hour, by hour and product."""
     if isinstance(in_force, str):
         return {}
     samples = drift.read_samples(lake, spec, keys)
@@ -248,7 +248,7 @@ def rows_with_outcomes(
 
     Raises:
         LakeError: none of the hours has features, or a file cannot be read.
-        DriftError: an hour's features were made by another version.
+        DriftError: an hour's features are of another version.
         ModelError: the champion refuses the rows.
     """
     rows = drift.valid_rows(lake, spec, keys, also=("bar_start",))
@@ -276,7 +276,7 @@ def rows_with_outcomes(
 def assess(
     lake: Lake, spec: TimescaleSpec, key: str, window: DriftWindow, *, seed: int, resamples: int = RESAMPLES
 ) -> dict[str, Any]:
-    """Score the rows that matured in a partition, keep them, and say what all of it comes to.
+    """Score the rows that matured in a partition, store them, and measure the champion by them.
 
     Returns:
         What `performance` stores: `champion`, `partition` (its rows alone) and `pooled` (by span), each as
@@ -284,7 +284,7 @@ def assess(
 
     Raises:
         LakeError: the partition has no features or labels, or a file cannot be read.
-        ChainError: some were made under another configuration.
+        ChainError: some are of another configuration.
         DriftError: a sample or past numbers cannot be read.
         DecisionError: a decision is of no version known here.
         ModelError: the champion cannot be read, or refuses the rows.
@@ -292,7 +292,7 @@ def assess(
     in_force = champion_before(lake, spec, key)
     rows = datasets.read_matured(lake, spec, key)
     moved = outcome_drift(lake, spec, key, window, in_force)
-    # What an earlier run scored must not be pooled by the side of what this one does not.
+    # Rows that an earlier run scored must not be pooled where this run scores none.
     lake.delete(rows_asset(spec), key)
     scored = None if isinstance(in_force, str) else _scored(rows, in_force.model)
     if isinstance(in_force, str):
@@ -333,7 +333,7 @@ def _named(in_force: InForce) -> dict[str, Any]:
 
 
 def drift_body(spec: TimescaleSpec, window: DriftWindow, moved: OutcomeDrift) -> dict[str, Any]:
-    """Give what is stored of the drift of scores and ln σ, in the form of the drift numbers."""
+    """Return the drift of scores and ln σ in the stored form of the drift numbers."""
     hours = moved.reference_hours
     return {
         "version": _version(spec),
@@ -373,7 +373,7 @@ def _table(rows: HoldOut, champion: Champion) -> pa.Table:
 
 
 def _pooled(lake: Lake, spec: TimescaleSpec, key: str, span_s: int) -> tuple[HoldOut, list[str]] | None:
-    """Join the rows scored in a span that ends with a partition, and name whose scores they are."""
+    """Join the rows scored in a span that ends with a partition, and list the champions that did so."""
     _, end_ns = partition_window(key)
     start_ns = end_ns - max(span_s * NS, spec.partition_ns)
     parts = [
@@ -412,5 +412,5 @@ def read_performance(lake: Lake, spec: TimescaleSpec, key: str) -> dict[str, Any
 
 
 def to_bytes(body: dict[str, Any]) -> bytes:
-    """Give the stored form."""
+    """Return the stored form."""
     return json.dumps(body, indent=2, allow_nan=False).encode()

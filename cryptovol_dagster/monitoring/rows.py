@@ -11,23 +11,23 @@ from cryptovol_dagster.core.times import partition_window
 from cryptovol_dagster.lake.datasets import ChainError
 from cryptovol_dagster.lake.files import Lake
 
-#: What tells one row of an hour from another.
+#: Columns that identify a row of an hour.
 ROW_KEY = ("bar_start", "product")
 _BAR = "bar_"
 
 
 def feature_columns(features: pa.Schema) -> pa.Schema:
-    """Give the columns of `features` that are features."""
+    """Return the columns of `features` that are features."""
     return pa.schema([field for field in features if field.name not in KEY_COLUMNS])
 
 
 def with_columns(features: pa.Schema, names: tuple[str, ...]) -> pa.Schema:
-    """Give columns together with further numbers."""
+    """Return columns together with further numbers."""
     return pa.schema([*features, *(pa.field(name, pa.float64()) for name in names)])
 
 
 def quality_columns(bars: pa.Schema, features: pa.Schema) -> pa.Schema:
-    """Give the columns of `quality_rows`."""
+    """Return the columns of `quality_rows`."""
     own = [field.with_name(_BAR + field.name) for field in bars if field.name not in ROW_KEY]
     return pa.schema([*features, *own])
 

@@ -23,7 +23,7 @@ LOADER_MODULE = "cryptovol_dagster.resources.mlflow_model"
 
 
 class SpikeModel:
-    """What `mlflow.pyfunc` calls: a frame of features in, P(spike) out, one a row."""
+    """The model that `mlflow.pyfunc` calls: a frame of features in, P(spike) out, one a row."""
 
     def __init__(self, model: Model) -> None:
         self._model = model

@@ -1,4 +1,4 @@
-"""MLflow's model registry: which version is `champion`, which was before, which is measured against it.
+"""MLflow's model registry: which version is `champion`, `previous` and `challenger`.
 
 Belongs here: registering a model once, and letting the aliases follow a decision in an order in which a crash
 loses nothing. Does not belong here: who is champion, and when aliases may move at all.
@@ -44,16 +44,16 @@ class Registry:
         self._connection = connection
 
     def url(self, version: str) -> str:
-        """Where people open a version."""
+        """Return the address of a version in MLflow's UI."""
         return self._connection.version_url(self.name, version)
 
     def register(self, tracking: Tracking, model: Champion, content: bytes, tags: Mapping[str, str]) -> str:
-        """Give a model's version, made now if there is none.
+        """Return a model's version; register the model first if it has none.
 
         Args:
             tracking: the run at work.
             model: champion or challenger.
-            content: its file; stored anew where its training run is not in this MLflow.
+            content: its file; stored again where its training run is not in this MLflow.
             tags: of a new version, further ones.
 
         Raises:
@@ -64,7 +64,7 @@ class Registry:
             if (found := self._version_of(model)) is not None:
                 return found
             source, run_id = _stored_model(tracking, model, content)
-            made = tracking.client.create_model_version(
+            created = tracking.client.create_model_version(
                 self.name,
                 source=source,
                 run_id=run_id,
@@ -78,7 +78,7 @@ class Registry:
                     **tags,
                 },
             )
-            return str(made.version)
+            return str(created.version)
 
     def tag_verdict(self, version: str, decision: Decision) -> None:
         """Write on a version what was decided about it.
@@ -97,9 +97,10 @@ class Registry:
                 self._connection.client.set_model_version_tag(self.name, version, name, value)
 
     def follow(self, decision: Decision) -> str:
-        """Let the aliases name what a decision left in force; `champion` moves only forward in as-of time.
+        """Move the aliases to the models that a decision left in force.
 
-        Back it moves only from a version that the decision bars, which is what a person rolled back.
+        `champion` moves only forward in as-of time. It moves back only from a version that the decision bars,
+        which is one that a person rolled back.
 
         Returns:
             What was done, or why nothing, in a sentence.
@@ -129,7 +130,7 @@ class Registry:
             if number == version:
                 return f"champion is version {version} already", True
             if (model, as_of, problem) in barred:
-                # Back to it leads `rollback --to` alone, not the alias that names what to fall back to.
+                # Only `rollback --to` leads back to a barred version, never the alias `previous`.
                 client.delete_registered_model_alias(self.name, PREVIOUS)
             elif as_of > champion.as_of:
                 stays = f"champion stays version {number} of {as_of}, which is later than {champion.as_of}"
@@ -152,7 +153,7 @@ class Registry:
         return f", challenger is version {version}"
 
     def model_of(self, wanted: str) -> Champion:
-        """Give the model that a version number or an alias stands for.
+        """Return the model that a version number or an alias stands for.
 
         Args:
             wanted: ``"7"`` or ``"previous"``.
@@ -239,12 +240,12 @@ class Registry:
 
 
 def _identity(version: ModelVersion) -> tuple[str, str, str]:
-    """Give what tells one trained model from another (`Champion.identity`)."""
+    """Return what identifies a trained model (`Champion.identity`)."""
     return version.tags[_MODEL], version.tags[_AS_OF], version.tags[_PROBLEM]
 
 
 def _stored_model(tracking: Tracking, model: Champion, content: bytes) -> tuple[str, str]:
-    """Give where MLflow holds the model, and in which run: its training run, else the one at work."""
+    """Return the address of the model in MLflow and its run: the training run, else the current one."""
     from mlflow.exceptions import MlflowException
 
     client = tracking.client

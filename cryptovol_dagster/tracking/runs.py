@@ -8,8 +8,8 @@ Two things differ from dagster-mlflow's own resource:
   hook ends the run as a success only when the topologically last step carries the hook, so a run that ends
   with a check or a report would stay RUNNING, and a failed check would go unseen.
 
-A server that is away is told as one line with its address, within half a minute: MLflow's own client would
-try for four minutes at each call.
+A server that is away is reported in one line with its address, within half a minute: MLflow's own client
+would try for four minutes at each call.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class Connection:
         return mlflow_answers(self._settings.mlflow_tracking_uri)
 
     def version_url(self, name: str, version: str) -> str:
-        """Where people open a version of a registered model."""
+        """Return the address of a version of a registered model in MLflow's UI."""
         return f"{self._settings.mlflow.ui_url.rstrip('/')}/#/models/{name}/versions/{version}"
 
 
@@ -97,7 +97,7 @@ def connect(settings: Settings) -> Connection:
 
 
 class Tracking(Connection):
-    """What an asset may do with MLflow; obtained as the resource ``tracking``."""
+    """MLflow inside a Dagster run; obtained as the resource ``tracking``."""
 
     def __init__(self, mlflow_resource: Any, settings: Settings, dagster_run_id: str) -> None:
         super().__init__(settings, mlflow_resource.tracking_client)
@@ -111,7 +111,7 @@ class Tracking(Connection):
         return self._parent.info.run_id
 
     def run_url(self, run_id: str) -> str:
-        """Where people open an MLflow run."""
+        """Return the address of an MLflow run in MLflow's UI."""
         experiment = self._parent.info.experiment_id
         return f"{self._settings.mlflow.ui_url.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
 
@@ -148,12 +148,12 @@ class Tracking(Connection):
             self._mlflow.end_run(FINISHED)
 
     def _give_up(self) -> None:
-        """End the open run as failed; of a server that is away the error on its way says enough."""
+        """End the open run as failed; where the server is away, the error already raised is enough."""
         with suppress(TrackingError), self.answers():
             self._mlflow.end_run(FAILED)
 
     def origin(self, asset: str, partition_key: str) -> dict[str, str]:
-        """Give the tags that lead back to the Dagster run, asset and partition."""
+        """Return the tags that link to the Dagster run, asset and partition."""
         dagster_url = self._settings.dagster.ui_url.rstrip("/")
         return {
             # Not "dagster_run_id": dagster-mlflow finds the parent by that tag.
@@ -178,7 +178,7 @@ class Tracking(Connection):
         """Attach a model file to a run, as a model that ``mlflow.pyfunc`` loads.
 
         Args:
-            content: what `Model.to_bytes` gave.
+            content: the model file, from `Model.to_bytes`.
             run_id: an MLflow run, open or not.
 
         Raises:
@@ -234,14 +234,14 @@ def tracking_resource(settings: Settings) -> dg.ResourceDefinition:
 
 
 def _limit_client() -> None:
-    """Let MLflow's client give up in time and report to nobody."""
+    """Limit how long MLflow's client tries, and turn its telemetry off."""
     for name, limit in CLIENT_LIMITS.items():
         os.environ.setdefault(name, limit)
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
 def _parent_tags(settings: Settings, run: dg.DagsterRun) -> dict[str, str]:
-    """Name the parent run by what people look for, the hours, and link it to the Dagster run."""
+    """Return the tags that name the parent run by its hours and link it to the Dagster run."""
     first = run.tags.get("dagster/asset_partition_range_start", run.tags.get("dagster/partition", ""))
     last = run.tags.get("dagster/asset_partition_range_end", first)
     job = "assets" if run.job_name.startswith("__") else run.job_name
@@ -264,7 +264,7 @@ def _start(uri: str, settings: Settings, context: dg.InitResourceContext) -> Any
 
 
 def _prepare_store(uri: str, settings: Settings) -> None:
-    """Create what MLflow expects to exist; the artifacts of a local store stay inside the data folder."""
+    """Create the folder and experiment of a local store; its artifacts stay inside the data folder."""
     from mlflow import MlflowClient
 
     if not uri.startswith("sqlite:///"):

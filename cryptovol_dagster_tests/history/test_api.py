@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -38,7 +37,7 @@ def server(shared: CandleServer) -> CandleServer:
 def api(server: CandleServer, waits: list[float] | None = None, **settings: float) -> CandleApi:
     chosen = HistorySettings.model_validate({"url": server.url, "requests_per_s": 1_000, **settings})
     sleep = time.sleep if waits is None else waits.append
-    return CandleApi(chosen, rng=random.Random(1), sleep=sleep)
+    return CandleApi(chosen, sleep=sleep)
 
 
 def page(api: CandleApi, minutes: int = 10) -> pd.DataFrame:

@@ -13,8 +13,10 @@ import pytest
 from cryptovol_dagster.core.drift.limits import DriftLimits, LimitsInForce, limits_in_force
 from cryptovol_dagster.monitoring.evidently import (
     DRIFT,
+    Criteria,
     EvidentlyError,
     EvidentlyReport,
+    Sampling,
     Side,
     comparison_report,
     data_quality_report,
@@ -55,10 +57,8 @@ def _compare(
         Side("reference", "hours before", reference),
         Side("recent", HOUR, current),
         schema,
-        limits=limits,
-        max_rows=500,
-        seed=1,
-        **more,
+        Criteria(limits, **more),
+        Sampling(max_rows=500, seed=1),
     )
 
 
@@ -177,7 +177,7 @@ def test_data_quality_counts_rows_that_are_twice_constant_missing_and_infinite()
     frame.loc[rows - 1, "at"] = frame.loc[0, "at"]
     frame.loc[5, "value"] = np.inf
     side = Side("the hour", HOUR, frame)
-    report = data_quality_report(HOUR, side, TYPED, ("at", "product"), max_rows=30, seed=1)
+    report = data_quality_report(HOUR, side, TYPED, ("at", "product"), Sampling(max_rows=30, seed=1))
     summary = report.summary
     assert report.rows == {"the hour": 30}
     assert summary["duplicate_rows"] == 1
@@ -188,4 +188,4 @@ def test_data_quality_counts_rows_that_are_twice_constant_missing_and_infinite()
     assert b"1 duplicate rows" in report.html
     text = Side("the hour", HOUR, frame.astype({"value": object}))
     with pytest.raises(EvidentlyError, match=r"value: expected number \(double\), found text \(object\)"):
-        data_quality_report(HOUR, text, TYPED, ("at", "product"), max_rows=30, seed=1)
+        data_quality_report(HOUR, text, TYPED, ("at", "product"), Sampling(max_rows=30, seed=1))

@@ -93,6 +93,16 @@ def test_the_newest_come_first_and_links_lead_to_files_of_the_lake(lake: Lake, r
     assert page.count('class="over"') == 1
 
 
+def test_a_hostile_file_name_is_escaped_as_text_and_quoted_as_link(lake: Lake, reports: Reports) -> None:
+    name = "\"><script>alert('x')<%2f.png"
+    reports.write(reports.reports_dir / "plots" / name, b"")
+    page = write_index(lake, reports, SPEC).read_text()
+    assert "<script>" not in page
+    assert "<b>&#34;&gt;&lt;script&gt;alert(&#39;x&#39;)&lt;%2f</b>" in page
+    (link,) = re.findall(r'href="([^"]+)"', page)
+    assert unquote(link) == f"plots/{name}"
+
+
 def test_each_hour_shows_the_limit_that_was_in_force_for_it(lake: Lake, reports: Reports) -> None:
     _scored(lake, FIRST, 0.25)
     _scored(lake, SECOND, 0.25, limit=0.2)

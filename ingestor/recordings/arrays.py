@@ -12,8 +12,9 @@ import numpy.typing as npt
 
 
 class TickArrays(TypedDict):
-    """Ticks in recorded order: exactly the fields of `core.ticks.TickColumns`, all arrays equally long.
+    """Ticks in recorded order, all arrays equally long, with the fields of `core.market.ticks.TickColumns`.
 
+    They are declared twice because the recorder may not import the pipeline, and core imports no reader.
     Codes mean the same in every chunk of one recording: later chunks may only extend `products` and
     `connections`.
     """

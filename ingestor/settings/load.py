@@ -43,7 +43,7 @@ class LoadedSettings:
 
 # The two bases' own kinds of model_config are both plain dictionaries.
 class _Layers(BaseSettings, Settings):  # pyright: ignore[reportIncompatibleVariableOverride]
-    """Gives pydantic-settings' own readers of .env and environment the shape of `Settings`."""
+    """The shape of `Settings` for pydantic-settings' own readers of .env and environment."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENV_PREFIX,
@@ -258,7 +258,7 @@ def _display(value: Any) -> str:
 
 
 def _spread(sources: Mapping[str, str], settings: Settings) -> dict[str, str]:
-    """Give every leaf the most specific place that set it."""
+    """Return for every leaf the most specific place that set it."""
     spread: dict[str, str] = {}
     for key, _ in _leaves(settings):
         parts = key.split(".")

@@ -247,18 +247,25 @@ class SplitSettings(Section):
     )
 
 
+# What both timescales declare alike. Not a base class: its fields would come first, and the order of the keys
+# in `cryptovol config` would change.
+BarInterval = Annotated[PositiveInt, Field(description="length of a bar")]
+Windows = Annotated[tuple[PositiveInt, ...], Field(description="feature windows, in bars")]
+HalfLives = Annotated[tuple[PositiveInt, ...], Field(description="half-lives of the EWMA features, in bars")]
+Quantile = Annotated[
+    float, Field(gt=0.5, lt=1, description="a spike is at or over this quantile of the training span")
+]
+DEFAULT_QUANTILE = 0.90
+
+
 class TimescaleSettings(Section):
     """One timescale of the chain bars → features → labels → splits → models → evaluation."""
 
-    bar_interval_s: PositiveInt = Field(description="length of a bar")
-    windows_bars: tuple[PositiveInt, ...] = Field(description="feature windows, in bars")
-    ewma_half_lives_bars: tuple[PositiveInt, ...] = Field(
-        description="half-lives of the EWMA features, in bars"
-    )
+    bar_interval_s: BarInterval
+    windows_bars: Windows
+    ewma_half_lives_bars: HalfLives
     horizon_bars: PositiveInt = Field(description="H: the label looks at (t, t+H]")
-    quantile: float = Field(
-        default=0.90, gt=0.5, lt=1, description="a spike is at or over this quantile of the training span"
-    )
+    quantile: Quantile = DEFAULT_QUANTILE
     stale_after_s: PositiveFloat = Field(default=10.0, description="a quote older than this is stale")
     gap_after_s: PositiveFloat = Field(default=30.0, description="no message for this long opens a gap")
     label_max_age_s: PositiveFloat = Field(
@@ -314,13 +321,9 @@ class MinutesSettings(Section):
     """1-min bars from imported candles and the feed's trades; days as partitions."""
 
     enabled: bool = Field(default=True, description="whether the chain of the minutes is there at all")
-    bar_interval_s: PositiveInt = Field(default=60, description="length of a bar")
-    windows_bars: tuple[PositiveInt, ...] = Field(
-        default=(1, 2, 3, 5, 10, 15, 30, 60, 120, 240, 720, 1_440), description="feature windows, in bars"
-    )
-    ewma_half_lives_bars: tuple[PositiveInt, ...] = Field(
-        default=(5, 20, 60, 300), description="half-lives of the EWMA features, in bars"
-    )
+    bar_interval_s: BarInterval = 60
+    windows_bars: Windows = (1, 2, 3, 5, 10, 15, 30, 60, 120, 240, 720, 1_440)
+    ewma_half_lives_bars: HalfLives = (5, 20, 60, 300)
     horizons: tuple[HorizonSettings, ...] = Field(
         default=(
             HorizonSettings(bars=5, target="garman_klass"),
@@ -329,9 +332,7 @@ class MinutesSettings(Section):
         min_length=1,
         description="one chain each, from labels to champion",
     )
-    quantile: float = Field(
-        default=0.90, gt=0.5, lt=1, description="a spike is at or over this quantile of the training span"
-    )
+    quantile: Quantile = DEFAULT_QUANTILE
     stale_after_s: PositiveFloat = Field(default=180.0, description="an older price is stale")
     gap_after_s: PositiveFloat = Field(default=300.0, description="no trade for this long opens a gap")
     label_max_age_s: PositiveFloat = Field(

@@ -1,4 +1,4 @@
-"""What faults do to a frame's bytes: spoilt, drifted, with a wrong time, unheard of, or far too large."""
+"""The damage that faults do to a frame: malformed, drifted, a wrong time or channel, far too large."""
 
 from __future__ import annotations
 

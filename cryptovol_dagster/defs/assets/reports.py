@@ -39,7 +39,7 @@ from cryptovol_dagster.lake.plans import read_problem
 from cryptovol_dagster.monitoring import drift, performance
 from cryptovol_dagster.monitoring import evidently as evidently_report
 from cryptovol_dagster.monitoring import rows as report_rows
-from cryptovol_dagster.monitoring.evidently import EvidentlyReport, Side
+from cryptovol_dagster.monitoring.evidently import Criteria, EvidentlyReport, Sampling, Side
 from cryptovol_dagster.monitoring.index import SUMMARY, write_index
 from ingestor.settings.sections import MonitoringSettings
 
@@ -97,8 +97,7 @@ def data_quality_report_asset(
             side,
             report_rows.quality_columns(schemas.bars(spec), schemas.features(spec)),
             report_rows.ROW_KEY,
-            max_rows=monitoring.report_max_rows,
-            seed=seed,
+            Sampling(monitoring.report_max_rows, seed),
         )
         _publish(context, lake, reports.of(spec.name), spec, report, monitoring.report_pages_kept)
         # Here, not beside the bars: matplotlib alone takes longer to import than the hour's market to make.
@@ -149,9 +148,8 @@ def train_test_report_asset(
                 _side("test", problem, problem.split.test),
                 columns,
                 # Trainings a retrain apart share nearly all their rows: they are no pairs to learn from.
-                limits=limits_in_force([], columns.names, fixed_limits(monitoring)),
-                max_rows=monitoring.report_max_rows,
-                seed=seed,
+                Criteria(limits_in_force([], columns.names, fixed_limits(monitoring))),
+                Sampling(monitoring.report_max_rows, seed),
             )
             _publish(context, lake, reports.of(spec.name), spec, report, monitoring.report_pages_kept)
         return dg.MaterializeResult()
@@ -185,7 +183,7 @@ def drift_report_asset(
         there are some. The page says what the limits were calibrated on, or that they were not.
         """
         key = _newest_of(context, context.partition_keys)
-        report = _drift_of(lake, spec, key, window, monitoring.report_max_rows, seed)
+        report = _drift_of(lake, spec, key, window, Sampling(monitoring.report_max_rows, seed))
         _publish(context, lake, reports.of(spec.name), spec, report, monitoring.report_pages_kept)
         return dg.MaterializeResult()
 
@@ -193,7 +191,7 @@ def drift_report_asset(
 
 
 def _drift_of(
-    lake: Lake, spec: TimescaleSpec, key: str, window: drift.DriftWindow, max_rows: int, seed: int
+    lake: Lake, spec: TimescaleSpec, key: str, window: drift.DriftWindow, sampling: Sampling
 ) -> EvidentlyReport:
     """Compare the features of an hour, and the champion's scores on it, with those of the hours before."""
     before = drift.partitions_before(key, window.reference_hours)
@@ -211,11 +209,12 @@ def _drift_of(
         Side("reference", span, reference),
         Side("recent", key, recent),
         report_rows.with_columns(report_rows.feature_columns(schemas.features(spec)), performance.OUTCOMES),
-        limits=scores.limits,
-        max_rows=max_rows,
-        seed=seed,
-        measured={**scores.drift.columns, **outcomes.columns} if is_scored else None,
-        beside=outcomes.limits,
+        Criteria(
+            scores.limits,
+            measured={**scores.drift.columns, **outcomes.columns} if is_scored else None,
+            beside=outcomes.limits,
+        ),
+        sampling,
     )
 
 

@@ -63,11 +63,11 @@ def shown(monkeypatch: pytest.MonkeyPatch) -> list[Side]:
         return EvidentlyReport(f"<html>{kind}".encode(), b"{}", {**summary, "verdict": "stub", **more})
 
     def compare(
-        kind: str, as_of: str, reference: Side, current: Side, schema: pa.Schema, **_: Any
+        kind: str, as_of: str, reference: Side, current: Side, schema: pa.Schema, *_: Any
     ) -> EvidentlyReport:
         return report(kind, as_of, (reference, current), schema, share_over=0.25, **MOVED)
 
-    def quality(as_of: str, side: Side, schema: pa.Schema, key: tuple[str, ...], **_: Any) -> EvidentlyReport:
+    def quality(as_of: str, side: Side, schema: pa.Schema, key: tuple[str, ...], *_: Any) -> EvidentlyReport:
         assert not side.frame.duplicated(list(key)).any()
         return report(evidently_report.DATA_QUALITY, as_of, (side,), schema, share_over=None)
 

@@ -8,6 +8,7 @@ import pytest
 
 from cryptovol_dagster_tests.places import REPOSITORY
 from ingestor.settings import Settings, SettingsError, load_settings
+from ingestor.settings.sections import MinutesSettings, TimescaleSettings
 
 
 @pytest.fixture
@@ -32,6 +33,14 @@ def test_without_a_file_everything_is_a_default(tmp_path, monkeypatch):
     assert loaded.config_file is None
     assert loaded.settings.kafka.is_embedded
     assert {source for _, _, source in loaded.rows()} == {"default"}
+
+
+def test_both_timescales_declare_alike_what_they_share() -> None:
+    seconds, minutes = TimescaleSettings.model_fields, MinutesSettings.model_fields
+    for name in ("bar_interval_s", "windows_bars", "ewma_half_lives_bars", "quantile"):
+        first, second = seconds[name], minutes[name]
+        assert (first.annotation, first.description) == (second.annotation, second.description), name
+        assert first.metadata == second.metadata, name
 
 
 def test_one_key_of_a_section_leaves_the_others_at_their_defaults(config):
