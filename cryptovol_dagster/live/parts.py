@@ -14,7 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cryptovol_dagster.core.features.live import LiveRows
+from cryptovol_dagster.core.features.live_rows import LiveRows
 from cryptovol_dagster.live.errors import LiveError
 
 _VERSION_KEY = b"cryptovol_feature_version"
