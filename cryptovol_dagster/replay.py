@@ -30,7 +30,7 @@ from cryptovol_dagster.core.market.bars import build_bars, tick_ahead_ns, tick_r
 from cryptovol_dagster.core.market.cleaning import TickCleaner, TickCounts, order_ticks
 from cryptovol_dagster.core.market.ticks import TickColumns
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
-from cryptovol_dagster.core.times import HOUR_NS
+from cryptovol_dagster.core.times import DAY_NS, HOUR_NS
 from cryptovol_dagster.lake.atomic import atomic_writer
 from ingestor.archive.layout import files_in, hour_folders
 from ingestor.envelope import TICKS
@@ -45,7 +45,7 @@ REPEAT_HORIZON_NS = 120 * NS
 #: Hours computed in one go once they are closed; more would only cost memory.
 HOURS_AT_ONCE = 6
 #: A longer hole is a wrong clock or two recordings, not a pause.
-LONGEST_HOLE_NS = 31 * 24 * HOUR_NS
+LONGEST_HOLE_NS = 31 * DAY_NS
 
 
 class ReplayError(CryptovolError):
@@ -150,7 +150,7 @@ class FeatureStream:
             raise ReplayError(
                 f"event time jumps between {_iso(self._newest_ns or oldest_ns)} and "
                 f"{_iso(newest_ns if oldest_ns >= self._newest_ns else oldest_ns)}: "
-                f"more than {LONGEST_HOLE_NS // (24 * HOUR_NS)} days; replay the parts one by one"
+                f"more than {LONGEST_HOLE_NS // DAY_NS} days; replay the parts one by one"
             )
         self._newest_ns = max(newest_ns, self._newest_ns)
         self._open.append(kept)

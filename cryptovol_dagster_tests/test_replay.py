@@ -220,7 +220,10 @@ def test_an_earlier_result_survives_a_disk_that_fills_at_the_end(
     out.write_text("earlier")
     recording = write_recording(tmp_path / "ticks.ndjson", random_ticks(1, seconds=60, faults=False))
 
-    def full(writer: object) -> None:
+    close = pq.ParquetWriter.close
+
+    def full(writer: pq.ParquetWriter) -> None:
+        close(writer)
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(pq.ParquetWriter, "close", full)

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cryptovol_dagster.chains import SECONDS, timescale_specs
-from cryptovol_dagster.core.times import HOUR_NS, hour_key
+from cryptovol_dagster.core.specs import NS
+from cryptovol_dagster.core.times import DAY_NS, HOUR_NS, hour_key
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.machine.instance import running_instance
 from cryptovol_dagster.machine.reachable import accepts, answers
@@ -24,8 +25,6 @@ from ingestor.audit.span import archive_runs
 from ingestor.envelope import EVENTS, TICKS
 from ingestor.settings import Settings
 
-NS = 1_000_000_000
-DAY_NS = 24 * HOUR_NS
 #: Made of an hour as soon as it has closed; the assets after them follow the schedule of retrains.
 MARKET_ASSETS = ("bars", "features", "labels")
 #: How long after its closing an hour may lack what is made of it.

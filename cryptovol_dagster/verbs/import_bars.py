@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.verbs.options import json_option
 from ingestor.errors import CryptovolError
 from ingestor.settings import load_settings
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from ingestor.settings import Settings
 
 LOG = logging.getLogger(__name__)
-_NS = 1_000_000_000
 _INTERRUPTED = 130
 #: Called with minutes done and minutes in all.
 Tell = Callable[[int, int], None]
@@ -49,7 +49,7 @@ class _Moment(click.ParamType):
             moment = datetime.fromisoformat(value.removesuffix("Z")).replace(tzinfo=UTC)
         except ValueError:
             self.fail(f"{value!r} is no day (2024-01-31) or time (2024-01-31T05:00), UTC", param, ctx)
-        return int(moment.timestamp()) * _NS
+        return int(moment.timestamp()) * NS
 
 
 @dataclass

@@ -27,12 +27,13 @@ from cryptovol_dagster.core.market.cleaning import (
 )
 from cryptovol_dagster.core.market.ticks import TickColumns, TradeColumns
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
+from cryptovol_dagster.core.times import HOUR_NS
 
 #: A silent partition has its bars rebuilt back to its last tick, at most this far.
 #: It also has rows for this long after its last tick.
-LONGEST_SILENCE_NS = 3_600 * NS
+LONGEST_SILENCE_NS = HOUR_NS
 #: Event time that jumps further ahead is another recording: no rows are published in between.
-LONGEST_HOLE_NS = 6 * 3_600 * NS
+LONGEST_HOLE_NS = 6 * HOUR_NS
 
 
 class FeatureWindow:

@@ -9,6 +9,7 @@ import dagster as dg
 import pyarrow as pa
 
 from cryptovol_dagster.core.market.candle_rollup import CANDLES, ROLLUP_VERSION
+from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.defs.assets.ingestion import GROUP, TAGS
 from cryptovol_dagster.defs.metadata import OWNERS, lake_name, rows_and_path, schema_metadata, timescale_tags
 from cryptovol_dagster.defs.partitions import look_back
@@ -82,7 +83,7 @@ def _write_day(
     lake: Lake, history: History, products: Sequence[str], days: dg.TimeWindowPartitionsDefinition, key: str
 ) -> dict[str, object]:
     window = days.time_window_for_partition_key(key)
-    start_ns, end_ns = (int(moment.timestamp()) * 1_000_000_000 for moment in (window.start, window.end))
+    start_ns, end_ns = (int(moment.timestamp()) * NS for moment in (window.start, window.end))
     found = read_candles(lake, history, products, start_ns, end_ns)
     name, summary = lake_name(CANDLES_KEY), found.summary()
     # The numbers first: a table without them would be one whose overlap nobody has looked at.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.core.times import HOUR_NS, hour_key, hour_window
 from cryptovol_dagster.defs.automation.jobs import market_keys
 from cryptovol_dagster.lake import look_back
@@ -32,7 +32,7 @@ def closed_hours_sensor(
     spec: TimescaleSpec, hours: dg.HourlyPartitionsDefinition, job: "UnresolvedAssetJobDefinition"
 ) -> dg.SensorDefinition:
     """Build the sensor that hands closed raw hours to the market assets."""
-    first_key = hour_key(int(hours.start.timestamp()) * 1_000_000_000)
+    first_key = hour_key(int(hours.start.timestamp()) * NS)
     last = spec.asset("labels")
     hours_back = max(1, look_back.feature_look_back(spec), look_back.label_look_back(spec))
 
