@@ -1,4 +1,4 @@
-"""Recording → features without Dagster: the same functions as the hourly assets, streamed hour by hour.
+"""Recording → features without Dagster: the functions of the hourly assets, streamed hour by hour.
 
 Belongs here: reading recordings in order of time, carrying the look-back from hour to hour, writing the rows.
 Does not belong here: any computation on ticks, bars or features.
@@ -7,11 +7,10 @@ Does not belong here: any computation on ticks, bars or features.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,7 +30,8 @@ from cryptovol_dagster.core.market.bars import build_bars, tick_ahead_ns, tick_r
 from cryptovol_dagster.core.market.cleaning import TickCleaner, TickCounts, order_ticks
 from cryptovol_dagster.core.market.ticks import TickColumns
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
-from cryptovol_dagster.core.times import HOUR_NS
+from cryptovol_dagster.core.times import DAY_NS, HOUR_NS
+from cryptovol_dagster.lake.atomic import atomic_writer
 from ingestor.archive.layout import files_in, hour_folders
 from ingestor.envelope import TICKS
 from ingestor.errors import CryptovolError
@@ -44,8 +44,8 @@ SETTLE_NS = 120 * NS
 REPEAT_HORIZON_NS = 120 * NS
 #: Hours computed in one go once they are closed; more would only cost memory.
 HOURS_AT_ONCE = 6
-#: A hole longer than this is a wrong clock or two recordings, not a pause.
-LONGEST_HOLE_NS = 31 * 24 * HOUR_NS
+#: A longer hole is a wrong clock or two recordings, not a pause.
+LONGEST_HOLE_NS = 31 * DAY_NS
 
 
 class ReplayError(CryptovolError):
@@ -54,7 +54,7 @@ class ReplayError(CryptovolError):
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """What a replay read and made.
+    """What a replay read and computed.
 
     Attributes:
         files: recordings read.
@@ -70,7 +70,7 @@ class ReplayResult:
         duplicates: ticks left out as repeats.
         late: ticks left out as too late.
         rejected: ticks left out for want of a usable quote.
-        rows: (product, bar) rows made.
+        rows: (product, bar) rows computed.
         valid_rows: rows that may be scored.
         reasons: rows by reason.
         out_of_bounds: bars that moved too far in one step to be summed.
@@ -126,11 +126,11 @@ class FeatureStream:
 
     @property
     def products(self) -> tuple[str, ...]:
-        """Products met so far."""
+        """Products seen so far."""
         return self._cleaner.products
 
     def add(self, ticks: TickColumns) -> None:
-        """Take the next ticks in recorded order.
+        """Add the next ticks in recorded order.
 
         Raises:
             ReplayError: event time jumps so far that the hours between would be no data at all.
@@ -150,18 +150,18 @@ class FeatureStream:
             raise ReplayError(
                 f"event time jumps between {_iso(self._newest_ns or oldest_ns)} and "
                 f"{_iso(newest_ns if oldest_ns >= self._newest_ns else oldest_ns)}: "
-                f"more than {LONGEST_HOLE_NS // (24 * HOUR_NS)} days; replay the parts one by one"
+                f"more than {LONGEST_HOLE_NS // DAY_NS} days; replay the parts one by one"
             )
         self._newest_ns = max(newest_ns, self._newest_ns)
         self._open.append(kept)
 
     def close_until(self, watermark_ns: int) -> Iterator[FeatureGrid]:
-        """Features of the hours that end `SETTLE_NS` before the watermark: nothing more comes for them."""
+        """Yield the features of the hours that end `SETTLE_NS` before the watermark: they are complete."""
         settle_ns = max(SETTLE_NS, tick_ahead_ns(self._spec))
         yield from self._close((watermark_ns - settle_ns) // HOUR_NS * HOUR_NS)
 
     def finish(self) -> Iterator[FeatureGrid]:
-        """Features of the hours that are still open."""
+        """Yield the features of the hours that are still open."""
         yield from self._close(-(-(self._newest_ns + 1) // HOUR_NS) * HOUR_NS)
 
     def _close(self, until_ns: int) -> Iterator[FeatureGrid]:
@@ -225,13 +225,34 @@ def replay(
             _take(grid, sink, reasons)
         if stream.start_ns is None or stream.end_ns is None:
             raise ReplayError(_nothing_usable(sources, stream.counts, products))
+    return _result(
+        sources,
+        stream,
+        reasons,
+        span=(stream.start_ns, stream.end_ns),
+        version=feature_hash(spec),
+        out=None if out is None else str(out),
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _result(
+    sources: _Sources,
+    stream: FeatureStream,
+    reasons: Counter[int],
+    *,
+    span: tuple[int, int],
+    version: str,
+    out: str | None,
+    seconds: float,
+) -> ReplayResult:
     counts = stream.counts
     return ReplayResult(
-        files=len(files),
+        files=len(sources.files),
         formats=tuple(dict.fromkeys(count.format for count in sources.counts)),
         products=stream.products,
-        start=_iso(stream.start_ns),
-        end=_iso(stream.end_ns),
+        start=_iso(span[0]),
+        end=_iso(span[1]),
         lines=sum(count.lines for count in sources.counts),
         unreadable=sum(count.unreadable for count in sources.counts),
         missing=sum(count.missing for count in sources.counts),
@@ -244,9 +265,9 @@ def replay(
         valid_rows=reasons[Reason.OK],
         reasons={reason.name.lower(): reasons[reason] for reason in Reason if reasons[reason]},
         out_of_bounds=stream.out_of_bounds,
-        feature_hash=feature_hash(spec),
-        out=None if out is None else str(out),
-        seconds=time.perf_counter() - began,
+        feature_hash=version,
+        out=out,
+        seconds=seconds,
     )
 
 
@@ -305,7 +326,7 @@ class _Sources:
                 continue
             ticks = TickColumns.from_arrays(chunk)
             if len(self.files) > 1 and reader.counts.format not in RAW_FORMATS:
-                # Names that a reader made up, or a recorder's own counters, say nothing beyond their file.
+                # A reader's invented names and a recorder's own counters are unique within their file only.
                 ticks = _named_by_file(ticks, name)
             reading[name] = (max(newest_ns, int(ticks.event_time_ns.max())), reader)
             watermark_ns = min(newest for newest, _ in reading.values())
@@ -337,56 +358,48 @@ class _Sink:
 
 
 class _FileSink(_Sink):
-    """Writes beside the target and replaces it at the end; after an error the target is as it was."""
+    """Writes a file that replaces the target at the end; after an error the target is as it was."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
+        self._open = ExitStack()
         self._parquet: pq.ParquetWriter | None = None
         self._has_header = False
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        except OSError as error:
-            raise ReplayError(f"{path}: cannot be written: {error.strerror}") from error
-        os.close(handle)
-        self._temporary = Path(name)
+        with self._failing():
+            self._file = self._open.enter_context(atomic_writer(path))
 
     def write(self, grid: FeatureGrid) -> None:
         frame = grid.to_frame()
-        try:
+        with self._failing():
             if self._path.suffix == ".csv":
                 self._write_csv(frame)
             else:
                 self._write_parquet(frame)
-        except OSError as error:
-            raise ReplayError(f"{self._path}: cannot be written: {error.strerror or error}") from error
 
     def _write_csv(self, frame: pd.DataFrame) -> None:
-        frame.to_csv(self._temporary, mode="a", header=not self._has_header, index=False)
+        frame.to_csv(self._file, mode="wb", header=not self._has_header, index=False)
         self._has_header = True
 
     def _write_parquet(self, frame: pd.DataFrame) -> None:
         table = pa.Table.from_pandas(frame.astype({"product": str}), preserve_index=False)
         if self._parquet is None:
-            self._parquet = pq.ParquetWriter(self._temporary, table.schema, compression="zstd")
+            writer = pq.ParquetWriter(self._file, table.schema, compression="zstd")
+            self._parquet = self._open.enter_context(writer)
         self._parquet.write_table(table)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with self._failing():
+            self._open.__exit__(kind, error, trace)
+
+    @contextmanager
+    def _failing(self) -> Iterator[None]:
+        """Name the target where the system refuses to write it."""
         try:
-            if self._parquet is not None:
-                self._parquet.close()
-            if kind is None:
-                # A temporary file is private; the result is like any other file of the user's.
-                umask = os.umask(0)
-                os.umask(umask)
-                self._temporary.chmod(0o666 & ~umask)
-                self._temporary.replace(self._path)
-        except OSError as failure:
-            raise ReplayError(f"{self._path}: cannot be written: {failure.strerror or failure}") from failure
-        finally:
-            self._temporary.unlink(missing_ok=True)
+            yield
+        except OSError as error:
+            raise ReplayError(f"{self._path}: cannot be written: {error.strerror or error}") from error
 
 
 def _sink(out: Path | str | None) -> _Sink:

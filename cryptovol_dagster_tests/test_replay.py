@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import json
 from dataclasses import replace
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
@@ -209,6 +211,26 @@ def test_an_earlier_result_survives_a_replay_that_fails(tmp_path: Path) -> None:
         replay([broken], spec=SPEC, out=out)
     assert out.read_text() == "earlier"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.ndjson", "features.parquet"]
+
+
+def test_an_earlier_result_survives_a_disk_that_fills_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "features.parquet"
+    out.write_text("earlier")
+    recording = write_recording(tmp_path / "ticks.ndjson", random_ticks(1, seconds=60, faults=False))
+
+    close = pq.ParquetWriter.close
+
+    def full(writer: pq.ParquetWriter) -> None:
+        close(writer)
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pq.ParquetWriter, "close", full)
+    with pytest.raises(ReplayError, match=r"features.parquet: cannot be written: No space left on device"):
+        replay([recording], spec=SPEC, out=out)
+    assert out.read_text() == "earlier"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features.parquet", "ticks.ndjson"]
 
 
 def run(*arguments: str):

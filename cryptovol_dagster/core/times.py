@@ -1,4 +1,7 @@
-"""Partition keys and the spans of time they name: hours and days, in UTC."""
+"""Partition keys and the spans of time they name: hours and days, in UTC.
+
+The recorder has its own `ingestor.times`: neither side may import the other's. A test compares the two.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ import re
 from datetime import UTC, datetime
 from functools import lru_cache
 
-from cryptovol_dagster.core.specs import NS
+from cryptovol_dagster.core.specs import HOUR_S, NS
 from ingestor.errors import CryptovolError
 
-HOUR_NS = 3_600 * NS
+HOUR_NS = HOUR_S * NS
 DAY_NS = 24 * HOUR_NS
 KEY_FORMAT, DAY_FORMAT = "%Y-%m-%d-%H:%M", "%Y-%m-%d"
 _DAY_KEY = re.compile(r"\d{4}-\d{2}-\d{2}$")
@@ -20,7 +23,7 @@ class PartitionKeyError(CryptovolError, ValueError):
 
 
 def hour_window(partition_key: str) -> tuple[int, int]:
-    """Give the window ``[start_ns, end_ns)`` of an hourly partition key (``2026-04-04-03:00``, UTC).
+    """Return the window ``[start_ns, end_ns)`` of an hourly partition key (``2026-04-04-03:00``, UTC).
 
     Raises:
         PartitionKeyError: the key is not an hour.
@@ -38,19 +41,19 @@ def hour_window(partition_key: str) -> tuple[int, int]:
 
 
 def hour_key(time_ns: int) -> str:
-    """Give the key of the hour that contains `time_ns` (UTC nanoseconds)."""
-    return datetime.fromtimestamp(time_ns // HOUR_NS * 3_600, tz=UTC).strftime(KEY_FORMAT)
+    """Return the key of the hour that contains `time_ns` (UTC nanoseconds)."""
+    return partition_at(time_ns, HOUR_NS)
 
 
 def hour_keys(start_ns: int, end_ns: int) -> list[str]:
-    """Give the keys of the hours that ``[start_ns, end_ns)`` touches, oldest first."""
-    return [hour_key(hour) for hour in range(start_ns // HOUR_NS * HOUR_NS, end_ns, HOUR_NS)]
+    """Return the keys of the hours that ``[start_ns, end_ns)`` touches, oldest first."""
+    return partitions_between(start_ns, end_ns, HOUR_NS)
 
 
-# A month of hours is named again for each of its hours.
+# For each hour of a month, the whole month's keys are asked for again.
 @lru_cache(maxsize=2_000)
 def partition_window(partition_key: str) -> tuple[int, int]:
-    """Give the window ``[start_ns, end_ns)`` of an hourly or a daily partition key (``2026-04-04``, UTC).
+    """Return the window ``[start_ns, end_ns)`` of an hourly or a daily partition key (``2026-04-04``, UTC).
 
     Raises:
         PartitionKeyError: the key is neither.
@@ -66,15 +69,18 @@ def partition_window(partition_key: str) -> tuple[int, int]:
 
 
 def partition_at(time_ns: int, length_ns: int) -> str:
-    """Give the key of the partition of this length (an hour or a day) that contains `time_ns`."""
-    start_s = time_ns // length_ns * length_ns // 1_000_000_000
-    return datetime.fromtimestamp(start_s, tz=UTC).strftime(
-        KEY_FORMAT if length_ns == HOUR_NS else DAY_FORMAT
-    )
+    """Return the key of the partition that contains `time_ns`.
+
+    Args:
+        time_ns: UTC nanoseconds.
+        length_ns: length of a partition, an hour or a day.
+    """
+    start = datetime.fromtimestamp(time_ns // length_ns * length_ns // NS, tz=UTC)
+    return start.strftime(KEY_FORMAT if length_ns == HOUR_NS else DAY_FORMAT)
 
 
 def partitions_between(start_ns: int, end_ns: int, length_ns: int) -> list[str]:
-    """Give the keys of the partitions that ``[start_ns, end_ns)`` touches, oldest first."""
+    """Return the keys of the partitions that ``[start_ns, end_ns)`` touches, oldest first."""
     first = start_ns // length_ns * length_ns
     return [partition_at(start, length_ns) for start in range(first, end_ns, length_ns)]
 

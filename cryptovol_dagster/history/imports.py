@@ -22,6 +22,7 @@ from cryptovol_dagster.core.market.candle_checks import (
     CandleError,
     check_candles,
 )
+from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.history.store import (
     BAD_ROW,
     NO_CANDLE,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 Format = Literal["csv", "parquet"]
 #: A minute is asked for once it has been over for this long: trades are published late, and an answer that
 #: comes too early would make a hole of a minute that has a candle.
-SETTLED_NS = 120 * 1_000_000_000
+SETTLED_NS = 120 * NS
 _PARQUET_MAGIC = b"PAR1"
 
 

@@ -15,7 +15,6 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from functools import lru_cache
 from pathlib import Path
 
@@ -34,7 +33,7 @@ from cryptovol_dagster.core.market.candle_checks import (
     runs_of_minutes,
     same_values,
 )
-from cryptovol_dagster.core.times import iso_utc
+from cryptovol_dagster.core.times import DAY_NS, iso_utc, partition_at
 from cryptovol_dagster.lake.atomic import replace_file
 from ingestor.errors import CryptovolError
 
@@ -45,7 +44,6 @@ NO_CANDLE, BAD_ROW, NOT_ASKED = "no_candle", "bad_row", "not_asked"
 ASSET = "minutes/history"
 #: `source` of candles that the exchange's REST interface gave.
 REST = "rest"
-DAY_NS = 86_400 * 1_000_000_000
 
 CANDLES = pa.schema(
     [
@@ -95,7 +93,7 @@ class Recorded:
 
 def day_of(start_ns: int) -> str:
     """Return the day of a time, UTC (``2024-01-31``)."""
-    return datetime.fromtimestamp(start_ns // 1_000_000_000, UTC).strftime("%Y-%m-%d")
+    return partition_at(start_ns, DAY_NS)
 
 
 def hole_minutes(starts: NDArray[np.int64], kind: str, detail: str | Sequence[str] = "") -> pd.DataFrame:

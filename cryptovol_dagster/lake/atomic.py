@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
+
+#: Readable by every user of the lake; a temporary file's 0600 would lock them out.
+_MODE = 0o644
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write `content` to `path` in one step: a temporary file beside it, fsync, rename, fsync of the folder.
+@contextmanager
+def atomic_writer(path: Path) -> Iterator[IO[bytes]]:
+    """Yield a file that replaces `path` when the block ends, durably.
+
+    Readers see the old file or the new one, never a mixture. The order is: write to a temporary file beside
+    `path`, fsync, rename, fsync of the folder. After an error in the block `path` is as it was.
 
     Raises:
         OSError: the folder cannot be written.
@@ -18,10 +28,10 @@ def replace_file(path: Path, content: bytes) -> None:
     temporary = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
+            os.fchmod(file.fileno(), _MODE)
             os.fsync(file.fileno())
-        temporary.chmod(0o644)  # mkstemp's 0600 would lock out other users of the lake
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -30,3 +40,13 @@ def replace_file(path: Path, content: bytes) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`; see `atomic_writer`.
+
+    Raises:
+        OSError: the folder cannot be written.
+    """
+    with atomic_writer(path) as file:
+        file.write(content)

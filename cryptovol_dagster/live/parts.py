@@ -1,12 +1,11 @@
-"""`features.parquet`: a folder of files, one for each product and hour, that readers take for one table.
+"""`features.parquet`: a folder of files, one per product and hour, that readers treat as one table.
 
-``pandas.read_parquet(folder)`` and DuckDB's ``read_parquet('folder/*.parquet')`` see one row a (product,
+``pandas.read_parquet(folder)`` and DuckDB's ``read_parquet('folder/*.parquet')`` see one row per (product,
 bar), the last revision. A file is replaced as a whole, so that a reader never sees half of one.
 """
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from urllib.parse import quote
 
@@ -14,17 +13,18 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cryptovol_dagster.core.features.live import LiveRows
+from cryptovol_dagster.core.features.live_rows import LiveRows
+from cryptovol_dagster.lake.atomic import atomic_writer
 from cryptovol_dagster.live.errors import LiveError
 
 _VERSION_KEY = b"cryptovol_feature_version"
 
 
 class FeatureParts:
-    """Gathers rows and brings the files of their hours up to date at each `flush`."""
+    """Collects rows, and updates the files of their hours at each `flush`."""
 
     def __init__(self, folder: Path, feature_version: str) -> None:
-        """Use `folder`, made when needed.
+        """Use `folder`, created when needed.
 
         Raises:
             LiveError: it cannot be used, or holds features of another version.
@@ -40,31 +40,31 @@ class FeatureParts:
             self._read(newest)
 
     def add(self, rows: LiveRows) -> None:
-        """Take rows; of two with one key the higher revision stays, and of equal ones the later."""
+        """Add rows; of two with one key the higher revision stays, and of equal ones the later."""
         if len(rows):
             self._pending.append(rows)
 
     @property
     def rows_waiting(self) -> int:
-        """Rows taken since the last `flush`."""
+        """Rows added since the last `flush`."""
         return sum(map(len, self._pending))
 
     def drop(self) -> None:
-        """Forget what was not written: whoever owns it now computes it again."""
+        """Drop rows that were not written: the instance that owns them now computes them again."""
         self._pending.clear()
 
     def newest_end_ns(self, product: str, bar_ns: int) -> int | None:
-        """End of a product's newest bar in the files; None where there is none."""
+        """Return the end of a product's newest bar in the files; None where there is none."""
         newest = max(self._folder.glob(f"*_{_name(product)}.parquet"), default=None)
         if newest is None:
             return None
         return int(self._read(newest)["bar_start"].max().value) + bar_ns
 
     def flush(self) -> None:
-        """Write what came since the last time.
+        """Write the rows added since the last `flush`.
 
         Raises:
-            LiveError: a file cannot be read or written; what came stays for the next time.
+            LiveError: a file cannot be read or written; the rows stay for the next `flush`.
         """
         if not self._pending:
             return
@@ -83,15 +83,10 @@ class FeatureParts:
         table = table.replace_schema_metadata(
             {**(table.schema.metadata or {}), _VERSION_KEY: self._version.encode()}
         )
-        temporary = path.with_name(f".{path.name}.{os.getpid()}")
         try:
-            with temporary.open("wb") as file:
+            with atomic_writer(path) as file:
                 pq.write_table(table, file, compression="zstd")
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             raise LiveError(f"{path}: cannot be written: {error.strerror}") from error
 
     def _read(self, path: Path) -> pd.DataFrame:

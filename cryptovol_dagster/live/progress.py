@@ -1,14 +1,16 @@
-"""What a featurizer says of itself while it runs."""
+"""What a featurizer reports of itself while it runs."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from cryptovol_dagster.core.features.live_rows import LiveRows
+
 
 @dataclass(frozen=True)
 class LiveStarted:
-    """Where things are, told once the topics can be read."""
+    """Where things are, reported once the topics can be read."""
 
     bootstrap_servers: str
     topic: str
@@ -22,25 +24,25 @@ class LiveStarted:
 
 @dataclass
 class LiveProgress:
-    """What has come of it so far.
+    """Counts so far.
 
     Attributes:
-        rows: rows told for the first time.
-        revisions: rows told again because they changed.
-        provisional: rows told in a gap, or while the feed was silent.
-        known: rows an earlier run had told, computed again and equal.
+        rows: rows published for the first time.
+        revisions: rows published again because they changed.
+        provisional: rows published in a gap, or while the feed was silent.
+        known: rows an earlier run had published, computed again and equal.
         ticks: ticker entries read from Kafka.
         trades: trades read from Kafka.
         unreadable: records on ticks.raw and trades.raw that are none (raw storage keeps them).
         late: ticks left out as too late for their product.
         duplicates: ticks left out as repeats.
         rejected: ticks left out for want of a usable quote.
-        beyond_reach: ticks and trades that came when their seconds were final.
-        restarts: how often the feed began an earlier (or a far later) time.
+        beyond_reach: ticks and trades that came too late to revise their seconds.
+        restarts: how often another recording began: event time went back, or far ahead.
         products: products followed.
-        newest_bar_end_ns: end of the newest bar told.
+        newest_bar_end_ns: end of the newest bar published.
         behind_s: how far that lies behind the feed's time.
-        recovered: by partition, from where it was recovered.
+        recovered: by partition, where it resumed.
     """
 
     rows: int = 0
@@ -60,15 +62,29 @@ class LiveProgress:
     behind_s: float | None = None
     recovered: dict[int, dict[str, Any]] = field(default_factory=dict)
 
+    def count(self, rows: LiveRows, news: LiveRows) -> None:
+        """Count rows that are ready.
+
+        Args:
+            rows: all of them, at least one.
+            news: those that are new or changed, and therefore published.
+        """
+        revisions = int((news.revision > 0).sum())
+        self.known += len(rows) - len(news)
+        self.rows += len(news) - revisions
+        self.revisions += revisions
+        self.provisional += int(news.provisional.sum())
+        self.newest_bar_end_ns = max(int(rows.bar_end_ns.max()), self.newest_bar_end_ns or 0)
+
     @property
     def revised_share(self) -> float:
-        """Revisions for each row."""
+        """Revisions per row."""
         return self.revisions / self.rows if self.rows else 0.0
 
 
 @dataclass(frozen=True)
 class LiveSummary:
-    """What a run came to: why it ended, how long it took, and what `LiveProgress` counted."""
+    """Result of a run: why it ended, how long it took, and what `LiveProgress` counted."""
 
     ended: str
     seconds: float

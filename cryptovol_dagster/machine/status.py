@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from cryptovol_dagster.chains import timescale_spec, timescale_specs
-from cryptovol_dagster.core.specs import SECONDS, TimescaleSpec
-from cryptovol_dagster.core.times import HOUR_NS, hour_key
+from cryptovol_dagster.core.specs import NS, SECONDS, TimescaleSpec
+from cryptovol_dagster.core.times import DAY_NS, HOUR_NS, hour_key
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.machine.instance import running_instance
 from cryptovol_dagster.machine.reachable import accepts, answers
@@ -25,8 +25,6 @@ from ingestor.audit.span import archive_runs
 from ingestor.envelope import EVENTS, TICKS
 from ingestor.settings import Settings
 
-NS = 1_000_000_000
-DAY_NS = 24 * HOUR_NS
 #: How long after its closing an hour may lack its market assets.
 PATIENCE_S = 900.0
 #: The archive publishes each `storage.flush_s`, and checkpoints come every few seconds.

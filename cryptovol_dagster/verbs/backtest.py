@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import click
 
 from cryptovol_dagster.core.cards.markdown import number
+from cryptovol_dagster.core.specs import DAY_S, NS
 from cryptovol_dagster.verbs.options import json_option
 from cryptovol_dagster.verbs.tables import print_table
 from ingestor.errors import CryptovolError
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
     from cryptovol_dagster.core.learning.dataset import Dataset
     from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
     from ingestor.settings import Settings
-
-_NS = 1_000_000_000
-_DAY_S = 86_400
 
 
 class BacktestError(CryptovolError):
@@ -148,9 +146,9 @@ def _spec(settings: Settings, horizon: int, train_days: int | None, test_days: i
         )
     cut = spec.splits
     if train_days is not None:
-        cut = replace(cut, train_span_s=train_days * _DAY_S)
+        cut = replace(cut, train_span_s=train_days * DAY_S)
     if test_days is not None:
-        cut = replace(cut, test_span_s=test_days * _DAY_S)
+        cut = replace(cut, test_span_s=test_days * DAY_S)
         anchor = (settings.timescales.minutes.retrain_anchor - date(1970, 1, 1)).days
         spec = replace(spec, retrain_every=test_days, retrain_phase=anchor % test_days)
     return replace(spec, splits=cut)
@@ -227,7 +225,7 @@ def _record_look(
         {
             "products": list(rows.products),
             "horizon_bars": spec.horizon_bars,
-            "test_first": iso_utc(ends[0] - spec.splits.test_span_s * _NS),
+            "test_first": iso_utc(ends[0] - spec.splits.test_span_s * NS),
             "test_end": iso_utc(ends[-1]),
             "models": list(names),
             "feature_hash": feature_hash(spec),
@@ -245,20 +243,20 @@ def _require_left_alone(limit: date, asked: _Asked) -> None:
 
 
 def _start_ns(day: date) -> int:
-    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * _NS
+    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp()) * NS
 
 
 def _is_wanted(end_ns: int, spec: TimescaleSpec, holdout_from: date, asked: _Asked) -> bool:
-    as_of = datetime.fromtimestamp((end_ns - spec.partition_ns) // _NS, UTC).date()
+    as_of = datetime.fromtimestamp((end_ns - spec.partition_ns) // NS, UTC).date()
     if (asked.first is not None and as_of < asked.first) or (asked.last is not None and as_of > asked.last):
         return False
-    test_start_ns = end_ns - spec.splits.test_span_s * _NS
+    test_start_ns = end_ns - spec.splits.test_span_s * NS
     return not asked.holdout or test_start_ns >= _start_ns(holdout_from)
 
 
 def _no_fold(settings: Settings, spec: TimescaleSpec, holdout: bool) -> str:
     limit = settings.timescales.minutes.holdout_from
-    needed = (spec.splits.train_span_s + spec.splits.test_span_s) // _DAY_S
+    needed = (spec.splits.train_span_s + spec.splits.test_span_s) // DAY_S
     where = f"of {limit} and later" if holdout else f"before {limit}"
     return f"no fold {where}: {needed} whole days of candles are needed up to a day on which folds end"
 

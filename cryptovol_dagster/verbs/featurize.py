@@ -1,4 +1,4 @@
-"""`cryptovol featurize`: features of every second, as the market goes."""
+"""`cryptovol featurize`: features of every second, live."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ingestor.verbs.bootstrap import bootstrap_option, outside_kafka
 from ingestor.verbs.output import log_to_stderr
 
 if TYPE_CHECKING:
-    from cryptovol_dagster.core.features.live import LiveRows
+    from cryptovol_dagster.core.features.live_rows import LiveRows
     from cryptovol_dagster.live.progress import LiveProgress, LiveStarted, LiveSummary
 
 LOG = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ LOG = logging.getLogger(__name__)
     "--until-idle",
     type=click.FloatRange(0, min_open=True),
     metavar="S",
-    help="Stop once no tick came for S seconds and every second of the last ones is told.",
+    help="Stop once no tick came for S seconds and the last seconds are published.",
 )
 @click.option(
     "--out",
@@ -47,12 +47,12 @@ def featurize(
 ) -> None:
     """Compute features live: ticks.raw → ticks.features and data/processed/features.parquet.
 
-    A second is told about two seconds after its end (live.lateness_s). A tick that comes later, or a loss
-    learnt of late, tells it again with the next revision; the last revision is the row that `cryptovol
-    replay` gives. After any stop, a kill too, it goes on where it left off; several instances share the
-    partitions.
+    The row of a second is published about two seconds after its end (live.lateness_s). If a tick or the
+    report of a loss comes later, the row is published again as its next revision. The last revision equals
+    the row that `cryptovol replay` computes. After any stop, also a kill, it resumes where it stopped.
+    Several instances share the partitions.
 
-    Ctrl-C (or SIGTERM) stops cleanly: everything told is acknowledged and written, exit code 0.
+    Ctrl-C (or SIGTERM) stops cleanly: every published row is acknowledged and written, exit code 0.
 
     \b
     The configured broker:           cryptovol featurize
@@ -74,18 +74,18 @@ def featurize(
             settings.live,
             raw_dir=settings.storage.raw_dir,
             out=out or settings.storage.features_path,
-            on_rows=None if as_json else _tell_first_rows(),
+            on_rows=None if as_json else _first_row_printer(),
             on_progress=_log_progress,
         )
         summary = featurizer.run(
-            stop, duration_s=duration, until_idle_s=until_idle, on_started=_tell_started(as_json)
+            stop, duration_s=duration, until_idle_s=until_idle, on_started=_start_printer(as_json)
         )
     click.echo(json.dumps(summary.as_dict()) if as_json else _text(summary))
 
 
 @contextmanager
 def _stopping_at_signals() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets; a second one ends the process at once."""
+    """Yield an event that the first SIGINT or SIGTERM sets; a second one ends the process at once."""
     stop = threading.Event()
     numbers = (signal.SIGINT, signal.SIGTERM)
 
@@ -103,22 +103,22 @@ def _stopping_at_signals() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _tell_started(as_json: bool) -> Callable[[LiveStarted], None]:
-    def tell(started: LiveStarted) -> None:
+def _start_printer(as_json: bool) -> Callable[[LiveStarted], None]:
+    def show(started: LiveStarted) -> None:
         if as_json:
             print(json.dumps(started.as_dict()), flush=True)
             return
         click.echo(f"Kafka at {started.bootstrap_servers}: ticks → {started.topic}")
         click.echo(f"rows {started.out}, features {started.feature_version}")
 
-    return tell
+    return show
 
 
-def _tell_first_rows() -> Callable[[LiveRows], None]:
-    """Show the first row of each product, so that one sees what comes."""
+def _first_row_printer() -> Callable[[LiveRows], None]:
+    """Return a function that prints the first row of each product."""
     shown: set[str] = set()
 
-    def tell(rows: LiveRows) -> None:
+    def show(rows: LiveRows) -> None:
         from cryptovol_dagster.core.features.grid import Reason
         from ingestor.exchange.clock import ns_to_rfc3339
 
@@ -132,12 +132,12 @@ def _tell_first_rows() -> Callable[[LiveRows], None]:
             end = ns_to_rfc3339(int(rows.bar_end_ns[k]))
             click.echo(f"first row of {product}: {end}, {known} of {len(rows.names)} features, {reason}")
 
-    return tell
+    return show
 
 
 def _log_progress(progress: LiveProgress) -> None:
     LOG.info(
-        "%d rows, %d told again (%.2f %%), %d provisional; %s behind the feed; %s",
+        "%d rows, %d revised (%.2f %%), %d provisional; %s behind the feed; %s",
         progress.rows,
         progress.revisions,
         100 * progress.revised_share,
@@ -158,9 +158,9 @@ def _text(summary: LiveSummary) -> str:
             f"ended    {summary.ended} after {summary.seconds:.1f} s",
             f"ticks    {progress.ticks:,} from Kafka: {progress.duplicates:,} duplicates, "
             f"{progress.late:,} late, {progress.rejected:,} rejected, {progress.unreadable:,} unreadable, "
-            f"{progress.beyond_reach:,} too old to change a row",
-            f"rows     {progress.rows:,}, {progress.revisions:,} told again ({progress.revised_share:.2%}), "
-            f"{progress.provisional:,} provisional, {progress.known:,} told before",
+            f"{progress.beyond_reach:,} too late to revise a row",
+            f"rows     {progress.rows:,}, {progress.revisions:,} revised ({progress.revised_share:.2%}), "
+            f"{progress.provisional:,} provisional, {progress.known:,} published by an earlier run",
             f"from     {recovered or 'nothing assigned'}",
             f"written  {summary.out}",
         ]

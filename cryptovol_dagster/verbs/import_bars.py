@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import click
 
+from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.verbs.options import json_option
 from cryptovol_dagster.verbs.tables import print_table
 from ingestor.errors import CryptovolError
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from ingestor.settings import Settings
 
 LOG = logging.getLogger(__name__)
-_NS = 1_000_000_000
 _INTERRUPTED = 130
 #: Called with minutes done and minutes in all.
 Tell = Callable[[int, int], None]
@@ -50,7 +50,7 @@ class _Moment(click.ParamType):
             moment = datetime.fromisoformat(value.removesuffix("Z")).replace(tzinfo=UTC)
         except ValueError:
             self.fail(f"{value!r} is no day (2024-01-31) or time (2024-01-31T05:00), UTC", param, ctx)
-        return int(moment.timestamp()) * _NS
+        return int(moment.timestamp()) * NS
 
 
 @dataclass

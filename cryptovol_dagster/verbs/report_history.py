@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import dagster as dg
 import pandas as pd
 
-from cryptovol_dagster.history.store import ASSET, DAY_NS, History, day_version
+from cryptovol_dagster.core.times import DAY_NS
+from cryptovol_dagster.history.store import ASSET, History, day_version
 from cryptovol_dagster.machine.instance import ensure_dagster_home, open_instance
 from ingestor.settings import Settings
 

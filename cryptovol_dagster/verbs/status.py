@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from cryptovol_dagster.machine.status import NS, SERVICES, AssetLook, ModelsLook, Status, look
+from cryptovol_dagster.core.specs import NS
+from cryptovol_dagster.machine.status import SERVICES, AssetLook, ModelsLook, Status, look
 from cryptovol_dagster.verbs.options import json_option
 from cryptovol_dagster.verbs.synthetic import SIMULATED_DIR, synthetic_settings
 from ingestor.settings import Settings, load_settings

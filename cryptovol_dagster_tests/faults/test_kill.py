@@ -18,10 +18,10 @@ from cryptovol_dagster_tests.faults.conservation import assert_exactly_once, raw
 from cryptovol_dagster_tests.ingestor.archive.messages import TEN_NS, dead, event, tick, trade
 from cryptovol_dagster_tests.places import REPOSITORY
 from ingestor.archive.consumer import Archive
-from ingestor.archive.layout import NS
 from ingestor.envelope import DEAD, EVENTS, TICKS, TRADES
 from ingestor.kafka.broker import Broker, connect
 from ingestor.settings.sections import KafkaSettings, StorageSettings
+from ingestor.times import NS
 
 KILLS = 30
 

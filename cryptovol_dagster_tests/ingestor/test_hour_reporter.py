@@ -13,7 +13,7 @@ from websockets.sync.server import ServerConnection
 
 from cryptovol_dagster_tests.ingestor.feed.support import T0_NS, frame
 from cryptovol_dagster_tests.ingestor.verbs.conftest import served
-from ingestor.archive.layout import HOUR_NS, NS, ClosedHour
+from ingestor.archive.layout import ClosedHour
 from ingestor.archive.reader import RawReader
 from ingestor.audit.hours import audit
 from ingestor.envelope import TICKS
@@ -22,6 +22,7 @@ from ingestor.hour_reporter import HourReporter, ReportError
 from ingestor.recorder import run_ingest
 from ingestor.settings import Settings
 from ingestor.settings.sections import DagsterSettings, StorageSettings
+from ingestor.times import HOUR_NS, NS
 
 HOUR = ClosedHour(hour="2026-04-04-03:00", closed_at_ns=1, watermark_ns=2, rows={TICKS: 5})
 

@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cryptovol_dagster.core.features.live import LiveFeatures, LiveRows
+from cryptovol_dagster.core.features.live import LiveFeatures
+from cryptovol_dagster.core.features.live_rows import LiveRows
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.times import HOUR_NS
 from cryptovol_dagster.live.errors import LiveError

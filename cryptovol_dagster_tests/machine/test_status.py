@@ -11,10 +11,11 @@ import pytest
 from click.testing import CliRunner
 
 from cryptovol_dagster.cli import main
+from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.times import hour_key, hour_window
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.machine import status as module
-from cryptovol_dagster.machine.status import NS, Status, look
+from cryptovol_dagster.machine.status import Status, look
 from cryptovol_dagster_tests.synthetic import FIRST_HOUR, hours_from, small_settings, write_market
 from ingestor.archive.layout import closing_path
 from ingestor.archive.storage_lock import StorageLock

@@ -28,8 +28,6 @@ from ingestor.archive import positions
 from ingestor.archive.errors import ArchiveError, CollisionError
 from ingestor.archive.layout import (
     CLOSED,
-    HOUR_NS,
-    NS,
     ClosedHour,
     FileName,
     Seal,
@@ -38,9 +36,6 @@ from ingestor.archive.layout import (
     files_in,
     hour_folder,
     hour_folders,
-    hour_from_key,
-    hour_key,
-    hour_start,
 )
 from ingestor.archive.reader import RawReader
 from ingestor.archive.rows import read_rows
@@ -48,6 +43,7 @@ from ingestor.archive.schema import UNREADABLE
 from ingestor.archive.seal import differences, late_rows, seal
 from ingestor.archive.writer import write_exclusively
 from ingestor.envelope import EVENTS, TICKS, TOPICS, TRADES
+from ingestor.times import DAY_NS, HOUR_NS, NS, hour_from_key, hour_key, hour_start
 
 LOG = logging.getLogger(__name__)
 
@@ -56,7 +52,7 @@ _T = TypeVar("_T")
 #: A connection that left no event for this long while others did (a killed process) holds no hour open.
 LOST_AFTER_NS = 60 * NS
 #: Data further apart than this are two recordings, not one with an outage: no empty hours between them.
-MAX_EMPTY_NS = 7 * 24 * HOUR_NS
+MAX_EMPTY_NS = 7 * DAY_NS
 #: How far back in ``feed.events`` a restart looks: several times what keeps a connection alive.
 _RECOVERED_NS = 10 * LOST_AFTER_NS
 

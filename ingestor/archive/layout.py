@@ -31,9 +31,8 @@ from ingestor.archive import ndjson
 from ingestor.archive.columns import as_int64
 from ingestor.archive.errors import ArchiveError
 from ingestor.archive.schema import event_times, time_columns
+from ingestor.times import DAY_NS, NS, hour_from_key, hour_start
 
-NS = 1_000_000_000
-HOUR_NS = 3_600 * NS
 #: Records this close to a file's hour stay in the file, so that a little disorder does not cut it to pieces.
 DISORDER_NS = 10 * NS
 
@@ -206,21 +205,6 @@ class ClosedHour(msgspec.Struct, frozen=True, kw_only=True):
         return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def hour_start(time_ns: int) -> int:
-    """Start of the hour (ns since the epoch, UTC) that holds `time_ns`."""
-    return time_ns // HOUR_NS * HOUR_NS
-
-
-def hour_key(time_ns: int) -> str:
-    """Name of the hour that holds `time_ns`: ``YYYY-MM-DD-HH:00``, UTC."""
-    return datetime.fromtimestamp(hour_start(time_ns) // NS, UTC).strftime("%Y-%m-%d-%H:00")
-
-
-def hour_from_key(key: str) -> int:
-    """Start in nanoseconds of the hour called ``YYYY-MM-DD-HH:00``."""
-    return int(datetime.strptime(key, "%Y-%m-%d-%H:00").replace(tzinfo=UTC).timestamp()) * NS
-
-
 def hour_folder(parent: Path, time_ns: int) -> Path:
     """Folder under `parent` of the hour that holds `time_ns`."""
     moment = datetime.fromtimestamp(hour_start(time_ns) // NS, UTC)
@@ -261,7 +245,7 @@ def hour_folders(parent: Path, since_ns: int = 0, until_ns: int = 2**63) -> Iter
     """
     for date in _subfolders(parent, _DATE):
         day_ns = hour_from_key(f"{date.name[5:]}-00:00")
-        if day_ns >= until_ns or day_ns + 24 * HOUR_NS <= since_ns:
+        if day_ns >= until_ns or day_ns + DAY_NS <= since_ns:
             continue
         for hour in _subfolders(date, _HOUR):
             yield hour_from_key(f"{date.name[5:]}-{hour.name[5:]}:00"), hour

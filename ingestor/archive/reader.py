@@ -23,7 +23,6 @@ from ingestor.archive.columns import as_int64, mask_of
 from ingestor.archive.errors import ArchiveError
 from ingestor.archive.layout import (
     DISORDER_NS,
-    HOUR_NS,
     ClosedHour,
     Footer,
     OffsetGap,
@@ -32,11 +31,11 @@ from ingestor.archive.layout import (
     files_in,
     first_line,
     hour_folders,
-    hour_from_key,
     read_footer,
 )
 from ingestor.archive.rows import read_rows
 from ingestor.archive.schema import SCHEMAS, event_times, time_columns
+from ingestor.times import HOUR_NS, hour_from_key
 
 
 @dataclass(frozen=True)

@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 
 from ingestor.archive.columns import as_int64, mask_of
-from ingestor.archive.layout import HOUR_NS, ClosedHour, Seal, SealedPart, hour_from_key
+from ingestor.archive.layout import ClosedHour, Seal, SealedPart
 from ingestor.archive.reader import RawReader
 from ingestor.archive.schema import SCHEMAS
 from ingestor.envelope import TOPICS
+from ingestor.times import HOUR_NS, hour_from_key
 
 _WIDTHS = {pa.int16(): np.int16, pa.int32(): np.int32, pa.int64(): np.int64, pa.float64(): np.float64}
 _Part = tuple[str, int]

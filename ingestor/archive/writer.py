@@ -34,7 +34,6 @@ from ingestor.archive.layout import (
     DATA_SUFFIXES,
     DISORDER_NS,
     GAPS,
-    HOUR_NS,
     PARQUET_MAGIC,
     TEMPORARY,
     FileName,
@@ -47,12 +46,12 @@ from ingestor.archive.layout import (
     footer_path,
     hour_folder,
     hour_folders,
-    hour_start,
     is_ndjson,
 )
 from ingestor.archive.rows import RowWriter, row_writer
 from ingestor.archive.schema import event_times
 from ingestor.settings.sections import RawFormat
+from ingestor.times import HOUR_NS, hour_start
 
 LOG = logging.getLogger(__name__)
 

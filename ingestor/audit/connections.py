@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ingestor.archive.layout import hour_key, hour_start
 from ingestor.audit.findings import Finding, FindingKind, Line, Loss
 from ingestor.envelope import DEAD, EVENTS, TICKS, TRADES
 from ingestor.exchange.messages import TICKER
 from ingestor.exchange.messages import TRADES as TRADES_CHANNEL
+from ingestor.times import hour_key, hour_start
 
 Numbers = npt.NDArray[np.int64]
 #: (topics, count, start_ns, end_ns) → how many of the numbers offsets lost in that span explain.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ingestor.archive.layout import hour_key
+from ingestor.times import hour_key
 
 LossKind = Literal["sequence", "in_flight", "between", "offsets"]
 FindingKind = Literal["checkpoint", "tail", "offsets", "seal"]

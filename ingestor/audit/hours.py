@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from ingestor.archive.closing import LOST_AFTER_NS
 from ingestor.archive.columns import as_int64
-from ingestor.archive.layout import HOUR_NS, Footer, hour_from_key, hour_key, hour_start
+from ingestor.archive.layout import Footer
 from ingestor.archive.reader import RawFile, RawReader
 from ingestor.archive.schema import UNREADABLE
 from ingestor.archive.seal import differences
@@ -22,6 +22,7 @@ from ingestor.audit.connections import DATA_TOPICS, Checkpoint, ConnectionAccoun
 from ingestor.audit.findings import Audit, Finding, Loss, SealState
 from ingestor.audit.offsets import EVER_NS, LostOffsets, partition_offsets, recorded_losses
 from ingestor.envelope import DEAD, EVENTS, TOPICS
+from ingestor.times import HOUR_NS, hour_from_key, hour_key, hour_start
 
 #: Read around the span, so that checkpoints and the frames they speak of are seen together.
 CONTEXT_NS = HOUR_NS

@@ -6,9 +6,10 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from ingestor.archive.layout import OffsetGap, hour_key
+from ingestor.archive.layout import OffsetGap
 from ingestor.archive.reader import RawFile, RawReader
 from ingestor.audit.findings import Finding, Loss, PartitionOffsets
+from ingestor.times import hour_key
 
 EVER_NS = 2**62
 

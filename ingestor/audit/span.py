@@ -5,10 +5,11 @@ from __future__ import annotations
 import fcntl
 from pathlib import Path
 
-from ingestor.archive.layout import HOUR_NS, TEMPORARY, hour_from_key, hour_key
+from ingestor.archive.layout import TEMPORARY
 from ingestor.archive.reader import RawReader
 from ingestor.audit.errors import AuditError
 from ingestor.envelope import TOPICS
+from ingestor.times import HOUR_NS, hour_from_key, hour_key
 
 
 def stored_span(

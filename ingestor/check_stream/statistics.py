@@ -25,8 +25,9 @@ from ingestor.envelope import (
     TradeMessage,
 )
 from ingestor.exchange.clock import ns_to_rfc3339
+from ingestor.times import DAY_NS, NS
 
-NS_PER_S, NS_PER_MS = 1_000_000_000, 1_000_000
+NS_PER_MS = 1_000_000
 RECENT_S = 5.0
 #: Half-width of a bucket of `Quantiles`, relative to its value.
 RELATIVE_ERROR = 0.01
@@ -39,7 +40,7 @@ _FIRST_ERRORS = 5
 #: Whoever writes nonsense to the topic must not fill our memory with its names.
 _MOST_PRODUCTS, _OTHERS = 1_000, "(others)"
 #: Events this old were not sent now, whatever the clocks say.
-_RECORDING_NS = 24 * 3_600 * NS_PER_S
+_RECORDING_NS = DAY_NS
 
 
 class Quantiles:
@@ -333,7 +334,7 @@ class StreamReport:
             "per_second_last_5_s": round(seen.recent.per_second(self.seconds), 3),
             "trades": seen.trades,
             "newest_event_time": ns_to_rfc3339(newest_ns) if newest_ns else None,
-            "age_s": round(self.age_ns(newest_ns) / NS_PER_S, 3) if newest_ns else None,
+            "age_s": round(self.age_ns(newest_ns) / NS, 3) if newest_ns else None,
             "out_of_order": seen.out_of_order,
             "read_to_here_ms": seen.read_to_here.as_dict(),
             "exchange_to_read_ms": seen.exchange_to_read.as_dict(),

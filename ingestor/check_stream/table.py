@@ -8,9 +8,10 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from ingestor.check_stream.statistics import NS_PER_S, PartitionSeen, ProductSeen, Quantiles, StreamReport
+from ingestor.check_stream.statistics import PartitionSeen, ProductSeen, Quantiles, StreamReport
 from ingestor.envelope import DEAD, EVENTS, FEATURES_TOPIC, TICKS, TRADES
 from ingestor.exchange.clock import ns_to_rfc3339
+from ingestor.times import NS
 
 _UNKNOWN = "–"
 #: Each unit, how many ns it has, and from how many on the next one is read more easily.
@@ -85,7 +86,7 @@ def _products(report: StreamReport) -> Table:
             f"{report.per_second(seen):.2f}",
             f"{seen.recent.per_second(report.seconds):.1f}",
             f"{seen.trades:,}",
-            ns_to_rfc3339(newest_ns // NS_PER_S * NS_PER_S) if newest_ns else _UNKNOWN,
+            ns_to_rfc3339(newest_ns // NS * NS) if newest_ns else _UNKNOWN,
             human_duration(report.age_ns(newest_ns)) if newest_ns else _UNKNOWN,
             f"{seen.out_of_order:,}",
         )

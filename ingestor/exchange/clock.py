@@ -10,7 +10,8 @@ from __future__ import annotations
 import re
 from datetime import UTC, datetime, timedelta
 
-NS_PER_S = 1_000_000_000
+from ingestor.times import NS
+
 _INT64_MAX = 2**63 - 1
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _SCALE = tuple(10 ** (9 - digits) for digits in range(10))
@@ -36,15 +37,15 @@ def rfc3339_to_ns(text: str) -> int:
         second, fraction = text[17:19], text[20:-1]
         if second.isdigit() and len(second) == 2 and second < "60":
             if text[19] == "." and fraction.isdigit() and len(fraction) < 10:
-                return minute_ns + int(second) * NS_PER_S + int(fraction) * _SCALE[len(fraction)]
+                return minute_ns + int(second) * NS + int(fraction) * _SCALE[len(fraction)]
             if len(text) == 20:
-                return minute_ns + int(second) * NS_PER_S
+                return minute_ns + int(second) * NS
     return _read_slowly(text)
 
 
 def ns_to_rfc3339(ns: int) -> str:
     """Write integer nanoseconds since 1970 UTC as the exchange does: ``Z``, trailing zeros cut."""
-    seconds, fraction = divmod(ns, NS_PER_S)
+    seconds, fraction = divmod(ns, NS)
     whole = (_EPOCH + timedelta(seconds=seconds)).strftime("%Y-%m-%dT%H:%M:%S")
     return f"{whole}.{fraction:09d}".rstrip("0").rstrip(".") + "Z"
 
@@ -60,15 +61,15 @@ def _read_slowly(text: str) -> int:
         start = datetime.fromisoformat(f"{date}T{minute}:00+00:00")
     except ValueError:
         raise ValueError(f"not a date of the calendar: {text!r}") from None
-    minute_ns = (start - _EPOCH) // timedelta(seconds=1) * NS_PER_S
+    minute_ns = (start - _EPOCH) // timedelta(seconds=1) * NS
     if sign:
-        offset_ns = (int(offset_h) * 60 + int(offset_min)) * 60 * NS_PER_S
+        offset_ns = (int(offset_h) * 60 + int(offset_min)) * 60 * NS
         minute_ns -= offset_ns if sign == "+" else -offset_ns
-    ns = minute_ns + int(second) * NS_PER_S + int((fraction or "").ljust(9, "0"))
+    ns = minute_ns + int(second) * NS + int((fraction or "").ljust(9, "0"))
     if abs(ns) > _INT64_MAX:
         raise ValueError(f"outside of what 64-bit nanoseconds hold: {text!r}")
     # Only whole minutes inside the range are remembered, so that the quick way needs no range check.
-    if not sign and text[10] == "T" and abs(minute_ns) + 60 * NS_PER_S <= _INT64_MAX:
+    if not sign and text[10] == "T" and abs(minute_ns) + 60 * NS <= _INT64_MAX:
         if len(_minutes) >= _MINUTES_KEPT:
             _minutes.clear()
         _minutes[text[:16]] = minute_ns

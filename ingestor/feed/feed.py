@@ -22,16 +22,16 @@ from ingestor.feed.session import EndReason, Session, SessionEnd
 from ingestor.kafka.logs import Recreation
 from ingestor.kafka.publisher import Publisher
 from ingestor.settings.sections import IngestSettings
+from ingestor.times import NS
 
 LOG = logging.getLogger(__name__)
 
-NS_PER_S = 1_000_000_000
 #: Acknowledgements matter to checkpoints, and to room, which `publish` sees to itself at high rates; each
 #: wake-up costs about 0.3 ms of a core.
 _POLL_S = 0.1
 _CLEAN_CLOSE = 1000
 #: A connection that carried this much of the market starts the backoff anew.
-_WORTHWHILE_NS = 10 * NS_PER_S
+_WORTHWHILE_NS = 10 * NS
 
 
 class FeedError(CryptovolError):
@@ -78,7 +78,7 @@ class Feed:
         self._backoff = Backoff(settings.backoff_initial_s, settings.backoff_max_s, rng)
         self._link: _Link | None = None
         self._previous: Connection | None = None
-        self._future_limit_ns = int(settings.future_limit_s * NS_PER_S)
+        self._future_limit_ns = int(settings.future_limit_s * NS)
         self._heard_at = time.monotonic()
         self._untold: list[dict[str, Any]] = []
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from ingestor.archive.errors import ArchiveError
-from ingestor.archive.layout import DISORDER_NS, NS, PARQUET_MAGIC, Footer, read_footer
+from ingestor.archive.layout import DISORDER_NS, PARQUET_MAGIC, Footer, read_footer
 from ingestor.archive.ndjson import LINE_START
 from ingestor.archive.reader import RawReader
 from ingestor.archive.rows import iter_rows
@@ -19,6 +19,7 @@ from ingestor.envelope import EVENTS, TICKS
 from ingestor.exchange.messages import TICKER
 from ingestor.recordings.arrays import RecordingCounts, TickArrays, tick_arrays
 from ingestor.recordings.lines import RecordingError, starts_with
+from ingestor.times import NS
 
 #: `RecordingCounts.format` of our own files.
 RAW_PARQUET, RAW_NDJSON = "raw Parquet", "raw NDJSON"

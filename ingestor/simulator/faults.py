@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from ingestor.errors import USAGE, CryptovolError
-from ingestor.simulator.frames import NS_PER_S
+from ingestor.times import NS
 
 #: Close code that stands for a connection cut without a close frame.
 ABORTED = 1006
@@ -318,4 +318,4 @@ def _whole_number(text: str, argument: str, least: int, most: int, what: str) ->
 
 def _ns(seconds: str) -> int:
     whole, _, fraction = seconds.partition(".")
-    return int(whole) * NS_PER_S + int(fraction[:9].ljust(9, "0") or 0)
+    return int(whole) * NS + int(fraction[:9].ljust(9, "0") or 0)

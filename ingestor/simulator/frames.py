@@ -8,8 +8,6 @@ from typing import NamedTuple
 
 from ingestor.exchange.clock import ns_to_rfc3339
 
-NS_PER_S = 1_000_000_000
-
 
 class MarketFrame(NamedTuple):
     """A frame before a connection numbers it: `head` + the number + `tail`.

@@ -34,12 +34,13 @@ import numpy.typing as npt
 
 from ingestor.exchange.clock import ns_to_rfc3339
 from ingestor.exchange.messages import TICKER, TRADES
-from ingestor.simulator.frames import NS_PER_S, MarketFrame, Segment
+from ingestor.simulator.frames import MarketFrame, Segment
+from ingestor.times import NS
 
-_MINUTE_NS = 60 * NS_PER_S
+_MINUTE_NS = 60 * NS
 _SLOT_NS = 200_000_000
 _SLOTS = _MINUTE_NS // _SLOT_NS
-_SLOTS_PER_S = NS_PER_S // _SLOT_NS
+_SLOTS_PER_S = NS // _SLOT_NS
 _BATCH_NS = 250_000_000
 _DAY_REFRESH_SLOTS = 10 * _SLOTS_PER_S
 _FLOATS = npt.NDArray[np.float64]
@@ -154,11 +155,11 @@ class _TimeTexts:
     """Times of one minute as the exchange writes them."""
 
     def __init__(self, start_ns: int) -> None:
-        self._base_ns = start_ns - start_ns % NS_PER_S
-        self._seconds = [ns_to_rfc3339(self._base_ns + second * NS_PER_S)[:-1] for second in range(62)]
+        self._base_ns = start_ns - start_ns % NS
+        self._seconds = [ns_to_rfc3339(self._base_ns + second * NS)[:-1] for second in range(62)]
 
     def __call__(self, ns: int) -> str:
-        second, fraction = divmod(ns - self._base_ns, NS_PER_S)
+        second, fraction = divmod(ns - self._base_ns, NS)
         if not fraction:
             return self._seconds[second] + "Z"
         return f"{self._seconds[second]}.{fraction:09d}".rstrip("0") + "Z"
@@ -193,7 +194,7 @@ class SyntheticMarket:
             frames.append(_ticker(state, self.start_ns, text, state.bid_ticks, state.ask_ticks, size, size))
             history = []
             for age_s in range(1, 6):
-                trade_time = ns_to_rfc3339(self.start_ns - age_s * NS_PER_S)
+                trade_time = ns_to_rfc3339(self.start_ns - age_s * NS)
                 buy = age_s % 2 == 0
                 history.append(
                     _trade(
@@ -211,7 +212,7 @@ class SyntheticMarket:
 
     def segment(self, hours: float | None = None) -> Segment:
         """The market as something to play, cut after so many hours; default: endless."""
-        end_ns = None if hours is None else self.start_ns + round(hours * 3_600 * NS_PER_S)
+        end_ns = None if hours is None else self.start_ns + round(hours * 3_600 * NS)
         return Segment(self.start_ns, self._until(end_ns), tuple(self.opening()))
 
     def _until(self, end_ns: int | None) -> Iterator[list[MarketFrame]]:
@@ -322,7 +323,7 @@ class SyntheticMarket:
         generations = [parents]
         while len(parents.times_ns):
             begotten = rng.poisson(self._model.branching, len(parents.times_ns))
-            delays_ns = rng.exponential(self._model.excitation_s * NS_PER_S, int(begotten.sum()))
+            delays_ns = rng.exponential(self._model.excitation_s * NS, int(begotten.sum()))
             child_ns = np.repeat(parents.times_ns, begotten) + delays_ns.astype(np.int64) + 1
             child_buys = np.repeat(parents.buys, begotten) ^ (rng.random(len(child_ns)) < 0.15)
             inside = child_ns < end_ns

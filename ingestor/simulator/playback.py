@@ -41,7 +41,8 @@ from ingestor.simulator.faults import (
     Skew,
     UnknownChannel,
 )
-from ingestor.simulator.frames import NS_PER_S, MarketFrame, Segment, frame_head, own_frame
+from ingestor.simulator.frames import MarketFrame, Segment, frame_head, own_frame
+from ingestor.times import NS
 
 NORMAL, GOING_AWAY = 1000, 1001
 #: What a client subscribes to → how the frames of it are called.
@@ -321,8 +322,8 @@ class Line:
         if self._unanswered and not self._verbatim:
             self._ack(answer)
         if not self._brings_heartbeats():
-            since_start = (playback.now_ns - playback.segment.start_ns) % NS_PER_S
-            self._next_heartbeat_ns = playback.now_ns - since_start + NS_PER_S
+            since_start = (playback.now_ns - playback.segment.start_ns) % NS
+            self._next_heartbeat_ns = playback.now_ns - since_start + NS
         return answer
 
     @property
@@ -386,9 +387,9 @@ class Line:
                 until_ns = self._playback.start_ns + fault.at_ns + fault.duration_ns
                 self._playback.skip_until(until_ns)
                 if self._next_heartbeat_ns is not None:
-                    missed = -((self._next_heartbeat_ns - until_ns) // NS_PER_S)
-                    self._next_heartbeat_ns += max(0, missed) * NS_PER_S
-                return Quiet(fault.duration_ns / NS_PER_S)
+                    missed = -((self._next_heartbeat_ns - until_ns) // NS)
+                    self._next_heartbeat_ns += max(0, missed) * NS
+                return Quiet(fault.duration_ns / NS)
         return None
 
     def _subscribe(self, asked: _ClientMessage, answer: list[bytes]) -> None:
@@ -425,10 +426,10 @@ class Line:
             _, events = self._late_acks.popleft()
             self._send(own_frame(SUBSCRIPTIONS, time_ns, events), frames)
             return
-        self._next_heartbeat_ns = time_ns + NS_PER_S
+        self._next_heartbeat_ns = time_ns + NS
         if not self._playback.heart_beats(time_ns):
             return
-        counter = (time_ns - self._playback.start_ns) // NS_PER_S
+        counter = (time_ns - self._playback.start_ns) // NS
         current_time = ns_to_rfc3339(time_ns).encode()
         events = b'[{"current_time":"%b","heartbeat_counter":%d}]' % (current_time, counter)
         self._send(own_frame(HEARTBEATS, time_ns, events), frames)

@@ -15,8 +15,8 @@ from websockets.protocol import State
 
 from ingestor.errors import CryptovolError
 from ingestor.simulator.faults import ABORTED
-from ingestor.simulator.frames import NS_PER_S
 from ingestor.simulator.playback import Close, Line, Playback, Quiet
+from ingestor.times import NS
 
 SIMULATED_HEADER = "X-Simulated"
 _HOST = "127.0.0.1"
@@ -157,7 +157,7 @@ class Simulator:
             while not inbox.empty():
                 await self._send(socket, line.receive(inbox.get_nowait()))
             if paced:
-                until_ns = began_ns + int((loop.time() - began_s) * self._speed * NS_PER_S)
+                until_ns = began_ns + int((loop.time() - began_s) * self._speed * NS)
             step = line.advance(until_ns, _STEP_FRAMES)
             await self._send(socket, step.frames)
             match step.then:
@@ -172,7 +172,7 @@ class Simulator:
                 # `send` does not yield while there is room; the client's messages want to be read.
                 await asyncio.sleep(0)
             else:
-                wait_s = (due_ns - until_ns) / NS_PER_S / self._speed
+                wait_s = (due_ns - until_ns) / NS / self._speed
                 await asyncio.sleep(min(max(wait_s, _LEAST_SLEEP_S), _LONGEST_SLEEP_S))
         return None
 

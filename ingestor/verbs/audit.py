@@ -51,8 +51,8 @@ def audit(from_key: str | None, to_key: str | None, as_json: bool) -> None:
 
 
 def _print_audit(result: Audit) -> None:
-    from ingestor.archive.layout import hour_key
     from ingestor.audit.findings import COUNTS
+    from ingestor.times import hour_key
 
     titles = [name.replace("_", " ") for name in COUNTS]
     rows = [

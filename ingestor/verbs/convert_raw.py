@@ -23,7 +23,7 @@ class _Hour(click.ParamType):
     name = "hour"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        from ingestor.archive.layout import hour_from_key
+        from ingestor.times import hour_from_key
 
         if isinstance(value, int):
             return value

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ingestor.settings.load import load_settings
+from ingestor.times import NS
 from ingestor.verbs.output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ class _Moment(click.ParamType):
                 moment = datetime.strptime(value.removesuffix("Z"), form).replace(tzinfo=UTC)
             except ValueError:
                 continue
-            return int(moment.timestamp()) * 1_000_000_000
+            return int(moment.timestamp()) * NS
         known = "2026-04-04, 2026-04-04-03:00 or 2026-04-04T03:15:00Z"
         raise click.BadParameter(f"{value!r} is no UTC time such as {known}", ctx, param)
 
@@ -90,7 +91,7 @@ def dead_letters(
         letters if export is None else exporting(letters, export),
         keep=limit if show else 0,
         retry_at_ns=time.time_ns() if retry else None,
-        future_limit_ns=int(settings.ingest.future_limit_s * 1_000_000_000),
+        future_limit_ns=int(settings.ingest.future_limit_s * NS),
     )
     if as_json:
         print_json(report.as_dict(show=show))

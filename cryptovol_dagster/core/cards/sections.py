@@ -12,6 +12,7 @@ from typing import Any
 from cryptovol_dagster.core.cards.markdown import NONE, number, table, with_interval
 from cryptovol_dagster.core.evaluation.evaluate import OK, summary_rows
 from cryptovol_dagster.core.promotion.decision import Decision
+from cryptovol_dagster.core.units import BPS
 
 #: A card of a training span shorter than this many days says what so little can teach.
 _FEW_DAYS = 3
@@ -241,7 +242,7 @@ def thresholds(report: Mapping[str, Any]) -> list[str]:
     """What counts as a spike."""
     test = report["counts"]["test"]["by_product"]
     rows = [
-        [name, f"{tau:.4g}", f"{tau * 1e4:.3g}", number(test.get(name, {}).get("base_rate"))]
+        [name, f"{tau:.4g}", f"{tau * BPS:.3g}", number(test.get(name, {}).get("base_rate"))]
         for name, tau in report["thresholds"].items()
     ]
     return [

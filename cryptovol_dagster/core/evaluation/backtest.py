@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -28,7 +27,7 @@ from cryptovol_dagster.core.metrics.bootstrap import INTERVAL_LEVEL, BlockBootst
 from cryptovol_dagster.core.metrics.ranking import Ranking
 from cryptovol_dagster.core.models import train_model
 from cryptovol_dagster.core.specs import DAY_S, NS, ModelSpec, TimescaleSpec
-from cryptovol_dagster.core.times import iso_utc
+from cryptovol_dagster.core.times import iso_utc, partition_at
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -494,9 +493,8 @@ def _interval(resampled: NDArray[np.float64] | None) -> dict[str, float] | None:
 
 
 def _partition_name(end_ns: int, spec: TimescaleSpec) -> str:
-    """The as-of partition by its key in the lake: the start of the hour or day that ends there."""
-    start = datetime.fromtimestamp((end_ns - spec.partition_ns) // NS, UTC)
-    return start.strftime("%Y-%m-%d" if spec.partition_s == DAY_S else "%Y-%m-%d-%H:%M")
+    """Return the key of the as-of partition: the hour or day that ends at `end_ns`."""
+    return partition_at(end_ns - spec.partition_ns, spec.partition_ns)
 
 
 def _jsonable(value: Any) -> Any:

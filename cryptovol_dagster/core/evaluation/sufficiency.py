@@ -17,7 +17,7 @@ from cryptovol_dagster.core.learning.labels import SIGMA_FLOOR
 from cryptovol_dagster.core.metrics.autocorrelation import autocorrelation
 from cryptovol_dagster.core.metrics.bootstrap import MIN_POSITIVE_BLOCKS, MIN_POSITIVES, least_block_s
 from cryptovol_dagster.core.metrics.events import Market
-from cryptovol_dagster.core.specs import NS
+from cryptovol_dagster.core.specs import DAY_S, NS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,7 +29,6 @@ NONE, SINGLE, HAR, LOGIT, TREES = "none", "single", "har", "logit", "trees"
 HAR_FEATURES = 5
 #: The autocorrelation is summed up to the lag that is this many times its own sum (Sokal 1997).
 _WINDOW_FACTOR = 5
-_DAY_S = 86_400
 
 
 class ModelClass(NamedTuple):
@@ -183,7 +182,7 @@ def assess(
     of_sigma = _memory([volatility for _, volatility in grids], times.size, bar_ns)
     block_s = max(least_s, 2 * of_y.integrated_s)
     spikes_apart = count_apart(spike_times, least_s)
-    days = times.size * bar_ns / NS / _DAY_S
+    days = times.size * bar_ns / NS / DAY_S
     reached = [
         _lacking(kind, spikes_apart, int(y.sum()), days, features)
         for kind in CLASSES  # a class stands on those before it, so the first that lacks something ends it

@@ -20,6 +20,7 @@ from cryptovol_dagster.core.market.bars import BarGrid
 from cryptovol_dagster.core.metrics.events import Market
 from cryptovol_dagster.core.metrics.ranking import roc_auc
 from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.core.units import BPS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -93,7 +94,7 @@ def threshold_choices(problem: Problem, spec: TimescaleSpec, quantiles: Sequence
         }
         for quantile in quantiles:
             tau = float(np.quantile(parts["train"].sigma, quantile))
-            row = {"product": product, "quantile": quantile, "tau_bps": tau * 1e4}
+            row = {"product": product, "quantile": quantile, "tau_bps": tau * BPS}
             row["degenerate"] = not _separates(parts["train"], replace(spec, quantile=quantile))
             for name, part in parts.items():
                 y = is_spike(part.sigma, part.product, {product: tau})

@@ -11,8 +11,9 @@ import pandas as pd
 from cryptovol_dagster.core.exploration.numbers import log_returns, on_grid, spike_rate_by_bucket
 from cryptovol_dagster.core.market.fixed_point import NANO
 from cryptovol_dagster.core.metrics.autocorrelation import Autocorrelation, autocorrelation
-from cryptovol_dagster.core.pictures.canvas import BPS, CYCLE, canvas, clock, log_bins, png, time_axis, title
+from cryptovol_dagster.core.pictures.canvas import CYCLE, canvas, clock, log_bins, png, time_axis, title
 from cryptovol_dagster.core.specs import NS
+from cryptovol_dagster.core.units import BPS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

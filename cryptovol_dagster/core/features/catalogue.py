@@ -26,7 +26,7 @@ from cryptovol_dagster.core.features.block import WARM_PERCENT
 from cryptovol_dagster.core.features.grid import FeatureError
 from cryptovol_dagster.core.features.windows import ewma_length
 from cryptovol_dagster.core.market.fixed_point import MAX_WINDOW_BARS
-from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.core.specs import DAY_S, HOUR_S, TimescaleSpec
 
 #: Raised when a formula changes its meaning without changing its text.
 FEATURES_VERSION = 3
@@ -365,8 +365,8 @@ def _trades(windows: _Windows) -> Iterator[Feature]:
 
 
 def _time(windows: _Windows, spec: TimescaleSpec) -> Iterator[Feature]:
-    waves = (("day", formulas.DAY_S, "day"), ("week", formulas.WEEK_S, "week from Monday"))
-    of_hour = (("hour", formulas.HOUR_S, "hour"),) if windows.families.bar_shape else ()
+    waves = (("day", DAY_S, "day"), ("week", formulas.WEEK_S, "week from Monday"))
+    of_hour = (("hour", HOUR_S, "hour"),) if windows.families.bar_shape else ()
     for period, period_s, text in (*waves, *of_hour):
         for name, wave in (("sin", np.sin), ("cos", np.cos)):
             formula = f"{name}(2π · share of the {text} that has passed at the bar's end, UTC)"
@@ -376,9 +376,9 @@ def _time(windows: _Windows, spec: TimescaleSpec) -> Iterator[Feature]:
             )  # fmt: skip
     if windows.families.bar_shape:
         for name, period_s, text in (
-            ("phase_hour", formulas.HOUR_S, "hour"),
-            ("phase_quarter", formulas.HOUR_S // 4, "quarter of an hour"),
-            ("phase_5min", formulas.HOUR_S // 12, "five minutes"),
+            ("phase_hour", HOUR_S, "hour"),
+            ("phase_quarter", HOUR_S // 4, "quarter of an hour"),
+            ("phase_5min", HOUR_S // 12, "five minutes"),
         ):
             formula = f"share of the {text} that has passed at the bar's end, UTC"
             yield Feature(

@@ -17,14 +17,14 @@ import numpy as np
 from cryptovol_dagster.core.features.block import Block, Floats, Integers, Warm
 from cryptovol_dagster.core.features.windows import rolling_max
 from cryptovol_dagster.core.market.fixed_point import IMBALANCE_SHIFT, MICRO, NANO
-from cryptovol_dagster.core.specs import NS
+from cryptovol_dagster.core.specs import DAY_S, NS
 
 #: Added under a logarithm: volatility per bar, spread in bps, events a bar, ratio of volumes.
 RV_FLOOR, SPREAD_FLOOR_BPS, INTENSITY_FLOOR, VOLUME_RATIO_FLOOR = 1e-7, 1e-3, 1e-2, 1e-2
 NANO_PER_BPS = 1e5
 #: The day on which Unix time began was a Thursday; weeks begin on Monday.
-_MONDAY_OFFSET_S = 3 * 86_400
-HOUR_S, DAY_S, WEEK_S = 3_600, 86_400, 7 * 86_400
+_MONDAY_OFFSET_S = 3 * DAY_S
+WEEK_S = 7 * DAY_S
 
 Compute = Callable[[Block, Floats], Warm]
 

@@ -16,7 +16,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from cryptovol_dagster.core.specs import NS
-from cryptovol_dagster.core.times import iso_utc
+from cryptovol_dagster.core.times import DAY_NS, iso_utc
 from ingestor.errors import CryptovolError
 
 MINUTE_NS = 60 * NS
@@ -49,7 +49,6 @@ _OTHER_INTERVALS = (3, 5, 10, 15, 30, 60, 120, 240, 360, 720, 1_440)
 _RUN, _RUN_IN_A_THIN_MARKET = 6, 12
 #: A market may move by e^0.5 at once, and by 10 % × √days further; what moves more is another market.
 _JUMP, _JUMP_A_ROOT_DAY = 0.5, 0.1
-_DAY_NS = 86_400 * NS
 #: Why a row is no candle, by the code of `_impossible`.
 _FAULTS = (
     "",
@@ -193,7 +192,7 @@ def foreign_price(stored: pd.DataFrame, new: pd.DataFrame) -> str | None:
     starts, opened = both["start_ns"].to_numpy(np.int64), both["open"].to_numpy(np.float64)
     closed, is_new = both["close"].to_numpy(np.float64), both["new"].to_numpy(bool)
     moved = np.abs(np.log(opened[1:] / closed[:-1]))
-    days = np.diff(starts) / _DAY_NS
+    days = np.diff(starts) / DAY_NS
     wrong = np.flatnonzero((moved > _JUMP + _JUMP_A_ROOT_DAY * np.sqrt(days)) & (is_new[1:] | is_new[:-1]))
     if not wrong.size:
         return None

@@ -11,9 +11,10 @@ import numpy as np
 from cryptovol_dagster.core.market.bars import BarGrid, build_bars
 from cryptovol_dagster.core.market.ticks import TickColumns, TradeColumns
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
+from cryptovol_dagster.core.times import DAY_NS
 
 #: A whole day, so that bars of any length begin here.
-START_NS = 20_545 * 86_400 * NS
+START_NS = 20_545 * DAY_NS
 PRODUCTS = ("BTC-USD", "ETH-USD")
 #: At most so long between two quotes, and at least so many in a bar.
 _QUOTE_EVERY_S, _LEAST_QUOTES = 10, 3

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from cryptovol_dagster.core.parallel import on_all_cores
-from cryptovol_dagster.core.specs import NS
+from cryptovol_dagster.core.specs import DAY_S, NS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,7 +20,6 @@ MIN_POSITIVES, MIN_POSITIVE_BLOCKS = 30, 10
 #: Level of every interval.
 INTERVAL_LEVEL = 0.95
 
-_DAY_S = 86_400
 _LEAST_BLOCK_S = 1_800
 
 
@@ -36,7 +35,7 @@ def least_block_s(horizon_s: float) -> float:
 def block_length_s(horizon_s: float, span_s: float) -> float:
     """Length of a bootstrap block: at least 5 H and 30 min; a day where the span is ten days or more."""
     least = least_block_s(horizon_s)
-    return max(least, _DAY_S) if span_s >= 10 * _DAY_S else least
+    return max(least, DAY_S) if span_s >= 10 * DAY_S else least
 
 
 def count_positive_blocks(t_ns: NDArray[np.int64], y: NDArray[np.bool_], block_s: float) -> int:

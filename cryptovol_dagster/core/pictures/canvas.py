@@ -21,7 +21,6 @@ _DPI = 90
 #: Lines, a few hues and their blends: more colours only make the file larger.
 _COLOURS = 128
 #: Per second σ as basis points: people read 1.3 bps, not 1.3e-4.
-BPS = 1e4
 #: Colours of things without one of their own, in order (Okabe & Ito, told apart by colour-blind readers).
 CYCLE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 

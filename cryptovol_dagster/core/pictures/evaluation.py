@@ -11,8 +11,9 @@ import pandas as pd
 from cryptovol_dagster.core.evaluation.evaluate import onset_rows
 from cryptovol_dagster.core.metrics.events import Market
 from cryptovol_dagster.core.metrics.ranking import Ranking
-from cryptovol_dagster.core.pictures.canvas import BPS, canvas, clock, log_bins, png, time_axis, title
+from cryptovol_dagster.core.pictures.canvas import canvas, clock, log_bins, png, time_axis, title
 from cryptovol_dagster.core.specs import NS
+from cryptovol_dagster.core.units import BPS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from cryptovol_dagster.core.pictures.canvas import CYCLE, canvas, png, time_axis, title
+from cryptovol_dagster.core.units import BPS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -59,4 +60,4 @@ def _trailing_bps(grid: BarGrid, row: int, window_bars: int) -> NDArray[np.float
     valid = grid.ret_ok[row].astype(np.float64)
     kernel = np.ones(min(window_bars, squares.size))
     sums, counts = (np.convolve(values, kernel)[: squares.size] for values in (squares, valid))
-    return np.sqrt(np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)) * 1e4
+    return np.sqrt(np.divide(sums, counts, out=np.full_like(sums, np.nan), where=counts > 0)) * BPS

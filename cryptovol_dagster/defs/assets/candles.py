@@ -9,7 +9,7 @@ import dagster as dg
 import pyarrow as pa
 
 from cryptovol_dagster.core.market.candle_rollup import CANDLES, ROLLUP_VERSION
-from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.defs.assets.declare import chain_asset
 from cryptovol_dagster.defs.assets.ingestion import GROUP, TAGS
 from cryptovol_dagster.defs.metadata import OWNERS, rows_and_path, schema_metadata
@@ -88,7 +88,7 @@ def _write_day(
     lake: Lake, history: History, products: Sequence[str], days: dg.TimeWindowPartitionsDefinition, key: str
 ) -> dict[str, object]:
     window = days.time_window_for_partition_key(key)
-    start_ns, end_ns = (int(moment.timestamp()) * 1_000_000_000 for moment in (window.start, window.end))
+    start_ns, end_ns = (int(moment.timestamp()) * NS for moment in (window.start, window.end))
     found = read_candles(lake, history, products, start_ns, end_ns)
     name, summary = CANDLES_KEY.to_user_string(), found.summary()
     # The numbers first: a table without them would be one whose overlap nobody has looked at.

@@ -7,8 +7,8 @@ from typing import Any
 
 import dagster as dg
 
-from cryptovol_dagster.core.pictures.canvas import BPS
 from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.core.units import BPS
 from cryptovol_dagster.lake import plans
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.plans import SplitPlan

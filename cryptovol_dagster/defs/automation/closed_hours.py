@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import dagster as dg
 
-from cryptovol_dagster.core.specs import TimescaleSpec, market_assets
+from cryptovol_dagster.core.specs import NS, TimescaleSpec, market_assets
 from cryptovol_dagster.core.times import HOUR_NS, hour_key, hour_window
 from cryptovol_dagster.defs.automation.jobs import AssetJob, asset_keys
 from cryptovol_dagster.lake import look_back
@@ -28,7 +28,7 @@ def closed_hours_sensor(
     spec: TimescaleSpec, hours: dg.HourlyPartitionsDefinition, job: AssetJob
 ) -> dg.SensorDefinition:
     """Build the sensor that hands closed raw hours to the market assets."""
-    first_key = hour_key(int(hours.start.timestamp()) * 1_000_000_000)
+    first_key = hour_key(int(hours.start.timestamp()) * NS)
     assets, last = asset_keys(market_assets([spec])), spec.asset("labels")
     hours_back = max(1, look_back.feature_look_back(spec), look_back.label_look_back(spec))
 

@@ -3,13 +3,13 @@
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
 import dagster as dg
 
 from cryptovol_dagster.chains import gate_spec, model_spec
-from cryptovol_dagster.core.specs import TimescaleSpec, market_assets
-from cryptovol_dagster.core.times import DAY_NS, partition_window
+from cryptovol_dagster.core.specs import NS, TimescaleSpec, market_assets
+from cryptovol_dagster.core.times import DAY_NS, partition_at, partition_window
 from cryptovol_dagster.defs.assets.candles import candle_assets
 from cryptovol_dagster.defs.assets.champion import champion_asset
 from cryptovol_dagster.defs.assets.market import candle_bars_asset, features_asset, labels_asset
@@ -160,4 +160,4 @@ def why_no_retrain(lake: Lake, spec: TimescaleSpec, newest: str) -> str:
 
 
 def _day_before(moment: datetime) -> str:
-    return (moment.astimezone(UTC) - timedelta(days=1)).strftime("%Y-%m-%d")
+    return partition_at(int(moment.timestamp()) * NS - DAY_NS, DAY_NS)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from cryptovol_dagster.core.features.catalogue import own_feature_names
 from cryptovol_dagster.core.features.compute import compute_own_features
 from cryptovol_dagster.core.features.grid import FeatureGrid, Reason
-from cryptovol_dagster.core.features.live import LONGEST_HOLE_NS, LiveFeatures, LiveRows, ToldRow
+from cryptovol_dagster.core.features.live import LONGEST_HOLE_NS, LiveFeatures
+from cryptovol_dagster.core.features.live_rows import LiveRows, PublishedRow
 from cryptovol_dagster.core.market.bars import BAR_COLUMNS, BarGrid, build_bars
 from cryptovol_dagster.core.market.cleaning import clean_ticks, flag_gaps
 from cryptovol_dagster.core.market.ticks import TickColumns
@@ -328,7 +329,7 @@ def test_after_a_restart_nothing_is_told_twice_and_what_changed_is_told_again(st
     reader.take(closed(first, stopped_at))
     # Two rows never made it out, one was told from ticks that lacked a delayed one.
     tail = [
-        ToldRow(product, start_ns + SPEC.bar_ns, *row[:3], row[3])
+        PublishedRow(product, start_ns + SPEC.bar_ns, *row[:3], row[3])
         for (product, start_ns), row in reader.rows.items()
         if start_ns >= START_NS + (stopped_at - 30) * NS
     ]
@@ -337,7 +338,7 @@ def test_after_a_restart_nothing_is_told_twice_and_what_changed_is_told_again(st
     wrong = tail[10]
     tail[10] = replace(wrong, values=wrong.values + 1.0)
 
-    second = stream_of(silent_until_ns=START_NS + (stopped_at - 20) * NS, told=tail[:-2])
+    second = stream_of(silent_until_ns=START_NS + (stopped_at - 20) * NS, published=tail[:-2])
     second.add(ticks)
     again = closed(second, 120)
     for k in np.flatnonzero(again.revision > 0).tolist():

@@ -10,9 +10,10 @@ from cryptovol_dagster.defs.build import build_defs
 from cryptovol_dagster.defs.checks import freshness
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster_tests.synthetic import FIRST_HOUR, hours_from
-from ingestor.archive.layout import HOUR_NS, NS, ClosedHour, hour_from_key
+from ingestor.archive.layout import ClosedHour
 from ingestor.settings import Settings
 from ingestor.settings.sections import MonitoringSettings
+from ingestor.times import HOUR_NS, NS, hour_from_key
 
 MONITORING = MonitoringSettings(labels_due_after_s=600, hour_due_after_s=5_000)
 END_NS = hour_from_key(FIRST_HOUR) + HOUR_NS

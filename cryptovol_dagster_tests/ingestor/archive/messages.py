@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import msgspec
 
-from ingestor.archive.layout import NS
 from ingestor.envelope import DeadLetter, FeedEvent, TickMessage, TradeMessage, encode
+from ingestor.times import NS
 
 #: 2026-04-04 10:00:00 UTC
 TEN_NS = 1_775_296_800 * NS

@@ -8,11 +8,11 @@ import pytest
 
 from cryptovol_dagster_tests.ingestor.archive.messages import MINUTE_NS, TEN_NS, event, tick
 from ingestor.archive.closing import LOST_AFTER_NS, MAX_EMPTY_NS, HourCloser
-from ingestor.archive.layout import HOUR_NS, NS
 from ingestor.archive.reader import RawReader
 from ingestor.archive.schema import to_batch
 from ingestor.archive.writer import OpenFile
 from ingestor.envelope import EVENTS, TICKS
+from ingestor.times import HOUR_NS, NS
 
 ENOUGH_NS = HOUR_NS + 120 * NS
 NOW_NS = TEN_NS + 1000 * HOUR_NS

@@ -15,13 +15,13 @@ from confluent_kafka.admin import AdminClient
 from cryptovol_dagster_tests.ingestor.archive.messages import MINUTE_NS, TEN_NS, dead, event, tick, trade
 from ingestor.archive.consumer import Archive
 from ingestor.archive.errors import ArchiveError
-from ingestor.archive.layout import NS
 from ingestor.archive.reader import RawReader
 from ingestor.archive.schema import to_batch
 from ingestor.archive.writer import OpenFile
 from ingestor.envelope import DEAD, EVENTS, TICKS, TOPICS, TRADES
 from ingestor.kafka.broker import Broker, connect
 from ingestor.settings.sections import KafkaSettings, RawFormat, StorageSettings
+from ingestor.times import NS
 
 FOREVER = (0, 2**62)
 StartArchive = Callable[..., Archive]

@@ -18,7 +18,7 @@ from cryptovol_dagster_tests.ingestor.archive.messages import MINUTE_NS, TEN_NS,
 from cryptovol_dagster_tests.ingestor.archive.test_ndjson import VALUES
 from ingestor.archive.columns import column
 from ingestor.archive.convert import ConvertError, convert_raw
-from ingestor.archive.layout import CLOSED, HOUR_NS, files_in, hour_folders, read_footer
+from ingestor.archive.layout import CLOSED, files_in, hour_folders, read_footer
 from ingestor.archive.positions import record_gap, stored_offsets
 from ingestor.archive.reader import RawReader
 from ingestor.archive.rows import read_rows
@@ -28,6 +28,7 @@ from ingestor.cli import cli
 from ingestor.envelope import DEAD, EVENTS, TICKS, TOPICS, TRADES
 from ingestor.recordings import read_recording
 from ingestor.settings.sections import RawFormat
+from ingestor.times import HOUR_NS
 
 LOG_ID = "abcd1234"
 EVER = (0, 2**62)

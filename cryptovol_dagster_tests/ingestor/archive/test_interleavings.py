@@ -28,16 +28,7 @@ from hypothesis import strategies as st
 from cryptovol_dagster_tests.ingestor.archive.messages import TEN_NS, tick
 from ingestor.archive.consumer import Archive
 from ingestor.archive.errors import CollisionError
-from ingestor.archive.layout import (
-    DISORDER_NS,
-    HOUR_NS,
-    NS,
-    files_in,
-    footer_path,
-    hour_folders,
-    is_ndjson,
-    read_footer,
-)
+from ingestor.archive.layout import DISORDER_NS, files_in, footer_path, hour_folders, is_ndjson, read_footer
 from ingestor.archive.positions import stored_offsets
 from ingestor.archive.reader import RawReader
 from ingestor.archive.schema import to_batch
@@ -45,6 +36,7 @@ from ingestor.archive.writer import OpenFile
 from ingestor.envelope import TICKS, TOPICS
 from ingestor.kafka.logs import LogState
 from ingestor.settings.sections import RawFormat, StorageSettings
+from ingestor.times import HOUR_NS, NS
 
 PARTITIONS = 2
 FORMATS = get_args(RawFormat)

@@ -11,10 +11,11 @@ from cryptovol_dagster_tests.ingestor.archive.test_seal import audited, closed, 
 from cryptovol_dagster_tests.ingestor.audit.story import Story
 from cryptovol_dagster_tests.ingestor.feed.support import T0_NS
 from ingestor.archive.closing import HourCloser
-from ingestor.archive.layout import HOUR_NS, NS, closing_path, closing_paths, hour_key
+from ingestor.archive.layout import closing_path, closing_paths
 from ingestor.archive.reader import RawReader
 from ingestor.audit.hours import audit
 from ingestor.envelope import TICKS
+from ingestor.times import HOUR_NS, NS, hour_key
 
 HOUR = hour_key(T0_NS)
 

@@ -8,12 +8,12 @@ import pytest
 
 from cryptovol_dagster_tests.ingestor.archive.messages import TEN_NS, tick
 from ingestor.archive.errors import ArchiveError, CollisionError
-from ingestor.archive.layout import HOUR_NS
 from ingestor.archive.positions import offset_gaps, record_gap, resume_at, stored_offsets
 from ingestor.archive.schema import to_batch
 from ingestor.archive.writer import OpenFile
 from ingestor.envelope import TICKS
 from ingestor.settings.sections import RawFormat
+from ingestor.times import HOUR_NS
 
 LOG_ID = "abcd1234"
 FORMAT: RawFormat = "parquet"

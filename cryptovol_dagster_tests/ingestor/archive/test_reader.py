@@ -13,21 +13,14 @@ from hypothesis import strategies as st
 
 from cryptovol_dagster_tests.ingestor.archive.messages import MINUTE_NS, TEN_NS, event, tick
 from ingestor.archive.errors import ArchiveError
-from ingestor.archive.layout import (
-    HOUR_NS,
-    FileName,
-    footer_path,
-    hour_from_key,
-    hour_key,
-    hour_start,
-    is_ndjson,
-)
+from ingestor.archive.layout import FileName, footer_path, is_ndjson
 from ingestor.archive.positions import stored_offsets
 from ingestor.archive.reader import RawReader
 from ingestor.archive.schema import SCHEMAS, to_batch
 from ingestor.archive.writer import OpenFile
 from ingestor.envelope import EVENTS, TICKS
 from ingestor.settings.sections import RawFormat
+from ingestor.times import HOUR_NS, hour_from_key, hour_key, hour_start
 
 FOREVER = (0, 2**62)
 FORMAT: RawFormat = "parquet"

@@ -13,12 +13,13 @@ import pytest
 from cryptovol_dagster_tests.ingestor.audit.story import Story
 from cryptovol_dagster_tests.ingestor.feed.support import T0_NS
 from ingestor.archive.closing import HourCloser
-from ingestor.archive.layout import CLOSED, FOOTER_KEY, HOUR_NS, NS, ClosedHour, hour_folder, read_footer
+from ingestor.archive.layout import CLOSED, FOOTER_KEY, ClosedHour, hour_folder, read_footer
 from ingestor.archive.reader import RawReader
 from ingestor.archive.seal import seal
 from ingestor.audit.findings import Audit
 from ingestor.audit.hours import audit
 from ingestor.envelope import TICKS, TOPICS, TRADES
+from ingestor.times import HOUR_NS, NS
 
 Spoil = Callable[[pa.Table], pa.Table]
 

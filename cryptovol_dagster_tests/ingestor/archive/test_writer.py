@@ -13,12 +13,13 @@ import pytest
 from cryptovol_dagster_tests.ingestor.archive.messages import MINUTE_NS, TEN_NS, tick
 from ingestor.archive import positions, writer
 from ingestor.archive.errors import ArchiveError, CollisionError
-from ingestor.archive.layout import HOUR_NS, NS, footer_path, is_ndjson, read_footer
+from ingestor.archive.layout import footer_path, is_ndjson, read_footer
 from ingestor.archive.rows import read_rows
 from ingestor.archive.schema import to_batch
 from ingestor.archive.writer import OpenFile, remove_abandoned
 from ingestor.envelope import TICKS
 from ingestor.settings.sections import RawFormat
+from ingestor.times import HOUR_NS, NS
 
 LOG_ID = "abcd1234"
 FORMAT: RawFormat = "parquet"

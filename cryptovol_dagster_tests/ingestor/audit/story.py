@@ -10,7 +10,6 @@ from typing import Any
 import msgspec
 
 from cryptovol_dagster_tests.ingestor.feed.support import T0_NS, entry, frame
-from ingestor.archive.layout import NS
 from ingestor.archive.schema import to_batch
 from ingestor.archive.writer import OpenFile
 from ingestor.envelope import DECODERS, EVENTS, TOPICS, EventKind, encode
@@ -18,6 +17,7 @@ from ingestor.exchange.clock import ns_to_rfc3339
 from ingestor.feed.connection import Connection
 from ingestor.feed.counters import FeedCounters
 from ingestor.kafka.publisher import Offsets
+from ingestor.times import NS
 
 PARTITIONS = {b"BTC-USD": 0, b"ETH-USD": 1}
 

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from cryptovol_dagster_tests.ingestor.audit.story import Story
 from cryptovol_dagster_tests.ingestor.feed.support import T0_NS
 from ingestor.archive.closing import LOST_AFTER_NS
-from ingestor.archive.layout import HOUR_NS, NS, hour_key
 from ingestor.archive.positions import record_gap
 from ingestor.archive.reader import RawReader
 from ingestor.audit.findings import Audit
 from ingestor.audit.hours import audit
 from ingestor.envelope import DEAD, EVENTS, TICKS, TRADES
+from ingestor.times import HOUR_NS, NS, hour_key
 
 KINDS = (
     "ticker",

@@ -13,12 +13,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from cryptovol_dagster_tests.ingestor.archive.messages import TEN_NS, TRADE, tick, trade
-from ingestor.archive.layout import NS
 from ingestor.archive.schema import to_batch
 from ingestor.archive.writer import OpenFile
 from ingestor.envelope import EVENTS, TICKS, TRADES, FeedEvent, encode
 from ingestor.recordings import RecordingError, iter_frames, iter_recording, read_recording
 from ingestor.settings.sections import RawFormat
+from ingestor.times import NS
 
 FORMAT: RawFormat = "parquet"
 NAMES = {"parquet": "raw Parquet", "ndjson": "raw NDJSON"}

@@ -1,0 +1,105 @@
+"""Rows out: encoded, handed to the producer, and acknowledged by the broker."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+
+from confluent_kafka import KafkaError, Message, Producer
+
+from cryptovol_dagster.core.features.grid import Reason
+from cryptovol_dagster.core.features.live_rows import LiveRows
+from cryptovol_dagster.live.errors import LiveError
+from ingestor.envelope import FeatureMessage, encode
+
+
+class RowPublisher:
+    """Publishes rows to one topic. Failures come late: the next call that checks raises them."""
+
+    def __init__(
+        self,
+        producer: Producer,
+        *,
+        topic: str,
+        bootstrap_servers: str,
+        feature_version: str,
+        names: Sequence[str],
+        stop: threading.Event,
+    ) -> None:
+        """Publish with `producer`.
+
+        Args:
+            producer: an idempotent producer that retries for ever.
+            topic: full name of the topic.
+            bootstrap_servers: where it is, for messages.
+            feature_version: of the rows.
+            names: of the features, in the order of `LiveRows.values`.
+            stop: once it is set, a full queue is an error and not waited for.
+        """
+        self._producer, self._topic, self._where = producer, topic, bootstrap_servers
+        self._version, self._names, self._stop = feature_version, names, stop
+        self._failure: LiveError | None = None
+
+    def publish(self, rows: LiveRows) -> None:
+        """Hand rows to the producer; waits while its queue is full.
+
+        Raises:
+            LiveError: the broker refused a row, or the queue is full and the run is stopping.
+        """
+        reasons = [reason.name.lower() for reason in Reason]
+        keys = [product.encode() for product in rows.products]
+        columns = (rows.product, rows.bar_end_ns, rows.revision, rows.provisional, rows.valid, rows.reason)
+        for values, *cells in zip(
+            rows.values.tolist(), *(column.tolist() for column in columns), strict=True
+        ):
+            product, bar_end_ns, revision, provisional, valid, reason = cells
+            message = FeatureMessage(
+                product_id=rows.products[product],
+                bar_end_ns=bar_end_ns,
+                feature_version=self._version,
+                revision=revision,
+                provisional=provisional,
+                valid=valid,
+                reason=reasons[reason],
+                values=dict(zip(self._names, values, strict=True)),
+            )
+            self._produce(keys[product], encode(message))
+
+    def poll(self, timeout_s: float = 0.0) -> None:
+        """Take in acknowledgements.
+
+        Raises:
+            LiveError: the broker refused a row.
+        """
+        self._producer.poll(timeout_s)
+        if self._failure is not None:
+            raise self._failure
+
+    def flush(self, timeout_s: float) -> int:
+        """Wait until rows are acknowledged; return how many are not after `timeout_s`.
+
+        Raises:
+            LiveError: the broker refused a row.
+        """
+        left = self._producer.flush(timeout_s)
+        if self._failure is not None:
+            raise self._failure
+        return left
+
+    def _produce(self, key: bytes, value: bytes) -> None:
+        while True:
+            try:
+                self._producer.produce(self._topic, value, key, on_delivery=self._delivered)
+                return
+            except BufferError:
+                # The broker is slow or away; ticks wait in Kafka meanwhile.
+                self.poll(0.1)
+                if self._stop.is_set():
+                    raise LiveError(
+                        f"Kafka at {self._where} accepts no more rows; the next run publishes them"
+                    ) from None
+
+    def _delivered(self, error: KafkaError | None, message: Message) -> None:
+        # No delivery times out, so a row that comes back can never succeed.
+        if error is not None and self._failure is None:
+            self._failure = LiveError(f"Kafka refused a row for {message.topic()}: {error.str()}")
