@@ -28,6 +28,7 @@ from ingestor.archive.schema import to_batch
 from ingestor.archive.writer import OpenFile, mend, probe_room, remove_abandoned
 from ingestor.envelope import EVENTS, TOPICS
 from ingestor.kafka.broker import ARCHIVE_GROUP, Broker, BrokerError
+from ingestor.kafka.errors import FENCED, PASSING_ERRORS, TOPIC_GONE
 from ingestor.kafka.logs import LogWatch
 from ingestor.settings.sections import StorageSettings
 
@@ -55,22 +56,6 @@ _STAGED_RECORDS = 50_000
 _JOIN_TRIES = 20
 #: Longer than it takes the group to give up a dead member.
 _NOTHING_ASSIGNED_AFTER_S = 10.0
-
-#: Errors of one partition or broker that librdkafka gets over by itself.
-_PASSING_ERRORS = (
-    KafkaError._TRANSPORT,
-    KafkaError._ALL_BROKERS_DOWN,
-    KafkaError._TIMED_OUT,
-    KafkaError._MAX_POLL_EXCEEDED,
-    # A topic was deleted: the watch over the logs sees to it.
-    KafkaError.UNKNOWN_TOPIC_OR_PART,
-    KafkaError.UNKNOWN_TOPIC_ID,
-    KafkaError._UNKNOWN_TOPIC,
-    KafkaError._UNKNOWN_PARTITION,
-)
-
-#: The broker holds another to be the member of our name; nothing else is fatal to a consumer.
-_FENCED = (KafkaError.FENCED_INSTANCE_ID, KafkaError._FATAL)
 
 Offsets = Mapping[tuple[str, int], int]
 
@@ -337,7 +322,7 @@ class Archive:
             self._sources.clear()
             raise
         except KafkaException as error:  # a commit or a seek may be the first to hear of it
-            if error.args[0].code() not in _FENCED:
+            if error.args[0].code() not in FENCED:
                 raise
             raise _FencedError from error
         finally:
@@ -631,9 +616,9 @@ class Archive:
             self._take_staged(source, float("inf"))
             self._publish(source)
             self._reposition(source)
-        elif error.code() in _PASSING_ERRORS or error.retriable():
+        elif error.code() in (*PASSING_ERRORS, *TOPIC_GONE) or error.retriable():
             LOG.warning("Kafka at %s: %s", self._broker.bootstrap_servers, error.str())
-        elif error.code() in _FENCED:
+        elif error.code() in FENCED:
             # A broker that restarted does it when a commit of ours overtakes our joining. That there is no
             # second member of the name, the slot's lock says.
             raise _FencedError

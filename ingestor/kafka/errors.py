@@ -1,0 +1,24 @@
+"""Which errors of a Kafka consumer pass by themselves, and which mean that another took its place."""
+
+from __future__ import annotations
+
+from confluent_kafka import KafkaError
+
+#: Errors of one broker or of a slow reader that librdkafka recovers from by itself.
+PASSING_ERRORS = (
+    KafkaError._TRANSPORT,
+    KafkaError._ALL_BROKERS_DOWN,
+    KafkaError._TIMED_OUT,
+    KafkaError._MAX_POLL_EXCEEDED,
+)
+
+#: The topic or partition is gone for now. It passes for a reader that watches for the topic's successor.
+TOPIC_GONE = (
+    KafkaError.UNKNOWN_TOPIC_OR_PART,
+    KafkaError.UNKNOWN_TOPIC_ID,
+    KafkaError._UNKNOWN_TOPIC,
+    KafkaError._UNKNOWN_PARTITION,
+)
+
+#: The broker takes another consumer for the member of our name. Nothing else is fatal to a consumer.
+FENCED = (KafkaError.FENCED_INSTANCE_ID, KafkaError._FATAL)
