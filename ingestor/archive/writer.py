@@ -15,7 +15,6 @@ waits, and a file that once had its name never loses it, so that a position read
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import time
@@ -27,6 +26,7 @@ from typing import IO
 
 import pyarrow as pa
 
+from ingestor import locks
 from ingestor.archive.columns import as_int64
 from ingestor.archive.errors import ArchiveError, CollisionError, NoRoomError
 from ingestor.archive.layout import (
@@ -337,10 +337,10 @@ def _remove_if_abandoned(path: Path) -> None:
         with path.open("rb") as file:
             if time.time() - os.fstat(file.fileno()).st_mtime < _ABANDONED_AFTER_S:
                 return
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-    except (FileNotFoundError, BlockingIOError):
-        return  # published or still being written by its owner
+            if locks.try_lock(file):  # else its owner still writes it
+                path.unlink()
+    except FileNotFoundError:
+        return  # published
 
 
 class _TemporaryFile:
@@ -351,7 +351,7 @@ class _TemporaryFile:
         self.path = topic_dir / TEMPORARY / f"{name}-{uuid.uuid4().hex}"
         self.file: IO[bytes] = self.path.open("xb", buffering=1 << 16)
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX)
+            locks.lock(self.file)
         except OSError:
             self.close()
             raise
