@@ -297,7 +297,6 @@ class Connection:
         """Publish every entry that can be read; returns whether one was."""
         published = False
         channel, sequence_num = frame.channel, frame.sequence_num
-        publish = self._publish_tick if channel == wire.TICKER else self._publish_trade
         for event_index, event in enumerate(frame.events):
             entries: list[msgspec.Raw] = event.tickers if channel == wire.TICKER else event.trades  # pyright: ignore[reportAttributeAccessIssue] - the parser gives a channel its events
             for entry_index, entry in enumerate(entries):
@@ -311,11 +310,14 @@ class Connection:
                     continue
                 if drift:
                     self._note_drift(drift, sequence_num, received_at_ns)
-                publish(frame, event.type, product_id, event_index, entry_index, entry, received_at_ns)  # pyright: ignore[reportAttributeAccessIssue]
+                event_type: str = event.type  # pyright: ignore[reportAttributeAccessIssue]
+                self._publish_entry(
+                    frame, event_type, product_id, event_index, entry_index, entry, received_at_ns
+                )
                 published = True
         return published
 
-    def _publish_tick(
+    def _publish_entry(
         self,
         frame: wire.Frame,
         event_type: str,
@@ -325,43 +327,39 @@ class Connection:
         entry: msgspec.Raw,
         received_at_ns: int,
     ) -> None:
-        message = TickMessage(
-            product_id=product_id,
-            event_time_ns=frame.event_time_ns,
-            received_at_ns=received_at_ns,
-            connection_id=self.connection_id,
-            sequence_num=frame.sequence_num,
-            event_index=event_index,
-            entry_index=entry_index,
-            event_type=event_type,
-            ticker=entry,
-        )
-        self._outlet.publish(envelope.TICKS, product_id.encode(), envelope.encode(message))
-        self._counters.ticks += 1
-
-    def _publish_trade(
-        self,
-        frame: wire.Frame,
-        event_type: str,
-        product_id: str,
-        event_index: int,
-        entry_index: int,
-        entry: msgspec.Raw,
-        received_at_ns: int,
-    ) -> None:
-        message = TradeMessage(
-            product_id=product_id,
-            event_time_ns=frame.event_time_ns,
-            received_at_ns=received_at_ns,
-            connection_id=self.connection_id,
-            sequence_num=frame.sequence_num,
-            event_index=event_index,
-            entry_index=entry_index,
-            event_type=event_type,
-            trade=entry,
-        )
-        self._outlet.publish(envelope.TRADES, product_id.encode(), envelope.encode(message))
-        self._counters.trades += 1
+        # The shared fields are written twice: handing over the one that differs as `**{name: entry}` doubles
+        # what building and encoding a message costs (1.0 against 2.1 µs), and every entry passes here.
+        is_tick = frame.channel == wire.TICKER
+        if is_tick:
+            message = TickMessage(
+                product_id=product_id,
+                event_time_ns=frame.event_time_ns,
+                received_at_ns=received_at_ns,
+                connection_id=self.connection_id,
+                sequence_num=frame.sequence_num,
+                event_index=event_index,
+                entry_index=entry_index,
+                event_type=event_type,
+                ticker=entry,
+            )
+        else:
+            message = TradeMessage(
+                product_id=product_id,
+                event_time_ns=frame.event_time_ns,
+                received_at_ns=received_at_ns,
+                connection_id=self.connection_id,
+                sequence_num=frame.sequence_num,
+                event_index=event_index,
+                entry_index=entry_index,
+                event_type=event_type,
+                trade=entry,
+            )
+        topic = envelope.TICKS if is_tick else envelope.TRADES
+        self._outlet.publish(topic, product_id.encode(), envelope.encode(message))
+        if is_tick:
+            self._counters.ticks += 1
+        else:
+            self._counters.trades += 1
 
     def _dead(self, reason: str, data: bytes, at_ns: int, sequence_num: int | None) -> None:
         if len(data) > _MAX_DEAD_BYTES:

@@ -129,7 +129,7 @@ class Feed:
 
     async def _one_connection(self, stop: asyncio.Event) -> SessionEnd:
         connection = Connection(uuid.uuid4().hex, self._publisher, self.counters, self._future_limit_ns)
-        link = self._link = _Link(self, connection)
+        link = self._link = _Link(self, self._publisher, connection)
         session = Session(self._url, self._channels, self._products, self._settings, link)
         try:
             end = await session.run(stop)
@@ -214,11 +214,11 @@ class Feed:
 class _Link:
     """Stands between one session and the connection's bookkeeping (the session's `Receiver`)."""
 
-    def __init__(self, feed: Feed, connection: Connection) -> None:
+    def __init__(self, feed: Feed, publisher: Publisher, connection: Connection) -> None:
         self.connection = connection
-        self.wait_for_room = feed._publisher.wait_for_room
+        self.wait_for_room = publisher.wait_for_room
         self._feed = feed
-        self._publisher = feed._publisher
+        self._publisher = publisher
         self._opened_at: float | None = None
 
     @property
