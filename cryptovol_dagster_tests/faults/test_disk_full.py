@@ -25,7 +25,7 @@ from ingestor.archive.consumer import Archive
 from ingestor.archive.errors import ArchiveError, NoRoomError
 from ingestor.envelope import TICKS
 from ingestor.kafka.broker import Broker
-from ingestor.recorder import run_ingest
+from ingestor.recorder import IngestOptions, run_ingest
 from ingestor.settings.sections import IngestSettings, RawFormat, Settings, StorageSettings
 
 MEBIBYTE = 1 << 20
@@ -174,7 +174,7 @@ def test_the_recorder_ends_with_an_error_when_stopped_on_a_full_disk(tmp_path: P
         served(script) as url,
         pytest.raises(NoRoomError, match=r"records of \d+ partitions are not stored"),
     ):
-        run_ingest(settings, url=url, until_closed=True)
+        run_ingest(settings, IngestOptions(url=url, until_closed=True))
     assert raw_files(settings.storage.raw_dir) == []
 
 
