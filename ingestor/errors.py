@@ -23,3 +23,13 @@ class CryptovolError(Exception):
     """
 
     exit_code: ClassVar[int] = FAILED
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message; the name of its class where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def one_line(text: str) -> str:
+    """Return a text of several lines as one."""
+    return " ".join(text.split())

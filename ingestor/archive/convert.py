@@ -24,7 +24,6 @@ from ingestor.archive.layout import (
     Footer,
     closing_paths,
     files_in,
-    first_line,
     footer_path,
     hour_folders,
     read_footer,
@@ -34,6 +33,7 @@ from ingestor.archive.schema import SCHEMAS
 from ingestor.archive.storage_lock import StorageLock
 from ingestor.archive.writer import ROW_GROUP_ROWS, OpenFile, mend, remove_abandoned, write_exclusively
 from ingestor.envelope import TOPICS
+from ingestor.errors import first_line
 from ingestor.settings.sections import RawFormat
 
 #: Says in a target what it is being made of.

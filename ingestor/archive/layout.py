@@ -31,6 +31,7 @@ from ingestor.archive import ndjson
 from ingestor.archive.columns import as_int64
 from ingestor.archive.errors import ArchiveError
 from ingestor.archive.schema import event_times, time_columns
+from ingestor.errors import first_line
 
 NS = 1_000_000_000
 HOUR_NS = 3_600 * NS
@@ -374,11 +375,6 @@ def _parquet_footer(path: Path) -> Footer:
         raise ArchiveError(f"{path} was not written by raw storage (no cryptovol footer)") from error
     except (ArrowException, msgspec.MsgspecError, OSError) as error:
         raise ArchiveError(f"{path} cannot be read: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, for messages of one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _subfolders(parent: Path, pattern: re.Pattern[str]) -> Iterator[Path]:

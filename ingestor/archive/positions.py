@@ -12,8 +12,9 @@ from pathlib import Path
 import msgspec
 
 from ingestor.archive.errors import ArchiveError, CollisionError
-from ingestor.archive.layout import GAPS, FileName, OffsetGap, files_in, first_line, hour_folders, read_footer
+from ingestor.archive.layout import GAPS, FileName, OffsetGap, files_in, hour_folders, read_footer
 from ingestor.archive.writer import write_exclusively
+from ingestor.errors import first_line
 
 
 def stored_offsets(raw_dir: Path, topic: str, log_id: str) -> dict[int, int]:

@@ -13,8 +13,8 @@ from typing import IO, Self
 
 from ingestor import locks
 from ingestor.archive.errors import ArchiveError
-from ingestor.archive.layout import TEMPORARY, first_line
-from ingestor.errors import USAGE
+from ingestor.archive.layout import TEMPORARY
+from ingestor.errors import USAGE, first_line
 
 
 class StorageHeldError(ArchiveError):

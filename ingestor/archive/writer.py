@@ -42,7 +42,6 @@ from ingestor.archive.layout import (
     FooterTally,
     computed_footer,
     files_in,
-    first_line,
     footer_content,
     footer_path,
     hour_folder,
@@ -52,6 +51,7 @@ from ingestor.archive.layout import (
 )
 from ingestor.archive.rows import RowWriter, row_writer
 from ingestor.archive.schema import event_times
+from ingestor.errors import first_line
 from ingestor.settings.sections import RawFormat
 
 LOG = logging.getLogger(__name__)
