@@ -84,7 +84,7 @@ class IngestOptions:
         return self.connect_timeout_s if self.until_closed or self.duration_s is not None else None
 
     def check(self) -> None:
-        """Check what can be told before a broker answers.
+        """Check what is known before a broker answers.
 
         Raises:
             IngestSetupError: the parts cannot work together.
@@ -388,7 +388,7 @@ class _Recorder:
             for number in before:
                 loop.remove_signal_handler(number)
                 signal.signal(number, signal.SIG_DFL)
-            LOG.info("%s: stopping; once more stops at once", name)
+            LOG.info("%s: stopping cleanly; send it again to stop at once", name)
 
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         for number in before:

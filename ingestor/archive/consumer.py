@@ -61,7 +61,7 @@ class Archive:
         closed_after_s: an hour closes when the watermark passes its end by this.
         revised_after_s: one in which rows landed late closes again when nothing more has for this long.
         group: consumer group; archives of one storage share it.
-        logs: tells which log stands behind each topic; by default the archive asks by itself.
+        logs: knows which log stands behind each topic; by default the archive asks by itself.
         on_progress: called from the archive's thread after each stored file, and once when it fails.
         on_hour_closed: called from there with each hour that it closed, or closed again.
     """
@@ -262,12 +262,12 @@ class Archive:
             self._failure = error
 
     def _wait_for_room(self, error: NoRoomError, stop: threading.Event) -> bool:
-        """Hold nothing and read nothing until raw storage takes bytes again; False when told to stop first.
+        """Hold nothing and read nothing until raw storage takes bytes again; False where `stop` came first.
 
         What was read and not stored is in Kafka: the archive joins again and reads it again.
 
         Raises:
-            NoRoomError: it was told to stop, and something is not stored.
+            NoRoomError: `stop` came first, and something is not stored.
         """
         if self._disk.wait(error, stop):
             return True

@@ -1,6 +1,6 @@
 """Raw storage in one format → the same raw storage in the other, in another folder; the source is only read.
 
-Every file is written by the rule of `writer.py`, read back and held against its source: the same rows, the
+Every file is written by the rule of `writer.py`, read back and compared with its source: the same rows, the
 same footer. Offset gaps and closed hours are copied. What was converted before is compared and kept, so a
 conversion that broke off is simply started again.
 """

@@ -182,8 +182,8 @@ class ClosedHour(msgspec.Struct, frozen=True, kw_only=True):
 
     `hour` is ``YYYY-MM-DD-HH:00`` (UTC), `rows` counts the stored records of that hour for each topic, and
     `seals` say what they were; hours closed by earlier versions have none. When rows come late the hour is
-    recorded anew with the next `revision`; `closed_at_ns` stays when it closed first, `late_rows` counts what
-    came since.
+    recorded again with the next `revision`; `closed_at_ns` stays when it closed first, `late_rows` counts
+    what came since.
     """
 
     hour: str
@@ -358,7 +358,7 @@ def _ndjson_footer(path: Path) -> Footer:
         return computed_footer(path)
     except msgspec.MsgspecError as error:
         raise ArchiveError(
-            f"{beside} is damaged (it is made anew once deleted): {first_line(error)}"
+            f"{beside} is damaged (it is recreated once deleted): {first_line(error)}"
         ) from error
     except OSError as error:
         raise ArchiveError(f"{path} cannot be read: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""Where to go on reading, told by raw storage alone: one past the last stored offset of each partition.
+"""Where to go on reading, according to raw storage alone: one past the last stored offset of each partition.
 
 Names carry the first offset, so the newest file of a partition is found by name and only its footer is read.
 (Whoever compacts files must therefore delete the ones it replaced oldest first.)

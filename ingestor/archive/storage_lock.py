@@ -1,4 +1,4 @@
-"""One archive for one raw storage: a second one is refused and told who holds it.
+"""One archive for one raw storage: a second one is refused, and its error names the holder.
 
 The lock is on a file beside raw storage (`ingestor/locks.py`). Where a network file system does not carry
 such locks from one machine to another, the claims of `writer.py` still keep every offset stored once.

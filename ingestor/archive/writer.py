@@ -276,7 +276,7 @@ def mend(topic_dir: Path) -> None:
                 LOG.warning("%s", error)
                 continue
             _write_footer(path, footer)
-            LOG.info("%s had no footer, for its writer was killed; it has one now", path)
+            LOG.info("%s had no footer because its writer was killed; the footer was written now", path)
 
 
 def _write_footer(path: Path, footer: Footer) -> None:
@@ -286,7 +286,7 @@ def _write_footer(path: Path, footer: Footer) -> None:
     except CollisionError:
         pass  # mended by another, with the same content
     except NoRoomError as error:
-        LOG.warning("%s; until there is room it is computed from the file", error)
+        LOG.warning("%s; its footer is computed from the file until there is room to write it", error)
 
 
 def write_exclusively(folder: Path, path: Path, content: bytes) -> None:

@@ -179,7 +179,7 @@ class LogWatch:
             self._broker.ensure_topics()
 
     def _say(self, text: str) -> None:
-        # The publisher tells about an outage; here it would be said every few seconds.
+        # The publisher reports an outage; here it would be logged every few seconds.
         if text != self._said:
             self._said = text
             LOG.info("%s", text)

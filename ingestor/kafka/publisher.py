@@ -77,7 +77,7 @@ class Publisher:
         stored_offsets: what the archive has stored; needed on an embedded broker, which evicts unread data.
         unarchived_limit_bytes: on an embedded broker, acknowledged but unarchived bytes a partition, at most.
         spill: where messages wait that the client has no room for; by default the first of them blocks.
-        logs: tells which log offsets belong to; without it they are taken for those of one log.
+        logs: knows which log offsets belong to; without it they are taken for those of one log.
         options: further librdkafka options (tests).
     """
 
@@ -180,7 +180,7 @@ class Publisher:
     def after_acknowledged(self, then: Callable[[Offsets], None]) -> None:
         """Call `then` with the acknowledged offsets once everything published so far is acknowledged.
 
-        It is called from `poll`, and may publish; `logs` then tells whose offsets they are.
+        It is called from `poll`, and may publish; `logs` then says whose offsets they are.
         """
         self._deliveries.mark(then)
         self._run_reached()
@@ -313,7 +313,7 @@ class Publisher:
         now = time.monotonic()
         for recreation in self._state.recreations[len(before.recreations) :]:
             self._counters.recreated_logs += 1
-            acknowledged = self._deliveries.log_began_anew(recreation.topic)
+            acknowledged = self._deliveries.log_was_recreated(recreation.topic)
             self._unknown_ends[recreation.topic] = now
             self._client.doubt()
             if self.on_recreation is not None:

@@ -104,7 +104,7 @@ Faults, separated by ';', at seconds of the market since its start:
   refuse@10s:429:2        the next 2 handshakes get HTTP 429 and Retry-After: 1
 
 Frames that are spoilt or come besides have numbers like any other. What went out
-is counted and told at the end: what a client should have heard.
+is counted and printed at the end: what a client should have heard.
 
 \b
 Examples:
