@@ -23,7 +23,7 @@ from ingestor.feed.connection import Connection
 from ingestor.feed.counters import FeedCounters
 from ingestor.kafka.broker import connect
 from ingestor.kafka.publisher import Publisher
-from ingestor.recorder import run_ingest
+from ingestor.recorder import IngestOptions, run_ingest
 from ingestor.settings.sections import IngestSettings, KafkaSettings, Settings, StorageSettings
 
 #: Later than any frame, so that none is a dead letter for being ahead of the clock.
@@ -157,7 +157,7 @@ def record(url: str, servers: str) -> dict[str, Any]:
         memory = Memory()
         memory.start()
         began, cpu = time.perf_counter(), time.process_time()
-        summary = run_ingest(settings, url=url, until_closed=True)
+        summary = run_ingest(settings, IngestOptions(url=url, until_closed=True))
         report = _times(began, cpu) | memory.report()
         raw = sum(file.stat().st_size for file in settings.storage.raw_dir.rglob("*") if file.is_file())
         assert summary.feed is not None

@@ -52,14 +52,85 @@ class IngestSetupError(IngestError):
 
 
 @dataclass(frozen=True)
+class IngestOptions:
+    """What to record, and until when.
+
+    Attributes:
+        products: instead of the configured ones.
+        url: instead of the configured one.
+        duration_s: stop after this long.
+        until_closed: stop when the server closes with code 1000.
+        with_archive: write raw storage; an embedded broker needs it.
+        with_feed: read the exchange; without it the archive runs alone on a real broker.
+        connect_timeout_s: with `duration_s` or `until_closed`, how long nothing readable may come before the
+            run fails; a run without an end tries for ever.
+        embedded_broker: never touch the configured broker, bring an embedded one.
+        shared_archive: let other archives that say so too write the same raw storage.
+    """
+
+    products: Sequence[str] | None = None
+    url: str | None = None
+    duration_s: float | None = None
+    until_closed: bool = False
+    with_archive: bool = True
+    with_feed: bool = True
+    connect_timeout_s: float = 20.0
+    embedded_broker: bool = False
+    shared_archive: bool = False
+
+    @property
+    def give_up_after_s(self) -> float | None:
+        """How long nothing readable may come; None where the run has no end."""
+        return self.connect_timeout_s if self.until_closed or self.duration_s is not None else None
+
+    def check(self) -> None:
+        """Check what is known before a broker answers.
+
+        Raises:
+            IngestSetupError: the parts cannot work together.
+        """
+        if not self.with_archive and not self.with_feed:
+            raise IngestSetupError("with neither feed nor archive there is nothing to do")
+        if self.shared_archive and not self.with_archive:
+            raise IngestSetupError("without an archive there is none to share")
+
+    def check_with(self, broker: Broker) -> None:
+        """Check the parts against the broker.
+
+        Raises:
+            IngestSetupError: an embedded broker needs both feed and archive.
+        """
+        if broker.is_embedded and not self.with_archive:
+            raise IngestSetupError("the embedded broker forgets what is not archived: it needs the archive")
+        if broker.is_embedded and not self.with_feed:
+            raise IngestSetupError("an embedded broker is empty: the archive alone needs a real one")
+
+
+#: The configured market through the configured broker, until a signal.
+_DEFAULT_OPTIONS = IngestOptions()
+
+
+@dataclass(frozen=True)
 class Started:
-    """Where things are, told once the broker answers and before the first frame."""
+    """Where things are, published once the broker answers and before the first frame."""
 
     bootstrap_servers: str
     embedded: bool
     url: str | None
     products: tuple[str, ...]
     raw_dir: str | None
+
+    @classmethod
+    def of(cls, settings: Settings, options: IngestOptions, broker: Broker) -> Started:
+        """Return where a run of these options reads and writes."""
+        coinbase = settings.coinbase
+        return cls(
+            bootstrap_servers=broker.bootstrap_servers,
+            embedded=broker.is_embedded,
+            url=(options.url or coinbase.url) if options.with_feed else None,
+            products=tuple(options.products or coinbase.products) if options.with_feed else (),
+            raw_dir=str(settings.storage.raw_dir) if options.with_archive else None,
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -108,81 +179,44 @@ class IngestSummary:
 
 def run_ingest(
     settings: Settings,
+    options: IngestOptions = _DEFAULT_OPTIONS,
     *,
-    products: Sequence[str] | None = None,
-    url: str | None = None,
-    duration_s: float | None = None,
-    until_closed: bool = False,
-    with_archive: bool = True,
-    with_feed: bool = True,
-    connect_timeout_s: float = 20.0,
-    embedded_broker: bool = False,
-    shared_archive: bool = False,
     on_started: Callable[[Started], None] | None = None,
     on_progress: Callable[[FeedCounters, PublishCounters], None] | None = None,
 ) -> IngestSummary:
-    """Record until a signal, `duration_s`, or the server's clean close with `until_closed`.
+    """Record until a signal, or until what `options` says.
 
     Args:
         settings: the effective configuration.
-        products: instead of the configured ones.
-        url: instead of the configured one.
-        duration_s: stop after this long.
-        until_closed: stop when the server closes with code 1000.
-        with_archive: write raw storage; an embedded broker needs it.
-        with_feed: read the exchange; without it the archive runs alone on a real broker.
-        connect_timeout_s: with `duration_s` or `until_closed`, how long nothing readable may come before the
-            run fails; a run without an end tries for ever.
-        embedded_broker: never touch the configured broker, bring an embedded one.
-        shared_archive: let other archives that say so too write the same raw storage.
+        options: what to record, and until when.
         on_started: called once, when the broker answers and a signal would stop cleanly.
         on_progress: called every few seconds.
 
     Raises:
         IngestSetupError: the parts asked for cannot work together.
         StorageHeldError: another archive writes the same raw storage.
-        AddressError: `url` is no WebSocket address.
+        AddressError: `options.url` is no WebSocket address.
         IngestError: something was left unacknowledged or unarchived at the end.
         BrokerError, FeedError, PublishError, ArchiveError: what their names say.
     """
-    if embedded_broker:
-        kafka = settings.kafka.model_copy(update={"bootstrap_servers": EMBEDDED, "security": {}})
-        settings = settings.model_copy(update={"kafka": kafka})
-    if not with_archive and not with_feed:
-        raise IngestSetupError("with neither feed nor archive there is nothing to do")
-    if shared_archive and not with_archive:
-        raise IngestSetupError("without an archive there is none to share")
-    check_address(url or settings.coinbase.url)
+    options.check()
+    check_address(options.url or settings.coinbase.url)
     # The default pool keeps memory for each thread that ever asked for some: 20 to 40 MB more at the peak.
     pa.set_memory_pool(pa.system_memory_pool())
-    with connect(settings.kafka) as broker:
-        if broker.is_embedded and not with_archive:
-            raise IngestSetupError("the embedded broker forgets what is not archived: it needs the archive")
-        if broker.is_embedded and not with_feed:
-            raise IngestSetupError("an embedded broker is empty: the archive alone needs a real one")
+    kafka = settings.kafka
+    if options.embedded_broker:
+        kafka = kafka.model_copy(update={"bootstrap_servers": EMBEDDED, "security": {}})
+    with connect(kafka) as broker:
+        options.check_with(broker)
         broker.ensure_topics()
-        started = Started(
-            bootstrap_servers=broker.bootstrap_servers,
-            embedded=broker.is_embedded,
-            url=(url or settings.coinbase.url) if with_feed else None,
-            products=tuple(products or settings.coinbase.products) if with_feed else (),
-            raw_dir=str(settings.storage.raw_dir) if with_archive else None,
+        started = Started.of(settings, options, broker)
+        lock = (
+            StorageLock(settings.storage.raw_dir, shared=options.shared_archive)
+            if options.with_archive
+            else nullcontext()
         )
-        bounded = until_closed or duration_s is not None
-        raw_dir = settings.storage.raw_dir
-        lock = StorageLock(raw_dir, shared=shared_archive) if with_archive else nullcontext()
         with LogWatch(broker) as logs, lock:
-            recorder = _Recorder(
-                settings,
-                broker,
-                logs,
-                started,
-                duration_s=duration_s,
-                until_closed=until_closed,
-                give_up_after_s=connect_timeout_s if bounded else None,
-                on_started=on_started,
-                on_progress=on_progress,
-            )
+            recorder = _Recorder(settings, options, broker, logs, started, on_started, on_progress)
             return asyncio.run(recorder.run())
 
 
@@ -192,23 +226,18 @@ class _Recorder:
     def __init__(
         self,
         settings: Settings,
+        options: IngestOptions,
         broker: Broker,
         logs: LogWatch,
         started: Started,
-        *,
-        duration_s: float | None,
-        until_closed: bool,
-        give_up_after_s: float | None,
         on_started: Callable[[Started], None] | None,
         on_progress: Callable[[FeedCounters, PublishCounters], None] | None,
     ) -> None:
         self._settings = settings
+        self._options = options
         self._broker = broker
         self._logs = logs
         self._started = started
-        self._duration_s = duration_s
-        self._until_closed = until_closed
-        self._give_up_after_s = give_up_after_s
         self._on_started = on_started
         self._on_progress = on_progress
         self._stop = asyncio.Event()
@@ -223,7 +252,8 @@ class _Recorder:
     async def run(self) -> IngestSummary:
         began = time.monotonic()
         loop = asyncio.get_running_loop()
-        timer = None if self._duration_s is None else loop.call_later(self._duration_s, self._end, "duration")
+        duration_s = self._options.duration_s
+        timer = None if duration_s is None else loop.call_later(duration_s, self._end, "duration")
         self._logs.when_another_broker_answers(
             lambda: loop.call_soon_threadsafe(self._end, "another broker answers")
         )
@@ -265,8 +295,8 @@ class _Recorder:
             self._started.products,
             self._settings.ingest,
             publisher,
-            until_closed=self._until_closed,
-            give_up_after_s=self._give_up_after_s,
+            until_closed=self._options.until_closed,
+            give_up_after_s=self._options.give_up_after_s,
         )
         publisher.on_recreation = feed.log_recreated
         self._counters = feed.counters
@@ -290,7 +320,7 @@ class _Recorder:
             self._published = publisher.counters
             self._waited_for_room_s = publisher.blocked_s
             publisher.close()
-        if self._give_up_after_s is not None and not feed.heard and self._ended != "signal":
+        if self._options.give_up_after_s is not None and not feed.heard and self._ended != "signal":
             raise IngestError(f"{url}: nothing readable came: {feed.last_end}")
 
     def _start_archive(self, loop: asyncio.AbstractEventLoop) -> Archive | None:
@@ -358,7 +388,7 @@ class _Recorder:
             for number in before:
                 loop.remove_signal_handler(number)
                 signal.signal(number, signal.SIG_DFL)
-            LOG.info("%s: stopping; once more stops at once", name)
+            LOG.info("%s: stopping cleanly; send it again to stop at once", name)
 
         before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         for number in before:

@@ -6,7 +6,7 @@ from typing import Any
 
 import dagster as dg
 
-from ingestor.errors import OUR_PACKAGES
+from ingestor.errors import OUR_PACKAGES, one_line
 
 
 def failure_line(event: dg.DagsterEvent) -> str:
@@ -19,7 +19,7 @@ def failure_line(event: dg.DagsterEvent) -> str:
     """
     data = event.step_failure_data
     if data.user_failure_data is not None and data.user_failure_data.description:
-        return _one_line(data.user_failure_data.description)
+        return one_line(data.user_failure_data.description)
     return error_line(data.error)
 
 
@@ -34,13 +34,9 @@ def error_line(error: Any) -> str:
     message = error.message if error is not None else "unknown failure"
     # "module.Class: text" says more to a developer than to whoever reads a line.
     kind, _, text = message.partition(": ")
-    return _one_line(text if text.strip() and " " not in kind else message)
+    return one_line(text if text.strip() and " " not in kind else message)
 
 
 def step_name(event: dg.DagsterEvent) -> str:
     """Name a step as people name its asset."""
     return (event.step_key or "").replace("__", "/")
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())

@@ -10,7 +10,6 @@ whether candles are plausible (`core/market/candle_checks.py`), and where they c
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -35,6 +34,7 @@ from cryptovol_dagster.core.market.candle_checks import (
 )
 from cryptovol_dagster.core.times import DAY_NS, iso_utc, partition_at
 from cryptovol_dagster.lake.atomic import replace_file
+from ingestor import locks
 from ingestor.errors import CryptovolError
 
 #: Why a minute has no candle: the exchange was asked and has none; only an impossible row was given; nobody
@@ -296,7 +296,7 @@ class History:
         except OSError as error:
             raise HistoryError(f"{path}: cannot be written: {error.strerror or error}") from error
         with file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+            locks.lock(file)
             yield
 
 

@@ -24,7 +24,7 @@ from cryptovol_dagster.core.times import (
     partitions_between,
 )
 from cryptovol_dagster.lake.atomic import replace_file
-from ingestor.errors import CryptovolError
+from ingestor.errors import CryptovolError, first_line
 
 #: Key, inode, time and size of a partition's file: another state, other contents.
 FileState = tuple[str, int, int, int]
@@ -150,7 +150,7 @@ class Lake:
         try:
             return pq.read_metadata(path).num_rows
         except (OSError, pa.ArrowException) as error:
-            raise LakeError(f"{path}: cannot be read as Parquet: {_one_line(error)}") from error
+            raise LakeError(f"{path}: cannot be read as Parquet: {first_line(error)}") from error
 
     def fingerprint(self, asset: str, start_ns: int, end_ns: int) -> tuple[FileState, ...]:
         """Give key, inode, time and size of the partitions in a span: another state, other numbers."""
@@ -167,7 +167,7 @@ class Lake:
             with pq.ParquetFile(path) as file:
                 return file.read(columns=list(columns) if columns is not None else None)
         except (OSError, pa.ArrowException) as error:
-            raise LakeError(f"{path}: cannot be read as Parquet: {_one_line(error)}") from error
+            raise LakeError(f"{path}: cannot be read as Parquet: {first_line(error)}") from error
 
     def require(self, asset: str, partition_keys: Iterable[str], suffix: str = "parquet") -> None:
         """Make sure that partitions were written.
@@ -235,9 +235,5 @@ def _version_of(path: Path, state: FileState) -> str:
     try:
         metadata = pq.read_schema(path).metadata or {}
     except (OSError, pa.ArrowException) as error:
-        raise LakeError(f"{path}: cannot be read as Parquet: {_one_line(error)}") from error
+        raise LakeError(f"{path}: cannot be read as Parquet: {first_line(error)}") from error
     return metadata.get(_VERSION, b"").decode()
-
-
-def _one_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

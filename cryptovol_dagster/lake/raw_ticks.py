@@ -23,10 +23,10 @@ from cryptovol_dagster.core.market.cleaning import flag_gaps
 from cryptovol_dagster.core.market.ticks import TickColumns, TradeColumns
 from cryptovol_dagster.core.times import hour_key, hour_keys
 from ingestor.archive.layout import ClosedHour
+from ingestor.archive.member_name import archive_runs
 from ingestor.archive.reader import RawReader
 from ingestor.audit.findings import Audit
 from ingestor.audit.hours import audit
-from ingestor.audit.span import archive_runs
 from ingestor.envelope import EVENTS, TICKS, TRADES
 
 _TICK_FIELDS = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import os
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
 from cryptovol_dagster.lake.atomic import replace_file
+from ingestor import locks
 from ingestor.errors import CryptovolError
 from ingestor.settings import Settings
 
@@ -126,7 +126,7 @@ def opening(home: Path) -> Iterator[None]:
         InstanceError: the home cannot be written.
     """
     with _lock_file(home / _OPENING_LOCK) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        locks.lock(file)
         yield
 
 
@@ -165,14 +165,10 @@ def hold_instance(home: Path, dagster_url: str, mlflow_url: str) -> Iterator[Non
     """
     path = home / _LOCK
     with _lock_file(path) as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not locks.try_lock(file):
             running = _read_lock(path)
             by = f"pid {running.pid}, {running.dagster_url}" if running else "it has just begun"
-            raise InstanceError(
-                f"{home} is in use: `cryptovol up` or `cryptovol ui` runs already ({by})"
-            ) from None
+            raise InstanceError(f"{home} is in use: `cryptovol up` or `cryptovol ui` runs already ({by})")
         file.truncate(0)
         file.write(json.dumps(asdict(Running(os.getpid(), dagster_url, mlflow_url))))
         file.flush()
@@ -184,12 +180,7 @@ def running_instance(settings: Settings) -> Running | None:
     path = dagster_home(settings) / _LOCK
     if not path.exists():
         return None
-    with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return _read_lock(path)
-    return None
+    return _read_lock(path) if locks.is_locked(path) else None
 
 
 def _lock_file(path: Path) -> TextIO:

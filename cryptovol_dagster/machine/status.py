@@ -20,8 +20,8 @@ from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.machine.instance import running_instance
 from cryptovol_dagster.machine.reachable import accepts, answers
 from ingestor.archive.layout import closing_paths
+from ingestor.archive.member_name import archive_runs
 from ingestor.archive.reader import RawReader
-from ingestor.audit.span import archive_runs
 from ingestor.envelope import EVENTS, TICKS
 from ingestor.settings import Settings
 

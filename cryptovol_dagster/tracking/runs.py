@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from cryptovol_dagster.tracking import flavour as mlflow_model
-from ingestor.errors import CryptovolError
+from ingestor.errors import CryptovolError, first_line
 from ingestor.settings.sections import Settings
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def mlflow_answers(uri: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as error:  # what `requests` raises is an OSError
-        raise TrackingError(f"MLflow at {uri}: {_first_line(error)}") from error
+        raise TrackingError(f"MLflow at {uri}: {first_line(error)}") from error
 
 
 class Connection:
@@ -283,8 +283,3 @@ def _end_state(instance: dg.DagsterInstance, run_id: str) -> str:
         return KILLED
     failures = instance.all_logs(run_id, of_type=dg.DagsterEventType.STEP_FAILURE)
     return FAILED if failures else FINISHED
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__

@@ -20,12 +20,12 @@ from cryptovol_dagster_tests.ingestor.archive.messages import TEN_NS, tick
 from cryptovol_dagster_tests.ingestor.archive.test_consumer import wait_for
 from cryptovol_dagster_tests.ingestor.feed.support import frame
 from cryptovol_dagster_tests.ingestor.verbs.conftest import served
-from ingestor.archive import consumer as archive_module
+from ingestor.archive import full_disk
 from ingestor.archive.consumer import Archive
 from ingestor.archive.errors import ArchiveError, NoRoomError
 from ingestor.envelope import TICKS
 from ingestor.kafka.broker import Broker
-from ingestor.recorder import run_ingest
+from ingestor.recorder import IngestOptions, run_ingest
 from ingestor.settings.sections import IngestSettings, RawFormat, Settings, StorageSettings
 
 MEBIBYTE = 1 << 20
@@ -53,7 +53,7 @@ class Disk:
 
 @pytest.fixture
 def disk(monkeypatch: pytest.MonkeyPatch) -> Disk:
-    monkeypatch.setattr(archive_module, "_ROOM_RETRY_S", 0.05)
+    monkeypatch.setattr(full_disk, "_RETRY_S", 0.05)
     return Disk(monkeypatch)
 
 
@@ -118,7 +118,7 @@ def test_it_is_said_again_after_a_while(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(archive_module, "_ROOM_SAID_S", 0.2)
+    monkeypatch.setattr(full_disk, "_LOG_EVERY_S", 0.2)
     archive = Archive(embedded_broker, StorageSettings(data_dir=tmp_path, flush_s=0.05), closed_after_s=120)
     archive.start()
     disk.full.set()
@@ -174,7 +174,7 @@ def test_the_recorder_ends_with_an_error_when_stopped_on_a_full_disk(tmp_path: P
         served(script) as url,
         pytest.raises(NoRoomError, match=r"records of \d+ partitions are not stored"),
     ):
-        run_ingest(settings, url=url, until_closed=True)
+        run_ingest(settings, IngestOptions(url=url, until_closed=True))
     assert raw_files(settings.storage.raw_dir) == []
 
 
@@ -205,7 +205,7 @@ def test_a_truly_full_disk(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(archive_module, "_ROOM_RETRY_S", 0.05)
+    monkeypatch.setattr(full_disk, "_RETRY_S", 0.05)
     storage = StorageSettings(data_dir=small_disk, flush_s=0.1, raw_format=raw_format)
     ballast = small_disk / "ballast"
     ballast.write_bytes(bytes(2 * MEBIBYTE + MEBIBYTE // 2))

@@ -137,7 +137,7 @@ def test_a_topic_made_anew_is_noticed_and_goes_on(kafka: KafkaInstance, tmp_path
             old_log = broker.log_id(TICKS)
         admin = AdminClient({"bootstrap.servers": kafka.bootstrap_servers})
         admin.delete_topics([name])[name].result(10)
-        recorder.wait_for("made anew: its log was")
+        recorder.wait_for("recreated: its log was")
         recorder.wait_for_files(TICKS, 4)
         recorder.wait_for("is complete")
         summary = recorder.stopped()
@@ -147,7 +147,7 @@ def test_a_topic_made_anew_is_noticed_and_goes_on(kafka: KafkaInstance, tmp_path
         new_log = broker.log_id(TICKS)
         assert new_log != old_log
         _assert_every_log_is_accounted_for(broker, recorder.raw_dir)
-    assert f"topic {TICKS} was made anew: its log was {old_log} and is {new_log}" in recorder.log.read_text()
+    assert f"topic {TICKS} was recreated: its log was {old_log} and is {new_log}" in recorder.log.read_text()
     events = RawReader(recorder.raw_dir).read(EVENTS, 0, EVER_NS).to_pylist()
     (told,) = [event for event in events if event["kind"] == "log_recreated"]
     detail = json.loads(told["payload"])

@@ -19,7 +19,7 @@ from ingestor.audit.hours import audit
 from ingestor.envelope import TICKS
 from ingestor.exchange.clock import ns_to_rfc3339
 from ingestor.hour_reporter import HourReporter, ReportError
-from ingestor.recorder import run_ingest
+from ingestor.recorder import IngestOptions, run_ingest
 from ingestor.settings import Settings
 from ingestor.settings.sections import DagsterSettings, StorageSettings
 from ingestor.times import HOUR_NS, NS
@@ -112,7 +112,7 @@ def _record(folder: Path, ui_url: str) -> RawReader:
         dagster=DagsterSettings(ui_url=ui_url, report_closed_hours=True),
     )
     with served(script) as url:
-        run_ingest(settings, url=url, until_closed=True)
+        run_ingest(settings, IngestOptions(url=url, until_closed=True))
     return RawReader(settings.storage.raw_dir)
 
 

@@ -6,7 +6,7 @@ missing. The watermark is the least such time over the connections that are not 
 once, when the watermark passes its end by `closed_after_s`.
 
 Rows may come all the same: of another recording, or of a connection that was taken for dead. An hour in
-which some landed is recorded anew, with the next revision, once nothing more has landed for
+which some landed is recorded again, with the next revision, once nothing more has landed for
 `revised_after_s`. What it was sealed with before must still be there: a change is for the audit to find, not
 to be sealed.
 """
@@ -117,13 +117,13 @@ class HourCloser:
         self._revised_after_s = revised_after_s
         #: Closed hours in which something landed, and when last (monotonic clock).
         self._landed_at_s: dict[int, float] = {}
-        #: Closed hours whose folders changed since, by whomever: to be looked at, newest last.
+        #: Closed hours whose folders changed since, by whomever: to be checked, newest last.
         self._suspected: list[int] = []
         self._connections: dict[str, _Connection] = {}
         self._newest_at_ns = 0
         self._looked_up_to_ns: int | None = None
         self._log_ids: Mapping[str, str] = {}
-        #: (topic, log, partition) → offset up to which a log that is gone was looked at.
+        #: (topic, log, partition) → offset up to which a log that is gone was checked.
         self._looked_up_to: dict[tuple[str, str, int], int] = {}
 
     @property
@@ -141,7 +141,7 @@ class HourCloser:
         return max((watermark for watermark in over if watermark is not None), default=None)
 
     def recover(self, log_ids: Mapping[str, str]) -> None:
-        """Start anew from the newest stored events.
+        """Start again from the newest stored events.
 
         Args:
             log_ids: the log behind each topic. An event taken in later must have been read before they were
@@ -279,7 +279,7 @@ class HourCloser:
         try:
             recorded = {hour_from_key(hour.hour): hour for hour in RawReader(self._raw_dir).closed_hours()}
         except ArchiveError as error:  # whoever reads closed hours hears of it; recording goes on
-            LOG.error("closed hours are not looked at for late rows: %s", error)
+            LOG.error("closed hours are not checked for late rows: %s", error)
             return
         changed = {
             hour_ns: max(_changed_at_ns(hour_folder(self._raw_dir / topic, hour_ns)) for topic in TOPICS)
@@ -317,7 +317,7 @@ class HourCloser:
         return self._looked_at(hour_ns, late_rows) or 0
 
     def _revise(self, hour_ns: int) -> ClosedHour | None:
-        """Record an hour anew with the rows that came late; None where it got none, or cannot be."""
+        """Record an hour again with the rows that came late; None where it got none, or cannot be."""
         revised = self._looked_at(hour_ns, _revised)
         return None if revised is None else self._record(revised)
 
@@ -328,7 +328,7 @@ class HourCloser:
             hour = reader.closed_hour(key)
             return None if hour is None else look(reader, hour)
         except ArchiveError as error:
-            LOG.error("hour %s is not closed again with rows that came late: %s", key, error)
+            LOG.error("hour %s cannot be closed again with its late rows: %s", key, error)
             return None
 
     def _newest_events(self, log_id: str) -> list[pa.Table]:
@@ -349,7 +349,7 @@ def _seals(reader: RawReader, hour_ns: int) -> dict[str, Seal]:
     try:
         return {topic: seal(reader, topic, hour_ns) for topic in TOPICS}
     except ArchiveError as error:
-        LOG.error("hour %s closes without a seal: %s", hour_key(hour_ns), error)
+        LOG.error("hour %s is closed without a seal: %s", hour_key(hour_ns), error)
         return {}
 
 

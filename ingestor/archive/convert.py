@@ -1,6 +1,6 @@
 """Raw storage in one format → the same raw storage in the other, in another folder; the source is only read.
 
-Every file is written by the rule of `writer.py`, read back and held against its source: the same rows, the
+Every file is written by the rule of `writer.py`, read back and compared with its source: the same rows, the
 same footer. Offset gaps and closed hours are copied. What was converted before is compared and kept, so a
 conversion that broke off is simply started again.
 """
@@ -24,7 +24,6 @@ from ingestor.archive.layout import (
     Footer,
     closing_paths,
     files_in,
-    first_line,
     footer_path,
     hour_folders,
     read_footer,
@@ -34,6 +33,7 @@ from ingestor.archive.schema import SCHEMAS
 from ingestor.archive.storage_lock import StorageLock
 from ingestor.archive.writer import ROW_GROUP_ROWS, OpenFile, mend, remove_abandoned, write_exclusively
 from ingestor.envelope import TOPICS
+from ingestor.errors import first_line
 from ingestor.settings.sections import RawFormat
 
 #: Says in a target what it is being made of.

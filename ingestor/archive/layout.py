@@ -31,6 +31,7 @@ from ingestor.archive import ndjson
 from ingestor.archive.columns import as_int64
 from ingestor.archive.errors import ArchiveError
 from ingestor.archive.schema import event_times, time_columns
+from ingestor.errors import first_line
 from ingestor.times import DAY_NS, NS, hour_from_key, hour_start
 
 #: Records this close to a file's hour stay in the file, so that a little disorder does not cut it to pieces.
@@ -180,8 +181,8 @@ class ClosedHour(msgspec.Struct, frozen=True, kw_only=True):
 
     `hour` is ``YYYY-MM-DD-HH:00`` (UTC), `rows` counts the stored records of that hour for each topic, and
     `seals` say what they were; hours closed by earlier versions have none. When rows come late the hour is
-    recorded anew with the next `revision`; `closed_at_ns` stays when it closed first, `late_rows` counts what
-    came since.
+    recorded again with the next `revision`; `closed_at_ns` stays when it closed first, `late_rows` counts
+    what came since.
     """
 
     hour: str
@@ -341,7 +342,7 @@ def _ndjson_footer(path: Path) -> Footer:
         return computed_footer(path)
     except msgspec.MsgspecError as error:
         raise ArchiveError(
-            f"{beside} is damaged (it is made anew once deleted): {first_line(error)}"
+            f"{beside} is damaged (it is recreated once deleted): {first_line(error)}"
         ) from error
     except OSError as error:
         raise ArchiveError(f"{path} cannot be read: {error.strerror}") from error
@@ -358,11 +359,6 @@ def _parquet_footer(path: Path) -> Footer:
         raise ArchiveError(f"{path} was not written by raw storage (no cryptovol footer)") from error
     except (ArrowException, msgspec.MsgspecError, OSError) as error:
         raise ArchiveError(f"{path} cannot be read: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's message, for messages of one line."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _subfolders(parent: Path, pattern: re.Pattern[str]) -> Iterator[Path]:

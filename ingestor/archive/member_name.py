@@ -7,7 +7,6 @@ holds one.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import itertools
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
+from ingestor import locks
 from ingestor.archive.errors import ArchiveError
 from ingestor.archive.layout import TEMPORARY
 
@@ -39,15 +39,12 @@ class Slot:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             for number in itertools.count():
-                lock = (self._folder / f"{self._group}-{self._host}-{number}.lock").open("ab")
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError:
-                    lock.close()
-                    continue
-                self._lock = lock
-                self.name = f"{self._group}-{identity}-{number}"
-                break
+                file = (self._folder / f"{self._group}-{self._host}-{number}.lock").open("ab")
+                if locks.try_lock(file):
+                    self._lock = file
+                    self.name = f"{self._group}-{identity}-{number}"
+                    break
+                file.close()
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
             raise ArchiveError(f"raw storage cannot write {self._folder}: {reason}") from error
@@ -58,3 +55,17 @@ class Slot:
     ) -> None:
         if self._lock is not None:
             self._lock.close()
+
+
+def archive_runs(raw_dir: Path) -> bool:
+    """Whether an archive on this machine runs on this storage: it may yet store what is promised.
+
+    It holds the lock of its name, or that of the storage where it has that for itself alone.
+
+    Args:
+        raw_dir: root of raw storage.
+
+    Raises:
+        OSError: a lock file cannot be opened.
+    """
+    return any(map(locks.is_locked, (raw_dir / TEMPORARY).glob("*.lock")))

@@ -1,4 +1,4 @@
-"""Where to go on reading, told by raw storage alone: one past the last stored offset of each partition.
+"""Where to go on reading, according to raw storage alone: one past the last stored offset of each partition.
 
 Names carry the first offset, so the newest file of a partition is found by name and only its footer is read.
 (Whoever compacts files must therefore delete the ones it replaced oldest first.)
@@ -12,8 +12,9 @@ from pathlib import Path
 import msgspec
 
 from ingestor.archive.errors import ArchiveError, CollisionError
-from ingestor.archive.layout import GAPS, FileName, OffsetGap, files_in, first_line, hour_folders, read_footer
+from ingestor.archive.layout import GAPS, FileName, OffsetGap, files_in, hour_folders, read_footer
 from ingestor.archive.writer import write_exclusively
+from ingestor.errors import first_line
 
 
 def stored_offsets(raw_dir: Path, topic: str, log_id: str) -> dict[int, int]:

@@ -29,12 +29,12 @@ from ingestor.archive.layout import (
     closing_path,
     closing_paths,
     files_in,
-    first_line,
     hour_folders,
     read_footer,
 )
 from ingestor.archive.rows import read_rows
 from ingestor.archive.schema import SCHEMAS, event_times, time_columns
+from ingestor.errors import first_line
 from ingestor.times import HOUR_NS, hour_from_key
 
 

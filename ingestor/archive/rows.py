@@ -13,8 +13,9 @@ import pyarrow.parquet as pq
 
 from ingestor.archive import ndjson
 from ingestor.archive.errors import ArchiveError
-from ingestor.archive.layout import FOOTER_KEY, Footer, first_line, is_ndjson
+from ingestor.archive.layout import FOOTER_KEY, Footer, is_ndjson
 from ingestor.archive.schema import DELTA_COLUMNS, DICTIONARY_COLUMNS, SCHEMAS
+from ingestor.errors import first_line
 from ingestor.settings.sections import RawFormat
 
 

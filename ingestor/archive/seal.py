@@ -1,8 +1,8 @@
-"""Seals: what an hour held when it closed, so that a change afterwards can be told.
+"""Seals: what an hour held when it closed, so that a later change is noticed.
 
 The hash is over the values of the rows in order of offset, column by column, not over files: it survives
 compaction and another file format. A part is one partition of one log, because offsets order only that; rows
-that come late have later offsets (or another log), so they are told apart from rows that changed.
+that come late have later offsets (or another log), so they are distinguished from rows that changed.
 """
 
 from __future__ import annotations

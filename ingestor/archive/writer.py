@@ -15,7 +15,6 @@ waits, and a file that once had its name never loses it, so that a position read
 from __future__ import annotations
 
 import errno
-import fcntl
 import logging
 import os
 import time
@@ -27,6 +26,7 @@ from typing import IO
 
 import pyarrow as pa
 
+from ingestor import locks
 from ingestor.archive.columns import as_int64
 from ingestor.archive.errors import ArchiveError, CollisionError, NoRoomError
 from ingestor.archive.layout import (
@@ -41,7 +41,6 @@ from ingestor.archive.layout import (
     FooterTally,
     computed_footer,
     files_in,
-    first_line,
     footer_content,
     footer_path,
     hour_folder,
@@ -50,6 +49,7 @@ from ingestor.archive.layout import (
 )
 from ingestor.archive.rows import RowWriter, row_writer
 from ingestor.archive.schema import event_times
+from ingestor.errors import first_line
 from ingestor.settings.sections import RawFormat
 from ingestor.times import HOUR_NS, hour_start
 
@@ -275,7 +275,7 @@ def mend(topic_dir: Path) -> None:
                 LOG.warning("%s", error)
                 continue
             _write_footer(path, footer)
-            LOG.info("%s had no footer, for its writer was killed; it has one now", path)
+            LOG.info("%s had no footer because its writer was killed; the footer was written now", path)
 
 
 def _write_footer(path: Path, footer: Footer) -> None:
@@ -285,7 +285,7 @@ def _write_footer(path: Path, footer: Footer) -> None:
     except CollisionError:
         pass  # mended by another, with the same content
     except NoRoomError as error:
-        LOG.warning("%s; until there is room it is computed from the file", error)
+        LOG.warning("%s; its footer is computed from the file until there is room to write it", error)
 
 
 def write_exclusively(folder: Path, path: Path, content: bytes) -> None:
@@ -336,10 +336,10 @@ def _remove_if_abandoned(path: Path) -> None:
         with path.open("rb") as file:
             if time.time() - os.fstat(file.fileno()).st_mtime < _ABANDONED_AFTER_S:
                 return
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            path.unlink()
-    except (FileNotFoundError, BlockingIOError):
-        return  # published or still being written by its owner
+            if locks.try_lock(file):  # else its owner still writes it
+                path.unlink()
+    except FileNotFoundError:
+        return  # published
 
 
 class _TemporaryFile:
@@ -350,7 +350,7 @@ class _TemporaryFile:
         self.path = topic_dir / TEMPORARY / f"{name}-{uuid.uuid4().hex}"
         self.file: IO[bytes] = self.path.open("xb", buffering=1 << 16)
         try:
-            fcntl.flock(self.file, fcntl.LOCK_EX)
+            locks.lock(self.file)
         except OSError:
             self.close()
             raise

@@ -1,5 +1,5 @@
 """Conservation made visible: every sequence number that the exchange sent is stored, accounted for, or named.
 
-Belongs here: what can be told from raw storage alone, pure and in hours. Does not belong here: a clock, a
+Belongs here: what raw storage alone can show, pure and in hours. Does not belong here: a clock, a
 broker, or repairing anything.
 """

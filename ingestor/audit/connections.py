@@ -32,7 +32,7 @@ class Checkpoint:
         data: those of them with an entry in ticks.raw or trades.raw.
         empty: frames of those channels without one.
         dead: frames in feed.dead.
-        missing: numbers told as gaps.
+        missing: numbers reported as gaps.
         time_ns: newest event time up to it.
         is_stored: whether everything it promises can be stored by now.
     """
@@ -119,7 +119,7 @@ class ConnectionAccount:
             hour_ns: its start.
             numbers: sequence numbers with an entry, in any order, also several times.
             times: their event times.
-            gaps: first and last missing number and event time of each gap told.
+            gaps: first and last missing number and event time of each reported gap.
             checkpoints: in order.
         """
         numbers, first = np.unique(numbers, return_index=True)
@@ -200,7 +200,7 @@ class ConnectionAccount:
             absent -= self._excuse(line, (EVENTS,), absent, window, whole=True)
             if absent > 0:
                 self._find("checkpoint", absent, hole, "a checkpoint over them", "none", hour_ns)
-        stored, dead, told = self._inside(first, last)
+        stored, dead, in_gaps = self._inside(first, last)
         if checkpoint.readable + checkpoint.dead + checkpoint.missing != checkpoint.width:
             counted = checkpoint.readable + checkpoint.dead + checkpoint.missing
             self._find(
@@ -213,11 +213,11 @@ class ConnectionAccount:
             )
         line.control += checkpoint.readable - checkpoint.data
         line.dead += min(dead, checkpoint.dead)
-        line.in_gaps += min(told, checkpoint.missing)
+        line.in_gaps += min(in_gaps, checkpoint.missing)
         for topics, name, promised, found in (
             (DATA_TOPICS, "frames with entries", checkpoint.data, stored),
             ((DEAD,), "dead letters", checkpoint.dead, dead),
-            ((EVENTS,), "numbers told as gaps", checkpoint.missing, told),
+            ((EVENTS,), "numbers told as gaps", checkpoint.missing, in_gaps),
         ):
             absent = promised - found
             absent -= self._excuse(line, topics, absent, window)
@@ -230,23 +230,23 @@ class ConnectionAccount:
         self._edge, self._edge_ns = last, checkpoint.time_ns
 
     def _inside(self, first: int, last: int) -> tuple[int, int, int]:
-        """Numbers of ``[first, last]`` that are stored, only in dead letters, and told as gaps."""
+        """Numbers of ``[first, last]`` that are stored, only in dead letters, and reported as gaps."""
         low, high = np.searchsorted(self._numbers, (first, last + 1))
         dead = self._dead[slice(*np.searchsorted(self._dead, (first, last + 1)))]
-        told = sum(max(0, min(last, b) - max(first, a) + 1) for a, b in self._gaps)
+        in_gaps = sum(max(0, min(last, b) - max(first, a) + 1) for a, b in self._gaps)
         # An entry that cannot be read is a dead letter too; its frame may have others that are stored.
         only_dead = len(np.setdiff1d(dead, self._numbers[low:high], assume_unique=True))
-        return int(high - low), only_dead, told
+        return int(high - low), only_dead, in_gaps
 
     def _count_tail(self, edge: int, newest: int, line: Line | None = None) -> int:
-        """Numbers of ``(edge, newest]`` that are not there; counts the dead and those told as gaps."""
+        """Numbers of ``(edge, newest]`` that are not there; counts the dead and those reported as gaps."""
         if newest <= edge:
             return 0
-        stored, dead, told = self._inside(edge + 1, newest)
+        stored, dead, in_gaps = self._inside(edge + 1, newest)
         line = self._line_of_end() if line is None else line
         line.dead += dead
-        line.in_gaps += told
-        return newest - edge - stored - dead - told
+        line.in_gaps += in_gaps
+        return newest - edge - stored - dead - in_gaps
 
     def _leave_unconfirmed(self, newest: int) -> None:
         edge = self._known_edge()

@@ -18,8 +18,8 @@ class Loss:
 
     Attributes:
         connection_id: the connection it happened to, or that came after it; empty for `offsets`.
-        kind: ``sequence`` (numbers that never came, told by the feed), ``in_flight`` (numbers after the last
-            checkpoint of a recorder that was killed, at least), ``between`` (from one connection to the
+        kind: ``sequence`` (numbers that never came, reported by the feed), ``in_flight`` (numbers after the
+            last checkpoint of a recorder that was killed, at least), ``between`` (from one connection to the
             next), ``offsets`` (records that the broker lost before they were stored).
         from_sequence: first number lost; None where numbers do not apply.
         to_sequence: last number lost, inclusive.

@@ -1,4 +1,4 @@
-"""The audit of a span of raw storage, hour by hour: what was promised is held against what is stored."""
+"""The audit of a span of raw storage, hour by hour: what was promised is compared with what is stored."""
 
 from __future__ import annotations
 
@@ -239,19 +239,19 @@ class _Auditor:
     # Hour by hour
 
     def _take_hour(self, hour_ns: int) -> None:
-        told: dict[str, _HourEvents] = defaultdict(_HourEvents)
+        published: dict[str, _HourEvents] = defaultdict(_HourEvents)
         for row in self._events(hour_ns):
-            self._tell(told[row["connection_id"]], row)
+            self._count(published[row["connection_id"]], row)
         stored = self._stored(hour_ns)
-        for name in sorted({*told, *stored}):
+        for name in sorted({*published, *stored}):
             account = self._account(name)
-            events = told[name]
+            events = published[name]
             if events.times:
                 account.seen(min(events.times), max(events.times))
             numbers, times = stored.get(name, (np.empty(0, np.int64), np.empty(0, np.int64)))
             account.take(hour_ns, numbers, times, events.gaps, events.checkpoints)
 
-    def _tell(self, events: _HourEvents, row: dict[str, Any]) -> None:
+    def _count(self, events: _HourEvents, row: dict[str, Any]) -> None:
         kind, time_ns = row["kind"], row["event_time_ns"]
         if time_ns is not None:
             events.times.append(time_ns)
@@ -289,7 +289,7 @@ class _Auditor:
         return account
 
     def _dead(self, name: str) -> Numbers:
-        """Numbers of a connection's dead letters: filed by wall clock, so all files are looked at."""
+        """Numbers of a connection's dead letters: filed by wall clock, so all files are read."""
         if self._dead_numbers is None:
             self._dead_numbers = defaultdict(list)
             for _, _, table in self._reader.tables(DEAD, 0, EVER_NS, ["connection_id", "sequence_num"]):

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import fcntl
 from pathlib import Path
 
-from ingestor.archive.layout import TEMPORARY
+from ingestor.archive.member_name import archive_runs
 from ingestor.archive.reader import RawReader
 from ingestor.audit.errors import AuditError
 from ingestor.envelope import TOPICS
@@ -39,17 +38,6 @@ def stored_span(
             f"{hour_key(hours[-1])}"
         )
     return reader, start_ns, end_ns, archive_runs(raw_dir)
-
-
-def archive_runs(raw_dir: Path) -> bool:
-    """Whether an archive on this machine holds a slot of this storage: it may yet store what is promised."""
-    for path in (raw_dir / TEMPORARY).glob("*.lock"):
-        with path.open("rb") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return True
-    return False
 
 
 def _hour(key: str) -> int:

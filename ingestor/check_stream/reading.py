@@ -76,7 +76,7 @@ class _Look:
                 self._ends[topic, partition] = end
                 self._positions[topic, partition] = first if from_beginning else end
         self._stored: Offsets = {}
-        # In a thread: a slow answer would be told as latency of the stream.
+        # In a thread: a slow answer would count as latency of the stream.
         self._asking = ThreadPoolExecutor(1, "archive-offsets")
         self._question: Future[Offsets] | None = None
         self._asked_s = -_ASK_STORED_EVERY_S
@@ -93,15 +93,15 @@ class _Look:
     def run(
         self, duration_s: float, on_progress: Callable[[StreamReport], None] | None, every_s: float
     ) -> None:
-        told_s = 0.0
+        shown_s = 0.0
         self.update()
         while (at_s := time.monotonic() - self._began_s) < duration_s:
-            # One by one: a batch would wait to be filled, and that wait would be told as latency.
+            # One by one: a batch would wait to be filled, and that wait would count as latency.
             message = self._consumer.poll(min(duration_s - at_s, _LONGEST_POLL_S))
             if message is not None:
                 self._take_in(message)
-            if at_s - told_s >= every_s:
-                told_s = at_s
+            if at_s - shown_s >= every_s:
+                shown_s = at_s
                 self.update()
                 if on_progress is not None:
                     on_progress(self.report)
@@ -141,7 +141,7 @@ class _Look:
 
     def _partition(self, topic: str, partition: int) -> PartitionSeen:
         place: Any = TopicPartition(self._broker.topic(topic), partition)
-        # What the fetches have told already; nobody is asked.
+        # What the fetches have reported already; nobody is asked.
         _, end = self._consumer.get_watermark_offsets(place, cached=True)
         key = topic, partition
         self._ends[key] = max(self._ends[key], end)

@@ -33,7 +33,7 @@ RECENT_S = 5.0
 RELATIVE_ERROR = 0.01
 _GAMMA = (1 + RELATIVE_ERROR) / (1 - RELATIVE_ERROR)
 _LOG_GAMMA = math.log(_GAMMA)
-#: Durations shorter than this are told as 0.
+#: Durations shorter than this are reported as 0.
 _LEAST_NS = 1_000
 _SLOT_S = 0.5
 _FIRST_ERRORS = 5

@@ -25,8 +25,8 @@ LOG = logging.getLogger(__name__)
 
 NS_PER_MS = 1_000_000
 
-#: A frame this far ahead of the receiving clock is told about once a connection; real skew is tens of ms.
-_SKEW_TOLD_NS = 1_000 * NS_PER_MS
+#: A frame this far ahead of the receiving clock is reported once a connection; real skew is tens of ms.
+_SKEW_REPORTED_NS = 1_000 * NS_PER_MS
 #: Kafka clients refuse messages over 1,000,000 bytes: larger entries are dead letters, dead letters are cut.
 _MAX_ENTRY_BYTES = 900_000
 _MAX_DEAD_BYTES = 600_000
@@ -41,7 +41,7 @@ _MAX_DRIFT_EVENTS = 20
 
 
 class SequenceBrokenError(CryptovolError):
-    """The connection's numbers went back for good; it must be opened anew."""
+    """The connection's numbers went back for good; it must be opened again."""
 
 
 class Outlet(Protocol):
@@ -87,10 +87,10 @@ class Connection:
         self._future_limit_ns = future_limit_ns
         self._sequence = SequenceTracker()
         self._repeats_in_a_row = 0
-        self._skew_told = False
+        self._skew_reported = False
         self._drift_events = 0
-        #: Unknown channels and drift that were told already.
-        self._told: set[str] = set()
+        #: Unknown channels and drift that were reported already.
+        self._reported: set[str] = set()
         self._begin_span()
 
     @property
@@ -135,8 +135,8 @@ class Connection:
         in_time = ahead_ns <= self._future_limit_ns
         if not self._in_order(frame.sequence_num, frame.event_time_ns if in_time else None, received_at_ns):
             return frame.channel
-        if ahead_ns > _SKEW_TOLD_NS:
-            self._tell_skew(ahead_ns, received_at_ns)
+        if ahead_ns > _SKEW_REPORTED_NS:
+            self._report_skew(ahead_ns, received_at_ns)
         if not in_time:
             self._unread_frames += 1
             ahead = f"{ahead_ns / 1e9:.3f} s ahead of the receiving clock"
@@ -153,10 +153,10 @@ class Connection:
             if not self._publish_entries(frame, received_at_ns, len(data) > _MAX_BYTES_UNCHECKED):
                 self._empty_frames += 1
         elif channel == wire.SUBSCRIPTIONS:
-            self._tell_subscriptions(frame, received_at_ns)
+            self._publish_subscriptions(frame, received_at_ns)
         return frame.channel
 
-    def tell(self, kind: EventKind, detail: dict[str, Any], at_ns: int | None = None) -> None:
+    def publish_event(self, kind: EventKind, detail: dict[str, Any], at_ns: int | None = None) -> None:
         """Publish something that happened to this connection."""
         at_ns = time.time_ns() if at_ns is None else at_ns
         event = self._event(kind, detail, at_ns, self.event_time_ns)
@@ -261,7 +261,7 @@ class Connection:
         if event_time_ns is not None:
             self._note_time(event_time_ns)
         detail = {"from_sequence": gap.from_sequence, "to_sequence": gap.to_sequence, "count": gap.count}
-        self.tell("gap", detail, received_at_ns)
+        self.publish_event("gap", detail, received_at_ns)
 
     def _note_time(self, event_time_ns: int) -> None:
         if self.event_time_ns is None:
@@ -274,8 +274,8 @@ class Connection:
     def _note_unknown(self, channel: str, at_ns: int) -> str:
         """Count a frame of a channel unknown to us; returns the name it is counted under."""
         name = count_bounded(self._counters.unknown_channels, channel)
-        if name not in self._told:
-            self._told.add(name)
+        if name not in self._reported:
+            self._reported.add(name)
             self._drift({"unknown_channel": channel}, at_ns)
         return name
 
@@ -284,20 +284,19 @@ class Connection:
         for finding in found:
             name = count_bounded(self._counters.drift, finding)
             self._span_drift[name] += 1
-            if name not in self._told:
-                self._told.add(name)
+            if name not in self._reported:
+                self._reported.add(name)
                 self._drift({"drift": finding, "sequence_num": sequence_num}, at_ns)
 
-    def _tell_subscriptions(self, frame: wire.Frame, at_ns: int) -> None:
+    def _publish_subscriptions(self, frame: wire.Frame, at_ns: int) -> None:
         for event in frame.events:
             if isinstance(event, wire.SubscriptionsEvent):
-                self.tell("subscribed", {"subscriptions": event.subscriptions}, at_ns)
+                self.publish_event("subscribed", {"subscriptions": event.subscriptions}, at_ns)
 
     def _publish_entries(self, frame: wire.Frame, received_at_ns: int, check_bounds: bool) -> bool:
         """Publish every entry that can be read; returns whether one was."""
         published = False
         channel, sequence_num = frame.channel, frame.sequence_num
-        publish = self._publish_tick if channel == wire.TICKER else self._publish_trade
         for event_index, event in enumerate(frame.events):
             entries: list[msgspec.Raw] = event.tickers if channel == wire.TICKER else event.trades  # pyright: ignore[reportAttributeAccessIssue] - the parser gives a channel its events
             for entry_index, entry in enumerate(entries):
@@ -311,11 +310,14 @@ class Connection:
                     continue
                 if drift:
                     self._note_drift(drift, sequence_num, received_at_ns)
-                publish(frame, event.type, product_id, event_index, entry_index, entry, received_at_ns)  # pyright: ignore[reportAttributeAccessIssue]
+                event_type: str = event.type  # pyright: ignore[reportAttributeAccessIssue]
+                self._publish_entry(
+                    frame, event_type, product_id, event_index, entry_index, entry, received_at_ns
+                )
                 published = True
         return published
 
-    def _publish_tick(
+    def _publish_entry(
         self,
         frame: wire.Frame,
         event_type: str,
@@ -325,43 +327,39 @@ class Connection:
         entry: msgspec.Raw,
         received_at_ns: int,
     ) -> None:
-        message = TickMessage(
-            product_id=product_id,
-            event_time_ns=frame.event_time_ns,
-            received_at_ns=received_at_ns,
-            connection_id=self.connection_id,
-            sequence_num=frame.sequence_num,
-            event_index=event_index,
-            entry_index=entry_index,
-            event_type=event_type,
-            ticker=entry,
-        )
-        self._outlet.publish(envelope.TICKS, product_id.encode(), envelope.encode(message))
-        self._counters.ticks += 1
-
-    def _publish_trade(
-        self,
-        frame: wire.Frame,
-        event_type: str,
-        product_id: str,
-        event_index: int,
-        entry_index: int,
-        entry: msgspec.Raw,
-        received_at_ns: int,
-    ) -> None:
-        message = TradeMessage(
-            product_id=product_id,
-            event_time_ns=frame.event_time_ns,
-            received_at_ns=received_at_ns,
-            connection_id=self.connection_id,
-            sequence_num=frame.sequence_num,
-            event_index=event_index,
-            entry_index=entry_index,
-            event_type=event_type,
-            trade=entry,
-        )
-        self._outlet.publish(envelope.TRADES, product_id.encode(), envelope.encode(message))
-        self._counters.trades += 1
+        # The shared fields are written twice: handing over the one that differs as `**{name: entry}` doubles
+        # what building and encoding a message costs (1.0 against 2.1 µs), and every entry passes here.
+        is_tick = frame.channel == wire.TICKER
+        if is_tick:
+            message = TickMessage(
+                product_id=product_id,
+                event_time_ns=frame.event_time_ns,
+                received_at_ns=received_at_ns,
+                connection_id=self.connection_id,
+                sequence_num=frame.sequence_num,
+                event_index=event_index,
+                entry_index=entry_index,
+                event_type=event_type,
+                ticker=entry,
+            )
+        else:
+            message = TradeMessage(
+                product_id=product_id,
+                event_time_ns=frame.event_time_ns,
+                received_at_ns=received_at_ns,
+                connection_id=self.connection_id,
+                sequence_num=frame.sequence_num,
+                event_index=event_index,
+                entry_index=entry_index,
+                event_type=event_type,
+                trade=entry,
+            )
+        topic = envelope.TICKS if is_tick else envelope.TRADES
+        self._outlet.publish(topic, product_id.encode(), envelope.encode(message))
+        if is_tick:
+            self._counters.ticks += 1
+        else:
+            self._counters.trades += 1
 
     def _dead(self, reason: str, data: bytes, at_ns: int, sequence_num: int | None) -> None:
         if len(data) > _MAX_DEAD_BYTES:
@@ -377,22 +375,22 @@ class Connection:
         self._counters.dead_letters += 1
         count_bounded(self._counters.dead_reasons, reason_class(reason))
 
-    def _tell_skew(self, ahead_ns: int, received_at_ns: int) -> None:
-        if not self._skew_told:
-            self._skew_told = True
+    def _report_skew(self, ahead_ns: int, received_at_ns: int) -> None:
+        if not self._skew_reported:
+            self._skew_reported = True
             LOG.warning(
                 "the exchange is %.1f s ahead of this machine's clock; frames over %g s are dead letters",
                 ahead_ns / 1e9,
                 self._future_limit_ns / 1e9,
             )
-            self.tell("clock_skew", {"exchange_ahead_ms": ahead_ns // NS_PER_MS}, received_at_ns)
+            self.publish_event("clock_skew", {"exchange_ahead_ms": ahead_ns // NS_PER_MS}, received_at_ns)
 
     def _drift(self, detail: dict[str, Any], at_ns: int) -> None:
         # A server that only sends errors must not fill feed.events.
         self._drift_events += 1
         if self._drift_events <= _MAX_DRIFT_EVENTS:
-            LOG.warning("unexpected of the exchange: %s", detail)
-            self.tell("protocol_drift", detail, at_ns)
+            LOG.warning("the exchange sent what its protocol does not document: %s", detail)
+            self.publish_event("protocol_drift", detail, at_ns)
 
 
 def check_entry_bounds(entry: msgspec.Raw, event_index: int, entry_index: int) -> None:

@@ -1,4 +1,4 @@
-"""The feed: connections for ever, each one's frames to the publisher, and everything that happened told.
+"""The feed: connections for ever, each one's frames and events to the publisher.
 
 A clean end of the server (1000), a restart of it (1001), a broken line (1006), silence: all are reconnected.
 Only `until_closed` takes a clean end for the end of the recording.
@@ -30,7 +30,7 @@ LOG = logging.getLogger(__name__)
 #: wake-up costs about 0.3 ms of a core.
 _POLL_S = 0.1
 _CLEAN_CLOSE = 1000
-#: A connection that carried this much of the market starts the backoff anew.
+#: A connection that carried this much of the market resets the backoff.
 _WORTHWHILE_NS = 10 * NS
 
 
@@ -80,7 +80,7 @@ class Feed:
         self._previous: Connection | None = None
         self._future_limit_ns = int(settings.future_limit_s * NS)
         self._heard_at = time.monotonic()
-        self._untold: list[dict[str, Any]] = []
+        self._unpublished: list[dict[str, Any]] = []
 
     @property
     def heard(self) -> bool:
@@ -129,7 +129,7 @@ class Feed:
 
     async def _one_connection(self, stop: asyncio.Event) -> SessionEnd:
         connection = Connection(uuid.uuid4().hex, self._publisher, self.counters, self._future_limit_ns)
-        link = self._link = _Link(self, connection)
+        link = self._link = _Link(self, self._publisher, connection)
         session = Session(self._url, self._channels, self._products, self._settings, link)
         try:
             end = await session.run(stop)
@@ -160,7 +160,7 @@ class Feed:
                 self._link.connection.checkpoint()
 
     def log_recreated(self, recreation: Recreation, acknowledged: dict[int, int]) -> None:
-        """Tell that a topic got another log: on the connection in force, or else on the next one.
+        """Publish that a topic got another log: on the open connection, or else on the next one.
 
         Args:
             recreation: of which topic.
@@ -173,9 +173,9 @@ class Feed:
             "acknowledged": acknowledged,
         }
         if self._link is not None and self._link.is_open:
-            self._link.connection.tell("log_recreated", detail)
+            self._link.connection.publish_event("log_recreated", detail)
         else:
-            self._untold.append(detail)
+            self._unpublished.append(detail)
 
     # What a connection's life means for the feed; called by its _Link.
 
@@ -185,11 +185,11 @@ class Feed:
         counters = self.counters
         counters.connections += 1
         counters.reconnects += counters.connections > 1
-        connection.tell("connected", {"url": self._url, "server": server})
+        connection.publish_event("connected", {"url": self._url, "server": server})
         LOG.info("%s: connected (%s)", self._url, server or "server gives no name")
-        for detail in self._untold:
-            connection.tell("log_recreated", detail)
-        self._untold.clear()
+        for detail in self._unpublished:
+            connection.publish_event("log_recreated", detail)
+        self._unpublished.clear()
 
     def heard_first(self, connection: Connection) -> None:
         """A connection's first readable frame came."""
@@ -199,7 +199,7 @@ class Feed:
                 "previous_connection_id": previous.connection_id,
                 "hole_ms": (connection.event_time_ns - previous.event_time_ns) // 1_000_000,
             }
-            connection.tell("resumed", detail)
+            connection.publish_event("resumed", detail)
             LOG.info("%s: resumed after a hole of %.1f s", self._url, detail["hole_ms"] / 1000)
         self._previous = connection
 
@@ -214,11 +214,11 @@ class Feed:
 class _Link:
     """Stands between one session and the connection's bookkeeping (the session's `Receiver`)."""
 
-    def __init__(self, feed: Feed, connection: Connection) -> None:
+    def __init__(self, feed: Feed, publisher: Publisher, connection: Connection) -> None:
         self.connection = connection
-        self.wait_for_room = feed._publisher.wait_for_room
+        self.wait_for_room = publisher.wait_for_room
         self._feed = feed
-        self._publisher = feed._publisher
+        self._publisher = publisher
         self._opened_at: float | None = None
 
     @property
@@ -242,7 +242,7 @@ class _Link:
         return channel
 
     def ended(self, end: SessionEnd) -> SessionEnd:
-        """Tell how the connection ended, and promise its last checkpoint."""
+        """Publish how the connection ended, and promise its last checkpoint."""
         connection = self.connection
         if self._opened_at is None:
             self._feed.counters.failed_attempts += end.reason is EndReason.CONNECT_FAILED
@@ -252,7 +252,7 @@ class _Link:
                 EndReason.REFUSED, f"{end.detail}; it said: {connection.last_error}", end.close_code
             )
         if end.reason in (EndReason.FRAME_SILENCE, EndReason.HEARTBEAT_SILENCE):
-            connection.tell("stale", {"reason": end.reason.value, "detail": end.detail})
+            connection.publish_event("stale", {"reason": end.reason.value, "detail": end.detail})
         connection.disconnected(
             {
                 "reason": end.reason.value,

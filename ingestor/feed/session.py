@@ -21,7 +21,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import ConnectionClosed, InvalidStatus, InvalidURI, WebSocketException
 from websockets.uri import parse_uri
 
-from ingestor.errors import USAGE, CryptovolError
+from ingestor.errors import USAGE, CryptovolError, one_line
 from ingestor.exchange import messages as wire
 from ingestor.exchange.reasons import printable
 from ingestor.feed.connection import SequenceBrokenError
@@ -179,7 +179,7 @@ class Session:
                 retry_after_s=float(asked) if asked.isascii() and asked.isdigit() else 0.0,
             )
         except (OSError, TimeoutError, WebSocketException) as error:
-            return SessionEnd(EndReason.CONNECT_FAILED, _one_line(error))
+            return SessionEnd(EndReason.CONNECT_FAILED, _reason(error))
         async with socket:
             return await self._serve(socket)
 
@@ -295,10 +295,10 @@ def _closed(error: ConnectionClosed) -> SessionEnd:
     return SessionEnd(EndReason.LOST, "the connection broke without a close frame", 1006)
 
 
-def _one_line(error: BaseException) -> str:
+def _reason(error: BaseException) -> str:
     if isinstance(error, TimeoutError):
         return "no answer in time"
     if isinstance(error, ConnectionRefusedError):
         return "connection refused"
-    text = re.sub(r"\[Errno -?\d+\] ", "", " ".join(str(error).split()))
+    text = re.sub(r"\[Errno -?\d+\] ", "", one_line(str(error)))
     return text or type(error).__name__

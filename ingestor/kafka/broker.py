@@ -55,7 +55,7 @@ _PASSING_ERRORS = (
     KafkaError._TRANSPORT,
     KafkaError._TIMED_OUT,
     KafkaError._ALL_BROKERS_DOWN,
-    # A broker that has just started tells of topics before their partitions have a leader.
+    # A broker that has just started lists topics before their partitions have a leader.
     KafkaError._UNKNOWN_PARTITION,
 )
 #: How long a question to a broker that was reached before outlasts its restart.
@@ -254,7 +254,7 @@ class Broker:
     def renew_clients(self) -> None:
         """Ask through new clients from now on: those in use may have cached logs that are gone.
 
-        librdkafka takes the leader epoch of a log that began anew for outdated, and never finds its leader.
+        librdkafka takes the leader epoch of a recreated log for outdated, and never finds its leader.
         """
         # Another thread may be asking through the old one, so it is let go of at the end.
         self._old_clients.append(self._client)

@@ -19,7 +19,7 @@ Offsets = dict[str, dict[int, int]]
 RECORD_OVERHEAD_BYTES = 70
 
 #: With these a message comes back that was not written: its topic is gone, the broker no longer knows this
-#: client, or the client was told to let go of it.
+#: client, or the client was made to let go of it.
 _GIVEN_BACK = (
     KafkaError._PURGE_QUEUE,
     KafkaError._PURGE_INFLIGHT,
@@ -56,7 +56,7 @@ class _Partition:
     def acknowledged(self, offset: int, size: int) -> None:
         self.uncertain = offset < 0
         if not self.uncertain:
-            if offset < self.last_offset:  # only another log begins anew
+            if offset < self.last_offset:  # only another log starts again
                 self.end_of_old_log = self.last_offset
             self.last_offset = offset
         if self.follows_storage:
@@ -209,7 +209,7 @@ class Deliveries:
                 result.setdefault(topic, {})[partition_id] = partition.last_offset
         return result
 
-    def log_began_anew(self, topic: str) -> dict[int, int]:
+    def log_was_recreated(self, topic: str) -> dict[int, int]:
         """Forget the offsets of a log that is gone; for each partition the last acknowledged one."""
         last: dict[int, int] = {}
         for key in [key for key in self.partitions if key[0] == topic]:

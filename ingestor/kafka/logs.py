@@ -1,6 +1,6 @@
 """Which log stands behind each topic: asked again and again, beside whoever publishes and stores.
 
-A topic that is deleted and made anew, or a broker that lost its data, gives out the same offsets again, and
+A topic that is deleted and recreated, or a broker that lost its data, gives out the same offsets again, and
 clients may go on without a word. An offset belongs to a log for certain only when the log's id was asked for
 after the offset was seen, and was still the same: `LogState.asked_at_s` says up to when that holds.
 """
@@ -22,8 +22,8 @@ LOG = logging.getLogger(__name__)
 _ASK_EVERY_S = 2.0
 _ASK_AT_EARLIEST_S = 0.2
 _ANSWER_WITHIN_S = 3.0
-#: Somebody who deletes a topic may be about to make it anew, with other settings: he goes first.
-_MAKE_ANEW_AFTER_S = 3.0
+#: Whoever deletes a topic may be about to recreate it with other settings: they go first.
+_RECREATE_AFTER_S = 3.0
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class LogState:
         asked_at_s: when it was asked for (monotonic clock).
         ids: log id by topic.
         recreations: every change since the watch began, oldest first.
-        ends: for each topic that was made anew, by partition, the offset after its last record; asked for
+        ends: for each recreated topic, by partition, the offset after its last record; asked for
             after `asked_at_s`.
         other_broker: why nothing more can come of the logs: another cluster answers at the address. Empty
             while that is not so.
@@ -127,7 +127,7 @@ class LogWatch:
             self._end_with(cluster_id)
             return
         if len(ids) < len(TOPICS):
-            self._make_anew([topic for topic in TOPICS if topic not in ids], asked_at_s)
+            self._recreate([topic for topic in TOPICS if topic not in ids], asked_at_s)
             return
         self._missing_since_s = None
         self._said = ""
@@ -139,8 +139,8 @@ class LogWatch:
             self._broker.renew_clients()
         for each in recreations:
             LOG.warning(
-                "topic %s was made anew: its log was %s and is %s; what the old one held and nobody stored "
-                "is lost",
+                "topic %s was recreated: its log was %s and is %s; records of the old log that were not "
+                "stored are lost",
                 each.topic,
                 each.old_log,
                 each.new_log,
@@ -168,18 +168,18 @@ class LogWatch:
     def _ends(self, topics: Iterable[str]) -> dict[str, dict[int, int]]:
         return {topic: self._broker.end_offsets(topic, patience_s=_ANSWER_WITHIN_S) for topic in topics}
 
-    def _make_anew(self, missing: list[str], now_s: float) -> None:
+    def _recreate(self, missing: list[str], now_s: float) -> None:
         if self._missing_since_s is None:
             self._missing_since_s = now_s
             LOG.warning(
                 "Kafka at %s has no topic %s any more", self._broker.bootstrap_servers, ", ".join(missing)
             )
-        elif now_s - self._missing_since_s >= _MAKE_ANEW_AFTER_S:
-            LOG.warning("making topic %s anew", ", ".join(missing))
+        elif now_s - self._missing_since_s >= _RECREATE_AFTER_S:
+            LOG.warning("recreating topic %s", ", ".join(missing))
             self._broker.ensure_topics()
 
     def _say(self, text: str) -> None:
-        # The publisher tells about an outage; here it would be said every few seconds.
+        # The publisher reports an outage; here it would be logged every few seconds.
         if text != self._said:
             self._said = text
             LOG.info("%s", text)

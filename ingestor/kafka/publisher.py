@@ -21,6 +21,7 @@ from ingestor.kafka.broker import Broker, BrokerError
 from ingestor.kafka.deliveries import RECORD_OVERHEAD_BYTES, Deliveries, Epoch, Offsets, PublishError
 from ingestor.kafka.logs import LogState, LogWatch, Recreation
 from ingestor.kafka.outage import Outage
+from ingestor.kafka.renewal import RenewedClient
 from ingestor.kafka.spill import Spill
 
 __all__ = ["Offsets", "PublishCounters", "PublishError", "Publisher", "StoredOffsets"]
@@ -39,11 +40,6 @@ _SAY_AGAIN_AFTER_S = 30.0
 _ASK_AGAIN_AFTER_S = 5.0
 #: Beside the codes of Kafka's errors.
 _SPILL_FULL = 1_000_000
-#: A client that brings nothing through to a new log for this long has not understood that there is one.
-_STUCK_AFTER_S = 5.0
-#: So many new clients in a row that bring nothing through are no remedy.
-_MAX_RENEWALS = 5
-_LETTING_GO_S = 5.0
 
 
 @dataclass
@@ -56,7 +52,7 @@ class PublishCounters:
         spilled_bytes: their keys and values, with what a record costs beside.
         outages: how often the broker acknowledged nothing for some seconds.
         outage_s: seconds of these.
-        recreated_logs: topics that were found made anew.
+        recreated_logs: topics that were found recreated.
         renewed_clients: how often the producer was replaced, with everything unacknowledged sent again.
     """
 
@@ -73,21 +69,6 @@ class PublishCounters:
         return {**asdict(self), "outage_s": round(self.outage_s, 3)}
 
 
-@dataclass
-class _Doubt:
-    """Whether the client has understood that a topic has a new log.
-
-    Attributes:
-        epoch: number of the last epoch published before that was noticed; with it acknowledged, it has.
-        since_s: how long nothing has spoken for it.
-        acknowledged: messages acknowledged when looked at last.
-    """
-
-    epoch: int
-    since_s: float
-    acknowledged: int
-
-
 class Publisher:
     """Publishes to a broker's topics; one per process and event loop. Call `poll` often, `close` at the end.
 
@@ -96,7 +77,7 @@ class Publisher:
         stored_offsets: what the archive has stored; needed on an embedded broker, which evicts unread data.
         unarchived_limit_bytes: on an embedded broker, acknowledged but unarchived bytes a partition, at most.
         spill: where messages wait that the client has no room for; by default the first of them blocks.
-        logs: tells which log offsets belong to; without it they are taken for those of one log.
+        logs: knows which log offsets belong to; without it they are taken for those of one log.
         options: further librdkafka options (tests).
     """
 
@@ -120,30 +101,20 @@ class Publisher:
         self._watch = logs
         #: As taken in by `poll`; with a watch it is newer elsewhere at any time.
         self._state = logs.state if logs is not None else LogState(float("inf"), {})
-        #: Called from `poll` for every topic that was made anew, with the last offset acknowledged in each
+        #: Called from `poll` for every recreated topic, with the last offset acknowledged in each
         #: partition of its old log.
         self.on_recreation: Callable[[Recreation, dict[int, int]], None] | None = None
         #: Topics whose new log has an end that is not known yet, and since when; marks wait for it.
         self._unknown_ends: dict[str, float] = {}
-        self._doubt: _Doubt | None = None
-        self._renewals_in_vain = 0
-        self._acknowledged_before_renewal = 0
-        #: Why the client cannot go on.
-        self._fatal = ""
-        #: Topics are missing: what is sent would come back, so it waits for an answer that has them.
-        self._holds_since: float | None = None
         self._counters = PublishCounters()
         self._outage = Outage(time.monotonic())
         self._since_poll = 0
-        #: Whether delivery callbacks are running. What they publish must not poll again: that aborts the
-        #: process (an assertion of confluent-kafka).
-        self._serving = False
         self._topics: dict[str, str] = {}
         self._say_again_at: dict[int, float] = {}
         self._ask_again_at = 0.0
         #: Seconds spent waiting for room, over the publisher's life.
         self.blocked_s = 0.0
-        self._options = (
+        config = (
             broker.producer_config()
             | {
                 "linger.ms": 5,
@@ -153,7 +124,8 @@ class Publisher:
             }
             | dict(options or {})
         )
-        self._producer = Producer(self._options)
+        ask_logs = None if logs is None else logs.ask
+        self._client = RenewedClient(lambda: Producer(config), self._deliveries, self._spill, ask_logs)
 
     @property
     def in_flight(self) -> int:
@@ -176,6 +148,7 @@ class Publisher:
         self._counters.acknowledged = self._deliveries.acknowledged
         self._counters.outages = self._outage.count
         self._counters.outage_s = self._outage.total_s
+        self._counters.renewed_clients = self._client.renewals
         return self._counters
 
     def publish(self, topic: str, key: bytes, value: bytes) -> None:
@@ -207,7 +180,7 @@ class Publisher:
     def after_acknowledged(self, then: Callable[[Offsets], None]) -> None:
         """Call `then` with the acknowledged offsets once everything published so far is acknowledged.
 
-        It is called from `poll`, and may publish; `logs` then tells whose offsets they are.
+        It is called from `poll`, and may publish; `logs` then says whose offsets they are.
         """
         self._deliveries.mark(then)
         self._run_reached()
@@ -219,18 +192,19 @@ class Publisher:
             PublishError: the broker finally refused a message.
         """
         self._since_poll = 0
-        if self._serving:
+        client = self._client
+        if client.is_serving:
             return
-        self._serving = True
+        client.is_serving = True
         try:
-            self._serve(lambda: self._producer.poll(0))
+            client.serve(lambda: client.current.poll(0))
             self._take_in_logs()
             self._learn_offsets()
             self._run_reached()
         finally:
-            self._serving = False
+            client.is_serving = False
         self._check()
-        self._renew_where_needed()
+        client.renew_where_needed(self._state.asked_at_s)
         self._resend()
         self._outage.observe(
             time.monotonic(),
@@ -298,9 +272,9 @@ class Publisher:
         Returns:
             How many messages it never acknowledged.
         """
-        self._serving = True
-        self._producer.purge()
-        self._producer.flush(1.0)
+        self._client.is_serving = True
+        self._client.current.purge()
+        self._client.current.flush(1.0)
         self._spill.close()
         return self.in_flight
 
@@ -309,7 +283,7 @@ class Publisher:
         if name is None:
             name = self._topics[topic] = self._broker.topic(topic)
         try:
-            self._producer.produce(name, value, key, on_delivery=epoch.delivered)
+            self._client.current.produce(name, value, key, on_delivery=epoch.delivered)
         except BufferError:
             return False
         except KafkaException as error:
@@ -320,10 +294,8 @@ class Publisher:
 
     def _resend(self) -> None:
         """Hand over what waits in the spill, as far as there is room."""
-        if self._holds_since is not None:
-            if self._state.asked_at_s < self._holds_since:
-                return
-            self._holds_since = None
+        if not self._client.may_resend(self._state.asked_at_s):
+            return
         spill = self._spill
         for _ in range(min(len(spill), _RESEND_AT_ONCE)):
             topic, key, value, number = spill.first()
@@ -334,16 +306,16 @@ class Publisher:
     # Logs
 
     def _take_in_logs(self) -> None:
-        """Notice topics that were made anew, and where their new logs end."""
+        """Notice recreated topics, and where their new logs end."""
         if self._watch is None:
             return
         before, self._state = self._state, self._watch.state
         now = time.monotonic()
         for recreation in self._state.recreations[len(before.recreations) :]:
             self._counters.recreated_logs += 1
-            acknowledged = self._deliveries.log_began_anew(recreation.topic)
+            acknowledged = self._deliveries.log_was_recreated(recreation.topic)
             self._unknown_ends[recreation.topic] = now
-            self._doubt = _Doubt(self._deliveries.epochs[-1].number, now, self._deliveries.acknowledged)
+            self._client.doubt()
             if self.on_recreation is not None:
                 self.on_recreation(recreation, acknowledged)
         for topic, since in list(self._unknown_ends.items()):
@@ -361,72 +333,6 @@ class Publisher:
             mark.then(mark.offsets)
         if reached and self._watch is not None:
             self._watch.ask()
-
-    def _serve(self, serve: Callable[[], int]) -> int:
-        """Run delivery callbacks; a fatal error of the client is raised there, not called back."""
-        try:
-            return serve()
-        except KafkaException as error:
-            self._fatal = self._fatal or error.args[0].str()
-            return len(self._producer)
-
-    # A client that cannot go on is replaced; what it had not brought through is sent again.
-
-    def _renew_where_needed(self) -> None:
-        deliveries = self._deliveries
-        if deliveries.given_back and self._watch is None and not self._fatal:
-            deliveries.failure = PublishError(f"Kafka refused a message for {deliveries.given_back_why}")
-            self._check()
-        if self._fatal or deliveries.given_back:
-            self._renew(self._fatal or deliveries.given_back_why)
-        elif self._doubt is not None and self._is_stuck(self._doubt):
-            self._renew("it does not find the new log of a topic that was made anew")
-
-    def _is_stuck(self, doubt: _Doubt) -> bool:
-        """Whether a client brings nothing through though the broker answers others."""
-        deliveries, now = self._deliveries, time.monotonic()
-        if deliveries.epochs[0].number > doubt.epoch or not self.in_flight:
-            self._doubt = None
-            return False
-        if self._spill.count and deliveries.acknowledged != doubt.acknowledged:
-            doubt.since_s = now  # a long spill takes its time
-        doubt.acknowledged = deliveries.acknowledged
-        return now - doubt.since_s > _STUCK_AFTER_S and self._state.asked_at_s > doubt.since_s
-
-    def _renew(self, why: str) -> None:
-        """Go on with a new client, and send again what the old one had not brought through, in order.
-
-        Raises:
-            PublishError: new clients do not help, or the old one does not let go of its messages.
-        """
-        deliveries = self._deliveries
-        progress = deliveries.acknowledged != self._acknowledged_before_renewal
-        self._renewals_in_vain = 0 if progress else self._renewals_in_vain + 1
-        self._acknowledged_before_renewal = deliveries.acknowledged
-        self._serving = True
-        try:
-            self._producer.purge()
-            # A fatal error may break off the first one.
-            left = self._serve(lambda: self._producer.flush(_LETTING_GO_S))
-            if left:
-                left = self._serve(lambda: self._producer.flush(_LETTING_GO_S))
-        finally:
-            self._serving = False
-        if left or self._renewals_in_vain > _MAX_RENEWALS:
-            deliveries.failure = PublishError(f"Kafka producer failed for good: {why}")
-            self._check()
-        again, deliveries.given_back, deliveries.given_back_why = deliveries.given_back, [], ""
-        LOG.warning("a new Kafka producer takes over, and sends %d messages again: %s", len(again), why)
-        self._counters.renewed_clients += 1
-        self._spill.put_back(again)
-        self._fatal = ""
-        now = time.monotonic()
-        if self._doubt is not None:
-            self._doubt.since_s = now
-        if self._watch is not None:
-            self._holds_since = now
-            self._watch.ask()
-        self._producer = Producer(self._options)
 
     def _learn_offsets(self) -> None:
         """Ask the broker for what an acknowledgement did not tell: the message lies before the log's end.
@@ -472,7 +378,7 @@ class Publisher:
 
     def _on_error(self, error: KafkaError) -> None:
         if error.fatal():
-            self._fatal = self._fatal or error.str()
+            self._client.fail(error.str())
             return
         # Every attempt to reconnect reports the same again.
         self._say_rarely(error.code(), f"Kafka: {error.str()}")

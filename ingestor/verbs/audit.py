@@ -21,7 +21,7 @@ def audit(from_key: str | None, to_key: str | None, as_json: bool) -> None:
     """Account for every sequence number and offset in raw storage.
 
     Each number that the exchange sent is stored, a control frame (acknowledgement, heartbeat, empty frame), a
-    dead letter, or in the gap ledger; every checkpoint of the feed is held against what is stored. Numbers
+    dead letter, or in the gap ledger; every checkpoint of the feed is compared with what is stored. Numbers
     after the last checkpoint of a connection that may still run are unconfirmed, which is no fault. Sealed
     hours must hold what they held when they closed.
 
@@ -73,8 +73,8 @@ def _print_audit(result: Audit) -> None:
         [tuple(str(getattr(one, name)) for name in names) for one in result.offsets],
     )
     states = [one.state for one in result.seals]
-    told = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    click.echo(f"closed hours: {told or 'none'}")
+    counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
+    click.echo(f"closed hours: {counted or 'none'}")
     for one in result.seals:
         if one.late_rows:
             again = f"; closed again, revision {one.revision}" if one.revision else ""

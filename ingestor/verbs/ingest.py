@@ -71,10 +71,9 @@ def ingest(
     settings = load_settings().settings
     chosen = _chosen_products(products)
     log_to_stderr()
-    from ingestor.recorder import run_ingest
+    from ingestor.recorder import IngestOptions, run_ingest
 
-    summary = run_ingest(
-        settings,
+    options = IngestOptions(
         products=chosen,
         url=url,
         duration_s=duration,
@@ -84,9 +83,8 @@ def ingest(
         connect_timeout_s=connect_timeout,
         embedded_broker=no_kafka,
         shared_archive=shared_archive,
-        on_started=_tell_started(as_json),
-        on_progress=_log_progress,
     )
+    summary = run_ingest(settings, options, on_started=_print_started(as_json), on_progress=_log_progress)
     if as_json:
         print_json(summary.as_dict())
     else:
@@ -102,8 +100,8 @@ def _chosen_products(text: str | None) -> list[str] | None:
     return products
 
 
-def _tell_started(as_json: bool) -> Callable[[Started], None]:
-    def tell(started: Started) -> None:
+def _print_started(as_json: bool) -> Callable[[Started], None]:
+    def print_started(started: Started) -> None:
         if as_json:
             print_json(started.as_dict())
             return
@@ -114,7 +112,7 @@ def _tell_started(as_json: bool) -> Callable[[Started], None]:
         if started.raw_dir is not None:
             click.echo(f"raw storage {started.raw_dir}")
 
-    return tell
+    return print_started
 
 
 def _log_progress(counters: FeedCounters, published: PublishCounters) -> None:

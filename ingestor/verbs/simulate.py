@@ -6,6 +6,8 @@ import asyncio
 import json
 import math
 import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ from ingestor.exchange.clock import ns_to_rfc3339, rfc3339_to_ns
 from ingestor.settings.load import load_settings
 
 if TYPE_CHECKING:
+    from ingestor.simulator.faults import Fault
     from ingestor.simulator.playback import Playback
     from ingestor.simulator.server import Report
 
@@ -72,7 +75,48 @@ def _is_product(text: str) -> bool:
     return bool(text) and all(part.isalnum() and part.isascii() for part in text.split("-"))
 
 
-@click.command()
+_HELP = """\
+Serve the exchange's protocol on loopback: real recordings, or a synthetic market.
+
+The synthetic market (stochastic volatility with calm and wild spells, jumps, self-exciting trades) is the
+same for the same seed, whatever the speed. A recording of several connections is played as several: the
+server closes with 1001 after each and goes on at the next one. At the end of the market it closes with
+1000; the next client then hears it from the start (--once: the command ends). One client listens at a
+time, and the market stands still while nobody does.
+
+\b
+Faults, separated by ';', at seconds of the market since its start:
+  gap@600s:3              the next 3 frames are numbered but never sent
+  repeat@900s             the next frame is sent twice
+  disconnect@1800s:1006   the connection is cut (any other code: closed with it)
+  silence@5400s:12s       nothing is sent for 12 s of the wall clock; the market
+                          moves on by 12 s of its own, unheard
+  no_heartbeats@900s:20s  no heartbeat for 20 s of the market, all else goes on
+  malformed@10s:not_json  the next frame arrives spoilt: truncated (default),
+                          not_json, not_utf8, wrong_types or bad_time
+  giant@10s:17000000      an order book of that many bytes comes besides
+  unknown_channel@10s:3   3 frames of an unheard-of channel come besides
+  drift@10s               an entry has an unknown field and lacks a known one
+  skew@10s:120s           timestamps are 120 s ahead from then on (-2s: behind,
+                          0s: right again)
+  late_ack@0s:3s          subscriptions are acknowledged 3 s of the market late
+                          from then on (late_ack:3s: from the start)
+  refuse@10s:429:2        the next 2 handshakes get HTTP 429 and Retry-After: 1
+
+Frames that are spoilt or come besides have numbers like any other. What went out
+is counted and printed at the end: what a client should have heard.
+
+\b
+Examples:
+  cryptovol simulate --speed max --hours 3 --once
+  cryptovol simulate --recording day.ndjson.gz --speed 60
+  cryptovol simulate --products BTC-USD --faults 'gap@60s:3; disconnect@120s:1006'
+  cryptovol simulate --faults 'disconnect@60s:1001; refuse@59s:429:2; late_ack:3s'
+  cryptovol simulate --hours 2 --seed 1 --write market.ndjson.gz
+"""
+
+
+@click.command(help=_HELP)
 @click.option(
     "--recording",
     "recordings",
@@ -134,87 +178,94 @@ def simulate(
     target: Path | None,
     as_json: bool,
 ) -> None:
-    """Serve the exchange's protocol on loopback: real recordings, or a synthetic market.
-
-    The synthetic market (stochastic volatility with calm and wild spells, jumps, self-exciting trades) is the
-    same for the same seed, whatever the speed. A recording of several connections is played as several: the
-    server closes with 1001 after each and goes on at the next one. At the end of the market it closes with
-    1000; the next client then hears it from the start (--once: the command ends). One client listens at a
-    time, and the market stands still while nobody does.
-
-    \b
-    Faults, separated by ';', at seconds of the market since its start:
-      gap@600s:3              the next 3 frames are numbered but never sent
-      repeat@900s             the next frame is sent twice
-      disconnect@1800s:1006   the connection is cut (any other code: closed with it)
-      silence@5400s:12s       nothing is sent for 12 s of the wall clock; the market
-                              moves on by 12 s of its own, unheard
-      no_heartbeats@900s:20s  no heartbeat for 20 s of the market, all else goes on
-      malformed@10s:not_json  the next frame arrives spoilt: truncated (default),
-                              not_json, not_utf8, wrong_types or bad_time
-      giant@10s:17000000      an order book of that many bytes comes besides
-      unknown_channel@10s:3   3 frames of an unheard-of channel come besides
-      drift@10s               an entry has an unknown field and lacks a known one
-      skew@10s:120s           timestamps are 120 s ahead from then on (-2s: behind,
-                              0s: right again)
-      late_ack@0s:3s          subscriptions are acknowledged 3 s of the market late
-                              from then on (late_ack:3s: from the start)
-      refuse@10s:429:2        the next 2 handshakes get HTTP 429 and Retry-After: 1
-
-    Frames that are spoilt or come besides have numbers like any other. What went out
-    is counted and told at the end: what a client should have heard.
-
-    \b
-    Examples:
-      cryptovol simulate --speed max --hours 3 --once
-      cryptovol simulate --recording day.ndjson.gz --speed 60
-      cryptovol simulate --products BTC-USD --faults 'gap@60s:3; disconnect@120s:1006'
-      cryptovol simulate --faults 'disconnect@60s:1001; refuse@59s:429:2; late_ack:3s'
-      cryptovol simulate --hours 2 --seed 1 --write market.ndjson.gz
-    """
+    """Serve a market, or write it as a recording."""
     from ingestor.simulator.faults import parse_faults
-    from ingestor.simulator.market import SyntheticMarket
-    from ingestor.simulator.playback import Playback
-    from ingestor.simulator.recorded import RecordedMarket
     from ingestor.simulator.write import write_recording
 
     report = _print_json if as_json else _print_text
     script = parse_faults(faults)
     if recordings:
         given = {"--products": products, "--start": start, "--hours": hours, "--seed": seed}
-        for option, value in given.items():
-            if value is not None:
-                raise click.UsageError(
-                    f"{option} belongs to the synthetic market; leave it out with --recording"
-                )
-        recorded = RecordedMarket(recordings)
-        market_products = recorded.products
-        left_out = {
-            "unreadable_lines_left_out": recorded.unreadable_lines,
-            "repeated_lines_left_out": recorded.repeated_lines,
-        }
-        playback = Playback(recorded.segments, script)
+        market = _recorded(recordings, script, given)
     else:
-        left_out = {}
-        market_products = products or load_settings().settings.coinbase.products
-        start_ns = rfc3339_to_ns(_DEFAULT_START) if start is None else start
-        length_h = _DEFAULT_HOURS if hours is None else hours
-        chosen_seed = _DEFAULT_SEED if seed is None else seed
-        playback = Playback(
-            lambda: iter([SyntheticMarket(market_products, start_ns, chosen_seed).segment(length_h)]), script
-        )
+        market = _synthetic(products, start, hours, seed, script)
+    if target is not None:
+        write_recording(market.playback, market.products, target)
+        report("written", {"file": str(target), **market.about, **market.playback.sent.as_dict()})
+    else:
+        asyncio.run(_serve(market.playback, speed, port, once=once, about=market.about, report=report))
+
+
+@dataclass(frozen=True)
+class _Market:
+    """What is played.
+
+    Attributes:
+        playback: its frames and faults.
+        products: whose market it is.
+        about: what is printed of it.
+    """
+
+    playback: Playback
+    products: tuple[str, ...]
+    about: dict[str, Any]
+
+
+def _market(
+    playback: Playback, products: tuple[str, ...], source: str, left_out: Mapping[str, int]
+) -> _Market:
     about = {
         "simulated": True,
-        "source": "recording" if recordings else "synthetic",
-        "products": list(market_products),
+        "source": source,
+        "products": list(products),
         "start_ns": playback.start_ns,
         **left_out,
     }
-    if target is not None:
-        write_recording(playback, market_products, target)
-        report("written", {"file": str(target), **about, **playback.sent.as_dict()})
-    else:
-        asyncio.run(_serve(playback, speed, port, once=once, about=about, report=report))
+    return _Market(playback, products, about)
+
+
+def _recorded(
+    recordings: tuple[Path, ...], script: tuple[Fault, ...], given: Mapping[str, object]
+) -> _Market:
+    """Return the market of recordings.
+
+    Raises:
+        click.UsageError: an option of the synthetic market was given.
+    """
+    from ingestor.simulator.playback import Playback
+    from ingestor.simulator.recorded import RecordedMarket
+
+    for option, value in given.items():
+        if value is not None:
+            raise click.UsageError(f"{option} belongs to the synthetic market; leave it out with --recording")
+    recorded = RecordedMarket(recordings)
+    products = recorded.products
+    left_out = {
+        "unreadable_lines_left_out": recorded.unreadable_lines,
+        "repeated_lines_left_out": recorded.repeated_lines,
+    }
+    return _market(Playback(recorded.segments, script), products, "recording", left_out)
+
+
+def _synthetic(
+    products: tuple[str, ...] | None,
+    start_ns: int | None,
+    hours: float | None,
+    seed: int | None,
+    script: tuple[Fault, ...],
+) -> _Market:
+    """Return a synthetic market; None stands for the default."""
+    from ingestor.simulator.market import SyntheticMarket
+    from ingestor.simulator.playback import Playback
+
+    chosen = products or load_settings().settings.coinbase.products
+    begin_ns = rfc3339_to_ns(_DEFAULT_START) if start_ns is None else start_ns
+    length_h = _DEFAULT_HOURS if hours is None else hours
+    chosen_seed = _DEFAULT_SEED if seed is None else seed
+    playback = Playback(
+        lambda: iter([SyntheticMarket(chosen, begin_ns, chosen_seed).segment(length_h)]), script
+    )
+    return _market(playback, chosen, "synthetic", {})
 
 
 async def _serve(

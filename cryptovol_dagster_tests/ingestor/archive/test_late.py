@@ -126,7 +126,7 @@ def test_a_revision_does_not_seal_what_was_changed(tmp_path: Path, caplog: pytes
     land(story)
     rewrite(story.files(TICKS)[0], with_value("best_bid", 1, 1.0))
     assert revisions(closer_of(story)) == []
-    assert f"hour {HOUR} is not closed again with rows that came late: {TICKS} partition 0" in caplog.text
+    assert f"hour {HOUR} cannot be closed again with its late rows: {TICKS} partition 0" in caplog.text
     assert [finding.kind for finding in audited(story).findings] == ["seal"]
 
 
@@ -166,5 +166,5 @@ def test_a_record_that_cannot_be_read_does_not_stop_the_archive(
     closer = closer_of(story)
     closer.landed([T0_NS])
     assert revisions(closer) == []
-    assert f"closed hours are not looked at for late rows: {path} cannot be read" in caplog.text
-    assert f"hour {HOUR} is not closed again with rows that came late: {path} cannot be read" in caplog.text
+    assert f"closed hours are not checked for late rows: {path} cannot be read" in caplog.text
+    assert f"hour {HOUR} cannot be closed again with its late rows: {path} cannot be read" in caplog.text

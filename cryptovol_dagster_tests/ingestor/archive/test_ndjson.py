@@ -158,7 +158,7 @@ def test_damage_is_named_where_it_is(tmp_path: Path, damage: object, message: st
 def test_a_damaged_footer_is_named_and_a_damaged_file_does_not_stop_mending(tmp_path: Path) -> None:
     path, other = stored(tmp_path, [tick()]), stored(tmp_path, [tick()], first=9)
     footer_path(path).write_bytes(b"{")
-    with pytest.raises(ArchiveError, match=f"{footer_path(path).name} is damaged .*made anew once deleted"):
+    with pytest.raises(ArchiveError, match=f"{footer_path(path).name} is damaged .*recreated once deleted"):
         read_footer(path)
     for each in (path, other):
         footer_path(each).unlink()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import subprocess
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from cryptovol_dagster_tests.ingestor.archive.messages import MINUTE_NS, TEN_NS, tick
+from ingestor import locks
 from ingestor.archive import positions, writer
 from ingestor.archive.errors import ArchiveError, CollisionError
 from ingestor.archive.layout import footer_path, is_ndjson, read_footer
@@ -168,6 +168,6 @@ def test_only_files_whose_writer_died_are_swept_away(tmp_path: Path) -> None:
     for path in (dead, alive):
         os.utime(path, (1, 1))
     with alive.open("rb") as held:
-        fcntl.flock(held, fcntl.LOCK_EX)
+        locks.lock(held)
         remove_abandoned(tmp_path / TICKS)
         assert visible(tmp_path) == [alive, young]

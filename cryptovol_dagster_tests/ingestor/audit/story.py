@@ -42,7 +42,7 @@ class Story:
     def connect(self, name: str, *, of_a_second: int = 10) -> Told:
         """Begin a connection of that many frames a second."""
         connection = Connection(name, self, FeedCounters(), 10**18)
-        connection.tell("connected", {}, self.at_ns)
+        connection.publish_event("connected", {}, self.at_ns)
         return Told(self, connection, of_a_second)
 
     @property
@@ -124,7 +124,7 @@ class Told:
         return self
 
     def tell(self, kind: EventKind, detail: dict[str, Any]) -> Told:
-        self._connection.tell(kind, detail, self._story.at_ns)
+        self._connection.publish_event(kind, detail, self._story.at_ns)
         return self
 
     def end(self) -> Told:

@@ -10,8 +10,7 @@ from click.testing import CliRunner, Result
 
 from cryptovol_dagster_tests.ingestor.audit.story import Story
 from cryptovol_dagster_tests.ingestor.feed.support import T0_NS
-from ingestor.archive.member_name import Slot
-from ingestor.audit.span import archive_runs
+from ingestor.archive.member_name import Slot, archive_runs
 from ingestor.cli import cli
 from ingestor.envelope import TICKS
 from ingestor.times import HOUR_NS, hour_key

@@ -24,7 +24,7 @@ from ingestor.archive.reader import RawReader
 from ingestor.audit.hours import audit
 from ingestor.envelope import DEAD, EVENTS, TICKS, TRADES
 from ingestor.kafka.broker import Broker, BrokerError
-from ingestor.recorder import IngestError, IngestSetupError, Started, run_ingest
+from ingestor.recorder import IngestError, IngestOptions, IngestSetupError, Started, run_ingest
 from ingestor.settings.sections import Settings
 
 FeedServer = Callable[[Callable[[ServerConnection], None]], AbstractContextManager[str]]
@@ -47,7 +47,7 @@ def test_a_recording_is_in_raw_storage_exactly_once(settings: Settings, feed_ser
 
     started: list[Started] = []
     with feed_server(script) as url:
-        summary = run_ingest(settings, url=url, until_closed=True, on_started=started.append)
+        summary = run_ingest(settings, IngestOptions(url=url, until_closed=True), on_started=started.append)
     assert started[0].embedded
     assert started[0].url == url
     assert summary.ended == "closed"
@@ -89,7 +89,7 @@ def test_more_than_the_broker_keeps_passes_whole(settings: Settings, feed_server
         socket.close(1000)
 
     with feed_server(script) as url:
-        summary = run_ingest(settings, url=url, until_closed=True)
+        summary = run_ingest(settings, IngestOptions(url=url, until_closed=True))
     assert summary.waited_for_room_s > 0
     assert [row["sequence_num"] for row in rows(settings.storage.raw_dir, TICKS)] == list(range(count))
 
@@ -101,7 +101,7 @@ def test_a_duration_ends_a_live_feed(settings: Settings, feed_server: FeedServer
             time.sleep(0.02)
 
     with feed_server(script) as url:
-        summary = run_ingest(settings, url=url, duration_s=1.5)
+        summary = run_ingest(settings, IngestOptions(url=url, duration_s=1.5))
     assert summary.ended == "duration"
     assert summary.feed is not None
     assert len(rows(settings.storage.raw_dir, TICKS)) == summary.feed.ticks > 10
@@ -109,7 +109,7 @@ def test_a_duration_ends_a_live_feed(settings: Settings, feed_server: FeedServer
 
 def test_a_bounded_run_that_hears_nothing_fails(settings: Settings) -> None:
     with pytest.raises(IngestError, match="nothing readable came"):
-        run_ingest(settings, url="ws://127.0.0.1:9", duration_s=0.5)
+        run_ingest(settings, IngestOptions(url="ws://127.0.0.1:9", duration_s=0.5))
 
 
 @pytest.mark.parametrize(
@@ -123,7 +123,7 @@ def test_a_server_that_says_nothing_is_told_as_such(
     settings: Settings, feed_server: FeedServer, ends: Callable[[ServerConnection], None], reason: str
 ) -> None:
     with feed_server(ends) as url, pytest.raises(IngestError, match=reason):
-        run_ingest(settings, url=url, duration_s=0.5, until_closed=True)
+        run_ingest(settings, IngestOptions(url=url, duration_s=0.5, until_closed=True))
 
 
 def test_a_failing_archive_ends_the_run_with_its_error(settings: Settings, feed_server: FeedServer) -> None:
@@ -136,20 +136,20 @@ def test_a_failing_archive_ends_the_run_with_its_error(settings: Settings, feed_
             time.sleep(0.02)
 
     with feed_server(script) as url, pytest.raises(ArchiveError, match="raw") as caught:
-        run_ingest(settings, url=url)
+        run_ingest(settings, IngestOptions(url=url))
     assert "\n" not in str(caught.value)
 
 
 def test_what_cannot_work_together_is_refused(settings: Settings) -> None:
     for parts in ({"with_archive": False}, {"with_feed": False}, {"with_archive": False, "with_feed": False}):
         with pytest.raises(IngestSetupError):
-            run_ingest(settings, **parts)
+            run_ingest(settings, IngestOptions(**parts))
 
 
 def test_an_unreachable_broker_is_one_line(settings: Settings) -> None:
     kafka = settings.kafka.model_copy(update={"bootstrap_servers": "127.0.0.1:9"})
     with pytest.raises(BrokerError, match=r"127\.0\.0\.1:9"):
-        run_ingest(settings.model_copy(update={"kafka": kafka}), duration_s=1)
+        run_ingest(settings.model_copy(update={"kafka": kafka}), IngestOptions(duration_s=1))
 
 
 def test_no_kafka_leaves_the_configured_broker_alone(settings: Settings, feed_server: FeedServer) -> None:
@@ -161,7 +161,7 @@ def test_no_kafka_leaves_the_configured_broker_alone(settings: Settings, feed_se
         socket.close(1000)
 
     with feed_server(script) as url:
-        summary = run_ingest(elsewhere, url=url, until_closed=True, embedded_broker=True)
+        summary = run_ingest(elsewhere, IngestOptions(url=url, until_closed=True, embedded_broker=True))
     assert summary.feed is not None
     assert summary.feed.ticks == 1
 
@@ -192,7 +192,7 @@ def test_a_signal_while_the_rest_is_stored_loses_nothing(
     monkeypatch.setattr(Archive, "drain_to", signalled)
     before = signal.getsignal(signal.SIGINT)
     with feed_server(script) as url:
-        summary = run_ingest(settings, url=url, until_closed=True)
+        summary = run_ingest(settings, IngestOptions(url=url, until_closed=True))
     assert summary.ended == "closed"
     assert len(rows(settings.storage.raw_dir, TICKS)) == 100
     assert signal.getsignal(signal.SIGINT) is before
