@@ -94,7 +94,7 @@ class Recorded:
 
 
 def day_of(start_ns: int) -> str:
-    """Return the day of a time, UTC (``2024-01-31``)."""
+    """Give the day of a time, UTC (``2024-01-31``)."""
     return datetime.fromtimestamp(start_ns // 1_000_000_000, UTC).strftime("%Y-%m-%d")
 
 
