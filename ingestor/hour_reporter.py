@@ -27,7 +27,7 @@ _TIMEOUT_S = 5.0
 
 
 def describe(hour: ClosedHour) -> dict[str, Any]:
-    """Return the metadata of a closed hour beside its version: plain values."""
+    """What is reported of a closed hour beside its version: plain values, as metadata."""
     return {
         **{f"rows {topic}": rows for topic, rows in hour.rows.items()},
         "watermark_ns": hour.watermark_ns,

@@ -1,4 +1,4 @@
-"""Scores of the champion against the labels that matured in a partition: performance, and drift of both.
+"""Scores of the champion compared with the labels that matured in a partition, and the drift of both.
 
 The champion is the one that was in force *before* the partition, so the rows took part neither in its
 training nor in its choice. The rows are those whose labels the partition holds: all that matured in it.
@@ -373,7 +373,7 @@ def _table(rows: HoldOut, champion: Champion) -> pa.Table:
 
 
 def _pooled(lake: Lake, spec: TimescaleSpec, key: str, span_s: int) -> tuple[HoldOut, list[str]] | None:
-    """Join the rows scored in a span that ends with a partition, and list the champions that did so."""
+    """Join the rows scored in a span that ends with a partition, and name whose scores they are."""
     _, end_ns = partition_window(key)
     start_ns = end_ns - max(span_s * NS, spec.partition_ns)
     parts = [
