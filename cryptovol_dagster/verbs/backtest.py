@@ -143,7 +143,7 @@ def _run(
     names: Sequence[str],
     progress: Progress,
 ) -> tuple[Backtest, int]:
-    """Test, and tell how often the hold-out was looked at: 0 where it is left alone."""
+    """Test, and return how often the reserved months were evaluated: 0 where they are left alone."""
     from cryptovol_dagster.chains import model_spec
     from cryptovol_dagster.core.evaluation.backtest import fold_ends, walk_forward
     from cryptovol_dagster.core.features.catalogue import feature_hash
@@ -156,7 +156,7 @@ def _run(
         read_history,
     )
     from cryptovol_dagster.history.store import History
-    from cryptovol_dagster.lake.holdout_ledger import ledger_path, record_look
+    from cryptovol_dagster.lake.reserved_months import ledger_path, record_evaluation
 
     if unknown := [name for name in names if name not in MODELS]:
         raise BacktestError(f"{', '.join(unknown)}: no such model; there are {', '.join(MODELS)}")
@@ -181,8 +181,8 @@ def _run(
     models, features = model_spec(minutes.models), feature_hash(spec)
     looks = 0
     if holdout:
-        # Before the first model: a run that breaks off after it has looked counts as well.
-        looks = record_look(
+        # Before the first model: a run that breaks off afterwards counts as well.
+        looks = record_evaluation(
             ledger_path(settings.storage.reports_dir),
             {
                 "products": list(rows.products),

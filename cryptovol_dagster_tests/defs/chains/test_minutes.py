@@ -27,7 +27,7 @@ from cryptovol_dagster.history.rows import candle_grid, labelled_rows, read_hist
 from cryptovol_dagster.history.store import DAY_NS, History
 from cryptovol_dagster.lake import plans
 from cryptovol_dagster.lake.files import Lake
-from cryptovol_dagster.lake.holdout_ledger import ledger_path
+from cryptovol_dagster.lake.reserved_months import ledger_path
 from cryptovol_dagster.verbs import backtest as verb
 from cryptovol_dagster.verbs import ranges, runs
 from cryptovol_dagster.verbs.backfill import backfill
