@@ -20,8 +20,7 @@ import pytest
 from mlflow.exceptions import MlflowException
 
 from cryptovol_dagster.chains import timescale_spec
-from cryptovol_dagster.champion import rollback, succession
-from cryptovol_dagster.champion import scoring as hold_out
+from cryptovol_dagster.champion import rollback, scoring
 from cryptovol_dagster.champion.succession import (
     BACKFILL_TAG,
     BACKFILL_VERB_TAG,
@@ -30,7 +29,7 @@ from cryptovol_dagster.champion.succession import (
     why_aliases_stay,
 )
 from cryptovol_dagster.core.evaluation.report import EvaluationError
-from cryptovol_dagster.core.metrics.scored_rows import HoldOut
+from cryptovol_dagster.core.metrics.scored_rows import ScoredRows
 from cryptovol_dagster.core.models import load_model
 from cryptovol_dagster.core.promotion.decision import (
     EXPIRY,
@@ -254,10 +253,10 @@ class Skill:
     champion: float = 0.5
     challenger: float = 3.0
 
-    def hold_out(
+    def score_span(
         self, lake: Lake, spec: Any, start_ns: int, end_ns: int, thresholds: Any, models: Any
-    ) -> HoldOut:
-        """Stand in for `hold_out.hold_out`, which has a test of its own."""
+    ) -> ScoredRows:
+        """Stand in for `scoring.score_span`, which has a test of its own."""
         random = np.random.default_rng(1)
         t_ns = np.arange(start_ns, end_ns, 5 * NS, dtype=np.int64)
         y = random.random(t_ns.size) < 0.3
@@ -265,14 +264,14 @@ class Skill:
         assert set(known) <= set(models)
         noise = random.normal(size=y.size)  # the same for both: equal skill is no difference at all
         scores = {name: 1 / (1 + np.exp(1 - how * (2 * y - 1) - noise)) for name, how in known.items()}
-        return HoldOut(t_ns, 5 * NS, y, scores)
+        return ScoredRows(t_ns, 5 * NS, y, scores)
 
 
 @pytest.fixture
 def skill(monkeypatch: pytest.MonkeyPatch) -> Skill:
     """Let a look at a challenger find what the test says."""
     found = Skill()
-    monkeypatch.setattr(succession, "hold_out", found.hold_out)
+    monkeypatch.setattr(scoring, "score_span", found.score_span)
     return found
 
 
@@ -412,13 +411,13 @@ def test_a_rejected_challenger_loses_its_alias_and_the_verdict_stands_on_it(
 def test_an_expired_champion_falls_back_to_har_which_is_registered_too(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def har_knows_more(problem: Any, models: Any) -> HoldOut:
+    def har_knows_more(problem: Any, models: Any) -> ScoredRows:
         assert set(models) == {"champion", "har_logit"}
         y = np.arange(720) % 5 == 0
         t_ns = problem.split.test.start_ns + np.arange(y.size) * 5 * NS
-        return HoldOut(t_ns, 5 * NS, y, {"champion": 1.0 - y, "har_logit": 0.0 + y})
+        return ScoredRows(t_ns, 5 * NS, y, {"champion": 1.0 - y, "har_logit": 0.0 + y})
 
-    monkeypatch.setattr(succession, "test_rows", har_knows_more)
+    monkeypatch.setattr(scoring, "score_test", har_knows_more)
     gate = replace(GATE, champion_max_age_s=1.0, first_look_s=10**9)
     world.settle(HOURS[0], gate=gate)
     decision = world.settle(HOURS[1], gate=gate).decision
@@ -447,7 +446,7 @@ def test_a_hold_out_is_scored_by_the_stored_models_on_every_row_once(world: Worl
     assert plan.split is not None
     start_ns, end_ns = plan.split.test.start_ns, hour_window(HOURS[3])[1] - 1_800 * NS
     thresholds = dict(challenger.meta.thresholds)
-    found = hold_out.hold_out(
+    found = scoring.score_span(
         world.lake, SPEC, start_ns, end_ns, thresholds, {"champion": champion, "challenger": challenger}
     )
     every = datasets.read_span(world.lake, SPEC, hour_window(HOURS[0])[0], hour_window(HOURS[3])[1])
@@ -461,7 +460,7 @@ def test_a_hold_out_is_scored_by_the_stored_models_on_every_row_once(world: Worl
             found.scores[name],
             model.predict_proba(rows.features.reindex(columns=list(model.meta.inputs))),
         )
-    without = hold_out.hold_out(
+    without = scoring.score_span(
         world.lake, SPEC, start_ns, end_ns, {"BTC-USD": thresholds["BTC-USD"]}, {"champion": champion}
     )
     assert without.t_ns.size == int(np.sum(rows.product == "BTC-USD"))
@@ -470,7 +469,7 @@ def test_a_hold_out_is_scored_by_the_stored_models_on_every_row_once(world: Worl
 def test_a_piece_without_rows_is_left_out(world: World) -> None:
     model = load_model(world.lake.read_bytes("seconds/model_ewma", HOURS[0], "zip"))
     later_ns = hour_window(HOURS[3])[1] + 100 * 3_600 * NS
-    found = hold_out.hold_out(world.lake, SPEC, later_ns, later_ns + 3_600 * NS, {}, {"champion": model})
+    found = scoring.score_span(world.lake, SPEC, later_ns, later_ns + 3_600 * NS, {}, {"champion": model})
     assert (found.t_ns.size, found.scores["champion"].size) == (0, 0)
 
 
@@ -759,13 +758,13 @@ def test_a_rollback_in_the_middle_of_a_decision_is_not_lost(
     world: World, skill: Skill, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, _ = world.promote(*HOURS[:2])
-    score = skill.hold_out
+    score = skill.score_span
 
-    def meanwhile(*args: Any) -> HoldOut:
+    def meanwhile(*args: Any) -> ScoredRows:
         roll_back(world)
         return score(*args)
 
-    monkeypatch.setattr(succession, "hold_out", meanwhile)
+    monkeypatch.setattr(scoring, "score_span", meanwhile)
     with pytest.raises(DecisionError, match=rf"found ewma of {HOURS[0]}: decide again$"):
         world.settle(HOURS[2])
     assert not world.lake.exists("seconds/champion", HOURS[2], "json")
