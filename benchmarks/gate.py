@@ -1,4 +1,4 @@
-"""`python -m benchmarks.gate`: how often the promotion gate is fooled, and how soon it sees a better model.
+"""`python -m benchmarks.gate`: how often the promotion gate errs, and how soon it promotes a better model.
 
 A *month* is 30 days of retrains against one champion, decided by the very functions of `core/promotion`.
 Two models are equal where both are the same truth seen through independent noise of the same strength, or the
@@ -6,7 +6,7 @@ same learner with another seed; a month in which one of them takes the other's p
 Beside it stands what a gate without a budget does in the same months.
 
 Markets: a synthetic one (volatility on scales of minutes, hours and days) and, where ``../shared/data`` is
-there, the exchange's minute bars of the folds whose test ends in 2024; later ones are nobody's to look at.
+there, the exchange's minute bars of the folds whose test ends in 2024; later ones are reserved.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ BARS = Path(__file__).parents[2] / "shared" / "data" / "bars"
 BAR_S, HORIZON_BARS = 60, 5
 DAY_BARS = DAY_S // BAR_S
 DAYS = 30
-#: Nobody looks at what comes after; the first day leaves room for training before it.
+#: Later days are reserved; the first day leaves room for training before it.
 FIRST_DAY, LAST_DAY = datetime(2023, 12, 5, tzinfo=UTC), datetime(2024, 12, 31, tzinfo=UTC)
 TRAIN_DAYS = 60
 #: Fewer than in service: here the standard error is averaged over many months.
@@ -120,11 +120,11 @@ class Month:
 
     Attributes:
         promoted_on: the day of the first promotion; None without one.
-        looks: number of interim analyses.
+        analyses: number of interim analyses.
     """
 
     promoted_on: int | None
-    looks: int
+    analyses: int
 
 
 @dataclass
@@ -188,17 +188,17 @@ def month(
     # Expiry is another matter, and must not end a month.
     gate = replace(gate, champion_max_age_s=float("inf"))
     rows = MonthRows(market, champion, challengers, start_ns)
-    looks = 0
+    analyses = 0
     for day in range(retrain_days, DAYS + 1, retrain_days):
         end_ns = start_ns + day * DAY_S * NS
         key = (datetime(2024, 1, 1, tzinfo=UTC) + timedelta(days=day)).strftime("%Y-%m-%d")
         found = _retrained(key, end_ns, end_ns - retrain_days * DAY_S * NS)
         rows.end_ns = end_ns
         before = decide(found, before, rows, horizon_s=HORIZON_BARS * BAR_S, gate=gate)
-        looks += before.challenge is not None and before.challenge.difference is not None
+        analyses += before.challenge is not None and before.challenge.difference is not None
         if before.verdict == PROMOTE:
-            return Month(day, looks)
-    return Month(None, looks)
+            return Month(day, analyses)
+    return Month(None, analyses)
 
 
 def _retrained(key: str, end_ns: int, test_ns: int) -> Measured:
@@ -354,10 +354,10 @@ def rate_line(name: str, months: Sequence[Month]) -> str:
 
     hits = sum(found.promoted_on is not None for found in months)
     bounds = binomtest(hits, len(months)).proportion_ci()
-    looks = np.mean([found.looks for found in months])
+    analyses = np.mean([found.analyses for found in months])
     share = hits / len(months)
     between = f"[{bounds.low:.1%}, {bounds.high:.1%}]"
-    return f"{name:<74} {share:6.1%} {between}  {hits}/{len(months)}, {looks:.1f} looks"
+    return f"{name:<74} {share:6.1%} {between}  {hits}/{len(months)}, {analyses:.1f} analyses"
 
 
 def power_line(name: str, months: Sequence[Month]) -> str:

@@ -66,5 +66,6 @@ def _read_evaluations(ledger: Path) -> list[dict[str, Any]]:
             one = json.loads(text)
             found.append({"products": list(one["products"]), "horizon_bars": int(one["horizon_bars"])})
         except (ValueError, TypeError, KeyError) as error:
-            raise LedgerError(f"{ledger}: expected a look in line {number}, found {text[:60]!r}") from error
+            found_instead = f"expected an evaluation in line {number}, found {text[:60]!r}"
+            raise LedgerError(f"{ledger}: {found_instead}") from error
     return found

@@ -54,7 +54,7 @@ class BacktestError(CryptovolError):
 @click.option(
     "--holdout",
     is_flag=True,
-    help="Only folds whose test lies in the hold-out. Before anything is trained the look is written down in "
+    help="Only folds whose test lies in the reserved months. Before anything is trained this is recorded in "
     "reports/backtest/holdout_looks.jsonl whatever --out says.",
 )
 @click.option("--models", help="Comma-separated (default: timescales.minutes.models.enabled).")
@@ -201,11 +201,9 @@ def _run(
 
 
 def _require_left_alone(limit: date, first: date | None, last: date | None, holdout: bool) -> None:
-    """Refuse to stop silently at the hold-out where somebody asked for days of it."""
+    """Refuse to stop silently at the reserved months where somebody asked for days of them."""
     if not holdout and any(day is not None and day >= limit for day in (first, last)):
-        raise BacktestError(
-            f"test days from {limit} on are the hold-out: they are looked at with --holdout only"
-        )
+        raise BacktestError(f"test days from {limit} on are reserved: they are evaluated with --holdout only")
 
 
 def _start_ns(day: date) -> int:

@@ -31,7 +31,8 @@ def test_without_a_readable_ledger_nothing_is_evaluated(tmp_path: Path) -> None:
     record_evaluation(ledger, evaluation("BTC-USD"))
     whole = ledger.read_text()
     ledger.write_text(whole + '{"products": ["BTC')
-    with pytest.raises(LedgerError, match=r"looks\.jsonl: expected a look in line 2, found '{\"products"):
+    says = r"looks\.jsonl: expected an evaluation in line 2, found '{\"products"
+    with pytest.raises(LedgerError, match=says):
         record_evaluation(ledger, evaluation("BTC-USD"))
     (tmp_path / "file").write_text("")
     with pytest.raises(LedgerError, match="cannot be kept: "):

@@ -146,4 +146,4 @@ def test_a_much_better_model_is_promoted_within_the_month() -> None:
     found = bench.month(market, *pair, GATE)
     assert found.promoted_on is not None
     rare = bench.month(market, *pair, GATE, retrain_days=30)
-    assert (rare.promoted_on, rare.looks) == (30, 1)
+    assert (rare.promoted_on, rare.analyses) == (30, 1)
