@@ -1,12 +1,12 @@
-"""`python -m benchmarks.gate`: how often the promotion gate is fooled, and how soon it sees a better model.
+"""`python -m benchmarks.gate`: how often the promotion gate errs, and how soon it promotes a better model.
 
-A *month* is 30 days of retrains against one champion, decided by the very functions of `core/promotion.py`.
+A *month* is 30 days of retrains against one champion, decided by the very functions of `core/promotion`.
 Two models are equal where both are the same truth seen through independent noise of the same strength, or the
 same learner with another seed; a month in which one of them takes the other's place is a false promotion.
 Beside it stands what a gate without a budget does in the same months.
 
 Markets: a synthetic one (volatility on scales of minutes, hours and days) and, where ``../shared/data`` is
-there, the exchange's minute bars of the folds whose test ends in 2024; later ones are nobody's to look at.
+there, the exchange's minute bars of the folds whose test ends in 2024; later ones are reserved.
 """
 
 from __future__ import annotations
@@ -25,12 +25,11 @@ import pandas as pd
 from benchmarks.run import machine
 from cryptovol_dagster.core.metrics import ranking as metrics
 from cryptovol_dagster.core.metrics.bootstrap import BlockBootstrap, interval
-from cryptovol_dagster.core.metrics.scored_rows import HoldOut
+from cryptovol_dagster.core.metrics.scored_rows import ScoredRows
 from cryptovol_dagster.core.promotion import decision
-from cryptovol_dagster.core.promotion import rule as promotion
-from cryptovol_dagster.core.promotion.decision import PROMOTE, Champion, Decision
+from cryptovol_dagster.core.promotion.decision import PROMOTE, Champion, Contest, Decision
 from cryptovol_dagster.core.promotion.measured import Measured, Numbers
-from cryptovol_dagster.core.promotion.rule import Evidence
+from cryptovol_dagster.core.promotion.rule import THE_CHALLENGER, THE_CHAMPION, decide
 from cryptovol_dagster.core.specs import DAY_S, NS, GateSpec
 
 if TYPE_CHECKING:
@@ -40,7 +39,7 @@ BARS = Path(__file__).parents[2] / "shared" / "data" / "bars"
 BAR_S, HORIZON_BARS = 60, 5
 DAY_BARS = DAY_S // BAR_S
 DAYS = 30
-#: Nobody looks at what comes after; the first day leaves room for training before it.
+#: Later days are reserved; the first day leaves room for training before it.
 FIRST_DAY, LAST_DAY = datetime(2023, 12, 5, tzinfo=UTC), datetime(2024, 12, 31, tzinfo=UTC)
 TRAIN_DAYS = 60
 #: Fewer than in service: here the standard error is averaged over many months.
@@ -121,11 +120,47 @@ class Month:
 
     Attributes:
         promoted_on: the day of the first promotion; None without one.
-        looks: how often a challenger was looked at.
+        analyses: number of interim analyses.
     """
 
     promoted_on: int | None
-    looks: int
+    analyses: int
+
+
+@dataclass
+class MonthRows:
+    """`ContestRows` of a month: a nomination takes the next challenger.
+
+    Attributes:
+        market: the rows.
+        champion: its scores of every row.
+        challengers: the scores of each model that is nominated, in turn.
+        end_ns: the time of the retrain at hand.
+        challenger: the scores of the model nominated last.
+    """
+
+    market: Market
+    champion: NDArray[np.float64]
+    challengers: Iterator[NDArray[np.float64]]
+    end_ns: int
+    challenger: NDArray[np.float64] | None = None
+
+    def why_unscorable(self, champion: Champion) -> str:
+        return ""
+
+    def validation(self) -> dict[str, float | None]:
+        self.challenger = next(self.challengers)
+        return {"xgboost": 0.5}
+
+    def hold_out(self, champion: Champion, contest: Contest) -> ScoredRows:
+        if self.challenger is None:
+            raise SystemExit("a hold-out without a challenger")
+        rows = slice(*np.searchsorted(self.market.t_ns, [contest.start_ns + 1, self.end_ns + 1]))
+        named = {THE_CHAMPION: self.champion[rows], THE_CHALLENGER: self.challenger[rows]}
+        return ScoredRows(self.market.t_ns[rows], BAR_S * NS, self.market.y[rows], named)
+
+    def matured(self, champion: Champion) -> ScoredRows:
+        raise SystemExit("no champion expires here")
 
 
 def month(
@@ -150,35 +185,20 @@ def month(
         "ewma", "2023-01-01", "before", "features", "run", unproven=False, unseen_from_ns=start_ns
     )
     before = Decision("2023-01-01", decision.HOLD, ("",), reigning, decided_as_of="2023-01-01")
-    scores = champion
-    looks = 0
+    # Expiry is another matter, and must not end a month.
+    gate = replace(gate, champion_max_age_s=float("inf"))
+    rows = MonthRows(market, champion, challengers, start_ns)
+    analyses = 0
     for day in range(retrain_days, DAYS + 1, retrain_days):
         end_ns = start_ns + day * DAY_S * NS
         key = (datetime(2024, 1, 1, tzinfo=UTC) + timedelta(days=day)).strftime("%Y-%m-%d")
         found = _retrained(key, end_ns, end_ns - retrain_days * DAY_S * NS)
-        contest = before.contest
-        if contest is None:
-            contest = promotion.nominate(found, {"xgboost": 0.5}, before)
-            scores = next(challengers)
-        if contest is None:
-            raise SystemExit("a retrain without a challenger")
-        hold_out = None
-        if promotion.is_look_due(contest, end_ns, gate):
-            rows = slice(*np.searchsorted(market.t_ns, [contest.start_ns + 1, end_ns + 1]))
-            named = {promotion.THE_CHAMPION: champion[rows], promotion.THE_CHALLENGER: scores[rows]}
-            hold_out = HoldOut(market.t_ns[rows], BAR_S * NS, market.y[rows], named)
-        before = promotion.decide(
-            found,
-            before,
-            promotion.agenda(found, before, gate=gate),
-            Evidence(contest, hold_out),
-            horizon_s=HORIZON_BARS * BAR_S,
-            gate=gate,
-        )
-        looks += before.challenge is not None and before.challenge.difference is not None
+        rows.end_ns = end_ns
+        before = decide(found, before, rows, horizon_s=HORIZON_BARS * BAR_S, gate=gate)
+        analyses += before.challenge is not None and before.challenge.difference is not None
         if before.verdict == PROMOTE:
-            return Month(day, looks)
-    return Month(None, looks)
+            return Month(day, analyses)
+    return Month(None, analyses)
 
 
 def _retrained(key: str, end_ns: int, test_ns: int) -> Measured:
@@ -334,10 +354,10 @@ def rate_line(name: str, months: Sequence[Month]) -> str:
 
     hits = sum(found.promoted_on is not None for found in months)
     bounds = binomtest(hits, len(months)).proportion_ci()
-    looks = np.mean([found.looks for found in months])
+    analyses = np.mean([found.analyses for found in months])
     share = hits / len(months)
     between = f"[{bounds.low:.1%}, {bounds.high:.1%}]"
-    return f"{name:<74} {share:6.1%} {between}  {hits}/{len(months)}, {looks:.1f} looks"
+    return f"{name:<74} {share:6.1%} {between}  {hits}/{len(months)}, {analyses:.1f} analyses"
 
 
 def power_line(name: str, months: Sequence[Month]) -> str:

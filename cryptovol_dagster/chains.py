@@ -125,7 +125,7 @@ def gate_spec(settings: ModelSettings, spec: TimescaleSpec) -> GateSpec:
     """
     usual = GateSpec()
     return GateSpec(
-        # Where the first hold-out is a month, a challenger gets a second and a third look.
+        # Where the first hold-out is a month, a challenger gets a second and a third analysis.
         measured_for_s=max(usual.measured_for_s, 3 * spec.splits.test_span_s),
         resamples=settings.bootstrap_resamples,
         seed=settings.seed,

@@ -1,1 +1,1 @@
-"""Carrying a promotion decision out: scoring the rows it needs, the registry's aliases, rollback."""
+"""Carry out a decision about the champion: score the rows it needs, store it, move aliases, roll back."""

@@ -1,8 +1,8 @@
-"""An earlier model put back in force by hand, told to lake and registry so that a crash loses nothing.
+"""Put an earlier model back in force by hand, in an order in which a crash loses nothing.
 
 The order is that of `succession`: verdict on the version that goes → model copy and decision in the lake →
-aliases. The decision lies beside the one it follows (`decisions.ROLLED_BACK`), so that deciding that
-partition again does not undo it; the next partition goes on from it.
+aliases. The decision lies beside the one it follows (`decisions.ROLLED_BACK`). So deciding that partition
+again does not undo it, and the next partition continues from it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ class Rollback:
 
     Attributes:
         taken_out: the champion before.
-        decision: what stands now.
-        aliases: what the registry's aliases did, in a sentence; empty for a dry run.
+        decision: what is in force now.
+        aliases: how the registry's aliases moved, in a sentence; empty for a dry run.
     """
 
     taken_out: Champion
@@ -45,19 +45,19 @@ def roll_back_to(
     reason: str,
     dry_run: bool = False,
 ) -> Rollback:
-    """Put the model of a registry version in force, and remember that the champion was taken out.
+    """Put the model of a registry version in force, and bar the champion it replaces.
 
     Args:
-        lake: decisions, models, and how far labels reach.
+        lake: decisions, models, and the partitions with labels.
         spec: the timescale.
         reports: the latest copy.
         registry: versions and aliases.
         to: ``previous``, or a version number.
         reason: a person's words.
-        dry_run: only say what would be done.
+        dry_run: return what would be done, and write nothing.
 
     Raises:
-        DecisionError: nothing was decided yet, or the model is champion already or of other features.
+        DecisionError: nothing was decided yet, or the model is champion already or has other features.
         RegistryError: there is no such version.
         TrackingError: MLflow cannot be reached or refuses.
         LakeError: a folder cannot be written.

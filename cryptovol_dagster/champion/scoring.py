@@ -1,40 +1,108 @@
-"""Rows scored for a decision: a hold-out of any length, piece by piece, by models trained at different times.
+"""Score the stored rows that a decision about the champion asks for, with models trained at different times.
 
-Belongs here: which rows, and putting them to the models. Does not belong here: what follows from the scores.
+Belongs here: which rows, and which models score them. Does not belong here: what follows from the scores.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
+from cryptovol_dagster.core.features.catalogue import feature_names
 from cryptovol_dagster.core.learning.dataset import NoRows
 from cryptovol_dagster.core.learning.labels import is_spike
 from cryptovol_dagster.core.metrics import ranking as metrics
-from cryptovol_dagster.core.metrics.scored_rows import HoldOut
+from cryptovol_dagster.core.metrics.scored_rows import ScoredRows
+from cryptovol_dagster.core.models import Model, load_model
+from cryptovol_dagster.core.models.kinds import FALLBACK, REFERENCES
+from cryptovol_dagster.core.promotion.decision import Champion, Contest
+from cryptovol_dagster.core.promotion.measured import Measured
+from cryptovol_dagster.core.promotion.rule import THE_CHALLENGER, THE_CHAMPION
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.lake import datasets
+from cryptovol_dagster.lake import datasets, decisions, plans
 from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.lake.models import model_asset, read_models
+from cryptovol_dagster.lake.plans import SplitPlan
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from cryptovol_dagster.core.learning.dataset import Dataset, Problem
-    from cryptovol_dagster.core.models import Model
 
 #: Rows are read for so many partitions at a time: a day of hours, a month of days.
 _PIECE = 24
 
 
+@dataclass(frozen=True)
+class StoredRows:
+    """`ContestRows` of a partition, from the lake. Each method reads its models and rows when it is called.
+
+    Attributes:
+        lake: rows, models and the copies of champion and challenger.
+        spec: the timescale.
+        plan: of the partition; trainable.
+        measured: what the partition's evaluation says.
+
+    The methods raise:
+        LakeError: a file is missing or cannot be read.
+        ChainError: rows or a model were materialized under another configuration or plan.
+        ModelError: a file is no model file, or a model refuses the rows.
+    """
+
+    lake: Lake
+    spec: TimescaleSpec
+    plan: SplitPlan
+    measured: Measured
+
+    def why_unscorable(self, champion: Champion) -> str:
+        """Return why the champion's file cannot score the present features; empty where it can."""
+        return why_unscorable(self._read_champion(champion), feature_names(self.spec))
+
+    def validation(self) -> dict[str, float | None]:
+        """Return the candidates' average precision on the plan's validation rows."""
+        problem = plans.read_problem(self.lake, self.spec, self.plan)
+        candidates = read_models(self.lake, self.spec, self.plan, self.measured.candidates)
+        return validation_precisions(problem, candidates)
+
+    def hold_out(self, champion: Champion, contest: Contest) -> ScoredRows:
+        """Return the hold-out, labelled by the challenger's thresholds, scored by both and `REFERENCES`."""
+        challenger = load_model(decisions.read_model_file(self.lake, self.spec, contest.challenger))
+        models = self._read_references(contest.challenger.as_of) | {
+            THE_CHAMPION: self._read_champion(champion),
+            THE_CHALLENGER: challenger,
+        }
+        span = contest.start_ns, self.measured.end_ns
+        return score_span(self.lake, self.spec, *span, challenger.meta.thresholds, models)
+
+    def matured(self, champion: Champion) -> ScoredRows:
+        """Return the plan's test rows, scored by the champion and, if it was measured, `FALLBACK`."""
+        models = {THE_CHAMPION: self._read_champion(champion)}
+        if FALLBACK in self.measured.trained:
+            models |= read_models(self.lake, self.spec, self.plan, [FALLBACK])
+        return score_test(plans.read_problem(self.lake, self.spec, self.plan), models)
+
+    def _read_champion(self, champion: Champion) -> Model:
+        return load_model(decisions.read_champion_file(self.lake, self.spec, champion))
+
+    def _read_references(self, as_of: str) -> dict[str, Model]:
+        """Read the plain models that were trained with a challenger; one that was not is left out."""
+        return {
+            name: load_model(self.lake.read_bytes(model_asset(self.spec, name), as_of, "zip"))
+            for name in REFERENCES
+            if self.lake.exists(model_asset(self.spec, name), as_of, "zip")
+        }
+
+
 def why_unscorable(model: Model, columns: tuple[str, ...]) -> str:
-    """Say why a model cannot read rows of these columns; empty where it can.
+    """Return why a model cannot read rows of these columns; empty where it can.
 
     Args:
         model: trained earlier.
-        columns: names of the features there are now.
+        columns: names of the present features.
     """
     meta = model.meta
     lacking = [name for name in meta.features if name not in columns and name not in meta.optional]
@@ -42,7 +110,7 @@ def why_unscorable(model: Model, columns: tuple[str, ...]) -> str:
 
 
 def score(model: Model, features: pd.DataFrame) -> NDArray[np.float64]:
-    """Put rows to a model that may know more, or fewer, optional columns than they have.
+    """Score rows with a model that may know more, or fewer, optional columns than they have.
 
     Raises:
         ModelError: a column the model needs is missing, or holds a value it must not.
@@ -54,41 +122,41 @@ def score(model: Model, features: pd.DataFrame) -> NDArray[np.float64]:
 
 
 def validation_precisions(problem: Problem, models: Mapping[str, Model]) -> dict[str, float | None]:
-    """Give each model's average precision on the validation rows; None where those hold one class only."""
+    """Return each model's average precision on the validation rows; None where those hold one class only."""
     rows, y = problem.part(problem.split.validation)
     if not y.any() or y.all():
         return dict.fromkeys(models)
     return {name: metrics.average_precision(y, score(model, rows.features)) for name, model in models.items()}
 
 
-def test_rows(problem: Problem, models: Mapping[str, Model]) -> HoldOut:
-    """Score the test rows of a problem, by its own labels."""
+def score_test(problem: Problem, models: Mapping[str, Model]) -> ScoredRows:
+    """Score the test rows of a problem, with its own labels."""
     rows, y = problem.part(problem.split.test)
     scores = {name: score(model, rows.features) for name, model in models.items()}
-    return HoldOut(rows.t_ns, rows.bar_ns, y, scores)
+    return ScoredRows(rows.t_ns, rows.bar_ns, y, scores)
 
 
-def hold_out(
+def score_span(
     lake: Lake,
     spec: TimescaleSpec,
     start_ns: int,
     end_ns: int,
     thresholds: Mapping[str, float],
     models: Mapping[str, Model],
-) -> HoldOut:
+) -> ScoredRows:
     """Score the labelled rows with decision times in ``[start_ns, end_ns)``, a piece at a time.
 
     Args:
         lake: holds features and labels.
         spec: the timescale.
-        start_ns: neither model learned from it, nor from what follows.
+        start_ns: the first decision time.
         end_ns: exclusive.
-        thresholds: τ per product; products without one are left out, nothing says what a spike of theirs is.
-        models: by the names their scores get.
+        thresholds: τ per product; products without one are left out, as nothing defines their spikes.
+        models: by the names of their scores.
 
     Raises:
         LakeError: a file cannot be read.
-        ChainError: some partitions were made under another configuration.
+        ChainError: some partitions were materialized under another configuration.
         ModelError: a model refuses the rows.
     """
     times, spikes = [np.empty(0, np.int64)], [np.empty(0, bool)]
@@ -99,7 +167,7 @@ def hold_out(
         spikes.append(is_spike(known.sigma, known.product, dict(thresholds)))
         for name, model in models.items():
             scores[name].append(score(model, known.features))
-    return HoldOut(
+    return ScoredRows(
         np.concatenate(times),
         spec.bar_ns,
         np.concatenate(spikes),
@@ -108,10 +176,10 @@ def hold_out(
 
 
 def _pieces(lake: Lake, spec: TimescaleSpec, start_ns: int, end_ns: int) -> Iterator[Dataset]:
-    """Cut the rows of a span into pieces, in order of time, none twice.
+    """Yield the rows of a span in pieces, in order of time, none twice.
 
-    Rows are labelled by the partition in which their horizon ends, which may be a later one: each piece is
-    read with the partition before it, and what came with the piece before is cut off.
+    Rows are labelled by the partition in which their horizon ends, which may be a later one. So each piece is
+    read with the partition before it, and rows that came with the previous piece are cut off.
     """
     length_ns = spec.partition_ns
     first_ns = start_ns // length_ns * length_ns

@@ -151,17 +151,17 @@ class ModelSpec(_Hashable):
 
 @dataclass(frozen=True)
 class GateSpec(_Hashable):
-    """How a challenger is measured.
+    """How a challenger is compared with the champion.
 
     Attributes:
-        first_look_s: hold-out before the first look.
-        growth: the next look is due when the hold-out is this many times as long as at the one before.
+        first_look_s: length of the hold-out before the first interim analysis.
+        growth: the next one is due when the hold-out is this many times as long as at the one before.
         measured_for_s: hold-out after which an undecided challenger is let go; at least three tests long, so
-            that one whose first hold-out is a month gets a second look.
+            that one whose first hold-out is a month gets a second analysis.
         error_rate: chance of promoting a model that is no better, over `error_window_s`, if the bounds were
             exact. Half of the 5 % that is promised: with few and unlike blocks they are not quite.
         error_window_s: see there.
-        most_per_look: level of a single look, at most.
+        most_per_look: level of a single analysis, at most.
         min_gain: average precision below which a gain, however sure, is not worth another champion: that much
             two seeds of one learner differ.
         reject_level: level at which a challenger counts as surely worse.
@@ -172,7 +172,7 @@ class GateSpec(_Hashable):
         brier_tolerance: how much worse, as a share, a promoted model's Brier score may be.
         min_positives: positives without which a hold-out says nothing.
         min_positive_blocks: blocks with a positive without which it says nothing.
-        champion_max_age_s: a champion that has learned nothing for longer is held against the plain fallback.
+        champion_max_age_s: a champion that has learned nothing for longer is compared with the fallback.
     """
 
     first_look_s: int = 86_400

@@ -1,9 +1,9 @@
-"""Decisions and champions in the lake: what was decided as of each partition, and files of models in force.
+"""Decisions in the lake, as of each partition, and the files of the models they put in force.
 
-A decision's partition holds ``part.json``, and ``part.rollback.json`` where a person rolled back after it:
-that is what stands then, however often the partition is decided again. Champions and challengers lie beside
-the decision of the partition they were trained as of, as ``part.<kind>.<problem>.zip``: the copy makes them
-outlive whatever becomes of that partition.
+A decision's partition holds ``part.json``, and ``part.rollback.json`` where a person rolled back after it.
+The rollback then stands, however often the partition is decided again. Champions and challengers lie beside
+the decision of the partition they were trained as of, as ``part.<kind>.<problem>.zip``: the copy survives
+whatever happens to that partition.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _EARLIER_FILE = "zip"
 
 
 def decision_asset(spec: TimescaleSpec) -> str:
-    """Name the decisions' partitions in the lake."""
+    """Return the name of the asset that holds the decisions."""
     return spec.asset("champion")
 
 
@@ -33,7 +33,7 @@ def read_decision(lake: Lake, spec: TimescaleSpec, partition_key: str, suffix: s
     """Read what was decided as of a partition, by rule or (`ROLLED_BACK`) by hand.
 
     Raises:
-        LakeError: nothing was.
+        LakeError: nothing was decided.
         DecisionError: the file is no decision of a version known here; the message names it.
     """
     asset = decision_asset(spec)
@@ -46,7 +46,7 @@ def read_decision(lake: Lake, spec: TimescaleSpec, partition_key: str, suffix: s
 
 
 def standing_decision(lake: Lake, spec: TimescaleSpec, partition_key: str) -> Decision:
-    """Read what is in force after a partition: a rollback goes before what was decided by rule.
+    """Read what is in force after a partition: a rollback takes precedence over the decision by rule.
 
     Raises:
         LakeError: nothing was decided.
@@ -107,7 +107,7 @@ def has_file(lake: Lake, spec: TimescaleSpec, model: Champion) -> bool:
 
 
 def _suffix_of(lake: Lake, spec: TimescaleSpec, model: Champion) -> str:
-    """Name the copy; one that was kept under the earlier name counts where it holds this model."""
+    """Return the suffix of the copy; one kept under the earlier name counts where it holds this model."""
     from cryptovol_dagster.core.models.base import read_parts
 
     asset, suffix = decision_asset(spec), _copy_suffix(model)
@@ -135,6 +135,27 @@ def read_champion_file(lake: Lake, spec: TimescaleSpec, champion: Champion) -> b
         ModelError: a file kept under the earlier name is no model file.
     """
     return lake.read_bytes(decision_asset(spec), champion.as_of, _suffix_of(lake, spec, champion))
+
+
+def read_model_file(lake: Lake, spec: TimescaleSpec, model: Champion) -> bytes:
+    """Read a champion's or challenger's file: the copy that was kept, else the file of its model asset.
+
+    Raises:
+        LakeError: neither exists.
+        ChainError: the asset was trained with another plan since.
+        ModelError: the file is no model file.
+    """
+    from cryptovol_dagster.core.models.base import read_parts
+
+    if has_file(lake, spec, model):
+        return read_champion_file(lake, spec, model)
+    asset = models.model_asset(spec, model.model)
+    content = lake.read_bytes(asset, model.as_of, "zip")
+    if read_parts(content)[0].problem_hash != model.problem_hash:
+        raise datasets.ChainError(
+            f"{asset} of {model.as_of} was trained by other splits than the decision names: evaluate again"
+        )
+    return content
 
 
 def read_measured(lake: Lake, spec: TimescaleSpec, plan: SplitPlan) -> Measured:

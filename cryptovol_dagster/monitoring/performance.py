@@ -30,7 +30,7 @@ from cryptovol_dagster.core.evaluation.matured import (
 )
 from cryptovol_dagster.core.features.catalogue import feature_hash, feature_names, optional_feature_names
 from cryptovol_dagster.core.learning.labels import SIGMA_FLOOR, is_spike, label_hash
-from cryptovol_dagster.core.metrics.scored_rows import HoldOut
+from cryptovol_dagster.core.metrics.scored_rows import ScoredRows
 from cryptovol_dagster.core.promotion.decision import Champion
 from cryptovol_dagster.core.specs import DAY_S, NS, TimescaleSpec
 from cryptovol_dagster.core.times import partition_window
@@ -354,7 +354,7 @@ def drift_body(spec: TimescaleSpec, window: DriftWindow, moved: OutcomeDrift) ->
     }
 
 
-def _scored(rows: Dataset, model: Model) -> HoldOut | None:
+def _scored(rows: Dataset, model: Model) -> ScoredRows | None:
     """Score the rows of products the model knows, by its thresholds; None without any."""
     thresholds = dict(model.meta.thresholds)
     known = rows.rows(np.isin(rows.product.astype(str), list(thresholds)))
@@ -364,15 +364,15 @@ def _scored(rows: Dataset, model: Model) -> HoldOut | None:
         CHAMPION: score(model, known.features),
         PERSISTENCE: scaled_volatility(known.trailing_sigma, known.product, thresholds),
     }
-    return HoldOut(known.t_ns, known.bar_ns, is_spike(known.sigma, known.product, thresholds), scores)
+    return ScoredRows(known.t_ns, known.bar_ns, is_spike(known.sigma, known.product, thresholds), scores)
 
 
-def _table(rows: HoldOut, champion: Champion) -> pa.Table:
+def _table(rows: ScoredRows, champion: Champion) -> pa.Table:
     frame = pd.DataFrame({"t_ns": rows.t_ns, "bar_ns": rows.bar_ns, "y": rows.y, **rows.scores})
     return chain.to_table(frame.assign(model=f"{champion.model} of {champion.as_of}"))
 
 
-def _pooled(lake: Lake, spec: TimescaleSpec, key: str, span_s: int) -> tuple[HoldOut, list[str]] | None:
+def _pooled(lake: Lake, spec: TimescaleSpec, key: str, span_s: int) -> tuple[ScoredRows, list[str]] | None:
     """Join the rows scored in a span that ends with a partition, and name whose scores they are."""
     _, end_ns = partition_window(key)
     start_ns = end_ns - max(span_s * NS, spec.partition_ns)
@@ -385,7 +385,7 @@ def _pooled(lake: Lake, spec: TimescaleSpec, key: str, span_s: int) -> tuple[Hol
     frame = pa.concat_tables(parts).to_pandas()
     bar_ns = int(frame["bar_ns"].max())
     scores = {name: frame[name].to_numpy(np.float64) for name in (CHAMPION, PERSISTENCE)}
-    rows = HoldOut(frame["t_ns"].to_numpy(np.int64), bar_ns, frame["y"].to_numpy(bool), scores)
+    rows = ScoredRows(frame["t_ns"].to_numpy(np.int64), bar_ns, frame["y"].to_numpy(bool), scores)
     every = -(-len(frame) // MAX_POOLED_ROWS)
     return thinned(rows, every), [str(name) for name in pd.unique(frame["model"])]
 

@@ -74,7 +74,7 @@ class _Asked(NamedTuple):
 @click.option(
     "--holdout",
     is_flag=True,
-    help="Only folds whose test lies in the hold-out. Before anything is trained the look is written down in "
+    help="Only folds whose test lies in the reserved months. Before anything is trained this is recorded in "
     "reports/backtest/holdout_looks.jsonl whatever --out says.",
 )
 @click.option("--models", help="Comma-separated (default: timescales.minutes.models.enabled).")
@@ -155,10 +155,10 @@ def _spec(settings: Settings, horizon: int, train_days: int | None, test_days: i
 
 
 def _run(settings: Settings, spec: TimescaleSpec, asked: _Asked, progress: Progress) -> tuple[Backtest, int]:
-    """Train and test on every fold, and count the looks at the hold-out: 0 where it is left alone.
+    """Train and test on every fold; count how often the reserved months were evaluated, 0 where left alone.
 
     Raises:
-        BacktestError: an unknown model, no candles, no fold, or days of the hold-out without `--holdout`.
+        BacktestError: an unknown model, no candles, no fold, or days of the reserved months without `--holdout`.
     """
     from cryptovol_dagster.chains import model_spec
     from cryptovol_dagster.core.evaluation.backtest import walk_forward
@@ -172,8 +172,8 @@ def _run(settings: Settings, spec: TimescaleSpec, asked: _Asked, progress: Progr
     models, features = model_spec(settings.timescales.minutes.models), feature_hash(spec)
     looks = 0
     if asked.holdout:
-        # Before the first model is trained: a run that breaks off after it has looked counts as well.
-        looks = _record_look(settings, spec, asked.models, models, rows, ends)
+        # Before the first model is trained: a run that breaks off afterwards counts as well.
+        looks = _record_evaluation(settings, spec, asked.models, models, rows, ends)
     found = walk_forward(
         rows, spec, models, ends=ends, feature_hash=features, models=asked.models, progress=progress
     )
@@ -207,7 +207,7 @@ def _rows_and_folds(
     return labelled_rows(grid, spec, asked.products), ends
 
 
-def _record_look(
+def _record_evaluation(
     settings: Settings,
     spec: TimescaleSpec,
     names: Sequence[str],
@@ -215,12 +215,12 @@ def _record_look(
     rows: Dataset,
     ends: Sequence[int],
 ) -> int:
-    """Write down that the hold-out is looked at; return how often it has been by now."""
+    """Record that the reserved months are evaluated; return how often they have been by now."""
     from cryptovol_dagster.core.features.catalogue import feature_hash
     from cryptovol_dagster.core.times import iso_utc
-    from cryptovol_dagster.lake.holdout_ledger import ledger_path, record_look
+    from cryptovol_dagster.lake.reserved_months import ledger_path, record_evaluation
 
-    return record_look(
+    return record_evaluation(
         ledger_path(settings.storage.reports_dir),
         {
             "products": list(rows.products),

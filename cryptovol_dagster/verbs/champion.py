@@ -62,7 +62,7 @@ def champion(chain_name: str, show_all: bool, as_json: bool) -> None:
 
 
 def _standing(every: list[Decision]) -> list[str]:
-    """Say who is champion since when, and who is measured against it on how many days."""
+    """Return lines that say who is champion since when, and which challenger is compared with it."""
     newest = every[-1]
     if newest.champion is None:
         return [f"champion: nobody ({newest.reasons[0]})"]
@@ -77,10 +77,10 @@ def _standing(every: list[Decision]) -> list[str]:
     if contest is None:
         lines.append("challenger: nobody")
     else:
-        looked = "not looked at yet"
+        analyzed = "not analyzed yet"
         if contest.looked_until_ns is not None:
-            looked = f"looked at up to {_when(contest.looked_until_ns)}"
-        lines.append(f"challenger: {_named(contest.challenger)}, from {_when(contest.start_ns)}, {looked}")
+            analyzed = f"analyzed up to {_when(contest.looked_until_ns)}"
+        lines.append(f"challenger: {_named(contest.challenger)}, from {_when(contest.start_ns)}, {analyzed}")
     lines.append(f"newest decision: {newest.verdict} as of {newest.as_of}")
     return [*lines, *(f"  {reason}" for reason in newest.reasons)]
 

@@ -20,11 +20,11 @@ from cryptovol_dagster.core.metrics.bootstrap import (
     BlockBootstrap,
     Interval,
 )
-from cryptovol_dagster.core.metrics.scored_rows import HoldOut
+from cryptovol_dagster.core.metrics.scored_rows import ScoredRows
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.times import iso_utc
 
-#: Names of the scores of a hold-out: the champion's, and volatility measured over the last H by itself.
+#: Names of the scores: the champion's, and volatility measured over the last H by itself.
 CHAMPION, PERSISTENCE = "champion", "persistence"
 
 
@@ -98,7 +98,7 @@ class Performance:
         return body
 
 
-def measure(rows: HoldOut, *, horizon_s: float, resamples: int, seed: int) -> Performance:
+def measure(rows: ScoredRows, *, horizon_s: float, resamples: int, seed: int) -> Performance:
     """Measure the champion's scores beside persistence.
 
     Args:
@@ -156,13 +156,13 @@ def _lacking(positives: int, rows: int, blocks: int, block_s: float) -> tuple[st
     return tuple(reasons)
 
 
-def thinned(rows: HoldOut, every: int) -> HoldOut:
+def thinned(rows: ScoredRows, every: int) -> ScoredRows:
     """Keep the rows of every n-th bar, counted from the epoch, so that spans thinned apart fit together."""
     if every == 1:
         return rows
     kept = rows.t_ns // rows.bar_ns % every == 0
     scores = {name: score[kept] for name, score in rows.scores.items()}
-    return HoldOut(rows.t_ns[kept], every * rows.bar_ns, rows.y[kept], scores)
+    return ScoredRows(rows.t_ns[kept], every * rows.bar_ns, rows.y[kept], scores)
 
 
 def scaled_volatility(sigma: np.ndarray, product: np.ndarray, thresholds: dict[str, float]) -> np.ndarray:

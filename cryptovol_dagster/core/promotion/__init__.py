@@ -1,1 +1,1 @@
-"""Who is champion: the rule, its error budget and the record of a decision."""
+"""Who is champion: the rule, its error budget and the stored decision."""

@@ -8,18 +8,18 @@ from typing import Any
 
 import msgspec
 
-from cryptovol_dagster.core.promotion.gate import Difference, Look
+from cryptovol_dagster.core.promotion.gate import Difference, InterimAnalysis
 from cryptovol_dagster.core.specs import DAY_S, NS
 from cryptovol_dagster.core.times import hour_window
 from ingestor.errors import CryptovolError
 
 SCHEMA_VERSION = 2
 PROMOTE, HOLD, REJECT, INSUFFICIENT_DATA = "PROMOTE", "HOLD", "REJECT", "INSUFFICIENT_DATA"
-#: A person's verdict, which no rule gives.
+#: A person's verdict, which no rule returns.
 ROLLBACK = "ROLLBACK"
 VERDICTS = (PROMOTE, HOLD, REJECT, INSUFFICIENT_DATA, ROLLBACK)
 #: What a decision was about: there was no champion; the champion could not be scored any more; a challenger
-#: was looked at; the champion had grown old; a person; nothing was due.
+#: was analyzed; the champion had expired; a person's choice; nothing was due.
 FIRST, SUCCESSION, GATE, EXPIRY, BY_HAND, NOTHING_DUE = (
     "first",
     "succession",
@@ -41,8 +41,8 @@ class Champion:
     Attributes:
         model: its kind.
         as_of: the partition as of which it was trained.
-        problem_hash: names the rows, cut and thresholds it was trained by. With kind and as-of it tells one
-            champion from another; a model trained again on the same rows is the same champion.
+        problem_hash: identifies the rows, cut and thresholds it was trained with. With kind and as-of it
+            identifies the champion; a model trained again on the same rows is the same champion.
         feature_hash: of the feature set it was trained on.
         mlflow_run_id: its training run.
         unproven: it was put in place because there had to be one, not because it won.
@@ -60,12 +60,12 @@ class Champion:
     unseen_from_ns: int = 0
 
     def is_same_model(self, other: Champion | None) -> bool:
-        """Tell whether two speak of the same trained model."""
+        """Tell whether both are the same trained model."""
         return other is not None and self.identity == other.identity
 
     @property
     def identity(self) -> tuple[str, str, str]:
-        """What tells one trained model from another."""
+        """Kind, as-of and problem: what identifies a trained model."""
         return self.model, self.as_of, self.problem_hash
 
     def __str__(self) -> str:
@@ -80,7 +80,7 @@ class Contest:
         challenger: the trained model.
         start_ns: the hold-out's first decision time: neither model learned from it, no earlier decision used
             it.
-        looked_until_ns: the hold-out's end at the last look; None before the first.
+        looked_until_ns: the hold-out's end at the last interim analysis; None before the first.
     """
 
     challenger: Champion
@@ -88,22 +88,22 @@ class Contest:
     looked_until_ns: int | None = None
 
     def length_days(self, end_ns: int) -> float:
-        """Length of the hold-out up to a time."""
+        """Return the length of the hold-out up to a time, in days."""
         return max(end_ns - self.start_ns, 0) / NS / DAY_S
 
 
 @dataclass(frozen=True)
 class Challenge:
-    """What a look at a challenger found, both scored on the same rows.
+    """What an analysis of a challenger found, both models scored on the same rows.
 
     Attributes:
-        challenger: the model looked at.
+        challenger: the model analyzed.
         champion: the one in force until then.
         start_ns: the hold-out's first decision time.
         end_ns: its end.
         rows: in it.
         positives: among them.
-        block_s: length of a block taken as independent.
+        block_s: length of a block taken as independent, in seconds.
         average_precision: of the challenger.
         brier: of the challenger.
         champion_average_precision: of the champion.
@@ -131,20 +131,22 @@ class Challenge:
 class Decision:
     """What was decided as of a partition, and what later decisions must know of it.
 
+    Fields, here and in the records inside, are the keys of the stored JSON: renaming one breaks stored files.
+
     Attributes:
         as_of: the partition.
         verdict: one of `VERDICTS`.
         reasons: sentences: what was expected, what was found.
         champion: the one in force afterwards; None as long as nothing could be trained.
         kind: what it was about.
-        contest: the challenger that is measured from here on; None where there is none.
-        challenge: what was found where a challenger was looked at.
+        contest: the challenger under comparison from here on; None where there is none.
+        challenge: what was found where a challenger was analyzed.
         changed: whether another champion than before is in force.
         decided_as_of: the newest partition, this one included, at which something was decided.
         used_until_ns: end of the rows that any decision has used.
-        looks: those that still count against the budget of errors.
+        looks: the interim analyses that still count against the error budget.
         barred: identities of models that a person took out of force; none of them comes back by itself.
-        data_hash: of the rows looked at; empty where nothing was evaluated.
+        data_hash: of the rows evaluated; empty where nothing was evaluated.
         feature_hash: of their feature set.
         evaluation_hash: of the evaluation.
     """
@@ -159,7 +161,7 @@ class Decision:
     changed: bool = False
     decided_as_of: str = ""
     used_until_ns: int = 0
-    looks: tuple[Look, ...] = ()
+    looks: tuple[InterimAnalysis, ...] = ()
     barred: tuple[tuple[str, str, str], ...] = ()
     data_hash: str = ""
     feature_hash: str = ""
@@ -185,7 +187,7 @@ class Decision:
 
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> Decision:
-        """Read what `to_dict` gave, in this schema version or an earlier one.
+        """Read what `to_dict` returned, in this schema version or an earlier one.
 
         Raises:
             DecisionError: it is no decision of a schema version known here.
@@ -206,8 +208,8 @@ class Decision:
 def _from_version_1(body: Mapping[str, Any]) -> Decision:
     """Read a decision of the rule before the gate, which compared kinds trained on the same rows.
 
-    Its partitions were hours. What its models had not seen is not in it: the end of the hour is on the safe
-    side, and so are all rows before it taken for used. The challenge compared something else and is left out.
+    Its partitions were hours. It does not say what its models had not seen: the end of the hour is on the
+    safe side, and all rows before it count as used. The challenge compared something else and is left out.
     """
     kept = {name: value for name, value in body.items() if name not in ("schema_version", "challenge")}
     if kept["champion"] is not None:

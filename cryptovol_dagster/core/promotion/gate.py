@@ -1,95 +1,128 @@
-"""The statistics of a promotion: when to look at a challenger, at which level, and what the look says.
+"""The statistics of a promotion: when a challenger is analyzed, at which level, and what the analysis shows.
 
-A challenger is measured against the champion on rows that neither has learned from. The same pair is looked
-at again as its hold-out grows, so the chance of being fooled is budgeted over time: the right to be wrong
-accrues with days of fresh hold-out, each look spends what accrued since the one before, and no more than
-`GateSpec.error_rate` is ever spent within `GateSpec.error_window_s`. By the union bound the chance that a
-model which is no better is promoted in such a window is at most that rate, whatever the dependence between
-looks and between challengers.
+A challenger is compared with the champion on rows that neither has learned from: the hold-out. The same pair
+is analyzed again as its hold-out grows, so the chance of a false promotion has a budget over time. The budget
+accrues with days of fresh hold-out, and each interim analysis spends what accrued since the one before. No
+more than `GateSpec.error_rate` is ever spent within `GateSpec.error_window_s`. By the union bound this rate
+also limits the chance that a model which is no better is promoted in such a window. It does so whatever the
+dependence between analyses and between challengers.
 
-Method: spending functions, Lan & DeMets 1983 (Biometrika 70); block bootstrap, Politis & Romano 1994. The
-rates that come of it are measured by ``benchmarks/gate.py``.
+Method: spending functions, Lan & DeMets 1983 (Biometrika 70); block bootstrap, Politis & Romano 1994.
+``benchmarks/gate.py`` measures the resulting rates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cryptovol_dagster.core.metrics import ranking as metrics
-from cryptovol_dagster.core.metrics.bootstrap import BlockBootstrap, count_positive_blocks
-from cryptovol_dagster.core.metrics.scored_rows import HoldOut
-from cryptovol_dagster.core.specs import NS, GateSpec
-
-if TYPE_CHECKING:
-    pass
+from cryptovol_dagster.core.metrics.bootstrap import BlockBootstrap, block_length_s, count_positive_blocks
+from cryptovol_dagster.core.metrics.scored_rows import ScoredRows
+from cryptovol_dagster.core.specs import DAY_S, NS, GateSpec
 
 #: A hold-out ends with the last row there is, a little before or after the hour or day is full.
 _NEARLY = 0.99
 
 
 @dataclass(frozen=True)
-class Look:
-    """A look that was taken.
+class InterimAnalysis:
+    """An interim analysis that has spent a part of the error budget.
 
     Attributes:
         at_ns: end of the hold-out.
-        level: what was spent: the chance that it would promote a model that is no better.
+        level: what was spent: the chance of promoting a model that is no better.
     """
 
     at_ns: int
     level: float
 
 
-def is_look_due(start_ns: int, looked_until_ns: int | None, end_ns: int, gate: GateSpec) -> bool:
-    """Tell whether a hold-out has grown enough since the last look at its pair.
+def is_analysis_due(start_ns: int, analyzed_until_ns: int | None, end_ns: int, gate: GateSpec) -> bool:
+    """Tell whether a hold-out has grown enough since the last analysis of its pair.
 
     Args:
-        start_ns: of the hold-out.
-        looked_until_ns: its end at the last look; None before the first.
+        start_ns: start of the hold-out.
+        analyzed_until_ns: its end at the last analysis; None before the first.
         end_ns: its end now.
         gate: the lengths.
     """
     length_s = (end_ns - start_ns) / NS
-    if looked_until_ns is None:
+    if analyzed_until_ns is None:
         return length_s >= _NEARLY * gate.first_look_s
-    if end_ns <= looked_until_ns:
+    if end_ns <= analyzed_until_ns:
         return False
-    return length_s >= _NEARLY * min(gate.growth * (looked_until_ns - start_ns) / NS, gate.measured_for_s)
+    return length_s >= _NEARLY * min(gate.growth * (analyzed_until_ns - start_ns) / NS, gate.measured_for_s)
 
 
-def is_last_look(start_ns: int, end_ns: int, gate: GateSpec) -> bool:
-    """Tell whether a hold-out is as long as any gets."""
+def is_final_analysis(start_ns: int, end_ns: int, gate: GateSpec) -> bool:
+    """Tell whether a hold-out has reached its greatest length."""
     return (end_ns - start_ns) / NS >= _NEARLY * gate.measured_for_s
 
 
-def level_of_look(
-    start_ns: int, looked_until_ns: int | None, end_ns: int, spent: Sequence[Look], gate: GateSpec
+def analysis_level(
+    start_ns: int,
+    analyzed_until_ns: int | None,
+    end_ns: int,
+    spent: Sequence[InterimAnalysis],
+    gate: GateSpec,
 ) -> float:
-    """Give the level that a look may spend: what accrued with the rows it is the first to see.
+    """Return the level that an analysis may spend: what accrued with the rows it is the first to use.
 
     Args:
-        start_ns: of the hold-out.
-        looked_until_ns: its end at the last look; None before the first.
+        start_ns: start of the hold-out.
+        analyzed_until_ns: its end at the last analysis; None before the first.
         end_ns: its end now.
-        spent: earlier looks, of any pair.
+        spent: earlier analyses, of any pair.
         gate: rate and window.
 
     Returns:
         At least 0; at 0 the budget of the window is used up.
     """
-    fresh_s = (end_ns - (looked_until_ns or start_ns)) / NS
+    fresh_s = (end_ns - (analyzed_until_ns or start_ns)) / NS
     accrued = gate.error_rate * fresh_s / gate.error_window_s
-    left = gate.error_rate - sum(look.level for look in remembered(spent, end_ns, gate))
+    left = gate.error_rate - sum(one.level for one in still_counted(spent, end_ns, gate))
     return max(min(accrued, left, gate.most_per_look), 0.0)
 
 
-def remembered(spent: Sequence[Look], now_ns: int, gate: GateSpec) -> tuple[Look, ...]:
-    """Give the looks that still count against the budget."""
-    return tuple(look for look in spent if look.at_ns > now_ns - gate.error_window_s * NS)
+def still_counted(
+    spent: Sequence[InterimAnalysis], now_ns: int, gate: GateSpec
+) -> tuple[InterimAnalysis, ...]:
+    """Return the analyses that still count against the budget."""
+    return tuple(one for one in spent if one.at_ns > now_ns - gate.error_window_s * NS)
+
+
+def independent_block_s(rows: ScoredRows, horizon_s: float, gate: GateSpec) -> float:
+    """Return the length of the blocks that count as independent: a twelfth of the span, two hours to a day.
+
+    Violent days come in runs, so what is independent is long. With blocks of two hours throughout, the
+    standard error of several days comes out a third too small. Few long blocks and Student's quantile err on
+    the safe side.
+    """
+    if not rows.t_ns.size:
+        return float(gate.least_block_s)
+    span_s = (int(rows.t_ns[-1]) - int(rows.t_ns[0]) + rows.bar_ns) / NS
+    shared = min(span_s / gate.blocks, DAY_S)
+    return max(block_length_s(horizon_s, span_s), shared, gate.least_block_s)
+
+
+def why_insufficient(rows: ScoredRows, block_s: float, gate: GateSpec) -> list[str]:
+    """Return what is lacking for a comparison, from the labels alone: asking spends nothing."""
+    positives = int(rows.y.sum())
+    blocks = count_positive_blocks(rows.t_ns, rows.y, block_s)
+    reasons = []
+    if positives < gate.min_positives:
+        reasons.append(f"{positives} positives in the hold-out, {gate.min_positives} are needed")
+    elif positives == rows.y.size:
+        reasons.append(f"the {positives} rows of the hold-out are all positives")
+    if blocks < gate.min_positive_blocks:
+        reasons.append(
+            f"{blocks} independent blocks of {block_s / 3_600:g} h with a positive in the hold-out, "
+            f"{gate.min_positive_blocks} are needed"
+        )
+    return reasons
 
 
 @dataclass(frozen=True)
@@ -98,7 +131,7 @@ class Difference:
 
     Attributes:
         estimate: on the rows as they are.
-        low: lower bound at the look's level, one-sided.
+        low: lower bound at the analysis' level, one-sided.
         high: upper bound at `GateSpec.reject_level`, one-sided.
         standard_error: of the estimate, by the block bootstrap.
         level: of `low`.
@@ -112,7 +145,7 @@ class Difference:
 
 
 def paired_difference(
-    rows: HoldOut, model: str, other: str, *, level: float, block_s: float, gate: GateSpec
+    rows: ScoredRows, model: str, other: str, *, level: float, block_s: float, gate: GateSpec
 ) -> Difference:
     """Compare two models by average precision, with one-sided bounds.
 

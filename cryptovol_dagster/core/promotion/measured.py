@@ -1,4 +1,4 @@
-"""What was measured on the rows of a contest."""
+"""What an evaluation says, as far as a decision about the champion needs it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cryptovol_dagster.core.promotion.decision import Champion
 
 @dataclass(frozen=True)
 class Numbers:
-    """What the test says of a kind of model; null where nothing could be ranked."""
+    """Test metrics of a kind of model; None where nothing could be ranked."""
 
     average_precision: float | None
     brier: float | None
@@ -70,7 +70,7 @@ class Measured:
         problem_hash: str,
         evaluation_hash: str,
     ) -> Measured:
-        """Take what `evaluate` reported.
+        """Build it from an evaluation's report.
 
         Args:
             report: content of ``model_eval.json``, with its ``as_of``.
@@ -117,7 +117,7 @@ class Measured:
         )
 
     def difference(self, model: str, other: str) -> Compared | None:
-        """Give average precision of `model` minus that of `other`; None where there is no interval."""
+        """Return average precision of `model` minus that of `other`; None where there is no interval."""
         if (model, other) in self.differences:
             return self.differences[model, other]
         reverse = self.differences.get((other, model))
@@ -125,5 +125,5 @@ class Measured:
 
     @property
     def candidates(self) -> tuple[str, ...]:
-        """The measured kinds that may challenge."""
+        """Measured kinds that may challenge."""
         return tuple(name for name in self.trained if name in LEARNED)

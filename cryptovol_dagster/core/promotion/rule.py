@@ -1,21 +1,21 @@
-"""Which model is the champion: the one in force, the challenger measured against it, and what came of it.
+"""Which model is the champion: the one in force, the challenger compared with it, and the outcome.
 
-Pure: evaluation, earlier decision and hold-out scores go in, a `Decision` comes out. Where decisions are
+Pure: an evaluation, the earlier decision and scored rows go in, a `Decision` comes out. Where decisions are
 stored, and what a registry makes of them, is decided elsewhere. Champion and challenger are trained models,
-not kinds: the stored champion is scored, and the challenger stays the model it was when it was nominated, on
-rows that neither learned from (`gate.py` says when to look and how sure one must be).
+not kinds. The stored champion is scored, and the challenger stays the model it was when it was nominated.
+Both are compared on rows that neither has learned from; `gate.py` says when, and how sure one must be.
 
-A partition is decided in three steps, so that rows are read only where something hangs on them: `agenda` says
-what is to be done, whoever holds the rows scores what it asks for (`Evidence`), `decide` decides.
+`decide` asks for rows through `ContestRows`, only where the decision depends on them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import Protocol
 
 from cryptovol_dagster.core.metrics import ranking as metrics
-from cryptovol_dagster.core.metrics.scored_rows import HoldOut
+from cryptovol_dagster.core.metrics.scored_rows import ScoredRows
 from cryptovol_dagster.core.models.kinds import FALLBACK, FIRST_CHAMPIONS, LEARNED, REFERENCES
 from cryptovol_dagster.core.promotion import gate as statistics
 from cryptovol_dagster.core.promotion.decision import (
@@ -36,9 +36,35 @@ from cryptovol_dagster.core.promotion.decision import (
     Decision,
     DecisionError,
 )
-from cryptovol_dagster.core.promotion.gate import Look
+from cryptovol_dagster.core.promotion.gate import InterimAnalysis
 from cryptovol_dagster.core.promotion.measured import Measured
 from cryptovol_dagster.core.specs import DAY_S, NS, GateSpec
+
+#: Names of the models in the scores of a hold-out, besides `REFERENCES`.
+THE_CHAMPION, THE_CHALLENGER = "champion", "challenger"
+
+
+class ContestRows(Protocol):
+    """Scored rows of champion and challenger, read when a decision asks for them.
+
+    `decide` calls each method at most once, and none without a champion.
+    """
+
+    def why_unscorable(self, champion: Champion) -> str:
+        """Return why the champion's file cannot score the rows at hand; empty where it can."""
+        ...
+
+    def validation(self) -> Mapping[str, float | None]:
+        """Return each candidate's average precision on its validation rows; None where unknown."""
+        ...
+
+    def hold_out(self, champion: Champion, contest: Contest) -> ScoredRows:
+        """Return the hold-out, scored by `THE_CHAMPION`, `THE_CHALLENGER` and `REFERENCES`."""
+        ...
+
+    def matured(self, champion: Champion) -> ScoredRows:
+        """Return the test rows, scored by `THE_CHAMPION` and by `FALLBACK` trained as of now."""
+        ...
 
 
 def hold(as_of: str, before: Decision | None, reason: str) -> Decision:
@@ -48,61 +74,84 @@ def hold(as_of: str, before: Decision | None, reason: str) -> Decision:
     return _carried(before, as_of, HOLD, (reason,))
 
 
-@dataclass(frozen=True)
-class Agenda:
-    """What is to be done as of a partition, and which scores it takes.
+def decide(
+    measured: Measured,
+    before: Decision | None,
+    rows: ContestRows,
+    *,
+    horizon_s: float,
+    gate: GateSpec,
+) -> Decision:
+    """Decide who is champion as of a partition.
 
-    Attributes:
-        appoint: why a model must be put in place without having won; empty where there is a champion.
-        nominate: whether a challenger is to be chosen among `Measured.candidates`, by validation.
-        contest: the challenger to be looked at; None where none is, or none yet.
-        is_decided: whether something was decided on the same day.
-        has_expired: whether the champion is older than its limit.
-    """
-
-    appoint: str = ""
-    nominate: bool = False
-    contest: Contest | None = None
-    is_decided: bool = False
-    has_expired: bool = False
-
-
-def agenda(
-    measured: Measured, before: Decision | None, *, gate: GateSpec, why_unscorable: str = ""
-) -> Agenda:
-    """Say what is to be done as of a partition.
+    * Without a champion the first is of a kind in `FIRST_CHAMPIONS`, unproven, whatever the data say.
+    * A champion that cannot score the rows cannot serve either. The model of its kind takes its place,
+      unproven again.
+    * On each day (market time) one decision at most is taken; later partitions of the day carry it.
+    * A challenger whose hold-out has grown enough is compared with the champion (`judge`).
+    * A champion that has expired, and ranks below `FALLBACK` on rows it did not learn from, falls back to it.
 
     Args:
-        measured: its evaluation.
+        measured: the evaluation.
         before: the decision in force until then; None for the first.
-        gate: age at which a champion expires.
-        why_unscorable: why the champion's file cannot score the rows at hand; empty where it can.
+        rows: what is scored on demand.
+        horizon_s: H, in seconds.
+        gate: how a challenger is compared.
+
+    Returns:
+        The decision; it never promotes a challenger on data that do not suffice.
     """
-    champion = None if before is None else before.champion
-    if before is None or champion is None:
-        return Agenda(appoint="there was no champion yet")
+    if before is None or before.champion is None:
+        return _appointed(measured, before, "there was no champion yet")
+    champion = before.champion
+    if why := _why_out_of_service(measured, champion, rows):
+        return _appointed(measured, before, why)
+    contest = _contest(measured, before, rows)
+    if before.decided_as_of[:10] == measured.as_of[:10]:
+        reason = f"decided already as of {before.decided_as_of}: one decision a day"
+        return _settled(measured, before, HOLD, (reason,), contest=contest)
+    if contest is not None and _is_due(contest, measured.end_ns, gate):
+        hold_out = rows.hold_out(champion, contest)
+        challenge = _challenge(champion, contest, measured.end_ns, hold_out, horizon_s, gate)
+        found = _analyzed(measured, before, contest, challenge, hold_out, gate)
+    else:
+        found = _not_analyzed(measured, before, contest, gate)
+    has_expired = measured.end_ns - champion.unseen_from_ns > gate.champion_max_age_s * NS
+    if found.changed or not has_expired:
+        return found
+    return _expired(measured, champion, found, rows.matured(champion), horizon_s, gate)
+
+
+def _why_out_of_service(measured: Measured, champion: Champion, rows: ContestRows) -> str:
+    """Return why a champion can neither be compared nor serve; empty where it can."""
+    # Asked first, because it reads the champion's file: a lost one is an error, whatever its features.
+    unscorable = rows.why_unscorable(champion)
     if champion.feature_hash != measured.feature_hash:
-        return Agenda(
-            appoint=f"expected a champion of feature set {measured.feature_hash}, found {champion} trained "
+        return (
+            f"expected a champion of feature set {measured.feature_hash}, found {champion} trained "
             f"on {champion.feature_hash}: not comparable"
         )
-    if why_unscorable:
-        return Agenda(appoint=f"expected the champion {champion} to score the rows, found: {why_unscorable}")
+    if unscorable:
+        return f"expected the champion {champion} to score the rows, found: {unscorable}"
+    return ""
+
+
+def _contest(measured: Measured, before: Decision, rows: ContestRows) -> Contest | None:
+    """Return the contest under way, or else a new one; None where no model may challenge."""
     contest = before.contest
-    if contest is not None and contest.challenger.feature_hash != measured.feature_hash:
-        contest = None
-    return Agenda(
-        nominate=contest is None,
-        contest=contest,
-        is_decided=before.decided_as_of[:10] == measured.as_of[:10],
-        has_expired=measured.end_ns - champion.unseen_from_ns > gate.champion_max_age_s * NS,
-    )
+    if contest is not None and contest.challenger.feature_hash == measured.feature_hash:
+        return contest
+    return nominate(measured, rows.validation(), before) if measured.candidates else None
+
+
+def _is_due(contest: Contest, end_ns: int, gate: GateSpec) -> bool:
+    return statistics.is_analysis_due(contest.start_ns, contest.looked_until_ns, end_ns, gate)
 
 
 def nominate(measured: Measured, validation: Mapping[str, float | None], before: Decision) -> Contest | None:
-    """Choose the challenger: the learned kind that ranks best on validation rows; the test is not asked.
+    """Choose the challenger: the learned kind that ranks best on validation rows, never on test rows.
 
-    Its hold-out begins where neither it nor the champion has learned, and behind every row that an earlier
+    Its hold-out begins where neither it nor the champion has learned, and after every row that an earlier
     decision used.
 
     Args:
@@ -126,78 +175,8 @@ def nominate(measured: Measured, validation: Mapping[str, float | None], before:
     return Contest(challenger, max(challenger.unseen_from_ns, known_to_champion_ns, before.used_until_ns))
 
 
-def is_look_due(contest: Contest, end_ns: int, gate: GateSpec) -> bool:
-    """Tell whether the hold-out has grown enough for a look."""
-    return statistics.is_look_due(contest.start_ns, contest.looked_until_ns, end_ns, gate)
-
-
-#: Names of the models in the scores of a hold-out, besides `REFERENCES`.
-THE_CHAMPION, THE_CHALLENGER = "champion", "challenger"
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What was scored for a decision.
-
-    Attributes:
-        contest: the challenger, where there is one.
-        hold_out: rows scored by `THE_CHAMPION`, `THE_CHALLENGER` and `REFERENCES`; None where no look was
-            due.
-        matured: test rows scored by `THE_CHAMPION` and `FALLBACK`, trained as of now; None where the champion
-            has not expired.
-    """
-
-    contest: Contest | None = None
-    hold_out: HoldOut | None = None
-    matured: HoldOut | None = None
-
-
-def decide(
-    measured: Measured,
-    before: Decision | None,
-    todo: Agenda,
-    evidence: Evidence,
-    *,
-    horizon_s: float,
-    gate: GateSpec,
-) -> Decision:
-    """Decide who is champion as of a partition.
-
-    * Without a champion the first is of a kind in `FIRST_CHAMPIONS`, unproven, whatever the data say.
-    * A champion that cannot score the rows cannot serve either. The model of its kind takes its place,
-      unproven again.
-    * On each day (market time) one decision at most is taken; later partitions of the day carry it.
-    * A challenger whose hold-out has grown enough is looked at (`judge`).
-    * A champion that has expired, and ranks below `FALLBACK` on rows it did not learn from, falls back to it.
-
-    Args:
-        measured: the evaluation.
-        before: the decision in force until then; None for the first.
-        todo: what `agenda` said.
-        evidence: what was scored.
-        horizon_s: H.
-        gate: how a challenger is measured.
-
-    Returns:
-        The decision; it never promotes a challenger on data that do not suffice.
-    """
-    if todo.appoint or before is None or before.champion is None:
-        return _appointed(measured, before, todo.appoint)
-    contest = evidence.contest
-    if todo.is_decided:
-        reason = f"decided already as of {before.decided_as_of}: one decision a day"
-        return _settled(measured, before, HOLD, (reason,), contest=contest)
-    if contest is not None and evidence.hold_out is not None:
-        found = _looked_at(measured, before, contest, evidence.hold_out, horizon_s, gate)
-    else:
-        found = _not_looked_at(measured, before, contest, gate)
-    if found.changed or evidence.matured is None:
-        return found
-    return _expired(measured, before.champion, found, evidence.matured, horizon_s, gate)
-
-
 def _appointed(measured: Measured, before: Decision | None, why: str) -> Decision:
-    """Put a model in place that has beaten nobody; without a fitting one everything stays as it is."""
+    """Put an unproven model in place; without a fitting one everything stays as it is."""
     champion = None if before is None else before.champion
     kinds = (*((champion.model,) if champion else ()), *FIRST_CHAMPIONS)
     name = next((kind for kind in kinds if kind in measured.trained), None)
@@ -219,8 +198,8 @@ def _appointed(measured: Measured, before: Decision | None, why: str) -> Decisio
     )
 
 
-def _not_looked_at(measured: Measured, before: Decision, contest: Contest | None, gate: GateSpec) -> Decision:
-    """Say why no challenger was looked at."""
+def _not_analyzed(measured: Measured, before: Decision, contest: Contest | None, gate: GateSpec) -> Decision:
+    """Return the decision, with the reason, where no challenger was analyzed."""
     if contest is None:
         found = ", ".join(measured.trained)
         reason = f"expected a learned kind ({', '.join(LEARNED)}) to challenge the champion, found {found}"
@@ -231,43 +210,46 @@ def _not_looked_at(measured: Measured, before: Decision, contest: Contest | None
         what = f"a first look at {contest.challenger}"
         reason = f"expected {needed:g} days of hold-out for {what}, found {fresh:.2f}"
         return _settled(measured, before, INSUFFICIENT_DATA, (reason,), contest=contest)
-    looked = contest.length_days(contest.looked_until_ns)
-    needed = min(gate.growth * looked, gate.measured_for_s / DAY_S)
+    analyzed = contest.length_days(contest.looked_until_ns)
+    needed = min(gate.growth * analyzed, gate.measured_for_s / DAY_S)
     what = f"the next look at {contest.challenger}"
     reason = f"expected {needed:.2f} days of hold-out for {what}, found {fresh:.2f}"
     return _settled(measured, before, HOLD, (reason,), contest=contest)
 
 
-def _looked_at(
-    measured: Measured,
-    before: Decision,
-    contest: Contest,
-    rows: HoldOut,
-    horizon_s: float,
-    gate: GateSpec,
-) -> Decision:
-    """Look at a challenger on a hold-out that has grown enough."""
-    end_ns, champion, challenger = measured.end_ns, before.champion, contest.challenger
-    if champion is None:
-        raise DecisionError(f"{challenger} has no champion to be measured against")
-    block_s = rows.block_s(horizon_s, gate)
-    challenge = Challenge(
-        challenger=challenger,
+def _challenge(
+    champion: Champion, contest: Contest, end_ns: int, rows: ScoredRows, horizon_s: float, gate: GateSpec
+) -> Challenge:
+    """Return the numbers of both models on a hold-out, without the difference, which spends error budget."""
+    return Challenge(
+        challenger=contest.challenger,
         champion=champion,
         start_ns=contest.start_ns,
         end_ns=end_ns,
         rows=rows.y.size,
         positives=int(rows.y.sum()),
-        block_s=block_s,
+        block_s=statistics.independent_block_s(rows, horizon_s, gate),
         average_precision=rows.average_precision(THE_CHALLENGER),
         brier=rows.brier(THE_CHALLENGER),
         champion_average_precision=rows.average_precision(THE_CHAMPION),
         champion_brier=rows.brier(THE_CHAMPION),
         references={name: rows.average_precision(name) for name in REFERENCES if name in rows.scores},
     )
-    is_last = statistics.is_last_look(contest.start_ns, end_ns, gate)
-    until = f"; {challenger} is let go after {contest.length_days(end_ns):.1f} days" if is_last else ""
-    if lacking := rows.why_insufficient(block_s, gate):
+
+
+def _analyzed(
+    measured: Measured,
+    before: Decision,
+    contest: Contest,
+    challenge: Challenge,
+    rows: ScoredRows,
+    gate: GateSpec,
+) -> Decision:
+    """Analyze a challenger on a hold-out that has grown enough."""
+    end_ns, challenger = measured.end_ns, contest.challenger
+    is_final = statistics.is_final_analysis(contest.start_ns, end_ns, gate)
+    until = f"; {challenger} is let go after {contest.length_days(end_ns):.1f} days" if is_final else ""
+    if lacking := statistics.why_insufficient(rows, challenge.block_s, gate):
         return _settled(
             measured,
             before,
@@ -275,23 +257,21 @@ def _looked_at(
             (*lacking[:-1], lacking[-1] + until),
             kind=GATE,
             challenge=challenge,
-            contest=None if is_last else contest,
+            contest=None if is_final else contest,
         )
-    level = statistics.level_of_look(contest.start_ns, contest.looked_until_ns, end_ns, before.looks, gate)
+    level = statistics.analysis_level(contest.start_ns, contest.looked_until_ns, end_ns, before.looks, gate)
     if level <= 0:
         reason = (
             f"expected something left of the {gate.error_rate:.1%} of errors allowed in "
             f"{gate.error_window_s / DAY_S:g} days, found it spent by {len(before.looks)} looks"
         )
         return _settled(measured, before, HOLD, (reason,), contest=contest)
-    challenge = replace(
-        challenge,
-        difference=statistics.paired_difference(
-            rows, THE_CHALLENGER, THE_CHAMPION, level=level, block_s=block_s, gate=gate
-        ),
+    difference = statistics.paired_difference(
+        rows, THE_CHALLENGER, THE_CHAMPION, level=level, block_s=challenge.block_s, gate=gate
     )
+    challenge = replace(challenge, difference=difference)
     verdict, reason = judge(challenge, gate)
-    is_over = is_last or verdict == REJECT
+    is_over = is_final or verdict in (PROMOTE, REJECT)
     return _settled(
         measured,
         before,
@@ -300,8 +280,8 @@ def _looked_at(
         kind=GATE,
         champion=challenger if verdict == PROMOTE else None,
         challenge=challenge,
-        contest=None if is_over or verdict == PROMOTE else replace(contest, looked_until_ns=end_ns),
-        looks=(*statistics.remembered(before.looks, end_ns, gate), Look(end_ns, level)),
+        contest=None if is_over else replace(contest, looked_until_ns=end_ns),
+        looks=(*statistics.still_counted(before.looks, end_ns, gate), InterimAnalysis(end_ns, level)),
     )
 
 
@@ -353,7 +333,7 @@ def _expired(
     measured: Measured,
     champion: Champion,
     found: Decision,
-    rows: HoldOut,
+    rows: ScoredRows,
     horizon_s: float,
     gate: GateSpec,
 ) -> Decision:
@@ -377,11 +357,12 @@ def _expired(
     )
 
 
-def _is_under_fallback(rows: HoldOut, horizon_s: float, gate: GateSpec) -> tuple[bool, str]:
+def _is_under_fallback(rows: ScoredRows, horizon_s: float, gate: GateSpec) -> tuple[bool, str]:
     """Compare a champion with the plain fallback; only data that suffice speak against it."""
     if FALLBACK not in rows.scores:
         return False, f"expected {FALLBACK} among the models measured, found none"
-    if lacking := rows.why_insufficient(rows.block_s(horizon_s, gate), gate):
+    block_s = statistics.independent_block_s(rows, horizon_s, gate)
+    if lacking := statistics.why_insufficient(rows, block_s, gate):
         return False, "; ".join(lacking)
     own, plain = (metrics.average_precision(rows.y, rows.scores[name]) for name in (THE_CHAMPION, FALLBACK))
     return own < plain, f"average precision {own:.4f} against {plain:.4f} of a new {FALLBACK}"
@@ -390,8 +371,8 @@ def _is_under_fallback(rows: HoldOut, horizon_s: float, gate: GateSpec) -> tuple
 def roll_back(before: Decision, to: Champion, *, as_of: str, now_ns: int, reason: str) -> Decision:
     """Put an earlier model in force by hand.
 
-    The one taken out is barred, its challenger let go, and all rows up to now count as used: whatever is
-    promoted next has won on rows that came after.
+    The model taken out is barred, its challenger is let go, and all rows up to now count as used: whatever is
+    promoted next has won on later rows.
 
     Args:
         before: the decision in force until then.
@@ -435,12 +416,12 @@ def _settled(
     champion: Champion | None = None,
     contest: Contest | None = None,
     challenge: Challenge | None = None,
-    looks: tuple[Look, ...] | None = None,
+    looks: tuple[InterimAnalysis, ...] | None = None,
 ) -> Decision:
-    """Write down what was decided; without a new `champion` the one before stays."""
+    """Return the record of what was decided; without a new `champion` the one before stays."""
     carried = hold(measured.as_of, before, "")
     is_decision = kind != NOTHING_DUE
-    # A look that found too few spikes has used nothing: it only counted them.
+    # An analysis that found too few spikes has used nothing: it only counted them.
     uses = kind == GATE and verdict != INSUFFICIENT_DATA
     return replace(
         carried,

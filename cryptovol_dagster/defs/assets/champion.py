@@ -25,8 +25,8 @@ def champion_asset(
 ) -> dg.AssetsDefinition:
     """Build the asset `champion`.
 
-    It reads the newest decision before its own hour and does not depend on it: whichever hour that is, a
-    decision made again must not call for all later ones to be made again.
+    It reads the newest decision before its own hour without an asset dependency: a decision that is
+    materialized again must not make all later ones stale.
     """
 
     @chain_asset(

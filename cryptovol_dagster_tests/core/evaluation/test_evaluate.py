@@ -24,7 +24,7 @@ from cryptovol_dagster.core.evaluation.report import (
 from cryptovol_dagster.core.learning.dataset import Problem, SingleClassError
 from cryptovol_dagster.core.learning.splits import TimeRange
 from cryptovol_dagster.core.metrics.ranking import best_f1_threshold
-from cryptovol_dagster.core.metrics.scored_rows import HoldOut
+from cryptovol_dagster.core.metrics.scored_rows import ScoredRows
 from cryptovol_dagster.core.models import MODELS, Model, ModelError, train_model
 from cryptovol_dagster.core.pictures.evaluation import (
     draw_evaluation,
@@ -36,17 +36,11 @@ from cryptovol_dagster.core.pictures.evaluation import (
 )
 from cryptovol_dagster.core.promotion.decision import Champion, Decision
 from cryptovol_dagster.core.promotion.measured import Measured
-from cryptovol_dagster.core.promotion.rule import (
-    THE_CHALLENGER,
-    THE_CHAMPION,
-    Evidence,
-    agenda,
-    decide,
-    nominate,
-)
+from cryptovol_dagster.core.promotion.rule import THE_CHALLENGER, THE_CHAMPION, decide
 from cryptovol_dagster.core.specs import NS, GateSpec
 from cryptovol_dagster.core.times import iso_utc
 from cryptovol_dagster_tests.core.clustered_market import MODEL_SPEC, SPEC, make_bars, make_problem
+from cryptovol_dagster_tests.core.promotion.given_rows import GivenRows
 from cryptovol_dagster_tests.places import DOCS
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -255,22 +249,22 @@ STANDING = Decision(
     reasons=(),
     champion=Champion("baseline_zscore", "2026-04-04-05:00", "q", "f00d", "old", True, "7"),
 )
+#: Every hold-out is long enough, and no champion expires.
+GATE = GateSpec(first_look_s=1, champion_max_age_s=float("inf"))
 
 
-def hold_out(evaluation: Evaluation, measured: Measured) -> Evidence:
+def hold_out(evaluation: Evaluation) -> GivenRows:
     """The test rows as the hold-out of a challenger, which is the richest model of all."""
     rows, richest = evaluation.predictions, evaluation.model_names[-1]
     scores = {THE_CHAMPION: np.asarray(rows["baseline_zscore"]), THE_CHALLENGER: np.asarray(rows[richest])}
     t_ns = np.asarray(pd.DatetimeIndex(rows["bar_start"]).as_unit("ns").asi8)
-    contest = nominate(measured, {richest: 0.5}, STANDING)
-    return Evidence(contest, HoldOut(t_ns, SPEC.bar_ns, np.asarray(rows["y"], dtype=bool), scores))
+    held_out = ScoredRows(t_ns, SPEC.bar_ns, np.asarray(rows["y"], dtype=bool), scores)
+    return GivenRows(held_out, ranks={richest: 0.5})
 
 
-def decided(measured: Measured, before: Decision | None, evidence: Evidence) -> Decision:
+def decided(measured: Measured, before: Decision | None, rows: GivenRows) -> Decision:
     """Decide as the chain does."""
-    gate = GateSpec()
-    todo = agenda(measured, before, gate=gate)
-    return decide(measured, before, todo, evidence, horizon_s=SPEC.horizon_bars, gate=gate)
+    return decide(measured, before, rows, horizon_s=SPEC.horizon_bars, gate=GATE)
 
 
 @pytest.mark.parametrize(("value", "words"), [(False, "no positives"), (True, "only positives")])
@@ -293,7 +287,7 @@ def test_a_single_class_in_the_test_is_a_verdict(
         evaluation_hash="e",
         test=problem.split.test,
     )
-    decision = decided(measured, STANDING, hold_out(evaluation, measured))
+    decision = decided(measured, STANDING, hold_out(evaluation))
     assert (decision.verdict, decision.champion, decision.changed) == (
         "INSUFFICIENT_DATA",
         STANDING.champion,
@@ -510,7 +504,7 @@ def test_the_card_tells_who_is_champion_of_what_features_and_how_to_reproduce_it
         evaluation_hash="e",
         test=TimeRange(0, 10**19),
     )
-    held = decided(measured, STANDING, hold_out(evaluation, measured))
+    held = decided(measured, STANDING, hold_out(evaluation))
     context = CardContext(("ln_rv_60", "noise"), "http://dagster/features", {"numpy": "2.4", "xgboost": "3"})
     card = render_model_card(report, decision=held, context=context)
     for line in (
@@ -541,7 +535,7 @@ def test_the_card_tells_who_is_champion_of_what_features_and_how_to_reproduce_it
         assert f"\n## {heading}\n" in card
     assert held.challenge is not None
     assert f"| challenger | {held.challenge.challenger} |" in card
-    first = render_model_card(report, decision=decided(measured, None, Evidence()))
+    first = render_model_card(report, decision=decided(measured, None, GivenRows()))
     assert (
         "Champion is **ewma**, trained as of 2026-04-04-06:00 (MLflow run `run`). It is **unproven**" in first
     )

@@ -15,23 +15,23 @@ from cryptovol_dagster.core.evaluation.matured import (
     thinned,
 )
 from cryptovol_dagster.core.metrics import ranking as metrics
-from cryptovol_dagster.core.metrics.scored_rows import HoldOut
+from cryptovol_dagster.core.metrics.scored_rows import ScoredRows
 from cryptovol_dagster.core.specs import NS
 
 BAR_S, HORIZON_S = 5, 60
 
 
-def _rows(hours: float, seed: int = 1, first_bar: int = 1_000) -> HoldOut:
+def _rows(hours: float, seed: int = 1, first_bar: int = 1_000) -> ScoredRows:
     """A spike of five minutes each half hour; the champion knows, persistence is blind."""
     random = np.random.default_rng(seed)
     bars = int(hours * 3_600 / BAR_S)
     y = (np.arange(bars) // 60) % 6 == 5
     scores = {CHAMPION: np.clip(0.05 + 0.8 * y + random.normal(0, 0.02, bars), 0, 1)}
     scores[PERSISTENCE] = random.random(bars)
-    return HoldOut((first_bar + np.arange(bars)) * BAR_S * NS, BAR_S * NS, y, scores)
+    return ScoredRows((first_bar + np.arange(bars)) * BAR_S * NS, BAR_S * NS, y, scores)
 
 
-def _measure(rows: HoldOut) -> Performance:
+def _measure(rows: ScoredRows) -> Performance:
     return measure(rows, horizon_s=HORIZON_S, resamples=50, seed=3)
 
 
@@ -59,10 +59,10 @@ def test_an_hour_is_too_little_and_keeps_its_numbers_and_a_day_has_intervals() -
 
 def test_rows_of_one_class_or_none_have_no_ranking_and_say_why() -> None:
     rows = _rows(24)
-    calm = _measure(HoldOut(rows.t_ns, rows.bar_ns, np.zeros_like(rows.y), rows.scores))
+    calm = _measure(ScoredRows(rows.t_ns, rows.bar_ns, np.zeros_like(rows.y), rows.scores))
     assert calm.average_precision == calm.over_persistence == (None, None)
     assert calm.reasons[0] == "0 spikes, 30 are needed"
-    wild = _measure(HoldOut(rows.t_ns, rows.bar_ns, np.ones_like(rows.y), rows.scores))
+    wild = _measure(ScoredRows(rows.t_ns, rows.bar_ns, np.ones_like(rows.y), rows.scores))
     assert (wild.verdict, wild.reasons) == ("insufficient_data", ("the 17280 rows are all spikes",))
     nothing = _measure(_rows(0))
     assert (nothing.rows, nothing.base_rate, nothing.brier) == (0, None, None)
@@ -73,7 +73,7 @@ def test_rows_of_one_class_or_none_have_no_ranking_and_say_why() -> None:
 def test_spans_thinned_apart_are_the_whole_thinned() -> None:
     whole = _rows(2, first_bar=1_003)
     cut = [
-        HoldOut(whole.t_ns[part], whole.bar_ns, whole.y[part], {})
+        ScoredRows(whole.t_ns[part], whole.bar_ns, whole.y[part], {})
         for part in np.split(np.arange(1_440), [601])
     ]
     pieces = np.concatenate([thinned(piece, 7).t_ns for piece in cut])

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryptovol_dagster.core.metrics.scored_rows import HoldOut
+from cryptovol_dagster.core.metrics.scored_rows import ScoredRows
 from cryptovol_dagster.core.models import MODELS
 from cryptovol_dagster.core.models.kinds import LEARNED
 from cryptovol_dagster.core.promotion.decision import (
@@ -31,14 +31,11 @@ from cryptovol_dagster.core.promotion.decision import (
     Decision,
     DecisionError,
 )
-from cryptovol_dagster.core.promotion.gate import Difference, Look
+from cryptovol_dagster.core.promotion.gate import Difference, InterimAnalysis
 from cryptovol_dagster.core.promotion.measured import Measured, Numbers
 from cryptovol_dagster.core.promotion.rule import (
     THE_CHALLENGER,
     THE_CHAMPION,
-    Agenda,
-    Evidence,
-    agenda,
     decide,
     hold,
     judge,
@@ -46,6 +43,7 @@ from cryptovol_dagster.core.promotion.rule import (
     roll_back,
 )
 from cryptovol_dagster.core.specs import NS, GateSpec
+from cryptovol_dagster_tests.core.promotion.given_rows import GivenRows
 
 DAY_NS, MINUTE_NS = 86_400 * NS, 60 * NS
 #: Midnight before the day of `NOW`.
@@ -89,21 +87,18 @@ def measured(
     )
 
 
-def rows(*, days: float = 2, share: float = 0.1, seed: int = 1, **skill: float) -> HoldOut:
+def rows(*, days: float = 2, share: float = 0.1, seed: int = 1, **skill: float) -> ScoredRows:
     """Minutes up to now, and models that know the more of them the greater their skill."""
     random = np.random.default_rng(seed)
     size = int(days * 1_440)
     t_ns = END_NS - np.arange(size, 0, -1, dtype=np.int64) * MINUTE_NS
     y = random.random(size) < share
     scores = {name: 1 / (1 + np.exp(2 - how * y - random.normal(size=size))) for name, how in skill.items()}
-    return HoldOut(t_ns, MINUTE_NS, y, scores)
+    return ScoredRows(t_ns, MINUTE_NS, y, scores)
 
 
-def settle(
-    evidence: Evidence, before: Decision | None = STANDING, found: Measured | None = None, **todo: object
-) -> Decision:
-    asked = Agenda(contest=evidence.contest, **todo)  # type: ignore[arg-type] - tests name its fields
-    return decide(found or measured(), before, asked, evidence, horizon_s=300, gate=GATE_SPEC)
+def settle(given: GivenRows, before: Decision | None = STANDING, found: Measured | None = None) -> Decision:
+    return decide(found or measured(), before, given, horizon_s=300, gate=GATE_SPEC)
 
 
 # --- the first champion, and one that cannot serve any more
@@ -119,17 +114,19 @@ def test_the_first_champion_is_plain_and_unproven_whatever_the_data(
     models: tuple[str, ...], first: str, sufficient: bool
 ) -> None:
     found = measured(models, sufficient=sufficient)
-    decision = settle(Evidence(), None, found, appoint=agenda(found, None, gate=GATE_SPEC).appoint)
+    given = GivenRows()
+    decision = settle(given, None, found)
     assert decision.champion == replace(found.trained[first], unproven=True)
     assert (decision.changed, decision.kind, decision.decided_as_of) == (True, FIRST, NOW)
     assert decision.verdict == (PROMOTE if sufficient else INSUFFICIENT_DATA)
     assert decision.reasons[0] == f"there was no champion yet; {first} takes the place, unproven"
     # It has won on no row: they are all there for the first challenger.
     assert decision.used_until_ns == 0
+    assert given.asked == []
 
 
 def test_without_a_plain_model_there_is_no_champion() -> None:
-    decision = settle(Evidence(), None, measured(("xgboost", "logreg")), appoint="there was no champion yet")
+    decision = settle(GivenRows(), None, measured(("xgboost", "logreg")))
     assert (decision.champion, decision.verdict, decision.changed) == (None, HOLD, False)
     assert decision.reasons == (
         "there was no champion yet; expected ewma or har_logit among the models measured, found xgboost, "
@@ -144,8 +141,9 @@ def test_a_champion_of_other_features_is_followed_by_its_own_kind(
     kinds: tuple[str, ...], successor: str
 ) -> None:
     found = measured(kinds, feature_hash="beef")
-    todo = agenda(found, STANDING, gate=GATE_SPEC)
-    decision = decide(found, STANDING, todo, Evidence(), horizon_s=300, gate=GATE_SPEC)
+    given = GivenRows()
+    decision = settle(given, STANDING, found)
+    assert given.asked == ["why_unscorable"]
     assert decision.champion == replace(found.trained[successor], unproven=True)
     assert (decision.kind, decision.verdict, decision.contest) == (SUCCESSION, PROMOTE, None)
     assert decision.reasons == (
@@ -156,8 +154,9 @@ def test_a_champion_of_other_features_is_followed_by_its_own_kind(
 
 def test_a_champion_that_cannot_read_the_rows_is_followed_too() -> None:
     found = measured()
-    todo = agenda(found, STANDING, gate=GATE_SPEC, why_unscorable="the features lack spread_60")
-    decision = decide(found, STANDING, todo, Evidence(), horizon_s=300, gate=GATE_SPEC)
+    given = GivenRows(unscorable="the features lack spread_60")
+    decision = settle(given, STANDING, found)
+    assert given.asked == ["why_unscorable"]
     assert (decision.kind, decision.changed) == (SUCCESSION, True)
     assert decision.reasons[0].startswith(
         f"expected the champion ewma of {BEFORE} to score the rows, found: the features lack spread_60"
@@ -166,8 +165,7 @@ def test_a_champion_that_cannot_read_the_rows_is_followed_too() -> None:
 
 def test_where_no_successor_is_measured_the_champion_stays() -> None:
     found = measured(("xgboost",), feature_hash="beef")
-    todo = agenda(found, STANDING, gate=GATE_SPEC)
-    decision = decide(found, STANDING, todo, Evidence(), horizon_s=300, gate=GATE_SPEC)
+    decision = settle(GivenRows(), STANDING, found)
     assert (decision.champion, decision.changed, decision.verdict) == (REIGNING, False, HOLD)
 
 
@@ -195,9 +193,24 @@ def test_neither_the_champion_itself_nor_a_barred_model_challenges() -> None:
     assert nominate(found, {"xgboost": 0.9, "har_logit": None}, itself) is None
 
 
+def test_a_challenger_is_nominated_where_there_is_none_or_one_of_other_features() -> None:
+    strange = replace(CONTEST, challenger=replace(CHALLENGER, feature_hash="beef"))
+    for contest in (None, strange):
+        given = GivenRows(rows(champion=1.5, challenger=1.5), ranks={"har_logit": 0.4, "xgboost": 0.5})
+        before = replace(STANDING, contest=contest)
+        nominated = nominate(measured(), given.ranks, before)
+        decision = settle(given, before)
+        assert given.asked == ["why_unscorable", "validation", "hold_out"]
+        assert given.contest == nominated
+        assert decision.challenge is not None
+        assert decision.challenge.challenger == measured().trained["xgboost"]
+
+
 def test_plain_kinds_alone_bring_no_challenger() -> None:
     assert measured(("baseline_zscore", "ewma")).candidates == ()
-    decision = settle(Evidence(), found=measured(("baseline_zscore", "ewma")))
+    given = GivenRows()
+    decision = settle(given, replace(STANDING, contest=None), measured(("baseline_zscore", "ewma")))
+    assert given.asked == ["why_unscorable"]
     assert (decision.verdict, decision.champion, decision.contest) == (HOLD, REIGNING, None)
     assert decision.reasons == (
         "expected a learned kind (har_logit, logreg, xgboost) to challenge the champion, found "
@@ -205,12 +218,12 @@ def test_plain_kinds_alone_bring_no_challenger() -> None:
     )
 
 
-# --- a look at the challenger
+# --- an interim analysis of the challenger
 # ------------------------------------------------------------------------------------------------------
 
 
 def test_a_challenger_that_is_surely_better_is_promoted_and_the_same_model_serves() -> None:
-    decision = settle(Evidence(CONTEST, rows(champion=0.5, challenger=2.5, ewma=0.4)))
+    decision = settle(GivenRows(rows(champion=0.5, challenger=2.5, ewma=0.4)))
     assert (decision.verdict, decision.kind, decision.changed) == (PROMOTE, GATE, True)
     assert decision.champion == CHALLENGER
     assert decision.contest is None
@@ -222,13 +235,13 @@ def test_a_challenger_that_is_surely_better_is_promoted_and_the_same_model_serve
     assert set(challenge.references) == {"ewma"}
     # Two days of hold-out have earned two thirtieths of the errors allowed in a month.
     assert challenge.difference.level == pytest.approx(0.025 * 2 / 30)
-    assert decision.looks == (Look(END_NS, challenge.difference.level),)
+    assert decision.looks == (InterimAnalysis(END_NS, challenge.difference.level),)
     assert decision.used_until_ns == END_NS
     assert "is above 0 with its lower bound" in decision.reasons[0]
 
 
 def test_a_challenger_that_is_no_better_is_measured_on() -> None:
-    decision = settle(Evidence(CONTEST, rows(champion=1.5, challenger=1.5)))
+    decision = settle(GivenRows(rows(champion=1.5, challenger=1.5)))
     assert (decision.verdict, decision.champion, decision.changed) == (HOLD, REIGNING, False)
     assert decision.contest == replace(CONTEST, looked_until_ns=END_NS)
     assert (decision.decided_as_of, decision.used_until_ns) == (NOW, END_NS)
@@ -236,7 +249,7 @@ def test_a_challenger_that_is_no_better_is_measured_on() -> None:
 
 
 def test_a_challenger_that_is_surely_worse_is_rejected_and_let_go() -> None:
-    decision = settle(Evidence(CONTEST, rows(champion=2.5, challenger=0.5)))
+    decision = settle(GivenRows(rows(champion=2.5, challenger=0.5)))
     assert (decision.verdict, decision.contest, decision.champion) == (REJECT, None, REIGNING)
     assert "not to be below 0" in decision.reasons[0]
 
@@ -245,7 +258,7 @@ def test_an_undecided_challenger_is_let_go_after_the_longest_hold_out() -> None:
     contest = replace(CONTEST, start_ns=END_NS - 28 * DAY_NS, looked_until_ns=END_NS - 12 * DAY_NS)
     seen = rows(days=28, champion=1.5)
     alike = replace(seen, scores=dict.fromkeys((THE_CHAMPION, THE_CHALLENGER), seen.scores[THE_CHAMPION]))
-    decision = settle(Evidence(contest, alike))
+    decision = settle(GivenRows(alike), replace(STANDING, contest=contest))
     assert (decision.verdict, decision.contest) == (HOLD, None)
     assert decision.reasons[0].endswith(f"; xgboost of {BEFORE} is let go after 28.0 days")
 
@@ -255,24 +268,27 @@ def test_an_undecided_challenger_is_let_go_after_the_longest_hold_out() -> None:
     [(0.0, "0 positives in the hold-out, 30 are needed"), (1.0, "rows of the hold-out are all positives")],
 )
 def test_too_few_spikes_decide_nothing_and_spend_nothing(share: float, says: str) -> None:
-    decision = settle(Evidence(CONTEST, rows(share=share, champion=0.5, challenger=2.5)))
+    decision = settle(GivenRows(rows(share=share, champion=0.5, challenger=2.5)))
     assert (decision.verdict, decision.champion) == (INSUFFICIENT_DATA, REIGNING)
     assert says in decision.reasons[0]
     assert decision.challenge is not None
     assert decision.challenge.difference is None
     assert (decision.looks, decision.used_until_ns, decision.contest) == ((), 0, CONTEST)
-    # One look a day all the same.
+    # One decision a day all the same.
     assert decision.decided_as_of == NOW
 
 
-def test_before_the_hold_out_is_long_enough_nobody_looks() -> None:
-    decision = settle(Evidence(replace(CONTEST, start_ns=END_NS - DAY_NS // 4)))
+def test_before_the_hold_out_is_long_enough_it_is_not_read() -> None:
+    given = GivenRows()
+    short = replace(CONTEST, start_ns=END_NS - DAY_NS // 4)
+    decision = settle(given, replace(STANDING, contest=short))
     assert (decision.verdict, decision.kind) == (INSUFFICIENT_DATA, NOTHING_DUE)
     assert decision.reasons == (
         f"expected 1 days of hold-out for a first look at xgboost of {BEFORE}, found 0.25",
     )
     looked = replace(CONTEST, looked_until_ns=END_NS - DAY_NS // 2)
-    decision = settle(Evidence(looked))
+    decision = settle(given, replace(STANDING, contest=looked))
+    assert given.asked == ["why_unscorable"] * 2
     assert (decision.verdict, decision.contest) == (HOLD, looked)
     assert decision.reasons == (
         f"expected 3.00 days of hold-out for the next look at xgboost of {BEFORE}, found 2.00",
@@ -281,24 +297,17 @@ def test_before_the_hold_out_is_long_enough_nobody_looks() -> None:
 
 def test_a_day_has_one_decision() -> None:
     before = replace(STANDING, decided_as_of=f"{NOW[:10]}-01:00")
-    todo = agenda(measured(), before, gate=GATE_SPEC)
-    assert todo.is_decided
-    decision = decide(
-        measured(),
-        before,
-        todo,
-        Evidence(CONTEST, rows(champion=0.5, challenger=2.5)),
-        horizon_s=300,
-        gate=GATE_SPEC,
-    )
+    given = GivenRows(rows(champion=0.5, challenger=2.5))
+    decision = settle(given, before)
+    assert given.asked == ["why_unscorable"]
     assert (decision.verdict, decision.champion, decision.contest) == (HOLD, REIGNING, CONTEST)
     assert decision.reasons == (f"decided already as of {NOW[:10]}-01:00: one decision a day",)
-    assert not agenda(measured(as_of="2026-04-05-00:00"), before, gate=GATE_SPEC).is_decided
+    assert settle(given, before, measured(as_of="2026-04-05-00:00")).verdict == PROMOTE
 
 
 def test_when_the_errors_allowed_are_spent_nobody_is_promoted() -> None:
-    spent = replace(STANDING, looks=(Look(END_NS - DAY_NS, 0.025),))
-    decision = settle(Evidence(CONTEST, rows(champion=0.5, challenger=2.5)), spent)
+    spent = replace(STANDING, looks=(InterimAnalysis(END_NS - DAY_NS, 0.025),))
+    decision = settle(GivenRows(rows(champion=0.5, challenger=2.5)), spent)
     assert (decision.verdict, decision.champion, decision.looks) == (HOLD, REIGNING, spent.looks)
     assert decision.reasons == (
         "expected something left of the 2.5% of errors allowed in 30 days, found it spent by 1 looks",
@@ -359,17 +368,23 @@ def test_each_way_a_challenge_ends(found: Challenge, verdict: str, says: str) ->
 # ------------------------------------------------------------------------------------------------------
 
 
-OLD = replace(STANDING, champion=replace(REIGNING, unseen_from_ns=END_NS - 8 * DAY_NS))
+#: A challenger without a row yet.
+FRESH = replace(STANDING, contest=replace(CONTEST, start_ns=END_NS))
+OLD = replace(FRESH, champion=replace(REIGNING, unseen_from_ns=END_NS - 8 * DAY_NS))
 
 
-def test_only_a_champion_beyond_its_age_is_held_against_har() -> None:
-    assert agenda(measured(), OLD, gate=GATE_SPEC).has_expired
-    assert not agenda(measured(), STANDING, gate=GATE_SPEC).has_expired
+@pytest.mark.parametrize(("days", "has_expired"), [(8, True), (7, False), (3, False)])
+def test_only_an_expired_champion_is_compared_with_har(days: int, has_expired: bool) -> None:
+    champion = replace(REIGNING, unseen_from_ns=END_NS - days * DAY_NS)
+    given = GivenRows(tested=rows(champion=0.5, har_logit=1.5))
+    decision = settle(given, replace(FRESH, champion=champion))
+    assert given.asked == ["why_unscorable", *(["matured"] if has_expired else [])]
+    assert (decision.kind == EXPIRY) == has_expired
 
 
 def test_an_expired_champion_under_har_falls_back_to_it() -> None:
     matured = rows(champion=0.5, har_logit=1.5)
-    decision = settle(Evidence(replace(CONTEST, start_ns=END_NS), matured=matured), OLD)
+    decision = settle(GivenRows(tested=matured), OLD)
     found = measured().trained["har_logit"]
     assert decision.champion == replace(found, unproven=True)
     assert (decision.kind, decision.verdict, decision.contest) == (EXPIRY, PROMOTE, None)
@@ -387,17 +402,28 @@ def test_an_expired_champion_under_har_falls_back_to_it() -> None:
         (rows(champion=0.5), "expected har_logit among the models measured, found none"),
     ],
 )
-def test_an_expired_champion_not_under_har_stays_with_a_reason(matured: HoldOut, says: str) -> None:
-    decision = settle(Evidence(replace(CONTEST, start_ns=END_NS), matured=matured), OLD)
+def test_an_expired_champion_not_under_har_stays_with_a_reason(matured: ScoredRows, says: str) -> None:
+    decision = settle(GivenRows(tested=matured), OLD)
     assert (decision.champion, decision.changed) == (OLD.champion, False)
     assert says in decision.reasons[-1]
     assert decision.decided_as_of == NOW
 
 
 def test_a_challenger_that_wins_goes_before_the_fallback() -> None:
-    evidence = Evidence(CONTEST, rows(champion=0.5, challenger=2.5), rows(champion=0.5, har_logit=1.5))
-    decision = settle(evidence, OLD)
+    given = GivenRows(rows(champion=0.5, challenger=2.5))
+    decision = settle(given, replace(OLD, contest=CONTEST))
     assert (decision.champion, decision.kind) == (CHALLENGER, GATE)
+    # Nothing depends on the fallback any more.
+    assert given.asked == ["why_unscorable", "hold_out"]
+
+
+def test_a_challenger_that_does_not_win_leaves_the_expired_champion_to_the_fallback() -> None:
+    given = GivenRows(rows(champion=1.5, challenger=1.5), rows(champion=0.5, har_logit=1.5))
+    decision = settle(given, replace(OLD, contest=CONTEST))
+    assert given.asked == ["why_unscorable", "hold_out", "matured"]
+    assert (decision.kind, decision.contest) == (EXPIRY, None)
+    assert decision.challenge is not None
+    assert len(decision.looks) == 1
 
 
 # --- rollback
@@ -405,7 +431,7 @@ def test_a_challenger_that_wins_goes_before_the_fallback() -> None:
 
 
 def test_a_rollback_bars_the_model_and_asks_for_fresh_rows() -> None:
-    before = replace(STANDING, champion=CHALLENGER, looks=(Look(END_NS, 0.001),), used_until_ns=5)
+    before = replace(STANDING, champion=CHALLENGER, looks=(InterimAnalysis(END_NS, 0.001),), used_until_ns=5)
     decision = roll_back(before, REIGNING, as_of=NOW, now_ns=END_NS, reason="alarms all night")
     assert (decision.verdict, decision.champion, decision.contest) == (ROLLBACK, REIGNING, None)
     assert decision.barred == (CHALLENGER.identity,)
@@ -457,7 +483,7 @@ def standings(draw: st.DrawFn) -> Decision | None:
     looked = draw(st.none() | st.integers(CONTEST.start_ns + DAY_NS, END_NS - 1))
     contest = draw(st.none() | st.just(replace(CONTEST, looked_until_ns=looked)))
     looks = tuple(
-        Look(END_NS - DAY_NS * age, level)
+        InterimAnalysis(END_NS - DAY_NS * age, level)
         for age, level in draw(st.lists(st.tuples(st.integers(0, 40), st.floats(0, 0.01)), max_size=3))
     )
     decided = draw(st.sampled_from([BEFORE, NOW]))
@@ -476,27 +502,37 @@ HOLD_OUTS = [
     sufficient=st.booleans(),
     feature_hash=st.sampled_from(["f00d", "beef"]),
     before=standings(),
-    seen=st.none() | st.sampled_from(HOLD_OUTS),
-    matured=st.none() | st.sampled_from(HOLD_OUTS),
+    seen=st.sampled_from(HOLD_OUTS),
+    matured=st.sampled_from(HOLD_OUTS),
 )
 def test_whatever_the_numbers(
     kinds: list[str],
     sufficient: bool,
     feature_hash: str,
     before: Decision | None,
-    seen: HoldOut | None,
-    matured: HoldOut | None,
+    seen: ScoredRows,
+    matured: ScoredRows,
 ) -> None:
-    if matured is not None and "har_logit" not in kinds:
+    if "har_logit" not in kinds:
         matured = replace(matured, scores={THE_CHAMPION: matured.scores[THE_CHAMPION]})
     found = measured(tuple(kinds), sufficient=sufficient, feature_hash=feature_hash)
-    todo = agenda(found, before, gate=GATE_SPEC)
-    contest = todo.contest
-    if todo.nominate and before is not None:
-        contest = nominate(found, dict.fromkeys(found.candidates, 0.5), before)
-    evidence = Evidence(contest, seen, matured if todo.has_expired else None)
-    decision = decide(found, before, todo, evidence, horizon_s=300, gate=GATE_SPEC)
+    given = GivenRows(seen, matured, dict.fromkeys(found.candidates, 0.5))
+    decision = decide(found, before, given, horizon_s=300, gate=GATE_SPEC)
     reigning = None if before is None else before.champion
+    is_decided = before is not None and before.decided_as_of == NOW
+    is_appointed = reigning is None or reigning.feature_hash != feature_hash
+    # Rows are read once at most, and none on which nothing depends.
+    assert len(given.asked) == len(set(given.asked))
+    if is_appointed:
+        assert set(given.asked) <= {"why_unscorable"}
+    if is_decided:
+        assert not {"hold_out", "matured"} & set(given.asked)
+    if reigning is not None and reigning.unseen_from_ns > END_NS - 7 * DAY_NS:
+        assert "matured" not in given.asked
+    if decision.kind == GATE:
+        assert given.contest is not None
+        assert decision.challenge is not None
+        assert decision.challenge.challenger == given.contest.challenger
     assert decision.reasons
     assert all(decision.reasons)
     assert decision.changed == (decision.champion != reigning)
@@ -510,9 +546,9 @@ def test_whatever_the_numbers(
         difference = decision.challenge.difference
         assert difference is not None
         assert difference.low > 0
-        assert not todo.is_decided
+        assert not is_decided
         assert decision.champion == decision.challenge.challenger
-    if todo.is_decided and not todo.appoint:
+    if is_decided and not is_appointed:
         assert (decision.verdict, decision.changed) == (HOLD, False)
     assert sum(look.level for look in decision.looks if look.at_ns > END_NS - 30 * DAY_NS) <= max(
         GATE_SPEC.error_rate,
@@ -556,7 +592,9 @@ def test_a_decision_of_before_the_gate_is_read_and_its_champion_stays() -> None:
     # It goes on from there, and is written in this version.
     again = Decision.from_dict(json.loads(json.dumps(decision.to_dict())))
     assert again == decision
-    assert agenda(measured(), again, gate=GATE_SPEC).nominate
+    given = GivenRows(ranks={"xgboost": 0.5})
+    assert settle(given, again).contest == nominate(measured(), given.ranks, again)
+    assert given.asked == ["why_unscorable", "validation"]
 
 
 @pytest.mark.parametrize(

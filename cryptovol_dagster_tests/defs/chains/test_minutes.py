@@ -27,7 +27,7 @@ from cryptovol_dagster.history.rows import candle_grid, labelled_rows, read_hist
 from cryptovol_dagster.history.store import DAY_NS, History
 from cryptovol_dagster.lake import plans
 from cryptovol_dagster.lake.files import Lake
-from cryptovol_dagster.lake.holdout_ledger import ledger_path
+from cryptovol_dagster.lake.reserved_months import ledger_path
 from cryptovol_dagster.verbs import backtest as verb
 from cryptovol_dagster.verbs import ranges, runs
 from cryptovol_dagster.verbs.backfill import backfill
@@ -243,7 +243,7 @@ def test_the_backtest_verb_prints_saves_and_writes_a_card(configured: Settings, 
 
 @pytest.fixture
 def held_out(configured: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Settings whose hold-out begins on the seventh; gives the ledger of looks at it."""
+    """Settings whose reserved months begin on the seventh; returns the ledger of their evaluations."""
     minutes = configured.timescales.minutes.model_copy(update={"holdout_from": date(2024, 3, 7)})
     timescales = configured.timescales.model_copy(update={"minutes": minutes})
     storage = configured.storage.model_copy(update={"reports_dir": tmp_path / "reports"})
@@ -255,7 +255,7 @@ def held_out(configured: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPat
 ASKED = ("--product", PRODUCTS[0], "--models", "ewma", "--json")
 
 
-def test_the_hold_out_is_looked_at_only_when_asked_and_every_look_counts(
+def test_reserved_days_are_evaluated_only_when_asked_and_every_evaluation_counts(
     held_out: Path, tmp_path: Path
 ) -> None:
     report = json.loads(CliRunner().invoke(verb.backtest, ASKED).output)
@@ -275,7 +275,7 @@ def test_the_hold_out_is_looked_at_only_when_asked_and_every_look_counts(
     assert [path.name for path in tmp_path.rglob("*.jsonl")] == [held_out.name]
 
 
-def test_a_look_counts_though_the_run_breaks_off_and_what_is_refused_is_none(
+def test_an_evaluation_counts_though_the_run_breaks_off_and_a_refused_one_does_not(
     held_out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     refused = CliRunner().invoke(verb.backtest, ["--product", "SOL-USD", "--holdout"])
@@ -296,12 +296,10 @@ def test_a_look_counts_though_the_run_breaks_off_and_what_is_refused_is_none(
 @pytest.mark.parametrize(
     "days", [("--from", "2024-03-07"), ("--to", "2024-03-07"), ("--from", "2024-03-06", "--to", LAST)]
 )
-def test_days_of_the_hold_out_are_refused_and_not_silently_left_away(
-    held_out: Path, days: tuple[str, ...]
-) -> None:
+def test_reserved_days_are_refused_and_not_silently_left_out(held_out: Path, days: tuple[str, ...]) -> None:
     refused = CliRunner().invoke(verb.backtest, [*ASKED, *days])
     assert str(refused.exception) == (
-        "test days from 2024-03-07 on are the hold-out: they are looked at with --holdout only"
+        "test days from 2024-03-07 on are reserved: they are evaluated with --holdout only"
     )
     assert not held_out.exists()
 
