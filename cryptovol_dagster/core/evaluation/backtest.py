@@ -27,6 +27,7 @@ from cryptovol_dagster.core.metrics import ranking as metrics
 from cryptovol_dagster.core.metrics.bootstrap import INTERVAL_LEVEL, BlockBootstrap, interval
 from cryptovol_dagster.core.metrics.ranking import Ranking
 from cryptovol_dagster.core.models import train_model
+from cryptovol_dagster.core.models.kinds import SINGLE_COLUMN
 from cryptovol_dagster.core.specs import DAY_S, NS, ModelSpec, TimescaleSpec
 from cryptovol_dagster.core.times import iso_utc
 
@@ -35,8 +36,6 @@ if TYPE_CHECKING:
 
 #: Of the JSON report; raised when a key changes its meaning or goes.
 SCHEMA_VERSION = 1
-#: Each looks at one column; a learned model is measured against the best of them.
-SINGLE_FEATURE = ("persistence", "baseline_zscore", "ewma")
 #: Columns of features that the report ranks as they are.
 COLUMNS_SHOWN = 5
 #: Share of the wanted training span below which a fold is no fold of this backtest.
@@ -458,7 +457,7 @@ def _comparison(one: _Measured, other: _Measured) -> dict[str, Any]:
 
 def best_single_feature(report: Mapping[str, Any]) -> str | None:
     """Name the single-feature model with the highest pooled AP; None where the report has none."""
-    present = [name for name in SINGLE_FEATURE if name in report["models"]]
+    present = [name for name in SINGLE_COLUMN if name in report["models"]]
     return max(present, key=lambda name: report["models"][name]["average_precision"] or 0.0, default=None)
 
 

@@ -35,6 +35,7 @@ from cryptovol_dagster.core.metrics.probabilities import (
     reliability,
 )
 from cryptovol_dagster.core.models.base import Model, ModelError
+from cryptovol_dagster.core.models.kinds import BASELINES
 from cryptovol_dagster.core.parallel import on_all_cores
 from cryptovol_dagster.core.specs import NS, ModelSpec, TimescaleSpec
 from cryptovol_dagster.core.times import iso_utc
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 OK, INSUFFICIENT_DATA = "ok", "insufficient_data"
-#: Models that a richer one must beat; those present are compared with.
-BASELINES = ("persistence", "baseline_zscore", "ewma", "har_logit")
 #: A test of up to this is told by day, a longer one by calendar month.
 LONGEST_BY_DAY_S = 31 * 86_400
 

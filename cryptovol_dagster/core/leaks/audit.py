@@ -4,7 +4,7 @@ A detector sees bars, rows, cut, thresholds, models and evaluation; it is never 
 them. Two of its witnesses come from going the same steps again: on bars whose *future* was changed (nothing
 decided before may change by a bit), and on bars whose *prices and sizes* are ten times as high (no feature
 may change). Sound are only detectors that stay silent on the honest steps and catch each of
-`leaks.LEAKS`; `audit_leaks` shows both. `inspect` runs those that need no second run on stored artefacts.
+`ladder.LEAKS`; `audit_leaks` shows both. `inspect` runs those that need no second run on stored artefacts.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from cryptovol_dagster.core.leaks.detectors import (
     DETECTORS,
@@ -33,11 +33,9 @@ from cryptovol_dagster.core.leaks.detectors import (
 from cryptovol_dagster.core.leaks.ladder import HONEST, LEAKS, Leak, Rung, Study, rung_of, study_of
 from cryptovol_dagster.core.leaks.witnesses import change_future, scale_prices
 from cryptovol_dagster.core.market.bars import BarGrid
+from cryptovol_dagster.core.models.boosting import BoostedTrees
 from cryptovol_dagster.core.parallel import on_all_cores
 from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -133,7 +131,7 @@ def audit_leaks(
     cut_ns = honest.problem.split.test.start_ns
     second = replace(honest, bars=change_future(bars, timescale, cut_ns), _models={})
     third = replace(honest, bars=scale_prices(bars), _models={})
-    kinds = tuple(dict.fromkeys(leak.model for leak in leaks)) or ("xgboost",)
+    kinds = tuple(dict.fromkeys(leak.model for leak in leaks)) or (BoostedTrees.name,)
 
     def case_of(studies: Sequence[Study], names: tuple[str, ...]) -> Case:
         made, changed = (_made(study, names) for study in studies[:2])

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from cryptovol_dagster.core.features.catalogue import feature_names
+from cryptovol_dagster.core.leaks.witnesses import PRICE_SCALE
 from cryptovol_dagster.core.learning.dataset import Dataset, Problem
 from cryptovol_dagster.core.learning.errors import LearningError
 from cryptovol_dagster.core.learning.labels import forward_volatility
@@ -24,7 +25,6 @@ from cryptovol_dagster.core.times import iso_utc
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-from cryptovol_dagster.core.leaks.witnesses import _SCALE
 
 #: Labels recomputed one by one; spread evenly over the rows.
 _SAMPLED_LABELS = 1_000
@@ -75,7 +75,7 @@ class Case:
         timescale: what was asked.
         made: what came of it.
         honest: rows whose features are known to be the declared ones, of the same bars.
-        scaled: rows made by the same steps from bars whose prices and sizes are `_SCALE` times as high.
+        scaled: rows made by the same steps from bars whose prices and sizes are `PRICE_SCALE` times as high.
         changed: made by the same steps from bars that differ from `cut_ns` on; None where only one run is
             there to be looked at.
         cut_ns: everything decided by then must be the same.
@@ -88,10 +88,6 @@ class Case:
     scaled: Dataset
     changed: Made | None = None
     cut_ns: int = 0
-
-
-# --- detectors
-# ------------------------------------------------------------------------------------------------------
 
 
 def time_order(case: Case) -> Finding:
@@ -236,7 +232,7 @@ def price_scale(case: Case) -> Finding:
         said = f"{', '.join(unlike[:4])} change with the level of prices ({len(unlike)} columns)"
         return Finding("price_scale", False, said)
     return Finding(
-        "price_scale", compared > 0, f"{compared:,} rows are the same at {_SCALE:g} times the price"
+        "price_scale", compared > 0, f"{compared:,} rows are the same at {PRICE_SCALE:g} times the price"
     )
 
 
@@ -373,10 +369,6 @@ PAST_DETECTORS: tuple[Callable[[Case], Finding], ...] = (
     past_models,
     past_operating_points,
 )
-
-
-# --- shared
-# ---------------------------------------------------------------------------------------------------------
 
 
 def _parts(case: Case) -> tuple[tuple[str, Dataset], ...]:

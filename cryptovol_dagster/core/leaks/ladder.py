@@ -2,7 +2,7 @@
 
 `Steps` are the real functions; a `Leak` replaces one of them by what published work of this kind is full of,
 and everything after it goes on as always. The leak ladder shows what each would have claimed; none of its
-numbers says anything about a market. That a leak is *caught* is the business of `leak_audit.py`.
+numbers says anything about a market. That a leak is *caught* is the business of `audit.py`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from cryptovol_dagster.core.learning.labels import LabelGrid, forward_volatility
 from cryptovol_dagster.core.learning.splits import Split, TimeRange, split_times
 from cryptovol_dagster.core.market.bars import BarGrid
 from cryptovol_dagster.core.models import Model, train_model
+from cryptovol_dagster.core.models.boosting import BoostedTrees
+from cryptovol_dagster.core.models.logreg import FullLogit
 from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
 
 if TYPE_CHECKING:
@@ -36,8 +38,8 @@ if TYPE_CHECKING:
 
 #: Names of the columns that two of the leaks add to the features.
 PREVIOUS_LABEL, PRICE_LEVEL = "sigma_of_previous_row", "ln_price"
-#: The model that shows most leaks best.
-_TREES = "xgboost"
+#: The kind that shows most leaks best, and one that has a scaler.
+_TREES, _LINEAR = BoostedTrees.name, FullLogit.name
 
 
 @dataclass(frozen=True)
@@ -135,8 +137,7 @@ class Study:
         return all(getattr(self.steps, name) is getattr(self.shared.steps, name) for name in names)
 
 
-# --- the honest steps
-# ------------------------------------------------------------------------------------------------
+# The honest steps.
 
 
 def cut(dataset: Dataset, timescale: TimescaleSpec) -> Split:
@@ -170,8 +171,7 @@ def _judge(
 HONEST = Steps(_features, _labels, _pose, _fit, _judge)
 
 
-# --- the leaks
-# -------------------------------------------------------------------------------------------------------
+# The leaks.
 
 
 @dataclass(frozen=True)
@@ -280,15 +280,14 @@ LEAKS: tuple[Leak, ...] = (
     Leak("label of the present", "the answer is already known", "labels", _labels_of_present),
     Leak("threshold of all rows", "test rows helped to say what a spike is", "pose", _threshold_of_all),
     Leak("missing purge", "labels of training reach into the next part", "pose", _without_purge),
-    Leak("scaler of all rows", "test rows helped to scale the features", "pose", _scaled_by_all, "logreg"),
+    Leak("scaler of all rows", "test rows helped to scale the features", "pose", _scaled_by_all, _LINEAR),
     Leak("price level", "a feature that tells the time, not the market", "features", _with_price),
     Leak("early stopping by test", "test rows chose the number of trees", "fit", _fit_stopped_by_test),
     Leak("operating point by test", "test rows chose where to flag", "judge", _judge_tuned_by_test),
 )
 
 
-# --- the ladder
-# ------------------------------------------------------------------------------------------------------
+# The ladder.
 
 
 @dataclass(frozen=True)

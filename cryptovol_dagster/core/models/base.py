@@ -76,10 +76,35 @@ class Model(ABC):
     """
 
     name: ClassVar[str]
+    #: Place among the kinds, from the plainest to the richest.
+    rank: ClassVar[int]
     #: Libraries whose versions matter to the stored parameters.
     libraries: ClassVar[tuple[str, ...]] = ("numpy",)
     #: Whether a value may be missing from any column, not only from the optional ones.
     accepts_nan: ClassVar[bool] = False
+
+    # The roles it may play. `kinds.py` derives every list of models from them.
+    #: Whether every other model is compared with it in an evaluation.
+    is_baseline: ClassVar[bool] = False
+    #: Whether it learns more than a scale, so that it may challenge the champion.
+    may_challenge: ClassVar[bool] = True
+    #: Whether it may be the first champion: it follows one or four volatilities, and little can go wrong.
+    may_be_first_champion: ClassVar[bool] = False
+    #: Whether an expired champion falls back to it; true of one kind.
+    is_fallback: ClassVar[bool] = False
+    #: Whether it is scored beside a challenger, which is not promoted below it.
+    is_reference: ClassVar[bool] = False
+    #: Whether it reads a single column of the features.
+    reads_one_column: ClassVar[bool] = False
+
+    # How it is shown.
+    #: Colour in every picture (Okabe & Ito palette, which colour-blind readers can tell apart).
+    colour: ClassVar[str] = "#CC79A7"
+    #: Kind of its asset in Dagster's catalog.
+    catalog_kind: ClassVar[str] = "python"
+    #: What its importances are: the label of their axis.
+    importance_label: ClassVar[str]
+
     _meta: ModelMeta | None = None
 
     @property

@@ -46,6 +46,7 @@ class LogisticModel(Model):
     """
 
     libraries: ClassVar[tuple[str, ...]] = ("numpy", "scikit-learn", "skops")
+    importance_label: ClassVar[str] = "coefficient of the standardised feature"
     _pipeline: Any = None
 
     @property

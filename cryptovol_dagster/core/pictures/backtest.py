@@ -1,6 +1,6 @@
 """Pictures of a walk-forward test as PNG bytes, from the scores of all folds together.
 
-Belongs here: which pictures, and what stands over them. How each is drawn is the evaluation's (`plots.py`).
+Belongs here: which pictures, and what stands over them. How each is drawn: `evaluation.py`.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from cryptovol_dagster.core.models import MODELS
 from cryptovol_dagster.core.pictures.evaluation import (
-    GAIN,
     Curve,
     at_onset_only,
     plot_calibration,
@@ -67,7 +67,7 @@ def draw_backtest(backtest: Backtest) -> dict[str, bytes]:
         shown = dict(list(gain.items())[:_TOP])
         pictures[f"gain_{name}"] = plot_weights(
             {feature: share["mean"] for feature, share in shown.items()},
-            f"{GAIN}: mean over folds, line from least to most",
+            f"{MODELS[name].importance_label}: mean over folds, line from least to most",
             f"{name}, {ahead}: what it looks at most",
             f"trained {len(report['folds'])} times, each on {report['train_span_s'] // 86_400} days, "
             f"{', '.join(report['data']['products'])}, as of {report['folds'][0]['as_of']} … "

@@ -11,6 +11,7 @@ import pandas as pd
 from cryptovol_dagster.core.evaluation.evaluate import onset_rows
 from cryptovol_dagster.core.metrics.events import Market
 from cryptovol_dagster.core.metrics.ranking import Ranking
+from cryptovol_dagster.core.models import MODELS, Model
 from cryptovol_dagster.core.pictures.canvas import BPS, canvas, clock, log_bins, png, time_axis, title
 from cryptovol_dagster.core.specs import NS
 
@@ -19,23 +20,11 @@ if TYPE_CHECKING:
 
     from cryptovol_dagster.core.evaluation.evaluate import Evaluation
     from cryptovol_dagster.core.learning.dataset import Problem
-    from cryptovol_dagster.core.models import Model
 
 #: Where a summary row holds AP and the ends of its interval.
 _AP = ("average_precision", "ap_low", "ap_high")
 #: More steps of a curve than a picture has pixels only take time.
 _STEPS_SHOWN = 2_000
-#: What a boosted model's importances are.
-GAIN = "share of total gain"
-#: One colour a model, the same in every picture (Okabe & Ito, told apart by colour-blind readers).
-_COLOURS = {
-    "persistence": "#56B4E9",
-    "baseline_zscore": "#999999",
-    "ewma": "#E69F00",
-    "har_logit": "#009E73",
-    "logreg": "#0072B2",
-    "xgboost": "#D55E00",
-}
 
 
 class Curve(NamedTuple):
@@ -288,7 +277,7 @@ def plot_importances(model: Model, top: int = 15) -> bytes:
     trained = " – ".join(clock(ns) for ns in (model.meta.train_start_ns, model.meta.train_end_ns))
     return plot_weights(
         dict(list(weights.items())[:top]),
-        GAIN if model.name == "xgboost" else "coefficient of the standardised feature",
+        model.importance_label,
         f"{model.name}: what it looks at most",
         f"trained on {trained} UTC\n{len(weights)} features read, {used} with weight, {min(used, top)} shown",
     )
@@ -484,4 +473,5 @@ def _measured_on(evaluation: Evaluation) -> str:
 
 
 def _colour(model: str) -> str:
-    return _COLOURS.get(model, "#CC79A7")
+    """The colour of a kind of model, the same in every picture."""
+    return MODELS.get(model, Model).colour

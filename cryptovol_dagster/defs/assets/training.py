@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from cryptovol_dagster.core.models import Model
 #: Rows on which a model's ONNX graph is compared with it before it is exported.
 PARITY_ROWS = 20_000
-KINDS = {"xgboost": "xgboost", "logreg": "scikitlearn", "har_logit": "scikitlearn"}
 
 
 def _splits(
@@ -111,7 +110,7 @@ def _model(
         group_name=GROUP,
         owners=OWNERS,
         pool=TRAINING,
-        kinds={KINDS.get(name, "python"), "mlflow"},
+        kinds={_kind(name).catalog_kind, "mlflow"},
         code_version=code_version(spec.hash(), feature_hash(spec), models.hash()),
         tags=timescale_tags(spec.name) | {"cryptovol/model": name},
         description=f"{_about(name)}\n\nAs of the end of an hour: a zip without pickle in the lake, a child "
@@ -197,9 +196,13 @@ def _show_importances(
 
 def _about(name: str) -> str:
     """Say what a model is, in the words of its class, without importing the libraries it learns with."""
+    return (_kind(name).__doc__ or "").strip().splitlines()[0]
+
+
+def _kind(name: str) -> "type[Model]":
     from cryptovol_dagster.core.models import MODELS
 
-    return (MODELS[name].__doc__ or "").strip().splitlines()[0]
+    return MODELS[name]
 
 
 def _train(

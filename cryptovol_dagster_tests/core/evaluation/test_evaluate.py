@@ -13,7 +13,7 @@ import pytest
 from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_fscore_support
 
 from cryptovol_dagster.core.cards.model_card import CardContext, render_model_card
-from cryptovol_dagster.core.evaluation.evaluate import BASELINES, Evaluation, evaluate, periods, summary_rows
+from cryptovol_dagster.core.evaluation.evaluate import Evaluation, evaluate, periods, summary_rows
 from cryptovol_dagster.core.evaluation.report import (
     SCHEMA_VERSION,
     EvaluationError,
@@ -26,6 +26,7 @@ from cryptovol_dagster.core.learning.splits import TimeRange
 from cryptovol_dagster.core.metrics.ranking import best_f1_threshold
 from cryptovol_dagster.core.metrics.scored_rows import HoldOut
 from cryptovol_dagster.core.models import MODELS, Model, ModelError, train_model
+from cryptovol_dagster.core.models.kinds import BASELINES
 from cryptovol_dagster.core.pictures.evaluation import (
     draw_evaluation,
     most_violent_stretch,
