@@ -1,11 +1,12 @@
 """Features: what is known at the end of a bar, from windows over bars; never a price or volume level.
 
-Each feature is declared once (`FEATURES`): the declaration names, documents, computes and versions it. One
-function serves the hourly asset, replay, the benchmark and the live path; `docs/features.md` and the lake's
-schema are rendered from the same table. There are two stages: a product's *own* features from its own bars,
-and *cross* features from the other products' own features of the same bar. Does not belong here: the
-formulas (`feature_formulas.py`), labels, scaling to a training span, anything that looks past a row's own
-bar.
+Each feature is declared once (`feature_list`): the declaration names, documents, computes and versions it.
+One function serves the hourly asset, replay, the benchmark and the live path; `docs/features.md` and the
+lake's schema are rendered from the same table. There are two stages: a product's *own* features from its own
+bars, and *cross* features from the other products' own features of the same bar.
+
+Does not belong here: the formulas (`formulas.py`), labels, scaling to a training span, anything that reads
+past a row's own bar.
 
 Realised volatility and the HAR set after Corsi (2009).
 """
@@ -407,7 +408,7 @@ def _cross(own: dict[str, Feature], used: Families) -> Iterator[Feature]:
 
 
 @lru_cache(maxsize=32)
-def FEATURES(spec: TimescaleSpec) -> tuple[Feature, ...]:  # noqa: N802 - it is the table
+def feature_list(spec: TimescaleSpec) -> tuple[Feature, ...]:
     """Every feature of a timescale, in column order: the own ones, then the cross ones.
 
     Raises:
@@ -434,12 +435,12 @@ def FEATURES(spec: TimescaleSpec) -> tuple[Feature, ...]:  # noqa: N802 - it is 
 
 def feature_names(spec: TimescaleSpec) -> tuple[str, ...]:
     """Column names, in order."""
-    return tuple(feature.name for feature in FEATURES(spec))
+    return tuple(feature.name for feature in feature_list(spec))
 
 
 def own_features(spec: TimescaleSpec) -> tuple[Feature, ...]:
     """The features that a product's own bars give: what live rows carry."""
-    return tuple(feature for feature in FEATURES(spec) if feature.is_own)
+    return tuple(feature for feature in feature_list(spec) if feature.is_own)
 
 
 def own_feature_names(spec: TimescaleSpec) -> tuple[str, ...]:
@@ -449,7 +450,7 @@ def own_feature_names(spec: TimescaleSpec) -> tuple[str, ...]:
 
 def optional_feature_names(spec: TimescaleSpec) -> frozenset[str]:
     """Names of the features that a valid row may lack."""
-    return frozenset(feature.name for feature in FEATURES(spec) if feature.optional)
+    return frozenset(feature.name for feature in feature_list(spec) if feature.optional)
 
 
 def feature_hash(spec: TimescaleSpec) -> str:
@@ -461,11 +462,11 @@ def feature_hash(spec: TimescaleSpec) -> str:
         "stale_after_s": spec.stale_after_s,
         "gap_after_s": spec.gap_after_s,
         "required_window_bars": MAX_REQUIRED_WINDOW_BARS,
-        "features": [feature.document() for feature in FEATURES(spec)],
+        "features": [feature.document() for feature in feature_list(spec)],
     }
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def lookback_bars(spec: TimescaleSpec) -> int:
     """Bars that a row may depend on, its own included: the longest window or kernel."""
-    return max(feature.window_bars for feature in FEATURES(spec))
+    return max(feature.window_bars for feature in feature_list(spec))

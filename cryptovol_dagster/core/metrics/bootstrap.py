@@ -24,10 +24,6 @@ _DAY_S = 86_400
 _LEAST_BLOCK_S = 1_800
 
 
-# --- intervals
-# ------------------------------------------------------------------------------------------------
-
-
 def least_block_s(horizon_s: float) -> float:
     """Distance from which spikes may count as two: 5 H, and at least 30 min."""
     return max(5 * horizon_s, _LEAST_BLOCK_S)

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 REFRACTORY_S = 300
 
 
-# --- operating points and events
-# ------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Event:
     """A spike episode of one product: decision times of its first and last positive row."""

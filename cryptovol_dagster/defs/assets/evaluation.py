@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
+from cryptovol_dagster.core.cards.markdown import NONE, table
 from cryptovol_dagster.core.evaluation.report import SCHEMA_VERSION
 from cryptovol_dagster.core.features.catalogue import feature_hash
 from cryptovol_dagster.core.learning.labels import label_hash
@@ -154,14 +155,13 @@ def _numbers(report: dict[str, Any], model: str) -> dict[str, float]:
 def _table(rows: Sequence[dict[str, Any]]) -> dg.MarkdownMetadataValue:
     """Show one row a model, rounded for reading."""
     names = list(rows[0])
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(_cell(row[name]) for name in names) + " |" for row in rows]
-    return dg.MetadataValue.md("\n".join(lines))
+    cells = [[_cell(row[name]) for name in names] for row in rows]
+    return dg.MetadataValue.md("\n".join(table(names, cells)))
 
 
 def _cell(value: Any) -> str:
     if value is None:
-        return "–"
+        return NONE
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 
