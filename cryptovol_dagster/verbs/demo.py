@@ -166,13 +166,14 @@ def _print_results(settings: Settings) -> None:
     from rich.table import Table
 
     from cryptovol_dagster.core.evaluation.evaluate import summary_rows
+    from cryptovol_dagster.core.evaluation.report import read_report
 
-    report = json.loads((settings.storage.reports_dir / "model_eval.json").read_bytes())
-    test = report["counts"]["test"]
-    split = report["split"]["test"]
+    report = read_report((settings.storage.reports_dir / "model_eval.json").read_bytes())
+    test = report.counts.test
+    split = report.split.test
     table = Table(
-        title=f"Synthetic market, test rows of {split['start']} … {split['end']}: {test['rows']:,} rows, "
-        f"{test['positives']:,} spikes (base rate {test['base_rate']:.3f}), {test['events']} events"
+        title=f"Synthetic market, test rows of {split.start} … {split.end}: {test.rows:,} rows, "
+        f"{test.positives:,} spikes (base rate {test.base_rate:.3f}), {test.events} events"
     )
     for name in ("model", "PR-AUC", "95 % interval", "lift", "onset PR-AUC", "Brier", "F1", "event recall"):
         table.add_column(name, justify="left" if name == "model" else "right")
@@ -183,8 +184,8 @@ def _print_results(settings: Settings) -> None:
             row["model"], _number(row["average_precision"]), interval, *(_number(row[n]) for n in numbers)
         )
     Console(width=max(110, shutil.get_terminal_size().columns)).print(table)
-    click.secho(f"verdict: {report['verdict']}", bold=True)
-    for reason in report["reasons"]:
+    click.secho(f"verdict: {report.verdict}", bold=True)
+    for reason in report.reasons:
         click.echo(f"  {reason}")
     click.echo(
         "A synthetic market is easier than a real one: these numbers show that the chain works, no more."

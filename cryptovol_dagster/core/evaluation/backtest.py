@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from cryptovol_dagster.core.evaluation.report import jsonable
 from cryptovol_dagster.core.learning.dataset import Dataset, Problem, pose_problem
 from cryptovol_dagster.core.learning.errors import LearningError
 from cryptovol_dagster.core.learning.labels import is_spike
@@ -164,7 +165,7 @@ def walk_forward(
         )
     predictions = pd.concat(walk.parts, ignore_index=True)
     report = _report(dataset, spec, model_spec, names, feature_hash, walk, predictions)
-    return Backtest(_jsonable(report), predictions)
+    return Backtest(jsonable(report), predictions)
 
 
 def _telling(progress: Progress | None, number: int, total: int, as_of: str) -> Callable[[str], None]:
@@ -252,10 +253,9 @@ def _report(
     onset = predictions["onset"].to_numpy(dtype=bool)
     scores = {name: predictions[name].to_numpy(dtype=np.float64) for name in names}
     folds = [_fold_report(k, fold, predictions, names, spec) for k, fold in enumerate(walk.folds)]
-    bootstrap = BlockBootstrap(
-        predictions["t"].astype("datetime64[ns, UTC]").astype(np.int64).to_numpy(),
-        spec.bar_ns, float(DAY_S), model_spec.bootstrap_resamples, model_spec.seed,
-    )  # fmt: skip
+    t_ns = predictions["t"].astype("datetime64[ns, UTC]").astype(np.int64).to_numpy()
+    resamples, seed = model_spec.bootstrap_resamples, model_spec.seed
+    bootstrap = BlockBootstrap(t_ns, spec.bar_ns, float(DAY_S), resamples, seed)
     resampled = bootstrap.average_precisions(y, scores) if y.any() else {}
     pooled = {name: _quality(y, score, onset) for name, score in scores.items()}
     for name, quality in pooled.items():
@@ -269,6 +269,28 @@ def _report(
     bare = [_best_column(columns[0], walk.features, bootstrap, y)] if columns else []
     return {
         "schema_version": SCHEMA_VERSION,
+        **_asked(dataset, spec, model_spec, feature_hash),
+        "data": _data(dataset),
+        "test": _test(walk, y, onset),
+        "models": pooled,
+        "comparisons": _comparisons(measured),
+        "single_columns": columns,
+        "over_best_column": [_comparison(one, best) for best in bare for one in measured],
+        "folds": folds,
+        "skipped": walk.skipped,
+        "by_month": list(_by_month(predictions, names)),
+        "gain": _gain(walk.folds),
+        "bootstrap": {
+            "method": "circular block bootstrap over the pooled test rows",
+            "block_s": DAY_S,
+            "resamples": resamples,
+            "level": INTERVAL_LEVEL,
+        },
+    }
+
+
+def _asked(dataset: Dataset, spec: TimescaleSpec, model_spec: ModelSpec, feature_hash: str) -> dict[str, Any]:
+    return {
         "timescale": spec.name,
         "target": spec.target,
         "bar_interval_s": spec.bar_interval_s,
@@ -283,36 +305,28 @@ def _report(
         "features": len(dataset.features.columns),
         "spec_hash": spec.hash(),
         "model_spec_hash": model_spec.hash(),
-        "data": {
-            "products": list(dataset.products),
-            "first": iso_utc(int(dataset.t_ns.min())),
-            "last": iso_utc(int(dataset.t_ns.max())),
-            "rows": len(dataset),
-            "dropped": dataset.dropped,
-        },
-        "test": {
-            "first": iso_utc(walk.folds[0].split.test.start_ns),
-            "end": iso_utc(walk.folds[-1].split.test.end_ns),
-            "rows": y.size,
-            "positives": int(y.sum()),
-            "base_rate": float(y.mean()),
-            "onset_rows": int(onset.sum()),
-            "onset_base_rate": float(y[onset].mean()) if onset.any() else math.nan,
-        },
-        "models": pooled,
-        "comparisons": _comparisons(measured),
-        "single_columns": columns,
-        "over_best_column": [_comparison(one, best) for best in bare for one in measured],
-        "folds": folds,
-        "skipped": walk.skipped,
-        "by_month": list(_by_month(predictions, names)),
-        "gain": _gain(walk.folds),
-        "bootstrap": {
-            "method": "circular block bootstrap over the pooled test rows",
-            "block_s": DAY_S,
-            "resamples": model_spec.bootstrap_resamples,
-            "level": INTERVAL_LEVEL,
-        },
+    }
+
+
+def _data(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "products": list(dataset.products),
+        "first": iso_utc(int(dataset.t_ns.min())),
+        "last": iso_utc(int(dataset.t_ns.max())),
+        "rows": len(dataset),
+        "dropped": dataset.dropped,
+    }
+
+
+def _test(walk: _Walk, y: NDArray[np.bool_], onset: NDArray[np.bool_]) -> dict[str, Any]:
+    return {
+        "first": iso_utc(walk.folds[0].split.test.start_ns),
+        "end": iso_utc(walk.folds[-1].split.test.end_ns),
+        "rows": y.size,
+        "positives": int(y.sum()),
+        "base_rate": float(y.mean()),
+        "onset_rows": int(onset.sum()),
+        "onset_base_rate": float(y[onset].mean()) if onset.any() else math.nan,
     }
 
 
@@ -496,14 +510,3 @@ def _partition_name(end_ns: int, spec: TimescaleSpec) -> str:
     """The as-of partition by its key in the lake: the start of the hour or day that ends there."""
     start = datetime.fromtimestamp((end_ns - spec.partition_ns) // NS, UTC)
     return start.strftime("%Y-%m-%d" if spec.partition_s == DAY_S else "%Y-%m-%d-%H:%M")
-
-
-def _jsonable(value: Any) -> Any:
-    """Plain Python all the way down; a number that is none becomes null."""
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

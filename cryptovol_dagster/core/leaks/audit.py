@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from cryptovol_dagster.core.evaluation.report import ModelEvaluation
 from cryptovol_dagster.core.leaks.detectors import (
     DETECTORS,
     PAST_DETECTORS,
@@ -26,6 +27,7 @@ from cryptovol_dagster.core.leaks.detectors import (
     past_operating_points,
     price_scale,
     purge,
+    read_claims,
     scaler,
     thresholds,
     time_order,
@@ -133,27 +135,28 @@ def audit_leaks(
     third = replace(honest, bars=scale_prices(bars), _models={})
     kinds = tuple(dict.fromkeys(leak.model for leak in leaks)) or (BoostedTrees.name,)
 
-    def case_of(studies: Sequence[Study], names: tuple[str, ...]) -> Case:
-        made, changed = (_made(study, names) for study in studies[:2])
+    def case_of(studies: Sequence[Study], names: tuple[str, ...]) -> tuple[Case, ModelEvaluation]:
+        (made, report), (changed, _) = (_made(study, names) for study in studies[:2])
         scaled = studies[2].problem.dataset
-        return Case(bars, timescale, made, honest.dataset, scaled, changed, cut_ns)
+        return Case(bars, timescale, made, honest.dataset, scaled, changed, cut_ns), report
 
     progress("honest")
-    case = case_of((honest, second, third), kinds)
-    rungs = {kind: rung_of(case.made.report, "honest", "", kind) for kind in kinds}
+    case, report = case_of((honest, second, third), kinds)
+    rungs = {kind: rung_of(report, "honest", "", kind) for kind in kinds}
     verdicts = [Verdict(rungs[kinds[0]], rungs[kinds[0]], "", inspect(case))]
     for leak in leaks:
         progress(leak.name)
-        case = case_of([study_of(leak, study) for study in (honest, second, third)], (leak.model,))
-        rung = rung_of(case.made.report, leak.name, leak.fault, leak.model)
+        case, report = case_of([study_of(leak, study) for study in (honest, second, third)], (leak.model,))
+        rung = rung_of(report, leak.name, leak.fault, leak.model)
         detector = CAUGHT_BY[leak.name].__name__
         verdicts.append(Verdict(rung, rungs[leak.model], detector, inspect(case)))
     return tuple(verdicts)
 
 
-def _made(study: Study, names: tuple[str, ...]) -> Made:
+def _made(study: Study, names: tuple[str, ...]) -> tuple[Made, ModelEvaluation]:
     models = {name: study.model(name) for name in names}
-    return Made(study.problem, models, study.evaluation(*names).to_dict())
+    evaluation = study.evaluation(*names)
+    return Made(study.problem, models, read_claims(evaluation.to_dict())), evaluation.report
 
 
 def _null(value: float) -> float | None:

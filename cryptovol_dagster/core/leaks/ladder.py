@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from cryptovol_dagster.core.evaluation.evaluate import Evaluation, evaluate
+from cryptovol_dagster.core.evaluation.report import ModelEvaluation
 from cryptovol_dagster.core.features.catalogue import feature_hash
 from cryptovol_dagster.core.features.compute import compute_features
 from cryptovol_dagster.core.learning.dataset import (
@@ -336,10 +337,10 @@ def leak_ladder(bars: BarGrid, timescale: TimescaleSpec, spec: ModelSpec) -> tup
     """
     honest = Study(bars, timescale, spec, HONEST)
     kinds = dict.fromkeys((_TREES, *(leak.model for leak in LEAKS)))
-    claimed = honest.evaluation(*kinds).to_dict()
+    claimed = honest.evaluation(*kinds).report
     rungs = [rung_of(claimed, "honest" if kind == _TREES else f"honest {kind}", "", kind) for kind in kinds]
     for leak in LEAKS:
-        claimed = study_of(leak, honest).evaluation(leak.model).to_dict()
+        claimed = study_of(leak, honest).evaluation(leak.model).report
         rungs.append(rung_of(claimed, leak.name, leak.fault, leak.model))
     return tuple(rungs)
 
@@ -349,19 +350,19 @@ def study_of(leak: Leak, honest: Study) -> Study:
     return replace(honest, steps=leak.steps, shared=honest, _models={})
 
 
-def rung_of(report: Mapping[str, Any], name: str, fault: str, model: str) -> Rung:
-    """Say what an evaluation claims for a model."""
-    found, test = report["models"][model], report["counts"]["test"]
-    point = found["operating_points"]["max_f1"] or {}
+def rung_of(report: ModelEvaluation, name: str, fault: str, model: str) -> Rung:
+    """Return what an evaluation claims for a model."""
+    found, test = report.models[model], report.counts.test
+    point = found.operating_points.max_f1
     return Rung(
         name,
         fault,
         model,
-        report["counts"]["train"]["rows"],
-        test["rows"],
-        test["base_rate"],
-        _number(found["average_precision"]),
-        _number(point.get("f1")),
+        report.counts.train.rows,
+        test.rows,
+        _number(test.base_rate),
+        _number(found.average_precision),
+        _number(point and point.f1),
     )
 
 

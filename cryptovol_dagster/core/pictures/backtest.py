@@ -5,12 +5,15 @@ Belongs here: which pictures, and what stands over them. How each is drawn: `eva
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cryptovol_dagster.core.evaluation.report import ReliabilityBin
 from cryptovol_dagster.core.models import MODELS
 from cryptovol_dagster.core.pictures.evaluation import (
+    Calibration,
     Curve,
     at_onset_only,
     plot_calibration,
@@ -61,7 +64,9 @@ def draw_backtest(backtest: Backtest) -> dict[str, bytes]:
             f"Onset: calm so far, are the {ahead} a spike?",
             f"{measured_on(backtest)}; {at_onset_only(onset_y)}",
         ),
-        "reliability": plot_calibration(report["models"], measured_on(backtest)),
+        "reliability": plot_calibration(
+            {name: _calibration(found) for name, found in report["models"].items()}, measured_on(backtest)
+        ),
     }
     for name, gain in report["gain"].items():
         shown = dict(list(gain.items())[:_TOP])
@@ -75,6 +80,11 @@ def draw_backtest(backtest: Backtest) -> dict[str, bytes]:
             {feature: (share["least"], share["most"]) for feature, share in shown.items()},
         )
     return pictures
+
+
+def _calibration(found: Mapping[str, Any]) -> Calibration:
+    table = [ReliabilityBin(**part) for part in found["reliability"]]
+    return Calibration(table, found["expected_calibration_error"], found["brier"])
 
 
 def measured_on(backtest: Backtest) -> str:

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+from msgspec.structs import replace
 
 from cryptovol_dagster.core.cards.markdown import NONE, table
-from cryptovol_dagster.core.evaluation.report import SCHEMA_VERSION
+from cryptovol_dagster.core.evaluation.report import SCHEMA_VERSION, ModelEvaluation, encode
 from cryptovol_dagster.core.features.catalogue import feature_hash
 from cryptovol_dagster.core.learning.labels import label_hash
 from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
@@ -91,8 +92,8 @@ def _evaluation(
                 data_hash=plan.data_hash,
                 feature_hash=plan.feature_hash,
             )
-            report = {**evaluation.to_dict(), "as_of": key}
-            content = json.dumps(report, indent=2, allow_nan=False).encode()
+            report = replace(evaluation.report, as_of=key)
+            content = encode(report)
             # MLflow first: when it is away, there is no evaluation either, and the next run makes both.
             for name in models.enabled:
                 trained = json.loads(lake.read_bytes(model_asset(spec, name), key, "json"))
@@ -107,8 +108,8 @@ def _evaluation(
                     "dagster/partition_row_count": len(evaluation.predictions),
                     "status": evaluation.verdict,
                     "reasons": dg.MetadataValue.json(list(evaluation.reasons)),
-                    "notes": dg.MetadataValue.json(report["notes"]),
-                    **_taught(report["sufficiency"]),
+                    "notes": dg.MetadataValue.json(report.notes),
+                    **_taught(report.sufficiency.to_dict()),
                     "results": _table(evaluation.summary_rows()),
                     "path": dg.MetadataValue.path(path),
                     "mlflow_run": dg.MetadataValue.url(tracking.run_url(tracking.parent_run_id)),
@@ -131,23 +132,23 @@ def _evaluation(
     return model_evaluation
 
 
-def _numbers(report: dict[str, Any], model: str) -> dict[str, float]:
+def _numbers(report: ModelEvaluation, model: str) -> dict[str, float]:
     """Pick the test numbers of a model that MLflow can chart; null ones are left out."""
-    result = report["models"][model]
-    point = result["operating_points"]["max_f1"] or {}
+    result = report.models[model]
+    point, line = result.operating_points.max_f1, result.calibration
     numbers = {
-        "test_average_precision": result["average_precision"],
-        "test_base_rate": report["counts"]["test"]["base_rate"],
-        "test_lift": result["lift"],
-        "test_onset_average_precision": result["onset"]["average_precision"],
-        "test_roc_auc": result["roc_auc"],
-        "test_ece": result["expected_calibration_error"],
-        "test_calibration_slope": (result["calibration"] or {}).get("slope"),
-        "test_brier": result["brier"],
-        "test_log_loss": result["log_loss"],
-        "test_f1": point.get("f1"),
-        "test_event_recall": point.get("event_recall"),
-        "test_false_alarms_per_hour": point.get("false_alarms_per_hour"),
+        "test_average_precision": result.average_precision,
+        "test_base_rate": report.counts.test.base_rate,
+        "test_lift": result.lift,
+        "test_onset_average_precision": result.onset.average_precision,
+        "test_roc_auc": result.roc_auc,
+        "test_ece": result.expected_calibration_error,
+        "test_calibration_slope": line and line.slope,
+        "test_brier": result.brier,
+        "test_log_loss": result.log_loss,
+        "test_f1": point and point.f1,
+        "test_event_recall": point and point.event_recall,
+        "test_false_alarms_per_hour": point and point.false_alarms_per_hour,
     }
     return {name: value for name, value in numbers.items() if value is not None}
 

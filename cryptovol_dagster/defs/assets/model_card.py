@@ -58,7 +58,7 @@ def model_card_asset(
             evaluation = read_report(lake.read_bytes(spec.asset("model_evaluation"), key, "json"))
             metas = [
                 read_parts(lake.read_bytes(models.model_asset(spec, name), key, "zip"))[0]
-                for name in evaluation["models"]
+                for name in evaluation.models
             ]
             card = render_model_card(
                 evaluation,
