@@ -39,7 +39,7 @@ class CardContext:
 
 
 def as_of(report: ModelEvaluation) -> list[str]:
-    """Say of which partition the card is; nothing where the report is of none."""
+    """Of which partition the card is; nothing where the report is of none."""
     if report.as_of is UNSET:
         return []
     return [

@@ -136,7 +136,7 @@ def walk_forward(
         ends: of the as-of partitions, ascending.
         feature_hash: identifies the feature set.
         models: names in `MODELS`; by default those enabled.
-        progress: is told of each fold and model before it is trained: done, of how many, what.
+        progress: called with each fold and model before it is trained: done, of how many, what.
 
     Raises:
         LearningError: no fold could be tested.
@@ -154,7 +154,7 @@ def walk_forward(
                 names,
                 feature_hash,
                 walk,
-                _telling(progress, number, len(ends), as_of),
+                _reporting(progress, number, len(ends), as_of),
             )
         except LearningError as error:
             walk.skipped.append({"as_of": as_of, "reason": str(error)})
@@ -168,7 +168,7 @@ def walk_forward(
     return Backtest(jsonable(report), predictions)
 
 
-def _telling(progress: Progress | None, number: int, total: int, as_of: str) -> Callable[[str], None]:
+def _reporting(progress: Progress | None, number: int, total: int, as_of: str) -> Callable[[str], None]:
     return lambda model: None if progress is None else progress(number, total, f"{as_of} {model}")
 
 
@@ -180,7 +180,7 @@ def _one_fold(
     names: tuple[str, ...],
     feature_hash: str,
     walk: _Walk,
-    tell: Callable[[str], None],
+    report_model: Callable[[str], None],
 ) -> None:
     rows = fold_rows(dataset, end_ns, spec)
     if not len(rows):
@@ -193,7 +193,7 @@ def _one_fold(
     trees: dict[str, int] = {}
     gains: dict[str, dict[str, float]] = {}
     for name in names:
-        tell(name)
+        report_model(name)
         model = train_model(name, problem, spec, model_spec, feature_hash=feature_hash)
         scores[name] = model.predict_proba(test.features)
         if (booster := getattr(model, "booster", None)) is not None:
@@ -470,7 +470,7 @@ def _comparison(one: _Measured, other: _Measured) -> dict[str, Any]:
 
 
 def best_single_feature(report: Mapping[str, Any]) -> str | None:
-    """Name the single-feature model with the highest pooled AP; None where the report has none."""
+    """Return the name of the single-feature model with the highest pooled AP; None where there is none."""
     present = [name for name in SINGLE_COLUMN if name in report["models"]]
     return max(present, key=lambda name: report["models"][name]["average_precision"] or 0.0, default=None)
 
@@ -488,7 +488,7 @@ def _by_month(predictions: pd.DataFrame, names: tuple[str, ...]) -> Iterator[dic
 
 
 def _gain(folds: Sequence[Fold]) -> dict[str, dict[str, dict[str, float]]]:
-    """Give the share of the total gain of each feature, over folds, the largest mean first, by model.
+    """Return the share of the total gain of each feature, over folds, the largest mean first, by model.
 
     A fold that left a feature out, or never split on it, counts as a share of 0.
     """

@@ -180,7 +180,8 @@ def evaluate(
 
     results = dict(zip(models, on_all_cores(measured, models), strict=True))
     compared = _comparisons(results, resampled, onset_resampled)
-    report = _report(bench, timescale, spec, reasons, unit, results, compared, (data_hash, feature_hash))
+    data = _data(problem.dataset, data_hash, feature_hash)
+    report = _report(bench, timescale, spec, data, reasons, unit, results, compared)
     return Evaluation(report, _predictions(bench.test, bench.y, scores))
 
 
@@ -198,11 +199,11 @@ def _report(
     bench: Bench,
     timescale: TimescaleSpec,
     spec: ModelSpec,
+    data: Data,
     reasons: list[str],
     period_unit: str,
     results: dict[str, ModelResult],
     compared: list[Comparison],
-    hashes: tuple[str, str],
 ) -> ModelEvaluation:
     problem, train = bench.problem, bench.train
     constant = constant_features(train)
@@ -216,7 +217,7 @@ def _report(
         bar_interval_s=timescale.bar_interval_s,
         quantile=timescale.quantile,
         thresholds=problem.thresholds,
-        data=_data(problem.dataset, *hashes),
+        data=data,
         features=Features(train.features.shape[1], constant, list(problem.left_out)),
         split=_split(problem.split),
         counts=_counts(bench),

@@ -95,7 +95,7 @@ def assess(
     horizon_ns: int,
     features: int,
 ) -> Sufficiency:
-    """Say what rows can teach, whatever their order; more of them never support less.
+    """Assess what rows can teach, whatever their order; more of them never support less.
 
     The class rests on counts that only grow with rows: positives, days, and spikes of which any two lie
     max(5 H, 30 min) apart. Products at one time count once: they move together. The numbers by the memory of
@@ -170,7 +170,7 @@ def _reach(spikes_apart: int, positives: int, days: float, features: int) -> _Re
 
 
 def _summary(spikes_apart: int, days: float, reach: _Reach) -> str:
-    """Say in one line what a span supports, and when it supports more."""
+    """Return one line: what a span supports, and when it supports more."""
     counted = f"{spikes_apart} spikes apart in {days:.2g} days support {reach.supports}"
     if reach.next_class is None:
         return counted
@@ -201,7 +201,7 @@ class _Lack(NamedTuple):
 
 
 def _lacking(kind: ModelClass, spikes: int, positives: int, days: float, features: int) -> list[_Lack]:
-    """Say what a class lacks, in order of the things it asks for."""
+    """Return what a class lacks, in order of the things it asks for."""
     reads = features if kind.features is None else kind.features
     asked = (
         ("rows that are spikes", positives, MIN_POSITIVES),

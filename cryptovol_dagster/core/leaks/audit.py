@@ -1,6 +1,6 @@
-"""The leak audit: detectors that look at what a way of judging made, and must catch every known leak.
+"""The leak audit: detectors that examine what a way of judging made, and must catch every known leak.
 
-A detector sees bars, rows, cut, thresholds, models and evaluation; it is never told which leak, if any, made
+A detector sees bars, rows, cut, thresholds, models and evaluation; it does not know which leak, if any, made
 them. Two of its witnesses come from going the same steps again: on bars whose *future* was changed (nothing
 decided before may change by a bit), and on bars whose *prices and sizes* are ten times as high (no feature
 may change). Sound are only detectors that stay silent on the honest steps and catch each of
@@ -101,7 +101,7 @@ CAUGHT_BY: Mapping[str, Callable[[Case], Finding]] = {
 
 
 def inspect(case: Case) -> tuple[Finding, ...]:
-    """Let every detector look that has what it needs."""
+    """Run every detector that has what it needs."""
     used = DETECTORS if case.changed is None else (*DETECTORS, *PAST_DETECTORS)
     return tuple(on_all_cores(lambda detector: detector(case), used))
 
@@ -114,14 +114,14 @@ def audit_leaks(
     leaks: Sequence[Leak] = LEAKS,
     progress: Callable[[str], None] = lambda name: None,
 ) -> tuple[Verdict, ...]:
-    """Go the honest steps and each leaking way on the same bars, and let the detectors look.
+    """Run the honest steps and each leaking way on the same bars, and run the detectors on each.
 
     Args:
         bars: long enough for look-back, training span and test.
         timescale: what is asked.
         spec: parameters of the models.
         leaks: those to inject.
-        progress: told the name of each way before it is gone.
+        progress: called with the name of each way before it is run.
 
     Returns:
         The honest way first, then one a leak.

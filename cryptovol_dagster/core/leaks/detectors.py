@@ -101,7 +101,7 @@ class Made:
 
 @dataclass(frozen=True)
 class Case:
-    """What the detectors look at.
+    """What the detectors examine.
 
     Attributes:
         bars: the bars everything was made from.
@@ -435,7 +435,7 @@ def _shared_rows(
 
 
 def _unlike(one: Dataset, other: Dataset, until_ns: int | None = None) -> tuple[list[str], int]:
-    """Name the columns that are not the same, bit for bit, on the rows both have; also count those rows."""
+    """Return the columns that differ in any bit on the rows both have, and the number of those rows."""
     at, there = _shared_rows(one, other, until_ns)
     unlike = []
     for name in one.features.columns:

@@ -346,7 +346,7 @@ def leak_ladder(bars: BarGrid, timescale: TimescaleSpec, spec: ModelSpec) -> tup
 
 
 def study_of(leak: Leak, honest: Study) -> Study:
-    """Give the study of the same bars with a leak among its steps."""
+    """Return the study of the same bars with a leak among its steps."""
     return replace(honest, steps=leak.steps, shared=honest, _models={})
 
 

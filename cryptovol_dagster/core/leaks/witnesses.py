@@ -17,7 +17,7 @@ _WILD, _CALM = 2.0, 0.125
 
 
 def change_future(bars: BarGrid, timescale: TimescaleSpec, cut_ns: int) -> BarGrid:
-    """Tell the bars from `cut_ns` on in reverse order, H of them twice as wild, the next H calm, and so on.
+    """Reverse the bars from `cut_ns` on, with H of them twice as wild, the next H calm, and so on.
 
     After a wild span comes a calm one: whatever was learned of volatility is wrong there, so that a choice
     made on these bars cannot come out as before by accident. Which bars are known stays as it is, and a value

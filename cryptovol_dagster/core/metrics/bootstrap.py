@@ -84,7 +84,7 @@ class BlockBootstrap:
 
         def precisions(score: NDArray[np.float64]) -> NDArray[np.float64]:
             ranking = Ranking(y[own], score[own], slot[own])
-            # Drawn anew for each score: that is little beside the ranking, and nobody waits for anybody.
+            # Drawn again for each score: that is little beside the ranking, and nobody waits for anybody.
             return np.array([ranking.average_precision(drawn) for drawn in self._drawn(slots)])
 
         return dict(zip(scores, on_all_cores(precisions, scores.values()), strict=True))

@@ -57,7 +57,7 @@ class HoldOut:
         return max(block_length_s(horizon_s, span_s), shared, gate.least_block_s)
 
     def why_insufficient(self, block_s: float, gate: GateSpec) -> list[str]:
-        """Say what is lacking for a comparison, from the labels alone: nothing is spent by asking."""
+        """Return what a comparison lacks, from the labels alone, so that no error budget is spent."""
         positives = int(self.y.sum())
         blocks = count_positive_blocks(self.t_ns, self.y, block_s)
         reasons = []

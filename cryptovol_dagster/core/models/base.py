@@ -71,8 +71,9 @@ class ModelMeta:
 class Model(ABC):
     """An estimator of P(spike in ``(t, t + H]``).
 
-    `fit`, `predict_proba`, `to_bytes` and `from_bytes` are the same for all; a kind of model says in the
-    abstract methods which columns it wants, how it learns, and what its parameters look like as files.
+    `fit`, `predict_proba`, `to_bytes` and `from_bytes` are the same for all. A kind of model implements the
+    abstract methods: which columns it reads, how it learns, and what its parameters look like as files.
+    Class attributes say which roles it plays.
     """
 
     name: ClassVar[str]
@@ -202,7 +203,7 @@ class Model(ABC):
 
     @abstractmethod
     def _choose(self, train: Dataset, y: NDArray[np.bool_]) -> tuple[str, ...]:
-        """Name the columns the model reads."""
+        """Return the names of the columns the model reads."""
 
     @abstractmethod
     def _fit(
@@ -250,7 +251,7 @@ class Model(ABC):
 
 
 def _chosen(features: pd.DataFrame, names: tuple[str, ...]) -> NDArray[np.float32]:
-    """Give some columns as a matrix (rows × columns), without a copy where they are all there are."""
+    """Return some columns as a matrix (rows × columns), without a copy where they are all there are."""
     if tuple(features.columns) != names:
         features = features.loc[:, list(names)]
     return features.to_numpy(dtype=FEATURE_DTYPE)
@@ -290,7 +291,7 @@ def need_columns(model: str, train: Dataset, wanted: tuple[str, ...]) -> tuple[s
 
 
 def varying_columns(model: str, train: Dataset) -> tuple[str, ...]:
-    """Name, sorted, the features from whose training rows something can be learned.
+    """Return, sorted, the names of the features that vary in the training rows.
 
     The mere presence of a constant would change which columns a boosted tree draws, hence every prediction.
 

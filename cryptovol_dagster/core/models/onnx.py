@@ -137,7 +137,7 @@ def compare(
     features: pd.DataFrame,
     threshold: float | None = None,
 ) -> Parity:
-    """Ask a model and another back end of it about the same rows.
+    """Score the same rows with a model and with another back end of it.
 
     Args:
         model: fitted.

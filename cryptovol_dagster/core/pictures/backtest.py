@@ -88,7 +88,7 @@ def _calibration(found: Mapping[str, Any]) -> Calibration:
 
 
 def measured_on(backtest: Backtest) -> str:
-    """Say on what the pictures of all test rows were measured, in two lines."""
+    """Return two lines: on what the pictures of all test rows were measured."""
     report = backtest.report
     test, folds = report["test"], len(report["folds"])
     return (

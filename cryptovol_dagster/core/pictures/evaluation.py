@@ -82,7 +82,7 @@ class Stretch(NamedTuple):
 
 
 def draw_evaluation(evaluation: Evaluation, mid: pd.DataFrame | None) -> dict[str, bytes]:
-    """Draw what people look at after an evaluation: PNGs by name, the most telling first.
+    """Draw the pictures of an evaluation: PNGs by name, the most instructive first.
 
     Args:
         evaluation: what was measured.
@@ -143,7 +143,7 @@ def _marks(points: OperatingPoints) -> list[tuple[float, float, str]]:
 
 
 def at_onset_only(y: NDArray[np.bool_]) -> str:
-    """Say how many rows and spikes a picture of onsets shows, after those of the whole test."""
+    """Return how many rows and spikes a picture of onsets shows, to follow those of the whole test."""
     return f"of these {y.size:,} rows and {int(y.sum()):,} spikes at onset"
 
 
@@ -190,7 +190,7 @@ def plot_curves(y: NDArray[np.bool_], curves: Sequence[Curve], heading: str, mea
 
 
 def _steps(y: NDArray[np.bool_], score: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Give recall and precision from the highest threshold down, as many as a picture can show."""
+    """Return recall and precision from the highest threshold down, as many as a picture can show."""
     hits, flagged = Ranking(y, score).counts()
     recall, precision = hits / hits[-1], hits / flagged
     shown = np.unique(np.minimum(np.searchsorted(recall, np.linspace(0, 1, _STEPS_SHOWN)), recall.size - 1))
