@@ -15,13 +15,13 @@ import pandas as pd
 from cryptovol_dagster.core.features.catalogue import (
     CROSS_GK_WINDOWS,
     CROSS_RETURN_WINDOWS,
-    FEATURES,
     QUOTE_WINDOWS,
     RANGE_RATIOS,
     RANGE_WINDOWS,
     RETURN_WINDOWS,
     RV_RATIOS,
     SHAPE_WINDOWS,
+    feature_list,
     own_features,
 )
 from cryptovol_dagster.core.market.ticks import TickColumns
@@ -42,7 +42,7 @@ def _names(spec: TimescaleSpec) -> list[str]:
 
 def _longest_age(spec: TimescaleSpec) -> int:
     """Bars at which the age of a segment ends."""
-    return next(feature.window_bars for feature in FEATURES(spec) if feature.name == "ln_segment_age")
+    return next(feature.window_bars for feature in feature_list(spec) if feature.name == "ln_segment_age")
 
 
 def _need(window: int) -> int:
@@ -84,7 +84,8 @@ def by_pandas(
         }
         tables.append(pd.concat([frame, pd.DataFrame(crossed)], axis=1))
     return [
-        table.reindex(columns=[feature.name for feature in FEATURES(spec)]).astype(float) for table in tables
+        table.reindex(columns=[feature.name for feature in feature_list(spec)]).astype(float)
+        for table in tables
     ]
 
 
@@ -268,9 +269,9 @@ def by_polars(frames: list, start_ns: int, n_bars: int, spec: TimescaleSpec) -> 
         table = frame.with_columns(crossed).with_columns(
             pl.when(fresh).then(f"cross_{name}").alias(f"cross_{name}") for name in _CROSS
         )
-        lacking = [feature.name for feature in FEATURES(spec) if feature.name not in table.columns]
+        lacking = [feature.name for feature in feature_list(spec) if feature.name not in table.columns]
         table = table.with_columns(pl.lit(None, dtype=pl.Float64).alias(name) for name in lacking)
-        tables.append(table.select(feature.name for feature in FEATURES(spec)))
+        tables.append(table.select(feature.name for feature in feature_list(spec)))
     return tables
 
 

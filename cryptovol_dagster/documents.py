@@ -1,7 +1,7 @@
 """`docs/features.md` and `docs/features_minutes.md`: rendered from the declared tables, default settings.
 
-``python -m cryptovol_dagster.documents > docs/features.md`` renders one anew (with the
-argument ``minutes`` the other); a test holds the files against the declaration.
+``python -m cryptovol_dagster.documents > docs/features.md`` renders the first page; with the argument
+``minutes``, the second. A test compares the files with the declaration.
 """
 
 from __future__ import annotations
@@ -9,12 +9,13 @@ from __future__ import annotations
 import sys
 
 from cryptovol_dagster.chains import SECONDS, timescale_specs
+from cryptovol_dagster.core.cards.markdown import table
 from cryptovol_dagster.core.features.block import WARM_PERCENT
 from cryptovol_dagster.core.features.catalogue import (
-    FEATURES,
     MAX_REQUIRED_WINDOW_BARS,
     Feature,
     feature_hash,
+    feature_list,
 )
 from cryptovol_dagster.core.specs import TimescaleSpec
 from ingestor.settings.sections import Settings
@@ -38,29 +39,29 @@ other feature is a finite number in every valid row. Live rows (`ticks.features`
 
 
 def render(spec: TimescaleSpec) -> str:
-    """Give the page: a table a family."""
-    table = FEATURES(spec)
+    """Return the page: one table per family of features."""
+    features = feature_list(spec)
     text = _HEAD.format(
         name=spec.grid,
         command="" if spec.grid == SECONDS else f" {spec.grid}",
         file="features.md" if spec.grid == SECONDS else f"features_{spec.grid}.md",
-        count=len(table),
+        count=len(features),
         version=feature_hash(spec),
         bar_s=spec.bar_interval_s,
         warm=WARM_PERCENT,
         longest=f"{MAX_REQUIRED_WINDOW_BARS:,}",
     )
-    for family in dict.fromkeys(feature.family for feature in table):
-        rows = [_row(feature) for feature in table if feature.family == family]
-        heads = "| name | unit | bars | made of | formula |\n|---|---|---|---|---|"
-        text += "\n".join([f"\n## {family[0].upper()}{family[1:]}\n", heads, *rows, ""])
+    for family in dict.fromkeys(feature.family for feature in features):
+        rows = [_row(feature) for feature in features if feature.family == family]
+        lines = table(["name", "unit", "bars", "made of", "formula"], rows)
+        text += "\n".join([f"\n## {family[0].upper()}{family[1:]}\n", *lines, ""])
     return text
 
 
-def _row(feature: Feature) -> str:
+def _row(feature: Feature) -> list[str]:
     sources = ", ".join(f"`{name}`" for name in feature.sources)
     formula = feature.formula.replace("|", r"\|") + (" (optional)" if feature.optional else "")
-    return f"| `{feature.name}` | {feature.unit} | {feature.window_bars:,} | {sources} | {formula} |"
+    return [f"`{feature.name}`", feature.unit, f"{feature.window_bars:,}", sources, formula]
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from cryptovol_dagster.chains import timescale_specs
-from cryptovol_dagster.core.features.catalogue import FEATURES
+from cryptovol_dagster.core.features.catalogue import feature_list
 from cryptovol_dagster.documents import render
 from cryptovol_dagster_tests.places import DOCS
 from ingestor.settings.sections import Settings
@@ -28,7 +28,7 @@ def test_every_feature_has_a_row_of_five_cells(name: str, file: str) -> None:
     spec = SPECS[name]
     rows = [line for line in render(spec).splitlines() if line.startswith("| `")]
     assert [row.split("`")[1] for row in rows] == sorted(
-        (feature.name for feature in FEATURES(spec)),
+        (feature.name for feature in feature_list(spec)),
         key=[row.split("`")[1] for row in rows].index,
     )
     assert {row.replace(r"\|", "").count("|") for row in rows} == {6}

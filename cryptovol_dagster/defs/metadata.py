@@ -10,6 +10,7 @@ from typing import Any
 import dagster as dg
 import pyarrow as pa
 
+from cryptovol_dagster.core.cards.markdown import table
 from cryptovol_dagster.core.specs import TimescaleSpec
 
 OWNERS = ["team:cryptovol"]
@@ -80,7 +81,5 @@ def share_metadata(share: float | None) -> dict[str, float]:
 
 def distances_table(distances: Mapping[str, float]) -> dg.MarkdownMetadataValue:
     """Show columns and their distances from the reference."""
-    lines = ["| column | distance |", "|---|---|"]
-    return dg.MetadataValue.md(
-        "\n".join([*lines, *(f"| {name} | {d:.2f} |" for name, d in distances.items())])
-    )
+    rows = [[name, f"{distance:.2f}"] for name, distance in distances.items()]
+    return dg.MetadataValue.md("\n".join(table(["column", "distance"], rows)))

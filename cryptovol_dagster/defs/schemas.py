@@ -10,7 +10,7 @@ from functools import lru_cache
 import pandas as pd
 import pyarrow as pa
 
-from cryptovol_dagster.core.features.catalogue import FEATURES
+from cryptovol_dagster.core.features.catalogue import feature_list
 from cryptovol_dagster.core.features.compute import compute_features
 from cryptovol_dagster.core.learning.labels import forward_volatility
 from cryptovol_dagster.core.market.bars import BarGrid, build_bars
@@ -119,9 +119,9 @@ def label_sources(spec: TimescaleSpec) -> dict[str, tuple[str, ...]]:
 
 def feature_sources(spec: TimescaleSpec) -> dict[str, tuple[str, ...]]:
     """Give the columns of `bars` that each column of `features` is made of."""
-    return _FEATURE_KEY_SOURCES | {feature.name: feature.sources for feature in FEATURES(spec)}
+    return _FEATURE_KEY_SOURCES | {feature.name: feature.sources for feature in feature_list(spec)}
 
 
 def feature_descriptions(spec: TimescaleSpec) -> dict[str, str]:
     """Give each feature's formula and unit."""
-    return {feature.name: f"{feature.formula} [{feature.unit}]" for feature in FEATURES(spec)}
+    return {feature.name: f"{feature.formula} [{feature.unit}]" for feature in feature_list(spec)}

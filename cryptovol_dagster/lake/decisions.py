@@ -171,14 +171,14 @@ def read_measured(lake: Lake, spec: TimescaleSpec, plan: SplitPlan) -> Measured:
         raise datasets.ChainError(f"{spec.name} as of {key} is {plan.status}: {plan.reason}")
     content = lake.read_bytes(spec.asset("model_evaluation"), key, "json")
     report = read_report(content)
-    if report["data"]["hash"] != plan.data_hash:
+    if report.data.hash != plan.data_hash:
         raise datasets.ChainError(
-            f"{spec.asset('model_evaluation')} of {key} is of data {report['data']['hash']}, splits are of "
+            f"{spec.asset('model_evaluation')} of {key} is of data {report.data.hash}, splits are of "
             f"{plan.data_hash}: evaluate again"
         )
     runs = {
         name: json.loads(lake.read_bytes(models.model_asset(spec, name), key, "json"))["mlflow_run_id"]
-        for name in report["models"]
+        for name in report.models
     }
     return Measured.from_report(
         report,

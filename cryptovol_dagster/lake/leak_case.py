@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from cryptovol_dagster.core.features.catalogue import lookback_bars
 from cryptovol_dagster.core.features.compute import compute_features
-from cryptovol_dagster.core.leaks.detectors import Case, Made
+from cryptovol_dagster.core.leaks.detectors import Case, Made, read_claims
 from cryptovol_dagster.core.leaks.witnesses import scale_prices
 from cryptovol_dagster.core.learning.dataset import Dataset, join_dataset
 from cryptovol_dagster.core.learning.labels import forward_volatility
@@ -39,8 +39,8 @@ def stored_case(lake: Lake, spec: TimescaleSpec, models: Sequence[str], partitio
     """
     plan = plans.read_plan(lake, spec, partition_key)
     problem = plans.read_problem(lake, spec, plan)
-    report = json.loads(lake.read_bytes(spec.asset("model_evaluation"), partition_key, "json"))
-    fitted = read_models(lake, spec, plan, [name for name in models if name in report["models"]])
+    claims = read_claims(json.loads(lake.read_bytes(spec.asset("model_evaluation"), partition_key, "json")))
+    fitted = read_models(lake, spec, plan, [name for name in models if name in claims])
     start_ns, end_ns = look_back.window_back(partition_key, 0)
     wanted_ns = problem.split.test.start_ns - lookback_bars(spec) * spec.bar_ns
     back = max(0, -(-(start_ns - wanted_ns) // (end_ns - start_ns)))
@@ -50,7 +50,7 @@ def stored_case(lake: Lake, spec: TimescaleSpec, models: Sequence[str], partitio
     return Case(
         bars=bars,
         timescale=spec,
-        made=Made(problem, fitted, report),
+        made=Made(problem, fitted, claims),
         honest=_rows(bars, spec, from_ns),
         scaled=_rows(scale_prices(bars), spec, from_ns),
     )

@@ -158,7 +158,7 @@ def _run(settings: Settings, spec: TimescaleSpec, asked: _Asked, progress: Progr
     """Train and test on every fold; count how often the reserved months were evaluated, 0 where left alone.
 
     Raises:
-        BacktestError: an unknown model, no candles, no fold, or days of the reserved months without `--holdout`.
+        BacktestError: an unknown model, no candles, no fold, or reserved days without `--holdout`.
     """
     from cryptovol_dagster.chains import model_spec
     from cryptovol_dagster.core.evaluation.backtest import walk_forward
@@ -235,11 +235,9 @@ def _record_evaluation(
 
 
 def _require_left_alone(limit: date, asked: _Asked) -> None:
-    """Refuse to stop silently at the hold-out where somebody asked for days of it."""
+    """Refuse to stop silently at the reserved months where somebody asked for days of them."""
     if not asked.holdout and any(day is not None and day >= limit for day in (asked.first, asked.last)):
-        raise BacktestError(
-            f"test days from {limit} on are the hold-out: they are looked at with --holdout only"
-        )
+        raise BacktestError(f"test days from {limit} on are reserved: they are evaluated with --holdout only")
 
 
 def _start_ns(day: date) -> int:

@@ -165,18 +165,19 @@ def _print_run(run: RunSummary) -> None:
 
 def _print_results(settings: Settings) -> None:
     from cryptovol_dagster.core.evaluation.evaluate import summary_rows
+    from cryptovol_dagster.core.evaluation.report import read_report
 
-    report = json.loads((settings.storage.reports_dir / "model_eval.json").read_bytes())
-    test = report["counts"]["test"]
-    split = report["split"]["test"]
+    report = read_report((settings.storage.reports_dir / "model_eval.json").read_bytes())
+    test = report.counts.test
+    split = report.split.test
     click.echo(
-        f"Synthetic market, test rows of {split['start']} … {split['end']}: {test['rows']:,} rows, "
-        f"{test['positives']:,} spikes (base rate {test['base_rate']:.3f}), {test['events']} events"
+        f"Synthetic market, test rows of {split.start} … {split.end}: {test.rows:,} rows, "
+        f"{test.positives:,} spikes (base rate {test.base_rate:.3f}), {test.events} events"
     )
     columns = ("model", "PR-AUC", "95 % interval", "lift", "onset PR-AUC", "Brier", "F1", "event recall")
     print_table(columns, map(_cells, summary_rows(report)), words=("model",))
-    click.secho(f"verdict: {report['verdict']}", bold=True)
-    for reason in report["reasons"]:
+    click.secho(f"verdict: {report.verdict}", bold=True)
+    for reason in report.reasons:
         click.echo(f"  {reason}")
     click.echo(
         "A synthetic market is easier than a real one: these numbers show that the chain works, no more."

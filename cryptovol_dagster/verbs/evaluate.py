@@ -13,6 +13,7 @@ from cryptovol_dagster.verbs.tables import print_table
 from ingestor.settings import load_settings
 
 if TYPE_CHECKING:
+    from cryptovol_dagster.core.evaluation.report import ModelEvaluation
     from cryptovol_dagster.core.promotion.decision import Decision
 
 EXIT_INSUFFICIENT = 3
@@ -42,6 +43,7 @@ def evaluate(ctx: click.Context, chain_name: str, partition: str | None, strict:
       cryptovol evaluate --strict --json                  for scripts: exit code 3 on insufficient data
     """
     from cryptovol_dagster.chains import spec_of
+    from cryptovol_dagster.core.evaluation.report import read_report
     from cryptovol_dagster.lake.decisions import read_decision
     from cryptovol_dagster.lake.files import Lake
     from cryptovol_dagster.lake.latest import Reports
@@ -55,27 +57,29 @@ def evaluate(ctx: click.Context, chain_name: str, partition: str | None, strict:
         selection = runs.training_selection(settings, spec)
     summary = runs.materialize_range(settings, key, key, selection)
     lake = Lake(settings.storage.lake_dir)
-    report = json.loads(lake.read_bytes(spec.asset("model_evaluation"), key, "json"))
+    content = lake.read_bytes(spec.asset("model_evaluation"), key, "json")
+    report = read_report(content)
     decision = read_decision(lake, spec, key)
     if as_json:
-        click.echo(json.dumps({**summary.to_dict(), "evaluation": report, "decision": decision.to_dict()}))
+        found = {"evaluation": json.loads(content), "decision": decision.to_dict()}
+        click.echo(json.dumps({**summary.to_dict(), **found}))
     else:
         _print(report, key)
         _print_decision(decision)
         latest = Reports(settings.storage.reports_dir, settings.storage.artifacts_dir).of(chain_name)
         click.echo(f"written to {latest.evaluation}")
-    if strict and report["verdict"] != "ok":
+    if strict and report.verdict != "ok":
         ctx.exit(EXIT_INSUFFICIENT)
 
 
-def _print(report: dict[str, Any], key: str) -> None:
+def _print(report: ModelEvaluation, key: str) -> None:
     from cryptovol_dagster.core.evaluation.evaluate import summary_rows
 
-    test = report["counts"]["test"]
-    span = report["split"]["test"]
+    test = report.counts.test
+    span = report.split.test
     click.echo(
-        f"as of {key}: {test['rows']:,} test rows of {', '.join(report['data']['products'])}, "
-        f"{span['start']} … {span['end']}, base rate {test['base_rate']:.3f}, {test['events']} events"
+        f"as of {key}: {test.rows:,} test rows of {', '.join(report.data.products)}, "
+        f"{span.start} … {span.end}, base rate {test.base_rate:.3f}, {test.events} events"
     )
     columns = (
         "model",
@@ -90,14 +94,13 @@ def _print(report: dict[str, Any], key: str) -> None:
         "ECE",
     )
     print_table(columns, map(_cells, summary_rows(report)), words=("model",))
-    taught = report["sufficiency"]
-    click.echo(f"training: {taught['summary']}")
-    for lack in taught["missing"]:
+    click.echo(f"training: {report.sufficiency.summary}")
+    for lack in report.sufficiency.missing:
         click.echo(f"  {lack}")
-    for note in report["notes"]:
+    for note in report.notes:
         click.echo(f"note: {note}")
-    click.echo(f"verdict: {report['verdict']}")
-    for reason in report["reasons"]:
+    click.echo(f"verdict: {report.verdict}")
+    for reason in report.reasons:
         click.echo(f"  {reason}")
 
 

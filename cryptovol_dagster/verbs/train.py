@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 import json
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from cryptovol_dagster.verbs.options import chain_option, json_option, partition_option
 from cryptovol_dagster.verbs.tables import print_table
 from ingestor.settings import load_settings
+from ingestor.settings.sections import ModelName
 
-#: What people call a baseline; the others are named as they are.
+#: What people call a baseline.
 ALIASES = {"baseline": "baseline_zscore"}
 
 
 @click.command()
 @click.option(
     "--model-type",
-    type=click.Choice(["logreg", "xgboost", "baseline", "ewma", "har_logit", "all"]),
+    type=click.Choice([*get_args(ModelName), *ALIASES, "all"]),
     default="all",
     show_default=True,
     help="Model to train.",

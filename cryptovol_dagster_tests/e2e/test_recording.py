@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from cryptovol_dagster.chains import timescale_spec
-from cryptovol_dagster.core.features.catalogue import FEATURES, feature_names
+from cryptovol_dagster.core.features.catalogue import feature_list, feature_names
 from cryptovol_dagster.core.times import hour_window
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.verbs import runs
@@ -191,7 +191,7 @@ def test_replay_takes_the_newest_raw_hour_by_itself(
     bar = (rows["bar_start"] - rows["bar_start"].min()).dt.total_seconds()
     first_quote = rows.index[rows["age_s"].notna()].map(bar).min()
     compared = 0
-    for feature in FEATURES(SPEC):
+    for feature in feature_list(SPEC):
         full = bar > first_quote + feature.window_bars
         one, other = rows.loc[full, feature.name], newest.loc[full, feature.name]
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=0, err_msg=feature.name)

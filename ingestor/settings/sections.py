@@ -199,12 +199,14 @@ class IngestSettings(Section):
     )
 
 
+#: Every kind of model; the pipeline, which this package may not import, has a class for each.
+ModelName = Literal["persistence", "baseline_zscore", "ewma", "har_logit", "logreg", "xgboost"]
+
+
 class ModelSettings(Section):
     """Model parameters and the seed of everything random."""
 
-    enabled: tuple[
-        Literal["persistence", "baseline_zscore", "ewma", "har_logit", "logreg", "xgboost"], ...
-    ] = Field(
+    enabled: tuple[ModelName, ...] = Field(
         default=("baseline_zscore", "ewma", "har_logit", "logreg", "xgboost"),
         description="models trained at each as-of",
     )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+
 #: What stands where a number is unknown.
 NONE = "–"
 
 
-def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Give a table's lines."""
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """Return the lines of a table; a cell holds no `|` but an escaped one."""
     return [
         "| " + " | ".join(head) + " |",
         "|" + " --- |" * len(head),

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from cryptovol_dagster.core.cards import sections as section
 from cryptovol_dagster.core.cards.sections import CardContext
+from cryptovol_dagster.core.evaluation.report import ModelEvaluation
 from cryptovol_dagster.core.promotion.decision import Decision
 
 
 def render_model_card(
-    evaluation: Mapping[str, Any],
+    evaluation: ModelEvaluation,
     *,
     decision: Decision | None = None,
     context: CardContext | None = None,
@@ -20,13 +18,10 @@ def render_model_card(
     """Render an evaluation, and what was decided after it, as Markdown.
 
     Args:
-        evaluation: what `Evaluation.to_dict` returned (or what was read from ``model_eval.json``).
+        evaluation: as evaluated, or as read from ``model_eval.json``.
         decision: who is champion; left out of the card where nobody decided.
         context: features and versions; left out where unknown.
         title: heading of the card.
-
-    Raises:
-        KeyError: the report lacks a part; it is not of this schema version.
     """
     parts = (
         [f"# Model card: {title}", "", *section.as_of(evaluation)],

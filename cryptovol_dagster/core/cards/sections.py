@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+
+from msgspec import UNSET
 
 from cryptovol_dagster.core.cards.markdown import NONE, number, table, with_interval
 from cryptovol_dagster.core.evaluation.evaluate import OK, summary_rows
+from cryptovol_dagster.core.evaluation.report import Bounds, ModelEvaluation
 from cryptovol_dagster.core.promotion.decision import Decision
 from cryptovol_dagster.core.units import BPS
 
@@ -37,25 +39,25 @@ class CardContext:
     versions: Mapping[str, str]
 
 
-def as_of(report: Mapping[str, Any]) -> list[str]:
-    """Say of which partition the card is; nothing where the report is of none."""
-    if "as_of" not in report:
+def as_of(report: ModelEvaluation) -> list[str]:
+    """Of which partition the card is; nothing where the report is of none."""
+    if report.as_of is UNSET:
         return []
     return [
-        f"Version 1 of the card; timescale `{report['timescale']}`, as of the end of {report['as_of']} UTC.",
+        f"Version 1 of the card; timescale `{report.timescale}`, as of the end of {report.as_of} UTC.",
         "",
     ]
 
 
-def intended_use(report: Mapping[str, Any]) -> list[str]:
+def intended_use(report: ModelEvaluation) -> list[str]:
     """What is predicted, and for whom."""
-    horizon = report["horizon_s"]
+    horizon = report.horizon_s
     return [
         "## Intended use",
         "",
-        f"For each product and each bar of {report['bar_interval_s']} s, the probability that the realised "
+        f"For each product and each bar of {report.bar_interval_s} s, the probability that the realised "
         f"volatility of the **next {horizon} s** is at or over the product's threshold τ (a *spike*). τ is "
-        f"the {report['quantile']:g} quantile of that volatility over the training span.",
+        f"the {report.quantile:g} quantile of that volatility over the training span.",
         "",
         "For monitoring and alerting on market conditions, by people who look at what is flagged.",
         "",
@@ -129,121 +131,121 @@ def champion(decision: Decision) -> list[str]:
     ]
 
 
-def features(report: Mapping[str, Any], context: CardContext) -> list[str]:
+def features(report: ModelEvaluation, context: CardContext) -> list[str]:
     """How many columns there are, and where they are described."""
     return [
         "## Features",
         "",
-        f"{len(context.features)} features, version `{report['data']['feature_hash']}`, all known at the end "
+        f"{len(context.features)} features, version `{report.data.feature_hash}`, all known at the end "
         f"of the bar; names, units, windows and sources: [the asset's columns]({context.features_url}).",
         "",
     ]
 
 
-def verdict(report: Mapping[str, Any]) -> list[str]:
+def verdict(report: ModelEvaluation) -> list[str]:
     """How far to believe the numbers, and what is odd about the rows."""
     head = ["## How far to believe it", ""]
-    notes = [f"- {note}" for note in report["notes"]]
+    notes = [f"- {note}" for note in report.notes]
     if notes:
         notes = ["Odd about the rows:", "", *notes, ""]
-    if report["verdict"] == OK:
+    if report.verdict == OK:
         enough = "**Verdict: ok.** There are enough independent spikes in the test for intervals."
         return [*head, enough, "", *notes]
     return [
         *head,
-        f"**Verdict: {report['verdict']}.** The numbers below stand for this test span only; no model may "
+        f"**Verdict: {report.verdict}.** The numbers below stand for this test span only; no model may "
         "be preferred to another on their strength.",
         "",
-        *[f"- {reason}" for reason in report["reasons"]],
+        *[f"- {reason}" for reason in report.reasons],
         "",
         *notes,
     ]
 
 
-def sufficiency(report: Mapping[str, Any]) -> list[str]:
+def sufficiency(report: ModelEvaluation) -> list[str]:
     """What the training span can teach, and what the next class of models lacks."""
-    found = report["sufficiency"]
+    found = report.sufficiency
     lines = [
         "## What the training span can teach",
         "",
-        f"It supports **{found['supports']}** of `none` → `single` (one volatility: persistence, EWMA) → "
+        f"It supports **{found.supports}** of `none` → `single` (one volatility: persistence, EWMA) → "
         "`har` → `logit` (all features) → `trees`. Richer models are trained too; believe them as far as "
         "this goes.",
         "",
         *table(
             ["", "found"],
             [
-                ["days observed", f"{found['days']:.3g}"],
-                ["rows, spikes", f"{found['rows']:,}, {found['positives']:,}"],
-                ["spike events", f"{found['events']:,}"],
-                [f"spikes at least {found['least_block_s'] / 60:g} min apart", f"{found['spikes_apart']:,}"],
+                ["days observed", f"{found.days:.3g}"],
+                ["rows, spikes", f"{found.rows:,}, {found.positives:,}"],
+                ["spike events", f"{found.events:,}"],
+                [f"spikes at least {found.least_block_s / 60:g} min apart", f"{found.spikes_apart:,}"],
                 [
-                    f"the same for each of {found['features']} features",
-                    number(found["spikes_per_feature"], 2),
+                    f"the same for each of {found.features} features",
+                    number(found.spikes_per_feature, 2),
                 ],
-                ["memory of the spikes (integrated autocorrelation)", f"{found['memory_s'] / 60:,.0f} min"],
+                ["memory of the spikes (integrated autocorrelation)", f"{found.memory_s / 60:,.0f} min"],
                 [
-                    f"independent blocks of {found['block_s'] / 60:,.0f} min, with a spike",
-                    f"{found['blocks']:,}, {found['positive_blocks']:,}",
+                    f"independent blocks of {found.block_s / 60:,.0f} min, with a spike",
+                    f"{found.blocks:,}, {found.positive_blocks:,}",
                 ],
                 [
                     "effective sample size: rows by ln σ, spikes",
-                    f"{found['effective_rows']:,.0f}, {found['effective_positives']:,.0f}",
+                    f"{found.effective_rows:,.0f}, {found.effective_positives:,.0f}",
                 ],
             ],
         ),
         "",
     ]
-    if found["next_class"] is None:
+    if found.next_class is None:
         return lines
-    when = "no rate yet" if found["more_days"] is None else f"{found['more_days']:.2g} more days at this rate"
+    when = "no rate yet" if found.more_days is None else f"{found.more_days:.2g} more days at this rate"
     return [
         *lines,
-        f"For `{found['next_class']}` ({when}):",
+        f"For `{found.next_class}` ({when}):",
         "",
-        *[f"- {lack}" for lack in found["missing"]],
+        *[f"- {lack}" for lack in found.missing],
         "",
     ]
 
 
-def data(report: Mapping[str, Any]) -> list[str]:
+def data(report: ModelEvaluation) -> list[str]:
     """Which rows were used for what."""
-    data, counts = report["data"], report["counts"]
+    data, counts = report.data, report.counts
     rows = []
     for part in ("train", "validation", "test"):
-        span, count = report["split"][part], counts[part]
+        span, count = getattr(report.split, part), getattr(counts, part)
         rows.append(
             [
                 part,
-                span["start"],
-                span["end"],
-                f"{count['rows']:,}",
-                f"{count['positives']:,}",
-                number(count["base_rate"]),
+                span.start,
+                span.end,
+                f"{count.rows:,}",
+                f"{count.positives:,}",
+                number(count.base_rate),
             ]
         )
-    dropped = ", ".join(f"{reason} {count:,}" for reason, count in data["dropped"].items()) or "none"
-    test = counts["test"]
+    dropped = ", ".join(f"{reason} {count:,}" for reason, count in data.dropped.items()) or "none"
+    test = counts.test
     return [
         "## Data",
         "",
-        f"{', '.join(data['products'])}, {data['first']} … {data['last']}, {data['rows']:,} labelled "
-        f"rows (data `{data['hash']}`, features `{data['feature_hash']}`). Rows left out: {dropped}.",
+        f"{', '.join(data.products)}, {data.first} … {data.last}, {data.rows:,} labelled "
+        f"rows (data `{data.hash}`, features `{data.feature_hash}`). Rows left out: {dropped}.",
         "",
         *table(["part", "from", "to (exclusive)", "rows", "spikes", "base rate"], rows),
         "",
-        f"The test holds {test['events']} spike events; spikes lie in {test['positive_blocks']} independent "
-        f"blocks of {report['bootstrap']['block_s'] / 60:g} min.",
+        f"The test holds {test.events} spike events; spikes lie in {test.positive_blocks} independent "
+        f"blocks of {report.bootstrap.block_s / 60:g} min.",
         "",
     ]
 
 
-def thresholds(report: Mapping[str, Any]) -> list[str]:
+def thresholds(report: ModelEvaluation) -> list[str]:
     """What counts as a spike."""
-    test = report["counts"]["test"]["by_product"]
+    test = report.counts.test.by_product
     rows = [
-        [name, f"{tau:.4g}", f"{tau * BPS:.3g}", number(test.get(name, {}).get("base_rate"))]
-        for name, tau in report["thresholds"].items()
+        [name, f"{tau:.4g}", f"{tau * BPS:.3g}", number(test[name].base_rate if name in test else None)]
+        for name, tau in report.thresholds.items()
     ]
     return [
         "## Thresholds",
@@ -253,7 +255,7 @@ def thresholds(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def results(report: Mapping[str, Any]) -> list[str]:
+def results(report: ModelEvaluation) -> list[str]:
     """Show the ranking of every model on all test rows, and its probabilities in a number each."""
     rows = [
         [
@@ -280,37 +282,37 @@ def results(report: Mapping[str, Any]) -> list[str]:
         "log loss",
         "ECE",
     ]
-    bootstrap, test = report["bootstrap"], report["counts"]["test"]
+    bootstrap, test = report.bootstrap, report.counts.test
     return [
         "## Results on the test span",
         "",
-        f"{_test_span(report)}: {test['rows']:,} rows, {test['positives']:,} spikes. Base rate "
-        f"{number(test['base_rate'])}: a model that knows nothing has that PR-AUC. Lift is PR-AUC over base "
+        f"{_test_span(report)}: {test.rows:,} rows, {test.positives:,} spikes. Base rate "
+        f"{number(test.base_rate)}: a model that knows nothing has that PR-AUC. Lift is PR-AUC over base "
         "rate. *By chance*: the same scores on labels shifted in time, which keeps the clustering of spikes "
         "and destroys any relation; a model has shown skill only where hardly a shift reaches it.",
         "",
         *table(head, rows),
         "",
-        f"Intervals: {bootstrap['method']}, {bootstrap['resamples']} resamples of "
-        f"{bootstrap['block_s'] / 60:g} min blocks, seed {bootstrap['seed']}; {NONE} where the data are "
+        f"Intervals: {bootstrap.method}, {bootstrap.resamples} resamples of "
+        f"{bootstrap.block_s / 60:g} min blocks, seed {bootstrap.seed}; {NONE} where the data are "
         "too few for one.",
         "",
     ]
 
 
-def comparisons(report: Mapping[str, Any]) -> list[str]:
+def comparisons(report: ModelEvaluation) -> list[str]:
     """Show paired differences, of all rows and at onset, each pair once; nothing with a single model."""
     rows, shown = [], set()
-    for entry in report["comparisons"]:
-        pair = entry["model"], entry["baseline"]
+    for entry in report.comparisons:
+        pair = entry.model, entry.baseline
         if pair[::-1] in shown:
             continue
         shown.add(pair)
         rows.append(
             [
                 *pair,
-                _difference(entry["ap_difference"], entry["interval"]),
-                _difference(entry["onset_difference"], entry["onset_interval"]),
+                _difference(entry.ap_difference, entry.interval),
+                _difference(entry.onset_difference, entry.onset_interval),
             ]
         )
     if not rows:
@@ -325,15 +327,15 @@ def comparisons(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def onset(report: Mapping[str, Any]) -> list[str]:
+def onset(report: ModelEvaluation) -> list[str]:
     """Show the ranking of rows that do not show a spike yet: the ones a warning is for."""
     rows = sorted(summary_rows(report), key=lambda row: -(row["onset_average_precision"] or 0.0))
-    of_any = next(iter(report["models"].values()))["onset"]
+    of_any = next(iter(report.models.values())).onset
     return [
         "## Onset",
         "",
         f"Only rows whose own trailing volatility is not yet a spike, which are those a warning is for: "
-        f"{of_any['rows']:,} rows, {of_any['positives']:,} spikes, base rate {number(of_any['base_rate'])}.",
+        f"{of_any.rows:,} rows, {of_any.positives:,} spikes, base rate {number(of_any.base_rate)}.",
         "",
         *table(
             ["model", "PR-AUC at onset [95 %]", "lift"],
@@ -341,7 +343,7 @@ def onset(report: Mapping[str, Any]) -> list[str]:
                 [
                     row["model"],
                     with_interval(row["onset_average_precision"], row["onset_low"], row["onset_high"]),
-                    number(report["models"][row["model"]]["onset"]["lift"], 2),
+                    number(report.models[row["model"]].onset.lift, 2),
                 ]
                 for row in rows
             ],
@@ -350,10 +352,10 @@ def onset(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def by_product(report: Mapping[str, Any]) -> list[str]:
+def by_product(report: ModelEvaluation) -> list[str]:
     """Show each product by itself: PR-AUC of every model."""
     models = [row["model"] for row in summary_rows(report)]
-    counts = report["counts"]["test"]["by_product"]
+    counts = report.counts.test.by_product
     return [
         "## By product",
         "",
@@ -362,12 +364,9 @@ def by_product(report: Mapping[str, Any]) -> list[str]:
             [
                 [
                     name,
-                    f"{count['rows']:,}",
-                    number(count["base_rate"]),
-                    *[
-                        number(report["models"][model]["by_product"][name]["average_precision"])
-                        for model in models
-                    ],
+                    f"{count.rows:,}",
+                    number(count.base_rate),
+                    *[number(report.models[model].by_product[name].average_precision) for model in models],
                 ]
                 for name, count in counts.items()
             ],
@@ -376,24 +375,24 @@ def by_product(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def by_period(report: Mapping[str, Any]) -> list[str]:
+def by_period(report: ModelEvaluation) -> list[str]:
     """Show each calendar month (or day) by itself: PR-AUC of every model beside the base rate."""
     models = [row["model"] for row in summary_rows(report)]
-    found = {model: report["models"][model]["by_period"] for model in models}
+    found = {model: report.models[model].by_period for model in models}
     return [
-        f"## By {report['period_unit']}",
+        f"## By {report.period_unit}",
         "",
         "PR-AUC rises and falls with the base rate; a number alone says nothing of the model.",
         "",
         *table(
-            [report["period_unit"], "rows", "spikes", "base rate", *models],
+            [report.period_unit, "rows", "spikes", "base rate", *models],
             [
                 [
-                    of_one["period"],
-                    f"{of_one['rows']:,}",
-                    f"{of_one['positives']:,}",
-                    number(of_one["base_rate"]),
-                    *[number(found[model][k]["average_precision"]) for model in models],
+                    of_one.period,
+                    f"{of_one.rows:,}",
+                    f"{of_one.positives:,}",
+                    number(of_one.base_rate),
+                    *[number(found[model][k].average_precision) for model in models],
                 ]
                 for k, of_one in enumerate(found[models[0]])
             ],
@@ -402,10 +401,10 @@ def by_period(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def calibration(report: Mapping[str, Any], decision: Decision | None) -> list[str]:
+def calibration(report: ModelEvaluation, decision: Decision | None) -> list[str]:
     """Show predicted against observed, of the champion's kind, else of the best model."""
     name = summary_rows(report)[0]["model"]
-    if decision is not None and decision.champion is not None and decision.champion.model in report["models"]:
+    if decision is not None and decision.champion is not None and decision.champion.model in report.models:
         name = decision.champion.model
     lines = [
         [
@@ -419,12 +418,12 @@ def calibration(report: Mapping[str, Any], decision: Decision | None) -> list[st
     ]
     bins = [
         [
-            f"{part['low']:.3f} – {part['high']:.3f}",
-            f"{part['rows']:,}",
-            number(part["predicted"]),
-            number(part["observed"]),
+            f"{part.low:.3f} – {part.high:.3f}",
+            f"{part.rows:,}",
+            number(part.predicted),
+            number(part.observed),
         ]
-        for part in report["models"][name]["reliability"]
+        for part in report.models[name].reliability
     ]
     return [
         "## Calibration",
@@ -441,12 +440,13 @@ def calibration(report: Mapping[str, Any], decision: Decision | None) -> list[st
     ]
 
 
-def events(report: Mapping[str, Any]) -> list[str]:
+def events(report: ModelEvaluation) -> list[str]:
     """Show what each operating point is worth to somebody on duty."""
-    test = report["counts"]["test"]
+    test = report.counts.test
     rows = []
-    for model, result in report["models"].items():
-        for name, point in result["operating_points"].items():
+    for model, result in report.models.items():
+        points = result.operating_points
+        for name, point in (("max_f1", points.max_f1), ("alert_budget", points.alert_budget)):
             if point is None:
                 rows.append([model, name, *[NONE] * 8])
                 continue
@@ -454,14 +454,14 @@ def events(report: Mapping[str, Any]) -> list[str]:
                 [
                     model,
                     name,
-                    number(point["threshold"]),
-                    number(point["precision"]),
-                    number(point["recall"]),
-                    number(point["f1"]),
-                    f"{point['events_found']} of {point['events']}",
-                    number(point["false_alarms_per_hour"], 2),
-                    number(point["median_delay_s"], 0),
-                    number(point["median_lead_s"], 0),
+                    number(point.threshold),
+                    number(point.precision),
+                    number(point.recall),
+                    number(point.f1),
+                    f"{point.events_found} of {point.events}",
+                    number(point.false_alarms_per_hour, 2),
+                    number(point.median_delay_s, 0),
+                    number(point.median_lead_s, 0),
                 ]
             )
     head = [
@@ -479,8 +479,8 @@ def events(report: Mapping[str, Any]) -> list[str]:
     return [
         "## Events and operating points",
         "",
-        f"Chosen on validation ({report['counts']['validation']['rows']:,} rows), measured on "
-        f"{test['events']} spike events in {test['hours']:,.1f} hours of test. Alarms of a product rest "
+        f"Chosen on validation ({report.counts.validation.rows:,} rows), measured on "
+        f"{test.events} spike events in {test.hours:,.1f} hours of test. Alarms of a product rest "
         "5 min; delay counts from an event's first row to its first flag, lead from there to the moment the "
         "trailing volatility itself shows the spike.",
         "",
@@ -489,13 +489,13 @@ def events(report: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def limits(report: Mapping[str, Any]) -> list[str]:
+def limits(report: ModelEvaluation) -> list[str]:
     """What the numbers do not say."""
     lines = [
         "## Limits",
         "",
         "- Measured on one span of one venue; the next one has another level of volatility.",
-        *([_HOURS_OF_TICKS] if report["sufficiency"]["days"] < _FEW_DAYS else []),
+        *([_HOURS_OF_TICKS] if report.sufficiency.days < _FEW_DAYS else []),
         "- τ is frozen at training. When the market's volatility moves, the base rate moves with it: "
         "compare lift and base rate, not PR-AUC alone, between spans.",
         "- One model serves all products; τ differs by product, the features' scale is not adjusted for it.",
@@ -504,7 +504,7 @@ def limits(report: Mapping[str, Any]) -> list[str]:
         "- Rows inside gaps, after restarts and with old quotes have no label and no prediction; nothing "
         "is known about spikes that coincide with them.",
     ]
-    if report["verdict"] != OK:
+    if report.verdict != OK:
         lines.append(
             "- **This test is too small to tell the models apart**; it shows that the machinery works, not "
             "that a model does."
@@ -512,13 +512,13 @@ def limits(report: Mapping[str, Any]) -> list[str]:
     return [*lines, ""]
 
 
-def operation(report: Mapping[str, Any]) -> list[str]:
+def operation(report: ModelEvaluation) -> list[str]:
     """What to watch while it runs."""
     return [
         "## In operation",
         "",
         "- There is no prediction where features are invalid. The label of a row is known "
-        f"{report['horizon_s']} s after it, so every number here can be taken again on what came since.",
+        f"{report.horizon_s} s after it, so every number here can be taken again on what came since.",
         "- Watch the base rate, the calibration of recent rows and the drift numbers. A base rate far from "
         "the one above asks for new thresholds before it asks for another model.",
         "- Thresholds of alarms are chosen on validation; the false alarms an hour that were measured in the "
@@ -544,21 +544,21 @@ def caveats() -> list[str]:
     ]
 
 
-def reproduce(report: Mapping[str, Any], context: CardContext | None) -> list[str]:
+def reproduce(report: ModelEvaluation, context: CardContext | None) -> list[str]:
     """Which commands give these numbers again."""
-    key = report.get("as_of", "HOUR")
+    key = "HOUR" if report.as_of is UNSET else report.as_of
     lines = [
         "## How to reproduce",
         "",
-        f"The same raw storage and `config.yaml` give the data hash `{report['data']['hash']}` and these "
-        f"numbers (seed {report['bootstrap']['seed']}):",
+        f"The same raw storage and `config.yaml` give the data hash `{report.data.hash}` and these "
+        f"numbers (seed {report.bootstrap.seed}):",
         "",
         "```sh",
         f"cryptovol train --partition {key}",
         f"cryptovol evaluate --partition {key} --json",
         "```",
         "",
-        f"Schema version of the evaluation: {report['schema_version']}.",
+        f"Schema version of the evaluation: {report.schema_version}.",
     ]
     if context is not None:
         versions = ", ".join(f"{name} {found}" for name, found in sorted(context.versions.items()))
@@ -566,11 +566,10 @@ def reproduce(report: Mapping[str, Any], context: CardContext | None) -> list[st
     return [*lines, ""]
 
 
-def _test_span(report: Mapping[str, Any]) -> str:
-    span = report["split"]["test"]
-    return f"{', '.join(report['data']['products'])}, {span['start']} … {span['end']}"
+def _test_span(report: ModelEvaluation) -> str:
+    span = report.split.test
+    return f"{', '.join(report.data.products)}, {span.start} … {span.end}"
 
 
-def _difference(value: float | None, interval: Mapping[str, float] | None) -> str:
-    bounds = interval or {}
-    return with_interval(value, bounds.get("low"), bounds.get("high"), signed=True)
+def _difference(value: float | None, bounds: Bounds | None) -> str:
+    return with_interval(value, bounds and bounds.low, bounds and bounds.high, signed=True)

@@ -60,13 +60,13 @@ class Drift:
     over_limit: bool
 
     def strongest(self, count: int) -> dict[str, float]:
-        """Give the columns that moved most, farthest first."""
+        """Return the columns that moved most, farthest first."""
         known = [(name, value) for name, value in self.columns.items() if value is not None]
         return dict(sorted(known, key=lambda item: -item[1])[:count])
 
 
 def distance(first: NDArray[np.float64], second: NDArray[np.float64]) -> float | None:
-    """Give W₁ over the standard deviation of the equal mixture; NaN are left out.
+    """Return W₁ over the standard deviation of the equal mixture; NaN are left out.
 
     Args:
         first: a sample, any order.
@@ -107,7 +107,7 @@ def product_drift(
 
 
 def worst_of(products: Mapping[str, ProductDrift]) -> dict[str, float | None]:
-    """Give each column's greatest distance over the products.
+    """Return each column's greatest distance over the products.
 
     One product that turned is a change of the market that a mean over products would hide.
     """

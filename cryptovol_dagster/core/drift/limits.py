@@ -56,7 +56,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class LimitsInForce:
-    """What the distances of an hour are held against.
+    """What the distances of an hour are compared with.
 
     Attributes:
         columns: the distance that a column must exceed to be over its limit; None where too few past pairs
@@ -77,7 +77,7 @@ class LimitsInForce:
 
     @property
     def told(self) -> str:
-        """Say what the limits rest on, in a line."""
+        """One line: what the limits rest on."""
         if self.calibrated:
             return f"calibrated on {self.pairs} past pairs, {self.first} … {self.last}"
         if not self.pairs:
@@ -85,7 +85,7 @@ class LimitsInForce:
         return f"uncalibrated: {self.pairs} of the {MIN_PAIRS} past pairs needed"
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the JSON-able form."""
+        """Return the JSON-able form."""
         return {
             "limits": dict(self.columns),
             "limit": self.share,
@@ -132,13 +132,13 @@ def limits_in_force(pairs: Sequence[Pair], columns: Sequence[str], fixed: DriftL
 
 
 def upper_limit(values: Sequence[float]) -> float:
-    """Give the ⌈(n + 1)·q⌉-th smallest of n values, at most the greatest."""
+    """Return the ⌈(n + 1)·q⌉-th smallest of n values, at most the greatest."""
     ascending = np.sort(np.asarray(values, dtype=np.float64))
     return float(ascending[_rank(np.array(ascending.size)) - 1])
 
 
 def _share_limit(distances: NDArray[np.float64], ascending: NDArray[np.float64]) -> float | None:
-    """Give the limit of the share of columns over theirs, each past hour judged by all the others.
+    """Return the limit of the share of columns over theirs, each past hour judged by all the others.
 
     Among the n − 1 others the limit is the k-th smallest, k = ⌈n·q⌉. A value over it is over the k-th
     smallest of all n, and the other way round, so that nothing is sorted again for each hour.

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from cryptovol_dagster.core.evaluation.report import jsonable
 from cryptovol_dagster.core.learning.dataset import Dataset, Problem, pose_problem
 from cryptovol_dagster.core.learning.errors import LearningError
 from cryptovol_dagster.core.learning.labels import is_spike
@@ -26,6 +27,7 @@ from cryptovol_dagster.core.metrics import ranking as metrics
 from cryptovol_dagster.core.metrics.bootstrap import INTERVAL_LEVEL, BlockBootstrap, interval
 from cryptovol_dagster.core.metrics.ranking import Ranking
 from cryptovol_dagster.core.models import train_model
+from cryptovol_dagster.core.models.kinds import SINGLE_COLUMN
 from cryptovol_dagster.core.specs import DAY_S, NS, ModelSpec, TimescaleSpec
 from cryptovol_dagster.core.times import iso_utc, partition_at
 
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
 
 #: Of the JSON report; raised when a key changes its meaning or goes.
 SCHEMA_VERSION = 1
-#: Each looks at one column; a learned model is measured against the best of them.
-SINGLE_FEATURE = ("persistence", "baseline_zscore", "ewma")
 #: Columns of features that the report ranks as they are.
 COLUMNS_SHOWN = 5
 #: Share of the wanted training span below which a fold is no fold of this backtest.
@@ -135,7 +135,7 @@ def walk_forward(
         ends: of the as-of partitions, ascending.
         feature_hash: identifies the feature set.
         models: names in `MODELS`; by default those enabled.
-        progress: is told of each fold and model before it is trained: done, of how many, what.
+        progress: called with each fold and model before it is trained: done, of how many, what.
 
     Raises:
         LearningError: no fold could be tested.
@@ -153,7 +153,7 @@ def walk_forward(
                 names,
                 feature_hash,
                 walk,
-                _telling(progress, number, len(ends), as_of),
+                _reporting(progress, number, len(ends), as_of),
             )
         except LearningError as error:
             walk.skipped.append({"as_of": as_of, "reason": str(error)})
@@ -164,10 +164,10 @@ def walk_forward(
         )
     predictions = pd.concat(walk.parts, ignore_index=True)
     report = _report(dataset, spec, model_spec, names, feature_hash, walk, predictions)
-    return Backtest(_jsonable(report), predictions)
+    return Backtest(jsonable(report), predictions)
 
 
-def _telling(progress: Progress | None, number: int, total: int, as_of: str) -> Callable[[str], None]:
+def _reporting(progress: Progress | None, number: int, total: int, as_of: str) -> Callable[[str], None]:
     return lambda model: None if progress is None else progress(number, total, f"{as_of} {model}")
 
 
@@ -179,7 +179,7 @@ def _one_fold(
     names: tuple[str, ...],
     feature_hash: str,
     walk: _Walk,
-    tell: Callable[[str], None],
+    report_model: Callable[[str], None],
 ) -> None:
     rows = fold_rows(dataset, end_ns, spec)
     if not len(rows):
@@ -192,7 +192,7 @@ def _one_fold(
     trees: dict[str, int] = {}
     gains: dict[str, dict[str, float]] = {}
     for name in names:
-        tell(name)
+        report_model(name)
         model = train_model(name, problem, spec, model_spec, feature_hash=feature_hash)
         scores[name] = model.predict_proba(test.features)
         if (booster := getattr(model, "booster", None)) is not None:
@@ -252,10 +252,9 @@ def _report(
     onset = predictions["onset"].to_numpy(dtype=bool)
     scores = {name: predictions[name].to_numpy(dtype=np.float64) for name in names}
     folds = [_fold_report(k, fold, predictions, names, spec) for k, fold in enumerate(walk.folds)]
-    bootstrap = BlockBootstrap(
-        predictions["t"].astype("datetime64[ns, UTC]").astype(np.int64).to_numpy(),
-        spec.bar_ns, float(DAY_S), model_spec.bootstrap_resamples, model_spec.seed,
-    )  # fmt: skip
+    t_ns = predictions["t"].astype("datetime64[ns, UTC]").astype(np.int64).to_numpy()
+    resamples, seed = model_spec.bootstrap_resamples, model_spec.seed
+    bootstrap = BlockBootstrap(t_ns, spec.bar_ns, float(DAY_S), resamples, seed)
     resampled = bootstrap.average_precisions(y, scores) if y.any() else {}
     pooled = {name: _quality(y, score, onset) for name, score in scores.items()}
     for name, quality in pooled.items():
@@ -269,6 +268,28 @@ def _report(
     bare = [_best_column(columns[0], walk.features, bootstrap, y)] if columns else []
     return {
         "schema_version": SCHEMA_VERSION,
+        **_asked(dataset, spec, model_spec, feature_hash),
+        "data": _data(dataset),
+        "test": _test(walk, y, onset),
+        "models": pooled,
+        "comparisons": _comparisons(measured),
+        "single_columns": columns,
+        "over_best_column": [_comparison(one, best) for best in bare for one in measured],
+        "folds": folds,
+        "skipped": walk.skipped,
+        "by_month": list(_by_month(predictions, names)),
+        "gain": _gain(walk.folds),
+        "bootstrap": {
+            "method": "circular block bootstrap over the pooled test rows",
+            "block_s": DAY_S,
+            "resamples": resamples,
+            "level": INTERVAL_LEVEL,
+        },
+    }
+
+
+def _asked(dataset: Dataset, spec: TimescaleSpec, model_spec: ModelSpec, feature_hash: str) -> dict[str, Any]:
+    return {
         "timescale": spec.name,
         "target": spec.target,
         "bar_interval_s": spec.bar_interval_s,
@@ -283,36 +304,28 @@ def _report(
         "features": len(dataset.features.columns),
         "spec_hash": spec.hash(),
         "model_spec_hash": model_spec.hash(),
-        "data": {
-            "products": list(dataset.products),
-            "first": iso_utc(int(dataset.t_ns.min())),
-            "last": iso_utc(int(dataset.t_ns.max())),
-            "rows": len(dataset),
-            "dropped": dataset.dropped,
-        },
-        "test": {
-            "first": iso_utc(walk.folds[0].split.test.start_ns),
-            "end": iso_utc(walk.folds[-1].split.test.end_ns),
-            "rows": y.size,
-            "positives": int(y.sum()),
-            "base_rate": float(y.mean()),
-            "onset_rows": int(onset.sum()),
-            "onset_base_rate": float(y[onset].mean()) if onset.any() else math.nan,
-        },
-        "models": pooled,
-        "comparisons": _comparisons(measured),
-        "single_columns": columns,
-        "over_best_column": [_comparison(one, best) for best in bare for one in measured],
-        "folds": folds,
-        "skipped": walk.skipped,
-        "by_month": list(_by_month(predictions, names)),
-        "gain": _gain(walk.folds),
-        "bootstrap": {
-            "method": "circular block bootstrap over the pooled test rows",
-            "block_s": DAY_S,
-            "resamples": model_spec.bootstrap_resamples,
-            "level": INTERVAL_LEVEL,
-        },
+    }
+
+
+def _data(dataset: Dataset) -> dict[str, Any]:
+    return {
+        "products": list(dataset.products),
+        "first": iso_utc(int(dataset.t_ns.min())),
+        "last": iso_utc(int(dataset.t_ns.max())),
+        "rows": len(dataset),
+        "dropped": dataset.dropped,
+    }
+
+
+def _test(walk: _Walk, y: NDArray[np.bool_], onset: NDArray[np.bool_]) -> dict[str, Any]:
+    return {
+        "first": iso_utc(walk.folds[0].split.test.start_ns),
+        "end": iso_utc(walk.folds[-1].split.test.end_ns),
+        "rows": y.size,
+        "positives": int(y.sum()),
+        "base_rate": float(y.mean()),
+        "onset_rows": int(onset.sum()),
+        "onset_base_rate": float(y[onset].mean()) if onset.any() else math.nan,
     }
 
 
@@ -456,8 +469,8 @@ def _comparison(one: _Measured, other: _Measured) -> dict[str, Any]:
 
 
 def best_single_feature(report: Mapping[str, Any]) -> str | None:
-    """Name the single-feature model with the highest pooled AP; None where the report has none."""
-    present = [name for name in SINGLE_FEATURE if name in report["models"]]
+    """Return the name of the single-feature model with the highest pooled AP; None where there is none."""
+    present = [name for name in SINGLE_COLUMN if name in report["models"]]
     return max(present, key=lambda name: report["models"][name]["average_precision"] or 0.0, default=None)
 
 
@@ -474,7 +487,7 @@ def _by_month(predictions: pd.DataFrame, names: tuple[str, ...]) -> Iterator[dic
 
 
 def _gain(folds: Sequence[Fold]) -> dict[str, dict[str, dict[str, float]]]:
-    """Give the share of the total gain of each feature, over folds, the largest mean first, by model.
+    """Return the share of the total gain of each feature, over folds, the largest mean first, by model.
 
     A fold that left a feature out, or never split on it, counts as a share of 0.
     """
@@ -495,14 +508,3 @@ def _interval(resampled: NDArray[np.float64] | None) -> dict[str, float] | None:
 def _partition_name(end_ns: int, spec: TimescaleSpec) -> str:
     """Return the key of the as-of partition: the hour or day that ends at `end_ns`."""
     return partition_at(end_ns - spec.partition_ns, spec.partition_ns)
-
-
-def _jsonable(value: Any) -> Any:
-    """Plain Python all the way down; a number that is none becomes null."""
-    if isinstance(value, Mapping):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value

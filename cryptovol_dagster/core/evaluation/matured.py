@@ -1,8 +1,8 @@
 """How good the probabilities of the model in force turned out to be, once the labels were known.
 
-The rows go in as they were scored: each by the champion of its time, which had learned nothing of them, each
-held against that champion's own thresholds. So a span over which the champion changed is judged as whoever
-listened to it lived through it, not as one model.
+Each row was scored by the champion of its time, which had not learned from it, and is compared with that
+champion's own thresholds. So a span over which the champion changed is measured as its users saw it, not as
+one model.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class Performance:
 
     @property
     def measured_on(self) -> str:
-        """Say in a line what the numbers were measured on."""
+        """One line: what the numbers were measured on."""
         if not self.rows:
             return "no rows"
         return (
@@ -87,7 +87,7 @@ class Performance:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """Give the JSON-able form."""
+        """Return the JSON-able form."""
         body = asdict(self) | {"reasons": list(self.reasons), "measured_on": self.measured_on}
         for name, ranked in (
             ("average_precision", self.average_precision),
@@ -166,6 +166,6 @@ def thinned(rows: ScoredRows, every: int) -> ScoredRows:
 
 
 def scaled_volatility(sigma: np.ndarray, product: np.ndarray, thresholds: dict[str, float]) -> np.ndarray:
-    """Give volatility in units of its product's threshold, so that products rank together; unknown is 0."""
+    """Return volatility in units of its product's threshold, so that products rank together; unknown is 0."""
     taus = np.array([thresholds[str(name)] for name in product], dtype=np.float64)
     return np.nan_to_num(sigma / taus, nan=0.0)

@@ -1,16 +1,20 @@
-"""What ``model_eval.json`` holds: its fields, its JSON Schema, and how older files are read.
+"""What ``model_eval.json`` holds: its record, its JSON Schema, and how it is written and read.
 
+`evaluate` builds the record, and everything after it passes the record on; JSON is written at the edge alone.
 ``docs/model_eval.schema.json`` is rendered from here: ``python -m cryptovol_dagster.core.evaluation.report``.
+The schema holds the docstrings below.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Mapping
 from typing import Any
 
 import msgspec
+import numpy as np
 
 from ingestor.errors import CryptovolError
 
@@ -106,26 +110,45 @@ class Counts(_Strict):
 class Sufficiency(_Strict):
     """What the training span can teach (`core/sufficiency.py`)."""
 
+    #: Richest class of models that it supports; ``none`` where not even a single volatility can be fitted.
     supports: str
     rows: int
-    products: list[str]
+    products: tuple[str, ...]
     positives: int
+    #: Time observed (bars of which at least one product has a row), in days.
     days: float
+    #: Episodes: runs of spikes of a product, gaps of at most H bridged.
     events: int
+    #: How many a model may read.
     features: int
+    #: The most spikes, of whatever product, of which any two lie `least_block_s` apart.
     spikes_apart: int
     spikes_per_feature: float
+    #: max(5 H, 30 min).
     least_block_s: float
+    #: Integrated autocorrelation time of y.
     memory_s: float
+    #: max(`least_block_s`, 2 × `memory_s`): what lies that far apart is independent.
     block_s: float
+    #: The most rows of which any two lie `block_s` apart.
     blocks: int
+    #: The same of spikes.
     positive_blocks: int
+    #: Times with a spike, by the memory of y.
     effective_positives: float
+    #: Times, by the memory of ln σ.
     effective_rows: float
-    missing: list[str]
+    #: What the next class lacks, a sentence each; empty where there is no next class.
+    missing: tuple[str, ...]
     next_class: str | None
+    #: Days until the next class at this rate; None where there is no next class or no rate yet.
     more_days: float | None
+    #: All of it in one line.
     summary: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON-able form."""
+        return jsonable(self)
 
 
 class Bootstrap(_Strict):
@@ -302,6 +325,56 @@ class ModelEvaluation(_Strict):
     comparisons: list[Comparison]
     as_of: str | msgspec.UnsetType = msgspec.UNSET
 
+    @property
+    def partition(self) -> str:
+        """The as-of partition.
+
+        Raises:
+            EvaluationError: the report is of none.
+        """
+        if self.as_of is msgspec.UNSET:
+            raise EvaluationError("evaluation of no partition: it has no as_of")
+        return self.as_of
+
+
+#: Keys that files hold first; the schema lists inherited fields before a record's own.
+_WRITTEN_FIRST: dict[type[msgspec.Struct], tuple[str, ...]] = {
+    PeriodRanking: ("period",),
+    OperatingPoint: tuple(name for name in OperatingPoint.__struct_fields__ if name != "chosen_on"),
+    ModelResult: (
+        "measured_on",
+        *Ranking.__struct_fields__,
+        "time_shift",
+        "roc_auc",
+        "log_loss",
+        "brier",
+        "expected_calibration_error",
+        "reliability",
+        "calibration",
+        "by_product",
+    ),
+}
+
+
+def jsonable(value: Any) -> Any:
+    """Convert records, tuples and numpy numbers to what JSON has; NaN and infinity become null."""
+    if isinstance(value, msgspec.Struct):
+        names = (*_WRITTEN_FIRST.get(type(value), ()), *value.__struct_fields__)
+        fields = {name: getattr(value, name) for name in names}
+        return {name: jsonable(item) for name, item in fields.items() if item is not msgspec.UNSET}
+    if isinstance(value, Mapping):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def encode(report: ModelEvaluation) -> bytes:
+    """Return the content of ``model_eval.json``."""
+    return json.dumps(jsonable(report), indent=2, allow_nan=False).encode()
+
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (2020-12) of the file."""
@@ -312,24 +385,28 @@ def json_schema() -> dict[str, Any]:
     }
 
 
-def check_report(report: Mapping[str, Any]) -> None:
-    """Make sure that a report holds every field of this version, of its type, and no other.
+def check_report(report: Mapping[str, Any]) -> ModelEvaluation:
+    """Convert the JSON of a report to its record: every field of this version, of its type, and no other.
 
     Raises:
-        EvaluationError: it does not; the message names the first field that differs.
+        EvaluationError: it does not fit; the message names the first field that differs.
     """
-    _require_version(report)
+    found = report.get("schema_version")
+    if found != SCHEMA_VERSION:
+        raise EvaluationError(
+            f"evaluation of schema version {found}; this version reads {SCHEMA_VERSION}: evaluate again"
+        )
     try:
-        msgspec.convert(report, ModelEvaluation)
+        return msgspec.convert(report, ModelEvaluation)
     except msgspec.ValidationError as error:
         raise EvaluationError(f"evaluation of another form: {error}") from error
 
 
-def read_report(content: bytes) -> dict[str, Any]:
-    """Read the bytes of a ``model_eval.json`` of this version.
+def read_report(content: bytes) -> ModelEvaluation:
+    """Read the bytes of a ``model_eval.json``.
 
     Raises:
-        EvaluationError: it is no JSON object, or of another version.
+        EvaluationError: it is no JSON object, of another version, or lacks a field.
     """
     try:
         report = json.loads(content)
@@ -337,16 +414,7 @@ def read_report(content: bytes) -> dict[str, Any]:
         raise EvaluationError(f"evaluation that is no JSON: {error}") from error
     if not isinstance(report, dict):
         raise EvaluationError("evaluation that is no JSON object")
-    _require_version(report)
-    return report
-
-
-def _require_version(report: Mapping[str, Any]) -> None:
-    found = report.get("schema_version")
-    if found != SCHEMA_VERSION:
-        raise EvaluationError(
-            f"evaluation of schema version {found}; this version reads {SCHEMA_VERSION}: evaluate again"
-        )
+    return check_report(report)
 
 
 if __name__ == "__main__":

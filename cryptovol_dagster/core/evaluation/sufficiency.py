@@ -6,13 +6,13 @@ lie apart, and over how many days. Nothing here decides anything: the numbers st
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import pandas as pd
 
+from cryptovol_dagster.core.evaluation.report import Sufficiency
 from cryptovol_dagster.core.learning.labels import SIGMA_FLOOR
 from cryptovol_dagster.core.metrics.autocorrelation import autocorrelation
 from cryptovol_dagster.core.metrics.bootstrap import MIN_POSITIVE_BLOCKS, MIN_POSITIVES, least_block_s
@@ -70,68 +70,6 @@ class Memory(NamedTuple):
     effective: float
 
 
-@dataclass(frozen=True)
-class Sufficiency:
-    """What a span holds, and the richest class of models it supports.
-
-    Attributes:
-        supports: name of the class; ``none`` where not even a single volatility can be fitted.
-        rows: labelled rows.
-        products: names.
-        positives: rows that are a spike.
-        days: time observed (bars of which at least one product has a row), in days.
-        events: episodes: runs of spikes of a product, gaps of at most H bridged.
-        features: how many a model may read.
-        spikes_apart: the most spikes, of whatever product, of which any two lie `least_block_s` apart.
-        spikes_per_feature: the same by `features`.
-        least_block_s: max(5 H, 30 min).
-        memory_s: integrated autocorrelation time of y.
-        block_s: max(`least_block_s`, 2 × `memory_s`): what lies that far apart is independent.
-        blocks: the most rows of which any two lie `block_s` apart.
-        positive_blocks: the same of spikes.
-        effective_positives: times with a spike, by the memory of y.
-        effective_rows: times, by the memory of ln σ.
-        missing: what the next class lacks, a sentence each; empty where there is no next class.
-        next_class: name of the next class; None where there is none.
-        more_days: days until the next class at this rate; None where there is no next class or no rate yet.
-    """
-
-    supports: str
-    rows: int
-    products: tuple[str, ...]
-    positives: int
-    days: float
-    events: int
-    features: int
-    spikes_apart: int
-    spikes_per_feature: float
-    least_block_s: float
-    memory_s: float
-    block_s: float
-    blocks: int
-    positive_blocks: int
-    effective_positives: float
-    effective_rows: float
-    missing: tuple[str, ...]
-    next_class: str | None
-    more_days: float | None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the JSON-able form, with the `summary` sentence."""
-        body = asdict(self)
-        body |= {"products": list(self.products), "missing": list(self.missing)}
-        return {**body, "summary": summarise(body)}
-
-
-def summarise(found: Mapping[str, Any]) -> str:
-    """Say in one line what a span supports, and when more; of `Sufficiency.to_dict` or its JSON."""
-    counted = f"{found['spikes_apart']} spikes apart in {found['days']:.2g} days"
-    if found["next_class"] is None:
-        return f"{counted} support {found['supports']}"
-    when = "no rate yet" if found["more_days"] is None else f"{found['more_days']:.2g} more days at this rate"
-    return f"{counted} support {found['supports']}; {found['next_class']}: {when}"
-
-
 def assess_training(problem: Problem) -> Sufficiency:
     """Assess the training rows of a problem, which is what models are fitted on."""
     train, y = problem.part(problem.split.train)
@@ -156,7 +94,7 @@ def assess(
     horizon_ns: int,
     features: int,
 ) -> Sufficiency:
-    """Say what rows can teach, whatever their order; more of them never support less.
+    """Assess what rows can teach, whatever their order; more of them never support less.
 
     The class rests on counts that only grow with rows: positives, days, and spikes of which any two lie
     max(5 H, 30 min) apart. Products at one time count once: they move together. The numbers by the memory of
@@ -183,16 +121,9 @@ def assess(
     block_s = max(least_s, 2 * of_y.integrated_s)
     spikes_apart = count_apart(spike_times, least_s)
     days = times.size * bar_ns / NS / DAY_S
-    reached = [
-        _lacking(kind, spikes_apart, int(y.sum()), days, features)
-        for kind in CLASSES  # a class stands on those before it, so the first that lacks something ends it
-    ]
-    k = next((k for k, lacks in enumerate(reached) if lacks), len(CLASSES))
-    lacks = reached[k] if k < len(CLASSES) else []
-    waits = [lack.more_days for lack in lacks]
-    known = [wait for wait in waits if wait is not None]
+    reach = _reach(spikes_apart, int(y.sum()), days, features)
     return Sufficiency(
-        supports=CLASSES[k - 1].name if k else NONE,
+        supports=reach.supports,
         rows=int(t_ns.size),
         products=tuple(sorted(map(str, pd.unique(product)))),
         positives=int(y.sum()),
@@ -208,10 +139,42 @@ def assess(
         positive_blocks=count_apart(spike_times, block_s),
         effective_positives=of_y.effective * spike_times.size / max(times.size, 1),
         effective_rows=of_sigma.effective,
-        missing=tuple(lack.sentence for lack in lacks),
-        next_class=CLASSES[k].name if k < len(CLASSES) else None,
-        more_days=max(known) if known and len(known) == len(waits) else None,
+        missing=reach.missing,
+        next_class=reach.next_class,
+        more_days=reach.more_days,
+        summary=_summary(spikes_apart, days, reach),
     )
+
+
+class _Reach(NamedTuple):
+    """The richest class that is supported, and what the next one lacks (as in `Sufficiency`)."""
+
+    supports: str
+    missing: tuple[str, ...]
+    next_class: str | None
+    more_days: float | None
+
+
+def _reach(spikes_apart: int, positives: int, days: float, features: int) -> _Reach:
+    supported = NONE
+    # A class stands on those before it, so the first that lacks something is the next one.
+    for kind in CLASSES:
+        if lacks := _lacking(kind, spikes_apart, positives, days, features):
+            waits = [lack.more_days for lack in lacks]
+            known = [wait for wait in waits if wait is not None]
+            more_days = max(known) if len(known) == len(waits) else None
+            return _Reach(supported, tuple(lack.sentence for lack in lacks), kind.name, more_days)
+        supported = kind.name
+    return _Reach(supported, (), None, None)
+
+
+def _summary(spikes_apart: int, days: float, reach: _Reach) -> str:
+    """Return one line: what a span supports, and when it supports more."""
+    counted = f"{spikes_apart} spikes apart in {days:.2g} days support {reach.supports}"
+    if reach.next_class is None:
+        return counted
+    when = "no rate yet" if reach.more_days is None else f"{reach.more_days:.2g} more days at this rate"
+    return f"{counted}; {reach.next_class}: {when}"
 
 
 def count_apart(times_ns: NDArray[np.int64], apart_s: float) -> int:
@@ -237,7 +200,7 @@ class _Lack(NamedTuple):
 
 
 def _lacking(kind: ModelClass, spikes: int, positives: int, days: float, features: int) -> list[_Lack]:
-    """Say what a class lacks, in order of the things it asks for."""
+    """Return what a class lacks, in order of the things it asks for."""
     reads = features if kind.features is None else kind.features
     asked = (
         ("rows that are spikes", positives, MIN_POSITIVES),

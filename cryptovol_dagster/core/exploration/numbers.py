@@ -30,7 +30,7 @@ _KNOWN_MASKS = frozenset({"ret_ok", "has_quote", "has_spread", "has_imbalance", 
 
 
 def coverage(bars: BarGrid) -> pd.DataFrame:
-    """Tell what there is of each product, and the share of bars with each fault.
+    """Count what there is of each product, and the share of bars with each fault.
 
     Returns:
         A row a product: `bars`, `messages`, `no_message` (share of bars, as all that follow), `zero_return`
@@ -54,7 +54,7 @@ def coverage(bars: BarGrid) -> pd.DataFrame:
 
 
 def log_returns(bars: BarGrid, row: int) -> NDArray[np.float64]:
-    """Give one product's log returns on the bars' grid; NaN where none is known."""
+    """Return one product's log returns on the bars' grid; NaN where none is known."""
     return np.where(bars.ret_ok[row], bars.ret_nano[row] * 1e-9, np.nan)
 
 
@@ -74,7 +74,7 @@ def on_grid(dataset: Dataset, column: NDArray[np.float64], product: str) -> NDAr
 
 
 def threshold_choices(problem: Problem, spec: TimescaleSpec, quantiles: Sequence[float]) -> pd.DataFrame:
-    """Tell what other quantiles of the training rows would make of τ, of positives and of episodes.
+    """Compute what other quantiles of the training rows would make of τ, positives and episodes.
 
     Args:
         problem: rows and cut; its own thresholds are not used.

@@ -1,11 +1,12 @@
 """Features: what is known at the end of a bar, from windows over bars; never a price or volume level.
 
-Each feature is declared once (`FEATURES`): the declaration names, documents, computes and versions it. One
-function serves the hourly asset, replay, the benchmark and the live path; `docs/features.md` and the lake's
-schema are rendered from the same table. There are two stages: a product's *own* features from its own bars,
-and *cross* features from the other products' own features of the same bar. Does not belong here: the
-formulas (`feature_formulas.py`), labels, scaling to a training span, anything that looks past a row's own
-bar.
+Each feature is declared once (`feature_list`): the declaration names, documents, computes and versions it.
+One function serves the hourly asset, replay, the benchmark and the live path; `docs/features.md` and the
+lake's schema are rendered from the same table. There are two stages: a product's *own* features from its own
+bars, and *cross* features from the other products' own features of the same bar.
+
+Does not belong here: the formulas (`formulas.py`), labels, scaling to a training span, anything that reads
+past a row's own bar.
 
 Realised volatility and the HAR set after Corsi (2009).
 """
@@ -197,10 +198,8 @@ def _volatility(windows: _Windows) -> Iterator[Feature]:
         for h in windows.half_lives:
             length = ewma_length(h)
             text = f"ln(√EWMA({what}) + 1e-7), half-life {h} bars, kernel of {length} bars"
-            yield Feature(
-                f"ln_ewma_{short}_{h}", "EWMA", _LN_VOLATILITY, (source,), length, text, _is_long(length),
-                formulas.ln_ewma(h, which),
-            )  # fmt: skip
+            name, compute, is_long = f"ln_ewma_{short}_{h}", formulas.ln_ewma(h, which), _is_long(length)
+            yield Feature(name, "EWMA", _LN_VOLATILITY, (source,), length, text, is_long, compute)
     for a, b in windows.pairs(windows.families.rv_ratios):
         text, compute = f"ln RV({a}) − ln RV({b})", formulas.difference(f"ln_rv_{a}", f"ln_rv_{b}")
         yield Feature(
@@ -239,43 +238,30 @@ def _shape(windows: _Windows) -> Iterator[Feature]:
         )
     for w in used:
         text = f"Σ r² of the bars with r < 0 / Σ r², over {w} bars; 0.5 where RV is 0"
-        yield Feature(
-            f"downside_share_{w}", "downside", "share", ("ret_nano",), w, text,
-            compute=formulas.downside_share(w),
-        )  # fmt: skip
+        compute = formulas.downside_share(w)
+        yield Feature(f"downside_share_{w}", "downside", "share", ("ret_nano",), w, text, compute=compute)
+    family, sources = "Parkinson volatility", ("range_nano",)
     for w in windows.up_to_longest(windows.families.ranges):
         text = (
             f"ln(√(Σ (ln high − ln low)² / (4 ln 2 · n)) + 1e-7), the range of each bar, n valid bars of {w}"
         )
-        yield Feature(
-            f"ln_parkinson_{w}", "Parkinson volatility", _LN_VOLATILITY, ("range_nano",), w, text,
-            compute=formulas.ln_parkinson(w),
-        )  # fmt: skip
+        compute = formulas.ln_parkinson(w)
+        yield Feature(f"ln_parkinson_{w}", family, _LN_VOLATILITY, sources, w, text, compute=compute)
     for a, b in windows.families.range_ratios:
         if b <= windows.all[-1]:
             text = f"ln Parkinson({a}) − ln Parkinson({b})"
             compute = formulas.difference(f"ln_parkinson_{a}", f"ln_parkinson_{b}")
-            yield Feature(
-                f"range_ratio_{a}_{b}", "Parkinson volatility", _LN_RATIO, ("range_nano",), b, text,
-                compute=compute,
-            )  # fmt: skip
+            yield Feature(f"range_ratio_{a}_{b}", family, _LN_RATIO, sources, b, text, compute=compute)
+    family, unit = "bar shape", "ln(log return)"
     for w in windows.up_to_longest(windows.families.log_ranges):
         text = f"mean of ln(ln high − ln low + 1e-5) over the valid bars of {w}"
-        yield Feature(
-            f"mean_ln_range_{w}", "bar shape", "ln(log return)", ("range_nano",), w, text,
-            compute=formulas.mean_ln_range(w),
-        )  # fmt: skip
+        yield Feature(f"mean_ln_range_{w}", family, unit, sources, w, text, compute=formulas.mean_ln_range(w))
         text = f"standard deviation of ln(ln high − ln low + 1e-5) over the valid bars of {w} (divisor n)"
-        yield Feature(
-            f"std_ln_range_{w}", "bar shape", "ln(log return)", ("range_nano",), w, text,
-            compute=formulas.std_ln_range(w),
-        )  # fmt: skip
+        yield Feature(f"std_ln_range_{w}", family, unit, sources, w, text, compute=formulas.std_ln_range(w))
     if windows.families.bar_shape:
         text = "(2 close − high − low)/(high − low): −1 at the bar's low, 1 at its high; 0 without a range"
-        yield Feature(
-            "close_place_last", "bar shape", "share", ("high", "low", "close"), 1, text,
-            compute=formulas.close_place_last,
-        )  # fmt: skip
+        sources, compute = ("high", "low", "close"), formulas.close_place_last
+        yield Feature("close_place_last", family, "share", sources, 1, text, compute=compute)
 
 
 def _spread(windows: _Windows) -> Iterator[Feature]:
@@ -295,10 +281,8 @@ def _spread(windows: _Windows) -> Iterator[Feature]:
             f"share of the valid bars of {w} whose spread is over 1.5 times the smallest positive one of the "
             f"{tick_bars} bars up to each"
         )
-        yield Feature(
-            f"spread_above_tick_{w}", "spread", "share", sources, w + tick_bars, text,
-            compute=formulas.spread_above_tick(w, tick_bars),
-        )  # fmt: skip
+        name, compute = f"spread_above_tick_{w}", formulas.spread_above_tick(w, tick_bars)
+        yield Feature(name, "spread", "share", sources, w + tick_bars, text, compute=compute)
 
 
 def _book(windows: _Windows) -> Iterator[Feature]:
@@ -339,10 +323,8 @@ def _activity(windows: _Windows) -> Iterator[Feature]:
         )
     for w in used:
         text, compute = f"ln(changes of mid / n + 0.01), n valid bars of {w}", formulas.ln_mid_changes(w)
-        yield Feature(
-            f"ln_mid_changes_{w}", "intensity", "ln(changes per bar)", ("n_mid_changes",), w, text,
-            compute=compute,
-        )  # fmt: skip
+        name, unit = f"ln_mid_changes_{w}", "ln(changes per bar)"
+        yield Feature(name, "intensity", unit, ("n_mid_changes",), w, text, compute=compute)
 
 
 def _trades(windows: _Windows) -> Iterator[Feature]:
@@ -370,10 +352,8 @@ def _time(windows: _Windows, spec: TimescaleSpec) -> Iterator[Feature]:
     for period, period_s, text in (*waves, *of_hour):
         for name, wave in (("sin", np.sin), ("cos", np.cos)):
             formula = f"{name}(2π · share of the {text} that has passed at the bar's end, UTC)"
-            yield Feature(
-                f"{name}_{period}", "calendar", "", ("bar_start",), 1, formula,
-                compute=formulas.calendar(wave, period_s),
-            )  # fmt: skip
+            compute = formulas.calendar(wave, period_s)
+            yield Feature(f"{name}_{period}", "calendar", "", ("bar_start",), 1, formula, compute=compute)
     if windows.families.bar_shape:
         for name, period_s, text in (
             ("phase_hour", HOUR_S, "hour"),
@@ -389,10 +369,8 @@ def _time(windows: _Windows, spec: TimescaleSpec) -> Iterator[Feature]:
     )
     longest = max(w for w in windows.all if not _is_long(w) or w == windows.all[0])
     text = f"ln(bars since a new segment began, its own and this one included, at most {longest}, in seconds)"
-    yield Feature(
-        "ln_segment_age", "age", "ln(s)", ("new_segment",), longest, text,
-        compute=formulas.ln_segment_age(longest, spec.bar_interval_s),
-    )  # fmt: skip
+    compute = formulas.ln_segment_age(longest, spec.bar_interval_s)
+    yield Feature("ln_segment_age", "age", "ln(s)", ("new_segment",), longest, text, compute=compute)
 
 
 def _cross(own: dict[str, Feature], used: Families) -> Iterator[Feature]:
@@ -407,7 +385,7 @@ def _cross(own: dict[str, Feature], used: Families) -> Iterator[Feature]:
 
 
 @lru_cache(maxsize=32)
-def FEATURES(spec: TimescaleSpec) -> tuple[Feature, ...]:  # noqa: N802 - it is the table
+def feature_list(spec: TimescaleSpec) -> tuple[Feature, ...]:
     """Every feature of a timescale, in column order: the own ones, then the cross ones.
 
     Raises:
@@ -434,12 +412,12 @@ def FEATURES(spec: TimescaleSpec) -> tuple[Feature, ...]:  # noqa: N802 - it is 
 
 def feature_names(spec: TimescaleSpec) -> tuple[str, ...]:
     """Column names, in order."""
-    return tuple(feature.name for feature in FEATURES(spec))
+    return tuple(feature.name for feature in feature_list(spec))
 
 
 def own_features(spec: TimescaleSpec) -> tuple[Feature, ...]:
     """The features that a product's own bars give: what live rows carry."""
-    return tuple(feature for feature in FEATURES(spec) if feature.is_own)
+    return tuple(feature for feature in feature_list(spec) if feature.is_own)
 
 
 def own_feature_names(spec: TimescaleSpec) -> tuple[str, ...]:
@@ -449,7 +427,7 @@ def own_feature_names(spec: TimescaleSpec) -> tuple[str, ...]:
 
 def optional_feature_names(spec: TimescaleSpec) -> frozenset[str]:
     """Names of the features that a valid row may lack."""
-    return frozenset(feature.name for feature in FEATURES(spec) if feature.optional)
+    return frozenset(feature.name for feature in feature_list(spec) if feature.optional)
 
 
 def feature_hash(spec: TimescaleSpec) -> str:
@@ -461,11 +439,11 @@ def feature_hash(spec: TimescaleSpec) -> str:
         "stale_after_s": spec.stale_after_s,
         "gap_after_s": spec.gap_after_s,
         "required_window_bars": MAX_REQUIRED_WINDOW_BARS,
-        "features": [feature.document() for feature in FEATURES(spec)],
+        "features": [feature.document() for feature in feature_list(spec)],
     }
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def lookback_bars(spec: TimescaleSpec) -> int:
     """Bars that a row may depend on, its own included: the longest window or kernel."""
-    return max(feature.window_bars for feature in FEATURES(spec))
+    return max(feature.window_bars for feature in feature_list(spec))

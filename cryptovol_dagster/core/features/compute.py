@@ -9,7 +9,7 @@ import numpy as np
 
 from cryptovol_dagster.core.features import formulas
 from cryptovol_dagster.core.features.block import Block
-from cryptovol_dagster.core.features.catalogue import FEATURES, Feature, own_features
+from cryptovol_dagster.core.features.catalogue import Feature, feature_list, own_features
 from cryptovol_dagster.core.features.grid import FeatureError, FeatureGrid, Reason
 from cryptovol_dagster.core.features.windows import ewma_length
 from cryptovol_dagster.core.market.bars import BarGrid
@@ -21,7 +21,7 @@ _BLOCK_BARS, _CROSS_BLOCK_BARS = 16_384, 4_096
 
 def compute_features(bars: BarGrid, spec: TimescaleSpec, *, from_ns: int | None = None) -> FeatureGrid:
     """Own and cross features of every bar from `from_ns` on; as `compute_own_features` otherwise."""
-    grid = _empty_grid(bars, spec, from_ns, FEATURES(spec))
+    grid = _empty_grid(bars, spec, from_ns, feature_list(spec))
     _fill_own(bars, spec, grid)
     _fill_cross(spec, grid)
     return grid
@@ -48,7 +48,7 @@ def compute_own_features(bars: BarGrid, spec: TimescaleSpec, *, from_ns: int | N
 
 def with_cross_features(own: FeatureGrid, spec: TimescaleSpec) -> FeatureGrid:
     """The grid of `compute_features` from that of `compute_own_features`, for products that meet later."""
-    table = FEATURES(spec)
+    table = feature_list(spec)
     values = np.empty((len(table), *own.valid.shape))
     values[: len(own.names)] = own.values
     grid = replace(own, names=tuple(feature.name for feature in table), values=values)
@@ -103,7 +103,7 @@ def _fill_cross(spec: TimescaleSpec, grid: FeatureGrid) -> None:
     for left in range(0, grid.n_bars, _CROSS_BLOCK_BARS):
         columns = slice(left, left + _CROSS_BLOCK_BARS)
         has_none = np.isnan(grid["age_s"][:, columns])
-        for out, feature in zip(grid.values, FEATURES(spec), strict=True):
+        for out, feature in zip(grid.values, feature_list(spec), strict=True):
             if feature.mean_of is not None:
                 means = formulas.mean_of_others(grid[feature.mean_of][:, columns])
                 # Of a product without a fresh quote nothing is told, of the others neither.

@@ -1,10 +1,10 @@
 """Formulas of the features: each fills one block's values and says where its window is warm.
 
 Belongs here: how a number is computed. Does not belong here: names, units, windows in use, and what is
-declared (`features.py`).
+declared (`catalogue.py`).
 
-Range volatility after Garman & Klass (1980) and Parkinson (1980), bipower variation after Barndorff-Nielsen &
-    Shephard (2004).
+Range volatility after Garman & Klass (1980) and Parkinson (1980), bipower variation after Barndorff-Nielsen
+& Shephard (2004).
 """
 
 from __future__ import annotations

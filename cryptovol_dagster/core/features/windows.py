@@ -1,9 +1,8 @@
 """Sums, maxima and finite-kernel EWMAs over trailing windows, along the last axis.
 
-Every function gives the same bits for a position whatever the start of the span, as long as the window
-fits: integers add associatively, a maximum is exact, and the EWMA's additions form a tree that hangs from
-    the position, not from the span's
-start. What lies before the span counts as absent (0).
+Every function returns the same bits for a position whatever the start of the span, as long as the window
+fits. Integers add associatively, a maximum is exact, and the EWMA's additions form a tree that hangs from
+the position, not from the span's start. What lies before the span counts as absent (0).
 """
 
 from __future__ import annotations

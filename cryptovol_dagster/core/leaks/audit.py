@@ -1,10 +1,10 @@
-"""The leak audit: detectors that look at what a way of judging made, and must catch every known leak.
+"""The leak audit: detectors that examine what a way of judging made, and must catch every known leak.
 
-A detector sees bars, rows, cut, thresholds, models and evaluation; it is never told which leak, if any, made
+A detector sees bars, rows, cut, thresholds, models and evaluation; it does not know which leak, if any, made
 them. Two of its witnesses come from going the same steps again: on bars whose *future* was changed (nothing
 decided before may change by a bit), and on bars whose *prices and sizes* are ten times as high (no feature
 may change). Sound are only detectors that stay silent on the honest steps and catch each of
-`leaks.LEAKS`; `audit_leaks` shows both. `inspect` runs those that need no second run on stored artefacts.
+`ladder.LEAKS`; `audit_leaks` shows both. `inspect` runs those that need no second run on stored artefacts.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from cryptovol_dagster.core.evaluation.report import ModelEvaluation
 from cryptovol_dagster.core.leaks.detectors import (
     DETECTORS,
     PAST_DETECTORS,
@@ -26,6 +27,7 @@ from cryptovol_dagster.core.leaks.detectors import (
     past_operating_points,
     price_scale,
     purge,
+    read_claims,
     scaler,
     thresholds,
     time_order,
@@ -33,11 +35,9 @@ from cryptovol_dagster.core.leaks.detectors import (
 from cryptovol_dagster.core.leaks.ladder import HONEST, LEAKS, Leak, Rung, Study, rung_of, study_of
 from cryptovol_dagster.core.leaks.witnesses import change_future, scale_prices
 from cryptovol_dagster.core.market.bars import BarGrid
+from cryptovol_dagster.core.models.boosting import BoostedTrees
 from cryptovol_dagster.core.parallel import on_all_cores
 from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ CAUGHT_BY: Mapping[str, Callable[[Case], Finding]] = {
 
 
 def inspect(case: Case) -> tuple[Finding, ...]:
-    """Let every detector look that has what it needs."""
+    """Run every detector that has what it needs."""
     used = DETECTORS if case.changed is None else (*DETECTORS, *PAST_DETECTORS)
     return tuple(on_all_cores(lambda detector: detector(case), used))
 
@@ -114,14 +114,14 @@ def audit_leaks(
     leaks: Sequence[Leak] = LEAKS,
     progress: Callable[[str], None] = lambda name: None,
 ) -> tuple[Verdict, ...]:
-    """Go the honest steps and each leaking way on the same bars, and let the detectors look.
+    """Run the honest steps and each leaking way on the same bars, and run the detectors on each.
 
     Args:
         bars: long enough for look-back, training span and test.
         timescale: what is asked.
         spec: parameters of the models.
         leaks: those to inject.
-        progress: told the name of each way before it is gone.
+        progress: called with the name of each way before it is run.
 
     Returns:
         The honest way first, then one a leak.
@@ -133,29 +133,30 @@ def audit_leaks(
     cut_ns = honest.problem.split.test.start_ns
     second = replace(honest, bars=change_future(bars, timescale, cut_ns), _models={})
     third = replace(honest, bars=scale_prices(bars), _models={})
-    kinds = tuple(dict.fromkeys(leak.model for leak in leaks)) or ("xgboost",)
+    kinds = tuple(dict.fromkeys(leak.model for leak in leaks)) or (BoostedTrees.name,)
 
-    def case_of(studies: Sequence[Study], names: tuple[str, ...]) -> Case:
-        made, changed = (_made(study, names) for study in studies[:2])
+    def case_of(studies: Sequence[Study], names: tuple[str, ...]) -> tuple[Case, ModelEvaluation]:
+        (made, report), (changed, _) = (_made(study, names) for study in studies[:2])
         scaled = studies[2].problem.dataset
-        return Case(bars, timescale, made, honest.dataset, scaled, changed, cut_ns)
+        return Case(bars, timescale, made, honest.dataset, scaled, changed, cut_ns), report
 
     progress("honest")
-    case = case_of((honest, second, third), kinds)
-    rungs = {kind: rung_of(case.made.report, "honest", "", kind) for kind in kinds}
+    case, report = case_of((honest, second, third), kinds)
+    rungs = {kind: rung_of(report, "honest", "", kind) for kind in kinds}
     verdicts = [Verdict(rungs[kinds[0]], rungs[kinds[0]], "", inspect(case))]
     for leak in leaks:
         progress(leak.name)
-        case = case_of([study_of(leak, study) for study in (honest, second, third)], (leak.model,))
-        rung = rung_of(case.made.report, leak.name, leak.fault, leak.model)
+        case, report = case_of([study_of(leak, study) for study in (honest, second, third)], (leak.model,))
+        rung = rung_of(report, leak.name, leak.fault, leak.model)
         detector = CAUGHT_BY[leak.name].__name__
         verdicts.append(Verdict(rung, rungs[leak.model], detector, inspect(case)))
     return tuple(verdicts)
 
 
-def _made(study: Study, names: tuple[str, ...]) -> Made:
+def _made(study: Study, names: tuple[str, ...]) -> tuple[Made, ModelEvaluation]:
     models = {name: study.model(name) for name in names}
-    return Made(study.problem, models, study.evaluation(*names).to_dict())
+    evaluation = study.evaluation(*names)
+    return Made(study.problem, models, read_claims(evaluation.to_dict())), evaluation.report
 
 
 def _null(value: float) -> float | None:

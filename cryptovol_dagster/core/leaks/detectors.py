@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 import numpy as np
 
+from cryptovol_dagster.core.evaluation.report import EvaluationError
 from cryptovol_dagster.core.features.catalogue import feature_names
+from cryptovol_dagster.core.leaks.witnesses import PRICE_SCALE
 from cryptovol_dagster.core.learning.dataset import Dataset, Problem
 from cryptovol_dagster.core.learning.errors import LearningError
 from cryptovol_dagster.core.learning.labels import forward_volatility
@@ -24,7 +27,6 @@ from cryptovol_dagster.core.times import iso_utc
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-from cryptovol_dagster.core.leaks.witnesses import _SCALE
 
 #: Labels recomputed one by one; spread evenly over the rows.
 _SAMPLED_LABELS = 1_000
@@ -51,6 +53,37 @@ class Finding(NamedTuple):
     said: str
 
 
+class Point(msgspec.Struct):
+    """An operating point, as far as the audit needs it."""
+
+    threshold: float
+    f1: float | None = None
+
+
+class Claim(msgspec.Struct):
+    """What an evaluation claims for a model, as far as the audit needs it."""
+
+    average_precision: float | None
+    operating_points: dict[str, Point | None]
+
+    def threshold(self, kind: str) -> float | None:
+        """Return the threshold of an operating point; None where there is none."""
+        point = self.operating_points[kind]
+        return point and point.threshold
+
+
+def read_claims(report: Mapping[str, Any]) -> dict[str, Claim]:
+    """Read the claims in the JSON of an evaluation; what else it holds, and its version, do not matter.
+
+    Raises:
+        EvaluationError: it holds none.
+    """
+    try:
+        return msgspec.convert(report["models"], dict[str, Claim])
+    except (KeyError, msgspec.ValidationError) as error:
+        raise EvaluationError(f"evaluation of another form: {error}") from error
+
+
 @dataclass(frozen=True)
 class Made:
     """What a way of judging made.
@@ -58,24 +91,24 @@ class Made:
     Attributes:
         problem: rows, cut, thresholds, labels.
         models: fitted, by name.
-        report: of the evaluation.
+        claims: of the evaluation, by model.
     """
 
     problem: Problem
     models: Mapping[str, Model]
-    report: Mapping[str, Any]
+    claims: Mapping[str, Claim]
 
 
 @dataclass(frozen=True)
 class Case:
-    """What the detectors look at.
+    """What the detectors examine.
 
     Attributes:
         bars: the bars everything was made from.
         timescale: what was asked.
         made: what came of it.
         honest: rows whose features are known to be the declared ones, of the same bars.
-        scaled: rows made by the same steps from bars whose prices and sizes are `_SCALE` times as high.
+        scaled: rows made by the same steps from bars whose prices and sizes are `PRICE_SCALE` times as high.
         changed: made by the same steps from bars that differ from `cut_ns` on; None where only one run is
             there to be looked at.
         cut_ns: everything decided by then must be the same.
@@ -88,10 +121,6 @@ class Case:
     scaled: Dataset
     changed: Made | None = None
     cut_ns: int = 0
-
-
-# --- detectors
-# ------------------------------------------------------------------------------------------------------
 
 
 def time_order(case: Case) -> Finding:
@@ -236,7 +265,7 @@ def price_scale(case: Case) -> Finding:
         said = f"{', '.join(unlike[:4])} change with the level of prices ({len(unlike)} columns)"
         return Finding("price_scale", False, said)
     return Finding(
-        "price_scale", compared > 0, f"{compared:,} rows are the same at {_SCALE:g} times the price"
+        "price_scale", compared > 0, f"{compared:,} rows are the same at {PRICE_SCALE:g} times the price"
     )
 
 
@@ -269,7 +298,7 @@ def operating_point(case: Case) -> Finding:
     validation, y = case.made.problem.part(case.made.problem.split.validation)
     for name, model in case.made.models.items():
         expected = best_f1_threshold(y, model.predict_proba(validation.features))
-        found = _point(case.made.report, name, "max_f1")
+        found = case.made.claims[name].threshold("max_f1")
         if found != expected:
             said = f"{name} flags from {found} on; validation rows would have chosen {expected}"
             return Finding("operating_point", False, said)
@@ -315,8 +344,8 @@ def past_operating_points(case: Case) -> Finding:
     """Operating points are the same whatever the test holds."""
     assert case.changed is not None
     for name in case.made.models:
-        for kind in case.made.report["models"][name]["operating_points"]:
-            before, after = (_point(made.report, name, kind) for made in (case.made, case.changed))
+        for kind in case.made.claims[name].operating_points:
+            before, after = (made.claims[name].threshold(kind) for made in (case.made, case.changed))
             if before != after:
                 said = f"{kind} of {name} moved from {before} to {after} when only later bars changed"
                 return Finding("past_operating_points", False, said)
@@ -347,7 +376,7 @@ def plausible_score(case: Case) -> Finding:
             values = case.honest.features[name].to_numpy(dtype=np.float64)[other]
             best = max(best, average_precision(y[at], np.nan_to_num(values, nan=-np.inf)))
     for name in case.made.models:
-        claimed = case.made.report["models"][name]["average_precision"]
+        claimed = case.made.claims[name].average_precision
         if claimed is not None and 1 - claimed < _LEAST_SHARE_MISSED * (1 - best):
             said = f"{name} claims {claimed:.3f}; the best single volatility reaches {best:.3f} on these rows"
             return Finding("plausible_score", False, said)
@@ -373,10 +402,6 @@ PAST_DETECTORS: tuple[Callable[[Case], Finding], ...] = (
     past_models,
     past_operating_points,
 )
-
-
-# --- shared
-# ---------------------------------------------------------------------------------------------------------
 
 
 def _parts(case: Case) -> tuple[tuple[str, Dataset], ...]:
@@ -410,7 +435,7 @@ def _shared_rows(
 
 
 def _unlike(one: Dataset, other: Dataset, until_ns: int | None = None) -> tuple[list[str], int]:
-    """Name the columns that are not the same, bit for bit, on the rows both have; also count those rows."""
+    """Return the columns that differ in any bit on the rows both have, and the number of those rows."""
     at, there = _shared_rows(one, other, until_ns)
     unlike = []
     for name in one.features.columns:
@@ -421,7 +446,3 @@ def _unlike(one: Dataset, other: Dataset, until_ns: int | None = None) -> tuple[
         if not np.array_equal(mine, theirs, equal_nan=True):
             unlike.append(str(name))
     return unlike, int(at.size)
-
-
-def _point(report: Mapping[str, Any], model: str, kind: str) -> float | None:
-    return (report["models"][model]["operating_points"][kind] or {}).get("threshold")

@@ -2,7 +2,7 @@
 
 `Steps` are the real functions; a `Leak` replaces one of them by what published work of this kind is full of,
 and everything after it goes on as always. The leak ladder shows what each would have claimed; none of its
-numbers says anything about a market. That a leak is *caught* is the business of `leak_audit.py`.
+numbers says anything about a market. That a leak is *caught* is the business of `audit.py`.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from cryptovol_dagster.core.evaluation.evaluate import Evaluation, evaluate
+from cryptovol_dagster.core.evaluation.report import ModelEvaluation
 from cryptovol_dagster.core.features.catalogue import feature_hash
 from cryptovol_dagster.core.features.compute import compute_features
 from cryptovol_dagster.core.learning.dataset import (
@@ -29,6 +30,8 @@ from cryptovol_dagster.core.learning.labels import LabelGrid, forward_volatility
 from cryptovol_dagster.core.learning.splits import Split, TimeRange, split_times
 from cryptovol_dagster.core.market.bars import BarGrid
 from cryptovol_dagster.core.models import Model, train_model
+from cryptovol_dagster.core.models.boosting import BoostedTrees
+from cryptovol_dagster.core.models.logreg import FullLogit
 from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
 
 if TYPE_CHECKING:
@@ -36,8 +39,8 @@ if TYPE_CHECKING:
 
 #: Names of the columns that two of the leaks add to the features.
 PREVIOUS_LABEL, PRICE_LEVEL = "sigma_of_previous_row", "ln_price"
-#: The model that shows most leaks best.
-_TREES = "xgboost"
+#: The kind that shows most leaks best, and one that has a scaler.
+_TREES, _LINEAR = BoostedTrees.name, FullLogit.name
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,7 @@ class Study:
         return all(getattr(self.steps, name) is getattr(self.shared.steps, name) for name in names)
 
 
-# --- the honest steps
-# ------------------------------------------------------------------------------------------------
+# The honest steps.
 
 
 def cut(dataset: Dataset, timescale: TimescaleSpec) -> Split:
@@ -170,8 +172,7 @@ def _judge(
 HONEST = Steps(_features, _labels, _pose, _fit, _judge)
 
 
-# --- the leaks
-# -------------------------------------------------------------------------------------------------------
+# The leaks.
 
 
 @dataclass(frozen=True)
@@ -280,15 +281,14 @@ LEAKS: tuple[Leak, ...] = (
     Leak("label of the present", "the answer is already known", "labels", _labels_of_present),
     Leak("threshold of all rows", "test rows helped to say what a spike is", "pose", _threshold_of_all),
     Leak("missing purge", "labels of training reach into the next part", "pose", _without_purge),
-    Leak("scaler of all rows", "test rows helped to scale the features", "pose", _scaled_by_all, "logreg"),
+    Leak("scaler of all rows", "test rows helped to scale the features", "pose", _scaled_by_all, _LINEAR),
     Leak("price level", "a feature that tells the time, not the market", "features", _with_price),
     Leak("early stopping by test", "test rows chose the number of trees", "fit", _fit_stopped_by_test),
     Leak("operating point by test", "test rows chose where to flag", "judge", _judge_tuned_by_test),
 )
 
 
-# --- the ladder
-# ------------------------------------------------------------------------------------------------------
+# The ladder.
 
 
 @dataclass(frozen=True)
@@ -337,32 +337,32 @@ def leak_ladder(bars: BarGrid, timescale: TimescaleSpec, spec: ModelSpec) -> tup
     """
     honest = Study(bars, timescale, spec, HONEST)
     kinds = dict.fromkeys((_TREES, *(leak.model for leak in LEAKS)))
-    claimed = honest.evaluation(*kinds).to_dict()
+    claimed = honest.evaluation(*kinds).report
     rungs = [rung_of(claimed, "honest" if kind == _TREES else f"honest {kind}", "", kind) for kind in kinds]
     for leak in LEAKS:
-        claimed = study_of(leak, honest).evaluation(leak.model).to_dict()
+        claimed = study_of(leak, honest).evaluation(leak.model).report
         rungs.append(rung_of(claimed, leak.name, leak.fault, leak.model))
     return tuple(rungs)
 
 
 def study_of(leak: Leak, honest: Study) -> Study:
-    """Give the study of the same bars with a leak among its steps."""
+    """Return the study of the same bars with a leak among its steps."""
     return replace(honest, steps=leak.steps, shared=honest, _models={})
 
 
-def rung_of(report: Mapping[str, Any], name: str, fault: str, model: str) -> Rung:
-    """Say what an evaluation claims for a model."""
-    found, test = report["models"][model], report["counts"]["test"]
-    point = found["operating_points"]["max_f1"] or {}
+def rung_of(report: ModelEvaluation, name: str, fault: str, model: str) -> Rung:
+    """Return what an evaluation claims for a model."""
+    found, test = report.models[model], report.counts.test
+    point = found.operating_points.max_f1
     return Rung(
         name,
         fault,
         model,
-        report["counts"]["train"]["rows"],
-        test["rows"],
-        test["base_rate"],
-        _number(found["average_precision"]),
-        _number(point.get("f1")),
+        report.counts.train.rows,
+        test.rows,
+        _number(test.base_rate),
+        _number(found.average_precision),
+        _number(point and point.f1),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,22 +10,14 @@ from cryptovol_dagster.core.market.bars import BarGrid
 from cryptovol_dagster.core.market.fixed_point import MAX_MOVE_NANO
 from cryptovol_dagster.core.specs import TimescaleSpec
 
-if TYPE_CHECKING:
-    pass
-
-
 #: Prices and sizes of the second witness are so many times as high.
-_SCALE = 10.0
+PRICE_SCALE = 10.0
 #: What a changed future is multiplied by, H bars by H bars.
 _WILD, _CALM = 2.0, 0.125
 
 
-# --- witnesses
-# --------------------------------------------------------------------------------------------------------
-
-
 def change_future(bars: BarGrid, timescale: TimescaleSpec, cut_ns: int) -> BarGrid:
-    """Tell the bars from `cut_ns` on in reverse order, H of them twice as wild, the next H calm, and so on.
+    """Reverse the bars from `cut_ns` on, with H of them twice as wild, the next H calm, and so on.
 
     After a wild span comes a calm one: whatever was learned of volatility is wrong there, so that a choice
     made on these bars cannot come out as before by accident. Which bars are known stays as it is, and a value
@@ -54,7 +45,7 @@ def change_future(bars: BarGrid, timescale: TimescaleSpec, cut_ns: int) -> BarGr
     return replace(bars, **changed)
 
 
-def scale_prices(bars: BarGrid, factor: float = _SCALE) -> BarGrid:
+def scale_prices(bars: BarGrid, factor: float = PRICE_SCALE) -> BarGrid:
     """Multiply prices and traded sizes; returns, spreads in parts of the price and counts stay."""
     names = [name for name in ("open", "high", "low", "close") if hasattr(bars, name)]
     sizes = [name for name in bars.columns() if name.endswith("volume_e8")]

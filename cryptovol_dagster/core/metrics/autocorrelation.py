@@ -1,4 +1,4 @@
-"""How long a series remembers: autocorrelation, and from where on it cannot be told from zero."""
+"""How long a series remembers: autocorrelation, and from which lag on it is zero but for noise."""
 
 from __future__ import annotations
 

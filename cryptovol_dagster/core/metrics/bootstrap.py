@@ -23,10 +23,6 @@ INTERVAL_LEVEL = 0.95
 _LEAST_BLOCK_S = 1_800
 
 
-# --- intervals
-# ------------------------------------------------------------------------------------------------
-
-
 def least_block_s(horizon_s: float) -> float:
     """Distance from which spikes may count as two: 5 H, and at least 30 min."""
     return max(5 * horizon_s, _LEAST_BLOCK_S)
@@ -87,7 +83,7 @@ class BlockBootstrap:
 
         def precisions(score: NDArray[np.float64]) -> NDArray[np.float64]:
             ranking = Ranking(y[own], score[own], slot[own])
-            # Drawn anew for each score: that is little beside the ranking, and nobody waits for anybody.
+            # Drawn again for each score: that is little beside the ranking, and nobody waits for anybody.
             return np.array([ranking.average_precision(drawn) for drawn in self._drawn(slots)])
 
         return dict(zip(scores, on_all_cores(precisions, scores.values()), strict=True))

@@ -19,10 +19,6 @@ if TYPE_CHECKING:
 REFRACTORY_S = 300
 
 
-# --- operating points and events
-# ------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Event:
     """A spike episode of one product: decision times of its first and last positive row."""
@@ -63,7 +59,7 @@ class Market:
 
     @cached_property
     def _own_rows(self) -> dict[str, NDArray[np.int64]]:
-        """The rows of each product, in order of time. Sorting names anew for each question takes seconds."""
+        """The rows of each product, in order of time. Kept, because sorting names takes seconds."""
         codes, names = pd.factorize(self.product, sort=True)
         return {str(name): np.flatnonzero(codes == code) for code, name in enumerate(names)}
 
@@ -83,7 +79,7 @@ class Market:
         return found
 
     def in_event(self, events: list[Event]) -> NDArray[np.bool_]:
-        """Say which rows lie inside an event, bridged gaps included."""
+        """Return which rows lie inside an event, bridged gaps included."""
         inside = np.zeros(self.t_ns.size, dtype=bool)
         for event in events:
             inside[self._during(event)] = True
@@ -105,8 +101,8 @@ class Market:
         """For each event that was flagged: how late the flag came, and how long before the spike showed.
 
         The delay counts from the event's first positive row. The lead counts up to the first row of the
-        event whose own trailing window is a spike, which is when measuring alone would have told; negative =
-        later than that.
+        event whose own trailing window is a spike, which is when a measurement alone would have shown it;
+        negative = later than that.
         """
         found = []
         for event in events:

@@ -71,15 +71,41 @@ class ModelMeta:
 class Model(ABC):
     """An estimator of P(spike in ``(t, t + H]``).
 
-    `fit`, `predict_proba`, `to_bytes` and `from_bytes` are the same for all; a kind of model says in the
-    abstract methods which columns it wants, how it learns, and what its parameters look like as files.
+    `fit`, `predict_proba`, `to_bytes` and `from_bytes` are the same for all. A kind of model implements the
+    abstract methods: which columns it reads, how it learns, and what its parameters look like as files.
+    Class attributes say which roles it plays.
     """
 
     name: ClassVar[str]
+    #: Place among the kinds, from the plainest to the richest.
+    rank: ClassVar[int]
     #: Libraries whose versions matter to the stored parameters.
     libraries: ClassVar[tuple[str, ...]] = ("numpy",)
     #: Whether a value may be missing from any column, not only from the optional ones.
     accepts_nan: ClassVar[bool] = False
+
+    # The roles it may play. `kinds.py` derives every list of models from them.
+    #: Whether every other model is compared with it in an evaluation.
+    is_baseline: ClassVar[bool] = False
+    #: Whether it learns more than a scale, so that it may challenge the champion.
+    may_challenge: ClassVar[bool] = True
+    #: Whether it may be the first champion: it follows one or four volatilities, and little can go wrong.
+    may_be_first_champion: ClassVar[bool] = False
+    #: Whether an expired champion falls back to it; true of one kind.
+    is_fallback: ClassVar[bool] = False
+    #: Whether it is scored beside a challenger, which is not promoted below it.
+    is_reference: ClassVar[bool] = False
+    #: Whether it reads a single column of the features.
+    reads_one_column: ClassVar[bool] = False
+
+    # How it is shown.
+    #: Colour in every picture (Okabe & Ito palette, which colour-blind readers can tell apart).
+    colour: ClassVar[str] = "#CC79A7"
+    #: Kind of its asset in Dagster's catalog.
+    catalog_kind: ClassVar[str] = "python"
+    #: What its importances are: the label of their axis.
+    importance_label: ClassVar[str]
+
     _meta: ModelMeta | None = None
 
     @property
@@ -177,7 +203,7 @@ class Model(ABC):
 
     @abstractmethod
     def _choose(self, train: Dataset, y: NDArray[np.bool_]) -> tuple[str, ...]:
-        """Name the columns the model reads."""
+        """Return the names of the columns the model reads."""
 
     @abstractmethod
     def _fit(
@@ -225,7 +251,7 @@ class Model(ABC):
 
 
 def _chosen(features: pd.DataFrame, names: tuple[str, ...]) -> NDArray[np.float32]:
-    """Give some columns as a matrix (rows × columns), without a copy where they are all there are."""
+    """Return some columns as a matrix (rows × columns), without a copy where they are all there are."""
     if tuple(features.columns) != names:
         features = features.loc[:, list(names)]
     return features.to_numpy(dtype=FEATURE_DTYPE)
@@ -265,7 +291,7 @@ def need_columns(model: str, train: Dataset, wanted: tuple[str, ...]) -> tuple[s
 
 
 def varying_columns(model: str, train: Dataset) -> tuple[str, ...]:
-    """Name, sorted, the features from whose training rows something can be learned.
+    """Return, sorted, the names of the features that vary in the training rows.
 
     The mere presence of a constant would change which columns a boosted tree draws, hence every prediction.
 

@@ -26,6 +26,10 @@ class BoostedTrees(Model):
     """
 
     name: ClassVar[str] = "xgboost"
+    rank: ClassVar[int] = 60
+    colour: ClassVar[str] = "#D55E00"
+    catalog_kind: ClassVar[str] = "xgboost"
+    importance_label: ClassVar[str] = "share of total gain"
     libraries: ClassVar[tuple[str, ...]] = ("numpy", "xgboost")
     accepts_nan: ClassVar[bool] = True
     _booster: Any = None

@@ -21,6 +21,13 @@ class Ewma(LogisticModel):
     """One EWMA of squared returns or Garman–Klass terms, chosen by AP in training, and a 1-D logistic."""
 
     name: ClassVar[str] = "ewma"
+    rank: ClassVar[int] = 30
+    is_baseline: ClassVar[bool] = True
+    may_challenge: ClassVar[bool] = False
+    may_be_first_champion: ClassVar[bool] = True
+    is_reference: ClassVar[bool] = True
+    reads_one_column: ClassVar[bool] = True
+    colour: ClassVar[str] = "#E69F00"
 
     def _choose(self, train: Dataset, y: NDArray[np.bool_]) -> tuple[str, ...]:
         offered = [name for name in train.features.columns if name.startswith(_PREFIX)]

@@ -25,6 +25,15 @@ class HarLogit(LogisticModel):
     """Logistic regression on ln volatility over a ladder of windows (Corsi 2009, log-odds in place of RV)."""
 
     name: ClassVar[str] = "har_logit"
+    rank: ClassVar[int] = 40
+    # Both: richer models must beat it, and it learns more than a scale.
+    is_baseline: ClassVar[bool] = True
+    may_challenge: ClassVar[bool] = True
+    may_be_first_champion: ClassVar[bool] = True
+    is_fallback: ClassVar[bool] = True
+    is_reference: ClassVar[bool] = True
+    colour: ClassVar[str] = "#009E73"
+    catalog_kind: ClassVar[str] = "scikitlearn"
 
     def _choose(self, train: Dataset, y: NDArray[np.bool_]) -> tuple[str, ...]:
         if train.bar_ns < MINUTE_NS:

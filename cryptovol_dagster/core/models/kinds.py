@@ -1,26 +1,52 @@
-"""Which models there are, and how one is trained and read."""
+"""Which kinds of model there are, which roles they play, and how one is trained and read.
+
+A kind is a module of this package: a subclass of `Model` that is written there is found, and its class
+attributes say which roles it plays. So a new model is one file, and its name in the settings.
+"""
 
 from __future__ import annotations
 
+import inspect
+import pkgutil
+import sys
+from collections.abc import Callable
 from dataclasses import replace
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from cryptovol_dagster.core.models.base import Model, ModelError, read_parts
-from cryptovol_dagster.core.models.boosting import BoostedTrees
-from cryptovol_dagster.core.models.ewma import Ewma
-from cryptovol_dagster.core.models.har import HarLogit
-from cryptovol_dagster.core.models.logreg import FullLogit
-from cryptovol_dagster.core.models.persistence import Persistence
-from cryptovol_dagster.core.models.zscore import ZScoreBaseline
 
 if TYPE_CHECKING:
     from cryptovol_dagster.core.learning.dataset import Problem
     from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
 
-#: By name, from the plainest to the richest.
-MODELS: dict[str, type[Model]] = {
-    kind.name: kind for kind in (Persistence, ZScoreBaseline, Ewma, HarLogit, FullLogit, BoostedTrees)
-}
+
+def _kinds() -> list[type[Model]]:
+    """Import the modules of this package and return their kinds of model, the plainest first."""
+    package = __name__.rpartition(".")[0]
+    names = (f"{package}.{module.name}" for module in pkgutil.iter_modules(sys.modules[package].__path__))
+    modules = [import_module(name) for name in names if name != __name__]
+    found = [
+        kind
+        for module in modules
+        for _, kind in inspect.getmembers(module, inspect.isclass)
+        if issubclass(kind, Model) and not inspect.isabstract(kind) and kind.__module__ == module.__name__
+    ]
+    return sorted(found, key=lambda kind: (kind.rank, kind.name))
+
+
+def _names(plays_role: Callable[[type[Model]], bool]) -> tuple[str, ...]:
+    return tuple(name for name, kind in MODELS.items() if plays_role(kind))
+
+
+#: By name, from the plainest to the richest; so are the tuples below. What a role means: `Model`.
+MODELS: dict[str, type[Model]] = {kind.name: kind for kind in _kinds()}
+BASELINES = _names(lambda kind: kind.is_baseline)
+LEARNED = _names(lambda kind: kind.may_challenge)
+FIRST_CHAMPIONS = _names(lambda kind: kind.may_be_first_champion)
+REFERENCES = _names(lambda kind: kind.is_reference)
+SINGLE_COLUMN = _names(lambda kind: kind.reads_one_column)
+(FALLBACK,) = _names(lambda kind: kind.is_fallback)
 
 
 def train_model(
@@ -73,13 +99,3 @@ def _kind(name: str) -> type[Model]:
     if name not in MODELS:
         raise ModelError(f"no model is called {name}; there are {', '.join(MODELS)}")
     return MODELS[name]
-
-
-#: Kinds that may be the first champion: they follow one or four volatilities, and little can go wrong.
-FIRST_CHAMPIONS = ("ewma", "har_logit")
-#: Kinds that may challenge: they learn more than a scale.
-LEARNED = ("har_logit", "logreg", "xgboost")
-#: What an expired champion falls back to.
-FALLBACK = "har_logit"
-#: Plain models scored beside a challenger: it is not promoted below one of them.
-REFERENCES = ("ewma", "har_logit")

@@ -46,6 +46,7 @@ class LogisticModel(Model):
     """
 
     libraries: ClassVar[tuple[str, ...]] = ("numpy", "scikit-learn", "skops")
+    importance_label: ClassVar[str] = "coefficient of the standardised feature"
     _pipeline: Any = None
 
     @property
@@ -121,6 +122,6 @@ class LogisticModel(Model):
 
 
 def _filled(X: NDArray[Any], means: NDArray[np.float64]) -> NDArray[Any]:
-    """Give X with the means where it knows nothing; X itself where it knows everything."""
+    """Return X with the means in place of NaN; X itself, not a copy, where it has none."""
     unknown = np.isnan(X)
     return np.where(unknown, means, X) if unknown.any() else X

@@ -18,6 +18,9 @@ class FullLogit(LogisticModel):
     """Regularised logistic regression on the full standardised feature set."""
 
     name: ClassVar[str] = "logreg"
+    rank: ClassVar[int] = 50
+    colour: ClassVar[str] = "#0072B2"
+    catalog_kind: ClassVar[str] = "scikitlearn"
 
     def _choose(self, train: Dataset, y: NDArray[np.bool_]) -> tuple[str, ...]:
         return varying_columns(self.name, train)

@@ -137,7 +137,7 @@ def compare(
     features: pd.DataFrame,
     threshold: float | None = None,
 ) -> Parity:
-    """Ask a model and another back end of it about the same rows.
+    """Score the same rows with a model and with another back end of it.
 
     Args:
         model: fitted.
@@ -175,46 +175,43 @@ def compare(
     return Parity(int(expected.size), float(difference.max(initial=0.0)), flags_differ)
 
 
+#: Fields of an ensemble's node that only a split has, in the order in which `_Ensemble.split` is given them.
+_SPLIT_FIELDS = ("featureids", "values", "truenodeids", "falsenodeids", "missing_value_tracks_true")
+
+
+class _Ensemble:
+    """Attributes of a `TreeEnsembleRegressor`: one list per field, in step over all nodes or leaves."""
+
+    def __init__(self) -> None:
+        names = ("treeids", "nodeids", "featureids", "modes", "values")
+        names += ("truenodeids", "falsenodeids", "missing_value_tracks_true", "hitrates")
+        self._nodes: dict[str, list[Any]] = {name: [] for name in names}
+        self._leaves: dict[str, list[Any]] = {name: [] for name in ("treeids", "nodeids", "weights", "ids")}
+
+    def leaf(self, tree: int, at: int, weight: float) -> None:
+        """Add a leaf."""
+        self._node(tree, at, "LEAF", (0, 0.0, 0, 0, 0))
+        for name, value in (("treeids", tree), ("nodeids", at), ("weights", weight), ("ids", 0)):
+            self._leaves[name].append(value)
+
+    def split(self, tree: int, at: int, fields: tuple[Any, ...]) -> None:
+        """Add a split, with the fields of `_SPLIT_FIELDS`."""
+        self._node(tree, at, "BRANCH_LT", fields)
+
+    def attributes(self) -> dict[str, Any]:
+        """Return the attributes under ONNX's names."""
+        attributes: dict[str, Any] = {f"nodes_{name}": values for name, values in self._nodes.items()}
+        return attributes | {f"target_{name}": values for name, values in self._leaves.items()}
+
+    def _node(self, tree: int, at: int, mode: str, split: tuple[Any, ...]) -> None:
+        own = {"treeids": tree, "nodeids": at, "modes": mode, "hitrates": 1.0}
+        for name, value in {**own, **dict(zip(_SPLIT_FIELDS, split, strict=True))}.items():
+            self._nodes[name].append(value)
+
+
 def _trees(model: BoostedTrees) -> tuple[list[Any], list[Any], int]:
     from onnx import TensorProto, helper, numpy_helper
 
-    learner = json.loads(bytes(model.booster.save_raw("json")))["learner"]
-    trees = learner["gradient_booster"]["model"]["trees"]
-    node: dict[str, list[Any]] = {
-        name: []
-        for name in (
-            "treeids", "nodeids", "featureids", "modes", "values", "truenodeids", "falsenodeids",
-            "missing_value_tracks_true", "hitrates",
-        )
-    }  # fmt: skip
-    leaf: dict[str, list[Any]] = {"treeids": [], "nodeids": [], "weights": [], "ids": []}
-
-    def put(
-        tree: int, at: int, mode: str, weight: float = 0.0, split: tuple[Any, ...] = (0, 0.0, 0, 0, 0)
-    ) -> None:
-        names = ("featureids", "values", "truenodeids", "falsenodeids", "missing_value_tracks_true")
-        for name, value in zip(names, split, strict=True):
-            node[name].append(value)
-        node["treeids"].append(tree)
-        node["nodeids"].append(at)
-        node["modes"].append(mode)
-        node["hitrates"].append(1.0)
-        if mode == "LEAF":
-            for name, value in (("treeids", tree), ("nodeids", at), ("weights", weight), ("ids", 0)):
-                leaf[name].append(value)
-
-    # The intercept is a tree of one leaf: added first, as XGBoost does.
-    put(0, 0, "LEAF", _intercept(learner))
-    for number, tree in enumerate(trees, 1):
-        for at, (left, right) in enumerate(zip(tree["left_children"], tree["right_children"], strict=True)):
-            value = tree["split_conditions"][at]
-            if left == -1:
-                put(number, at, "LEAF", value)
-            else:
-                feature, default_left = tree["split_indices"][at], int(tree["default_left"][at])
-                put(number, at, "BRANCH_LT", split=(feature, value, left, right, default_left))
-    attributes: dict[str, Any] = {f"nodes_{name}": values for name, values in node.items()}
-    attributes |= {f"target_{name}": values for name, values in leaf.items()}
     ensemble = helper.make_node(
         "TreeEnsembleRegressor",
         [_INPUT],
@@ -222,7 +219,7 @@ def _trees(model: BoostedTrees) -> tuple[list[Any], list[Any], int]:
         domain="ai.onnx.ml",
         n_targets=1,
         post_transform="NONE",
-        **attributes,
+        **_ensemble(model).attributes(),
     )
     # The logistic of XGBoost, step by step in float32. Sigmoid and the ensemble's own are approximations, and
     # a last digit matters: the operating point is the score of a row, so that rows lie on its very edge.
@@ -236,6 +233,22 @@ def _trees(model: BoostedTrees) -> tuple[list[Any], list[Any], int]:
         helper.make_node("Div", ["one", "denominator"], [_OUTPUT]),
     ]
     return [ensemble, *logistic], [one], TensorProto.FLOAT
+
+
+def _ensemble(model: BoostedTrees) -> _Ensemble:
+    learner = json.loads(bytes(model.booster.save_raw("json")))["learner"]
+    ensemble = _Ensemble()
+    # The intercept is a tree of one leaf: added first, as XGBoost does.
+    ensemble.leaf(0, 0, _intercept(learner))
+    for number, tree in enumerate(learner["gradient_booster"]["model"]["trees"], 1):
+        for at, (left, right) in enumerate(zip(tree["left_children"], tree["right_children"], strict=True)):
+            value = tree["split_conditions"][at]
+            if left == -1:
+                ensemble.leaf(number, at, value)
+            else:
+                feature, default_left = tree["split_indices"][at], int(tree["default_left"][at])
+                ensemble.split(number, at, (feature, value, left, right, default_left))
+    return ensemble
 
 
 def _intercept(learner: Mapping[str, Any]) -> float:

@@ -22,6 +22,11 @@ class Persistence(LogisticModel):
     """
 
     name: ClassVar[str] = "persistence"
+    rank: ClassVar[int] = 10
+    is_baseline: ClassVar[bool] = True
+    may_challenge: ClassVar[bool] = False
+    reads_one_column: ClassVar[bool] = True
+    colour: ClassVar[str] = "#56B4E9"
 
     def _choose(self, train: Dataset, y: NDArray[np.bool_]) -> tuple[str, ...]:
         return need_columns(self.name, train, (f"ln_{train.target}_{train.horizon_bars}",))

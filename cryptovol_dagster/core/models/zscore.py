@@ -21,6 +21,11 @@ class ZScoreBaseline(LogisticModel):
     """
 
     name: ClassVar[str] = "baseline_zscore"
+    rank: ClassVar[int] = 20
+    is_baseline: ClassVar[bool] = True
+    may_challenge: ClassVar[bool] = False
+    reads_one_column: ClassVar[bool] = True
+    colour: ClassVar[str] = "#999999"
 
     def _choose(self, train: Dataset, y: NDArray[np.bool_]) -> tuple[str, ...]:
         return need_columns(self.name, train, (f"ln_rv_{train.horizon_bars}",))

@@ -1,16 +1,19 @@
 """Pictures of a walk-forward test as PNG bytes, from the scores of all folds together.
 
-Belongs here: which pictures, and what stands over them. How each is drawn is the evaluation's (`plots.py`).
+Belongs here: which pictures, and what stands over them. How each is drawn: `evaluation.py`.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from cryptovol_dagster.core.evaluation.report import ReliabilityBin
+from cryptovol_dagster.core.models import MODELS
 from cryptovol_dagster.core.pictures.evaluation import (
-    GAIN,
+    Calibration,
     Curve,
     at_onset_only,
     plot_calibration,
@@ -61,13 +64,15 @@ def draw_backtest(backtest: Backtest) -> dict[str, bytes]:
             f"Onset: calm so far, are the {ahead} a spike?",
             f"{measured_on(backtest)}; {at_onset_only(onset_y)}",
         ),
-        "reliability": plot_calibration(report["models"], measured_on(backtest)),
+        "reliability": plot_calibration(
+            {name: _calibration(found) for name, found in report["models"].items()}, measured_on(backtest)
+        ),
     }
     for name, gain in report["gain"].items():
         shown = dict(list(gain.items())[:_TOP])
         pictures[f"gain_{name}"] = plot_weights(
             {feature: share["mean"] for feature, share in shown.items()},
-            f"{GAIN}: mean over folds, line from least to most",
+            f"{MODELS[name].importance_label}: mean over folds, line from least to most",
             f"{name}, {ahead}: what it looks at most",
             f"trained {len(report['folds'])} times, each on {report['train_span_s'] // 86_400} days, "
             f"{', '.join(report['data']['products'])}, as of {report['folds'][0]['as_of']} … "
@@ -77,8 +82,13 @@ def draw_backtest(backtest: Backtest) -> dict[str, bytes]:
     return pictures
 
 
+def _calibration(found: Mapping[str, Any]) -> Calibration:
+    table = [ReliabilityBin(**part) for part in found["reliability"]]
+    return Calibration(table, found["expected_calibration_error"], found["brier"])
+
+
 def measured_on(backtest: Backtest) -> str:
-    """Say on what the pictures of all test rows were measured, in two lines."""
+    """Return two lines: on what the pictures of all test rows were measured."""
     report = backtest.report
     test, folds = report["test"], len(report["folds"])
     return (

@@ -8,35 +8,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from cryptovol_dagster.core.evaluation.evaluate import onset_rows
+from cryptovol_dagster.core.evaluation.bench import onset_rows
 from cryptovol_dagster.core.metrics.events import Market
 from cryptovol_dagster.core.metrics.ranking import Ranking
+from cryptovol_dagster.core.models import MODELS, Model
 from cryptovol_dagster.core.pictures.canvas import canvas, clock, log_bins, png, time_axis, title
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.units import BPS
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from numpy.typing import NDArray
 
     from cryptovol_dagster.core.evaluation.evaluate import Evaluation
+    from cryptovol_dagster.core.evaluation.report import ModelEvaluation, OperatingPoints, ReliabilityBin
     from cryptovol_dagster.core.learning.dataset import Problem
-    from cryptovol_dagster.core.models import Model
 
 #: Where a summary row holds AP and the ends of its interval.
 _AP = ("average_precision", "ap_low", "ap_high")
 #: More steps of a curve than a picture has pixels only take time.
 _STEPS_SHOWN = 2_000
-#: What a boosted model's importances are.
-GAIN = "share of total gain"
-#: One colour a model, the same in every picture (Okabe & Ito, told apart by colour-blind readers).
-_COLOURS = {
-    "persistence": "#56B4E9",
-    "baseline_zscore": "#999999",
-    "ewma": "#E69F00",
-    "har_logit": "#009E73",
-    "logreg": "#0072B2",
-    "xgboost": "#D55E00",
-}
 
 
 class Curve(NamedTuple):
@@ -59,6 +50,22 @@ class Curve(NamedTuple):
     marks: Sequence[tuple[float, float, str]] = ()
 
 
+class Calibration(NamedTuple):
+    """How true a model's probabilities are.
+
+    Attributes:
+        table: reliability, by bins of predicted probability.
+        error: expected calibration error.
+        brier: score.
+        slope: of the calibration line; None where there is none.
+    """
+
+    table: Sequence[ReliabilityBin]
+    error: float
+    brier: float
+    slope: float | None = None
+
+
 class Stretch(NamedTuple):
     """A stretch of a product's test rows, bounds included.
 
@@ -76,7 +83,7 @@ class Stretch(NamedTuple):
 
 
 def draw_evaluation(evaluation: Evaluation, mid: pd.DataFrame | None) -> dict[str, bytes]:
-    """Draw what people look at after an evaluation: PNGs by name, the most telling first.
+    """Draw the pictures of an evaluation: PNGs by name, the most instructive first.
 
     Args:
         evaluation: what was measured.
@@ -104,40 +111,40 @@ def plot_pr_curves(evaluation: Evaluation, *, at_onset: bool = False) -> bytes:
     report, rows = evaluation.report, evaluation.predictions
     if at_onset:
         product, trailing = rows["product"].to_numpy(dtype=object), rows["trailing_sigma"].to_numpy()
-        rows = rows.loc[onset_rows(trailing, product, report["thresholds"])]
+        rows = rows.loc[onset_rows(trailing, product, report.thresholds)]
     y = rows["y"].to_numpy(dtype=bool)
     names = ("onset_average_precision", "onset_low", "onset_high") if at_onset else _AP
     curves = []
     for row in evaluation.summary_rows():
         name, (found, low, high) = row["model"], (row[key] for key in names)
-        points = report["models"][name]["operating_points"]
-        marks = (
-            [
-                (point["recall"], point["precision"] or 0.0, marker)
-                for chosen, marker in (("max_f1", "o"), ("alert_budget", "^"))
-                if (point := points[chosen])
-            ]
-            if not at_onset
-            else []
-        )
+        marks = [] if at_onset else _marks(report.models[name].operating_points)
         curves.append(Curve(name, rows[name].to_numpy(), found, low, high, marks))
     if at_onset:
         return plot_curves(
             y,
             curves,
-            f"Onset: calm so far, are the next {report['horizon_s']} s a spike?",
+            f"Onset: calm so far, are the next {report.horizon_s} s a spike?",
             f"{_measured_on(evaluation)}; {at_onset_only(y)}",
         )
     return plot_curves(
         y,
         curves,
-        f"Precision and recall: are the next {report['horizon_s']} s a spike?",
+        f"Precision and recall: are the next {report.horizon_s} s a spike?",
         f"{_measured_on(evaluation)}\nthresholds chosen on validation: ● largest F1, ▲ alert budget",
     )
 
 
+def _marks(points: OperatingPoints) -> list[tuple[float, float, str]]:
+    """Return recall, precision and marker of the operating points that there are."""
+    return [
+        (point.recall or 0.0, point.precision or 0.0, marker)
+        for point, marker in ((points.max_f1, "o"), (points.alert_budget, "^"))
+        if point is not None
+    ]
+
+
 def at_onset_only(y: NDArray[np.bool_]) -> str:
-    """Say how many rows and spikes a picture of onsets shows, after those of the whole test."""
+    """Return how many rows and spikes a picture of onsets shows, to follow those of the whole test."""
     return f"of these {y.size:,} rows and {int(y.sum()):,} spikes at onset"
 
 
@@ -184,7 +191,7 @@ def plot_curves(y: NDArray[np.bool_], curves: Sequence[Curve], heading: str, mea
 
 
 def _steps(y: NDArray[np.bool_], score: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Give recall and precision from the highest threshold down, as many as a picture can show."""
+    """Return recall and precision from the highest threshold down, as many as a picture can show."""
     hits, flagged = Ranking(y, score).counts()
     recall, precision = hits / hits[-1], hits / flagged
     shown = np.unique(np.minimum(np.searchsorted(recall, np.linspace(0, 1, _STEPS_SHOWN)), recall.size - 1))
@@ -196,14 +203,14 @@ def plot_by_period(evaluation: Evaluation) -> bytes:
     """Draw AP of every model by calendar day or month over the base rate, and how many rows each holds."""
     report = evaluation.report
     models = [row["model"] for row in evaluation.summary_rows()]
-    found = {name: report["models"][name]["by_period"] for name in models}
+    found = {name: report.models[name].by_period for name in models}
     first = found[models[0]]
     return plot_periods(
-        [one["period"] for one in first],
-        {name: [one["average_precision"] for one in found[name]] for name in models},
-        base_rates=[one["base_rate"] for one in first],
-        rows=[one["rows"] for one in first],
-        heading=f"Average precision by {report['period_unit']}, beside the base rate",
+        [one.period for one in first],
+        {name: [one.average_precision for one in found[name]] for name in models},
+        base_rates=[one.base_rate or 0.0 for one in first],
+        rows=[one.rows for one in first],
+        heading=f"Average precision by {report.period_unit}, beside the base rate",
         measured_on=_measured_on(evaluation),
     )
 
@@ -247,34 +254,40 @@ def plot_periods(
 
 def plot_reliability(evaluation: Evaluation) -> bytes:
     """Draw the observed share of spikes over the predicted probability, and how many rows each bin holds."""
-    models = evaluation.report["models"]
-    return plot_calibration({name: models[name] for name in evaluation.model_names}, _measured_on(evaluation))
+    models = {
+        name: Calibration(
+            result.reliability,
+            result.expected_calibration_error,
+            result.brier,
+            result.calibration and result.calibration.slope,
+        )
+        for name, result in evaluation.report.models.items()
+    }
+    return plot_calibration(models, _measured_on(evaluation))
 
 
-def plot_calibration(models: Mapping[str, Mapping[str, Any]], measured_on: str) -> bytes:
+def plot_calibration(models: Mapping[str, Calibration], measured_on: str) -> bytes:
     """Draw reliability tables, with ECE, Brier and, where there is a calibration line, its slope.
 
     Args:
-        models: `reliability`, `expected_calibration_error`, `brier` and perhaps `calibration`, by name.
+        models: by name.
         measured_on: what they were measured on.
     """
     figure, (axes, counts) = canvas(7.5, 7.5, rows=2, height_ratios=(3, 1), sharex=True)
     axes.plot([0, 1], [0, 1], color="black", linestyle=":", label="perfect")
-    for name, result in models.items():
-        table, line = result["reliability"], result.get("calibration")
-        predicted = [part["predicted"] for part in table]
+    for name, found in models.items():
+        predicted = [part.predicted for part in found.table]
         axes.plot(
             predicted,
-            [part["observed"] for part in table],
+            [part.observed for part in found.table],
             marker="o",
             markersize=4,
             color=_colour(name),
-            label=f"{name}  ECE {result['expected_calibration_error']:.3f}, Brier {result['brier']:.4f}"
-            + ("" if line is None else f", slope {line['slope']:.2f}"),
+            label=f"{name}  ECE {found.error:.3f}, Brier {found.brier:.4f}"
+            + ("" if found.slope is None else f", slope {found.slope:.2f}"),
         )
-        counts.plot(
-            predicted, [part["rows"] for part in table], marker="o", markersize=3, color=_colour(name)
-        )
+        rows = [part.rows for part in found.table]
+        counts.plot(predicted, rows, marker="o", markersize=3, color=_colour(name))
     axes.set(ylabel="observed share of spikes", xlim=(0, 1), ylim=(0, 1))
     counts.set(xlabel="predicted probability (mean of the bin)", ylabel="rows (log)", yscale="log")
     figure.legend(loc="outside lower center", fontsize=8, ncols=2)
@@ -289,7 +302,7 @@ def plot_importances(model: Model, top: int = 15) -> bytes:
     trained = " – ".join(clock(ns) for ns in (model.meta.train_start_ns, model.meta.train_end_ns))
     return plot_weights(
         dict(list(weights.items())[:top]),
-        GAIN if model.name == "xgboost" else "coefficient of the standardised feature",
+        model.importance_label,
         f"{model.name}: what it looks at most",
         f"trained on {trained} UTC\n{len(weights)} features read, {used} with weight, {min(used, top)} shown",
     )
@@ -337,45 +350,25 @@ def plot_episode(evaluation: Evaluation, mid: pd.DataFrame | None = None) -> byt
     """
     report = evaluation.report
     stretch = most_violent_stretch(evaluation)
-    product, bar_s = stretch.product, report["bar_interval_s"]
-    own = _between(evaluation.predictions, stretch, bar_s)
+    own = _between(evaluation.predictions, stretch, report.bar_interval_s)
     best = evaluation.summary_rows()[0]["model"]
-    point = report["models"][best]["operating_points"]["max_f1"]
-    flagged = own[best] >= (point["threshold"] if point else np.inf)
+    point = report.models[best].operating_points.max_f1
+    threshold = None if point is None else point.threshold
     n_panels = 2 if mid is None else 3
     figure, panels = canvas(9.5, 2.3 * n_panels + 0.8, rows=n_panels, sharex=True)
     if mid is not None:
-        bars = _between(mid, stretch, bar_s)
-        panels[0].plot(bars["bar_start"], bars["close"], color="black", linewidth=1, label="mid")
-        panels[0].set(ylabel=f"mid, {product.partition('-')[2]}")
-        panels[0].ticklabel_format(axis="y", useOffset=False)
+        _draw_mid(panels[0], _between(mid, stretch, report.bar_interval_s), stretch)
     volatility, score = panels[-2], panels[-1]
-    horizon, tau = report["horizon_s"], report["thresholds"][product] * BPS
-    volatility.plot(
-        own["bar_start"], own["trailing_sigma"] * BPS, color="#0072B2", label=f"past {horizon} s (known)"
-    )
-    volatility.plot(
-        own["bar_start"], own["sigma"] * BPS, color="#CC79A7", label=f"next {horizon} s (label)", linewidth=1
-    )
-    volatility.axhline(tau, color="black", linestyle=":", label=f"spike from τ = {tau:.3g} bps")
-    volatility.set(ylabel="σ, bps per bar", ylim=(0, None))
-    score.plot(own["bar_start"], own[best], color=_colour(best), label=best, linewidth=1)
-    highest = float(np.nanmax(own[best].to_numpy(dtype=np.float64)))
-    if point:
-        highest = max(highest, point["threshold"])
-        score.axhline(
-            point["threshold"],
-            color=_colour(best),
-            linestyle="--",
-            label=f"flag from {point['threshold']:.2f}",
-        )
-    score.set(ylabel="P(spike)", ylim=(0, min(1.02, 1.15 * highest)))
+    _draw_volatility(volatility, own, report.horizon_s, report.thresholds[stretch.product] * BPS)
+    _draw_score(score, own, best, threshold)
     score.set_xlabel(f"UTC, {stretch.start:%Y-%m-%d}")
+    flagged = own[best] >= (np.inf if threshold is None else threshold)
+    spans = (
+        (own["y"].eq(True), 1.0, "#F0E442", 0.3, f"spike: next {report.horizon_s} s over τ"),
+        (flagged, 0.05, _colour(best), 0.8, f"flagged by {best}"),
+    )
     for panel in panels:
-        for where, height, colour, alpha, label in (
-            (own["y"].eq(True), 1.0, "#F0E442", 0.3, f"spike: next {horizon} s over τ"),
-            (flagged, 0.05, _colour(best), 0.8, f"flagged by {best}"),
-        ):
+        for where, height, colour, alpha, label in spans:
             panel.fill_between(
                 own["bar_start"],
                 0,
@@ -389,19 +382,44 @@ def plot_episode(evaluation: Evaluation, mid: pd.DataFrame | None = None) -> byt
             )
         panel.legend(loc="upper left", bbox_to_anchor=(1, 1), fontsize=8)
     time_axis(score)
-    what = (
-        "The most violent spike episode of the test"
-        if stretch.has_spike
-        else "No spike in the test; its worst"
-    )
-    found = report["models"][best]["average_precision"]
-    judged = "nothing to rank" if found is None else f"AP {found:.3f}, the best of {len(report['models'])}"
-    title(
-        panels[0],
-        f"{what}: {product}, {stretch.start:%Y-%m-%d %H:%M} – {stretch.end:%H:%M} UTC",
-        f"score of {best} ({judged}); gaps in the data are left open",
-    )
+    title(panels[0], _episode_heading(stretch), _judged(report, best))
     return png(figure)
+
+
+def _draw_mid(axes: Axes, bars: pd.DataFrame, stretch: Stretch) -> None:
+    axes.plot(bars["bar_start"], bars["close"], color="black", linewidth=1, label="mid")
+    axes.set(ylabel=f"mid, {stretch.product.partition('-')[2]}")
+    axes.ticklabel_format(axis="y", useOffset=False)
+
+
+def _draw_volatility(axes: Axes, own: pd.DataFrame, horizon_s: int, tau_bps: float) -> None:
+    times = own["bar_start"]
+    axes.plot(times, own["trailing_sigma"] * BPS, color="#0072B2", label=f"past {horizon_s} s (known)")
+    axes.plot(times, own["sigma"] * BPS, color="#CC79A7", label=f"next {horizon_s} s (label)", linewidth=1)
+    axes.axhline(tau_bps, color="black", linestyle=":", label=f"spike from τ = {tau_bps:.3g} bps")
+    axes.set(ylabel="σ, bps per bar", ylim=(0, None))
+
+
+def _draw_score(axes: Axes, own: pd.DataFrame, model: str, threshold: float | None) -> None:
+    axes.plot(own["bar_start"], own[model], color=_colour(model), label=model, linewidth=1)
+    highest = float(np.nanmax(own[model].to_numpy(dtype=np.float64)))
+    if threshold is not None:
+        highest = max(highest, threshold)
+        axes.axhline(threshold, color=_colour(model), linestyle="--", label=f"flag from {threshold:.2f}")
+    axes.set(ylabel="P(spike)", ylim=(0, min(1.02, 1.15 * highest)))
+
+
+def _episode_heading(stretch: Stretch) -> str:
+    what = "The most violent spike episode of the test"
+    if not stretch.has_spike:
+        what = "No spike in the test; its worst"
+    return f"{what}: {stretch.product}, {stretch.start:%Y-%m-%d %H:%M} – {stretch.end:%H:%M} UTC"
+
+
+def _judged(report: ModelEvaluation, best: str) -> str:
+    found = report.models[best].average_precision
+    judged = "nothing to rank" if found is None else f"AP {found:.3f}, the best of {len(report.models)}"
+    return f"score of {best} ({judged}); gaps in the data are left open"
 
 
 def plot_sigma_distribution(problem: Problem) -> bytes:
@@ -444,14 +462,14 @@ def plot_sigma_distribution(problem: Problem) -> bytes:
 def most_violent_stretch(evaluation: Evaluation) -> Stretch:
     """Find the spike episode with the largest σ/τ, or without one the row with it, and the time around it."""
     rows, report = evaluation.predictions, evaluation.report
-    taus = rows["product"].map(report["thresholds"]).to_numpy(dtype=np.float64)
+    taus = rows["product"].map(pd.Series(report.thresholds)).to_numpy(dtype=np.float64)
     market = Market(
         product=rows["product"].to_numpy(dtype=object),
         t_ns=rows["bar_start"].astype(np.int64).to_numpy(),
         y=rows["y"].to_numpy(dtype=bool),
         visible=np.zeros(len(rows), dtype=bool),
-        bar_ns=int(report["bar_interval_s"] * NS),
-        horizon_ns=int(report["horizon_s"] * NS),
+        bar_ns=int(report.bar_interval_s * NS),
+        horizon_ns=int(report.horizon_s * NS),
     )
     worst = int(np.argmax(rows["sigma"].to_numpy() / taus))
     product, at_ns = str(market.product[worst]), int(market.t_ns[worst])
@@ -459,7 +477,7 @@ def most_violent_stretch(evaluation: Evaluation) -> Stretch:
     first, last = pd.to_datetime(
         [inside[0].start_ns, inside[0].end_ns] if inside else [at_ns, at_ns], unit="ns", utc=True
     )
-    margin = pd.Timedelta(seconds=10 * report["horizon_s"])
+    margin = pd.Timedelta(seconds=10 * report.horizon_s)
     return Stretch(product, first - margin, last + margin, bool(inside))
 
 
@@ -475,14 +493,15 @@ def _between(frame: pd.DataFrame, stretch: Stretch, bar_s: float) -> pd.DataFram
 
 def _measured_on(evaluation: Evaluation) -> str:
     report = evaluation.report
-    test, counts = report["split"]["test"], report["counts"]["test"]
-    span = f"{clock(test['start_ns'])} – {clock(test['end_ns'])}"
+    test, counts = report.split.test, report.counts.test
+    span = f"{clock(test.start_ns)} – {clock(test.end_ns)}"
     verdict = "" if evaluation.verdict == "ok" else "; INSUFFICIENT DATA"
     return (
-        f"test {', '.join(report['data']['products'])}, {span} UTC\n"
-        f"{counts['rows']:,} rows, {counts['positives']:,} spikes in {counts['events']} events{verdict}"
+        f"test {', '.join(report.data.products)}, {span} UTC\n"
+        f"{counts.rows:,} rows, {counts.positives:,} spikes in {counts.events} events{verdict}"
     )
 
 
 def _colour(model: str) -> str:
-    return _COLOURS.get(model, "#CC79A7")
+    """The colour of a kind of model, the same in every picture."""
+    return MODELS.get(model, Model).colour

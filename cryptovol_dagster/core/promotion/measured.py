@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from cryptovol_dagster.core.evaluation.evaluate import OK
+from cryptovol_dagster.core.evaluation.report import ModelEvaluation
 from cryptovol_dagster.core.learning.splits import TimeRange
 from cryptovol_dagster.core.models.kinds import LEARNED
 from cryptovol_dagster.core.promotion.decision import Champion
@@ -63,7 +63,7 @@ class Measured:
     @classmethod
     def from_report(
         cls,
-        report: Mapping[str, Any],
+        report: ModelEvaluation,
         *,
         test: TimeRange,
         mlflow_run_ids: Mapping[str, str],
@@ -73,45 +73,46 @@ class Measured:
         """Build it from an evaluation's report.
 
         Args:
-            report: content of ``model_eval.json``, with its ``as_of``.
+            report: of a partition.
             test: where the test rows lie.
             mlflow_run_ids: training run of each measured model.
             problem_hash: of the plan that models and evaluation share.
             evaluation_hash: of the stored evaluation.
 
         Raises:
-            KeyError: the report, or a run, is incomplete.
+            EvaluationError: the report is of no partition.
+            KeyError: a run is missing.
         """
-        feature_hash = report["data"]["feature_hash"]
+        feature_hash, as_of = report.data.feature_hash, report.partition
         return cls(
-            as_of=report["as_of"],
+            as_of=as_of,
             end_ns=test.end_ns,
-            sufficient=report["verdict"] == OK,
-            reasons=tuple(report["reasons"]),
+            sufficient=report.verdict == OK,
+            reasons=tuple(report.reasons),
             numbers={
-                name: Numbers(result["average_precision"], result["brier"])
-                for name, result in report["models"].items()
+                name: Numbers(result.average_precision, result.brier)
+                for name, result in report.models.items()
             },
             differences={
-                (entry["model"], entry["baseline"]): Compared(
-                    entry["ap_difference"], entry["interval"]["low"], entry["interval"]["high"]
+                (entry.model, entry.baseline): Compared(
+                    entry.ap_difference, entry.interval.low, entry.interval.high
                 )
-                for entry in report["comparisons"]
-                if entry["interval"] is not None
+                for entry in report.comparisons
+                if entry.ap_difference is not None and entry.interval is not None
             },
             trained={
                 name: Champion(
                     model=name,
-                    as_of=report["as_of"],
+                    as_of=as_of,
                     problem_hash=problem_hash,
                     feature_hash=feature_hash,
                     mlflow_run_id=mlflow_run_ids[name],
                     unproven=False,
                     unseen_from_ns=test.start_ns,
                 )
-                for name in report["models"]
+                for name in report.models
             },
-            data_hash=report["data"]["hash"],
+            data_hash=report.data.hash,
             feature_hash=feature_hash,
             evaluation_hash=evaluation_hash,
         )

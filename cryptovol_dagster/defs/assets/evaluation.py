@@ -8,8 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
+from msgspec.structs import replace
 
-from cryptovol_dagster.core.evaluation.report import SCHEMA_VERSION
+from cryptovol_dagster.core.cards.markdown import NONE, table
+from cryptovol_dagster.core.evaluation.report import SCHEMA_VERSION, ModelEvaluation, encode
 from cryptovol_dagster.core.features.catalogue import feature_hash
 from cryptovol_dagster.core.learning.labels import label_hash
 from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
@@ -72,11 +74,10 @@ def model_evaluation_asset(
             key = plan.as_of
             lake.delete(plots, key)  # those of an earlier evaluation
             evaluation = _evaluate(lake, spec, models, plan)
-            report = {**evaluation.to_dict(), "as_of": key}
-            content = json.dumps(report, indent=2, allow_nan=False).encode()
+            report = replace(evaluation.report, as_of=key)
             # MLflow first: when it is away, nothing is stored either, and the next run does both.
-            _log_to_mlflow(tracking, lake, spec, report, models.enabled)
-            path = _store(lake, reports, spec, evaluation, key, content)
+            _log_to_mlflow(tracking, lake, spec, key, report, models.enabled)
+            path = _store(lake, reports, spec, key, report, evaluation)
             run_url = tracking.run_url(tracking.parent_run_id)
             context.add_asset_metadata(_metadata(evaluation, report, path, run_url), partition_key=key)
         if evaluation is not None and key is not None:  # one set per run: event logs keep everything for ever
@@ -107,19 +108,30 @@ def _evaluate(lake: Lake, spec: TimescaleSpec, models: ModelSpec, plan: plans.Sp
 
 
 def _log_to_mlflow(
-    tracking: Tracking, lake: Lake, spec: TimescaleSpec, report: dict[str, Any], models: Sequence[str]
+    tracking: Tracking,
+    lake: Lake,
+    spec: TimescaleSpec,
+    key: str,
+    report: ModelEvaluation,
+    models: Sequence[str],
 ) -> None:
     """Log each model's test numbers to the MLflow run that trained it."""
     for name in models:
-        trained = json.loads(lake.read_bytes(model_asset(spec, name), report["as_of"], "json"))
+        trained = json.loads(lake.read_bytes(model_asset(spec, name), key, "json"))
         tracking.log_test_metrics(trained["mlflow_run_id"], _numbers(report, name))
 
 
 def _store(
-    lake: Lake, reports: Reports, spec: TimescaleSpec, evaluation: "Evaluation", key: str, content: bytes
+    lake: Lake,
+    reports: Reports,
+    spec: TimescaleSpec,
+    key: str,
+    report: ModelEvaluation,
+    evaluation: "Evaluation",
 ) -> Path:
     """Store a report with its predictions, and as the latest copy if it is the newest; return its file."""
     name, predictions, _ = _names(spec)
+    content = encode(report)
     path = lake.write_bytes(name, key, content, "json")
     lake.write_table(predictions, key, chain.to_table(evaluation.predictions))
     if lake.is_newest(name, key, "json"):
@@ -127,13 +139,13 @@ def _store(
     return path
 
 
-def _metadata(evaluation: "Evaluation", report: dict[str, Any], path: Path, run_url: str) -> dict[str, Any]:
+def _metadata(evaluation: "Evaluation", report: ModelEvaluation, path: Path, run_url: str) -> dict[str, Any]:
     return {
         "dagster/partition_row_count": len(evaluation.predictions),
         "status": evaluation.verdict,
         "reasons": dg.MetadataValue.json(list(evaluation.reasons)),
-        "notes": dg.MetadataValue.json(report["notes"]),
-        **sufficiency_metadata(report["sufficiency"]),
+        "notes": dg.MetadataValue.json(report.notes),
+        **sufficiency_metadata(report.sufficiency.to_dict()),
         "results": _table(evaluation.summary_rows()),
         "path": dg.MetadataValue.path(path),
         "mlflow_run": dg.MetadataValue.url(run_url),
@@ -162,23 +174,23 @@ def _show_plots(
     )
 
 
-def _numbers(report: dict[str, Any], model: str) -> dict[str, float]:
+def _numbers(report: ModelEvaluation, model: str) -> dict[str, float]:
     """Pick the test numbers of a model that MLflow can chart; null ones are left out."""
-    result = report["models"][model]
-    point = result["operating_points"]["max_f1"] or {}
+    result = report.models[model]
+    point, line = result.operating_points.max_f1, result.calibration
     numbers = {
-        "test_average_precision": result["average_precision"],
-        "test_base_rate": report["counts"]["test"]["base_rate"],
-        "test_lift": result["lift"],
-        "test_onset_average_precision": result["onset"]["average_precision"],
-        "test_roc_auc": result["roc_auc"],
-        "test_ece": result["expected_calibration_error"],
-        "test_calibration_slope": (result["calibration"] or {}).get("slope"),
-        "test_brier": result["brier"],
-        "test_log_loss": result["log_loss"],
-        "test_f1": point.get("f1"),
-        "test_event_recall": point.get("event_recall"),
-        "test_false_alarms_per_hour": point.get("false_alarms_per_hour"),
+        "test_average_precision": result.average_precision,
+        "test_base_rate": report.counts.test.base_rate,
+        "test_lift": result.lift,
+        "test_onset_average_precision": result.onset.average_precision,
+        "test_roc_auc": result.roc_auc,
+        "test_ece": result.expected_calibration_error,
+        "test_calibration_slope": line and line.slope,
+        "test_brier": result.brier,
+        "test_log_loss": result.log_loss,
+        "test_f1": point and point.f1,
+        "test_event_recall": point and point.event_recall,
+        "test_false_alarms_per_hour": point and point.false_alarms_per_hour,
     }
     return {name: value for name, value in numbers.items() if value is not None}
 
@@ -186,14 +198,13 @@ def _numbers(report: dict[str, Any], model: str) -> dict[str, float]:
 def _table(rows: Sequence[dict[str, Any]]) -> dg.MarkdownMetadataValue:
     """Show one row a model, rounded for reading."""
     names = list(rows[0])
-    lines = ["| " + " | ".join(names) + " |", "|" + "---|" * len(names)]
-    lines += ["| " + " | ".join(_cell(row[name]) for name in names) + " |" for row in rows]
-    return dg.MetadataValue.md("\n".join(lines))
+    cells = [[_cell(row[name]) for name in names] for row in rows]
+    return dg.MetadataValue.md("\n".join(table(names, cells)))
 
 
 def _cell(value: Any) -> str:
     if value is None:
-        return "–"
+        return NONE
     return f"{value:.3f}" if isinstance(value, float) else str(value)
 
 

@@ -62,7 +62,7 @@ def _render(lake: Lake, spec: TimescaleSpec, key: str, features_url: str) -> str
     evaluation = read_report(lake.read_bytes(spec.asset("model_evaluation"), key, "json"))
     metas = [
         read_parts(lake.read_bytes(models.model_asset(spec, name), key, "zip"))[0]
-        for name in evaluation["models"]
+        for name in evaluation.models
     ]
     return render_model_card(
         evaluation,

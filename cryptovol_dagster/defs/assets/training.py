@@ -34,7 +34,6 @@ if TYPE_CHECKING:
     from cryptovol_dagster.core.models import Model
 #: Rows on which a model's ONNX graph is compared with it before it is exported.
 PARITY_ROWS = 20_000
-KINDS = {"xgboost": "xgboost", "logreg": "scikitlearn", "har_logit": "scikitlearn"}
 
 
 def splits_asset(
@@ -101,7 +100,7 @@ def trained_model_asset(
         partitions=hours,
         group=GROUP,
         pool=TRAINING,
-        kinds={KINDS.get(name, "python"), "mlflow"},
+        kinds={_kind(name).catalog_kind, "mlflow"},
         version=code_version(spec.hash(), feature_hash(spec), models.hash()),
         tags={"cryptovol/model": name},
         description=f"{_about(name)}\n\nAs of the end of an hour: a zip without pickle in the lake, a child "
@@ -193,9 +192,13 @@ def _show_importances(
 
 def _about(name: str) -> str:
     """Return the first line of a model's docstring; the libraries it learns with are not imported."""
+    return (_kind(name).__doc__ or "").strip().splitlines()[0]
+
+
+def _kind(name: str) -> "type[Model]":
     from cryptovol_dagster.core.models import MODELS
 
-    return (MODELS[name].__doc__ or "").strip().splitlines()[0]
+    return MODELS[name]
 
 
 def _train(

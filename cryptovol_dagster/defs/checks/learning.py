@@ -4,8 +4,8 @@
 
 from collections.abc import Sequence
 
-from cryptovol_dagster.core.evaluation.evaluate import BASELINES
 from cryptovol_dagster.core.evaluation.report import SCHEMA_VERSION, EvaluationError, check_report
+from cryptovol_dagster.core.models.kinds import BASELINES, LEARNED
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.defs import schemas
 from cryptovol_dagster.defs.checks.framework import Check, Rule, Stored
@@ -16,8 +16,6 @@ from cryptovol_dagster.lake import decisions, plans
 MIN_LABELLED_SHARE = 0.5
 #: Around the quantile's own base rate (10 %): regimes move it, this far it is no regime any more.
 BASE_RATE_RANGE = (0.005, 0.6)
-#: Models that learn more than a scale; the others are baselines.
-LEARNED = ("har_logit", "logreg", "xgboost")
 
 
 def chain_checks(spec: TimescaleSpec, models: Sequence[str]) -> list[Check]:

@@ -211,3 +211,22 @@ def test_where_no_fold_can_be_tested_the_reasons_are_told(rows: Dataset) -> None
         LearningError, match=r"no fold of BTC-USD .* can be tested \(2024-03-25: degenerate spi"
     ):
         walk_forward(flat, MINUTES, model_spec(), ends=[ends()[1]], feature_hash="f", models=("ewma",))
+
+
+def test_the_card_takes_its_facts_from_the_reports(rows: Dataset) -> None:
+    found = walk_forward(rows, MINUTES, model_spec(), ends=ends()[:1], feature_hash="f", models=MODELS)
+    report = {**found.report, "holdout": False, "holdout_looks": 0}
+    card = render_backtest_card([report])
+    assert "at or over the 0.9 quantile of the training span (4 days), per product" in card
+    assert "train 4 days, wait H and an embargo, test the next 2 days" in card
+    assert "(persistence, ewma) are fitted" in card
+    assert "* Tested on BTC-USD alone; another market" in card
+    assert "* xgboost over ewma (the best model of a single feature): AP" in card
+    other = report | {
+        "quantile": 0.95,
+        "train_span_s": 30 * DAY_S,
+        "data": report["data"] | {"products": ["ETH-USD"]},
+    }
+    both = render_backtest_card([report, other])
+    assert "the 0.9 or 0.95 quantile of the training span (4 or 30 days)" in both
+    assert "* Tested on BTC-USD, ETH-USD alone" in both

@@ -10,14 +10,17 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import pytest
+from msgspec import structs
 from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_fscore_support
 
 from cryptovol_dagster.core.cards.model_card import CardContext, render_model_card
-from cryptovol_dagster.core.evaluation.evaluate import BASELINES, Evaluation, evaluate, periods, summary_rows
+from cryptovol_dagster.core.evaluation.bench import periods
+from cryptovol_dagster.core.evaluation.evaluate import Evaluation, evaluate, summary_rows
 from cryptovol_dagster.core.evaluation.report import (
     SCHEMA_VERSION,
     EvaluationError,
     check_report,
+    encode,
     json_schema,
     read_report,
 )
@@ -26,6 +29,7 @@ from cryptovol_dagster.core.learning.splits import TimeRange
 from cryptovol_dagster.core.metrics.ranking import best_f1_threshold
 from cryptovol_dagster.core.metrics.scored_rows import ScoredRows
 from cryptovol_dagster.core.models import MODELS, Model, ModelError, train_model
+from cryptovol_dagster.core.models.kinds import BASELINES
 from cryptovol_dagster.core.pictures.evaluation import (
     draw_evaluation,
     most_violent_stretch,
@@ -111,8 +115,9 @@ def test_the_report_has_the_fields_of_its_schema(
     few = run(*short)
     none = run(with_test_labels(short[0], False), short[1])
     for report in (evaluation.to_dict() | {"as_of": "2026-04-04-06:00"}, few.to_dict(), none.to_dict()):
-        check_report(report)
-        assert read_report(json.dumps(report).encode()) == report
+        record = check_report(report)
+        assert read_report(json.dumps(report).encode()) == record
+        assert json.loads(encode(record)) == report
     published = DOCS / "model_eval.schema.json"
     assert json.loads(published.read_text()) == json_schema(), (
         "python -m cryptovol_dagster.core.evaluation.report > docs/model_eval.schema.json"
@@ -172,7 +177,7 @@ def test_operating_points_are_chosen_on_validation_and_measured_on_test(
     validation, y_validation = problem.part(problem.split.validation)
     rows = evaluation.predictions
     for name, model in models.items():
-        point = evaluation.report["models"][name]["operating_points"]["max_f1"]
+        point = evaluation.to_dict()["models"][name]["operating_points"]["max_f1"]
         assert point["threshold"] == best_f1_threshold(y_validation, model.predict_proba(validation.features))
         flagged = rows[name] >= point["threshold"]
         precision, recall, f1, support = precision_recall_fscore_support(rows["y"], flagged)
@@ -182,7 +187,9 @@ def test_operating_points_are_chosen_on_validation_and_measured_on_test(
         assert (
             list(point["confusion_matrix"].values()) == confusion_matrix(rows["y"], flagged).ravel().tolist()
         )
-        assert 0 <= point["events_found"] <= point["events"] == evaluation.report["counts"]["test"]["events"]
+        assert (
+            0 <= point["events_found"] <= point["events"] == evaluation.to_dict()["counts"]["test"]["events"]
+        )
 
 
 def test_every_model_is_compared_with_every_baseline_and_the_learned_ones_with_one_another(
@@ -217,7 +224,7 @@ def test_the_future_given_as_a_feature_stands_out(problem: Problem) -> None:
     onset = {}
     for name, posed in (("leaking", leaking), ("honest", problem)):
         model = train_model("baseline_zscore", posed, SPEC, MODEL_SPEC, feature_hash="f00d")
-        result = run(posed, {"baseline_zscore": model}).report["models"]["baseline_zscore"]
+        result = run(posed, {"baseline_zscore": model}).to_dict()["models"]["baseline_zscore"]
         onset[name] = result["onset"]["average_precision"]
     assert onset["leaking"] == 1.0
     assert onset["honest"] < 0.5
@@ -226,7 +233,7 @@ def test_the_future_given_as_a_feature_stands_out(problem: Problem) -> None:
 def test_labels_without_order_are_worth_the_base_rate(problem: Problem) -> None:
     shuffled = replace(problem, y=np.random.default_rng(3).permutation(problem.y))
     model = train_model("logreg", shuffled, SPEC, MODEL_SPEC, feature_hash="f00d")
-    result = run(shuffled, {"logreg": model}).report["models"]["logreg"]
+    result = run(shuffled, {"logreg": model}).to_dict()["models"]["logreg"]
     assert result["lift"] == pytest.approx(1, abs=0.1)
     assert result["roc_auc"] == pytest.approx(0.5, abs=0.03)
 
@@ -275,13 +282,13 @@ def test_a_single_class_in_the_test_is_a_verdict(
     evaluation = run(with_test_labels(problem, value), models)
     assert evaluation.verdict == "insufficient_data"
     assert words in evaluation.reasons[0]
-    for result in evaluation.report["models"].values():
+    for result in evaluation.to_dict()["models"].values():
         assert result["average_precision"] is None
         assert result["roc_auc"] is None
         assert result["brier"] is not None
     json.dumps(evaluation.to_dict(), allow_nan=False)
     measured = Measured.from_report(
-        evaluation.to_dict() | {"as_of": "2026-04-04-06:00"},
+        structs.replace(evaluation.report, as_of="2026-04-04-06:00"),
         mlflow_run_ids=dict.fromkeys(models, "run"),
         problem_hash="p",
         evaluation_hash="e",
@@ -294,7 +301,7 @@ def test_a_single_class_in_the_test_is_a_verdict(
         False,
     )
     assert all(picture.startswith(PNG) for picture in pictures(evaluation))
-    assert "insufficient_data" in render_model_card(evaluation.to_dict())
+    assert "insufficient_data" in render_model_card(evaluation.report)
 
 
 def test_a_product_without_test_rows_is_named_and_the_other_is_measured(
@@ -316,7 +323,7 @@ def test_a_product_without_test_rows_is_named_and_the_other_is_measured(
         assert result["by_product"]["ETH-USD"]["average_precision"] is None
         assert result["by_product"]["BTC-USD"]["average_precision"] == result["average_precision"]
     check_report(report)
-    card = render_model_card(report)
+    card = render_model_card(evaluation.report)
     assert "- no test rows of ETH-USD: nothing was measured there" in card
     assert "nan" not in card.lower()
     assert plot_pr_curves(evaluation).startswith(PNG)
@@ -330,7 +337,8 @@ def test_a_constant_feature_is_not_read_and_named(short: tuple[Problem, dict[str
         problem, dataset=replace(problem.dataset, features=flat.astype(np.float32)), left_out=("crowd",)
     )
     models = {name: train_model(name, posed, SPEC, MODEL_SPEC, feature_hash="f00d") for name in MODELS}
-    report = run(posed, models).to_dict()
+    evaluation = run(posed, models)
+    report = evaluation.to_dict()
     assert report["features"] == {
         "count": flat.shape[1],
         "constant_in_training": ["noise"],
@@ -341,7 +349,7 @@ def test_a_constant_feature_is_not_read_and_named(short: tuple[Problem, dict[str
         "hardly ever known in training, left out: crowd",
     ]
     assert all("noise" not in result["importances"] for result in report["models"].values())
-    assert "- constant in training: noise\n" in render_model_card(report)
+    assert "- constant in training: noise\n" in render_model_card(evaluation.report)
 
 
 @pytest.mark.parametrize(("score", "shown"), [(np.nan, "nan"), (np.inf, "inf"), (1.25, "1.25"), (-1, "-1")])
@@ -380,9 +388,9 @@ def test_no_spike_in_validation_leaves_no_threshold_to_choose(
     problem, models = short
     in_validation = problem.split.validation.mask(problem.dataset.t_ns)
     evaluation = run(replace(problem, y=problem.y & ~in_validation), models)
-    for result in evaluation.report["models"].values():
+    for result in evaluation.to_dict()["models"].values():
         assert result["operating_points"]["max_f1"] is None
-    assert "max_f1" in render_model_card(evaluation.to_dict())
+    assert "max_f1" in render_model_card(evaluation.report)
 
 
 def test_a_single_class_in_training_is_an_error(short: tuple[Problem, dict[str, Model]]) -> None:
@@ -399,10 +407,10 @@ def test_nothing_to_evaluate_is_an_error(problem: Problem) -> None:
 def test_summary_rows_are_flat_and_sorted(evaluation: Evaluation) -> None:
     rows = evaluation.summary_rows()
     assert [row["model"] for row in rows] == sorted(
-        MODELS, key=lambda name: -evaluation.report["models"][name]["average_precision"]
+        MODELS, key=lambda name: -evaluation.to_dict()["models"][name]["average_precision"]
     )
     assert all(isinstance(value, str | float | int) for row in rows for value in row.values())
-    assert summary_rows(json.loads(json.dumps(evaluation.to_dict()))) == rows
+    assert summary_rows(read_report(encode(evaluation.report))) == rows
 
 
 # --- pictures and card ------------------------------------------------------------------------------------
@@ -429,10 +437,10 @@ def test_the_most_violent_stretch_is_the_episode_of_the_largest_excess_over_its_
     evaluation: Evaluation,
 ) -> None:
     rows = evaluation.predictions
-    excess = rows["sigma"] / rows["product"].map(evaluation.report["thresholds"])
+    excess = rows["sigma"] / rows["product"].map(evaluation.to_dict()["thresholds"])
     worst = rows.loc[excess.idxmax()]
     stretch = most_violent_stretch(evaluation)
-    margin = pd.Timedelta(seconds=10 * evaluation.report["horizon_s"])
+    margin = pd.Timedelta(seconds=10 * evaluation.to_dict()["horizon_s"])
     assert (stretch.product, stretch.has_spike) == (worst["product"], True)
     assert stretch.start + margin <= worst["bar_start"] <= stretch.end - margin
     own = rows[rows["product"] == stretch.product].set_index("bar_start")["y"]
@@ -462,32 +470,32 @@ def test_predictions_survive_parquet(
 
 
 def test_the_card_shows_the_report_s_numbers(evaluation: Evaluation) -> None:
-    card = render_model_card(evaluation.to_dict(), title="seconds, 60 s")
+    card = render_model_card(evaluation.report, title="seconds, 60 s")
     assert card.startswith("# Model card: seconds, 60 s\n")
     assert "**Verdict: ok.**" in card
-    for name, result in evaluation.report["models"].items():
+    for name, result in evaluation.to_dict()["models"].items():
         bounds = result["average_precision_interval"]
         cell = f"| {name} | {result['average_precision']:.3f} [{bounds['low']:.3f}, {bounds['high']:.3f}] |"
         assert cell in card
-    for product, tau in evaluation.report["thresholds"].items():
+    for product, tau in evaluation.to_dict()["thresholds"].items():
         assert f"| {product} | {tau:.4g} |" in card
-    onset = evaluation.report["models"]["ewma"]["onset"]
+    onset = evaluation.to_dict()["models"]["ewma"]["onset"]
     bounds = onset["average_precision_interval"]
     shown = f"{onset['average_precision']:.3f} [{bounds['low']:.3f}, {bounds['high']:.3f}]"
     assert f"| ewma | {shown} | {onset['lift']:.2f} |" in card
-    for one in evaluation.report["models"]["logreg"]["by_period"]:
+    for one in evaluation.to_dict()["models"]["logreg"]["by_period"]:
         assert (
             f"| {one['period']} | {one['rows']:,} | {one['positives']:,} | {one['base_rate']:.3f} |" in card
         )
-    assert f"It supports **{evaluation.report['sufficiency']['supports']}** of" in card
-    assert f"- {evaluation.report['sufficiency']['missing'][0]}" in card
+    assert f"It supports **{evaluation.to_dict()['sufficiency']['supports']}** of" in card
+    assert f"- {evaluation.to_dict()['sufficiency']['missing'][0]}" in card
     assert "nan" not in card.lower()
     assert "None" not in card
 
 
 def test_the_card_says_when_the_data_are_too_few(short: tuple[Problem, dict[str, Model]]) -> None:
     evaluation = run(*short)
-    card = render_model_card(evaluation.to_dict())
+    card = render_model_card(evaluation.report)
     assert "**Verdict: insufficient_data.**" in card
     assert f"- {evaluation.reasons[0]}" in card
     assert "too small to tell the models apart" in card
@@ -496,7 +504,7 @@ def test_the_card_says_when_the_data_are_too_few(short: tuple[Problem, dict[str,
 def test_the_card_tells_who_is_champion_of_what_features_and_how_to_reproduce_it(
     evaluation: Evaluation,
 ) -> None:
-    report = evaluation.to_dict() | {"as_of": "2026-04-04-06:00"}
+    report = structs.replace(evaluation.report, as_of="2026-04-04-06:00")
     measured = Measured.from_report(
         report,
         mlflow_run_ids=dict.fromkeys(MODELS, "run"),
@@ -540,3 +548,29 @@ def test_the_card_tells_who_is_champion_of_what_features_and_how_to_reproduce_it
         "Champion is **ewma**, trained as of 2026-04-04-06:00 (MLflow run `run`). It is **unproven**" in first
     )
     assert "None" not in card + first
+
+
+def test_files_hold_their_keys_in_the_order_they_always_had(evaluation: Evaluation) -> None:
+    result = next(iter(json.loads(encode(evaluation.report))["models"].values()))
+    assert list(result)[:4] == ["measured_on", "rows", "positives", "base_rate"]
+    assert list(result)[-6:] == [
+        "by_product",
+        "average_precision_interval",
+        "onset",
+        "by_period",
+        "operating_points",
+        "importances",
+    ]
+    assert next(iter(result["by_period"][0])) == "period"
+    assert list(result["operating_points"]["max_f1"])[-1] == "chosen_on"
+
+
+def test_a_report_of_no_partition_decides_nothing(evaluation: Evaluation) -> None:
+    with pytest.raises(EvaluationError, match="no partition"):
+        Measured.from_report(
+            evaluation.report,
+            mlflow_run_ids={},
+            problem_hash="p",
+            evaluation_hash="e",
+            test=TimeRange(0, 1),
+        )

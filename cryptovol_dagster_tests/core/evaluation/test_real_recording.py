@@ -50,7 +50,7 @@ def test_two_real_hours_are_told_to_be_too_few(problem: Problem) -> None:
     evaluation = evaluate(problem, models, SPEC, MODEL_SPEC, data_hash="recorded", feature_hash=version)
     assert len(problem.dataset) > 12_000
     assert evaluation.verdict == "insufficient_data"
-    results = evaluation.report["models"]
+    results = evaluation.to_dict()["models"]
     assert all(result["average_precision_interval"] is None for result in results.values())
     # Persistence knows next to nothing about the next minute of these two hours.
     assert results["baseline_zscore"]["lift"] < 1.3

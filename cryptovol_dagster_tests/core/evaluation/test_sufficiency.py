@@ -9,10 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryptovol_dagster.core.evaluation import sufficiency
+from cryptovol_dagster.core.evaluation.report import Sufficiency
 from cryptovol_dagster.core.evaluation.sufficiency import (
     CLASSES,
-    Sufficiency,
     assess,
     assess_training,
     count_apart,
@@ -172,4 +171,4 @@ def test_a_problem_is_assessed_on_its_training_rows() -> None:
     assert found.products == ("BTC-USD", "ETH-USD")
     assert found.days == pytest.approx(np.unique(train.t_ns).size / 86_400)
     assert found.supports == "none"
-    assert sufficiency.summarise(found.to_dict()) == found.to_dict()["summary"]
+    assert found.to_dict()["summary"] == found.summary

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 
 from cryptovol_dagster.chains import timescale_spec
 from cryptovol_dagster.core.features.catalogue import (
-    FEATURES,
     Feature,
     feature_hash,
+    feature_list,
     feature_names,
     lookback_bars,
     own_feature_names,
@@ -41,7 +41,7 @@ REAL = timescale_spec(Settings().timescales.seconds, "seconds")
 
 
 #: Every declared feature, as a parameter.
-every_feature = pytest.mark.parametrize("feature", FEATURES(REAL), ids=lambda feature: feature.name)
+every_feature = pytest.mark.parametrize("feature", feature_list(REAL), ids=lambda feature: feature.name)
 
 
 def grid_of(ticks: TickColumns, *, seconds: int, used=SPEC, trades: TradeColumns | None = None) -> BarGrid:
@@ -213,7 +213,7 @@ def cut_grids(real_bars: BarGrid) -> dict[int, FeatureGrid]:
         length: compute_features(
             real_bars.slice(from_ns - (length - 1) * NS, real_bars.end_ns), REAL, from_ns=from_ns
         )
-        for length in {feature.window_bars for feature in FEATURES(REAL)}
+        for length in {feature.window_bars for feature in feature_list(REAL)}
     }
 
 
@@ -275,7 +275,7 @@ def test_no_row_knows_the_future_of_bars_with_faults(seed: int, now: int) -> Non
 
 
 def test_a_valid_row_is_finite_and_any_other_says_why() -> None:
-    required = [not feature.optional for feature in FEATURES(SPEC)]
+    required = [not feature.optional for feature in feature_list(SPEC)]
     for seed in range(5):
         grid = compute_features(random_bars(seed, seconds=600), SPEC)
         values = grid.values[required]
@@ -294,7 +294,7 @@ def test_what_a_feed_does_not_tell_is_null_and_the_row_is_valid_all_the_same() -
     assert grid.valid[0].sum() > 100
     unknown = {name for name in grid.names if np.isnan(grid[name][0, grid.valid[0]]).all()}
     assert unknown == {
-        feature.name for feature in FEATURES(SPEC) if feature.family in ("book", "trades", "cross")
+        feature.name for feature in feature_list(SPEC) if feature.family in ("book", "trades", "cross")
     }
     # The other product has no tick at all, hence no row: the first one's numbers are not its features.
     assert np.isnan(grid.values[:, 1]).all()
@@ -365,7 +365,7 @@ def test_the_long_form_says_what_each_row_is() -> None:
 
 
 def test_features_are_declared_once_and_completely() -> None:
-    table = FEATURES(REAL)
+    table = feature_list(REAL)
     assert len({feature.name for feature in table}) == len(table) == 101
     for feature in table:
         assert feature.formula

@@ -10,7 +10,7 @@ import pytest
 from cryptovol_dagster.core.leaks import audit as leak_audit
 from cryptovol_dagster.core.leaks import detectors, witnesses
 from cryptovol_dagster.core.leaks.audit import Verdict
-from cryptovol_dagster.core.leaks.detectors import Case, Made
+from cryptovol_dagster.core.leaks.detectors import Case, Made, read_claims
 from cryptovol_dagster.core.leaks.ladder import HONEST, LEAKS, Study
 from cryptovol_dagster.core.market.bars import BarGrid
 from cryptovol_dagster.core.models import MODELS
@@ -27,7 +27,8 @@ def case() -> Case:
     """What the honest steps make, as it would lie in a lake."""
     study = Study(made_up(1), LEAK_SPEC, SMALL, HONEST)
     scaled = replace(study, bars=witnesses.scale_prices(study.bars), _models={})
-    made = Made(study.problem, {"logreg": study.model("logreg")}, study.evaluation("logreg").to_dict())
+    claims = read_claims(study.evaluation("logreg").to_dict())
+    made = Made(study.problem, {"logreg": study.model("logreg")}, claims)
     return Case(study.bars, LEAK_SPEC, made, study.dataset, scaled.problem.dataset)
 
 

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from cryptovol_dagster.chains import timescale_specs
-from cryptovol_dagster.core.features.catalogue import FEATURES, feature_names, lookback_bars
+from cryptovol_dagster.core.features.catalogue import feature_list, feature_names, lookback_bars
 from cryptovol_dagster.core.features.compute import compute_features
 from cryptovol_dagster.core.learning.labels import forward_volatility
 from cryptovol_dagster.core.market.bars import BarsError
@@ -133,7 +133,7 @@ def test_features_of_candles_do_not_depend_on_where_the_bars_were_cut_nor_on_wha
     known = [name for name in part.names if np.isfinite(expected[name]).any()]
     uncounted = {name for name in part.names if "trade" in name or "signed" in name}
     assert set(part.names) - set(known) <= uncounted
-    for name in set(known) - {feature.name for feature in FEATURES(MINUTES) if feature.optional}:
+    for name in set(known) - {feature.name for feature in feature_list(MINUTES) if feature.optional}:
         assert np.isfinite(part[name][part.valid]).all(), name
 
 

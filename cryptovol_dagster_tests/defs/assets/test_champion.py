@@ -61,7 +61,14 @@ def test_a_champion_that_is_surely_worse_than_a_baseline_is_told(
     report = json.loads(world.lake.read_bytes("seconds/model_evaluation", HOURS[1], "json"))
     interval = {"low": -0.3, "high": high}
     report["comparisons"] = [
-        {"model": "ewma", "baseline": "har_logit", "ap_difference": (high - 0.3) / 2, "interval": interval}
+        {
+            "model": "ewma",
+            "baseline": "har_logit",
+            "ap_difference": (high - 0.3) / 2,
+            "interval": interval,
+            "onset_difference": None,
+            "onset_interval": None,
+        }
     ]
     Lake.write_bytes(world.lake, "seconds/model_evaluation", HOURS[1], json.dumps(report).encode(), "json")
     plan = plans.read_plan(world.lake, SPEC, HOURS[1])
