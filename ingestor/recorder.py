@@ -112,7 +112,7 @@ _DEFAULT_OPTIONS = IngestOptions()
 
 @dataclass(frozen=True)
 class Started:
-    """Where things are, published once the broker answers and before the first frame."""
+    """Where things are, reported once the broker answers and before the first frame."""
 
     bootstrap_servers: str
     embedded: bool

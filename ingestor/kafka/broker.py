@@ -31,6 +31,7 @@ from confluent_kafka.cimpl import NewTopic
 
 from ingestor.envelope import ALL_TOPICS, DEAD, EVENTS
 from ingestor.errors import CryptovolError
+from ingestor.kafka.errors import ASK_AGAIN
 from ingestor.settings.sections import KafkaSettings
 
 #: librdkafka's own log lines; a NullHandler keeps them off stderr until an application configures logging.
@@ -48,16 +49,6 @@ _EMBEDDED_FETCH_WAIT_MS = 20
 _METADATA_REFRESH_MS = 5_000
 _MARKER = "cryptovol-log-"
 _RETRY_S = 0.05
-#: What a broker that is starting, or handing a partition over, answers for a moment.
-_PASSING_ERRORS = (
-    KafkaError.NOT_LEADER_FOR_PARTITION,
-    KafkaError.LEADER_NOT_AVAILABLE,
-    KafkaError._TRANSPORT,
-    KafkaError._TIMED_OUT,
-    KafkaError._ALL_BROKERS_DOWN,
-    # A broker that has just started lists topics before their partitions have a leader.
-    KafkaError._UNKNOWN_PARTITION,
-)
 #: How long a question to a broker that was reached before outlasts its restart.
 _PATIENCE_S = 30.0
 _ZERO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"
@@ -416,7 +407,7 @@ class Broker:
             try:
                 return ask()
             except KafkaException as error:
-                if error.args[0].code() not in _PASSING_ERRORS or time.monotonic() >= deadline_s:
+                if error.args[0].code() not in ASK_AGAIN or time.monotonic() >= deadline_s:
                     raise self._unanswered(question, error) from error
             time.sleep(_RETRY_S)
 
