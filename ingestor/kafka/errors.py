@@ -1,4 +1,4 @@
-"""Which errors of a Kafka consumer pass by themselves, and which mean that another took its place."""
+"""Which errors of Kafka pass by themselves, and which mean that another consumer took our place."""
 
 from __future__ import annotations
 
@@ -22,3 +22,14 @@ TOPIC_GONE = (
 
 #: The broker takes another consumer for the member of our name. Nothing else is fatal to a consumer.
 FENCED = (KafkaError.FENCED_INSTANCE_ID, KafkaError._FATAL)
+
+#: What a broker that is starting, or handing a partition over, answers to a question for a moment.
+ASK_AGAIN = (
+    KafkaError.NOT_LEADER_FOR_PARTITION,
+    KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError._TRANSPORT,
+    KafkaError._TIMED_OUT,
+    KafkaError._ALL_BROKERS_DOWN,
+    # A broker that has just started lists topics before their partitions have a leader.
+    KafkaError._UNKNOWN_PARTITION,
+)
