@@ -101,7 +101,7 @@ class ReplayResult:
     seconds: float
 
     def to_json(self) -> str:
-        """One JSON object."""
+        """Return the result as one JSON object."""
         return json.dumps(asdict(self))
 
 
@@ -343,10 +343,10 @@ def _named_by_file(ticks: TickColumns, name: str) -> TickColumns:
 
 
 class _Sink:
-    """Takes grids and keeps nothing."""
+    """Accepts grids and keeps nothing."""
 
     def write(self, grid: FeatureGrid) -> None:
-        """Take the next hours."""
+        """Write the next hours."""
 
     def __enter__(self) -> Self:
         return self
@@ -412,13 +412,13 @@ def _sink(out: Path | str | None) -> _Sink:
 
 
 def newest_raw_files(raw_dir: Path) -> list[Path]:
-    """The raw files of the newest recorded hour.
+    """Return the raw files of the newest recorded hour.
 
     Raises:
         ReplayError: raw storage holds no ticks.
         ArchiveError: it cannot be read.
     """
-    # Raw storage is one system's: the prefix that tells systems on a broker apart is not in its names.
+    # Raw storage belongs to one system, so its names lack the prefix that separates systems on a broker.
     topic = raw_dir / TICKS
     for _, folder in reversed([*hour_folders(topic)]):
         if files := sorted(path for _, path in files_in(folder)):
@@ -427,7 +427,7 @@ def newest_raw_files(raw_dir: Path) -> list[Path]:
 
 
 def product_ids(text: str) -> list[str]:
-    """Product ids of a comma-separated list, each once.
+    """Return the product ids of a comma-separated list, each once.
 
     Raises:
         ReplayError: it names none.

@@ -84,7 +84,7 @@ class FeatureMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     Its key is (product, bar end, feature version); of several messages with one key the highest `revision`
     counts, and of equal ones the last. `provisional` says that the product was in a gap, or the feed silent,
-    when it was told. `reason` is the name of the core's reason code, ``ok`` where the row is `valid`. A
+    when it was published. `reason` is the name of the core's reason code, ``ok`` where the row is `valid`. A
     feature without a value is null.
     """
 

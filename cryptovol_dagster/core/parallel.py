@@ -1,6 +1,6 @@
 """The same work on several things, on all cores of the machine.
 
-For what spends its time inside numpy, which lets go of the interpreter's lock: sorting, taking, adding up.
+For work that spends its time in numpy, which releases the interpreter's lock while it sorts, takes or sums.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ R = TypeVar("R")
 
 
 def on_all_cores(work: Callable[[T], R], things: Iterable[T]) -> list[R]:
-    """Do the work on each thing, and give the results in the order of the things.
+    """Do the work on each thing, and return the results in the order of the things.
 
     Args:
         work: depends on its thing alone, so that the results are those of a loop.

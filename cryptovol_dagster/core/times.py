@@ -86,6 +86,6 @@ def partitions_between(start_ns: int, end_ns: int, length_ns: int) -> list[str]:
 
 
 def iso_utc(ns: int) -> str:
-    """Write integer nanoseconds UTC as ISO 8601, to the second or, where needed, the microsecond."""
+    """Return `ns` (UTC) as ISO 8601 text, to the second or, where needed, the microsecond."""
     moment = datetime.fromtimestamp(ns // NS, UTC).replace(microsecond=ns % NS // 1_000, tzinfo=None)
     return f"{moment.isoformat()}Z"

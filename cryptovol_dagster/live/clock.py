@@ -1,6 +1,6 @@
-"""When a second may close: event time as far as the feed has been heard, carried on while it is silent.
+"""When a second may close: event time of the newest message, carried on while the feed is silent.
 
-Pure: whoever calls passes the wall clock (any clock that only goes forward, ns).
+Pure: the caller passes the wall clock (any clock that only goes forward, ns).
 """
 
 from __future__ import annotations
@@ -9,26 +9,26 @@ from collections import deque
 
 
 class FeedClock:
-    """Event time of the feed: the newest heard of, carried on by the wall clock while nothing comes."""
+    """Event time of the feed: the newest so far, carried on by the wall clock while nothing comes."""
 
     def __init__(self, carry_ns: int) -> None:
-        """Carry on for at most `carry_ns`: a feed that is silent for longer has no time."""
+        """Carry on for at most `carry_ns`: after a longer silence the time stands still."""
         self._carry_ns = carry_ns
         self._heard_at_ns = 0
-        #: Newest event time heard of; None before the first.
+        #: Newest event time so far; None before the first.
         self.newest_ns: int | None = None
 
     def hear(self, event_time_ns: int, now_ns: int) -> None:
-        """Hear of something that happened at `event_time_ns`."""
+        """Note something that happened at `event_time_ns`."""
         if self.newest_ns is None or event_time_ns > self.newest_ns:
             self.newest_ns, self._heard_at_ns = event_time_ns, now_ns
 
     def restart(self, event_time_ns: int, now_ns: int) -> None:
-        """Begin anew: the feed plays an earlier time."""
+        """Start again at `event_time_ns`: another recording begins."""
         self.newest_ns, self._heard_at_ns = event_time_ns, now_ns
 
     def reading(self, now_ns: int) -> int | None:
-        """The feed's event time now; None before anything was heard."""
+        """Return the feed's event time now; None before the first message."""
         if self.newest_ns is None:
             return None
         return self.newest_ns + max(min(now_ns - self._heard_at_ns, self._carry_ns), 0)
@@ -38,9 +38,9 @@ class PartitionClock:
     """Until when one partition is complete.
 
     While messages wait to be read, only the partition's own event time counts. At the end of its log the
-    feed's time counts too, so that a quiet product's seconds close. Both must have been so for `lateness_ns`
-    of wall clock as well: a market played at many times its speed puts seconds between two partitions, and
-    between a loss and the event that tells of it, in the blink of an eye.
+    feed's time counts too, so that a quiet product's seconds close. Both must have held for `lateness_ns` of
+    wall clock as well. A market played at many times its speed is minutes apart in two partitions within a
+    moment, and so are a loss and the event that reports it.
     """
 
     def __init__(self, lateness_ns: int) -> None:
@@ -50,11 +50,11 @@ class PartitionClock:
         self.at_end = False
 
     def restart(self) -> None:
-        """Forget what was read: time went back."""
+        """Forget earlier readings: another recording begins."""
         self._readings.clear()
 
     def closing(self, now_ns: int, own_ns: int | None, feed_ns: int | None) -> int | None:
-        """Event time until which seconds may close; None where nothing is known.
+        """Return the event time until which seconds may close; None where nothing is known.
 
         Args:
             now_ns: wall clock.

@@ -1,4 +1,4 @@
-"""What goes wrong in the live path, told in one line."""
+"""What goes wrong in the live path, in one line."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ LOG = logging.getLogger(__name__)
 _CLOSE_EVERY_NS = NS // 10
 _PROGRESS_EVERY_S = 5.0
 _DELIVERY_TIMEOUT_S = 30.0
-#: While catching up, rows are written as soon as so many wait: a kill loses at most these.
+#: While catching up, rows are written as soon as so many wait: after a kill these are computed again.
 _ROWS_WAITING = 20_000
 #: After the newest event, seconds close for the length of a gap and a checkpoint's interval.
 _CARRY_BEYOND_GAP_NS = 10 * NS

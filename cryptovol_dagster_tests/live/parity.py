@@ -1,4 +1,4 @@
-"""Holding live rows against `cryptovol replay` of the raw files of the same run."""
+"""Comparing live rows with `cryptovol replay` of the raw files of the same run."""
 
 from __future__ import annotations
 

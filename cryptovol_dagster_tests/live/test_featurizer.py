@@ -98,7 +98,7 @@ def test_a_real_recording_over_the_embedded_broker(recordings: Path, tmp_path: P
         done = cryptovol("featurize", "--bootstrap", address, "--until-idle", "3", "--json", env=env)
         assert done.returncode == 0, done.stderr
         summary = last_line(done.stdout)
-        # A second run finds everything told, and tells nothing again.
+        # A second run finds everything published, and publishes nothing again.
         again = cryptovol("featurize", "--bootstrap", address, "--until-idle", "1", "--json", env=env)
         assert again.returncode == 0, again.stderr
     batch = replayed(settings.storage.raw_dir, tmp_path / "replayed.parquet")
@@ -114,16 +114,16 @@ def test_a_real_recording_over_the_embedded_broker(recordings: Path, tmp_path: P
     assert second["rows"] < 100  # seconds that went by in silence
 
 
-def killed_while_telling(env: dict[str, str], seconds: float) -> bool:
-    """Start it, wait for rows that nobody told before, kill it a little later; False where none came."""
+def killed_while_publishing(env: dict[str, str], seconds: float) -> bool:
+    """Start it, wait for rows that are new, kill it a little later; False where none came."""
     command = [*CRYPTOVOL, "featurize", "--until-idle", "3"]
     process = subprocess.Popen(command, env=env, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
-    is_telling = any(line.startswith("first row of") for line in process.stdout)
+    is_publishing = any(line.startswith("first row of") for line in process.stdout)
     time.sleep(seconds)
     process.kill()
     process.communicate()
-    return is_telling
+    return is_publishing
 
 
 @pytest.mark.kafka
@@ -136,9 +136,9 @@ def test_killed_again_and_again(real_broker: Broker, tmp_path: Path) -> None:
         simulated(*MARKET, "--speed", "120", "--once", "--faults", FAULTS, env=env) as market,
         recording(env, market.url, "--until-closed") as (recorder, _),
     ):
-        kills = sum(killed_while_telling(env, moments.uniform(0, 1.5)) for _ in range(KILLS))
+        kills = sum(killed_while_publishing(env, moments.uniform(0, 1.5)) for _ in range(KILLS))
         recorder.wait(timeout=90)
-    # How many of the lives told anything depends on the machine; the first one always does.
+    # How many of the lives published anything depends on the machine; the first one always does.
     assert kills > 0
     done = cryptovol("featurize", "--until-idle", "2", "--json", env=env)
     assert done.returncode == 0, done.stderr

@@ -7,7 +7,6 @@ Belongs here: how batch functions are applied to the ticks so far. Does not belo
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import fields
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +15,10 @@ from cryptovol_dagster.core.features.catalogue import lookback_bars, own_feature
 from cryptovol_dagster.core.features.compute import compute_own_features
 from cryptovol_dagster.core.features.grid import FeatureGrid, Reason
 from cryptovol_dagster.core.features.live_rows import LiveRows, PublishedRow, join_rows
+from cryptovol_dagster.core.features.open_ticks import OpenTicks
 from cryptovol_dagster.core.features.published import PublishedGrid
 from cryptovol_dagster.core.market.bars import TRADES_KNOWN_FOR_NS, BarGrid, build_bars, tick_reach_ns
-from cryptovol_dagster.core.market.cleaning import (
-    TickCounts,
-    clean_ticks,
-    clean_trades,
-    flag_gaps,
-    recent_ticks,
-)
+from cryptovol_dagster.core.market.cleaning import TickCounts, clean_trades
 from cryptovol_dagster.core.market.ticks import TickColumns, TradeColumns
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.core.times import HOUR_NS
@@ -115,22 +109,14 @@ class LiveFeatures:
         #: Rows of bars that end by then are not returned: an earlier run published them.
         self.silent_until_ns = silent_until_ns
         self._published = PublishedGrid(len(own_feature_names(spec)), spec.bar_ns, published)
-        self._gaps: dict[str, NDArray[np.int64]] = {}
+        self._ticks = OpenTicks(round(spec.late_after_s * NS))
         self._owed: list[LiveRows] = []
-        #: What cleaning did with the ticks so far.
-        self.counts = TickCounts()
         self._trades = TradeColumns.empty()
         #: Ticks and trades that came too late to revise the rows they change.
         self.beyond_reach = 0
         #: How often time went back or far ahead, so that another recording began.
         self.restarts = 0
-        self._begin()
-
-    def _begin(self) -> None:
-        self._window = FeatureWindow(self._spec)
-        self._ticks = TickColumns.empty()
-        self._counted = TickCounts()
-        self._connections: set[str] = set()
+        self._window = FeatureWindow(spec)
         #: Start of the first bar of each product that has rows.
         self._first_ns: dict[str, int] = {}
         #: Bars before this are final; those from here to `end_ns` are closed and may change.
@@ -140,6 +126,11 @@ class LiveFeatures:
         self.end_ns: int | None = None
         #: Newest event time of a tick; None before the first.
         self.newest_ns: int | None = None
+
+    @property
+    def counts(self) -> TickCounts:
+        """What cleaning did with the ticks so far."""
+        return self._ticks.counts
 
     @property
     def products(self) -> tuple[str, ...]:
@@ -153,11 +144,7 @@ class LiveFeatures:
 
     def learn_gaps(self, gaps: dict[str, NDArray[np.int64]]) -> None:
         """Note lost messages: all known first missing sequence numbers, ascending, by connection."""
-        for connection, firsts in gaps.items():
-            known = self._gaps.get(connection)
-            if known is None or len(known) != len(firsts):
-                self._gaps[connection] = firsts
-                self._changed |= connection in self._connections
+        self._changed |= self._ticks.learn_gaps(gaps)
 
     def add(self, ticks: TickColumns) -> bool:
         """Add the next ticks in offset order.
@@ -206,7 +193,7 @@ class LiveFeatures:
         # Within a connection time may be disturbed; only a new connection starts another recording.
         _, firsts = np.unique(ticks.connection, return_index=True)
         for row in firsts.tolist():
-            is_new = ticks.connections[ticks.connection[row]] not in self._connections
+            is_new = ticks.connections[ticks.connection[row]] not in self._ticks.connections
             if is_new and before[row] - times[row] > self.revisable_ns:
                 breaks.append(row)
         return min(breaks, default=None)
@@ -217,28 +204,27 @@ class LiveFeatures:
         self.restarts += 1
         self.silent_until_ns = 0
         self._published.restart()
-        self._begin()
+        self._ticks.restart()
+        self._window = FeatureWindow(self._spec)
+        self._first_ns = {}
+        self.final_ns, self._changed, self.end_ns, self.newest_ns = 0, False, None, None
 
     def _take(self, ticks: TickColumns) -> None:
         if not len(ticks):
             return
-        self._connections.update(ticks.connections[code] for code in np.unique(ticks.connection))
         times = ticks.event_time_ns
         if self.end_ns is not None:
             self._changed |= bool((times < self.end_ns).any())
             self.beyond_reach += int((times < self.final_ns).sum())
         self.newest_ns = max(int(times.max()), self.newest_ns or 0)
-        self._ticks = TickColumns.concat([self._ticks, ticks])
+        self._ticks.add(ticks)
 
     def _close(self, until_ns: int, heard_ns: int) -> list[LiveRows]:
         spec = self._spec
         if self.newest_ns is None:
             return []
         until_ns = min(until_ns, self.newest_ns + LONGEST_SILENCE_NS) // spec.bar_ns * spec.bar_ns
-        cleaned = clean_ticks(flag_gaps(self._ticks, self._gaps), round(spec.late_after_s * NS))
-        self.counts += _difference(cleaned.counts, self._counted)
-        self._counted = cleaned.counts
-        ticks = cleaned.ticks
+        ticks = self._ticks.cleaned()
         if self.end_ns is None:
             if not len(ticks):
                 return []
@@ -327,15 +313,6 @@ class LiveFeatures:
         self.final_ns = max(self.final_ns, min(open_ns // spec.bar_ns * spec.bar_ns, self.end_ns))
         self._window.forget_before(self.final_ns)
         self._published.forget_before(self.final_ns)
-        kept = recent_ticks(
-            self._ticks, self._gaps, round(spec.late_after_s * NS), self.final_ns - self._ticks_kept_ns
-        )
-        self._ticks, self._counted = kept.ticks, kept.counts
+        self._ticks.forget_before(self.final_ns - self._ticks_kept_ns)
         recent = self._trades.trade_time_ns >= self.final_ns - TRADES_KNOWN_FOR_NS
         self._trades = self._trades.take(recent)
-
-
-def _difference(whole: TickCounts, part: TickCounts) -> TickCounts:
-    return TickCounts(
-        **{each.name: getattr(whole, each.name) - getattr(part, each.name) for each in fields(whole)}
-    )

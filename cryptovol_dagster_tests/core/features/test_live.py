@@ -46,7 +46,7 @@ class Reader:
 
     def __init__(self) -> None:
         self.rows: dict[tuple[str, int], tuple[int, bool, int, NDArray[np.float64], bool]] = {}
-        self.told = self.revised = 0
+        self.published = self.revised = 0
 
     def take(self, rows: LiveRows) -> None:
         for k in range(len(rows)):
@@ -64,20 +64,20 @@ class Reader:
                 rows.values[k].copy(),
                 bool(rows.provisional[k]),
             )
-            self.told += 1
+            self.published += 1
             self.revised += revision > 0
 
     def assert_equals(self, grid: FeatureGrid) -> int:
         compared = 0
         for row, product in enumerate(grid.products):
             for bar, start_ns in enumerate(grid.bar_starts_ns.tolist()):
-                told = self.rows.get((product, start_ns))
-                if told is None:
+                known = self.rows.get((product, start_ns))
+                if known is None:
                     # Before its first tick a product has no live rows; a grid has, and they say so.
                     assert grid.reason[row, bar] == Reason.IN_GAP, (product, bar)
                     continue
-                assert told[1:3] == (grid.valid[row, bar], grid.reason[row, bar]), (product, bar)
-                np.testing.assert_allclose(told[3], grid.values[:, row, bar], rtol=1e-12, atol=0)
+                assert known[1:3] == (grid.valid[row, bar], grid.reason[row, bar]), (product, bar)
+                np.testing.assert_allclose(known[3], grid.values[:, row, bar], rtol=1e-12, atol=0)
                 compared += 1
         return compared
 
@@ -94,7 +94,7 @@ def played(
     """Add the ticks in pieces, closing after each; a gap becomes known some ticks after it happened.
 
     Returns:
-        The gaps that were learnt of while the rows they change could still be told again.
+        The gaps that became known while the rows they change could still be revised.
     """
     edges = [0, *sorted({cut % (len(ticks) + 1) for cut in cuts}), len(ticks)]
     known: list[int] = []
@@ -222,7 +222,7 @@ def quotes(
     )
 
 
-def told(rows: LiveRows) -> list[tuple[int, int]]:
+def ends_and_revisions(rows: LiveRows) -> list[tuple[int, int]]:
     """(second of the bar's end, revision) of each row."""
     return list(zip(((rows.bar_end_ns - START_NS) // NS).tolist(), rows.revision.tolist(), strict=True))
 
@@ -232,14 +232,14 @@ def closed(stream: LiveFeatures, second: float, heard: float | None = None) -> L
     return stream.close(START_NS + round(second * NS), heard_ns)
 
 
-def test_a_second_is_told_once_and_again_only_when_a_delayed_tick_changes_it() -> None:
+def test_a_second_is_published_once_and_again_only_when_a_delayed_tick_changes_it() -> None:
     stream = stream_of()
     stream.add(quotes([0.5, 1.5, 2.5, 3.5]))
-    assert told(closed(stream, 3.0)) == [(1, 0), (2, 0), (3, 0)]
-    assert told(closed(stream, 3.9)) == []
+    assert ends_and_revisions(closed(stream, 3.0)) == [(1, 0), (2, 0), (3, 0)]
+    assert ends_and_revisions(closed(stream, 3.9)) == []
     stream.add(quotes([2.7], first_sequence=10))
     # The delayed tick is the third bar's new quote, so the windows of that bar and later ones change.
-    assert told(closed(stream, 4.0)) == [(3, 1), (4, 0)]
+    assert ends_and_revisions(closed(stream, 4.0)) == [(3, 1), (4, 0)]
     assert stream.beyond_reach == 0
 
 
@@ -248,29 +248,29 @@ def test_a_gap_learnt_of_late_changes_the_rows_it_breaks() -> None:
     stream.add(quotes([k + 0.5 for k in range(20)]))
     stream.add(quotes([k + 0.5 for k in range(20, 30)], first_sequence=21))
     first = closed(stream, 30)
-    assert told(first) == [(second, 0) for second in range(1, 31)]
+    assert ends_and_revisions(first) == [(second, 0) for second in range(1, 31)]
     assert not first.provisional.any()
     stream.learn_gaps({"c0": np.array([20], dtype=np.int64)})
     again = closed(stream, 30)
-    assert (21, 1) in told(again)
+    assert (21, 1) in ends_and_revisions(again)
     broken = again.reason[again.bar_end_ns == START_NS + 21 * NS]
     assert broken.tolist() == [Reason.BREAK]
-    # The same gap told again is no news.
+    # The same gap reported again is no news.
     stream.learn_gaps({"c0": np.array([20], dtype=np.int64)})
     assert len(closed(stream, 30)) == 0
 
 
-def test_a_silent_feed_closes_seconds_provisionally_and_tells_them_again_when_it_was_wrong() -> None:
+def test_a_silent_feed_closes_seconds_provisionally_and_revises_them_when_it_was_wrong() -> None:
     stream = stream_of()
     stream.add(quotes([0.5, 1.5, 2.5]))
     rows = closed(stream, 14, heard=2.5)
-    assert told(rows) == [(second, 0) for second in range(1, 15)]
+    assert ends_and_revisions(rows) == [(second, 0) for second in range(1, 15)]
     assert rows.provisional.tolist() == [False, False] + 12 * [True]
     assert rows.reason[-1] == Reason.IN_GAP
     stream.add(quotes([4.5, 14.5], first_sequence=3))
     again = closed(stream, 15)
     # Stale from 7.5 s on either way; in a gap from 10.5 s on, now from 12.5 s on.
-    assert told(again) == [(5, 1), (6, 1), (7, 1), (11, 1), (12, 1), (15, 0)]
+    assert ends_and_revisions(again) == [(5, 1), (6, 1), (7, 1), (11, 1), (12, 1), (15, 0)]
     assert again.provisional.tolist() == [row == Reason.IN_GAP for row in again.reason.tolist()]
 
 
@@ -290,15 +290,15 @@ def test_bars_of_the_window_are_bit_for_bit_those_of_one_computation() -> None:
     assert stream.bars.n_bars < 200
 
 
-def test_a_recording_that_begins_again_is_told_anew_with_higher_revisions() -> None:
+def test_a_recording_that_begins_again_is_published_again_with_higher_revisions() -> None:
     stream, reader = stream_of(), Reader()
     stream.add(quotes([k + 0.5 for k in range(100)]))
     reader.take(closed(stream, 98))
     assert stream.add(quotes([k + 0.5 for k in range(50)], connection=1))
     rows = closed(stream, 48)
     # First what the old recording still owed, then the new one.
-    assert told(rows)[:2] == [(99, 0), (100, 0)]
-    assert told(rows)[2:] == [(second, 1) for second in range(1, 49)]
+    assert ends_and_revisions(rows)[:2] == [(99, 0), (100, 0)]
+    assert ends_and_revisions(rows)[2:] == [(second, 1) for second in range(1, 49)]
     assert stream.restarts == 1
 
 
@@ -318,16 +318,16 @@ def test_a_jump_of_months_leaves_no_rows_between() -> None:
     assert months_s * NS > LONGEST_HOLE_NS
     assert stream.add(quotes([months_s + 0.5, months_s + 1.5], first_sequence=2))
     rows = closed(stream, months_s + 2)
-    assert told(rows) == [(1, 0), (2, 0), (months_s + 1, 1), (months_s + 2, 1)]
+    assert ends_and_revisions(rows) == [(1, 0), (2, 0), (months_s + 1, 1), (months_s + 2, 1)]
 
 
 @pytest.mark.parametrize("stopped_at", [40, 60, 85])
-def test_after_a_restart_nothing_is_told_twice_and_what_changed_is_told_again(stopped_at: int) -> None:
+def test_after_a_restart_nothing_is_published_twice_and_what_changed_is_revised(stopped_at: int) -> None:
     ticks = random_ticks(11, seconds=120, per_second=2, faults=False)
     first, reader = stream_of(), Reader()
     first.add(ticks.take(ticks.event_time_ns < START_NS + stopped_at * NS))
     reader.take(closed(first, stopped_at))
-    # Two rows never made it out, one was told from ticks that lacked a delayed one.
+    # Two rows never made it out, one was computed from ticks that lacked a delayed one.
     tail = [
         PublishedRow(product, start_ns + SPEC.bar_ns, *row[:3], row[3])
         for (product, start_ns), row in reader.rows.items()
