@@ -462,7 +462,7 @@ def plot_sigma_distribution(problem: Problem) -> bytes:
 def most_violent_stretch(evaluation: Evaluation) -> Stretch:
     """Find the spike episode with the largest σ/τ, or without one the row with it, and the time around it."""
     rows, report = evaluation.predictions, evaluation.report
-    taus = rows["product"].map(pd.Series(report.thresholds)).to_numpy(dtype=np.float64)
+    taus = np.array([report.thresholds[str(product)] for product in rows["product"]])
     market = Market(
         product=rows["product"].to_numpy(dtype=object),
         t_ns=rows["bar_start"].astype(np.int64).to_numpy(),
