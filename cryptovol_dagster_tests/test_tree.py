@@ -10,7 +10,7 @@ TESTS = Path(__file__).parent
 #: Folders that prove something about more than one room.
 LADDER = {"compat", "deployment", "e2e", "faults", "notebooks", "soak"}
 #: Rooms whose tests stand in another folder.
-ELSEWHERE = {"champion": "defs/assets", "resources": "compat"}
+ELSEWHERE = {"resources": "compat"}
 
 
 def folders(root: Path, pattern: str, inside: str = "") -> set[str]:

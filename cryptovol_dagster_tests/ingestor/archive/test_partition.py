@@ -11,11 +11,11 @@ import pytest
 
 from cryptovol_dagster_tests.ingestor.archive.messages import TEN_NS, tick
 from ingestor.archive import positions
-from ingestor.archive.layout import HOUR_NS
 from ingestor.archive.partition import Partition
 from ingestor.archive.reader import RawReader
 from ingestor.envelope import TICKS
 from ingestor.settings.sections import StorageSettings
+from ingestor.times import HOUR_NS
 
 LOG_ID = "abcd1234"
 
