@@ -275,7 +275,8 @@ def by_polars(frames: list, start_ns: int, n_bars: int, spec: TimescaleSpec) -> 
     return tables
 
 
-def _polars_plan(ticks, start_ns: int, n_bars: int, spec: TimescaleSpec):
+def _polars_bars(ticks, start_ns: int, n_bars: int, spec: TimescaleSpec):
+    """Plan the regular grid of bars: quotes carried forward, moves, and which bars follow the one before."""
     import polars as pl
 
     c = pl.col
@@ -310,12 +311,20 @@ def _polars_plan(ticks, start_ns: int, n_bars: int, spec: TimescaleSpec):
         follows=c("has") & c("has").shift(fill_value=False) & ~c("lost"),
         fresh=c("has") & (c("age") <= spec.stale_after_s),
     ).with_columns(opened=pl.when("follows").then("before").otherwise("first"))
-    bars = bars.with_columns(
+    return bars.with_columns(
         r=(1e9 * (c("close").log() - c("before").log())).round(),
         s=(
             1e9 * (pl.max_horizontal("high", "opened").log() - pl.min_horizontal("low", "opened").log())
         ).round(),
     )
+
+
+def _polars_plan(ticks, start_ns: int, n_bars: int, spec: TimescaleSpec):
+    """Plan the features of a product's ticks, from the grid of bars on."""
+    import polars as pl
+
+    c = pl.col
+    bars = _polars_bars(ticks, start_ns, n_bars, spec)
     good = c("follows") & c("fresh") & (c("s") <= 5e7) & (c("r").abs() <= 5e7) & ~c("lossy")
     fresh = c("fresh")
     sizes = (c("bid_size") - c("ask_size")) / (c("bid_size") + c("ask_size"))
