@@ -23,8 +23,8 @@ import numpy as np
 import pandas as pd
 
 from benchmarks.run import machine
-from cryptovol_dagster.core.metrics import ranking as metrics
 from cryptovol_dagster.core.metrics.bootstrap import BlockBootstrap, interval
+from cryptovol_dagster.core.metrics.ranking import average_precision
 from cryptovol_dagster.core.metrics.scored_rows import ScoredRows
 from cryptovol_dagster.core.promotion import decision
 from cryptovol_dagster.core.promotion.decision import PROMOTE, Champion, Contest, Decision
@@ -229,7 +229,7 @@ def naive_month(
         if not y.any():
             continue
         if not bound:
-            better = metrics.average_precision(y, new) > metrics.average_precision(y, champion[rows])
+            better = average_precision(y, new) > average_precision(y, champion[rows])
         else:
             bootstrap = BlockBootstrap(market.t_ns[rows], BAR_S * NS, 7_200, RESAMPLES, day)
             found = bootstrap.average_precisions(y, {"new": new, "old": champion[rows]})
@@ -335,9 +335,7 @@ def noise_for(market: Market, precision: float, random_seed: int) -> float:
     low, high = 0.0, 4.0
     for _ in range(12):
         middle = (low + high) / 2
-        found = metrics.average_precision(
-            market.y, Seen(middle).scores(market, np.random.default_rng(random_seed))
-        )
+        found = average_precision(market.y, Seen(middle).scores(market, np.random.default_rng(random_seed)))
         low, high = (middle, high) if found > precision else (low, middle)
     return (low + high) / 2
 
@@ -436,7 +434,7 @@ def on_real_bars(seeds: int, draws: int, gate: GateSpec) -> Iterator[str]:
             by_noise.append(month(market, *pair, gate))
         better.append(month(market, fold.ewma, _in_turn(learners), gate))
         better_rare.append(month(market, fold.ewma, _in_turn(learners), gate, retrain_days=DAYS))
-        aps.append([metrics.average_precision(market.y, one) for one in (*learners[:2], fold.ewma)])
+        aps.append([average_precision(market.y, one) for one in (*learners[:2], fold.ewma)])
     clusters = f"{len(aps)} months of 2 products"
     yield rate_line(f"gate, daily retrains: XGBoost, seeds, {clusters}", by_seed)
     yield rate_line(f"gate, a retrain of 30 days: XGBoost, seeds, {clusters}", rare)

@@ -15,7 +15,7 @@ import pandas as pd
 from cryptovol_dagster.core.features.catalogue import feature_names
 from cryptovol_dagster.core.learning.dataset import NoRows
 from cryptovol_dagster.core.learning.labels import is_spike
-from cryptovol_dagster.core.metrics import ranking as metrics
+from cryptovol_dagster.core.metrics.ranking import average_precision
 from cryptovol_dagster.core.metrics.scored_rows import ScoredRows
 from cryptovol_dagster.core.models import Model, load_model
 from cryptovol_dagster.core.models.kinds import FALLBACK, REFERENCES
@@ -126,7 +126,7 @@ def validation_precisions(problem: Problem, models: Mapping[str, Model]) -> dict
     rows, y = problem.part(problem.split.validation)
     if not y.any() or y.all():
         return dict.fromkeys(models)
-    return {name: metrics.average_precision(y, score(model, rows.features)) for name, model in models.items()}
+    return {name: average_precision(y, score(model, rows.features)) for name, model in models.items()}
 
 
 def score_test(problem: Problem, models: Mapping[str, Model]) -> ScoredRows:

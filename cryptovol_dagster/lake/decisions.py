@@ -15,8 +15,8 @@ from cryptovol_dagster.core.promotion.decision import Champion, Decision, Decisi
 from cryptovol_dagster.core.promotion.measured import Measured
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.lake import datasets, models
-from cryptovol_dagster.lake import market as chain
 from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.lake.market import hash_bytes
 from cryptovol_dagster.lake.plans import SplitPlan
 
 DECIDED, ROLLED_BACK = "json", "rollback.json"
@@ -185,5 +185,5 @@ def read_measured(lake: Lake, spec: TimescaleSpec, plan: SplitPlan) -> Measured:
         test=plan.split.test,
         mlflow_run_ids=runs,
         problem_hash=plan.problem_hash,
-        evaluation_hash=chain.hash_bytes(content),
+        evaluation_hash=hash_bytes(content),
     )

@@ -18,8 +18,8 @@ from cryptovol_dagster.core.learning.labels import forward_volatility
 from cryptovol_dagster.core.market.bars import BarGrid
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.lake import look_back, plans
-from cryptovol_dagster.lake import market as chain
 from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.lake.market import read_bars
 from cryptovol_dagster.lake.models import read_models
 
 
@@ -44,7 +44,7 @@ def stored_case(lake: Lake, spec: TimescaleSpec, models: Sequence[str], partitio
     start_ns, end_ns = look_back.window_back(partition_key, 0)
     wanted_ns = problem.split.test.start_ns - lookback_bars(spec) * spec.bar_ns
     back = max(0, -(-(start_ns - wanted_ns) // (end_ns - start_ns)))
-    bars = chain.read_bars(lake, spec, partition_key, back)
+    bars = read_bars(lake, spec, partition_key, back)
     # Where bars begin later than asked for there are none before, and the stored features began there too.
     from_ns = problem.split.test.start_ns if bars.start_ns <= wanted_ns else bars.start_ns
     return Case(

@@ -35,8 +35,8 @@ from cryptovol_dagster.core.promotion.decision import Champion
 from cryptovol_dagster.core.specs import DAY_S, NS, TimescaleSpec
 from cryptovol_dagster.core.times import partition_window
 from cryptovol_dagster.lake import datasets, decisions
-from cryptovol_dagster.lake import market as chain
 from cryptovol_dagster.lake.files import FileState, Lake, LakeError
+from cryptovol_dagster.lake.market import to_table
 from cryptovol_dagster.monitoring import drift
 from cryptovol_dagster.monitoring.drift import DriftWindow
 
@@ -369,7 +369,7 @@ def _scored(rows: Dataset, model: Model) -> ScoredRows | None:
 
 def _table(rows: ScoredRows, champion: Champion) -> pa.Table:
     frame = pd.DataFrame({"t_ns": rows.t_ns, "bar_ns": rows.bar_ns, "y": rows.y, **rows.scores})
-    return chain.to_table(frame.assign(model=f"{champion.model} of {champion.as_of}"))
+    return to_table(frame.assign(model=f"{champion.model} of {champion.as_of}"))
 
 
 def _pooled(lake: Lake, spec: TimescaleSpec, key: str, span_s: int) -> tuple[ScoredRows, list[str]] | None:

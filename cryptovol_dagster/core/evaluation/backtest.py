@@ -23,9 +23,8 @@ from cryptovol_dagster.core.learning.errors import LearningError
 from cryptovol_dagster.core.learning.labels import is_spike
 from cryptovol_dagster.core.learning.splits import SpanTooShort, Split, split_times
 from cryptovol_dagster.core.metrics import probabilities
-from cryptovol_dagster.core.metrics import ranking as metrics
 from cryptovol_dagster.core.metrics.bootstrap import INTERVAL_LEVEL, BlockBootstrap, interval
-from cryptovol_dagster.core.metrics.ranking import Ranking
+from cryptovol_dagster.core.metrics.ranking import Ranking, roc_auc
 from cryptovol_dagster.core.models import train_model
 from cryptovol_dagster.core.models.kinds import SINGLE_COLUMN
 from cryptovol_dagster.core.specs import DAY_S, NS, ModelSpec, TimescaleSpec
@@ -361,7 +360,7 @@ def _quality(y: NDArray[np.bool_], score: NDArray[np.float64], onset: NDArray[np
         "average_precision": precision,
         "lift": precision / y.mean() if y.any() else math.nan,
         "onset_average_precision": _precision(y[onset], score[onset]),
-        "roc_auc": metrics.roc_auc(y, score),
+        "roc_auc": roc_auc(y, score),
         "brier": probabilities.brier(y, score),
         "log_loss": probabilities.log_loss(y, score),
         "expected_calibration_error": probabilities.expected_calibration_error(table),

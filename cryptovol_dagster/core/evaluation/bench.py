@@ -30,7 +30,6 @@ from cryptovol_dagster.core.evaluation.report import (
 from cryptovol_dagster.core.learning.dataset import Dataset, Problem, require_both_classes
 from cryptovol_dagster.core.learning.labels import is_spike
 from cryptovol_dagster.core.learning.splits import TimeRange
-from cryptovol_dagster.core.metrics import ranking as metrics
 from cryptovol_dagster.core.metrics.bootstrap import block_length_s, interval
 from cryptovol_dagster.core.metrics.events import Market, alert_budget_threshold
 from cryptovol_dagster.core.metrics.probabilities import (
@@ -39,6 +38,12 @@ from cryptovol_dagster.core.metrics.probabilities import (
     expected_calibration_error,
     log_loss,
     reliability,
+)
+from cryptovol_dagster.core.metrics.ranking import (
+    average_precision,
+    best_f1_threshold,
+    roc_auc,
+    time_shift_null,
 )
 from cryptovol_dagster.core.models.base import Model, ModelError
 from cryptovol_dagster.core.specs import NS, ModelSpec, TimescaleSpec
@@ -131,13 +136,13 @@ def measure_model(
     """
     y, test, onset, split = bench.y, bench.test, bench.onset, bench.problem.split
     table, line = reliability(y, score), calibration_line(y, score)
-    chance = metrics.time_shift_null(y, score, test.product)
+    chance = time_shift_null(y, score, test.product)
     return ModelResult(
         **_ranking(y, score),
         measured_on=MeasuredOn(**ends(split.test), products=list(test.products), rows=len(test)),
         average_precision_interval=bounds[0],
         time_shift=None if chance is None else TimeShift(**chance._asdict()),
-        roc_auc=_known(metrics.roc_auc(y, score)),
+        roc_auc=_known(roc_auc(y, score)),
         log_loss=log_loss(y, score),
         brier=brier(y, score),
         expected_calibration_error=expected_calibration_error(table),
@@ -168,7 +173,7 @@ def _ranking(y: NDArray[np.bool_], score: NDArray[np.float64]) -> dict[str, Any]
     positives = int(y.sum())
     ranked = 0 < positives < y.size
     base = positives / y.size if y.size else None
-    precision = metrics.average_precision(y, score) if ranked else None
+    precision = average_precision(y, score) if ranked else None
     return {
         "rows": y.size,
         "positives": positives,
@@ -192,7 +197,7 @@ def _operating_points(
         return None if threshold is None else _at_threshold(bench.on_test, score, threshold, chosen_on)
 
     return OperatingPoints(
-        max_f1=at(metrics.best_f1_threshold(validation.y, validation_score)),
+        max_f1=at(best_f1_threshold(validation.y, validation_score)),
         alert_budget=at(alert_budget_threshold(validation, validation_score, budget_per_hour)),
     )
 

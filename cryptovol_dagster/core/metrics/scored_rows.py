@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cryptovol_dagster.core.metrics import probabilities
-from cryptovol_dagster.core.metrics import ranking as metrics
+from cryptovol_dagster.core.metrics import ranking
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -35,7 +35,7 @@ class ScoredRows:
         """Return the average precision of a model; None where the rows hold one class only."""
         if not self.y.any() or self.y.all():
             return None
-        return metrics.average_precision(self.y, self.scores[name])
+        return ranking.average_precision(self.y, self.scores[name])
 
     def brier(self, name: str) -> float | None:
         """Return the Brier score of a model; None without rows."""

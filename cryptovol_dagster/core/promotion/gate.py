@@ -18,8 +18,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cryptovol_dagster.core.metrics import ranking as metrics
 from cryptovol_dagster.core.metrics.bootstrap import BlockBootstrap, block_length_s, count_positive_blocks
+from cryptovol_dagster.core.metrics.ranking import average_precision
 from cryptovol_dagster.core.metrics.scored_rows import ScoredRows
 from cryptovol_dagster.core.specs import DAY_S, NS, GateSpec
 
@@ -166,9 +166,7 @@ def paired_difference(
     bootstrap = BlockBootstrap(rows.t_ns, rows.bar_ns, block_s, gate.resamples, gate.seed)
     resampled = bootstrap.average_precisions(rows.y, {name: rows.scores[name] for name in (model, other)})
     error = float(np.nanstd(resampled[model] - resampled[other], ddof=1))
-    estimate = metrics.average_precision(rows.y, rows.scores[model]) - metrics.average_precision(
-        rows.y, rows.scores[other]
-    )
+    estimate = average_precision(rows.y, rows.scores[model]) - average_precision(rows.y, rows.scores[other])
     freedom = max(count_positive_blocks(rows.t_ns, rows.y, block_s) - 1, 1)
     return Difference(
         estimate=float(estimate),

@@ -14,10 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
-from cryptovol_dagster.core.metrics import ranking as metrics
+from cryptovol_dagster.core.metrics.ranking import average_precision
 from cryptovol_dagster.core.metrics.scored_rows import ScoredRows
 from cryptovol_dagster.core.models.kinds import FALLBACK, FIRST_CHAMPIONS, LEARNED, REFERENCES
-from cryptovol_dagster.core.promotion import gate as statistics
 from cryptovol_dagster.core.promotion.decision import (
     BY_HAND,
     EXPIRY,
@@ -36,7 +35,16 @@ from cryptovol_dagster.core.promotion.decision import (
     Decision,
     DecisionError,
 )
-from cryptovol_dagster.core.promotion.gate import InterimAnalysis
+from cryptovol_dagster.core.promotion.gate import (
+    InterimAnalysis,
+    analysis_level,
+    independent_block_s,
+    is_analysis_due,
+    is_final_analysis,
+    paired_difference,
+    still_counted,
+    why_insufficient,
+)
 from cryptovol_dagster.core.promotion.measured import Measured
 from cryptovol_dagster.core.specs import DAY_S, NS, GateSpec
 
@@ -145,7 +153,7 @@ def _contest(measured: Measured, before: Decision, rows: ContestRows) -> Contest
 
 
 def _is_due(contest: Contest, end_ns: int, gate: GateSpec) -> bool:
-    return statistics.is_analysis_due(contest.start_ns, contest.looked_until_ns, end_ns, gate)
+    return is_analysis_due(contest.start_ns, contest.looked_until_ns, end_ns, gate)
 
 
 def nominate(measured: Measured, validation: Mapping[str, float | None], before: Decision) -> Contest | None:
@@ -228,7 +236,7 @@ def _challenge(
         end_ns=end_ns,
         rows=rows.y.size,
         positives=int(rows.y.sum()),
-        block_s=statistics.independent_block_s(rows, horizon_s, gate),
+        block_s=independent_block_s(rows, horizon_s, gate),
         average_precision=rows.average_precision(THE_CHALLENGER),
         brier=rows.brier(THE_CHALLENGER),
         champion_average_precision=rows.average_precision(THE_CHAMPION),
@@ -247,9 +255,9 @@ def _analyzed(
 ) -> Decision:
     """Analyze a challenger on a hold-out that has grown enough."""
     end_ns, challenger = measured.end_ns, contest.challenger
-    is_final = statistics.is_final_analysis(contest.start_ns, end_ns, gate)
+    is_final = is_final_analysis(contest.start_ns, end_ns, gate)
     until = f"; {challenger} is let go after {contest.length_days(end_ns):.1f} days" if is_final else ""
-    if lacking := statistics.why_insufficient(rows, challenge.block_s, gate):
+    if lacking := why_insufficient(rows, challenge.block_s, gate):
         return _settled(
             measured,
             before,
@@ -259,14 +267,14 @@ def _analyzed(
             challenge=challenge,
             contest=None if is_final else contest,
         )
-    level = statistics.analysis_level(contest.start_ns, contest.looked_until_ns, end_ns, before.looks, gate)
+    level = analysis_level(contest.start_ns, contest.looked_until_ns, end_ns, before.looks, gate)
     if level <= 0:
         reason = (
             f"expected something left of the {gate.error_rate:.1%} of errors allowed in "
             f"{gate.error_window_s / DAY_S:g} days, found it spent by {len(before.looks)} looks"
         )
         return _settled(measured, before, HOLD, (reason,), contest=contest)
-    difference = statistics.paired_difference(
+    difference = paired_difference(
         rows, THE_CHALLENGER, THE_CHAMPION, level=level, block_s=challenge.block_s, gate=gate
     )
     challenge = replace(challenge, difference=difference)
@@ -281,7 +289,7 @@ def _analyzed(
         champion=challenger if verdict == PROMOTE else None,
         challenge=challenge,
         contest=None if is_over else replace(contest, looked_until_ns=end_ns),
-        looks=(*statistics.still_counted(before.looks, end_ns, gate), InterimAnalysis(end_ns, level)),
+        looks=(*still_counted(before.looks, end_ns, gate), InterimAnalysis(end_ns, level)),
     )
 
 
@@ -361,10 +369,10 @@ def _is_under_fallback(rows: ScoredRows, horizon_s: float, gate: GateSpec) -> tu
     """Compare a champion with the plain fallback; only data that suffice speak against it."""
     if FALLBACK not in rows.scores:
         return False, f"expected {FALLBACK} among the models measured, found none"
-    block_s = statistics.independent_block_s(rows, horizon_s, gate)
-    if lacking := statistics.why_insufficient(rows, block_s, gate):
+    block_s = independent_block_s(rows, horizon_s, gate)
+    if lacking := why_insufficient(rows, block_s, gate):
         return False, "; ".join(lacking)
-    own, plain = (metrics.average_precision(rows.y, rows.scores[name]) for name in (THE_CHAMPION, FALLBACK))
+    own, plain = (average_precision(rows.y, rows.scores[name]) for name in (THE_CHAMPION, FALLBACK))
     return own < plain, f"average precision {own:.4f} against {plain:.4f} of a new {FALLBACK}"
 
 

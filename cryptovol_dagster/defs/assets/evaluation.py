@@ -19,10 +19,10 @@ from cryptovol_dagster.defs.assets.declare import chain_asset
 from cryptovol_dagster.defs.assets.plans import GROUP, sufficiency_metadata, trainable_plans
 from cryptovol_dagster.defs.metadata import asset_key, code_version, picture
 from cryptovol_dagster.defs.pools import TRAINING
-from cryptovol_dagster.lake import market as chain
 from cryptovol_dagster.lake import plans
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.latest import Reports
+from cryptovol_dagster.lake.market import read_mids, to_table
 from cryptovol_dagster.lake.models import model_asset, read_models
 from cryptovol_dagster.tracking.runs import Tracking
 
@@ -133,7 +133,7 @@ def _store(
     name, predictions, _ = _names(spec)
     content = encode(report)
     path = lake.write_bytes(name, key, content, "json")
-    lake.write_table(predictions, key, chain.to_table(evaluation.predictions))
+    lake.write_table(predictions, key, to_table(evaluation.predictions))
     if lake.is_newest(name, key, "json"):
         reports.write(reports.evaluation, content)
     return path
@@ -226,4 +226,4 @@ def _draw(evaluation: "Evaluation", lake: Lake, spec: TimescaleSpec) -> dict[str
     from cryptovol_dagster.core.pictures.evaluation import draw_evaluation, most_violent_stretch
 
     stretch = most_violent_stretch(evaluation)
-    return draw_evaluation(evaluation, chain.read_mids(lake, spec, stretch.start, stretch.end))
+    return draw_evaluation(evaluation, read_mids(lake, spec, stretch.start, stretch.end))

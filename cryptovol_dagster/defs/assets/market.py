@@ -19,9 +19,9 @@ from cryptovol_dagster.defs.assets.declare import Body, chain_asset
 from cryptovol_dagster.defs.metadata import asset_key, lineage_metadata, rows_and_path, schema_metadata
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import MARKET
-from cryptovol_dagster.lake import market as chain
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.look_back import feature_look_back, label_look_back
+from cryptovol_dagster.lake.market import TICKS, read_bars, read_candles, read_ticks, read_trades, to_table
 
 if TYPE_CHECKING:
     from cryptovol_dagster.core.market.bars import BarGrid
@@ -32,7 +32,7 @@ def tick_bars_asset(
 ) -> dg.AssetsDefinition:
     """Build the asset `bars` of a grid whose bars are made of ticks."""
 
-    @_bars_asset(spec, hours, dg.AssetKey(chain.TICKS), schemas.BAR_SOURCES)
+    @_bars_asset(spec, hours, dg.AssetKey(TICKS), schemas.BAR_SOURCES)
     def bars(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
         """Regular grid of as-of quotes, returns and trades; every product has every bar of the hour.
 
@@ -42,11 +42,11 @@ def tick_bars_asset(
         for key in context.partition_keys:
             start_ns, end_ns = hour_window(key)
             grid = build_bars(
-                chain.read_ticks(lake, key, products),
+                read_ticks(lake, key, products),
                 start_ns=start_ns,
                 end_ns=end_ns,
                 spec=spec,
-                trades=chain.read_trades(lake, key, products),
+                trades=read_trades(lake, key, products),
             )
             _write_bars(context, lake, spec, key, grid)
         return dg.MaterializeResult()
@@ -69,7 +69,7 @@ def candle_bars_asset(
         """
         for key in context.partition_keys:
             start_ns, end_ns = partition_window(key)
-            candles = chain.read_candles(lake, spec, key)
+            candles = read_candles(lake, spec, key)
             grid = candle_bars(candles, products, start_ns=start_ns, end_ns=end_ns, spec=spec)
             _write_bars(context, lake, spec, key, grid)
         return dg.MaterializeResult()
@@ -111,7 +111,7 @@ def _write_bars(
     context: dg.AssetExecutionContext, lake: Lake, spec: TimescaleSpec, key: str, grid: "BarGrid"
 ) -> None:
     frame = grid.to_frame()
-    path = lake.write_table(spec.asset("bars"), key, chain.to_table(frame))
+    path = lake.write_table(spec.asset("bars"), key, to_table(frame))
     context.add_asset_metadata({**rows_and_path(len(frame), path), **_quality(grid)}, partition_key=key)
 
 
@@ -142,11 +142,9 @@ def features_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> 
         """
         for key in context.partition_keys:
             start_ns, _ = partition_window(key)
-            grid = chain.read_bars(lake, spec, key, feature_look_back(spec))
+            grid = read_bars(lake, spec, key, feature_look_back(spec))
             frame = compute_features(grid, spec, from_ns=start_ns).to_frame()
-            path = lake.write_table(
-                spec.asset("features"), key, chain.to_table(frame), version=feature_hash(spec)
-            )
+            path = lake.write_table(spec.asset("features"), key, to_table(frame), version=feature_hash(spec))
             valid = frame["valid"].mean()
             context.add_asset_metadata(
                 {**rows_and_path(len(frame), path), "valid_share": float(valid)}, partition_key=key
@@ -183,13 +181,11 @@ def labels_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> dg
         not here.
         """
         for key in context.partition_keys:
-            grid = chain.read_bars(lake, spec, key, label_look_back(spec))
+            grid = read_bars(lake, spec, key, label_look_back(spec))
             from_ns, to_ns = rows_labelled_by(*partition_window(key), spec)
             labelled = forward_volatility(grid, spec, from_ns=max(from_ns, grid.start_ns), to_ns=to_ns)
             frame = labelled.to_frame()
-            path = lake.write_table(
-                spec.asset("labels"), key, chain.to_table(frame), version=label_hash(spec)
-            )
+            path = lake.write_table(spec.asset("labels"), key, to_table(frame), version=label_hash(spec))
             context.add_asset_metadata(
                 {
                     **rows_and_path(len(frame), path),

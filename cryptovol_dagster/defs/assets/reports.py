@@ -31,10 +31,10 @@ from cryptovol_dagster.defs.metadata import (
 )
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import TRAINING
-from cryptovol_dagster.lake import market as chain
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.latest import Reports
 from cryptovol_dagster.lake.look_back import training_look_back
+from cryptovol_dagster.lake.market import read_bars
 from cryptovol_dagster.lake.plans import read_problem
 from cryptovol_dagster.monitoring import drift, performance
 from cryptovol_dagster.monitoring import evidently as evidently_report
@@ -101,7 +101,7 @@ def data_quality_report_asset(
         )
         _publish(context, lake, reports.of(spec.name), spec, report, monitoring.report_pages_kept)
         # Here, not beside the bars: matplotlib alone takes longer to import than the hour's market to make.
-        drawn = pictures.draw_bars(chain.read_bars(lake, spec, key, 0))
+        drawn = pictures.draw_bars(read_bars(lake, spec, key, 0))
         context.add_asset_metadata(
             {"mid and volatility": picture(drawn, "mid and realised volatility")}, partition_key=key
         )

@@ -22,9 +22,9 @@ from cryptovol_dagster.defs.checks.framework import Check
 from cryptovol_dagster.defs.checks.learning import chain_checks
 from cryptovol_dagster.defs.checks.market import grid_checks
 from cryptovol_dagster.history.store import History
-from cryptovol_dagster.lake import market as chain
 from cryptovol_dagster.lake import plans
 from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.lake.market import TRADES
 from ingestor.settings import Settings
 
 #: After the day's last hour has closed, and away from the hourly retrain.
@@ -108,7 +108,7 @@ def market_schedule(
         key = _day_before(context.scheduled_execution_time)
         start_ns, end_ns = partition_window(key)
         imported = len(history.read_products(products, start_ns, end_ns))
-        if not imported and not lake.written(chain.TRADES, start_ns, end_ns):
+        if not imported and not lake.written(TRADES, start_ns, end_ns):
             return dg.SkipReason(f"neither trades nor imported candles of {key}")
         if lake.exists(specs[-1].asset("labels"), key):
             return dg.SkipReason(f"{key} has its labels already")

@@ -18,7 +18,7 @@ from cryptovol_dagster.defs.assets.ingestion import LEDGER_SCHEMA
 from cryptovol_dagster.defs.checks.framework import Check, RawRule, Rule, Stored
 from cryptovol_dagster.defs.checks.schema import schema_check
 from cryptovol_dagster.defs.metadata import asset_key
-from cryptovol_dagster.lake import market as chain
+from cryptovol_dagster.lake.market import LEDGER, TICKS, read_sequence_gaps, read_ticks
 from cryptovol_dagster.lake.raw_ticks import RawStore
 
 #: Shares at which people should look; none of them poisons a model, since such rows are never learned from.
@@ -49,12 +49,12 @@ def ledger_checks() -> list[Check]:
     """Declare the checks of `gap_ledger`."""
     return [
         schema_check(
-            dg.AssetKey(chain.LEDGER),
+            dg.AssetKey(LEDGER),
             LEDGER_SCHEMA,
             description="Columns and types are the ones that ticks and bars read.",
         ),
         Check(
-            dg.AssetKey(chain.LEDGER),
+            dg.AssetKey(LEDGER),
             "nothing_unaccounted_for",
             RawRule(_unaccounted),
             description="Every sequence number of the hour is stored, a control frame, a dead letter or in "
@@ -62,7 +62,7 @@ def ledger_checks() -> list[Check]:
             blocking=True,
         ),
         Check(
-            dg.AssetKey(chain.LEDGER),
+            dg.AssetKey(LEDGER),
             "recorded",
             RawRule(_not_recorded),
             description="Somebody recorded the hour: raw storage holds something of it, or closed it empty.",
@@ -72,7 +72,7 @@ def ledger_checks() -> list[Check]:
 
 def tick_checks() -> list[Check]:
     """Declare the checks of `ticks`."""
-    ticks = dg.AssetKey(chain.TICKS)
+    ticks = dg.AssetKey(TICKS)
     return [
         schema_check(
             ticks,
@@ -197,10 +197,10 @@ def _no_return_across_a_loss(spec: TimescaleSpec, products: Sequence[str]) -> Ru
     """Find a gap's bars by sequence numbers, not by the flags that the bars were made with."""
 
     def rule(stored: Stored) -> list[str]:
-        losses = chain.read_sequence_gaps(stored.lake, stored.key).to_pylist()
+        losses = read_sequence_gaps(stored.lake, stored.key).to_pylist()
         if not losses:
             return []
-        ticks = chain.read_ticks(stored.lake, stored.key, tuple(products))
+        ticks = read_ticks(stored.lake, stored.key, tuple(products))
         bars = stored.frame(["bar_start", "product", "ret_ok"])
         starts = bars["bar_start"].to_numpy(dtype="datetime64[ns]").astype(np.int64)
         sentences = []

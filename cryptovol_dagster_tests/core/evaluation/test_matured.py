@@ -14,7 +14,7 @@ from cryptovol_dagster.core.evaluation.matured import (
     scaled_volatility,
     thinned,
 )
-from cryptovol_dagster.core.metrics import ranking as metrics
+from cryptovol_dagster.core.metrics.ranking import average_precision
 from cryptovol_dagster.core.metrics.scored_rows import ScoredRows
 from cryptovol_dagster.core.specs import NS
 
@@ -92,4 +92,4 @@ def test_volatility_of_different_products_ranks_by_their_own_thresholds() -> Non
     sigma, product = np.array([4.0, 3.0, np.nan]), np.array(["wild", "calm", "calm"], dtype=object)
     scaled = scaled_volatility(sigma, product, {"wild": 8.0, "calm": 2.0})
     assert scaled.tolist() == [0.5, 1.5, 0.0]
-    assert metrics.average_precision(np.array([False, True, False]), scaled) == 1.0
+    assert average_precision(np.array([False, True, False]), scaled) == 1.0

@@ -10,7 +10,6 @@ from sklearn.metrics import average_precision_score, brier_score_loss, f1_score,
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from cryptovol_dagster.core.metrics import probabilities
-from cryptovol_dagster.core.metrics import ranking as metrics
 from cryptovol_dagster.core.metrics.bootstrap import (
     BlockBootstrap,
     block_length_s,
@@ -18,7 +17,13 @@ from cryptovol_dagster.core.metrics.bootstrap import (
     interval,
 )
 from cryptovol_dagster.core.metrics.events import Event, Market, alert_budget_threshold
-from cryptovol_dagster.core.metrics.ranking import Ranking
+from cryptovol_dagster.core.metrics.ranking import (
+    Ranking,
+    average_precision,
+    best_f1_threshold,
+    roc_auc,
+    time_shift_null,
+)
 from cryptovol_dagster.core.specs import NS
 
 MINUTE = 60 * NS
@@ -65,14 +70,14 @@ def test_chance_under_serial_dependence_is_what_shifted_labels_give() -> None:
     y = np.repeat(rng.random(200) < 0.1, 50)  # episodes of 50 rows
     product = np.where(np.arange(y.size) % 2, "A", "B").astype(object)
     knows = y + rng.normal(0, 0.5, y.size)
-    skilled = metrics.time_shift_null(y, knows, product, shifts=40)
+    skilled = time_shift_null(y, knows, product, shifts=40)
     assert skilled is not None
     assert (skilled.shifts, skilled.share_at_or_above) == (40, 0.0)
     shift = int(0.15 * y.size / 2)
     moved = y.copy()
     for name in ("A", "B"):
         moved[product == name] = np.roll(y[product == name], shift)
-    one = metrics.time_shift_null(y, knows, product, shifts=1)
+    one = time_shift_null(y, knows, product, shifts=1)
     assert one is not None
     assert one.mean == pytest.approx(average_precision_score(moved, knows), abs=1e-12)
 
@@ -84,7 +89,7 @@ def test_scores_of_another_market_are_not_above_chance() -> None:
     for _ in range(40):
         y = np.repeat(rng.random(60) < 0.15, 50)
         score = np.repeat(rng.normal(size=60), 50)
-        null = metrics.time_shift_null(y, score, np.full(y.size, "A", dtype=object), shifts=50)
+        null = time_shift_null(y, score, np.full(y.size, "A", dtype=object), shifts=50)
         if null is not None:
             shares.append(null.share_at_or_above)
     assert np.mean(np.array(shares) < 0.05) <= 0.2
@@ -92,18 +97,18 @@ def test_scores_of_another_market_are_not_above_chance() -> None:
 
 
 def test_chance_needs_both_classes() -> None:
-    assert metrics.time_shift_null(np.zeros(9, bool), np.arange(9.0), np.full(9, "A", dtype=object)) is None
+    assert time_shift_null(np.zeros(9, bool), np.arange(9.0), np.full(9, "A", dtype=object)) is None
 
 
 @settings(max_examples=100, deadline=None)
 @given(scored_labels())
 def test_the_rest_agrees_with_scikit_learn(case: tuple[np.ndarray, np.ndarray]) -> None:
     y, score = case
-    assert metrics.roc_auc(y, score) == pytest.approx(roc_auc_score(y, score), abs=1e-12)
+    assert roc_auc(y, score) == pytest.approx(roc_auc_score(y, score), abs=1e-12)
     assert probabilities.brier(y, score) == pytest.approx(brier_score_loss(y, score), abs=1e-12)
     inside = 0.01 + 0.98 * score
     assert probabilities.log_loss(y, inside) == pytest.approx(sklearn_log_loss(y, inside), abs=1e-12)
-    best = metrics.best_f1_threshold(y, score)
+    best = best_f1_threshold(y, score)
     assert best is not None
     reached = f1_score(y, score >= best)
     assert reached == pytest.approx(max(f1_score(y, score >= cut) for cut in np.unique(score)), abs=1e-12)
@@ -111,15 +116,15 @@ def test_the_rest_agrees_with_scikit_learn(case: tuple[np.ndarray, np.ndarray]) 
 
 def test_a_constant_score_has_the_base_rate_as_average_precision() -> None:
     y = np.array([True, False, False, False])
-    assert metrics.average_precision(y, np.full(4, 0.3)) == 0.25
-    assert metrics.roc_auc(y, np.full(4, 0.3)) == 0.5
+    assert average_precision(y, np.full(4, 0.3)) == 0.25
+    assert roc_auc(y, np.full(4, 0.3)) == 0.5
 
 
 def test_without_positives_there_is_no_ranking() -> None:
     none = np.zeros(3, dtype=bool)
-    assert np.isnan(metrics.average_precision(none, np.arange(3.0)))
-    assert np.isnan(metrics.roc_auc(none, np.arange(3.0)))
-    assert metrics.best_f1_threshold(none, np.arange(3.0)) is None
+    assert np.isnan(average_precision(none, np.arange(3.0)))
+    assert np.isnan(roc_auc(none, np.arange(3.0)))
+    assert best_f1_threshold(none, np.arange(3.0)) is None
 
 
 def test_log_loss_of_a_certain_error_is_finite() -> None:
@@ -208,7 +213,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says() -> None:
     random = np.random.default_rng(5)
     t_ns = np.arange(400, dtype=np.int64) * MINUTE
     large_y = random.random(200_000) < 0.2
-    truth = metrics.average_precision(large_y, random.normal(size=200_000) + large_y)
+    truth = average_precision(large_y, random.normal(size=200_000) + large_y)
     covered = 0
     for trial in range(40):
         y = random.random(400) < 0.2

@@ -23,8 +23,8 @@ from cryptovol_dagster.defs.build import build_defs
 from cryptovol_dagster.defs.chains.seconds import seconds_checks
 from cryptovol_dagster.defs.checks import learning
 from cryptovol_dagster.defs.failures import failure_line
-from cryptovol_dagster.lake import market as chain
 from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.lake.market import to_table
 from cryptovol_dagster.verbs.runs import RANGE_END, RANGE_START, quiet_dagster
 from cryptovol_dagster_tests.pipeline import Pipeline
 from cryptovol_dagster_tests.synthetic import PRODUCTS
@@ -55,7 +55,7 @@ class Copy:
 
     def table(self, asset: str, key: str, spoil: Callable[[pd.DataFrame], pd.DataFrame]) -> None:
         frame = self.lake.read_table(asset, *partition_window(key)).to_pandas()
-        self.lake.write_table(asset, key, chain.to_table(spoil(frame)))
+        self.lake.write_table(asset, key, to_table(spoil(frame)))
 
     def json(self, asset: str, key: str, spoil: Callable[[dict[str, Any]], None]) -> None:
         content = json.loads(self.lake.read_bytes(asset, key, "json"))

@@ -23,8 +23,8 @@ from cryptovol_dagster.defs.checks.market import (
     _ordered_ticks,
     _unaccounted,
 )
-from cryptovol_dagster.lake import market as chain
 from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.lake.market import to_table
 from cryptovol_dagster.lake.raw_ticks import RawStore
 from cryptovol_dagster.verbs import runs
 from cryptovol_dagster_tests.pipeline import MARKET, Pipeline
@@ -47,7 +47,7 @@ def spoilt(pipeline: Pipeline, tmp_path: Path) -> Callable[..., Stored]:
     def make(asset: str, spoil: Spoil) -> Stored:
         key, lake = pipeline.hours[-1], Lake(tmp_path)
         frame = pipeline.lake.read_table(asset, *hour_window(key)).to_pandas()
-        lake.write_table(asset, key, chain.to_table(spoil(frame)))
+        lake.write_table(asset, key, to_table(spoil(frame)))
         return Stored(lake, asset, key)
 
     return make
@@ -113,7 +113,7 @@ def _gap_hour(pipeline: Pipeline, folder: Path, spoil: Spoil) -> Stored:
         for hour in pipeline.hours[:2]:
             lake.write_table(asset, hour, pipeline.lake.read_table(asset, *hour_window(hour)))
     bars = pipeline.lake.read_table("seconds/bars", *hour_window(key)).to_pandas()
-    lake.write_table("seconds/bars", key, chain.to_table(spoil(bars)))
+    lake.write_table("seconds/bars", key, to_table(spoil(bars)))
     return Stored(lake, "seconds/bars", key)
 
 
@@ -146,7 +146,7 @@ def test_bars_that_do_not_reflect_a_ledgered_gap_are_found(
     # A number between two ticks of each product, 2.5 s apart.
     lost = int(ticks["sequence_num"].iloc[300]) + 2
     ledger[["from_sequence", "to_sequence"]] = lost
-    stored.lake.write_table("gap_ledger", stored.key, chain.to_table(ledger))
+    stored.lake.write_table("gap_ledger", stored.key, to_table(ledger))
     says = rf"{PRODUCTS[0]}: expected no return from .* \(connection c0ffee lost {lost} to {lost}\)"
     _expect(_no_return_across_a_loss(spec, PRODUCTS), stored, says)
 
