@@ -18,11 +18,11 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from ingestor.exchange.clock import ns_to_rfc3339
 from ingestor.exchange.messages import TICKER
-from ingestor.simulator.frames import NS_PER_S
 from ingestor.simulator.market import SyntheticMarket
+from ingestor.times import NS
 
 PRODUCTS = ("BTC-USD", "ETH-USD")
-START_NS = 1_775_260_800 * NS_PER_S
+START_NS = 1_775_260_800 * NS
 #: The market's own proportion: two products at four to five frames a second, a heartbeat a second.
 TICKERS_PER_HEARTBEAT = 9
 _CHUNK_BYTES = 256 * 1024

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from ingestor.errors import CryptovolError
+from ingestor.errors import CryptovolError, one_line
 from ingestor.settings.load import ENV_CONFIG_FILE
 
 
@@ -36,7 +36,7 @@ class OneLineErrorsGroup(click.Group):
         try:
             return super().invoke(ctx)
         except CryptovolError as error:
-            raise _Failure(" ".join(str(error).split()), error.exit_code) from None
+            raise _Failure(one_line(str(error)), error.exit_code) from None
 
 
 class VerbGroup(OneLineErrorsGroup):

@@ -17,7 +17,7 @@ from typing import Any
 import msgspec
 
 from ingestor.archive.layout import ClosedHour
-from ingestor.errors import USAGE, CryptovolError
+from ingestor.errors import USAGE, CryptovolError, first_line
 
 LOG = logging.getLogger(__name__)
 
@@ -94,4 +94,4 @@ class HourReporter:
 
 def _reason(error: Exception) -> str:
     reason = error.reason if isinstance(error, urllib.error.URLError) else error
-    return (str(reason) or type(error).__name__).splitlines()[0]
+    return first_line(reason) if isinstance(reason, BaseException) else reason

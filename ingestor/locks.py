@@ -18,6 +18,8 @@ from typing import IO, Any
 
 import msgspec
 
+from ingestor.times import NS
+
 
 class Holder(msgspec.Struct, frozen=True):
     """Who holds a lock.
@@ -33,7 +35,7 @@ class Holder(msgspec.Struct, frozen=True):
     since_ns: int
 
     def __str__(self) -> str:
-        since = datetime.fromtimestamp(self.since_ns // 1_000_000_000, UTC)
+        since = datetime.fromtimestamp(self.since_ns // NS, UTC)
         return f"pid {self.pid} on {self.host} since {since:%Y-%m-%d %H:%M:%S} UTC"
 
 

@@ -35,7 +35,7 @@ from cryptovol_dagster.core.market.candle_checks import (
 from cryptovol_dagster.core.times import DAY_NS, iso_utc, partition_at
 from cryptovol_dagster.lake.atomic import replace_file
 from ingestor import locks
-from ingestor.errors import CryptovolError
+from ingestor.errors import CryptovolError, first_line
 
 #: Why a minute has no candle: the exchange was asked and has none; only an impossible row was given; nobody
 #: asked the exchange (never stored: it is what remains).
@@ -412,8 +412,7 @@ def _read_state(path: Path, schema: pa.Schema, state: tuple[int, int, int]) -> p
         with pq.ParquetFile(path) as file:
             table = file.read()
     except (OSError, pa.ArrowException) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise HistoryError(f"{path}: cannot be read as Parquet: {reason}") from error
+        raise HistoryError(f"{path}: cannot be read as Parquet: {first_line(error)}") from error
     if not table.schema.equals(schema):
         raise HistoryError(
             f"{path}: expected columns {', '.join(schema.names)}, found {', '.join(table.column_names)}"

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cryptovol_dagster.core.features.catalogue import feature_hash
 from cryptovol_dagster.core.learning.dataset import Dataset, join_rows
 from cryptovol_dagster.core.learning.labels import label_hash, rows_labelled_by
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import partition_window
 from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.lake.look_back import training_look_back, window_back
 from cryptovol_dagster.lake.row_cache import between, read_rows
 from ingestor.errors import CryptovolError
-
-if TYPE_CHECKING:
-    pass
-from cryptovol_dagster.lake.look_back import training_look_back, window_back
 
 
 class ChainError(CryptovolError):

@@ -1,7 +1,7 @@
 """What lies in the lake of one as-of partition, as the leak audit wants to see it.
 
 Belongs here: reading it, and computing again from the bars what it can be compared with. Does not belong
-here: any judgement (`core/leak_audit.py`).
+here: any judgement (`core/leaks/audit.py`).
 """
 
 from __future__ import annotations

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from cryptovol_dagster.core.features.catalogue import lookback_bars
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.core.times import partition_window
-
-if TYPE_CHECKING:
-    pass
 
 
 def partitions_of(bars: int, spec: TimescaleSpec) -> int:

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from cryptovol_dagster.core.features.live_rows import LiveRows
 from cryptovol_dagster.lake.atomic import atomic_writer
 from cryptovol_dagster.live.errors import LiveError
+from ingestor.errors import first_line
 
 _VERSION_KEY = b"cryptovol_feature_version"
 
@@ -68,6 +69,8 @@ class FeatureParts:
         """
         if not self._pending:
             return
+        if not self._folder.is_dir():  # written to a new one, the rows before would be missing in silence
+            raise LiveError(f"{self._folder}: was moved or removed while rows are written into it")
         frame = pd.concat([rows.to_frame() for rows in self._pending], ignore_index=True)
         hour = frame["bar_start"].dt.strftime("%Y-%m-%dT%H")
         for name, rows in frame.groupby(hour + "_" + frame["product"].map(_name)):
@@ -93,7 +96,7 @@ class FeatureParts:
         try:
             table = pq.read_table(path)
         except (pa.ArrowException, OSError) as error:
-            raise LiveError(f"{path}: cannot be read: {str(error).splitlines()[0]}") from error
+            raise LiveError(f"{path}: cannot be read: {first_line(error)}") from error
         version = (table.schema.metadata or {}).get(_VERSION_KEY, b"unknown").decode()
         if version != self._version:
             raise LiveError(

@@ -64,13 +64,14 @@ def featurize(
     kafka = outside_kafka(settings.kafka, bootstrap)
     log_to_stderr()
     from cryptovol_dagster.chains import timescale_spec
+    from cryptovol_dagster.core.specs import SECONDS
     from cryptovol_dagster.live.featurizer import Featurizer
     from ingestor.kafka.broker import connect
 
     with connect(kafka) as broker, _stopping_at_signals() as stop:
         featurizer = Featurizer(
             broker,
-            timescale_spec(settings.timescales.seconds, "seconds"),
+            timescale_spec(settings.timescales.seconds, SECONDS),
             settings.live,
             raw_dir=settings.storage.raw_dir,
             out=out or settings.storage.features_path,
@@ -93,7 +94,7 @@ def _stopping_at_signals() -> Iterator[threading.Event]:
         stop.set()
         for each in numbers:
             signal.signal(each, signal.SIG_DFL)
-        LOG.info("%s: stopping; once more stops at once", signal.Signals(number).name)
+        LOG.info("%s: stopping cleanly; send it again to stop at once", signal.Signals(number).name)
 
     before = {number: signal.signal(number, on_signal) for number in numbers}
     try:

@@ -19,7 +19,7 @@ import click
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.verbs.options import json_option
 from cryptovol_dagster.verbs.tables import print_table
-from ingestor.errors import CryptovolError
+from ingestor.errors import CryptovolError, first_line
 from ingestor.settings import load_settings
 
 if TYPE_CHECKING:
@@ -309,8 +309,7 @@ def _show_in_dagster(settings: Settings, history: History, done: _Done) -> None:
 
         report_days(settings, history, days)
     except Exception as error:  # noqa: BLE001 - whatever Dagster's storage raises: the candles are stored
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        click.echo(f"not shown in Dagster: {first}", err=True)
+        click.echo(f"not shown in Dagster: {first_line(error)}", err=True)
 
 
 def _print(done: _Done) -> None:

@@ -32,13 +32,14 @@ def replay(files: tuple[Path, ...], out: Path | None, products: str | None, as_j
     files, plain or gzipped.
     """
     from cryptovol_dagster.chains import timescale_spec
+    from cryptovol_dagster.core.specs import SECONDS
     from cryptovol_dagster.replay import newest_raw_files, product_ids
     from cryptovol_dagster.replay import replay as compute
 
     settings = load_settings().settings
     result = compute(
         files or newest_raw_files(settings.storage.raw_dir),
-        spec=timescale_spec(settings.timescales.seconds, "seconds"),
+        spec=timescale_spec(settings.timescales.seconds, SECONDS),
         products=None if products is None else product_ids(products),
         out=out,
     )

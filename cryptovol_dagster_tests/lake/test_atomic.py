@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from pathlib import Path
@@ -83,3 +84,24 @@ def test_content_is_on_disk_before_the_name_and_the_name_before_it_returns(
     monkeypatch.setattr(Path, "replace", noted_replace)
     replace_file(path, b"new")
     assert calls == ["fsync of 3 bytes, -rw-r--r--", "rename", "fsync of the folder"]
+
+
+@pytest.mark.parametrize("code", [errno.EINVAL, errno.ENOTSUP, errno.EIO])
+def test_a_file_system_that_cannot_sync_folders_is_no_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    fsync = os.fsync
+
+    def refuses_folders(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(code, os.strerror(code))
+        fsync(handle)
+
+    monkeypatch.setattr(os, "fsync", refuses_folders)
+    path = tmp_path / "part.parquet"
+    if code == errno.EIO:
+        with pytest.raises(OSError, match=os.strerror(code)):
+            replace_file(path, b"new")
+    else:
+        replace_file(path, b"new")
+    assert path.read_bytes() == b"new"

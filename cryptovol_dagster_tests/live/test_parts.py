@@ -77,3 +77,14 @@ def test_what_was_dropped_is_not_written(rows: LiveRows, tmp_path: Path) -> None
     parts.drop()
     parts.flush()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_moved_away_is_an_error_and_the_rows_stay(rows: LiveRows, tmp_path: Path) -> None:
+    folder = tmp_path / "features.parquet"
+    parts = FeatureParts(folder, "v1")
+    parts.add(rows)
+    folder.rename(tmp_path / "elsewhere")
+    with pytest.raises(LiveError, match=r"features\.parquet: was moved or removed"):
+        parts.flush()
+    assert not folder.exists()
+    assert parts.rows_waiting == len(rows)

@@ -40,3 +40,17 @@ def test_a_narrow_terminal_folds_words_and_never_numbers(
     words = [word for line in lines for word in line.split()]
     assert [words.count(word) for word in ("newest", "spikes")] == [10, 10]
     assert "…" not in "".join(lines)
+
+
+@pytest.mark.parametrize("columns", [20, 60, 80])
+def test_a_narrow_terminal_cuts_no_word(
+    columns: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("TERM", "xterm")
+    link = "http://127.0.0.1:5000/#/experiments/1/runs/0123456789abcdef0123456789abcdef"
+    rows = [["2026-04-04-03:00", "INSUFFICIENT_DATA", link, LONG.strip()]] * 2
+    print_table(("hour", "verdict", "run", "why"), rows, words=("hour", "verdict", "run", "why"))
+    words = capsys.readouterr().out.split()
+    assert [words.count(word) for word in rows[0][:3]] == [2, 2, 2]

@@ -55,10 +55,10 @@ class Stored:
         self._owned = owned
         self.changed = threading.Condition()
         self.log_ids: dict[str, str] = {}
+        self._by_others: dict[str, tuple[float, dict[int, int]]] = {}
         # Guarded by `changed`.
         self._own: dict[tuple[str, int], int] = {}
         self._wanted: dict[tuple[str, int], int] = {}
-        self._by_others: dict[str, tuple[float, dict[int, int]]] = {}
 
     def mark(self, topic: str, partition: int, offset: int) -> None:
         """Note that this archive stored everything before `offset`."""

@@ -2,7 +2,7 @@
 
 What belongs here: a file → ticks as arrays (`iter_recording`, `read_recording`) or a file → the exchange's
 frames as they were received (`iter_frames`), with honest counters. What does not: judging ticks (late,
-crossed, NaN: `core.ticks`) and talking to the exchange or to Kafka (`ingestor.feed`).
+crossed, NaN: `core.market.cleaning`) and talking to the exchange or to Kafka (`ingestor.feed`).
 """
 
 from ingestor.recordings.arrays import Recording, RecordingCounts, TickArrays

@@ -2,8 +2,8 @@
 
 Every format has a fast path (a typed msgspec decoder that reads only the fields needed, decimal strings
 straight into floats) and an exact path for the lines that the fast one refuses: there a price that is no
-number becomes NaN, to be rejected and counted by `core.ticks`, and a line that is no frame at all is
-refused with its reason.
+number becomes NaN, to be rejected and counted by `core.market.cleaning`, and a line that is no frame at all
+is refused with its reason.
 """
 
 from __future__ import annotations
@@ -330,7 +330,7 @@ def _sequence_num(value: object) -> int:
 
 
 def _number(value: object) -> float:
-    """The number, or NaN: whether a quote is usable is for `core.ticks` to judge and count."""
+    """The number, or NaN: whether a quote is usable is for `core.market.cleaning` to judge and count."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return math.nan
     try:

@@ -46,14 +46,14 @@ from cryptovol_dagster.core.metrics.ranking import (
     time_shift_null,
 )
 from cryptovol_dagster.core.models.base import Model, ModelError
-from cryptovol_dagster.core.specs import NS, ModelSpec, TimescaleSpec
+from cryptovol_dagster.core.specs import DAY_S, NS, ModelSpec, TimescaleSpec
 from cryptovol_dagster.core.times import iso_utc
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 #: A test of up to this is reported by day, a longer one by calendar month.
-LONGEST_BY_DAY_S = 31 * 86_400
+LONGEST_BY_DAY_S = 31 * DAY_S
 
 
 @dataclass(frozen=True)
@@ -164,8 +164,8 @@ def measure_model(
 
 
 def _known(value: float) -> float | None:
-    """Return a number, or None where it is not finite."""
-    return value if math.isfinite(value) else None
+    """Return a plain number, or None where it is not finite."""
+    return float(value) if math.isfinite(value) else None
 
 
 def _ranking(y: NDArray[np.bool_], score: NDArray[np.float64]) -> dict[str, Any]:

@@ -108,7 +108,7 @@ class Counts(_Strict):
 
 
 class Sufficiency(_Strict):
-    """What the training span can teach (`core/sufficiency.py`)."""
+    """What the training span can teach (`core/evaluation/sufficiency.py`)."""
 
     #: Richest class of models that it supports; ``none`` where not even a single volatility can be fitted.
     supports: str

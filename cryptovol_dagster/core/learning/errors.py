@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ingestor.errors import CryptovolError
-
-if TYPE_CHECKING:
-    pass
 
 
 class LearningError(CryptovolError, ValueError):

@@ -1,7 +1,7 @@
 """Whether to believe a table of minute candles: its columns, times, order, prices, and whose market it is of.
 
 Belongs here: turning what others export into clean candles, or saying in one line why not. Does not belong
-here: reading files, asking the exchange, storing, and what a candle means as a bar (`candles.py`).
+here: reading files, asking the exchange, storing, and what a candle means as a bar (`candle_bars.py`).
 """
 
 from __future__ import annotations

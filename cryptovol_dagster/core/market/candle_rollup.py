@@ -1,7 +1,7 @@
 """Minute candles from the feed's own trades, and one table of them with the exchange's.
 
 Belongs here: how trades become a candle, which minutes the feed knows in full, how the two sources are joined
-and compared. Does not belong here: reading either, and what a candle means as a bar (`candles.py`).
+and compared. Does not belong here: reading either, and what a candle means as a bar (`candle_bars.py`).
 """
 
 from __future__ import annotations

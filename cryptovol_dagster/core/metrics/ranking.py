@@ -144,7 +144,7 @@ def roc_auc(y: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
     if not positives or not negatives:
         return float("nan")
     rank_sum = float(rankdata(score)[y].sum())
-    return (rank_sum - positives * (positives + 1) / 2) / (positives * negatives)
+    return float((rank_sum - positives * (positives + 1) / 2) / (positives * negatives))
 
 
 def best_f1_threshold(y: NDArray[np.bool_], score: NDArray[np.float64]) -> float | None:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from cryptovol_dagster.core.metrics import probabilities
-from cryptovol_dagster.core.metrics import ranking
+from cryptovol_dagster.core.metrics import probabilities, ranking
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -21,6 +21,7 @@ from cryptovol_dagster.core.pictures.evaluation import (
     plot_periods,
     plot_weights,
 )
+from cryptovol_dagster.core.specs import DAY_S
 
 if TYPE_CHECKING:
     from cryptovol_dagster.core.evaluation.backtest import Backtest
@@ -74,7 +75,7 @@ def draw_backtest(backtest: Backtest) -> dict[str, bytes]:
             {feature: share["mean"] for feature, share in shown.items()},
             f"{MODELS[name].importance_label}: mean over folds, line from least to most",
             f"{name}, {ahead}: what it looks at most",
-            f"trained {len(report['folds'])} times, each on {report['train_span_s'] // 86_400} days, "
+            f"trained {len(report['folds'])} times, each on {report['train_span_s'] // DAY_S} days, "
             f"{', '.join(report['data']['products'])}, as of {report['folds'][0]['as_of']} … "
             f"{report['folds'][-1]['as_of']}\n{len(gain)} features read, {len(shown)} shown",
             {feature: (share["least"], share["most"]) for feature, share in shown.items()},

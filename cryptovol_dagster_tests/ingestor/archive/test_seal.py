@@ -179,7 +179,7 @@ def test_a_file_that_cannot_be_read_does_not_stop_the_closing(
     closer.recover(story.logs)
     (hour,) = closer.advance()
     assert (hour.rows[TICKS], hour.seals) == (2, {})
-    assert f"hour {hour.hour} closes without a seal: {path} cannot be read" in caplog.text
+    assert f"hour {hour.hour} is closed without a seal: {path} cannot be read" in caplog.text
 
 
 def test_a_null_is_not_a_zero_nor_an_empty_text(tmp_path: Path) -> None:
