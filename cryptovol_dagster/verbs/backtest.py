@@ -17,9 +17,9 @@ import click
 from cryptovol_dagster.core.cards.markdown import number
 from cryptovol_dagster.core.specs import DAY_S, NS
 from cryptovol_dagster.verbs.options import json_option
-from cryptovol_dagster.verbs.tables import print_table
 from ingestor.errors import CryptovolError
 from ingestor.settings import load_settings
+from ingestor.verbs.output import print_table
 
 if TYPE_CHECKING:
     from cryptovol_dagster.core.evaluation.backtest import Backtest, Progress

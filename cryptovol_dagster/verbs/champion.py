@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import click
 
 from cryptovol_dagster.verbs.options import chain_option, json_option
-from cryptovol_dagster.verbs.tables import print_table
 from ingestor.settings import load_settings
+from ingestor.verbs.output import print_table
 
 if TYPE_CHECKING:
     from cryptovol_dagster.champion.rollback import Rollback

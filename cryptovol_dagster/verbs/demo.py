@@ -22,9 +22,9 @@ import click
 
 from cryptovol_dagster.core.cards.markdown import NONE, number
 from cryptovol_dagster.verbs.synthetic import TAIL_HOURS, synthetic_settings
-from cryptovol_dagster.verbs.tables import print_table
 from ingestor.errors import CryptovolError
 from ingestor.settings import Settings
+from ingestor.verbs.output import print_table
 
 if TYPE_CHECKING:
     from cryptovol_dagster.verbs.runs import RunSummary

@@ -9,8 +9,8 @@ import click
 
 from cryptovol_dagster.core.cards.markdown import NONE, number
 from cryptovol_dagster.verbs.options import chain_option, json_option, partition_option
-from cryptovol_dagster.verbs.tables import print_table
 from ingestor.settings import load_settings
+from ingestor.verbs.output import print_table
 
 if TYPE_CHECKING:
     from cryptovol_dagster.core.evaluation.report import ModelEvaluation

@@ -18,9 +18,9 @@ import click
 
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.verbs.options import json_option
-from cryptovol_dagster.verbs.tables import print_table
 from ingestor.errors import CryptovolError, first_line
 from ingestor.settings import load_settings
+from ingestor.verbs.output import print_table
 
 if TYPE_CHECKING:
     from cryptovol_dagster.history.imports import Choices, Format, Imported

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cryptovol_dagster.verbs.options import chain_option, json_option
-from cryptovol_dagster.verbs.tables import print_table
 from ingestor.settings import load_settings
+from ingestor.verbs.output import print_table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -10,8 +10,8 @@ import click
 
 from cryptovol_dagster.core.specs import SECONDS
 from cryptovol_dagster.verbs.options import json_option
-from cryptovol_dagster.verbs.tables import print_table
 from ingestor.settings import load_settings
+from ingestor.verbs.output import print_table
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

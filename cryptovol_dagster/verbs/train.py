@@ -8,9 +8,9 @@ from typing import Any, get_args
 import click
 
 from cryptovol_dagster.verbs.options import chain_option, json_option, partition_option
-from cryptovol_dagster.verbs.tables import print_table
 from ingestor.settings import load_settings
 from ingestor.settings.sections import ModelName
+from ingestor.verbs.output import print_table
 
 #: What people call a baseline.
 ALIASES = {"baseline": "baseline_zscore"}

@@ -61,7 +61,7 @@ def _print_audit(result: Audit) -> None:
     ]
     totals = ("all hours", "", *(f"{result.total(name):,}" for name in COUNTS))
     click.echo("sequence numbers, by hour of event time and connection")
-    print_table(("hour", "connection", *titles), [*rows, totals])
+    print_table(("hour", "connection", *titles), [*rows, totals], words=("hour", "connection"))
     click.echo(f"gap ledger: {len(result.losses) or 'nothing is known to be lost'}")
     if result.losses:
         columns = ("kind", "connection", "sequence", "lost", "after", "before", "detail")
@@ -71,6 +71,7 @@ def _print_audit(result: Audit) -> None:
     print_table(
         [name.replace("_", " ") for name in names],
         [tuple(str(getattr(one, name)) for name in names) for one in result.offsets],
+        words=("topic", "log id"),
     )
     states = [one.state for one in result.seals]
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))

@@ -112,7 +112,7 @@ def _print_letters(report: DeadLetterReport, *, retry: bool, export: Path | None
         row = (name, f"{seen.letters:,}", f"{seen.bytes:,}", _to_the_second(seen.first_ns))
         row += (_to_the_second(seen.last_ns), f"{len(seen.connections):,}")
         rows.append((*row, f"{seen.readable_now:,}") if retry else row)
-    print_table((*columns, "readable now") if retry else columns, rows)
+    print_table((*columns, "readable now") if retry else columns, rows, words=("reason", "first", "last"))
     for letter in report.shown:
         number = "no number" if letter.sequence_num is None else f"sequence {letter.sequence_num}"
         click.echo(f"{ns_to_rfc3339(letter.at_ns)} {letter.connection_id or 'unknown connection'} {number}")

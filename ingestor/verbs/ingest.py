@@ -164,7 +164,7 @@ def _print_summary(summary: IngestSummary) -> None:
         for topic, partitions in summary.archived_offsets.items()
     ]
     click.echo(f"recorded for {summary.seconds:.1f} s; ended: {summary.ended}")
-    print_table(("what", "count"), rows)
+    print_table(("what", "count"), rows, words=("what",))
     if summary.feed is not None:
         _print_counted("dead letters by reason (cryptovol dead-letters)", summary.feed.dead_reasons)
         _print_counted("unlike the documented protocol, kept all the same", summary.feed.drift)

@@ -5,33 +5,79 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
+
+import click
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+#: Of what is drawn in a file or a pipe, where there is no terminal's 80 columns to fold at.
 _WIDTH_WITHOUT_TERMINAL = 160
+#: Wider than any table: in a file or a pipe a row is a line.
+_WIDTH_OF_A_PIPE = 10_000
+#: Spaces between two columns of a table.
+_BETWEEN = 2
 
 
-def print_table(columns: Sequence[str], rows: Sequence[tuple[str, ...]]) -> None:
-    """Print a table; nothing in it is taken for markup."""
-    from rich.markup import escape
+def print_table(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], *, words: Collection[str] | None = None
+) -> None:
+    """Print a table without rules, so that it reads well on a terminal and in a pipe.
+
+    A terminal that is too narrow folds cells between words. No word and no number is ever cut.
+
+    Args:
+        columns: headings.
+        rows: cells as they are shown; nothing in them is taken for markup.
+        words: headings of the columns that hold words, which stand at the left. The others hold numbers.
+            None: all hold words.
+    """
+    from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
-    table = Table()
-    for column in columns:
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(*(escape(cell) for cell in row))
-    open_console().print(table)
+    cells, words = list(rows), columns if words is None else words
+    console = Console(width=None if sys.stdout.isatty() else _WIDTH_OF_A_PIPE)
+    widths = _widths(columns, cells, words, console.width - _BETWEEN * (len(columns) - 1))
+    console.width = sum(widths) + _BETWEEN * len(columns)
+    table = Table(box=None, pad_edge=False)
+    for name, width in zip(columns, widths, strict=True):
+        table.add_column(name, justify="left" if name in words else "right", width=width, overflow="fold")
+    for row in cells:
+        table.add_row(*map(Text, row))
+    with console.capture() as printed:
+        console.print(table)
+    for line in printed.get().splitlines():
+        click.echo(line.rstrip())
+
+
+def _widths(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], words: Collection[str], available: int
+) -> list[int]:
+    """Return each column's width: what its cells need, and less for words where the terminal is narrow.
+
+    Rich's own choice shrinks a column below its longest word, which cuts links and names in two.
+    """
+    from rich.cells import cell_len
+
+    cells = [[name, *(row[k] for row in rows)] for k, name in enumerate(columns)]
+    widths = [max(map(cell_len, column)) for column in cells]
+    least = [
+        max(map(cell_len, " ".join(column).split()), default=0) if name in words else width
+        for name, column, width in zip(columns, cells, widths, strict=True)
+    ]
+    while sum(widths) > available and widths != least:
+        widest = max(range(len(columns)), key=lambda k: (widths[k] > least[k], widths[k]))
+        widths[widest] -= 1
+    return widths
 
 
 def open_console() -> Console:
     """A console as wide as what it writes to."""
     from rich.console import Console
 
-    # Into a file or a pipe nothing should be folded at the 80 columns of no terminal.
     return Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
 
 

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from cryptovol_dagster.verbs.tables import print_table
+from ingestor.verbs.output import print_table
 
 COLUMNS, WORDS = ("model", "AP", "why"), ("model", "why")
 LONG = "the newest hour holds too few spikes " * 10
