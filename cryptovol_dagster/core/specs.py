@@ -175,11 +175,11 @@ class GateSpec(_Hashable):
         champion_max_age_s: a champion that has learned nothing for longer is compared with the fallback.
     """
 
-    first_look_s: int = 86_400
+    first_look_s: int = DAY_S
     growth: float = 2.0
-    measured_for_s: int = 28 * 86_400
+    measured_for_s: int = 28 * DAY_S
     error_rate: float = 0.025
-    error_window_s: int = 30 * 86_400
+    error_window_s: int = 30 * DAY_S
     most_per_look: float = 0.025
     min_gain: float = 0.005
     reject_level: float = 0.025
@@ -190,4 +190,4 @@ class GateSpec(_Hashable):
     brier_tolerance: float = 0.02
     min_positives: int = 30
     min_positive_blocks: int = 10
-    champion_max_age_s: float = 7 * 86_400
+    champion_max_age_s: float = 7 * DAY_S
