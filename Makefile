@@ -38,7 +38,7 @@ demo: $(STAMP) ## Several hours of market through the whole system, offline; pri
 	@$(BIN)/cryptovol demo
 
 demo-ui: $(STAMP) ## Open Dagster and MLflow on the demo's data
-	@CRYPTOVOL__STORAGE__DATA_DIR=$(CURDIR)/data/demo $(BIN)/cryptovol ui
+	@$(BIN)/cryptovol --config data/demo/config.yaml ui
 
 up: $(STAMP) ## Everything on this machine: record the market, Dagster, MLflow; Ctrl-C stops all in order
 	@$(BIN)/cryptovol up
@@ -125,5 +125,5 @@ kafka-stop: ## Stop that Kafka; its data stay
 kafka-status: ## Tell whether that Kafka runs, and where
 	@docker/kafka/kafka.sh status
 
-clean: ## Remove the demo's data and reports (raw recordings in data/raw stay)
-	rm -rf data/demo reports models/artifacts
+clean: ## Remove the synthetic markets; what you recorded, and its reports, stay
+	rm -rf data/demo data/simulated

@@ -9,19 +9,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cryptovol_dagster.core.cards.markdown import NONE, number
-from cryptovol_dagster.verbs.synthetic import TAIL_HOURS, synthetic_settings
+from cryptovol_dagster.verbs.synthetic import DEMO_DIR, TAIL_HOURS, create_market
 from ingestor.errors import CryptovolError
 from ingestor.settings import Settings
 from ingestor.verbs.output import print_table
@@ -29,7 +28,6 @@ from ingestor.verbs.output import print_table
 if TYPE_CHECKING:
     from cryptovol_dagster.verbs.runs import RunSummary
 
-DEMO_DIR = Path("data/demo")
 #: At seconds of the market: three frames lost, one twice, a connection cut, another closed by the server.
 FAULTS = "gap@5000s:3; repeat@7000s; disconnect@9000s:1006; disconnect@12000s:1001"
 
@@ -46,18 +44,16 @@ def demo(hours: int, seed: int) -> None:
 
     Simulator → real WebSocket → broker → raw storage → every Dagster asset and check → models in MLflow →
     evaluation, model card and Evidently report. The market has calm and wild spells; the feed loses three
-    frames, repeats one and is cut twice. Everything is written below data/demo (replaced at each run),
-    reports/ and models/artifacts/.
+    frames, repeats one and is cut twice. Everything lies in data/demo, which is replaced at each run.
     """
     began = time.monotonic()
-    settings = synthetic_settings(DEMO_DIR)
-    if settings.storage.data_dir.exists():
-        shutil.rmtree(settings.storage.data_dir)
+    start = datetime(2025, 12, 1, tzinfo=UTC)
+    settings = create_market(DEMO_DIR, start, by="cryptovol demo")
 
     _headline(
         1, f"{hours} h of {', '.join(settings.coinbase.products)}: simulator → socket → broker → raw storage"
     )
-    recorded = _record(settings, hours, seed)
+    recorded = _record(settings, start, hours, seed)
     _print_recorded(recorded, time.monotonic() - began)
     _headline(2, "every asset and check: gap ledger → ticks → bars → features, labels → splits → … → reports")
     for run in _materialize(settings):
@@ -73,10 +69,19 @@ def _headline(step: int, text: str) -> None:
     click.secho(f"\n[{step}/4] {text}", bold=True)
 
 
-def _record(settings: Settings, hours: int, seed: int) -> dict[str, Any]:
+def _record(settings: Settings, start: datetime, hours: int, seed: int) -> dict[str, Any]:
     """Play the market to the recorder, each in a process of its own; returns the recorder's summary."""
     market = ["simulate", "--json", "--once", "--speed", "max", "--hours", str(hours + TAIL_HOURS)]
-    market += ["--seed", str(seed), "--faults", FAULTS, "--products", ",".join(settings.coinbase.products)]
+    market += [
+        "--start",
+        f"{start:%Y-%m-%dT%H:%M:%SZ}",
+        "--seed",
+        str(seed),
+        "--faults",
+        FAULTS,
+        "--products",
+        ",".join(settings.coinbase.products),
+    ]
     with _running(market) as simulator:
         url = _first_event(simulator, "simulate")["url"]
         with _running(["ingest", "--json", "--until-closed", "--url", url]) as recorder:
@@ -207,5 +212,5 @@ def _print_places(settings: Settings) -> None:
     urls = f"{settings.dagster.ui_url}, {settings.mlflow.ui_url}"
     # Whoever has installed the package alone has no Makefile.
     by_make = "MAKELEVEL" in os.environ
-    opens = "make demo-ui" if by_make else f"CRYPTOVOL__STORAGE__DATA_DIR={DEMO_DIR} cryptovol ui"
+    opens = "make demo-ui" if by_make else f"cryptovol --config {DEMO_DIR}/config.yaml ui"
     click.echo(f"  {'Dagster, MLflow':<18}{opens}  ({urls})")

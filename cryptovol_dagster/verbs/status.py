@@ -13,7 +13,7 @@ import click
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.machine.status import SERVICES, AssetLook, ModelsLook, Status, look
 from cryptovol_dagster.verbs.options import json_option
-from cryptovol_dagster.verbs.synthetic import SIMULATED_DIR, synthetic_settings
+from cryptovol_dagster.verbs.synthetic import SIMULATED_DIR, open_market
 from ingestor.settings import Settings, load_settings
 from ingestor.verbs.output import open_console, print_json
 
@@ -50,7 +50,9 @@ def status(
     cryptovol status --require recorder --require dagster     # for a monitor
     cryptovol status --json
     """
-    settings = synthetic_settings(SIMULATED_DIR, own_reports=True) if simulated else load_settings().settings
+    settings = (
+        open_market(SIMULATED_DIR, by="cryptovol up --simulate") if simulated else load_settings().settings
+    )
     if watch and as_json:
         raise click.UsageError("--watch is for people: leave out --json")
     found = look(settings, time.time_ns(), require)

@@ -24,8 +24,8 @@ def ui(no_mlflow: bool, dagster_port: int, mlflow_port: int, as_json: bool) -> N
     retrained hourly. Stop with Ctrl-C. `cryptovol up` does the same and records, too.
 
     \b
-    cryptovol ui                                            # your own data
-    CRYPTOVOL__STORAGE__DATA_DIR=data/demo cryptovol ui     # what `make demo` made
+    cryptovol ui                                       # your own data
+    cryptovol --config data/demo/config.yaml ui        # what `cryptovol demo` made
     """
     settings = load_settings().settings
     machine = Machine(

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import shutil
 from datetime import UTC, datetime, timedelta
 
 import click
 
-from cryptovol_dagster.machine.instance import InstanceError, ensure_dagster_home, running_instance
+from cryptovol_dagster.machine.instance import ensure_dagster_home
 from cryptovol_dagster.machine.reachable import free_port
 from cryptovol_dagster.machine.run import keep_running, port_option
 from cryptovol_dagster.machine.services import HOST, Machine, choose_port
 from cryptovol_dagster.machine.supervisor import Service
-from cryptovol_dagster.verbs.synthetic import SIMULATED_DIR, TAIL_HOURS, synthetic_settings
-from ingestor.settings import Settings, load_settings
+from cryptovol_dagster.verbs.synthetic import SIMULATED_DIR, TAIL_HOURS, create_market
+from ingestor.settings import load_settings
 
 
 @click.command()
@@ -65,7 +64,13 @@ def up(
     cryptovol up --simulate --speed 600 --hours 48
     cryptovol status                          # from another terminal
     """
-    settings = _fresh_simulation() if simulate else load_settings().settings
+    # The recorder refuses the future, so whole hours of the past are played.
+    start = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(hours=hours + 1)
+    settings = (
+        create_market(SIMULATED_DIR, start, by="cryptovol up --simulate")
+        if simulate
+        else load_settings().settings
+    )
     machine = Machine(
         settings,
         ensure_dagster_home(settings),
@@ -75,7 +80,7 @@ def up(
     )
     services: list[Service] = [machine.recorder()]
     if simulate:
-        services.append(machine.simulator(_market(speed, hours, seed)))
+        services.append(machine.simulator(_market(start, speed, hours, seed)))
     if not no_dagster:
         services.append(machine.dagster(essential=False))
     if not no_mlflow:
@@ -88,21 +93,8 @@ def up(
     keep_running(machine, services, as_json=as_json, notes=notes)
 
 
-def _fresh_simulation() -> Settings:
-    """Return the settings of a simulation; what an earlier one left in its folder is removed."""
-    settings = synthetic_settings(SIMULATED_DIR, own_reports=True)
-    running = running_instance(settings)
-    if running is not None:
-        raise InstanceError(f"a simulation runs already (pid {running.pid}, {running.dagster_url})")
-    if settings.storage.data_dir.exists():
-        shutil.rmtree(settings.storage.data_dir)
-    return settings
-
-
-def _market(speed: str, hours: int, seed: int) -> list[str]:
-    """Return the simulator's options for whole hours in the past, as the recorder refuses the future."""
-    this_hour = datetime.now(UTC).replace(minute=0, second=0, microsecond=0)
-    start = this_hour - timedelta(hours=hours + 1)
+def _market(start: datetime, speed: str, hours: int, seed: int) -> list[str]:
+    """Return the simulator's options for whole hours."""
     return [
         *("--start", f"{start:%Y-%m-%dT%H:%M:%SZ}", "--hours", str(hours + TAIL_HOURS)),
         *("--speed", speed, "--seed", str(seed)),

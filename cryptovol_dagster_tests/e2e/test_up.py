@@ -46,7 +46,7 @@ def test_a_simulated_market_is_recorded_and_everything_ends_in_order(tmp_path: P
 
         second = cryptovol("up", "--simulate", env=env)
         assert (second.returncode, second.stdout) == (1, "")
-        assert f"a simulation runs already (pid {up.pid}, http://127.0.0.1:" in second.stderr
+        assert f"is in use (pid {up.pid}, http://127.0.0.1:" in second.stderr
 
         seen = cryptovol("status", "--simulated", "--json", env=env)
         assert seen.returncode == 0, seen.stdout

@@ -1,0 +1,89 @@
+"""A synthetic market's folder: its own configuration, and nothing of the real market's touched."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from pathlib import Path
+
+import pytest
+
+from cryptovol_dagster.machine.instance import InstanceError, ensure_dagster_home, hold_instance
+from cryptovol_dagster.verbs.synthetic import NoMarketError, create_market, open_market
+from ingestor.settings import Settings, load_settings
+
+START = datetime(2025, 12, 1, 18, tzinfo=UTC)
+FOLDER = Path("data/demo")
+CONFIG = """
+coinbase: {products: [SOL-USD], url: "wss://example.org"}
+kafka: {bootstrap_servers: "broker:9092", security: {sasl.password: secret}}
+storage: {data_dir: mine, raw_format: ndjson}
+timescales: {seconds: {quantile: 0.95}}
+monitoring: {alert_webhook_url: "https://example.org/hook", alert_tries: 5}
+mlflow: {tracking_uri: "http://team:5000"}
+dagster: {report_closed_hours: true, partitions_start: "2020-01-01-00:00"}
+"""
+
+
+@pytest.fixture(autouse=True)
+def environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The user's own configuration and environment; both are as before when the test ends."""
+    config = tmp_path / "config.yaml"
+    config.write_text(CONFIG)
+    before = dict(os.environ)
+    monkeypatch.setenv("CRYPTOVOL_CONFIG", str(config))
+    monkeypatch.setenv("CRYPTOVOL__MODELS__SEED", "11")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    yield
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def test_it_takes_over_how_to_compute_and_shares_nothing(tmp_path: Path) -> None:
+    settings = create_market(FOLDER, START, by="cryptovol demo")
+    folder = tmp_path / "data" / "demo"
+    assert settings == load_settings(folder / "config.yaml", environ={}).settings
+    assert (settings.coinbase.products, settings.timescales.seconds.quantile) == (("SOL-USD",), 0.95)
+    assert (settings.models.seed, settings.monitoring.alert_tries) == (11, 5)
+    assert settings.storage.raw_format == "ndjson"
+    assert settings.storage.data_dir == folder
+    assert settings.storage.reports_dir == folder / "reports"
+    assert settings.storage.artifacts_dir == folder / "models"
+    assert settings.dagster.partitions_start == "2025-12-01-18:00"
+    assert settings.dagster.minutes_start == date(2025, 12, 1)
+    assert settings.coinbase.url == Settings().coinbase.url
+    assert settings.kafka == Settings().kafka
+    assert settings.monitoring.alert_webhook_url is None
+    assert settings.mlflow.tracking_uri is None
+    assert not settings.dagster.report_closed_hours
+    assert "DAGSTER_HOME" not in os.environ
+
+
+def test_the_same_market_can_be_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = create_market(FOLDER, START, by="cryptovol demo")
+    monkeypatch.setenv("CRYPTOVOL_CONFIG", str(tmp_path / "config.yaml"))
+    monkeypatch.setenv("CRYPTOVOL__STORAGE__DATA_DIR", str(tmp_path / "elsewhere"))
+    assert open_market(FOLDER, by="cryptovol demo") == made
+
+
+def test_without_a_market_the_error_says_how_to_make_one() -> None:
+    with pytest.raises(NoMarketError, match="no synthetic market yet: `cryptovol demo` makes one"):
+        open_market(FOLDER, by="cryptovol demo")
+
+
+def test_what_a_running_interface_uses_is_not_removed() -> None:
+    settings = create_market(FOLDER, START, by="cryptovol demo")
+    kept = settings.storage.data_dir / "raw" / "kept"
+    kept.parent.mkdir()
+    kept.touch()
+    os.environ["CRYPTOVOL_CONFIG"] = str(settings.storage.data_dir.parents[1] / "config.yaml")
+    home = ensure_dagster_home(settings)
+    with (
+        hold_instance(home, "http://127.0.0.1:3000", "http://127.0.0.1:5000"),
+        pytest.raises(InstanceError, match=r"is in use .*127\.0\.0\.1:3000"),
+    ):
+        create_market(FOLDER, START, by="cryptovol demo")
+    assert kept.exists()
+    create_market(FOLDER, START, by="cryptovol demo")
+    assert not kept.exists()
