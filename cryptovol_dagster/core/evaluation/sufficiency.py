@@ -49,7 +49,7 @@ class ModelClass(NamedTuple):
     days: float
 
 
-#: From the plainest to the richest. Why these limits: docs/decisions.md, "What a span can teach".
+#: From the plainest to the richest. Why these limits: docs/decisions/evaluation/what-a-span-can-teach.md.
 CLASSES = (
     ModelClass(SINGLE, "one volatility and a threshold (persistence, EWMA)", 1, MIN_POSITIVE_BLOCKS, 0.0),
     ModelClass(HAR, "a logistic on a ladder of volatilities (HAR)", HAR_FEATURES, 5, 3.0),
