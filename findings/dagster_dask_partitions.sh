@@ -74,4 +74,5 @@ if __name__ == "__main__":
     if ended["at_once"] != "True" or "Iteration is not allowed" not in ended["by_hour"]:
         sys.exit("changed: partitioned jobs run, or fail in another way")
 PYTHON
-PYTHONPATH=. env/bin/python run.py
+# Dask's workers log to the terminal.
+PYTHONPATH=. env/bin/python run.py 2> log || { status=$?; cat log >&2; exit "$status"; }
