@@ -1,7 +1,6 @@
 """What the UI shows of every asset in the same way: results, numbers, links, hashes, schema, pictures.
 
-The UI sorts what an asset reports by its names, capitals before small letters and those before arrows.
-`shown` names things so that a reader finds the result first, then the numbers, then where to look further.
+The UI lists what an asset reports in the order in which it was added, so all of a partition is added at once.
 """
 
 from __future__ import annotations
@@ -21,15 +20,13 @@ from cryptovol_dagster.core.specs import TimescaleSpec
 OWNERS = ["team:cryptovol"]
 #: Part of a chain: candles to labels, splits to model card, drift numbers to reports.
 Part = Literal["market", "training", "monitoring"]
+_GROUPS = {"market": "market", "training": "train", "monitoring": "watch"}
 #: Columns named in a table of distances; the file holds all of them.
 SHOWN_DISTANCES = 10
 #: An event log keeps everything for ever; a larger picture stays out of it.
 MAX_PICTURE_BYTES = 100 * 1024
 #: Significant digits of a number in the UI; the stored files hold all of them.
 DIGITS = 4
-#: Names that code reads again.
-STATUS, REASON, MODELS_OF = "Status", "Reason", "Models of"
-FILE, MLFLOW_RUN, HASHES = "→ file", "→ MLflow run", "→ hashes"
 
 
 def asset_key(spec: TimescaleSpec, name: str) -> dg.AssetKey:
@@ -38,11 +35,12 @@ def asset_key(spec: TimescaleSpec, name: str) -> dg.AssetKey:
 
 
 def group_name(spec: TimescaleSpec, part: Part) -> str:
-    """Return the group under which the UI draws a part of a chain, e.g. ``minutes_h5_training``.
+    """Return the group under which the UI draws a part of a chain, e.g. ``minutes_h5_train``.
 
-    Horizons on one grid share their market: ``minutes_market`` holds the labels of all of them.
+    Horizons on one grid share their market: ``minutes_market`` holds the labels of all of them. The names are
+    short because the lineage page cuts those of more than 17 characters in the middle.
     """
-    return f"{spec.grid if part == 'market' else spec.name}_{part}"
+    return f"{spec.grid if part == 'market' else spec.name}_{_GROUPS[part]}"
 
 
 def timescale_tags(timescale: str) -> dict[str, str]:
@@ -81,34 +79,40 @@ def lineage_metadata(sources: Mapping[str, Sequence[tuple[dg.AssetKey, str]]]) -
 
 
 def shown(
+    first: Mapping[str, Any] | None = None,
     *,
     rows: int | None = None,
-    first: Mapping[str, Any] | None = None,
     numbers: Mapping[str, Any] | None = None,
     links: Mapping[str, Any] | None = None,
     hashes: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Return metadata named so that the UI shows them in this order, numbers rounded; empty ones left out.
+    """Return metadata in the order in which people want to see them, numbers rounded; empty ones left out.
 
     Args:
-        rows: of the partition, which the UI charts by itself.
-        first: results: a verdict, its reason, tables and pictures. Their names begin with a capital letter.
-        numbers: what the UI charts over partitions, and further facts, named in small letters.
-        links: files and pages; a `Path` is a file of this machine.
+        first: results: pictures and tables, a verdict and its reason.
+        rows: of the partition.
+        numbers: what the UI charts over partitions, and further facts.
+        links: pages and files; a `Path` is a file of this machine.
         hashes: what identifies contents.
     """
     named = {
+        **(first or {}),
         "dagster/partition_row_count": rows,
-        **{name[:1].upper() + name[1:]: value for name, value in (first or {}).items()},
         **(numbers or {}),
-        **{f"→ {name}": value for name, value in (links or {}).items()},
-        HASHES: dict(hashes or {}),
+        **(links or {}),
+        **(hashes or {}),
     }
     return {
         name: dg.MetadataValue.path(value) if isinstance(value, Path) else rounded(value)
         for name, value in named.items()
         if value is not None and value not in ("", {}, [])
     }
+
+
+def add_all(context: dg.AssetExecutionContext, told: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add the metadata of several partitions."""
+    for key, metadata in told.items():
+        context.add_asset_metadata(metadata, partition_key=key)
 
 
 def rounded(value: Any) -> Any:

@@ -118,9 +118,9 @@ def _newest_files(reports: Reports) -> list[tuple[str, Path]]:
     named = [
         ("Evaluation", reports.evaluation_page),
         ("Model card", reports.model_card),
+        ("Exploration", reports.reports_dir / "eda.html"),
         ("Decision", reports.decision),
         *((TITLES[kind], reports.evidently(kind, "html")) for kind in TITLES),
-        ("Exploration", reports.reports_dir / "eda.html"),
         ("Evaluation as data", reports.evaluation),
         *((path.stem.replace("_", " "), path) for path in sorted(reports.reports_dir.glob("plots/*.png"))),
     ]

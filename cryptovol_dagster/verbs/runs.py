@@ -21,7 +21,6 @@ from cryptovol_dagster.core.times import (
 )
 from cryptovol_dagster.defs.build import build_defs
 from cryptovol_dagster.defs.failures import error_line, failure_line, step_name
-from cryptovol_dagster.defs.metadata import MODELS_OF, REASON, STATUS
 from cryptovol_dagster.lake import plans
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.models import outdated_models
@@ -82,12 +81,12 @@ class RunSummary:
     @property
     def not_trainable(self) -> dict[str, str]:
         """Partitions on which nothing could be trained, and why."""
-        return self._of_splits(plans.NOT_TRAINABLE, REASON)
+        return self._of_splits(plans.NOT_TRAINABLE, "reason")
 
     @property
     def carried(self) -> dict[str, str]:
         """Partitions between two trainings, and the one whose models hold on there (or ``none``)."""
-        return self._of_splits(plans.CARRIED, MODELS_OF)
+        return self._of_splits(plans.CARRIED, "models_of")
 
     def _of_splits(self, status: str, what: str) -> dict[str, str]:
         splits = {asset: found for asset, found in self.metadata.items() if asset.endswith("/splits")}
@@ -96,7 +95,7 @@ class RunSummary:
             key if len(splits) == 1 else f"{asset.removesuffix('/splits')} {key}": metadata[what]
             for asset, found in splits.items()
             for key, metadata in found.items()
-            if metadata[STATUS] == status
+            if metadata["status"] == status
         }
 
     @property

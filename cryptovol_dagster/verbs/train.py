@@ -69,11 +69,5 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def _result(metadata: dict[str, Any]) -> dict[str, Any]:
-    from cryptovol_dagster.defs.metadata import FILE, HASHES, MLFLOW_RUN
-
-    return {
-        **{name: metadata[name] for name in ("train_rows", "train_positives", "fit_s")},
-        "path": metadata[FILE],
-        "mlflow_run": metadata[MLFLOW_RUN],
-        "mlflow_run_id": metadata[HASHES]["mlflow_run_id"],
-    }
+    names = ("train_rows", "train_positives", "fit_s", "path", "mlflow_run", "mlflow_run_id")
+    return {name: metadata[name] for name in names}

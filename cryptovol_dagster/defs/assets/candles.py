@@ -108,5 +108,5 @@ def _write_day(
             "overlap_agreeing": overlap["agreeing"],
             "overlap_worst": overlap["worst"],
         },
-        links={"file": path},
+        links={"path": path},
     )

@@ -79,21 +79,21 @@ def _metadata(settled: Settled, registry: Registry) -> dict[str, Any]:
     decision, champion = settled.decision, settled.decision.champion
     numbers: dict[str, Any] = {"decision": decision.kind, "changed": decision.changed}
     numbers["aliases"] = settled.aliases
-    links: dict[str, Any] = {"file": settled.path}
+    links: dict[str, Any] = {"path": settled.path}
     if champion is not None:
         numbers |= {"champion_as_of": champion.as_of, "unproven": champion.unproven}
         if champion.registry_version is not None:
-            links["MLflow registry"] = dg.MetadataValue.url(registry.url(champion.registry_version))
+            links["registry"] = dg.MetadataValue.url(registry.url(champion.registry_version))
     if decision.contest is not None:
         numbers["challenger"] = str(decision.contest.challenger)
     if decision.challenge is not None:
         numbers["evaluated challenger"] = str(decision.challenge.challenger)
         if (difference := decision.challenge.difference) is not None:
-            numbers["average precision, challenger minus champion"] = difference.estimate
-            numbers["average precision, lower bound of the difference"] = difference.low
+            numbers["AP challenger minus champion"] = difference.estimate
+            numbers["lower bound"] = difference.low
     first = {
+        "status": decision.verdict,
         "champion": "none" if champion is None else champion.model,
         "reasons": " ".join(decision.reasons),
-        "status": decision.verdict,
     }
     return shown(first=first, numbers=numbers, links=links)

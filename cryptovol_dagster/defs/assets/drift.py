@@ -95,17 +95,17 @@ def _metadata(scores: drift.DriftScores, path: Path) -> dict[str, Any]:
     strongest = scores.drift.strongest(SHOWN_DISTANCES)
     return shown(
         first={
-            "over the limit": scores.drift.over_limit,
             "status": scores.status,
             "reason": scores.reason,
+            "over_limit": scores.drift.over_limit,
             "strongest": distances_table(strongest) if strongest else None,
         },
         numbers={
-            "rows": scores.rows,
-            "reference_hours": len(scores.reference_hours),
             "share_over": scores.drift.share_over,
             "limit": scores.limits.share,
             "limits": scores.limits.told,
+            "rows": scores.rows,
+            "reference_hours": len(scores.reference_hours),
         },
-        links={"file": path},
+        links={"path": path},
     )

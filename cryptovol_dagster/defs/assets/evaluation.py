@@ -17,7 +17,7 @@ from cryptovol_dagster.core.learning.labels import label_hash
 from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
 from cryptovol_dagster.defs.assets.declare import chain_asset
 from cryptovol_dagster.defs.assets.plans import sufficiency_metadata, trainable_plans
-from cryptovol_dagster.defs.metadata import asset_key, code_version, file_url, inline_picture, shown
+from cryptovol_dagster.defs.metadata import add_all, asset_key, code_version, file_url, inline_picture, shown
 from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.lake import plans
 from cryptovol_dagster.lake.files import Lake
@@ -70,7 +70,7 @@ def model_evaluation_asset(
         bars), precision over recall (also at onset), the same by day or month, calibration. Fields:
         docs/model_eval.schema.json.
         """
-        reports, evaluation, key = reports.of(spec.name), None, None
+        reports, newest, told = reports.of(spec.name), None, {}
         for plan in trainable_plans(context, lake, spec, name, predictions, plots):
             key = plan.as_of
             lake.delete(plots, key)  # those of an earlier evaluation
@@ -80,9 +80,12 @@ def model_evaluation_asset(
             _log_to_mlflow(tracking, lake, spec, key, report, models.enabled)
             path = _store(lake, reports, spec, key, report, evaluation)
             run_url = tracking.run_url(tracking.parent_run_id)
-            context.add_asset_metadata(_metadata(evaluation, report, path, run_url), partition_key=key)
-        if evaluation is not None and key is not None:  # one set per run: event logs keep everything for ever
-            _show_plots(context, lake, reports, spec, replace(evaluation.report, as_of=key), evaluation)
+            told[key], newest = _metadata(evaluation, report, path, run_url), (key, report, evaluation)
+        if newest is not None:  # one set of pictures a run: event logs keep everything for ever
+            key, *what = newest
+            drawn = _draw_all(lake, reports, spec, key, *what)
+            told[key] = drawn | told[key] | drawn  # before all else
+        add_all(context, told)
         return dg.MaterializeResult()
 
     return model_evaluation
@@ -145,19 +148,19 @@ def _metadata(evaluation: "Evaluation", report: ModelEvaluation, path: Path, run
     return shown(
         rows=len(evaluation.predictions),
         first={
-            "best model": rows[0]["model"],
             "evaluation": dg.MetadataValue.md("\n".join(_results(report))),
             "status": evaluation.verdict,
             "reasons": " ".join(evaluation.reasons),
+            "best_model": rows[0]["model"],
         },
         numbers={
-            **{f"average precision, {row['model']}": row["average_precision"] for row in rows},
-            **{f"onset average precision, {row['model']}": row["onset_average_precision"] for row in rows},
+            **{f"AP {row['model']}": row["average_precision"] for row in rows},
+            **{f"onset AP {row['model']}": row["onset_average_precision"] for row in rows},
             "base rate": rows[0]["base_rate"],
             "notes": report.notes,
             **sufficiency_metadata(report.sufficiency.to_dict()),
         },
-        links={"MLflow run": dg.MetadataValue.url(run_url), "file": path},
+        links={"mlflow_run": dg.MetadataValue.url(run_url), "path": path},
     )
 
 
@@ -166,17 +169,21 @@ def _results(report: ModelEvaluation) -> list[str]:
     return [*sections.verdict(report), *sections.results(report)]
 
 
-def _show_plots(
-    context: dg.AssetExecutionContext,
+def _draw_all(
     lake: Lake,
     reports: Reports,
     spec: TimescaleSpec,
+    key: str,
     report: ModelEvaluation,
     evaluation: "Evaluation",
-) -> None:
-    """Draw an evaluation: store the pictures, replace the latest copies if it is the newest, show them."""
+) -> dict[str, Any]:
+    """Draw an evaluation: store the pictures, replace the latest copies if it is the newest.
+
+    Returns:
+        The metadata that show it.
+    """
     name, _, plots = _names(spec)
-    pngs, key, page = _draw(evaluation, lake, spec), str(report.as_of), None
+    pngs, page = _draw(evaluation, lake, spec), None
     newest = lake.is_newest(name, key, "json")
     for plot, png in pngs.items():
         lake.write_bytes(plots, key, png, f"{plot}.png")
@@ -186,8 +193,7 @@ def _show_plots(
         page = reports.write(reports.evaluation_page, render_evaluation(report, reports, list(pngs)).encode())
     pictures = [inline_picture(png, plot.replace("_", " ")) for plot, png in pngs.items()]
     shown_here = dg.MetadataValue.md("\n\n".join(["\n".join(_results(report)), *pictures]))
-    first = {"evaluation": shown_here, "evaluation page": None if page is None else file_url(page)}
-    context.add_asset_metadata(shown(first=first), partition_key=key)
+    return shown({"evaluation page": None if page is None else file_url(page), "evaluation": shown_here})
 
 
 def _numbers(report: ModelEvaluation, model: str) -> dict[str, float]:

@@ -156,7 +156,7 @@ def _write_ledger(raw: RawStore, lake: Lake, key: str) -> dict[str, object]:
             **{f"rows_{kind}": count for kind, count in sorted(Counter(row["kind"] for row in own).items())},
             **{f"numbers_{name}": sum(getattr(line, name) for line in lines) for name in COUNTS},
         },
-        links={"file": path},
+        links={"path": path},
     )
 
 
@@ -236,7 +236,7 @@ def _write_hour(
                 "note": f"reasons are counted with {MARGIN_NS // NS} s around the hour",
             },
         },
-        links={"file": path},
+        links={"path": path},
     )
 
 

@@ -112,7 +112,7 @@ def _write_bars(
 ) -> None:
     frame = grid.to_frame()
     path = lake.write_table(spec.asset("bars"), key, to_table(frame))
-    metadata = shown(rows=len(frame), numbers=_quality(grid), links={"file": path})
+    metadata = shown(rows=len(frame), numbers=_quality(grid), links={"path": path})
     context.add_asset_metadata(metadata, partition_key=key)
 
 
@@ -147,7 +147,7 @@ def features_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> 
             frame = compute_features(grid, spec, from_ns=start_ns).to_frame()
             path = lake.write_table(spec.asset("features"), key, to_table(frame), version=feature_hash(spec))
             numbers = {"valid_share": float(frame["valid"].mean())}
-            metadata = shown(rows=len(frame), numbers=numbers, links={"file": path})
+            metadata = shown(rows=len(frame), numbers=numbers, links={"path": path})
             context.add_asset_metadata(metadata, partition_key=key)
         return dg.MaterializeResult()
 
@@ -190,7 +190,7 @@ def labels_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> dg
                 "labelled_share": float((frame["reason"] == 0).mean()),
                 **{f"rows_{name}": int((frame["reason"] == code).sum()) for code, name in REASONS.items()},
             }
-            metadata = shown(rows=len(frame), numbers=numbers, links={"file": path})
+            metadata = shown(rows=len(frame), numbers=numbers, links={"path": path})
             context.add_asset_metadata(metadata, partition_key=key)
         return dg.MaterializeResult()
 

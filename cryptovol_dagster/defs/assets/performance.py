@@ -76,24 +76,23 @@ def performance_asset(
 def _metadata(body: Mapping[str, Any], path: Path) -> dict[str, Any]:
     champion = body["champion"]
     first = {
-        "champion": "none" if champion is None else f"{champion['model']} of {champion['as_of']}",
-        "drifted": ", ".join(body["over"]) or "neither scores nor labels",
         "status": body["status"],
         "reason": body["reason"],
+        "champion": "none" if champion is None else f"{champion['model']} of {champion['as_of']}",
+        "drifted": ", ".join(body["over"]) or "neither scores nor labels",
     }
     numbers: dict[str, Any] = {"limits": body["calibration"]["told"]}
     for span, measured in (("partition", body["partition"]), *body["pooled"].items()):
         if measured is None:
             continue
-        over = "of the partition" if span == "partition" else f"over {span}"
         numbers |= {
-            f"{over}: measured on": measured["measured_on"],
-            f"{over}: verdict": "; ".join([measured["verdict"], *measured["reasons"]]),
-            f"{over}: AP": measured["average_precision"]["estimate"],
-            f"{over}: AP over persistence": measured["over_persistence"]["estimate"],
-            f"{over}: base rate": measured["base_rate"],
-            f"{over}: Brier": measured["brier"],
-            f"{over}: ECE": measured["expected_calibration_error"],
+            f"{span}: AP": measured["average_precision"]["estimate"],
+            f"{span}: AP over persistence": measured["over_persistence"]["estimate"],
+            f"{span}: base rate": measured["base_rate"],
+            f"{span}: Brier": measured["brier"],
+            f"{span}: ECE": measured["expected_calibration_error"],
+            f"{span}: verdict": "; ".join([measured["verdict"], *measured["reasons"]]),
+            f"{span}: measured on": measured["measured_on"],
         }
     numbers |= {f"drift of {name}": value for name, value in body["columns"].items()}
-    return shown(first=first, numbers=numbers, links={"file": path})
+    return shown(first=first, numbers=numbers, links={"path": path})

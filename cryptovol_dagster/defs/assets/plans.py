@@ -65,9 +65,9 @@ def plan_metadata(plan: SplitPlan, path: Path | None = None) -> dict[str, Any]:
         plan: of a partition.
         path: its file, where it is the asset's own.
     """
-    first, links = {"status": plan.status, "reason": plan.reason}, {"file": path}
+    first, links = {"status": plan.status, "reason": plan.reason}, {"path": path}
     if plan.status == plans.CARRIED:
-        return shown(first=first | {"models of": plan.carried_from or "none"}, links=links)
+        return shown(first=first | {"models_of": plan.carried_from or "none"}, links=links)
     parts = _parts(plan)
     return shown(
         rows=sum(part["rows"] for part in parts.values()) if parts else None,
@@ -79,7 +79,7 @@ def plan_metadata(plan: SplitPlan, path: Path | None = None) -> dict[str, Any]:
             "thresholds": plan.thresholds,
         },
         links=links,
-        hashes={"data": plan.data_hash, "features": plan.feature_hash},
+        hashes={"data_hash": plan.data_hash, "feature_hash": plan.feature_hash},
     )
 
 
@@ -106,5 +106,5 @@ def _part_numbers(plan: SplitPlan, parts: Mapping[str, dict[str, Any]]) -> dict[
     return {
         **{f"rows {name}": part["rows"] for name, part in parts.items()},
         **{f"base rate {name}": part["positives"] / part["rows"] for name, part in parts.items()},
-        **{f"threshold of {product}, bps": tau * BPS for product, tau in plan.thresholds.items()},
+        **{f"τ {product}, bps": tau * BPS for product, tau in plan.thresholds.items()},
     }

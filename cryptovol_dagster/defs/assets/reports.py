@@ -103,11 +103,10 @@ def data_quality_report_asset(
             report_rows.ROW_KEY,
             Sampling(monitoring.report_max_rows, seed),
         )
-        _publish(context, lake, reports.of(spec.name), spec, report, monitoring.report_pages_kept)
         # Here, not beside the bars: matplotlib alone takes longer to import than the hour's market to make.
         drawn = pictures.draw_bars(read_bars(lake, spec, key, 0))
-        metadata = shown(first={"mid and volatility": picture(drawn, "mid and realised volatility")})
-        context.add_asset_metadata(metadata, partition_key=key)
+        first = {"mid and volatility": picture(drawn, "mid and realised volatility")}
+        _publish(context, lake, reports.of(spec.name), spec, report, monitoring.report_pages_kept, first)
         return dg.MaterializeResult()
 
     return data_quality_report
@@ -235,7 +234,7 @@ def _newest_of(context: dg.AssetExecutionContext, keys: Sequence[str]) -> str:
     *others, newest = keys
     for key in others:
         status = f"not made in a range; materialize this hour alone (made: {newest})"
-        context.add_asset_metadata(shown(first={"status": status}), partition_key=key)
+        context.add_asset_metadata(shown({"status": status}), partition_key=key)
     return newest
 
 
@@ -254,8 +253,19 @@ def _publish(
     spec: TimescaleSpec,
     report: EvidentlyReport,
     pages_kept: int,
+    first: Mapping[str, Any] | None = None,
 ) -> None:
-    """Store a report with its summary, replace the latest copies and the index page, and add metadata."""
+    """Store a report with its summary, replace the latest copies and the index page, and add metadata.
+
+    Args:
+        context: of the asset.
+        lake: where the report is stored.
+        reports: the latest copies.
+        spec: the chain.
+        report: what was made.
+        pages_kept: pages that the lake keeps of this kind.
+        first: metadata to show right after the link to the page.
+    """
     kind, key = report.summary["kind"], report.summary["as_of"]
     asset = spec.asset(kind)
     path = lake.write_bytes(asset, key, report.html, "html")
@@ -271,15 +281,16 @@ def _publish(
     metadata = shown(
         first={
             "report": file_url(path),
-            "strongest": distances_table(strongest) if strongest else None,
+            **(first or {}),
             "verdict": report.summary["verdict"],
+            "strongest": distances_table(strongest) if strongest else None,
         },
         numbers={
+            "share_over": report.summary["share_over"],
             "columns": report.summary["columns"],
             **{f"rows {side}": rows for side, rows in report.rows.items()},
-            "share_over": report.summary["share_over"],
             "left_out": report.summary["left_out"],
         },
-        links={"all reports": file_url(index), "file": path},
+        links={"all reports": file_url(index), "path": path},
     )
     context.add_asset_metadata(metadata, partition_key=key)

@@ -21,7 +21,7 @@ from cryptovol_dagster.core.learning.labels import label_hash
 from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
 from cryptovol_dagster.defs.assets.declare import chain_asset
 from cryptovol_dagster.defs.assets.plans import fail_if_only_partition, plan_metadata, trainable_plans
-from cryptovol_dagster.defs.metadata import asset_key, code_version, picture, shown
+from cryptovol_dagster.defs.metadata import add_all, asset_key, code_version, picture, shown
 from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.lake import plans
 from cryptovol_dagster.lake.files import Lake
@@ -112,7 +112,7 @@ def trained_model_asset(
         reports: dg.ResourceParam[Reports],
         tracking: dg.ResourceParam[Tracking],
     ) -> dg.MaterializeResult:
-        reports, drawn = reports.of(spec.name), None
+        reports, drawn, told = reports.of(spec.name), None, {}
         for plan in trainable_plans(context, lake, spec, asset_name):
             key = plan.as_of
             problem = plans.read_problem(lake, spec, plan)
@@ -125,14 +125,16 @@ def trained_model_asset(
             metadata = shown(
                 first={"status": "trained"},
                 numbers=numbers | {"size_bytes": len(content)},
-                links={"MLflow run": dg.MetadataValue.url(tracking.run_url(run_id)), "file": path},
+                links={"mlflow_run": dg.MetadataValue.url(tracking.run_url(run_id)), "path": path},
                 hashes={"mlflow_run_id": run_id},
             )
             if lake.is_newest(asset_name, key, "zip"):
                 metadata |= _export(context, reports, spec, trained, content, problem)
-            context.add_asset_metadata(metadata, partition_key=key)
+            told[key] = metadata
         if drawn is not None:  # one picture a run: event logs keep everything for ever
-            _show_importances(context, reports, lake.is_newest(asset_name, drawn[0], "zip"), *drawn)
+            key, newest = drawn
+            told[key] = _importances(reports, lake.is_newest(asset_name, key, "zip"), newest) | told[key]
+        add_all(context, told)
         return dg.MaterializeResult()
 
     return model
@@ -149,7 +151,7 @@ def _export(
     """Copy a model and its ONNX graph among the exported models; return the metadata that say where."""
     exported = reports.write(reports.model(spec.name, model.name), content)
     graph, parity = _export_graph(context, reports, spec, model, problem)
-    return shown(numbers=parity, links={"exported": exported, "exported ONNX": graph})
+    return shown(numbers=parity, links={"exported": exported, "exported_onnx": graph})
 
 
 def _export_graph(
@@ -178,16 +180,14 @@ def _export_graph(
     return reports.write(path, content), numbers
 
 
-def _show_importances(
-    context: dg.AssetExecutionContext, reports: Reports, is_newest: bool, key: str, model: "Model"
-) -> None:
+def _importances(reports: Reports, is_newest: bool, model: "Model") -> dict[str, Any]:
+    """Draw the strongest features of a model; return the metadata that show them."""
     from cryptovol_dagster.core.pictures.evaluation import plot_importances
 
     png = plot_importances(model)
     if is_newest:
         reports.write(reports.plot(f"importance_{model.name}"), png)
-    metadata = shown(first={"importance": picture(png, "strongest features")})
-    context.add_asset_metadata(metadata, partition_key=key)
+    return shown({"importance": picture(png, "strongest features")})
 
 
 def _about(name: str) -> str:

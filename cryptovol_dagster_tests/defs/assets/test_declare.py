@@ -63,5 +63,5 @@ def test_tags_and_description_of_its_own_come_on_top() -> None:
 
 def test_groups_are_of_a_chain_and_horizons_share_their_market() -> None:
     (spec,) = _declared("model_ewma").specs
-    assert spec.group_name == "minutes_h5_training"
+    assert spec.group_name == "minutes_h5_train"
     assert group_name(SPEC, "market") == "minutes_market"

@@ -18,6 +18,7 @@ from cryptovol_dagster.cli import main
 from cryptovol_dagster.core.times import partition_window
 from cryptovol_dagster.defs.assets.drift import drift_window
 from cryptovol_dagster.defs.build import build_defs
+from cryptovol_dagster.defs.metadata import rounded
 from cryptovol_dagster.lake.files import Lake, LakeError
 from cryptovol_dagster.monitoring import evidently as evidently_report
 from cryptovol_dagster.monitoring import performance
@@ -87,7 +88,7 @@ def test_every_hour_has_drift_numbers_and_the_first_says_why_it_has_none(pipelin
     assert [found["status"] for found in others] == ["scored"] * 3
     assert [found["reference"]["hours"] for found in others] == [1, 2, 3]
     told = pipeline.summary.metadata["seconds/drift_scores"][pipeline.hours[-1]]
-    assert told["share_over"] == others[-1]["share_over"]
+    assert told["share_over"] == rounded(others[-1]["share_over"])
     assert told["strongest"].startswith("| column | distance |")
     assert "share_over" not in pipeline.summary.metadata["seconds/drift_scores"][pipeline.hours[0]]
     page = (pipeline.settings.storage.reports_dir / "index.html").read_text()
