@@ -26,7 +26,7 @@ from cryptovol_dagster.defs.checks.framework import asset_checks
 from cryptovol_dagster.defs.checks.freshness import freshness_check, freshness_job, freshness_schedule
 from cryptovol_dagster.defs.partitions import days as daily_partitions
 from cryptovol_dagster.defs.partitions import hours as hourly_partitions
-from cryptovol_dagster.defs.resources import build_resources
+from cryptovol_dagster.defs.resources import build_resources, described
 from cryptovol_dagster.defs.unstable import accepted_warnings
 from ingestor.settings import Settings
 
@@ -74,7 +74,7 @@ def _assemble(settings: Settings, retrain_cron: str, resources: dict[str, Any]) 
             freshness_schedule(freshness),
             *minutes.schedules,
         ],
-        resources=resources,
+        resources=described(resources),
         # Steps are short and their imports long: a process for each would spend its time importing.
         executor=dg.in_process_executor,
     )

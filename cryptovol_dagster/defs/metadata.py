@@ -1,11 +1,15 @@
-"""What the UI shows of every asset in the same way: rows, hashes, links, schema, pictures."""
+"""What the UI shows of every asset in the same way: results, numbers, links, hashes, schema, pictures.
+
+The UI lists what an asset reports in the order in which it was added, so all of a partition is added at once.
+"""
 
 from __future__ import annotations
 
 import base64
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import dagster as dg
 import pyarrow as pa
@@ -14,17 +18,29 @@ from cryptovol_dagster.core.cards.markdown import table
 from cryptovol_dagster.core.specs import TimescaleSpec
 
 OWNERS = ["team:cryptovol"]
-#: Group of drift numbers, performance and reports.
-MONITORING = "monitoring"
+#: Part of a chain: candles to labels, splits to model card, drift numbers to reports.
+Part = Literal["market", "training", "monitoring"]
+_GROUPS = {"market": "market", "training": "train", "monitoring": "watch"}
 #: Columns named in a table of distances; the file holds all of them.
 SHOWN_DISTANCES = 10
 #: An event log keeps everything for ever; a larger picture stays out of it.
 MAX_PICTURE_BYTES = 100 * 1024
+#: Significant digits of a number in the UI; the stored files hold all of them.
+DIGITS = 4
 
 
 def asset_key(spec: TimescaleSpec, name: str) -> dg.AssetKey:
     """Return the key of an asset of a chain, e.g. ``minutes/bars`` or ``minutes_h5/labels``."""
     return dg.AssetKey(spec.asset(name).split("/"))
+
+
+def group_name(spec: TimescaleSpec, part: Part) -> str:
+    """Return the group under which the UI draws a part of a chain, e.g. ``minutes_h5_train``.
+
+    Horizons on one grid share their market: ``minutes_market`` holds the labels of all of them. The names are
+    short because the lineage page cuts those of more than 17 characters in the middle.
+    """
+    return f"{spec.grid if part == 'market' else spec.name}_{_GROUPS[part]}"
 
 
 def timescale_tags(timescale: str) -> dict[str, str]:
@@ -62,21 +78,71 @@ def lineage_metadata(sources: Mapping[str, Sequence[tuple[dg.AssetKey, str]]]) -
     }
 
 
-def rows_and_path(rows: int, path: Path) -> dict[str, Any]:
-    """Return a partition's row count and file."""
-    return {"dagster/partition_row_count": rows, "path": dg.MetadataValue.path(path)}
+def shown(
+    first: Mapping[str, Any] | None = None,
+    *,
+    rows: int | None = None,
+    numbers: Mapping[str, Any] | None = None,
+    links: Mapping[str, Any] | None = None,
+    hashes: Mapping[str, str] | None = None,
+) -> dict[str, Any]:
+    """Return metadata in the order in which people want to see them, numbers rounded; empty ones left out.
+
+    Args:
+        first: results: pictures and tables, a verdict and its reason.
+        rows: of the partition.
+        numbers: what the UI charts over partitions, and further facts.
+        links: pages and files; a `Path` is a file of this machine.
+        hashes: what identifies contents.
+    """
+    named = {
+        **(first or {}),
+        "dagster/partition_row_count": rows,
+        **(numbers or {}),
+        **(links or {}),
+        **(hashes or {}),
+    }
+    return {
+        name: dg.MetadataValue.path(value) if isinstance(value, Path) else rounded(value)
+        for name, value in named.items()
+        if value is not None and value not in ("", {}, [])
+    }
+
+
+def add_all(context: dg.AssetExecutionContext, told: Mapping[str, Mapping[str, Any]]) -> None:
+    """Add the metadata of several partitions."""
+    for key, metadata in told.items():
+        context.add_asset_metadata(metadata, partition_key=key)
+
+
+def rounded(value: Any) -> Any:
+    """Round floats to `DIGITS` significant digits, within mappings and sequences too."""
+    if isinstance(value, float):
+        return float(f"{value:.{DIGITS}g}") if math.isfinite(value) else value
+    if isinstance(value, dg.MetadataValue):  # some are tuples
+        return value
+    if isinstance(value, Mapping):
+        return {name: rounded(one) for name, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [rounded(one) for one in value]
+    return value
+
+
+def file_url(path: Path) -> dg.UrlMetadataValue:
+    """Return the address of a page of this machine."""
+    return dg.MetadataValue.url(path.resolve().as_uri())
 
 
 def picture(png: bytes, alt: str) -> dg.MarkdownMetadataValue:
     """Return a PNG as Markdown, or the reason why it is too large to be shown."""
+    return dg.MetadataValue.md(inline_picture(png, alt))
+
+
+def inline_picture(png: bytes, alt: str) -> str:
+    """Return the Markdown of a PNG, or the reason why it is too large to be shown."""
     if len(png) > MAX_PICTURE_BYTES:
-        return dg.MetadataValue.md(f"{alt}: {len(png) // 1024} KiB, too large for the event log")
-    return dg.MetadataValue.md(f"![{alt}](data:image/png;base64,{base64.b64encode(png).decode()})")
-
-
-def share_metadata(share: float | None) -> dict[str, float]:
-    """Return the share of drifted columns; empty without one, since Dagster charts numbers only."""
-    return {} if share is None else {"share_over": share}
+        return f"{alt}: {len(png) // 1024} KiB, too large for the event log"
+    return f"![{alt}](data:image/png;base64,{base64.b64encode(png).decode()})"
 
 
 def distances_table(distances: Mapping[str, float]) -> dg.MarkdownMetadataValue:

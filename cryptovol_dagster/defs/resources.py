@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
+
+import dagster as dg
 
 from cryptovol_dagster.history.store import History
 from cryptovol_dagster.lake.files import Lake
@@ -11,6 +14,25 @@ from cryptovol_dagster.lake.raw_ticks import RawStore
 from cryptovol_dagster.monitoring.alerts import Alerts
 from cryptovol_dagster.tracking.runs import tracking_resource
 from ingestor.settings import Settings
+
+#: What the UI says of each.
+_DESCRIPTIONS = {
+    "lake": "The tables, models and numbers that assets store: a file for each partition.",
+    "raw": "What the recorder has stored, and which of its hours are closed.",
+    "history": "Imported candles of the exchange.",
+    "reports": "The latest copies for people: reports, pictures, exported models.",
+    "alerts": "Where an alert goes when a run fails.",
+}
+
+
+def described(resources: Mapping[str, Any]) -> dict[str, Any]:
+    """Give each resource the description that the UI shows; those that bring their own keep it."""
+    return {
+        name: one
+        if isinstance(one, dg.ResourceDefinition)
+        else dg.ResourceDefinition.hardcoded_resource(one, _DESCRIPTIONS.get(name))
+        for name, one in resources.items()
+    }
 
 
 def build_resources(settings: Settings) -> dict[str, Any]:

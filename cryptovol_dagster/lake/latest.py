@@ -35,6 +35,11 @@ class Reports:
         return self.reports_dir / "model_eval.json"
 
     @property
+    def evaluation_page(self) -> Path:
+        """Where the page of the newest evaluation lies."""
+        return self.reports_dir / "evaluation.html"
+
+    @property
     def model_card(self) -> Path:
         """Where the newest model card lies."""
         return self.reports_dir / "model_card_v1.md"

@@ -24,6 +24,9 @@ DAGSTER_YAML = """\
 # Written by cryptovol on first use; yours to change. Unchanged, it is brought up to date by later versions.
 telemetry:
   enabled: false
+# No invitation to a mailing list over the first page.
+nux:
+  enabled: false
 
 scheduler:
   module: dagster.core.scheduler
@@ -66,7 +69,12 @@ retention:
       success: -1
 """
 #: SHA-256 of what earlier versions wrote: a file that nobody has changed since is ours to replace.
-EARLIER_YAML = frozenset({"e3debc3929289db6b91e0c498dce5abd30185a4a7a6cbd4f8fb591503cab33a8"})
+EARLIER_YAML = frozenset(
+    {
+        "e3debc3929289db6b91e0c498dce5abd30185a4a7a6cbd4f8fb591503cab33a8",
+        "254fef233486f95043072d4bac7d9d826b0d00e3323db25875131d5902d86452",
+    }
+)
 _LOCK = "up.lock"
 _OPENING_LOCK = "opening.lock"
 

@@ -31,7 +31,7 @@ from cryptovol_dagster.core.drift.distance import (
     worst_of,
 )
 from cryptovol_dagster.core.drift.limits import DriftLimits, LimitsInForce, Pair, limits_in_force
-from cryptovol_dagster.core.features.catalogue import feature_hash, feature_names
+from cryptovol_dagster.core.features.catalogue import feature_hash, feature_names, market_feature_names
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import partition_window, partitions_between
 from cryptovol_dagster.lake.files import Lake, LakeError
@@ -39,6 +39,8 @@ from cryptovol_dagster.lake.market import to_table
 from ingestor.errors import CryptovolError
 
 SCHEMA_VERSION = 2
+#: Raised when other columns are counted. Earlier numbers still calibrate: limits are of the columns in use.
+COLUMNS_VERSION = 1
 #: Status of an hour's numbers.
 SCORED, NO_REFERENCE, NO_DATA = "scored", "no_reference", "no_data"
 #: Rows of a product in the sample of an hour.
@@ -144,13 +146,14 @@ def scores_asset(spec: TimescaleSpec) -> str:
 def score_hour(lake: Lake, spec: TimescaleSpec, key: str, window: DriftWindow) -> DriftScores:
     """Compare the valid rows of an hour with those of the hours before it, and keep a sample of them.
 
-    Hours of another feature version are no reference: their columns mean something else.
+    Hours of another feature version are no reference: their columns mean something else. Features of the
+    calendar are not compared: an hour of the day always differs from the other 23.
 
     Raises:
         LakeError: the hour has no features, or a file cannot be read.
         DriftError: the hour's features are of another version, or past numbers cannot be read.
     """
-    names, version, wanted = feature_names(spec), feature_hash(spec), window.reference_hours
+    names, version, wanted = market_feature_names(spec), feature_hash(spec), window.reference_hours
     rows = _valid_rows(lake, spec, key)
     _keep_sample(lake, spec, key, rows)
     products = sorted(name for name, found in _by_product(rows).items() if len(found) >= MIN_ROWS)

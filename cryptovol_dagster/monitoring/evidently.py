@@ -11,8 +11,8 @@ each column, and page and summary say what these were calibrated on, or that the
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import math
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -100,16 +100,26 @@ class Criteria:
         limits: above which distance a column has moved, and above which share of columns the whole has.
         measured: distances that the limits are for; None: they are measured on the sampled rows.
         beside: limits of further columns of the schema, which are shown and not counted in the share.
+        without: columns of the schema that are not compared, and why.
     """
 
     limits: LimitsInForce
     measured: Mapping[str, float | None] | None = None
     beside: LimitsInForce | None = None
+    without: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def beside_columns(self) -> Mapping[str, float | None]:
         """Limits of the columns that are not counted, by column."""
         return {} if self.beside is None else self.beside.columns
+
+    def judged(self, distances: Mapping[str, float]) -> dict[str, float]:
+        """Return the columns that are counted, each with its limit: those with a distance and a limit."""
+        return {
+            name: limit
+            for name in distances
+            if name not in self.beside_columns and (limit := self.limits.columns[name]) is not None
+        }
 
 
 @dataclass(frozen=True)
@@ -141,7 +151,7 @@ def comparison_report(
     criteria: Criteria,
     sampling: Sampling,
 ) -> EvidentlyReport:
-    """Compare the distribution of every numeric column on two sides.
+    """Compare the distribution of numeric columns on two sides; the summary's `columns` are those counted.
 
     Args:
         kind: `TRAIN_TEST` or `DRIFT`.
@@ -159,7 +169,9 @@ def comparison_report(
     sides = (reference, current)
     for side in sides:
         validate(kind, side, schema, numbers_only=True)
-    columns, left_out = _with_values(kind, sides, schema)
+    compared = pa.schema([column for column in schema if column.name not in criteria.without])
+    columns, left_out = _with_values(kind, sides, compared)
+    left_out |= {name: why for name, why in criteria.without.items() if name in schema.names}
     before, now = (_numbers(sampling.of(side.frame.loc[:, columns]), columns) for side in sides)
     measured = criteria.measured
     if measured is None:
@@ -168,10 +180,12 @@ def comparison_report(
     distances = {name: d for name in columns if (d := measured.get(name)) is not None}
     if not distances:
         raise EvidentlyError(f"{kind}: no column has a distance between {reference.name} and {current.name}")
-    snapshot = _compared(before, now, distances, criteria)
+    judged = _judged(distances, criteria)
+    snapshot = _compared(before, now, distances, criteria, judged)
+    counted = list(criteria.judged(distances))
     summary = {
-        **_summary(kind, as_of, [(reference, len(before)), (current, len(now))], list(distances), left_out),
-        **_judged(distances, criteria),
+        **_summary(kind, as_of, [(reference, len(before)), (current, len(now))], counted, left_out),
+        **judged,
     }
     note = CALIBRATED if criteria.limits.calibrated else UNCALIBRATED
     return _finished(snapshot, snapshot.dict(), summary, f"{summary['verdict']}. {note}")
@@ -197,38 +211,57 @@ def _with_values(kind: str, sides: Sequence[Side], schema: pa.Schema) -> tuple[l
 
 
 def _compared(
-    before: pd.DataFrame, now: pd.DataFrame, distances: Mapping[str, float], criteria: Criteria
+    before: pd.DataFrame,
+    now: pd.DataFrame,
+    distances: Mapping[str, float],
+    criteria: Criteria,
+    judged: Mapping[str, Any],
 ) -> Any:
-    """Return Evidently's snapshot of the columns that have a distance."""
+    """Return Evidently's snapshot: a table of the columns counted, and the others one by one."""
     from evidently import DataDefinition, Dataset, Report
+    from evidently.metrics import ValueDrift
     from evidently.presets import DataDriftPreset
 
-    columns = list(distances)
-    in_force = {**criteria.limits.columns, **criteria.beside_columns}
+    columns, counted = list(distances), criteria.judged(distances)
     _register_distance(distances)
     definition = DataDefinition(numerical_columns=columns)
     preset = DataDriftPreset(
+        columns=list(counted),
         num_method=_METHOD,
-        per_column_threshold={
-            name: _NO_LIMIT if (limit := in_force[name]) is None else limit for name in columns
-        },
-        # Evidently says "drift" at this share, we above the limit.
-        drift_share=min(math.nextafter(criteria.limits.share, 2.0), 1.0),
+        per_column_threshold=counted,
+        drift_share=_shown_limit(criteria.limits.share, judged["share_over"], judged["over_limit"]),
     )
-    return Report([preset]).run(
+    others = [
+        ValueDrift(column=name, method=_METHOD, threshold=_NO_LIMIT if limit is None else limit)
+        for name in judged["not_counted"]
+        for limit in [criteria.beside_columns.get(name)]
+    ]
+    return Report([*([preset] if counted else []), *others]).run(
         Dataset.from_pandas(now.loc[:, columns], data_definition=definition),
         Dataset.from_pandas(before.loc[:, columns], data_definition=definition),
     )
 
 
+def _shown_limit(limit: float, share: float | None, is_over: bool) -> float:
+    """Return the share at which Evidently shall say "drift": the limit, rounded so that it says what we say.
+
+    We say so above the limit, Evidently at it. The number stands on its page, so it has few digits: where the
+    share is the limit itself, the next one.
+    """
+    for digits in range(3, 15):
+        for near in (round(limit, digits), round(limit + 10**-digits, digits)):
+            if share is None or (share >= near) == is_over:
+                return near
+    return limit
+
+
 def _judged(distances: Mapping[str, float], criteria: Criteria) -> dict[str, Any]:
     """Return the part of a summary that compares distances with their limits."""
     limits, in_force = criteria.limits, {**criteria.limits.columns, **criteria.beside_columns}
-    counted = {name: value for name, value in distances.items() if name not in criteria.beside_columns}
-    drift = judge(counted, limits)
+    judged = criteria.judged(distances)
+    drift = judge({name: distances[name] for name in judged}, limits)
     strongest = dict(sorted(distances.items(), key=lambda item: -item[1])[:STRONGEST])
-    judged = {name: limit for name in counted if (limit := limits.columns[name]) is not None}
-    over = [name for name, limit in judged.items() if counted[name] > limit]
+    over = [name for name, limit in judged.items() if distances[name] > limit]
     verdict = f"{len(over)} of {len(judged)} columns over their limits"
     verdict += f", {'over' if drift.over_limit else 'within'} the limit of {limits.share:.0%}"
     return {
@@ -238,6 +271,7 @@ def _judged(distances: Mapping[str, float], criteria: Criteria) -> dict[str, Any
         "limits": {name: in_force[name] for name in strongest},
         "strongest": strongest,
         "over": over,
+        "not_counted": [name for name in distances if name not in judged],
         "beside": {} if criteria.beside is None else _beside(distances, criteria.beside),
         "verdict": f"{verdict} ({limits.told})",
     }
@@ -440,11 +474,15 @@ def _finished(snapshot: Any, body: dict[str, Any], summary: dict[str, Any], note
 
 def _banner(summary: Mapping[str, Any], note: str) -> str:
     """Render what stands above Evidently's own page: title, rows, verdict and columns left out."""
+    left_out: dict[str, list[str]] = {}
+    for name, why in summary["left_out"].items():
+        left_out.setdefault(why, []).append(name)
     return render_page(
         "banner.html",
         title=TITLES[summary["kind"]],
         as_of=summary["as_of"],
         measured_on=measured_on(summary),
         note=note,
-        left_out=[f"{name} ({why})" for name, why in summary["left_out"].items()],
+        not_counted=summary.get("not_counted", []),
+        left_out=[f"{', '.join(names)} ({why})" for why, names in left_out.items()],
     )

@@ -116,11 +116,12 @@ def _numbers(lake: Lake, asset: str) -> list[dict[str, Any]]:
 def _newest_files(reports: Reports) -> list[tuple[str, Path]]:
     """List the latest copies that exist, each with the name people know it by."""
     named = [
+        ("Evaluation", reports.evaluation_page),
         ("Model card", reports.model_card),
-        ("Evaluation", reports.evaluation),
+        ("Exploration", reports.reports_dir / "eda.html"),
         ("Decision", reports.decision),
         *((TITLES[kind], reports.evidently(kind, "html")) for kind in TITLES),
-        ("Exploration", reports.reports_dir / "eda.html"),
+        ("Evaluation as data", reports.evaluation),
         *((path.stem.replace("_", " "), path) for path in sorted(reports.reports_dir.glob("plots/*.png"))),
     ]
     return [(name, path) for name, path in named if path.is_file()]

@@ -31,7 +31,7 @@ from cryptovol_dagster.core.learning.labels import label_hash
 from cryptovol_dagster.core.times import partition_window
 from cryptovol_dagster.defs.build import build_defs
 from cryptovol_dagster.lake.files import Lake
-from cryptovol_dagster.machine.instance import dagster_home, open_instance
+from cryptovol_dagster.machine.instance import DAGSTER_YAML, dagster_home, open_instance
 from cryptovol_dagster.tracking.flavour import FILE, write_mlflow_model
 from cryptovol_dagster_tests.compat import facts
 from ingestor.archive.reader import RawReader
@@ -321,7 +321,9 @@ def test_the_next_hour_goes_on_from_what_is_there(went_on: Stores) -> None:
     registry = facts.registry_facts(went_on.client)
     assert registry["models"][NAMES["seconds"]]["aliases"] == expected["aliases"]
 
-    with open_instance(dagster_home(went_on.settings)) as instance:
+    home = dagster_home(went_on.settings)
+    assert (home / "dagster.yaml").read_text() == DAGSTER_YAML  # nobody had changed it
+    with open_instance(home) as instance:
         history = facts.dagster_facts(instance)
     recorded = went_on.expected["dagster"]
     assert facts.differences(history["runs"], recorded["runs"]) == []

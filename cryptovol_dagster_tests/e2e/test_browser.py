@@ -34,7 +34,7 @@ CHROMIUM_ARGS = [
     *("--disable-background-networking", "--disable-component-update"),
 ]
 VIEW: ViewportSize = {"width": 1500, "height": 900}
-GROUPS = ("ingestion", "market", "features", "training", "monitoring")
+GROUPS = ("ingestion", "seconds_market", "seconds_train", "seconds_watch")
 MODELS = ("baseline_zscore", "ewma")
 #: Screenshots are kept where this names a folder: for people, and for the documentation.
 SHOTS = "CRYPTOVOL_SCREENSHOTS"
@@ -115,8 +115,6 @@ def shown(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             _make(settings, trained, damaged)
             wait_until(lambda: answers(f"{address}/server_info"), "the webserver", 90, server, log)
             page = browser.new_page(viewport=VIEW)
-            page.goto(f"{address}/asset-groups")
-            page.get_by_role("button", name="Skip").click()
             yield Shown(page, address, settings, trained, damaged, untouched, shots)
 
 
@@ -150,6 +148,15 @@ def _choose(page: Page, partitions: str, button: str) -> None:
         if launch.is_visible() and launch.is_enabled() and field.input_value() == partitions:
             return launch.click()
     raise AssertionError(f"the dialog never offered {button!r} for {partitions}")
+
+
+def test_the_first_page_draws_the_chains_apart_and_invites_to_nothing(shown: Shown) -> None:
+    shown.open("/asset-groups")
+    for group in GROUPS:
+        # In the list and in the graph, where a long name would be cut.
+        shown.page.get_by_text(group, exact=True).nth(1).wait_for()
+    shown.shot("groups")
+    assert not shown.page.get_by_role("button", name="Skip").is_visible()
 
 
 def test_the_whole_lineage_is_shown(shown: Shown) -> None:
@@ -187,14 +194,23 @@ def test_a_failing_check_says_what_was_expected_and_found(shown: Shown) -> None:
     shown.shot("check_failed")
 
 
-def test_an_evaluation_shows_its_numbers_and_curves(shown: Shown) -> None:
+def test_an_evaluation_shows_its_page_then_its_numbers_and_curves(shown: Shown) -> None:
     shown.open(f"/assets/seconds/model_evaluation?view=partitions&partition={shown.trained[-1]}")
     shown.page.get_by_text("insufficient_data").first.wait_for()
+    names = [row.inner_text().split("\t")[0].strip() for row in shown.page.locator("table tr").all()]
+    order = ("evaluation page", "evaluation", "status", "AP ewma", "mlflow_run", "path")
+    assert [name for name in names if name in order] == list(order)
     shown.page.get_by_text("[Show Markdown]").first.click()
     picture = shown.page.locator("img[alt='episode']")
     picture.wait_for()
     assert picture.evaluate("image => image.naturalWidth") > 200
     shown.shot("evaluation")
+    page = shown.settings.storage.reports_dir / "evaluation.html"
+    shown.page.goto(page.as_uri())
+    shown.page.get_by_text(f"Evaluation of seconds, as of {shown.trained[-1]} UTC").wait_for()
+    assert shown.page.evaluate("[...document.images].every(image => image.naturalWidth > 200)")
+    assert shown.page.locator("img").count() == 5
+    shown.shot("evaluation_page")
 
 
 def test_a_report_is_opened_from_its_asset(shown: Shown) -> None:

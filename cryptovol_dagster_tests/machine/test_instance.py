@@ -63,6 +63,12 @@ def test_this_version_is_no_earlier_one() -> None:
     assert EARLIER_YAML
 
 
+def test_the_ui_opens_without_an_invitation_and_nothing_phones_home(settings: Settings) -> None:
+    with open_instance(ensure_dagster_home(settings)) as instance:
+        assert not instance.nux_enabled
+        assert not instance.telemetry_enabled
+
+
 def test_one_supervisor_holds_an_instance(settings: Settings) -> None:
     home = ensure_dagster_home(settings)
     assert running_instance(settings) is None

@@ -13,7 +13,7 @@ import pytest
 
 from cryptovol_dagster.chains import timescale_spec
 from cryptovol_dagster.core.drift.limits import MIN_PAIRS, DriftLimits
-from cryptovol_dagster.core.features.catalogue import feature_hash, feature_names
+from cryptovol_dagster.core.features.catalogue import feature_hash, feature_names, market_feature_names
 from cryptovol_dagster.lake.files import Lake, LakeError
 from cryptovol_dagster.lake.market import to_table
 from cryptovol_dagster.monitoring import drift
@@ -78,7 +78,8 @@ def test_an_hour_like_those_before_is_not_over_the_limit_and_one_that_moved_is(l
     }
     assert (stored["rows"], stored["calibrated"], stored["limit"]) == (600, False, 0.3)
     assert stored["calibration"]["told"] == "uncalibrated: no past pairs"
-    assert set(stored["columns"]) == set(stored["limits"]) == set(feature_names(SPEC))
+    assert set(stored["columns"]) == set(stored["limits"]) == set(market_feature_names(SPEC))
+    assert set(feature_names(SPEC)) - set(stored["columns"]) == {"sin_day", "cos_day", "sin_week", "cos_week"}
     assert stored["columns"]["ret_1"] is None
     lake.write_bytes("seconds/drift_scores", HOURS[4], json.dumps(stored).encode(), "json")
     assert drift.read_scores(lake, SPEC, HOURS[4]) == stored
@@ -93,7 +94,7 @@ def test_thirty_past_hours_calibrate_the_next_and_no_later_one_touches_it(lake: 
     newest = HOURS[MIN_PAIRS + 1]
     found = _store(lake, newest)
     assert found["calibration"]["told"] == f"calibrated on 30 past pairs, {HOURS[1]} … {HOURS[MIN_PAIRS]}"
-    worst = {name: [one["columns"][name] for one in past] for name in feature_names(SPEC)}
+    worst = {name: [one["columns"][name] for one in past] for name in market_feature_names(SPEC)}
     expected = {name: max(known) if None not in known else None for name, known in worst.items()}
     assert found["limits"] == expected
     assert found["limits"]["ret_1"] is None
@@ -104,6 +105,18 @@ def test_thirty_past_hours_calibrate_the_next_and_no_later_one_touches_it(lake: 
     assert _store(lake, newest) == found
     # Nor is it judged by itself: scored again it is as far out as it was.
     assert _store(lake, HOURS[MIN_PAIRS + 2]) == later
+
+
+def test_numbers_that_an_earlier_build_stored_calibrate_without_their_calendar(lake: Lake) -> None:
+    for key in HOURS[: MIN_PAIRS + 2]:
+        _write(lake, key, rows=100)
+    for key in HOURS[1 : MIN_PAIRS + 1]:
+        found = _score(lake, key, 1).to_dict()
+        _store(lake, key, columns={**found["columns"], "sin_day": 1.9}, share_over=1.0, over_limit=True)
+    newest = _score(lake, HOURS[MIN_PAIRS + 1], 1)
+    assert (newest.limits.calibrated, newest.limits.pairs) == (True, MIN_PAIRS)
+    assert "sin_day" not in newest.limits.columns
+    assert newest.limits.share < 1.0
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from cryptovol_dagster.core.drift.limits import DriftLimits, LimitsInForce, limits_in_force
+from cryptovol_dagster.monitoring import evidently as evidently_module
 from cryptovol_dagster.monitoring.evidently import (
     DRIFT,
     Criteria,
@@ -119,18 +120,26 @@ def test_a_comparison_is_sampled_names_what_it_left_out_and_calls_its_verdict_un
     assert stored["cryptovol"] == summary
     scores = {m["config"]["column"]: m["value"] for m in stored["metrics"] if "column" in m["config"]}
     assert scores == summary["strongest"]
+    assert "threshold is 0.3" in page
+    assert "0.30000000000000004" not in page
 
 
 def test_calibrated_limits_hold_column_by_column_and_page_and_summary_say_so() -> None:
-    columns = ("same", "moved", "none", "score", "ln_sigma")
+    columns = ("same", "moved", "none", "score", "ln_sigma", "sin_day", "cos_day")
     schema = pa.schema([(name, pa.float64()) for name in columns])
     limits = LimitsInForce({"same": 0.1, "moved": 0.9, "none": None}, 0.4, True, 44, "first", "last")
     beside = LimitsInForce({"score": 0.3, "ln_sigma": 0.3}, 0.3, False, 5, "first", "last")
-    more = {"score": 0.5, "ln_sigma": np.nan}
+    more = {"score": 0.5, "ln_sigma": np.nan, "sin_day": 0.5, "cos_day": 0.5}
     # As stored: of the worst product, so not what the rows below would give.
     measured = {"same": 0.2, "moved": 0.8, "none": 1.9, "score": 0.4, "ln_sigma": None}
     report = _compare(
-        _frame(300, **more), _frame(200, **more), schema, limits, measured=measured, beside=beside
+        _frame(300, **more),
+        _frame(200, **more),
+        schema,
+        limits,
+        measured=measured,
+        beside=beside,
+        without={"sin_day": "calendar", "cos_day": "calendar"},
     )
     summary = report.summary
     assert summary["strongest"] == {"none": 1.9, "moved": 0.8, "score": 0.4, "same": 0.2}
@@ -148,9 +157,20 @@ def test_calibrated_limits_hold_column_by_column_and_page_and_summary_say_so() -
             "told": "uncalibrated: 5 of the 30 past pairs needed",
         }
     }
-    assert summary["left_out"] == {"ln_sigma": "no value in reference and recent"}
+    assert summary["left_out"] == {
+        "ln_sigma": "no value in reference and recent",
+        "sin_day": "calendar",
+        "cos_day": "calendar",
+    }
     page = report.html.decode()
     assert told in page
+    # Header and body count the same columns: those that are judged.
+    assert (summary["columns"], summary["not_counted"]) == (2, ["none", "score"])
+    assert "Shown below but not counted: none, score" in page
+    assert "Left out: ln_sigma (no value in reference and recent); sin_day, cos_day (calendar)" in page
+    (drifted,) = (m for m in json.loads(report.json)["metrics"] if "drift_share" in m["config"])
+    assert drifted["value"] == {"count": 1.0, "share": 0.5}
+    assert "Drift is detected for 50.0% of columns (1 out of 2)" in page
     assert "95th percentile of its own distance" in page
     by_column = {
         m["config"]["column"]: (m["value"], m["config"]["threshold"])
@@ -160,6 +180,24 @@ def test_calibrated_limits_hold_column_by_column_and_page_and_summary_say_so() -
     assert by_column == {"same": (0.2, 0.1), "moved": (0.8, 0.9), "none": (1.9, 2.0), "score": (0.4, 0.3)}
     with pytest.raises(EvidentlyError, match="no column has a distance between reference and recent"):
         _compare(_frame(9), _frame(9), measured={})
+
+
+@pytest.mark.parametrize(
+    ("limit", "share", "is_over", "says"),
+    [
+        (0.3, 0.25, False, 0.3),
+        (0.3, 0.5, True, 0.3),
+        (0.3, 0.3, False, 0.301),
+        (25 / 87, 25 / 87, False, 0.288),
+        (25 / 87, 26 / 87, True, 0.287),
+        (1.0, 1.0, True, 1.0),
+        (0.3, None, False, 0.3),
+    ],
+)
+def test_the_limit_on_evidentlys_page_reads_well_and_says_what_we_say(
+    limit: float, share: float | None, is_over: bool, says: float
+) -> None:
+    assert evidently_module._shown_limit(limit, share, is_over) == says
 
 
 def test_data_quality_counts_rows_that_are_twice_constant_missing_and_infinite() -> None:

@@ -64,6 +64,7 @@ def test_the_newest_come_first_and_links_lead_to_files_of_the_lake(lake: Lake, r
     _scored(lake, FIRST, 0.5)
     _scored(lake, SECOND, None)
     reports.write(reports.model_card, b"# card")
+    reports.write(reports.evaluation_page, b"<html></html>")
     reports.write(reports.evidently("drift_report", "html"), b"<html></html>")
     found = entries(lake, SPEC)
     assert [(one.as_of, one.kind, one.share_over) for one in found] == [
@@ -75,7 +76,8 @@ def test_the_newest_come_first_and_links_lead_to_files_of_the_lake(lake: Lake, r
     assert entries(lake, SPEC, limit=1) == found[:1]
     page = write_index(lake, reports, SPEC).read_text()
     links = re.findall(r'href="([^"]+)"', page)
-    assert len(links) == 4
+    assert len(links) == 5
+    assert links[0] == "evaluation.html"
     for link in links:
         assert not link.startswith(("/", "http", "file"))
         assert (reports.reports_dir / unquote(link)).resolve().is_file(), link

@@ -12,6 +12,7 @@ BANNER = {
     "as_of": "2026-04-04-03:00",
     "measured_on": "500 rows",
     "note": "",
+    "not_counted": [],
     "left_out": [],
 }
 

@@ -255,8 +255,8 @@ def thresholds(report: ModelEvaluation) -> list[str]:
     ]
 
 
-def results(report: ModelEvaluation) -> list[str]:
-    """Show the ranking of every model on all test rows, and its probabilities in a number each."""
+def result_table(report: ModelEvaluation) -> tuple[list[str], list[list[str]]]:
+    """Return head and rows of a table of the models on all test rows, the best average precision first."""
     rows = [
         [
             row["model"],
@@ -282,16 +282,21 @@ def results(report: ModelEvaluation) -> list[str]:
         "log loss",
         "ECE",
     ]
+    return head, rows
+
+
+def results(report: ModelEvaluation) -> list[str]:
+    """Show the ranking of every model on all test rows, and its probabilities in a number each."""
     bootstrap, test = report.bootstrap, report.counts.test
     return [
         "## Results on the test span",
         "",
-        f"{_test_span(report)}: {test.rows:,} rows, {test.positives:,} spikes. Base rate "
+        f"{test_span(report)}: {test.rows:,} rows, {test.positives:,} spikes. Base rate "
         f"{number(test.base_rate)}: a model that knows nothing has that PR-AUC. Lift is PR-AUC over base "
         "rate. *By chance*: the same scores on labels shifted in time, which keeps the clustering of spikes "
         "and destroys any relation; a model has shown skill only where hardly a shift reaches it.",
         "",
-        *table(head, rows),
+        *table(*result_table(report)),
         "",
         f"Intervals: {bootstrap.method}, {bootstrap.resamples} resamples of "
         f"{bootstrap.block_s / 60:g} min blocks, seed {bootstrap.seed}; {NONE} where the data are "
@@ -566,7 +571,8 @@ def reproduce(report: ModelEvaluation, context: CardContext | None) -> list[str]
     return [*lines, ""]
 
 
-def _test_span(report: ModelEvaluation) -> str:
+def test_span(report: ModelEvaluation) -> str:
+    """Describe on what the models were measured: products, start and end."""
     span = report.split.test
     return f"{', '.join(report.data.products)}, {span.start} … {span.end}"
 

@@ -430,6 +430,16 @@ def optional_feature_names(spec: TimescaleSpec) -> frozenset[str]:
     return frozenset(feature.name for feature in feature_list(spec) if feature.optional)
 
 
+def calendar_feature_names(spec: TimescaleSpec) -> tuple[str, ...]:
+    """Names of the features that tell the time, in column order: no market moves them."""
+    return tuple(feature.name for feature in feature_list(spec) if feature.family == "calendar")
+
+
+def market_feature_names(spec: TimescaleSpec) -> tuple[str, ...]:
+    """Names of all other features, in column order: those that drift is measured on."""
+    return tuple(feature.name for feature in feature_list(spec) if feature.family != "calendar")
+
+
 def feature_hash(spec: TimescaleSpec) -> str:
     """Short stable hash of what the features mean: declarations, warm-up rule, bar and quote limits."""
     meaning = {

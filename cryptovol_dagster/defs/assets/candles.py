@@ -11,8 +11,8 @@ import pyarrow as pa
 from cryptovol_dagster.core.market.candle_rollup import CANDLES, ROLLUP_VERSION
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.defs.assets.declare import chain_asset
-from cryptovol_dagster.defs.assets.ingestion import GROUP, TAGS
-from cryptovol_dagster.defs.metadata import OWNERS, rows_and_path, schema_metadata
+from cryptovol_dagster.defs.assets.ingestion import TAGS
+from cryptovol_dagster.defs.metadata import OWNERS, group_name, schema_metadata, shown
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import MARKET
 from cryptovol_dagster.defs.retries import retried
@@ -48,12 +48,12 @@ def candle_assets(
         HISTORY,
         description="Imported 1-minute candles of the exchange, by product and month. Written by "
         "`cryptovol import-bars`, which shows here the days that it changed.",
-        group_name=GROUP,
+        group_name=group_name(grid, "market"),
         owners=OWNERS,
         kinds={"parquet"},
         tags=TAGS,
         partitions_def=days,
-        metadata={"folder": dg.MetadataValue.path(settings.storage.history_dir)},
+        metadata=shown(links={"folder": settings.storage.history_dir}),
     )
 
     @chain_asset(
@@ -61,7 +61,7 @@ def candle_assets(
         "candles",
         deps=[HISTORY, look_back(TICKS, 1)],
         partitions=days,
-        group="market",
+        part="market",
         pool=MARKET,
         kinds={"python", "parquet"},
         version=str(ROLLUP_VERSION),
@@ -95,15 +95,18 @@ def _write_day(
     lake.write_bytes(name, key, json.dumps(summary).encode(), "json")
     path = lake.write_table(name, key, pa.Table.from_pandas(found.candles, CANDLES, preserve_index=False))
     overlap = summary["overlap"]
-    return {
-        **rows_and_path(len(found.candles), path),
-        **{
-            f"{source}_{product}": rows
-            for product, sources in summary["products"].items()
-            for source, rows in sources.items()
+    return shown(
+        rows=len(found.candles),
+        numbers={
+            **{
+                f"{source}_{product}": rows
+                for product, sources in summary["products"].items()
+                for source, rows in sources.items()
+            },
+            "incomplete_minutes": found.incomplete,
+            "overlap_compared": overlap["compared"],
+            "overlap_agreeing": overlap["agreeing"],
+            "overlap_worst": overlap["worst"],
         },
-        "incomplete_minutes": found.incomplete,
-        "overlap_compared": overlap["compared"],
-        "overlap_agreeing": overlap["agreeing"],
-        "overlap_worst": dg.MetadataValue.json(overlap["worst"]),
-    }
+        links={"path": path},
+    )

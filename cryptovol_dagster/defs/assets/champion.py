@@ -10,7 +10,7 @@ from cryptovol_dagster.champion.succession import Settled, settle, why_aliases_s
 from cryptovol_dagster.core.promotion.decision import SCHEMA_VERSION
 from cryptovol_dagster.core.specs import GateSpec, TimescaleSpec
 from cryptovol_dagster.defs.assets.declare import chain_asset
-from cryptovol_dagster.defs.metadata import asset_key, code_version
+from cryptovol_dagster.defs.metadata import asset_key, code_version, shown
 from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.lake import decisions
 from cryptovol_dagster.lake.files import Lake
@@ -34,7 +34,7 @@ def champion_asset(
         "champion",
         deps=[asset_key(spec, "model_evaluation")],
         partitions=hours,
-        group="training",
+        part="training",
         pool=TRAINING,
         kinds={"python", "json", "mlflow"},
         version=code_version(str(SCHEMA_VERSION), spec.hash(), gate.hash()),
@@ -76,26 +76,24 @@ def champion_asset(
 
 
 def _metadata(settled: Settled, registry: Registry) -> dict[str, Any]:
-    decision = settled.decision
-    found: dict[str, Any] = {
-        "status": decision.verdict,
-        "decision": decision.kind,
-        "reasons": dg.MetadataValue.json(list(decision.reasons)),
-        "changed": decision.changed,
-        "aliases": settled.aliases,
-        "path": dg.MetadataValue.path(settled.path),
-    }
-    if decision.champion is not None:
-        found["champion"] = decision.champion.model
-        found["champion_as_of"] = decision.champion.as_of
-        found["unproven"] = decision.champion.unproven
-        if decision.champion.registry_version is not None:
-            found["registry"] = dg.MetadataValue.url(registry.url(decision.champion.registry_version))
+    decision, champion = settled.decision, settled.decision.champion
+    numbers: dict[str, Any] = {"decision": decision.kind, "changed": decision.changed}
+    numbers["aliases"] = settled.aliases
+    links: dict[str, Any] = {"path": settled.path}
+    if champion is not None:
+        numbers |= {"champion_as_of": champion.as_of, "unproven": champion.unproven}
+        if champion.registry_version is not None:
+            links["registry"] = dg.MetadataValue.url(registry.url(champion.registry_version))
     if decision.contest is not None:
-        found["challenger"] = str(decision.contest.challenger)
+        numbers["challenger"] = str(decision.contest.challenger)
     if decision.challenge is not None:
-        found["looked_at"] = str(decision.challenge.challenger)
+        numbers["evaluated challenger"] = str(decision.challenge.challenger)
         if (difference := decision.challenge.difference) is not None:
-            found["AP challenger minus champion"] = difference.estimate
-            found["lower bound"] = difference.low
-    return found
+            numbers["AP challenger minus champion"] = difference.estimate
+            numbers["lower bound"] = difference.low
+    first = {
+        "status": decision.verdict,
+        "champion": "none" if champion is None else champion.model,
+        "reasons": " ".join(decision.reasons),
+    }
+    return shown(first=first, numbers=numbers, links=links)

@@ -11,7 +11,7 @@ from typing import Any
 import dagster as dg
 
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.defs.metadata import OWNERS, asset_key, timescale_tags
+from cryptovol_dagster.defs.metadata import OWNERS, Part, asset_key, group_name, timescale_tags
 
 Body = Callable[..., dg.MaterializeResult]
 
@@ -22,7 +22,7 @@ def chain_asset(
     *,
     deps: Sequence[dg.AssetKey | dg.AssetDep],
     partitions: dg.PartitionsDefinition,
-    group: str,
+    part: Part,
     pool: str,
     kinds: set[str],
     version: str,
@@ -37,7 +37,7 @@ def chain_asset(
         name: of the asset within the chain, e.g. ``"labels"``.
         deps: the assets it is computed from.
         partitions: hours or days.
-        group: under which the UI shows it.
+        part: of the chain, which decides the group under which the UI draws it.
         pool: whose runs may not overlap with this one.
         kinds: technologies that the UI shows.
         version: what its contents mean; another one shows the asset as stale.
@@ -51,7 +51,7 @@ def chain_asset(
         deps=deps,
         partitions_def=partitions,
         backfill_policy=dg.BackfillPolicy.single_run(),
-        group_name=group,
+        group_name=group_name(spec, part),
         owners=OWNERS,
         pool=pool,
         kinds=kinds,

@@ -3,6 +3,7 @@
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
 import json
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -12,12 +13,11 @@ from cryptovol_dagster.core.features.catalogue import feature_hash
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs.assets.declare import chain_asset
 from cryptovol_dagster.defs.metadata import (
-    MONITORING,
     SHOWN_DISTANCES,
     asset_key,
     code_version,
     distances_table,
-    share_metadata,
+    shown,
 )
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import MARKET
@@ -54,11 +54,11 @@ def drift_scores_asset(
         # again would make a month of later ones stale.
         deps=[look_back(asset_key(spec, "features"), window.reference_hours)],
         partitions=hours,
-        group=MONITORING,
+        part="monitoring",
         pool=MARKET,
         kinds={"numpy", "json"},
         version=code_version(
-            str(drift.SCHEMA_VERSION),
+            f"{drift.SCHEMA_VERSION}.{drift.COLUMNS_VERSION}",
             feature_hash(spec),
             f"{window.fixed.distance:g}",
             f"{window.fixed.share:g}",
@@ -84,24 +84,28 @@ def drift_scores_asset(
             scores = drift.score_hour(lake, spec, key, window)
             content = json.dumps(scores.to_dict(), indent=2, allow_nan=False).encode()
             path = lake.write_bytes(spec.asset("drift_scores"), key, content, "json")
-            context.add_asset_metadata(
-                {**_metadata(scores), "path": dg.MetadataValue.path(path)}, partition_key=key
-            )
+            context.add_asset_metadata(_metadata(scores, path), partition_key=key)
         write_index(lake, reports.of(spec.name), spec)
         return dg.MaterializeResult()
 
     return drift_scores
 
 
-def _metadata(scores: drift.DriftScores) -> dict[str, Any]:
-    return {
-        "status": scores.status,
-        "reason": scores.reason,
-        "rows": scores.rows,
-        "reference_hours": len(scores.reference_hours),
-        **share_metadata(scores.drift.share_over),
-        "limit": scores.limits.share,
-        "over_limit": scores.drift.over_limit,
-        "limits": scores.limits.told,
-        "strongest": distances_table(scores.drift.strongest(SHOWN_DISTANCES)),
-    }
+def _metadata(scores: drift.DriftScores, path: Path) -> dict[str, Any]:
+    strongest = scores.drift.strongest(SHOWN_DISTANCES)
+    return shown(
+        first={
+            "status": scores.status,
+            "reason": scores.reason,
+            "over_limit": scores.drift.over_limit,
+            "strongest": distances_table(strongest) if strongest else None,
+        },
+        numbers={
+            "share_over": scores.drift.share_over,
+            "limit": scores.limits.share,
+            "limits": scores.limits.told,
+            "rows": scores.rows,
+            "reference_hours": len(scores.reference_hours),
+        },
+        links={"path": path},
+    )

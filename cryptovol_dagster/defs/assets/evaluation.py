@@ -10,20 +10,21 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 from msgspec.structs import replace
 
-from cryptovol_dagster.core.cards.markdown import NONE, table
+from cryptovol_dagster.core.cards import sections
 from cryptovol_dagster.core.evaluation.report import SCHEMA_VERSION, ModelEvaluation, encode
 from cryptovol_dagster.core.features.catalogue import feature_hash
 from cryptovol_dagster.core.learning.labels import label_hash
 from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
 from cryptovol_dagster.defs.assets.declare import chain_asset
-from cryptovol_dagster.defs.assets.plans import GROUP, sufficiency_metadata, trainable_plans
-from cryptovol_dagster.defs.metadata import asset_key, code_version, picture
+from cryptovol_dagster.defs.assets.plans import sufficiency_metadata, trainable_plans
+from cryptovol_dagster.defs.metadata import add_all, asset_key, code_version, file_url, inline_picture, shown
 from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.lake import plans
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.latest import Reports
 from cryptovol_dagster.lake.market import read_mids, to_table
 from cryptovol_dagster.lake.models import model_asset, read_models
+from cryptovol_dagster.monitoring.evaluation import render_evaluation
 from cryptovol_dagster.tracking.runs import Tracking
 
 if TYPE_CHECKING:
@@ -48,7 +49,7 @@ def model_evaluation_asset(
             *rows,
         ],
         partitions=hours,
-        group=GROUP,
+        part="training",
         pool=TRAINING,
         kinds={"python", "json"},
         version=code_version(
@@ -69,7 +70,7 @@ def model_evaluation_asset(
         bars), precision over recall (also at onset), the same by day or month, calibration. Fields:
         docs/model_eval.schema.json.
         """
-        reports, evaluation, key = reports.of(spec.name), None, None
+        reports, newest, told = reports.of(spec.name), None, {}
         for plan in trainable_plans(context, lake, spec, name, predictions, plots):
             key = plan.as_of
             lake.delete(plots, key)  # those of an earlier evaluation
@@ -79,9 +80,12 @@ def model_evaluation_asset(
             _log_to_mlflow(tracking, lake, spec, key, report, models.enabled)
             path = _store(lake, reports, spec, key, report, evaluation)
             run_url = tracking.run_url(tracking.parent_run_id)
-            context.add_asset_metadata(_metadata(evaluation, report, path, run_url), partition_key=key)
-        if evaluation is not None and key is not None:  # one set per run: event logs keep everything for ever
-            _show_plots(context, lake, reports, spec, evaluation, key)
+            told[key], newest = _metadata(evaluation, report, path, run_url), (key, report, evaluation)
+        if newest is not None:  # one set of pictures a run: event logs keep everything for ever
+            key, *what = newest
+            drawn = _draw_all(lake, reports, spec, key, *what)
+            told[key] = drawn | told[key] | drawn  # before all else
+        add_all(context, told)
         return dg.MaterializeResult()
 
     return model_evaluation
@@ -140,38 +144,56 @@ def _store(
 
 
 def _metadata(evaluation: "Evaluation", report: ModelEvaluation, path: Path, run_url: str) -> dict[str, Any]:
-    return {
-        "dagster/partition_row_count": len(evaluation.predictions),
-        "status": evaluation.verdict,
-        "reasons": dg.MetadataValue.json(list(evaluation.reasons)),
-        "notes": dg.MetadataValue.json(report.notes),
-        **sufficiency_metadata(report.sufficiency.to_dict()),
-        "results": _table(evaluation.summary_rows()),
-        "path": dg.MetadataValue.path(path),
-        "mlflow_run": dg.MetadataValue.url(run_url),
-        **_headline(evaluation),
-    }
+    rows = evaluation.summary_rows()
+    return shown(
+        rows=len(evaluation.predictions),
+        first={
+            "evaluation": dg.MetadataValue.md("\n".join(_results(report))),
+            "status": evaluation.verdict,
+            "reasons": " ".join(evaluation.reasons),
+            "best_model": rows[0]["model"],
+        },
+        numbers={
+            **{f"AP {row['model']}": row["average_precision"] for row in rows},
+            **{f"onset AP {row['model']}": row["onset_average_precision"] for row in rows},
+            "base rate": rows[0]["base_rate"],
+            "notes": report.notes,
+            **sufficiency_metadata(report.sufficiency.to_dict()),
+        },
+        links={"mlflow_run": dg.MetadataValue.url(run_url), "path": path},
+    )
 
 
-def _show_plots(
-    context: dg.AssetExecutionContext,
+def _results(report: ModelEvaluation) -> list[str]:
+    """Return how far to believe the numbers, and those of every model with intervals, as Markdown."""
+    return [*sections.verdict(report), *sections.results(report)]
+
+
+def _draw_all(
     lake: Lake,
     reports: Reports,
     spec: TimescaleSpec,
-    evaluation: "Evaluation",
     key: str,
-) -> None:
-    """Draw an evaluation: store the pictures, replace the latest copies if it is the newest, show them."""
+    report: ModelEvaluation,
+    evaluation: "Evaluation",
+) -> dict[str, Any]:
+    """Draw an evaluation: store the pictures, replace the latest copies if it is the newest.
+
+    Returns:
+        The metadata that show it.
+    """
     name, _, plots = _names(spec)
-    pngs = _draw(evaluation, lake, spec)
+    pngs, page = _draw(evaluation, lake, spec), None
     newest = lake.is_newest(name, key, "json")
     for plot, png in pngs.items():
         lake.write_bytes(plots, key, png, f"{plot}.png")
         if newest:
             reports.write(reports.plot(plot), png)
-    context.add_asset_metadata(
-        {plot: picture(png, plot.replace("_", " ")) for plot, png in pngs.items()}, partition_key=key
-    )
+    if newest:
+        page = reports.write(reports.evaluation_page, render_evaluation(report, reports, list(pngs)).encode())
+    pictures = [inline_picture(png, plot.replace("_", " ")) for plot, png in pngs.items()]
+    shown_here = dg.MetadataValue.md("\n\n".join(["\n".join(_results(report)), *pictures]))
+    return shown({"evaluation page": None if page is None else file_url(page), "evaluation": shown_here})
 
 
 def _numbers(report: ModelEvaluation, model: str) -> dict[str, float]:
@@ -193,33 +215,6 @@ def _numbers(report: ModelEvaluation, model: str) -> dict[str, float]:
         "test_false_alarms_per_hour": point and point.false_alarms_per_hour,
     }
     return {name: value for name, value in numbers.items() if value is not None}
-
-
-def _table(rows: Sequence[dict[str, Any]]) -> dg.MarkdownMetadataValue:
-    """Show one row a model, rounded for reading."""
-    names = list(rows[0])
-    cells = [[_cell(row[name]) for name in names] for row in rows]
-    return dg.MetadataValue.md("\n".join(table(names, cells)))
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return NONE
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _headline(evaluation: "Evaluation") -> dict[str, Any]:
-    """Give the numbers that the UI draws over partitions; null ones are left out."""
-    rows = evaluation.summary_rows()
-    numbers = {
-        **{f"AP {row['model']}": row["average_precision"] for row in rows},
-        **{f"onset AP {row['model']}": row["onset_average_precision"] for row in rows},
-        "base rate": rows[0]["base_rate"],
-    }
-    return {
-        "best_model": rows[0]["model"],
-        **{name: value for name, value in numbers.items() if value is not None},
-    }
 
 
 def _draw(evaluation: "Evaluation", lake: Lake, spec: TimescaleSpec) -> dict[str, bytes]:

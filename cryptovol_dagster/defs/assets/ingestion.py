@@ -17,7 +17,7 @@ from cryptovol_dagster.core.market.ticks import TickColumns, TradeColumns
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.times import hour_window
 from cryptovol_dagster.defs.assets.declare import Body
-from cryptovol_dagster.defs.metadata import OWNERS, rows_and_path, schema_metadata
+from cryptovol_dagster.defs.metadata import OWNERS, schema_metadata, shown
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import MARKET
 from cryptovol_dagster.defs.retries import retried
@@ -88,7 +88,7 @@ def external_assets(settings: Settings, hours: dg.PartitionsDefinition) -> list[
             kinds={"parquet"},
             tags=TAGS,
             partitions_def=hours,
-            metadata={"folder": dg.MetadataValue.path(settings.storage.raw_dir)},
+            metadata=shown(links={"folder": settings.storage.raw_dir}),
         ),
     ]
 
@@ -150,11 +150,14 @@ def _write_ledger(raw: RawStore, lake: Lake, key: str) -> dict[str, object]:
     path = lake.write_table(LEDGER, key, pa.Table.from_pylist(rows, LEDGER_SCHEMA))
     own = [row for row in rows if row["in_hour"]]
     lines = [line for line in found.lines if line.hour_ns == start_ns]
-    return {
-        **rows_and_path(len(own), path),
-        **{f"rows_{kind}": count for kind, count in sorted(Counter(row["kind"] for row in own).items())},
-        **{f"numbers_{name}": sum(getattr(line, name) for line in lines) for name in COUNTS},
-    }
+    return shown(
+        rows=len(own),
+        numbers={
+            **{f"rows_{kind}": count for kind, count in sorted(Counter(row["kind"] for row in own).items())},
+            **{f"numbers_{name}": sum(getattr(line, name) for line in lines) for name in COUNTS},
+        },
+        links={"path": path},
+    )
 
 
 def _ledger_row(loss: Loss, start_ns: int, end_ns: int) -> dict[str, object]:
@@ -214,26 +217,27 @@ def _write_hour(
     path = lake.write_table(TICKS, key, ticks.to_table())
     read = int(((recorded.event_time_ns >= start_ns) & (recorded.event_time_ns < end_ns)).sum())
     counts = cleaned.counts
-    return {
-        **rows_and_path(len(ticks), path),
-        "read": read,
-        "kept": len(ticks),
-        "left_out": read - len(ticks),
-        "trades": len(trades),
-        "gaps": int(ticks.gap_before.sum()),
-        "connections": len(set(ticks.connection.tolist())),
-        **_closing(raw, key),
-        "with_margins": dg.MetadataValue.json(
-            {
+    return shown(
+        rows=len(ticks),
+        numbers={
+            "read": read,
+            "kept": len(ticks),
+            "left_out": read - len(ticks),
+            "trades": len(trades),
+            "gaps": int(ticks.gap_before.sum()),
+            "connections": len(set(ticks.connection.tolist())),
+            **_closing(raw, key),
+            "with_margins": {
                 "read": counts.read,
                 "kept": counts.kept,
                 "duplicates": counts.duplicates,
                 "late": counts.late,
                 "rejected": counts.rejected,
                 "note": f"reasons are counted with {MARGIN_NS // NS} s around the hour",
-            }
-        ),
-    }
+            },
+        },
+        links={"path": path},
+    )
 
 
 def _closing(raw: RawStore, key: str) -> dict[str, object]:

@@ -16,7 +16,7 @@ from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import hour_window, partition_window
 from cryptovol_dagster.defs import schemas
 from cryptovol_dagster.defs.assets.declare import Body, chain_asset
-from cryptovol_dagster.defs.metadata import asset_key, lineage_metadata, rows_and_path, schema_metadata
+from cryptovol_dagster.defs.metadata import asset_key, lineage_metadata, schema_metadata, shown
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import MARKET
 from cryptovol_dagster.lake.files import Lake
@@ -96,7 +96,7 @@ def _bars_asset(
         "bars",
         deps=[look_back(source, 1)],
         partitions=partitions,
-        group="market",
+        part="market",
         pool=MARKET,
         kinds={"python", "parquet"},
         version=bars_hash(spec),
@@ -112,7 +112,8 @@ def _write_bars(
 ) -> None:
     frame = grid.to_frame()
     path = lake.write_table(spec.asset("bars"), key, to_table(frame))
-    context.add_asset_metadata({**rows_and_path(len(frame), path), **_quality(grid)}, partition_key=key)
+    metadata = shown(rows=len(frame), numbers=_quality(grid), links={"path": path})
+    context.add_asset_metadata(metadata, partition_key=key)
 
 
 def features_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> dg.AssetsDefinition:
@@ -124,7 +125,7 @@ def features_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> 
         "features",
         deps=[look_back(bars, feature_look_back(spec))],
         partitions=partitions,
-        group="features",
+        part="market",
         pool=MARKET,
         kinds={"python", "parquet"},
         version=feature_hash(spec),
@@ -145,10 +146,9 @@ def features_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> 
             grid = read_bars(lake, spec, key, feature_look_back(spec))
             frame = compute_features(grid, spec, from_ns=start_ns).to_frame()
             path = lake.write_table(spec.asset("features"), key, to_table(frame), version=feature_hash(spec))
-            valid = frame["valid"].mean()
-            context.add_asset_metadata(
-                {**rows_and_path(len(frame), path), "valid_share": float(valid)}, partition_key=key
-            )
+            numbers = {"valid_share": float(frame["valid"].mean())}
+            metadata = shown(rows=len(frame), numbers=numbers, links={"path": path})
+            context.add_asset_metadata(metadata, partition_key=key)
         return dg.MaterializeResult()
 
     return features
@@ -163,7 +163,7 @@ def labels_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> dg
         "labels",
         deps=[look_back(bars, label_look_back(spec))],
         partitions=partitions,
-        group="features",
+        part="market",
         pool=MARKET,
         kinds={"python", "parquet"},
         version=label_hash(spec),
@@ -186,16 +186,12 @@ def labels_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> dg
             labelled = forward_volatility(grid, spec, from_ns=max(from_ns, grid.start_ns), to_ns=to_ns)
             frame = labelled.to_frame()
             path = lake.write_table(spec.asset("labels"), key, to_table(frame), version=label_hash(spec))
-            context.add_asset_metadata(
-                {
-                    **rows_and_path(len(frame), path),
-                    "labelled_share": float((frame["reason"] == 0).mean()),
-                    **{
-                        f"rows_{name}": int((frame["reason"] == code).sum()) for code, name in REASONS.items()
-                    },
-                },
-                partition_key=key,
-            )
+            numbers = {
+                "labelled_share": float((frame["reason"] == 0).mean()),
+                **{f"rows_{name}": int((frame["reason"] == code).sum()) for code, name in REASONS.items()},
+            }
+            metadata = shown(rows=len(frame), numbers=numbers, links={"path": path})
+            context.add_asset_metadata(metadata, partition_key=key)
         return dg.MaterializeResult()
 
     return labels

@@ -9,7 +9,7 @@ from cryptovol_dagster.core.features.catalogue import feature_hash
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs.assets.declare import chain_asset
 from cryptovol_dagster.defs.assets.plans import trainable_plans
-from cryptovol_dagster.defs.metadata import asset_key, code_version
+from cryptovol_dagster.defs.metadata import add_all, asset_key, code_version, shown
 from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.lake import decisions, models
 from cryptovol_dagster.lake.files import Lake
@@ -29,7 +29,7 @@ def model_card_asset(
         "model_card",
         deps=[asset_key(spec, "model_evaluation"), asset_key(spec, "champion")],
         partitions=hours,
-        group="training",
+        part="training",
         pool=TRAINING,
         kinds={"markdown"},
         version=code_version(spec.hash(), feature_hash(spec)),
@@ -40,14 +40,19 @@ def model_card_asset(
         reports: dg.ResourceParam[Reports],
     ) -> dg.MaterializeResult:
         """What the models are for, what they were measured on and what they cannot do."""
-        reports = reports.of(spec.name)
+        reports, told = reports.of(spec.name), {}
         for plan in trainable_plans(context, lake, spec, asset_name):
             key = plan.as_of
             card = _render(lake, spec, key, features_url).encode()
             path = lake.write_bytes(asset_name, key, card, "md")
             if lake.is_newest(asset_name, key, "md"):
                 reports.write(reports.model_card, card)
-            context.add_asset_metadata({"path": dg.MetadataValue.path(path)}, partition_key=key)
+            told[key] = shown(links={"path": path})
+        if told:  # one card a run: event logs keep everything for ever
+            newest = max(told)
+            card = lake.read_bytes(asset_name, newest, "md").decode()
+            told[newest] = shown({"model card": dg.MetadataValue.md(card)}) | told[newest]
+        add_all(context, told)
         write_index(lake, reports, spec)  # the last of a run's latest copies is there by now
         return dg.MaterializeResult()
 

@@ -3,6 +3,7 @@
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
@@ -11,7 +12,7 @@ from cryptovol_dagster.core.features.catalogue import feature_hash
 from cryptovol_dagster.core.learning.labels import label_hash
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs.assets.declare import chain_asset
-from cryptovol_dagster.defs.metadata import MONITORING, asset_key, code_version
+from cryptovol_dagster.defs.metadata import asset_key, code_version, shown
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.lake.files import Lake
@@ -46,7 +47,7 @@ def performance_asset(
             dg.AssetDep(asset_key(spec, "champion"), partition_mapping=before),
         ],
         partitions=hours,
-        group=MONITORING,
+        part="monitoring",
         pool=TRAINING,
         kinds={"numpy", "json"},
         version=code_version(str(performance.SCHEMA_VERSION), feature_hash(spec), label_hash(spec)),
@@ -65,36 +66,33 @@ def performance_asset(
         for key in context.partition_keys:
             body = performance.assess(lake, spec, key, window, seed=seed)
             path = lake.write_bytes(spec.asset("performance"), key, performance.to_bytes(body), "json")
-            context.add_asset_metadata(
-                {**_metadata(body), "path": dg.MetadataValue.path(path)}, partition_key=key
-            )
+            context.add_asset_metadata(_metadata(body, path), partition_key=key)
         write_index(lake, reports.of(spec.name), spec)
         return dg.MaterializeResult()
 
     return champion_performance
 
 
-def _metadata(body: Mapping[str, Any]) -> dict[str, Any]:
-    champion, pooled = body["champion"], body["pooled"]
-    found: dict[str, Any] = {
+def _metadata(body: Mapping[str, Any], path: Path) -> dict[str, Any]:
+    champion = body["champion"]
+    first = {
         "status": body["status"],
         "reason": body["reason"],
         "champion": "none" if champion is None else f"{champion['model']} of {champion['as_of']}",
-        "limits": body["calibration"]["told"],
         "drifted": ", ".join(body["over"]) or "neither scores nor labels",
     }
-    for span, numbers in (("partition", body["partition"]), *pooled.items()):
-        if numbers is None:
+    numbers: dict[str, Any] = {"limits": body["calibration"]["told"]}
+    for span, measured in (("partition", body["partition"]), *body["pooled"].items()):
+        if measured is None:
             continue
-        found[f"{span}: measured on"] = numbers["measured_on"]
-        found[f"{span}: verdict"] = "; ".join([numbers["verdict"], *numbers["reasons"]])
-        charted = {
-            "AP": numbers["average_precision"]["estimate"],
-            "AP over persistence": numbers["over_persistence"]["estimate"],
-            "base rate": numbers["base_rate"],
-            "Brier": numbers["brier"],
-            "ECE": numbers["expected_calibration_error"],
+        numbers |= {
+            f"{span}: AP": measured["average_precision"]["estimate"],
+            f"{span}: AP over persistence": measured["over_persistence"]["estimate"],
+            f"{span}: base rate": measured["base_rate"],
+            f"{span}: Brier": measured["brier"],
+            f"{span}: ECE": measured["expected_calibration_error"],
+            f"{span}: verdict": "; ".join([measured["verdict"], *measured["reasons"]]),
+            f"{span}: measured on": measured["measured_on"],
         }
-        found |= {f"{span}: {name}": value for name, value in charted.items() if value is not None}
-    found |= {f"drift of {name}": value for name, value in body["columns"].items() if value is not None}
-    return found
+    numbers |= {f"drift of {name}": value for name, value in body["columns"].items()}
+    return shown(first=first, numbers=numbers, links={"path": path})

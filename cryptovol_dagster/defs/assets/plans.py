@@ -2,18 +2,18 @@
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import dagster as dg
 
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.units import BPS
+from cryptovol_dagster.defs.metadata import shown
 from cryptovol_dagster.lake import plans
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.plans import SplitPlan
-
-GROUP = "training"
 
 
 def trainable_plans(
@@ -58,20 +58,29 @@ def fail_if_only_partition(context: dg.AssetExecutionContext, plan: SplitPlan) -
     raise dg.Failure(f"nothing can be trained as of {plan.as_of}: {plan.reason}", allow_retries=False)
 
 
-def plan_metadata(plan: SplitPlan) -> dict[str, Any]:
-    """Return what the UI shows of a plan: status, reason, and of a trainable one its numbers."""
+def plan_metadata(plan: SplitPlan, path: Path | None = None) -> dict[str, Any]:
+    """Return what the UI shows of a plan: status, reason, and of a trainable one its numbers.
+
+    Args:
+        plan: of a partition.
+        path: its file, where it is the asset's own.
+    """
+    first, links = {"status": plan.status, "reason": plan.reason}, {"path": path}
     if plan.status == plans.CARRIED:
-        return {"status": plan.status, "reason": plan.reason, "models_of": plan.carried_from or "none"}
-    return {
-        "status": plan.status,
-        "reason": plan.reason,
-        **_part_numbers(plan),
-        **sufficiency_metadata(plan.counts.get(plans.SUFFICIENCY)),
-        "counts": dg.MetadataValue.json(plan.counts),
-        "thresholds": dg.MetadataValue.json(plan.thresholds),
-        "data_hash": plan.data_hash,
-        "feature_hash": plan.feature_hash,
-    }
+        return shown(first=first | {"models_of": plan.carried_from or "none"}, links=links)
+    parts = _parts(plan)
+    return shown(
+        rows=sum(part["rows"] for part in parts.values()) if parts else None,
+        first=first,
+        numbers={
+            **_part_numbers(plan, parts),
+            **sufficiency_metadata(plan.counts.get(plans.SUFFICIENCY)),
+            "counts": plan.counts,
+            "thresholds": plan.thresholds,
+        },
+        links=links,
+        hashes={"data_hash": plan.data_hash, "feature_hash": plan.feature_hash},
+    )
 
 
 def sufficiency_metadata(found: dict[str, Any] | None) -> dict[str, Any]:
@@ -82,17 +91,19 @@ def sufficiency_metadata(found: dict[str, Any] | None) -> dict[str, Any]:
         "supports": found["supports"],
         "sufficiency": found["summary"],
         "spikes apart": found["spikes_apart"],
-        "lacking": dg.MetadataValue.json(found["missing"]),
+        "lacking": found["missing"],
     }
 
 
-def _part_numbers(plan: SplitPlan) -> dict[str, Any]:
+def _parts(plan: SplitPlan) -> dict[str, dict[str, Any]]:
+    return {name: plan.counts[name] for name in ("train", "validation", "test")} if plan.trainable else {}
+
+
+def _part_numbers(plan: SplitPlan, parts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """Return what the UI charts over partitions: rows and base rate of each part, and thresholds in bps."""
-    if not plan.trainable:
+    if not parts:
         return {}
-    parts = {name: plan.counts[name] for name in ("train", "validation", "test")}
     return {
-        "dagster/partition_row_count": sum(part["rows"] for part in parts.values()),
         **{f"rows {name}": part["rows"] for name, part in parts.items()},
         **{f"base rate {name}": part["positives"] / part["rows"] for name, part in parts.items()},
         **{f"τ {product}, bps": tau * BPS for product, tau in plan.thresholds.items()},

@@ -13,7 +13,11 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from cryptovol_dagster.core.drift.limits import limits_in_force
-from cryptovol_dagster.core.features.catalogue import feature_hash
+from cryptovol_dagster.core.features.catalogue import (
+    calendar_feature_names,
+    feature_hash,
+    market_feature_names,
+)
 from cryptovol_dagster.core.pictures import hour as pictures
 from cryptovol_dagster.core.pictures.canvas import clock
 from cryptovol_dagster.core.specs import TimescaleSpec
@@ -22,12 +26,12 @@ from cryptovol_dagster.defs.assets.declare import Body, chain_asset
 from cryptovol_dagster.defs.assets.drift import drift_window, fixed_limits
 from cryptovol_dagster.defs.assets.plans import trainable_plans
 from cryptovol_dagster.defs.metadata import (
-    MONITORING,
     SHOWN_DISTANCES,
     asset_key,
     distances_table,
+    file_url,
     picture,
-    share_metadata,
+    shown,
 )
 from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import TRAINING
@@ -62,7 +66,7 @@ def _evidently_asset(
         kind,
         deps=deps,
         partitions=hours,
-        group=MONITORING,
+        part="monitoring",
         pool=TRAINING,
         kinds={"evidently", "html"},
         version=feature_hash(spec),
@@ -99,12 +103,10 @@ def data_quality_report_asset(
             report_rows.ROW_KEY,
             Sampling(monitoring.report_max_rows, seed),
         )
-        _publish(context, lake, reports.of(spec.name), spec, report, monitoring.report_pages_kept)
         # Here, not beside the bars: matplotlib alone takes longer to import than the hour's market to make.
         drawn = pictures.draw_bars(read_bars(lake, spec, key, 0))
-        context.add_asset_metadata(
-            {"mid and volatility": picture(drawn, "mid and realised volatility")}, partition_key=key
-        )
+        first = {"mid and volatility": picture(drawn, "mid and realised volatility")}
+        _publish(context, lake, reports.of(spec.name), spec, report, monitoring.report_pages_kept, first)
         return dg.MaterializeResult()
 
     return data_quality_report
@@ -148,7 +150,10 @@ def train_test_report_asset(
                 _side("test", problem, problem.split.test),
                 columns,
                 # Trainings a retrain apart share nearly all their rows: they are no pairs to learn from.
-                Criteria(limits_in_force([], columns.names, fixed_limits(monitoring))),
+                Criteria(
+                    limits_in_force([], market_feature_names(spec), fixed_limits(monitoring)),
+                    without=_calendar(spec),
+                ),
                 Sampling(monitoring.report_max_rows, seed),
             )
             _publish(context, lake, reports.of(spec.name), spec, report, monitoring.report_pages_kept)
@@ -213,19 +218,23 @@ def _drift_of(
             scores.limits,
             measured={**scores.drift.columns, **outcomes.columns} if is_scored else None,
             beside=outcomes.limits,
+            without=_calendar(spec),
         ),
         sampling,
     )
+
+
+def _calendar(spec: TimescaleSpec) -> dict[str, str]:
+    """Return the features that tell the time, with the reason why their drift means nothing."""
+    return dict.fromkeys(calendar_feature_names(spec), "calendar: no market moves it")
 
 
 def _newest_of(context: dg.AssetExecutionContext, keys: Sequence[str]) -> str:
     """Return the newest of a run's hours; the metadata of the others say that they have no report."""
     *others, newest = keys
     for key in others:
-        context.add_asset_metadata(
-            {"status": f"not made in a range; materialize this hour alone (made: {newest})"},
-            partition_key=key,
-        )
+        status = f"not made in a range; materialize this hour alone (made: {newest})"
+        context.add_asset_metadata(shown({"status": status}), partition_key=key)
     return newest
 
 
@@ -244,8 +253,19 @@ def _publish(
     spec: TimescaleSpec,
     report: EvidentlyReport,
     pages_kept: int,
+    first: Mapping[str, Any] | None = None,
 ) -> None:
-    """Store a report with its summary, replace the latest copies and the index page, and add metadata."""
+    """Store a report with its summary, replace the latest copies and the index page, and add metadata.
+
+    Args:
+        context: of the asset.
+        lake: where the report is stored.
+        reports: the latest copies.
+        spec: the chain.
+        report: what was made.
+        pages_kept: pages that the lake keeps of this kind.
+        first: metadata to show right after the link to the page.
+    """
     kind, key = report.summary["kind"], report.summary["as_of"]
     asset = spec.asset(kind)
     path = lake.write_bytes(asset, key, report.html, "html")
@@ -257,16 +277,20 @@ def _publish(
         reports.write(reports.evidently(kind, "html"), report.html)
         reports.write(reports.evidently(kind, "json"), report.json)
     index = write_index(lake, reports, spec)
-    metadata: dict[str, Any] = {
-        "report": dg.MetadataValue.url(path.resolve().as_uri()),
-        "all reports": dg.MetadataValue.url(index.resolve().as_uri()),
-        "path": dg.MetadataValue.path(path),
-        "verdict": report.summary["verdict"],
-        "columns": report.summary["columns"],
-        **{f"rows {side}": rows for side, rows in report.rows.items()},
-        "left_out": dg.MetadataValue.json(report.summary["left_out"]),
-    }
-    if "strongest" in report.summary:
-        strongest = dict(list(report.summary["strongest"].items())[:SHOWN_DISTANCES])
-        metadata |= {**share_metadata(report.summary["share_over"]), "strongest": distances_table(strongest)}
+    strongest = dict(list(report.summary.get("strongest", {}).items())[:SHOWN_DISTANCES])
+    metadata = shown(
+        first={
+            "report": file_url(path),
+            **(first or {}),
+            "verdict": report.summary["verdict"],
+            "strongest": distances_table(strongest) if strongest else None,
+        },
+        numbers={
+            "share_over": report.summary["share_over"],
+            "columns": report.summary["columns"],
+            **{f"rows {side}": rows for side, rows in report.rows.items()},
+            "left_out": report.summary["left_out"],
+        },
+        links={"all reports": file_url(index), "path": path},
+    )
     context.add_asset_metadata(metadata, partition_key=key)

@@ -11,6 +11,7 @@ hour alone always trains, or fails with the reason as its message.
 import json
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dagster as dg
@@ -19,8 +20,8 @@ from cryptovol_dagster.core.features.catalogue import feature_hash
 from cryptovol_dagster.core.learning.labels import label_hash
 from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
 from cryptovol_dagster.defs.assets.declare import chain_asset
-from cryptovol_dagster.defs.assets.plans import GROUP, fail_if_only_partition, plan_metadata, trainable_plans
-from cryptovol_dagster.defs.metadata import asset_key, code_version, picture
+from cryptovol_dagster.defs.assets.plans import fail_if_only_partition, plan_metadata, trainable_plans
+from cryptovol_dagster.defs.metadata import add_all, asset_key, code_version, picture, shown
 from cryptovol_dagster.defs.pools import TRAINING
 from cryptovol_dagster.lake import plans
 from cryptovol_dagster.lake.files import Lake
@@ -49,7 +50,7 @@ def splits_asset(
         "splits",
         deps=rows,
         partitions=hours,
-        group=GROUP,
+        part="training",
         pool=TRAINING,
         kinds={"python", "json"},
         version=code_version(spec.hash(), feature_hash(spec), label_hash(spec)),
@@ -75,8 +76,7 @@ def splits_asset(
                 plan = plans.carry_plan(spec, key, trained)
             trained = key if plan.trainable else trained
             path = lake.write_bytes(spec.asset("splits"), key, plan.to_json(), "json")
-            metadata = plan_metadata(plan) | {"path": dg.MetadataValue.path(path)}
-            context.add_asset_metadata(metadata, partition_key=key)
+            context.add_asset_metadata(plan_metadata(plan, path), partition_key=key)
             fail_if_only_partition(context, plan)
         return dg.MaterializeResult()
 
@@ -98,7 +98,7 @@ def trained_model_asset(
         f"model_{name}",
         deps=[asset_key(spec, "splits"), *rows],
         partitions=hours,
-        group=GROUP,
+        part="training",
         pool=TRAINING,
         kinds={_kind(name).catalog_kind, "mlflow"},
         version=code_version(spec.hash(), feature_hash(spec), models.hash()),
@@ -112,25 +112,29 @@ def trained_model_asset(
         reports: dg.ResourceParam[Reports],
         tracking: dg.ResourceParam[Tracking],
     ) -> dg.MaterializeResult:
-        reports, drawn = reports.of(spec.name), None
+        reports, drawn, told = reports.of(spec.name), None, {}
         for plan in trainable_plans(context, lake, spec, asset_name):
             key = plan.as_of
             problem = plans.read_problem(lake, spec, plan)
             with tracking.child(asset=asset_name, partition_key=key, tags=_tags(spec, plan, name)) as run:
                 run_id = run.info.run_id
-                trained, content, metadata = _train(name, problem, spec, models, plan, tracking, run_id)
+                trained, content, numbers = _train(name, problem, spec, models, plan, tracking, run_id)
             drawn = key, trained
             path = lake.write_bytes(asset_name, key, content, "zip")
             lake.write_bytes(asset_name, key, json.dumps({"mlflow_run_id": run_id}).encode(), "json")
+            metadata = shown(
+                first={"status": "trained"},
+                numbers=numbers | {"size_bytes": len(content)},
+                links={"mlflow_run": dg.MetadataValue.url(tracking.run_url(run_id)), "path": path},
+                hashes={"mlflow_run_id": run_id},
+            )
             if lake.is_newest(asset_name, key, "zip"):
                 metadata |= _export(context, reports, spec, trained, content, problem)
-            metadata |= {"status": "trained", "path": dg.MetadataValue.path(path), "size_bytes": len(content)}
-            url = dg.MetadataValue.url(tracking.run_url(run_id))
-            context.add_asset_metadata(
-                metadata | {"mlflow_run": url, "mlflow_run_id": run_id}, partition_key=key
-            )
+            told[key] = metadata
         if drawn is not None:  # one picture a run: event logs keep everything for ever
-            _show_importances(context, reports, lake.is_newest(asset_name, drawn[0], "zip"), *drawn)
+            key, newest = drawn
+            told[key] = _importances(reports, lake.is_newest(asset_name, key, "zip"), newest) | told[key]
+        add_all(context, told)
         return dg.MaterializeResult()
 
     return model
@@ -146,8 +150,8 @@ def _export(
 ) -> dict[str, Any]:
     """Copy a model and its ONNX graph among the exported models; return the metadata that say where."""
     exported = reports.write(reports.model(spec.name, model.name), content)
-    graph = _export_graph(context, reports, spec, model, problem)
-    return {"exported": dg.MetadataValue.path(exported), **graph}
+    graph, parity = _export_graph(context, reports, spec, model, problem)
+    return shown(numbers=parity, links={"exported": exported, "exported_onnx": graph})
 
 
 def _export_graph(
@@ -156,8 +160,8 @@ def _export_graph(
     spec: TimescaleSpec,
     model: "Model",
     problem: "Problem",
-) -> dict[str, Any]:
-    """Export a model as an ONNX graph, once both agree on validation rows.
+) -> tuple[Path | str, dict[str, Any]]:
+    """Export a model as an ONNX graph, once both agree on validation rows; return its file and the agreement.
 
     A model without a graph is as good as any other, so the run goes on. An older graph is removed.
     """
@@ -171,23 +175,19 @@ def _export_graph(
     except ModelError as error:
         path.unlink(missing_ok=True)
         context.log.warning(f"no ONNX graph is exported: {error}")
-        return {"exported_onnx": f"none: {error}"}
-    return {
-        "exported_onnx": dg.MetadataValue.path(reports.write(path, content)),
-        "onnx_parity_rows": parity.rows,
-        "onnx_max_difference": parity.max_difference,
-    }
+        return f"none: {error}", {}
+    numbers = {"onnx_parity_rows": parity.rows, "onnx_max_difference": parity.max_difference}
+    return reports.write(path, content), numbers
 
 
-def _show_importances(
-    context: dg.AssetExecutionContext, reports: Reports, is_newest: bool, key: str, model: "Model"
-) -> None:
+def _importances(reports: Reports, is_newest: bool, model: "Model") -> dict[str, Any]:
+    """Draw the strongest features of a model; return the metadata that show them."""
     from cryptovol_dagster.core.pictures.evaluation import plot_importances
 
     png = plot_importances(model)
     if is_newest:
         reports.write(reports.plot(f"importance_{model.name}"), png)
-    context.add_asset_metadata({"importance": picture(png, "strongest features")}, partition_key=key)
+    return shown({"importance": picture(png, "strongest features")})
 
 
 def _about(name: str) -> str:
@@ -253,7 +253,7 @@ def _train(
             "train_span": f"{span['start']} … {span['end']}",
             "train_rows": len(train),
             "train_positives": int(y.sum()),
-            "strongest_features": dg.MetadataValue.json(dict(strongest)),
+            "strongest_features": dict(strongest),
         },
     )
 

@@ -39,16 +39,26 @@ def jobs(spec: TimescaleSpec, models: Sequence[str]) -> list[AssetJob]:
         spec.asset, ("model_card", "data_quality_report", "train_test_report", "drift_report", "performance")
     )
     return [
-        asset_job("hourly_pipeline", [*market, *training], "Ticks to champion of one hour."),
+        asset_job(
+            "hourly_pipeline",
+            [*market, *training],
+            "Computes one hour of the seconds, from the gap ledger to the champion. The sensor "
+            "`closed_hours` runs its first part, up to labels and drift numbers, for every closed hour.",
+        ),
         asset_job(
             "retrain",
             [*training, card, performance, quality, report],
-            "Splits to champion, model card, performance and reports as of one hour.",
+            "Trains the models of the seconds as of one hour, evaluates them and decides who is champion; "
+            "then model card, performance and reports.",
         ),
         asset_job(
             "backfill",
             [*market, *training, card, performance],
-            "The whole chain over past hours, without the Evidently reports.",
+            "Computes past hours of the seconds, from the gap ledger to the model card, without reports.",
         ),
-        asset_job("drift", [drift], "The Evidently report of one hour against the hours before it."),
+        asset_job(
+            "drift",
+            [drift],
+            "Compares one hour of the seconds with the hours before it, in a report by Evidently.",
+        ),
     ]

@@ -72,14 +72,16 @@ def minutes_jobs(settings: Settings, specs: Sequence[TimescaleSpec]) -> tuple[As
     market = asset_job(
         "minutes_market",
         [*market_assets(specs), *(spec.asset("performance") for spec in specs)],
-        "Candles to labels of every horizon, of one day, and how the champions did on it.",
+        "Computes one day of the minutes, from candles to labels and drift numbers, and how the champions "
+        "did on it.",
     )
     enabled = settings.timescales.minutes.models.enabled
     retrains = [
         asset_job(
             f"{spec.name}_retrain",
             [*spec.training_assets(enabled), spec.asset("model_card")],
-            f"Splits to model card of {spec.name} as of one day.",
+            f"Trains the models of {spec.name} as of one day, evaluates them and decides who is champion; "
+            "then the model card.",
         )
         for spec in specs
     ]
@@ -97,7 +99,7 @@ def market_schedule(
         cron_schedule=MARKET_CRON,
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Makes candles to labels of the day that has ended, where its trades were recorded or "
+        description="Computes candles to labels of the day that has ended, if its trades were recorded or "
         "its candles imported.",
     )
     def minutes_daily(

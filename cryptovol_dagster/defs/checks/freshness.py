@@ -101,8 +101,8 @@ def freshness_job(spec: TimescaleSpec) -> AssetJob:
     return dg.define_asset_job(
         JOB,
         dg.AssetSelection.checks(key),
-        description="Whether the chain keeps up with the recorder, and the recorder with the market; fails "
-        "when something is overdue.",
+        description="Checks that the newest closed hour has labels and that hours still close; fails when "
+        "one of them is overdue.",
         # Before a long backfill's runs, which would keep it waiting.
         tags={"dagster/priority": "10"},
     )
@@ -116,5 +116,5 @@ def freshness_schedule(job: AssetJob) -> dg.ScheduleDefinition:
         cron_schedule=FRESHNESS_CRON,
         execution_timezone="UTC",
         default_status=dg.DefaultScheduleStatus.RUNNING,
-        description="Looks whether the newest closed hour has labels, and whether hours still close.",
+        description="Checks every hour that the newest closed hour has labels, and that hours still close.",
     )

@@ -7,7 +7,7 @@ import pytest
 
 from cryptovol_dagster.chains import timescale_specs
 from cryptovol_dagster.defs.assets.declare import chain_asset
-from cryptovol_dagster.defs.metadata import OWNERS
+from cryptovol_dagster.defs.metadata import OWNERS, group_name
 from cryptovol_dagster.defs.unstable import accepted_warnings
 from ingestor.settings import Settings
 
@@ -23,7 +23,7 @@ def _declared(name: str, **more: object) -> dg.AssetsDefinition:
             name,
             deps=[dg.AssetKey("ticks")],
             partitions=DAYS,
-            group="training",
+            part="training",
             pool="training",
             kinds={"json"},
             version="3",
@@ -49,7 +49,7 @@ def test_a_range_is_one_run_and_the_docstring_is_the_description() -> None:
     assert declared.backfill_policy == dg.BackfillPolicy.single_run()
     assert declared.op.pool == "training"
     (spec,) = declared.specs
-    assert (spec.description, spec.code_version, spec.group_name) == ("What the UI shows.", "3", "training")
+    assert (spec.description, spec.code_version) == ("What the UI shows.", "3")
     assert spec.owners == OWNERS
     assert spec.partitions_def == DAYS
 
@@ -59,3 +59,9 @@ def test_tags_and_description_of_its_own_come_on_top() -> None:
     assert spec.description == "A model."
     assert spec.tags["cryptovol/model"] == "ewma"
     assert spec.tags["cryptovol/timescale"] == "minutes_h5"
+
+
+def test_groups_are_of_a_chain_and_horizons_share_their_market() -> None:
+    (spec,) = _declared("model_ewma").specs
+    assert spec.group_name == "minutes_h5_train"
+    assert group_name(SPEC, "market") == "minutes_market"

@@ -20,6 +20,7 @@ from cryptovol_dagster.core.models.onnx import OnnxScorer
 from cryptovol_dagster.core.specs import SECONDS
 from cryptovol_dagster.core.times import hour_window
 from cryptovol_dagster.defs.build import build_defs
+from cryptovol_dagster.defs.metadata import rounded
 from cryptovol_dagster.lake import datasets, models, plans
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.latest import ReportError, Reports
@@ -127,13 +128,18 @@ def test_a_run_draws_its_newest_hour_in_the_ui_in_the_lake_and_for_people_withou
 ) -> None:
     metadata, newest = pipeline.summary.metadata, pipeline.hours[-1]
     evaluated = metadata["seconds/model_evaluation"]
+    page = pipeline.settings.storage.reports_dir / "evaluation.html"
+    assert next(iter(evaluated[newest].items())) == ("evaluation page", page.as_uri())
+    assert ["evaluation page" in evaluated[key] for key in pipeline.hours] == [False, False, False, True]
     for name in ("episode", "precision_recall", "precision_recall_onset", "by_period", "reliability"):
-        assert evaluated[newest][name].startswith(f"![{name.replace('_', ' ')}](data:image/png;base64,")
-        assert [name in evaluated[key] for key in pipeline.hours] == [False, False, False, True]
+        assert f'src="plots/{name}.png"' in page.read_text()
+        drawn = f"![{name.replace('_', ' ')}](data:image/png;base64,"
+        assert [drawn in evaluated[key]["evaluation"] for key in pipeline.hours] == [False] * 3 + [True]
         stored = pipeline.lake.read_bytes("seconds/model_evaluation_plots", newest, f"{name}.png")
         assert stored == (pipeline.settings.storage.reports_dir / "plots" / f"{name}.png").read_bytes()
         assert pipeline.lake.partitions("seconds/model_evaluation_plots", f"{name}.png") == [newest]
     for model in pipeline.settings.models.enabled:
+        assert next(iter(metadata[f"seconds/model_{model}"][newest])) == "importance"
         assert ["importance" in metadata[f"seconds/model_{model}"][key] for key in pipeline.hours] == [
             False,
             False,
@@ -147,10 +153,10 @@ def test_what_was_trained_and_measured_is_told_in_numbers_that_the_ui_draws(pipe
     newest = pipeline.hours[-1]
     report = json.loads(pipeline.lake.read_bytes("seconds/model_evaluation", newest, "json"))
     shown = pipeline.summary.metadata["seconds/model_evaluation"][newest]
-    assert shown["AP logreg"] == report["models"]["logreg"]["average_precision"]
-    assert shown["base rate"] == report["counts"]["test"]["base_rate"]
+    assert shown["AP logreg"] == rounded(report["models"]["logreg"]["average_precision"])
+    assert shown["base rate"] == rounded(report["counts"]["test"]["base_rate"])
     assert shown["dagster/partition_row_count"] == report["counts"]["test"]["rows"]
-    assert shown["onset AP ewma"] == report["models"]["ewma"]["onset"]["average_precision"]
+    assert shown["onset AP ewma"] == rounded(report["models"]["ewma"]["onset"]["average_precision"])
     plan = pipeline.summary.metadata["seconds/splits"][newest]
     taught = report["sufficiency"]
     for told in (shown, plan):
@@ -159,7 +165,7 @@ def test_what_was_trained_and_measured_is_told_in_numbers_that_the_ui_draws(pipe
         assert told["spikes apart"] == taught["spikes_apart"]
     check_report(report)
     assert plan["rows train"] == report["counts"]["train"]["rows"]
-    assert plan[f"τ {PRODUCTS[0]}, bps"] == pytest.approx(report["thresholds"][PRODUCTS[0]] * 1e4)
+    assert plan[f"τ {PRODUCTS[0]}, bps"] == rounded(report["thresholds"][PRODUCTS[0]] * 1e4)
 
 
 def test_a_backfill_of_an_old_hour_leaves_the_latest_copies_alone(pipeline: Pipeline) -> None:
