@@ -69,7 +69,7 @@ def minutes_line(settings: Settings, lake: Lake) -> str | None:
         lake.written(spec.asset("labels"), first_ns, progress.at_ns)
         for spec in minutes_specs(settings.timescales.minutes)
     ]
-    return f"{line}; {min(map(len, labelled))} days computed"
+    return f"{line}; days computed: {min(map(len, labelled))}"
 
 
 def learning_line(lake: Lake, spec: TimescaleSpec) -> str:

@@ -36,7 +36,7 @@ def imported_days_sensor(
     @dg.sensor(
         name="imported_days",
         jobs=[market, *retrains],
-        minimum_interval_seconds=30,
+        minimum_interval_seconds=15,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Once the import of `cryptovol up` is done, asks for candles to labels of its days, in "
         "one run, then for the first models of each horizon, and last for the days' drift numbers.",

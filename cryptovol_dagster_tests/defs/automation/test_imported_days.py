@@ -143,12 +143,12 @@ def test_an_empty_folder_comes_to_champions_of_both_horizons(day: Day) -> None:
     assert isinstance(found, dg.SensorResult)
     assert [event.partition for event in found.asset_events] == DAYS
     assert (labels.tags[RANGE_START], labels.tags[RANGE_END]) == (DAYS[0], LAST)
-    assert (day.says() or "").endswith("0 days computed")
+    assert (day.says() or "").endswith("days computed: 0")
     assert learning_line(day.lake, day.spec("minutes_h5")) == "learning: 0 of 2 days"
     assert day.runs(labels)
     assert day.lake.partitions("minutes_h15/labels") == DAYS
     assert day.lake.partitions("minutes_h5/drift_scores", "json") == []
-    assert (day.says() or "").endswith(f"{len(DAYS)} days computed")
+    assert (day.says() or "").endswith(f"days computed: {len(DAYS)}")
     assert learning_line(day.lake, day.spec("minutes_h5")) == "learning: 4 of 2 days; not trained yet"
 
     # Both at once would need twice the memory, so the second is asked for once the first is done.
