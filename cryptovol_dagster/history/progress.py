@@ -13,6 +13,7 @@ from pathlib import Path
 import msgspec
 
 from cryptovol_dagster.core.market.candle_checks import MINUTE_NS
+from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.times import DAY_NS, iso_utc, partition_at, partition_window
 from cryptovol_dagster.history.store import HistoryError
 from cryptovol_dagster.lake.atomic import replace_file
@@ -92,7 +93,7 @@ class Progress(msgspec.Struct, frozen=True):
             for name, one in self.products.items()
         )
         if self.state == DONE:
-            return f"imported minutes: {reached}, up to {iso_utc(self.at_ns)}"
+            return f"imported minutes: {reached}, as of {iso_utc(self.at_ns // NS * NS)}"
         if not runs:
             return f"import of minutes stopped: {reached}; `cryptovol up` continues it"
         line = f"importing minutes: {reached}; {self.share:.0%}"

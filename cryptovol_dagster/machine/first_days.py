@@ -78,12 +78,11 @@ def learning_line(lake: Lake, spec: TimescaleSpec) -> str:
     unit = "hours" if spec.partition_s == HOUR_S else "days"
     # The first one is seldom whole: a recording begins when somebody starts it.
     needed = least_partitions(spec) + 1
-    line = f"learning: {len(labelled)} of {needed} {unit}"
     if len(labelled) < needed:
-        return line
-    newest = labelled[-1]
+        return f"learning: {len(labelled)} of {needed} {unit}"
+    newest, line = labelled[-1], f"learning: {len(labelled)} {unit}"
     if not lake.exists(spec.asset("splits"), newest, "json"):
-        return f"{line}; not trained yet"
+        return f"{line}, not trained yet"
     return f"{line}; nothing trained as of {newest}: {plans.read_plan(lake, spec, newest).reason}"
 
 

@@ -98,7 +98,7 @@ def test_the_last_days_of_each_product_are_imported_and_then_what_lies_around_th
     progress = progress_of(history)
     assert (progress.state, progress.first_day, progress.last_day) == (DONE, "2024-03-01", "2024-03-02")
     assert progress.sentence(runs=False) == (
-        "imported minutes: BTC-USD 2 of 2 days, ETH-USD 2 of 2 days, up to 2024-03-03T00:34:00Z"
+        "imported minutes: BTC-USD 2 of 2 days, ETH-USD 2 of 2 days, as of 2024-03-03T00:34:00Z"
     )
     assert not is_importing(history.root)
 

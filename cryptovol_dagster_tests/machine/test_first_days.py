@@ -54,13 +54,11 @@ def test_the_seconds_say_how_far_they_are_from_their_first_models(settings: Sett
     assert learning_line(lake, spec) == "learning: 0 of 2 hours"
     for number, hour in enumerate(HOURS, 1):
         lake.write_table("seconds/labels", hour, pa.table({"x": [1]}))
-        assert learning_line(lake, spec).startswith(f"learning: {number} of 2 hours")
-    assert learning_line(lake, spec) == "learning: 2 of 2 hours; not trained yet"
+        assert learning_line(lake, spec).startswith(f"learning: {number} ")
+    assert learning_line(lake, spec) == "learning: 2 hours, not trained yet"
     plan = plans.SplitPlan(HOURS[1], "too few rows", None, {}, {}, "", "")
     lake.write_bytes("seconds/splits", HOURS[1], plan.to_json(), "json")
-    assert learning_line(lake, spec) == (
-        f"learning: 2 of 2 hours; nothing trained as of {HOURS[1]}: too few rows"
-    )
+    assert learning_line(lake, spec) == (f"learning: 2 hours; nothing trained as of {HOURS[1]}: too few rows")
 
 
 def test_status_shows_both(settings: Settings) -> None:
@@ -77,7 +75,7 @@ def test_status_shows_both(settings: Settings) -> None:
         lake.write_table(f"{chain}/labels", "2024-03-01", pa.table({"x": [1]}))
     found = look(settings, time.time_ns())
     assert dict(_rows(found))["minutes"] == (
-        "imported minutes: BTC-USD 2 of 2 days, NO-USD refused (not listed), up to 2024-03-03T10:00:00Z; "
+        "imported minutes: BTC-USD 2 of 2 days, NO-USD refused (not listed), as of 2024-03-03T10:00:00Z; "
         "days computed: 1"
     )
     assert json.loads(json.dumps(found.as_dict()))["minutes"] == found.minutes

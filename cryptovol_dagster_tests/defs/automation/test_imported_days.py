@@ -149,7 +149,7 @@ def test_an_empty_folder_comes_to_champions_of_both_horizons(day: Day) -> None:
     assert day.lake.partitions("minutes_h15/labels") == DAYS
     assert day.lake.partitions("minutes_h5/drift_scores", "json") == []
     assert (day.says() or "").endswith(f"days computed: {len(DAYS)}")
-    assert learning_line(day.lake, day.spec("minutes_h5")) == "learning: 4 of 2 days; not trained yet"
+    assert learning_line(day.lake, day.spec("minutes_h5")) == "learning: 4 days, not trained yet"
 
     # Both at once would need twice the memory, so the second is asked for once the first is done.
     for name in ("minutes_h5", "minutes_h15"):
