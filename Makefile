@@ -14,7 +14,7 @@ export GIT_PYTHON_REFRESH := quiet
 # Where it is set (many containers do), each process compiles Dagster, pandas and MLflow anew: 7 s of CPU, every time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo demo-ui up up-simulate ui status notebook test check format bench bench-recorder bench-backfill bench-backtest bench-gate bench-reports bench-drift soak containers-lint containers-check kafka kafka-stop kafka-status lock clean
+.PHONY: help setup demo demo-ui up up-simulate ui status notebook test check format bench bench-recorder bench-backfill bench-backtest bench-gate bench-reports bench-drift bench-day-one soak containers-lint containers-check kafka kafka-stop kafka-status lock clean
 
 help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -74,6 +74,9 @@ bench-backtest: $(STAMP) ## Minutes and memory of the walk-forward test of BTC-U
 
 BARS ?= ../shared/data/bars
 BACKTEST_OUT ?= reports/backtest
+
+bench-day-one: $(DEV_STAMP) ## Minutes from `cryptovol up` on an empty folder to the minutes' champions, on a local exchange at 5 requests a second
+	$(BIN)/python -m benchmarks.day_one
 
 bench-gate: $(DEV_STAMP) ## How often the promotion gate is fooled in a month of retrains, and how soon it sees a better model
 	$(BIN)/python -m benchmarks.gate

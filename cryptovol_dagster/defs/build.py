@@ -12,6 +12,7 @@ from cryptovol_dagster.defs.assets.ingestion import external_assets, gap_ledger_
 from cryptovol_dagster.defs.automation.alerts import failed_runs_sensor
 from cryptovol_dagster.defs.automation.closed_hours import closed_hours_sensor
 from cryptovol_dagster.defs.automation.drift import drift_retrain_sensor, drift_sensor
+from cryptovol_dagster.defs.automation.imported_days import imported_days_sensor
 from cryptovol_dagster.defs.automation.jobs import jobs
 from cryptovol_dagster.defs.automation.retrain import RETRAIN_CRON, retrain_schedule
 from cryptovol_dagster.defs.chains.minutes import (
@@ -68,6 +69,7 @@ def _assemble(settings: Settings, retrain_cron: str, resources: dict[str, Any]) 
             drift_sensor(spec, drift, settings.monitoring),
             drift_retrain_sensor(spec, drift, retrain),
             failed_runs_sensor(),
+            *minutes.sensors,
         ],
         schedules=[
             retrain_schedule(spec, retrain, retrain_cron),
@@ -87,11 +89,12 @@ class _Minutes(NamedTuple):
     checks: list[dg.AssetChecksDefinition]
     jobs: list[Any]
     schedules: list[dg.ScheduleDefinition]
+    sensors: list[dg.SensorDefinition]
 
 
 def _minutes(settings: Settings) -> _Minutes:
     if not settings.timescales.minutes.enabled:
-        return _Minutes([], [], [], [])
+        return _Minutes([], [], [], [], [])
     specs, days = minutes_specs(settings.timescales.minutes), daily_partitions(settings)
     market, retrains = minutes_jobs(settings, specs)
     return _Minutes(
@@ -102,4 +105,5 @@ def _minutes(settings: Settings) -> _Minutes:
             market_schedule(settings.coinbase.products, specs, market),
             *(minutes_retrain_schedule(spec, job) for spec, job in zip(specs, retrains, strict=True)),
         ],
+        sensors=[imported_days_sensor(settings.coinbase.products, specs, market, retrains)],
     )

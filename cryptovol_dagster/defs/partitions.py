@@ -6,6 +6,9 @@ import dagster as dg
 
 from ingestor.settings import Settings
 
+#: Dagster's tags of a run over a range of partitions.
+RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
+
 
 def hours(settings: Settings) -> dg.HourlyPartitionsDefinition:
     """Build the one partitions definition of the seconds, models included.

@@ -47,6 +47,10 @@ class CandleApiError(CryptovolError):
     """The exchange did not answer with candles; the message is one line."""
 
 
+class CandleRefusedError(CandleApiError):
+    """The exchange answered, and will give no candles of this product: it lists none of that name."""
+
+
 class _Candle(msgspec.Struct, frozen=True):
     start: int
     open: float
@@ -107,7 +111,8 @@ class CandleApi:
             end_ns: of the last minute, at most `PAGE_MINUTES` later.
 
         Raises:
-            CandleApiError: the product is unknown, the question refused, or no answer came in all the tries.
+            CandleRefusedError: the product is unknown, or the question refused.
+            CandleApiError: no answer came in all the tries.
         """
         try:
             answer = self._retrying(self._ask, product, start_ns, end_ns)
@@ -140,7 +145,7 @@ class CandleApi:
         if response.status_code == _TOO_MANY or response.status_code >= _SERVER_ERROR:
             raise AttemptError(f"it answered {response.status_code}", retry_after_s(response))
         if response.status_code != httpx.codes.OK:
-            raise CandleApiError(
+            raise CandleRefusedError(
                 f"{self._settings.url} refused candles of {product}: {response.status_code} {_said(response)}"
             )
         try:

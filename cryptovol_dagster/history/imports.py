@@ -6,8 +6,9 @@ belong here: checks (`core/market/candle_checks.py`), storing (`store.py`), HTTP
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -34,7 +35,7 @@ from cryptovol_dagster.history.store import (
 from ingestor.errors import first_line
 
 if TYPE_CHECKING:
-    from cryptovol_dagster.history.api import CandleApi
+    from cryptovol_dagster.history.api import CandleApi, CandleApiError
 
 Format = Literal["csv", "parquet"]
 #: A minute is asked for once it has been over for this long: trades are published late, and an answer that
@@ -165,6 +166,11 @@ def pages(unknown: NDArray[np.int64], page_minutes: int) -> Iterator[tuple[int, 
         yield begin, int(unknown[at - 1]) + MINUTE_NS
 
 
+def settled_until(now_ns: int) -> int:
+    """Return the end of the last minute that the exchange may be asked for."""
+    return (now_ns - SETTLED_NS) // MINUTE_NS * MINUTE_NS
+
+
 def import_span(
     history: History,
     api: CandleApi,
@@ -175,11 +181,12 @@ def import_span(
     clock_ns: Callable[[], int],
     choices: Choices = Choices(),
     page_minutes: int | None = None,
+    pages_at_once: int = 1,
 ) -> Iterator[tuple[int, int, Imported]]:
     """Ask the exchange for what is missing of a product's candles in ``[start_ns, end_ns)``, oldest first.
 
-    Each page is stored before the next is asked for, minutes that the answer leaves out as holes, so whoever
-    starts again goes on where it broke off.
+    Pages are stored before the next ones are asked for, minutes that the answers leave out as holes, so
+    whoever starts again goes on where it broke off.
 
     Args:
         history: where to.
@@ -190,9 +197,10 @@ def import_span(
         clock_ns: gives the present.
         choices: what is to be let through; with `replace`, minutes that are stored are asked for as well.
         page_minutes: of a call.
+        pages_at_once: so many are stored together, which costs little more than one; a kill loses as many.
 
     Yields:
-        After each page, minutes asked for so far, minutes to ask for in all, and what came of the page.
+        After each time, minutes asked for so far, minutes to ask for in all, and what came of these pages.
 
     Raises:
         CandleApiError: the exchange does not give them. What came before is stored.
@@ -201,21 +209,43 @@ def import_span(
     """
     from cryptovol_dagster.history.api import PAGE_MINUTES
 
-    until_ns = min(end_ns, (clock_ns() - SETTLED_NS) // MINUTE_NS * MINUTE_NS)
+    until_ns = min(end_ns, settled_until(clock_ns()))
     if choices.replace:
         wanted = np.arange(-(-start_ns // MINUTE_NS) * MINUTE_NS, until_ns, MINUTE_NS)
     else:
         wanted = history.unknown(product, start_ns, until_ns)
     asked = 0
-    for begin_ns, stop_ns in pages(wanted, page_minutes or PAGE_MINUTES):
-        rows = api.page(product, begin_ns, stop_ns)
-        of_page = wanted[(wanted >= begin_ns) & (wanted < stop_ns)]
-        imported = _record_page(history, product, rows, of_page, now_ns=clock_ns(), choices=choices)
-        asked += of_page.size
-        yield asked, wanted.size, imported
+    ahead = pages(wanted, page_minutes or PAGE_MINUTES)
+    while group := list(islice(ahead, pages_at_once)):
+        answers, failure = _ask(api, product, group)
+        if answers:
+            until = int(np.searchsorted(wanted, group[len(answers) - 1][1]))
+            rows = pd.concat([rows for rows in answers if len(rows)] or answers[:1], ignore_index=True)
+            imported = _record_rows(
+                history, product, rows, wanted[asked:until], now_ns=clock_ns(), choices=choices
+            )
+            asked = until
+            yield asked, wanted.size, imported
+        if failure is not None:
+            raise failure
 
 
-def _record_page(
+def _ask(
+    api: CandleApi, product: str, group: Sequence[tuple[int, int]]
+) -> tuple[list[pd.DataFrame], CandleApiError | None]:
+    """Ask for pages; return the answers, and what went wrong at the page after them."""
+    from cryptovol_dagster.history.api import CandleApiError
+
+    answers = []
+    for begin_ns, stop_ns in group:
+        try:
+            answers.append(api.page(product, begin_ns, stop_ns))
+        except CandleApiError as error:
+            return answers, error
+    return answers, None
+
+
+def _record_rows(
     history: History,
     product: str,
     rows: pd.DataFrame,
@@ -224,12 +254,12 @@ def _record_page(
     now_ns: int,
     choices: Choices,
 ) -> Imported:
-    """Check the candles of a page and store them; minutes without one are stored as holes.
+    """Check the candles of pages and store them; minutes without one are stored as holes.
 
     Args:
         history: where to.
         product: whose candles.
-        rows: the answer, a row a candle.
+        rows: the answers, a row a candle.
         asked: starts of the minutes asked for, ascending.
         now_ns: the present.
         choices: what is to be let through.
@@ -255,7 +285,7 @@ def _record_page(
 
 
 def _answered(asked: NDArray[np.int64], candles: pd.DataFrame, bad: pd.DataFrame) -> pd.DataFrame:
-    """Return the holes of a page: minutes with an impossible candle, and those without any."""
+    """Return the holes of pages: minutes with an impossible candle, and those without any."""
     spoilt = bad["start_ns"].to_numpy(np.int64)
     silent = np.setdiff1d(asked, np.concatenate([candles["start_ns"].to_numpy(np.int64), spoilt]))
     parts = [hole_minutes(silent, NO_CANDLE), hole_minutes(spoilt, BAD_ROW, bad["reason"].tolist())]

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import click
 
+from cryptovol_dagster.core.specs import SECONDS
 from cryptovol_dagster.machine.instance import hold_instance, own_config_note
 from cryptovol_dagster.machine.services import Machine
 from cryptovol_dagster.machine.status import Status, look
@@ -135,6 +136,8 @@ def _line(machine: Machine, supervisor: Supervisor) -> str:
 
 def _stand(status: Status) -> list[str]:
     parts = [f"closed {status.raw.newest_closed or 'none'}", f"labels {status.newest_labels or 'none'}"]
+    if status.minutes and any(one.learning for one in status.models if one.timescale != SECONDS):
+        parts.append(status.minutes)
     for models in status.models:
         verdict = f" ({models.verdict})" if models.verdict else ""
         parts.append(f"retrained {models.evaluated or 'never'}{verdict}")

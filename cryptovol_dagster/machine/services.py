@@ -104,6 +104,18 @@ class Machine:
             stop_s=RECORDER_STOP_S,
         )
 
+    def minutes_import(self) -> Service:
+        """Give the import of the last days' minutes, which ends once they are there."""
+        return Service(
+            name="minutes",
+            command=(sys.executable, "-m", "cryptovol_dagster.machine.first_days"),
+            environment=self.environment(),
+            log=self.logs / "minutes.log",
+            is_ready=lambda _: True,  # nothing waits for it
+            essential=False,
+            finishes=True,
+        )
+
     def simulator(self, arguments: Sequence[str]) -> Service:
         """Give the simulator, which plays its market once; `arguments` are options of ``simulate``."""
         log = self.logs / "simulator.log"

@@ -17,6 +17,7 @@ from cryptovol_dagster.chains import timescale_spec, timescale_specs
 from cryptovol_dagster.core.specs import NS, SECONDS, TimescaleSpec
 from cryptovol_dagster.core.times import DAY_NS, HOUR_NS, hour_key
 from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.machine.first_days import learning_line, minutes_line
 from cryptovol_dagster.machine.instance import running_instance
 from cryptovol_dagster.machine.reachable import accepts, answers
 from ingestor.archive.layout import closing_paths
@@ -91,6 +92,7 @@ class ModelsLook:
         decided: the newest decision's as-of hour.
         decision: its verdict.
         champion: the model it leaves in force.
+        learning: how far it is from its first models; None once there are some.
     """
 
     timescale: str
@@ -100,6 +102,7 @@ class ModelsLook:
     decided: str | None
     decision: str | None
     champion: str | None
+    learning: str | None = None
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,7 @@ class Status:
         services: recorder, Dagster, MLflow and Kafka.
         free_bytes: room for data.
         problems: what is wrong, a sentence each.
+        minutes: how far the import of the last days is, in one line; None where none has begun.
     """
 
     at_ns: int
@@ -140,6 +144,7 @@ class Status:
     services: list[ServiceLook]
     free_bytes: int
     problems: list[str]
+    minutes: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
@@ -162,6 +167,7 @@ def look(settings: Settings, now_ns: int, required: Sequence[str] = ()) -> Statu
 
     Raises:
         ArchiveError: a file of raw storage cannot be read.
+        HistoryError: the record of the import cannot be read.
     """
     storage = settings.storage
     closings, first = _closings(storage.raw_dir), settings.dagster.partitions_start
@@ -186,6 +192,7 @@ def look(settings: Settings, now_ns: int, required: Sequence[str] = ()) -> Statu
             *_service_problems(settings, services, required),
             *_room_problems(storage.data_dir, free_bytes),
         ],
+        minutes=minutes_line(settings, lake),
     )
 
 
@@ -257,6 +264,7 @@ def _models(lake: Lake, spec: TimescaleSpec) -> ModelsLook:
         decided=decided,
         decision=decision.get("verdict"),
         champion=in_force.get("model") if isinstance(in_force, dict) else in_force,
+        learning=None if evaluated else learning_line(lake, spec),
     )
 
 

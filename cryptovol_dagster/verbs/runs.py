@@ -21,6 +21,7 @@ from cryptovol_dagster.core.times import (
 )
 from cryptovol_dagster.defs.build import build_defs
 from cryptovol_dagster.defs.failures import error_line, failure_line, step_name
+from cryptovol_dagster.defs.partitions import RANGE_END, RANGE_START
 from cryptovol_dagster.lake import plans
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.models import outdated_models
@@ -28,8 +29,6 @@ from cryptovol_dagster.machine.instance import ensure_dagster_home, open_instanc
 from cryptovol_dagster.verbs.ranges import specs_of, validate_range
 from ingestor.errors import CryptovolError
 from ingestor.settings import Settings
-
-RANGE_START, RANGE_END = "dagster/asset_partition_range_start", "dagster/asset_partition_range_end"
 
 
 class RunFailed(CryptovolError):  # noqa: N818 - named for what it says

@@ -103,6 +103,8 @@ def _rows(found: Status) -> list[tuple[str, str]]:
     rows.append(("raw", f"{newest}, {raw.rows_today:,} ticks today, {raw.hours} hours with ticks"))
     open_hours = f", open: {', '.join(raw.open[:3])}" if raw.open else ""
     rows.append(("closed", f"{raw.closed} hours, the newest {raw.newest_closed or '–'}{open_hours}"))
+    if found.minutes:
+        rows.append(("minutes", found.minutes))
     rows += [(one.asset, _asset(one)) for one in found.lake]
     rows += [(f"{one.timescale} models", _models(one)) for one in found.models]
     rows += [("report", f"{name}  {_when(at)}") for name, at in list(found.reports.items())[:_REPORTS_SHOWN]]
@@ -116,7 +118,7 @@ def _asset(one: AssetLook) -> str:
 
 
 def _models(one: ModelsLook) -> str:
-    evaluated = f"evaluated as of {one.evaluated}: {one.verdict}" if one.evaluated else "never evaluated"
+    evaluated = f"evaluated as of {one.evaluated}: {one.verdict}" if one.evaluated else one.learning or ""
     decided = f"; decided {one.decision} as of {one.decided}, champion {one.champion}" if one.decided else ""
     taught = f"; {one.sufficiency}" if one.sufficiency else ""
     return evaluated + taught + decided

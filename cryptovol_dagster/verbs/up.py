@@ -6,6 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import click
 
+from cryptovol_dagster.machine import first_days
 from cryptovol_dagster.machine.instance import ensure_dagster_home
 from cryptovol_dagster.machine.reachable import free_port
 from cryptovol_dagster.machine.run import keep_running, port_option
@@ -34,6 +35,11 @@ from ingestor.settings import load_settings
 @click.option("--seed", default=7, show_default=True, type=click.IntRange(min=0), help="Simulated: its seed.")
 @click.option("--no-dagster", is_flag=True, help="Without Dagster: nothing is made of what is recorded.")
 @click.option("--no-mlflow", is_flag=True, help="Without the MLflow UI; runs are tracked all the same.")
+@click.option(
+    "--no-import",
+    is_flag=True,
+    help="Without the last days' minutes from the exchange (history.first_import_days).",
+)
 @port_option("Dagster", 3000)
 @port_option("MLflow", 5000)
 @click.option(
@@ -46,6 +52,7 @@ def up(
     seed: int,
     no_dagster: bool,
     no_mlflow: bool,
+    no_import: bool,
     dagster_port: int,
     mlflow_port: int,
     as_json: bool,
@@ -55,6 +62,10 @@ def up(
     The market is recorded, hours that close are worked off by themselves, models are retrained hourly. A part
     that dies is started again; when the recorder cannot be kept running everything ends. Ctrl-C stops all in
     order, the recorder first: what it has read is stored. A second Ctrl-C does not wait.
+
+    What is missing of the last 120 days' minutes (history.first_import_days) is imported from the exchange in
+    the background. Dagster then computes these days and trains the first models of the minutes. The next
+    start continues an import that broke off.
 
     The broker is the configured one, or the embedded one inside the recorder.
 
@@ -90,6 +101,9 @@ def up(
         if simulate
         else []
     )
+    if not simulate and not no_import and first_days.is_wanted(settings):
+        services.append(machine.minutes_import())
+        notes.append(first_days.announcement(settings))
     keep_running(machine, services, as_json=as_json, notes=notes)
 
 

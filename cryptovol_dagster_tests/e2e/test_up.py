@@ -6,11 +6,17 @@ import json
 import os
 import signal
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from cryptovol_dagster.core.times import DAY_NS
+from cryptovol_dagster.history.last_days import PAGES_AT_ONCE
+from cryptovol_dagster_tests.candle_server import made_candles, serving_candles
 from cryptovol_dagster_tests.e2e.processes import CRYPTOVOL, cryptovol
 
 
@@ -74,9 +80,61 @@ def test_a_recorder_that_cannot_begin_ends_everything_with_one_line(tmp_path: Pa
         **_environment(tmp_path),
         "CRYPTOVOL__KAFKA__BOOTSTRAP_SERVERS": "127.0.0.1:1",
         "CRYPTOVOL__KAFKA__CONNECT_TIMEOUT_S": "0.5",
+        "CRYPTOVOL__HISTORY__FIRST_IMPORT_DAYS": "0",
     }
     failed = cryptovol("up", "--no-dagster", "--no-mlflow", env=env)
     assert failed.returncode == 1
     (line,) = [line for line in failed.stderr.splitlines() if line.startswith("Error:")]
     assert "recorder ended with exit code 1: Error: Kafka broker at 127.0.0.1:1 cannot be reached" in line
     assert f"(log: {tmp_path / 'data' / 'logs' / 'recorder.log'})" in line
+
+
+@contextmanager
+def _up(env: dict[str, str], log: Path) -> Iterator[None]:
+    """Run recorder and import, without Dagster; at the end stop them in order."""
+    command = [*CRYPTOVOL, "up", "--no-dagster", "--no-mlflow"]
+    with log.open("w") as output, subprocess.Popen(command, env=env, stdout=output, stderr=output) as up:
+        yield
+        up.send_signal(signal.SIGINT)
+        assert up.wait(60) == 0, log.read_text()
+
+
+def _minutes(env: dict[str, str]) -> str | None:
+    return json.loads(cryptovol("status", "--json", env=env).stdout)["minutes"]
+
+
+def _wait_until_status_says(env: dict[str, str], says: str) -> None:
+    deadline = time.monotonic() + 120
+    while says not in ((said := _minutes(env)) or ""):
+        assert time.monotonic() < deadline, said
+
+
+@pytest.mark.slow
+def test_the_last_days_are_imported_beside_the_recorder_and_the_next_start_goes_on(tmp_path: Path) -> None:
+    now_ns = time.time_ns()
+    first_ns = (now_ns // DAY_NS - 3) * DAY_NS
+    candles = made_candles(first_ns, (now_ns - first_ns) // (60 * 10**9))
+    with serving_candles({"BTC-USD": candles}) as server:
+        env = {
+            **_environment(tmp_path),
+            "CRYPTOVOL__COINBASE__URL": "ws://127.0.0.1:1",
+            "CRYPTOVOL__HISTORY__URL": server.url,
+            "CRYPTOVOL__HISTORY__REQUESTS_PER_S": "1000",
+            "CRYPTOVOL__HISTORY__FIRST_IMPORT_DAYS": "3",
+        }
+        server.hold_after = PAGES_AT_ONCE
+        log = tmp_path / "up.log"
+        with _up(env, log):
+            _wait_until_status_says(env, "importing minutes: BTC-USD 2 of 3 days; ")
+        said = log.read_text()
+        assert "minutes  none yet: the last 3 days of BTC-USD are imported in the background" in said
+        assert "stopping: recorder, then minutes" in said
+        assert _minutes(env) == "import of minutes stopped: BTC-USD 2 of 3 days; `cryptovol up` continues it"
+
+        server.hold_after = None
+        server.answering.set()
+        answered = set(server.asked[:PAGES_AT_ONCE])
+        with _up(env, log):
+            _wait_until_status_says(env, "imported minutes: BTC-USD 3 of 3 days, as of ")
+        assert answered.isdisjoint(server.asked[PAGES_AT_ONCE:])
+        assert "minutes  what is missing of the last 3 days is imported in the background" in log.read_text()

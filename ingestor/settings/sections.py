@@ -129,7 +129,7 @@ class StorageSettings(Section):
 
 
 class HistorySettings(Section):
-    """Where `cryptovol import-bars` gets past minute candles, and how hard it asks for them."""
+    """Where past minute candles come from, how hard they are asked for, and how many `cryptovol up` wants."""
 
     url: str = Field(
         default="https://api.coinbase.com", description="address of the exchange's REST interface"
@@ -147,6 +147,12 @@ class HistorySettings(Section):
     )
     retry_after_max_s: PositiveFloat = Field(
         default=600.0, description="a server that asks to wait longer than this (Retry-After) is given up"
+    )
+    first_import_days: int = Field(
+        default=120,
+        ge=0,
+        description="`cryptovol up` imports what is missing of the minutes of so many last days, in the "
+        "background, and models learn from them (0: none)",
     )
 
     @field_validator("url")

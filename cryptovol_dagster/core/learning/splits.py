@@ -7,11 +7,14 @@ Method: López de Prado, Advances in Financial Machine Learning (2018), chapter 
 
 from __future__ import annotations
 
+import itertools
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from cryptovol_dagster.core.features.catalogue import feature_list
 from cryptovol_dagster.core.learning.errors import LearningError
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.core.times import iso_utc
@@ -142,6 +145,20 @@ def split_times(first_ns: int, end_ns: int, spec: TimescaleSpec) -> Split:
         horizon_ns=spec.horizon_ns,
         embargo_ns=embargo_ns,
     )
+
+
+def least_partitions(spec: TimescaleSpec) -> int:
+    """Return how many whole partitions from a start hold rows enough to be split.
+
+    The first rows have no features (the longest required window is not warm), the last ones no labels.
+    Whether the rows hold both classes is another matter.
+    """
+    warm_ns = max(feature.window_bars for feature in feature_list(spec) if not feature.optional) * spec.bar_ns
+    for count in itertools.count(1):
+        with suppress(SpanTooShort):
+            split_times(warm_ns, count * spec.partition_ns - spec.horizon_ns, spec)
+            return count
+    raise AssertionError("a longer span always has room")
 
 
 def _floor(ns: int, spec: TimescaleSpec) -> int:

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from cryptovol_dagster.core.market.candle_rollup import CANDLES, ROLLUP_VERSION
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
+from cryptovol_dagster.core.times import partition_window
 from cryptovol_dagster.defs.assets.declare import chain_asset
 from cryptovol_dagster.defs.assets.ingestion import TAGS
 from cryptovol_dagster.defs.metadata import OWNERS, group_name, schema_metadata, shown
@@ -17,13 +18,14 @@ from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import MARKET
 from cryptovol_dagster.defs.retries import retried
 from cryptovol_dagster.history.days import read_candles
-from cryptovol_dagster.history.store import ASSET, History
+from cryptovol_dagster.history.store import ASSET, History, day_version
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.market import TICKS
 from ingestor.settings import Settings
 
 HISTORY = dg.AssetKey.from_user_string(ASSET)
 CANDLES_KEY = dg.AssetKey(["minutes", "candles"])
+_DATA_VERSION = "dagster/data_version"
 COLUMN_DESCRIPTIONS = {
     "bar_start": "start of the minute, UTC; it covers [start, start + 60 s)",
     "volume": "traded, in base currency",
@@ -82,6 +84,26 @@ def candle_assets(
         return dg.MaterializeResult()
 
     return [imported, candles]
+
+
+def imported_day(history: History, products: Sequence[str], day: str) -> dg.AssetMaterialization:
+    """Describe a day of imported candles, as a materialization of `minutes/history`.
+
+    Args:
+        history: what is stored.
+        products: whose candles.
+        day: the day (``2024-01-31``).
+    """
+    candles = history.read_products(products, *partition_window(day))
+    return dg.AssetMaterialization(
+        asset_key=HISTORY,
+        partition=day,
+        metadata={
+            "dagster/partition_row_count": len(candles),
+            **{f"candles {product}": int((candles["product"] == product).sum()) for product in products},
+        },
+        tags={_DATA_VERSION: day_version(candles)},
+    )
 
 
 def _write_day(

@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given, reject, settings
 from hypothesis import strategies as st
 
-from cryptovol_dagster.core.learning.splits import SpanTooShort, Split, split_times
+from cryptovol_dagster.chains import timescale_specs
+from cryptovol_dagster.core.learning.splits import SpanTooShort, Split, least_partitions, split_times
 from cryptovol_dagster.core.specs import NS, SplitSpec, TimescaleSpec
 from cryptovol_dagster_tests.core.clustered_market import SPEC, START_NS
+from ingestor.settings import Settings
 
 
 @st.composite
@@ -82,3 +84,10 @@ def test_too_short_says_what_is_needed() -> None:
         split_times(START_NS, START_NS + 600 * NS, SPEC)
     with pytest.raises(SpanTooShort):
         split_times(START_NS, START_NS, SPEC)
+
+
+def test_the_least_whole_partitions_are_the_first_that_can_be_split() -> None:
+    specs = timescale_specs(Settings())
+    found = {name: least_partitions(spec) for name, spec in specs.items()}
+    assert found == {"seconds": 1, "minutes_h5": 2, "minutes_h15": 2}
+    assert least_partitions(replace(specs["seconds"], horizon_bars=2_000)) == 5

@@ -33,7 +33,13 @@ from cryptovol_dagster.verbs import ranges, runs
 from cryptovol_dagster.verbs.backfill import backfill
 from cryptovol_dagster_tests.synthetic import PRODUCTS, small_settings
 from ingestor.settings import Settings
-from ingestor.settings.sections import HorizonSettings, MinutesSettings, ModelSettings, SplitSettings
+from ingestor.settings.sections import (
+    HorizonSettings,
+    MinutesSettings,
+    ModelName,
+    ModelSettings,
+    SplitSettings,
+)
 
 FIRST, LAST = "2024-03-01", "2024-03-09"
 FIRST_NS = pd.Timestamp(FIRST, tz="UTC").value
@@ -56,7 +62,10 @@ class Minutes(NamedTuple):
         return timescale_specs(self.settings)[name]
 
 
-def minutes_settings(folder: Path) -> Settings:
+MODELS: tuple[ModelName, ...] = ("persistence", "ewma", "har_logit", "xgboost")
+
+
+def minutes_settings(folder: Path, models: tuple[ModelName, ...] = MODELS) -> Settings:
     """Two horizons that learn on four days and are tested on two, every third day."""
     minutes = MinutesSettings(
         windows_bars=(5, 15, 60),
@@ -69,7 +78,7 @@ def minutes_settings(folder: Path) -> Settings:
         retrain_anchor=date(2024, 3, 6),
         splits=SplitSettings(train_span_s=4 * 86_400, test_span_s=2 * 86_400),
         models=ModelSettings(
-            enabled=("persistence", "ewma", "har_logit", "xgboost"),
+            enabled=models,
             xgboost_trees=15,
             xgboost_min_child_weight=5.0,
             bootstrap_resamples=20,

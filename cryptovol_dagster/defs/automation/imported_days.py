@@ -1,0 +1,187 @@
+"""The sensor that has the days of a background import computed, and the first models trained on them."""
+
+# No `from __future__ import annotations` here: Dagster reads annotations.
+
+import json
+from collections.abc import Sequence
+
+import dagster as dg
+import pandas as pd
+
+from cryptovol_dagster.core.specs import TimescaleSpec, market_assets
+from cryptovol_dagster.core.times import DAY_NS, partition_window, partitions_between
+from cryptovol_dagster.defs.assets.candles import imported_day
+from cryptovol_dagster.defs.automation.jobs import AssetJob, asset_keys
+from cryptovol_dagster.defs.automation.retrain import UNFINISHED, why_too_short
+from cryptovol_dagster.defs.partitions import RANGE_END, RANGE_START
+from cryptovol_dagster.history.progress import DONE, Progress, is_importing, read_progress
+from cryptovol_dagster.history.store import History
+from cryptovol_dagster.lake.files import Lake
+
+_RUN_KEY = "dagster/run_key"
+
+
+def imported_days_sensor(
+    products: Sequence[str], specs: Sequence[TimescaleSpec], market: AssetJob, retrains: Sequence[AssetJob]
+) -> dg.SensorDefinition:
+    """Build the sensor that hands the days of a background import to the minutes' jobs.
+
+    Args:
+        products: whose candles the days are made of.
+        specs: the chains of the minutes.
+        market: the job of a day's market.
+        retrains: of each chain.
+    """
+
+    @dg.sensor(
+        name="imported_days",
+        jobs=[market, *retrains],
+        minimum_interval_seconds=15,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description="Once the import of `cryptovol up` is done, asks for candles to labels of its days, in "
+        "one run, then for the first models of each horizon, and last for the days' drift numbers.",
+    )
+    def imported_days(
+        context: dg.SensorEvaluationContext, lake: dg.ResourceParam[Lake], history: dg.ResourceParam[History]
+    ) -> dg.SensorResult | dg.SkipReason:
+        progress = read_progress(history.root)
+        if progress is None:
+            return dg.SkipReason("`cryptovol up` has imported no minutes here")
+        if progress.state != DONE:
+            return dg.SkipReason(progress.sentence(runs=is_importing(history.root)))
+        if context.cursor == str(progress.began_ns):
+            return dg.SkipReason(f"all is computed of what was imported up to {progress.last_day}")
+        for job in (market, *retrains):
+            if context.instance.get_runs(dg.RunsFilter(job_name=job.name, statuses=UNFINISHED), limit=1):
+                return dg.SkipReason(f"a run of {job.name} is on its way")
+        outdated = outdated_days(lake, history, products, specs, progress)
+        requests = (
+            _labels_request(market, specs, outdated, progress)
+            or _training_requests(retrains, specs, lake, progress)
+            or _drift_request(market, specs, lake, progress)
+        )
+        if not requests:
+            context.update_cursor(str(progress.began_ns))
+            return dg.SkipReason(f"all is computed of what was imported up to {progress.last_day}")
+        # One at a time. Dagster enforces a pool's limit only from the second look at its queue on: two first
+        # trainings asked for together would run together.
+        request = requests[0]
+        if reason := _why_not_again(context.instance, request):
+            return dg.SkipReason(reason)
+        shown = [imported_day(history, products, day) for day in outdated]
+        return dg.SensorResult(run_requests=[request], asset_events=shown)
+
+    return imported_days
+
+
+def _labels_request(
+    market: AssetJob, specs: Sequence[TimescaleSpec], outdated: Sequence[str], progress: Progress
+) -> list[dg.RunRequest]:
+    """Ask for all days from the first outdated one on, as each reads those before it."""
+    if not outdated:
+        return []
+    drift = {spec.asset("drift_scores") for spec in specs}
+    assets = [asset for asset in market_assets(specs) if asset not in drift]
+    return [_range_request("labels", market, assets, outdated[0], progress)]
+
+
+def _training_requests(
+    retrains: Sequence[AssetJob], specs: Sequence[TimescaleSpec], lake: Lake, progress: Progress
+) -> list[dg.RunRequest]:
+    return [
+        dg.RunRequest(f"{job.name} of {progress.began_ns}", job_name=job.name, partition_key=newest)
+        for spec, job in zip(specs, retrains, strict=True)
+        if (newest := max(lake.partitions(spec.asset("labels")), default=""))
+        and not why_not_trained(lake, spec, newest)
+    ]
+
+
+def _drift_request(
+    market: AssetJob, specs: Sequence[TimescaleSpec], lake: Lake, progress: Progress
+) -> list[dg.RunRequest]:
+    """Ask for the drift numbers of labelled days: nobody waits for them, and they take half the time."""
+    assets = [spec.asset("drift_scores") for spec in specs]
+    labelled = lake.written(specs[-1].asset("labels"), *progress.window)
+    missing = [day for day in labelled if not all(lake.exists(asset, day, "json") for asset in assets)]
+    return [_range_request("drift", market, assets, missing[0], progress)] if missing else []
+
+
+def _range_request(
+    what: str, job: AssetJob, assets: Sequence[str], first: str, progress: Progress
+) -> dg.RunRequest:
+    return dg.RunRequest(
+        f"{what} of {progress.began_ns}",
+        job_name=job.name,
+        asset_selection=asset_keys(assets),
+        tags={RANGE_START: first, RANGE_END: progress.last_day},
+    )
+
+
+def _why_not_again(instance: dg.DagsterInstance, request: dg.RunRequest) -> str:
+    """Say which run ended without what is asked for; a request is made once an import."""
+    tried = instance.get_runs(dg.RunsFilter(tags={_RUN_KEY: request.run_key or ""}), limit=1)
+    if not tried:
+        return ""
+    return (
+        f"run {tried[0].run_id} of {request.job_name} ended and something is still missing: see its error; "
+        "the next start of `cryptovol up` tries again"
+    )
+
+
+def outdated_days(
+    lake: Lake,
+    history: History,
+    products: Sequence[str],
+    specs: Sequence[TimescaleSpec],
+    progress: Progress,
+) -> list[str]:
+    """Return the whole days with imported candles that the lake has not, or that no labels were made of.
+
+    Args:
+        lake: what was computed.
+        history: what was imported.
+        products: whose candles count.
+        specs: the chains of the minutes.
+        progress: whose days.
+    """
+    start_ns, end_ns = progress.window
+    candles = history.read_products(products, start_ns, end_ns)
+    days = pd.Series(candles["start_ns"].to_numpy() // DAY_NS * DAY_NS)
+    counts = candles.groupby([days, candles["product"].to_numpy()]).size()
+    outdated = []
+    for day in partitions_between(start_ns, end_ns, DAY_NS):
+        imported = counts.get(partition_window(day)[0])
+        if imported is None:
+            continue
+        taken = _candles_taken(lake, specs[0], day)
+        is_complete = all(rows <= taken.get(str(product), 0) for product, rows in imported.items())
+        if not (is_complete and all(lake.exists(spec.asset("labels"), day) for spec in specs)):
+            outdated.append(day)
+    return outdated
+
+
+def _candles_taken(lake: Lake, grid: TimescaleSpec, day: str) -> dict[str, int]:
+    """Return how many imported candles the lake's candles of a day hold, by product."""
+    asset = grid.asset("candles")
+    if not lake.exists(asset, day, "json"):
+        return {}
+    summary = json.loads(lake.read_bytes(asset, day, "json"))
+    return {product: sources["history"] for product, sources in summary["products"].items()}
+
+
+def why_not_trained(lake: Lake, spec: TimescaleSpec, newest: str) -> str:
+    """Say why a chain's models need not, or cannot, be trained as of a day; empty where they can.
+
+    They are needed where there are none, or where a schedule's turn was missed while the machine was off.
+
+    Args:
+        lake: what was computed.
+        spec: the chain.
+        newest: its newest day with labels.
+    """
+    trained = lake.partitions(spec.asset("model_evaluation"), "json")
+    if trained:
+        age_days = (partition_window(newest)[0] - partition_window(trained[-1])[0]) // DAY_NS
+        if age_days <= spec.retrain_every:
+            return f"the models of {trained[-1]} are {age_days} days old"
+    return why_too_short(lake, spec, newest)

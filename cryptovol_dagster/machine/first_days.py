@@ -1,0 +1,109 @@
+"""The first days on the real market: the process that imports past minutes, and how far a chain has come.
+
+Belongs here: what `cryptovol up` starts beside the recorder, and what `up` and `status` say of it. Does not
+belong here: the import (`history/last_days.py`), what is computed of it (`defs/automation/imported_days.py`).
+
+    python -m cryptovol_dagster.machine.first_days
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+
+from cryptovol_dagster.chains import minutes_specs
+from cryptovol_dagster.core.learning.splits import least_partitions
+from cryptovol_dagster.core.specs import HOUR_S, TimescaleSpec
+from cryptovol_dagster.core.times import partition_window
+from cryptovol_dagster.history.progress import DONE, is_importing, read_progress
+from cryptovol_dagster.history.store import History
+from cryptovol_dagster.lake import plans
+from cryptovol_dagster.lake.files import Lake
+from ingestor.errors import CryptovolError
+from ingestor.settings import Settings, load_settings
+
+#: The recorder goes first.
+NICENESS = 5
+
+
+def is_wanted(settings: Settings) -> bool:
+    """Tell whether the configuration asks for the minutes of the last days."""
+    return settings.timescales.minutes.enabled and settings.history.first_import_days > 0
+
+
+def announcement(settings: Settings) -> str:
+    """Say in one line what `cryptovol up` is about to import."""
+    from cryptovol_dagster.history.api import PAGE_MINUTES  # an HTTP client, which `status` need not load
+
+    days, products = settings.history.first_import_days, settings.coinbase.products
+    history = History(settings.storage.history_dir)
+    if any(history.months(product) for product in products):
+        return f"{'minutes':<9}what is missing of the last {days} days is imported in the background"
+    pages = math.ceil(days * 1_440 / PAGE_MINUTES) * len(products)
+    took = math.ceil(pages / settings.history.requests_per_s / 60)
+    return (
+        f"{'minutes':<9}none yet: the last {days} days of {', '.join(products)} are imported in the "
+        f"background ({took} min or more), then models learn from them (--no-import: not)"
+    )
+
+
+def minutes_line(settings: Settings, lake: Lake) -> str | None:
+    """Say how far the import of the last days is, and what was computed of them; None where none has begun.
+
+    Raises:
+        HistoryError: the record of the import cannot be read.
+    """
+    if not settings.timescales.minutes.enabled:
+        return None
+    root = settings.storage.history_dir
+    progress = read_progress(root)
+    if progress is None:
+        return None
+    line = progress.sentence(runs=is_importing(root))
+    if progress.state != DONE:
+        return line
+    first_ns = partition_window(progress.first_day)[0]
+    labelled = [
+        lake.written(spec.asset("labels"), first_ns, progress.at_ns)
+        for spec in minutes_specs(settings.timescales.minutes)
+    ]
+    return f"{line}; days computed: {min(map(len, labelled))}"
+
+
+def learning_line(lake: Lake, spec: TimescaleSpec) -> str:
+    """Say how far a chain without an evaluation is from its first models."""
+    labelled = lake.partitions(spec.asset("labels"))
+    unit = "hours" if spec.partition_s == HOUR_S else "days"
+    # The first one is seldom whole: a recording begins when somebody starts it.
+    needed = least_partitions(spec) + 1
+    if len(labelled) < needed:
+        return f"learning: {len(labelled)} of {needed} {unit}"
+    newest, line = labelled[-1], f"learning: {len(labelled)} {unit}"
+    if not lake.exists(spec.asset("splits"), newest, "json"):
+        return f"{line}, not trained yet"
+    return f"{line}; nothing trained as of {newest}: {plans.read_plan(lake, spec, newest).reason}"
+
+
+def main() -> None:
+    """Import what is missing of the last days; see the module."""
+    from cryptovol_dagster.history.last_days import LastDays
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    os.nice(NICENESS)
+    try:
+        settings = load_settings().settings
+        LastDays(
+            History(settings.storage.history_dir),
+            settings.history,
+            settings.coinbase.products,
+            partition_window(settings.dagster.minutes_start.isoformat())[0],
+            tell=lambda line: print(line, flush=True),
+        ).run()
+    except CryptovolError as error:
+        sys.exit(f"Error: {error}")
+
+
+if __name__ == "__main__":
+    main()
