@@ -74,7 +74,8 @@ def keep_running(
     """
     machine.logs.mkdir(parents=True, exist_ok=True)
     show = _Show(as_json)
-    with hold_instance(machine.home, machine.dagster_url, machine.mlflow_url):
+    names = [service.name for service in services]
+    with hold_instance(machine.home, machine.dagster_url, machine.mlflow_url, names):
         show.event("started", _addresses(machine, services, notes), **_details(machine, services))
         own = own_config_note(machine.home)
         if own is not None:
@@ -91,7 +92,7 @@ def keep_running(
                 supervisor.watch(every_s)
                 if not as_json and not supervisor.stop_asked:
                     show.status(_line(machine, supervisor))
-            show.event("stopping", "stopping: " + ", then ".join(service.name for service in services))
+            show.event("stopping", "stopping: " + ", then ".join(names))
         show.event("stopped", "stopped")
 
 
