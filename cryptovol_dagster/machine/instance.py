@@ -115,7 +115,10 @@ def ensure_dagster_home(settings: Settings) -> Path:
         if not config.exists() or hashlib.sha256(config.read_bytes()).hexdigest() in EARLIER_YAML:
             replace_file(config, DAGSTER_YAML.encode())
     except OSError as error:
-        raise InstanceError(f"{home}: cannot hold the Dagster instance: {error.strerror or error}") from error
+        raise InstanceError(
+            f"{home}: cannot hold the Dagster instance: {error.strerror or error}; name a folder that can be "
+            "written, as DAGSTER_HOME or storage.data_dir"
+        ) from error
     return home
 
 

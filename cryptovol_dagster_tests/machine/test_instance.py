@@ -71,7 +71,10 @@ def test_one_supervisor_holds_an_instance(settings: Settings) -> None:
         assert running is not None
         assert running.began_s > 0
         assert running == Running(os.getpid(), *URLS, ("recorder", "Dagster"), running.began_s)
-        message = rf"is in use: .* runs already \(pid {os.getpid()}, http://127\.0\.0\.1:3000\)"
+        message = (
+            rf"is in use: .* runs already \(pid {os.getpid()}, http://127\.0\.0\.1:3000\); "
+            rf"use it, or stop it: Ctrl-C there, or `kill {os.getpid()}`$"
+        )
         with pytest.raises(InstanceError, match=message), hold_instance(home, *URLS):
             pass
     assert running_instance(settings) is None

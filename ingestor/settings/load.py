@@ -177,14 +177,14 @@ def _is_complex(dotted: str) -> bool:
 
 
 def _refuse_unknown(names: Mapping[str, str], where: str) -> None:
-    for upper, name in names.items():
+    for upper in names:
         model: Any = Settings
         for part in _dotted(upper).split("."):
             fields = getattr(model, "model_fields", None)
             if fields is None:
                 break  # inside a free-form mapping such as kafka.security
             if part not in fields:
-                raise SettingsError(f"{where}: {name}: {_unknown_key(_dotted(upper))}")
+                raise SettingsError(f"{where}: {upper}: {_unknown_key(_dotted(upper))}")
             model = fields[part].annotation
 
 
