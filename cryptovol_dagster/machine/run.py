@@ -137,10 +137,11 @@ def _line(machine: Machine, supervisor: Supervisor) -> str:
 def _stand(status: Status) -> list[str]:
     parts = [f"closed {status.raw.newest_closed or 'none'}", f"labels {status.newest_labels or 'none'}"]
     for models in status.models:
-        verdict = f" ({models.verdict})" if models.verdict else ""
-        parts.append(f"retrained {models.evaluated or 'never'}{verdict}")
-        if models.champion:
-            parts.append(f"champion {models.champion}")
+        if models.evaluated is not None:
+            champion = f", champion {models.champion}" if models.champion else ""
+            parts.append(f"{models.timescale} retrained {models.evaluated} ({models.verdict}{champion})")
+    if status.waits_for is not None:
+        parts.append(f"waits for {status.waits_for}")
     return parts
 
 

@@ -301,7 +301,12 @@ def _services(settings: Settings, raw: RawLook, now_ns: int) -> list[ServiceLook
         "dagster": running.dagster_url if running else settings.dagster.ui_url,
         "mlflow": running.mlflow_url if running else settings.mlflow.ui_url,
     }
-    starts = running is not None and "recorder" in running.services
+    # One that has stored something since is over: a simulated market ends.
+    starts = (
+        running is not None
+        and "recorder" in running.services
+        and (raw.stored_ago_s is None or raw.stored_ago_s > now_ns / NS - running.began_s)
+    )
     kafka = settings.kafka.bootstrap_servers
     # The embedded broker is the recorder's own: it lives and ends with it.
     kafka_runs = raw.recorder_runs if settings.kafka.is_embedded else any(map(accepts, kafka.split(",")))
