@@ -10,6 +10,7 @@ DEV_STAMP := $(VENV)/.installed-dev
 # No library of ours, nor of others, phones home from here.
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
+export ORT_DISABLE_TELEMETRY := 1
 export GIT_PYTHON_REFRESH := quiet
 # Where it is set (many containers do), each process compiles Dagster, pandas and MLflow anew: 7 s of CPU, every time.
 unexport PYTHONDONTWRITEBYTECODE
@@ -52,8 +53,8 @@ status: $(STAMP) ## One look at recorder, lake, models, services and room; fails
 ui: $(STAMP) ## Open Dagster (webserver, daemon) and MLflow on your own data
 	@$(BIN)/cryptovol ui
 
-notebook: $(DEV_STAMP) ## Run notebooks/eda.ipynb on the configured data; writes reports/eda.html
-	@$(BIN)/jupyter-nbconvert --execute --to html --output-dir reports notebooks/eda.ipynb
+notebook: $(DEV_STAMP) ## Run notebooks/eda.ipynb on the configured data; writes eda.html beside its reports
+	@$(BIN)/cryptovol notebook
 
 # Half of the tests wait (for a broker, a socket, a page), so two files run at a time; more would make those that
 # measure silence see it where there is none.

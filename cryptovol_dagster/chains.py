@@ -16,13 +16,15 @@ from cryptovol_dagster.core.specs import (
     SplitSpec,
     TimescaleSpec,
 )
-from ingestor.errors import CryptovolError
+from ingestor.errors import USAGE, CryptovolError, did_you_mean
 from ingestor.settings import Settings
 from ingestor.settings.sections import MinutesSettings, ModelSettings, TimescaleSettings
 
 
 class UnknownChain(CryptovolError):  # noqa: N818 - named for what it says
     """There is no chain of that name; the message lists those there are."""
+
+    exit_code = USAGE
 
 
 def timescale_spec(settings: TimescaleSettings, name: str) -> TimescaleSpec:
@@ -97,7 +99,8 @@ def spec_of(settings: Settings, name: str) -> TimescaleSpec:
     """
     known = timescale_specs(settings)
     if name not in known:
-        raise UnknownChain(f"{name} is no chain of this configuration: {', '.join(known)}")
+        hint = did_you_mean(name, known)
+        raise UnknownChain(f"{name} is no chain of this configuration: {', '.join(known)}.{hint}")
     return known[name]
 
 

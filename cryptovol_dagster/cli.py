@@ -25,6 +25,7 @@ VERBS = {
     "rollback": "cryptovol_dagster.verbs.champion:rollback",
     "infer": "cryptovol_dagster.verbs.infer:infer",
     "report": "cryptovol_dagster.verbs.report:report",
+    "notebook": "cryptovol_dagster.verbs.notebook:notebook",
     "leak-audit": "cryptovol_dagster.verbs.leak_audit:leak_audit",
 }
 

@@ -30,9 +30,11 @@ from cryptovol_dagster.core.market.bars import build_bars, tick_ahead_ns, tick_r
 from cryptovol_dagster.core.market.cleaning import TickCleaner, TickCounts, order_ticks
 from cryptovol_dagster.core.market.ticks import TickColumns
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
-from cryptovol_dagster.core.times import DAY_NS, HOUR_NS
+from cryptovol_dagster.core.times import DAY_NS, HOUR_NS, hour_key, hour_window
 from cryptovol_dagster.lake.atomic import atomic_writer
-from ingestor.archive.layout import files_in, hour_folders
+from cryptovol_dagster.lake.files import VERSION_KEY
+from cryptovol_dagster.lake.look_back import feature_look_back
+from ingestor.archive.reader import RawReader
 from ingestor.envelope import TICKS
 from ingestor.errors import CryptovolError
 from ingestor.recordings import RecordingCounts, RecordingReader, iter_recording
@@ -164,6 +166,12 @@ class FeatureStream:
         """Yield the features of the hours that are still open."""
         yield from self._close(-(-(self._newest_ns + 1) // HOUR_NS) * HOUR_NS)
 
+    def only(self, start_ns: int, end_ns: int) -> Iterator[FeatureGrid]:
+        """Yield the features of whole hours; earlier ones, still open, only serve their windows."""
+        for _ in self._close(start_ns):
+            pass
+        yield from self._close(end_ns)
+
     def _close(self, until_ns: int) -> Iterator[FeatureGrid]:
         if self.end_ns is None:
             if not self._open:
@@ -192,6 +200,7 @@ def replay(
     spec: TimescaleSpec,
     products: Sequence[str] | None = None,
     out: Path | str | None = None,
+    span_ns: tuple[int, int] | None = None,
 ) -> ReplayResult:
     """Compute the features of recordings, over the whole UTC hours that cover them.
 
@@ -204,7 +213,10 @@ def replay(
         spec: the timescale.
         products: only these, all of them with rows for every hour; by default every product found, each with
             rows from the hour of its first tick on.
-        out: a ``.parquet`` or ``.csv`` file to write, replaced as a whole at the end.
+        out: a ``.parquet`` or ``.csv`` file to write, replaced as a whole at the end. Parquet carries the
+            feature version, which lets `cryptovol infer` fill in columns that a replay lacks.
+        span_ns: rows of these whole hours only, start and end; what was recorded before them serves their
+            windows. All of it is held in memory at once.
 
     Raises:
         ReplayError: no files, no usable tick, a jump of event time, or an `out` that cannot be written.
@@ -216,12 +228,9 @@ def replay(
     stream = FeatureStream(spec, products or ())
     sources = _Sources([Path(file) for file in files], products)
     reasons: Counter[int] = Counter()
-    with _sink(out) as sink:
-        for ticks, watermark_ns in sources:
-            stream.add(ticks)
-            for grid in stream.close_until(watermark_ns):
-                _take(grid, sink, reasons)
-        for grid in stream.finish():
+    version = feature_hash(spec)
+    with _sink(out, version) as sink:
+        for grid in _grids(stream, sources, span_ns):
             _take(grid, sink, reasons)
         if stream.start_ns is None or stream.end_ns is None:
             raise ReplayError(_nothing_usable(sources, stream.counts, products))
@@ -229,11 +238,21 @@ def replay(
         sources,
         stream,
         reasons,
-        span=(stream.start_ns, stream.end_ns),
-        version=feature_hash(spec),
+        span=(stream.start_ns if span_ns is None else max(stream.start_ns, span_ns[0]), stream.end_ns),
+        version=version,
         out=None if out is None else str(out),
         seconds=time.perf_counter() - began,
     )
+
+
+def _grids(
+    stream: FeatureStream, sources: _Sources, span_ns: tuple[int, int] | None
+) -> Iterator[FeatureGrid]:
+    for ticks, watermark_ns in sources:
+        stream.add(ticks)
+        if span_ns is None:
+            yield from stream.close_until(watermark_ns)
+    yield from stream.finish() if span_ns is None else stream.only(*span_ns)
 
 
 def _result(
@@ -360,8 +379,9 @@ class _Sink:
 class _FileSink(_Sink):
     """Writes a file that replaces the target at the end; after an error the target is as it was."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, version: str) -> None:
         self._path = path
+        self._version = version.encode()
         self._open = ExitStack()
         self._parquet: pq.ParquetWriter | None = None
         self._has_header = False
@@ -382,6 +402,7 @@ class _FileSink(_Sink):
 
     def _write_parquet(self, frame: pd.DataFrame) -> None:
         table = pa.Table.from_pandas(frame.astype({"product": str}), preserve_index=False)
+        table = table.replace_schema_metadata({**(table.schema.metadata or {}), VERSION_KEY: self._version})
         if self._parquet is None:
             writer = pq.ParquetWriter(self._file, table.schema, compression="zstd")
             self._parquet = self._open.enter_context(writer)
@@ -402,28 +423,40 @@ class _FileSink(_Sink):
             raise ReplayError(f"{self._path}: cannot be written: {error.strerror or error}") from error
 
 
-def _sink(out: Path | str | None) -> _Sink:
+def _sink(out: Path | str | None, version: str) -> _Sink:
     if out is None:
         return _Sink()
     path = Path(out)
     if path.suffix not in (".parquet", ".csv"):
         raise ReplayError(f"{path}: features are written as .parquet or .csv")
-    return _FileSink(path)
+    return _FileSink(path, version)
 
 
-def newest_raw_files(raw_dir: Path) -> list[Path]:
-    """Return the raw files of the newest recorded hour.
+def newest_closed_hour(raw_dir: Path, spec: TimescaleSpec) -> tuple[str, list[Path]]:
+    """Return the newest closed hour with ticks, and the raw files of it and of what its windows reach into.
+
+    Not the running hour: its newest rows would say of most of it that nothing was recorded.
 
     Raises:
-        ReplayError: raw storage holds no ticks.
-        ArchiveError: it cannot be read.
+        ReplayError: no hour with ticks has closed; the message says what to do.
+        ArchiveError: raw storage cannot be read.
     """
+    reader, look_back_ns = RawReader(raw_dir), feature_look_back(spec) * HOUR_NS
+    for hour in reversed([hour.hour for hour in reader.closed_hours()]):
+        start_ns, end_ns = hour_window(hour)
+        if reader.files(TICKS, start_ns, end_ns):
+            files = reader.files(TICKS, start_ns - look_back_ns, end_ns + tick_ahead_ns(spec))
+            return hour, [file.path for file in files]
     # Raw storage belongs to one system, so its names lack the prefix that separates systems on a broker.
     topic = raw_dir / TICKS
-    for _, folder in reversed([*hour_folders(topic)]):
-        if files := sorted(path for _, path in files_in(folder)):
-            return files
-    raise ReplayError(f"{topic}: no raw file to replay; name one with --data-file")
+    if running := reader.hours(TICKS):
+        raise ReplayError(
+            f"{topic}: no hour has closed yet, {hour_key(running[-1])} is open: wait for its end, or name a "
+            "recording with --data-file"
+        )
+    raise ReplayError(
+        f"{topic} holds no closed hour: record with `cryptovol ingest`, or name a recording with --data-file"
+    )
 
 
 def product_ids(text: str) -> list[str]:

@@ -13,21 +13,23 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+import yaml
 from click.testing import CliRunner
 
 from cryptovol_dagster import replay as replay_module
 from cryptovol_dagster.chains import timescale_spec
 from cryptovol_dagster.cli import main
-from cryptovol_dagster.core.features.catalogue import feature_names
+from cryptovol_dagster.core.features.catalogue import feature_names, optional_feature_names
 from cryptovol_dagster.core.features.compute import compute_features
 from cryptovol_dagster.core.market.bars import build_bars
 from cryptovol_dagster.core.market.cleaning import clean_ticks
 from cryptovol_dagster.core.market.ticks import TickColumns
 from cryptovol_dagster.core.specs import NS
-from cryptovol_dagster.core.times import HOUR_NS
+from cryptovol_dagster.core.times import HOUR_NS, hour_window
 from cryptovol_dagster.replay import FeatureStream, ReplayError, replay
 from cryptovol_dagster_tests.core.market.builders import START_NS, random_ticks, spec
-from ingestor.archive.layout import FileName
+from cryptovol_dagster_tests.pipeline import Pipeline
+from cryptovol_dagster_tests.synthetic import FIRST_HOUR, small_settings, write_market
 from ingestor.recordings import RecordingError, read_recording
 from ingestor.settings.sections import Settings
 
@@ -275,18 +277,38 @@ def test_failures_are_one_line(recordings: Path, tmp_path: Path) -> None:
         assert done.stderr.count("\n") == 1
 
 
-def test_without_a_file_the_newest_raw_hour_is_read(tmp_path: Path) -> None:
-    with pytest.raises(ReplayError, match="no raw file to replay"):
-        replay_module.newest_raw_files(tmp_path)
-    for hour in ("date=2026-04-04/hour=23", "date=2026-04-05/hour=01"):
-        folder = tmp_path / "ticks.raw" / hour
-        folder.mkdir(parents=True)
-        for partition, suffix in ((1, "parquet"), (0, "ndjson")):
-            (folder / f"{FileName('abcd1234', partition, 0)}.{suffix}").touch()
-        (folder / f"_{FileName('abcd1234', 0, 0)}.footer.json").touch()
-    (tmp_path / "ticks.raw/date=2026-04-05/hour=02").mkdir()
-    newest = replay_module.newest_raw_files(tmp_path)
-    assert [(file.parent.name, file.name[9:11], file.suffix) for file in newest] == [
-        ("hour=01", "p0", ".ndjson"),
-        ("hour=01", "p1", ".parquet"),
-    ]
+def test_without_a_file_the_newest_closed_hour_gives_the_rows_of_its_asset(
+    pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its first rows too: the hour before serves their windows. And `infer` reads what was written."""
+    config, out = tmp_path / "config.yaml", tmp_path / "features.parquet"
+    config.write_text(yaml.safe_dump(pipeline.settings.model_dump(mode="json", exclude={"kafka"})))
+    monkeypatch.setenv("CRYPTOVOL_CONFIG", str(config))
+    done = run("--out", str(out))
+    assert done.exit_code == 0, done.output
+    newest = pipeline.hours[-1]
+    assert done.stdout.startswith(f"hour     {newest}, the newest closed one in ")
+    stored = pipeline.lake.read_table("seconds/features", *hour_window(newest)).to_pandas()
+    found = pd.read_parquet(out)
+    keys = ["bar_start", "product"]
+    stored, found = (
+        rows.astype({"product": str}).sort_values(keys, ignore_index=True) for rows in (stored, found)
+    )
+    # A replay reads no trades.
+    chain = timescale_spec(pipeline.settings.timescales.seconds, "seconds")
+    shared = [name for name in stored if name in found and name not in optional_feature_names(chain)]
+    assert len(shared) > 30
+    pd.testing.assert_frame_equal(found[shared], stored[shared], check_dtype=False)
+    scored = CliRunner().invoke(main, ["infer", "--model", "logreg", "--features", str(out), "--json"])
+    assert scored.exit_code == 0, scored.output
+    assert json.loads(scored.stdout)["scored"] == int(found["valid"].sum()) > 0
+
+
+def test_without_a_closed_hour_one_line_says_what_to_do(tmp_path: Path) -> None:
+    settings = small_settings(tmp_path)
+    raw, spec = settings.storage.raw_dir, timescale_spec(settings.timescales.seconds, "seconds")
+    with pytest.raises(ReplayError, match="holds no closed hour: record with `cryptovol ingest`, or name a"):
+        replay_module.newest_closed_hour(raw, spec)
+    write_market(raw, [FIRST_HOUR], close=False)
+    with pytest.raises(ReplayError, match=f"no hour has closed yet, {FIRST_HOUR} is open: wait for its end"):
+        replay_module.newest_closed_hour(raw, spec)

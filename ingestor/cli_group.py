@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from ingestor.errors import CryptovolError, one_line
+from ingestor.errors import CryptovolError, did_you_mean, one_line
 from ingestor.settings.load import ENV_CONFIG_FILE
 
 
@@ -78,10 +78,11 @@ class VerbGroup(OneLineErrorsGroup):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the verb that the arguments begin with."""
-        try:
+        if args[0].startswith("-") or self.get_command(ctx, args[0]) is not None:
             return super().resolve_command(ctx, args)
-        except click.UsageError as error:
-            raise click.UsageError(f"{error.message} {self._unknown_verb}".strip(), ctx) from None
+        # Click knows of the verbs that it holds itself only.
+        hint = did_you_mean(args[0], self.list_commands(ctx)) or f" {self._unknown_verb}"
+        raise click.UsageError(f"No such command '{args[0]}'.{hint}".strip(), ctx)
 
 
 def _remember_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> None:

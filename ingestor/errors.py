@@ -6,6 +6,8 @@ keeps its traceback. The pure core may import this module of the recorder, and n
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import ClassVar
 
 #: Exit code of a command: it failed; it was used or configured wrongly (as click has it).
@@ -33,3 +35,18 @@ def first_line(error: BaseException) -> str:
 def one_line(text: str) -> str:
     """Return a text of several lines as one."""
     return " ".join(text.split())
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return what to append to a message about a word that nobody knows: `` Did you mean 'status'?``.
+
+    Args:
+        word: as it was typed.
+        known: what could have been meant; case does not matter.
+
+    Returns:
+        The question with a space before it; empty where nothing is similar.
+    """
+    by_lower = {name.lower(): name for name in known}
+    similar = get_close_matches(word.lower(), by_lower, n=1)
+    return f" Did you mean '{by_lower[similar[0]]}'?" if similar else ""

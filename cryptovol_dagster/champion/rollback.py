@@ -35,6 +35,20 @@ class Rollback:
     aliases: str = ""
 
 
+def require_champion(lake: Lake, spec: TimescaleSpec) -> tuple[Decision, Champion]:
+    """Return the newest decision and its champion; to be asked before a registry is opened, which makes one.
+
+    Raises:
+        DecisionError: nothing was decided yet, or nobody is in force.
+    """
+    newest = decisions.newest_decision(lake, spec)
+    if newest is None or newest.champion is None:
+        raise DecisionError(
+            f"{spec.name} has no champion to roll back: `cryptovol evaluate` decides who is the first"
+        )
+    return newest, newest.champion
+
+
 def roll_back_to(
     lake: Lake,
     spec: TimescaleSpec,
@@ -62,9 +76,7 @@ def roll_back_to(
         TrackingError: MLflow cannot be reached or refuses.
         LakeError: a folder cannot be written.
     """
-    before = decisions.newest_decision(lake, spec)
-    if before is None or before.champion is None:
-        raise DecisionError(f"{spec.name} has no champion to roll back")
+    before, replaced = require_champion(lake, spec)
     model = registry.model_of(to)
     if model.feature_hash != feature_hash(spec):
         raise DecisionError(
@@ -75,13 +87,13 @@ def roll_back_to(
     now_ns = partition_window(max([*labelled, before.as_of]))[1]
     decision = roll_back(before, model, as_of=before.as_of, now_ns=now_ns, reason=reason)
     if dry_run:
-        return Rollback(before.champion, decision)
+        return Rollback(replaced, decision)
     content = None if decisions.has_file(lake, spec, model) else registry.file_of(model)
-    if before.champion.registry_version is not None:
-        registry.tag_verdict(before.champion.registry_version, decision)
+    if replaced.registry_version is not None:
+        registry.tag_verdict(replaced.registry_version, decision)
     if content is not None:
         decisions.keep_file(lake, spec, model, content)
     reports.write(
         reports.decision, decisions.write_decision(lake, spec, decision, suffix=decisions.ROLLED_BACK)
     )
-    return Rollback(before.champion, decision, registry.follow(decision))
+    return Rollback(replaced, decision, registry.follow(decision))

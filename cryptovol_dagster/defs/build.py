@@ -7,14 +7,18 @@ from typing import Any, NamedTuple
 import dagster as dg
 
 from cryptovol_dagster.chains import minutes_specs, timescale_spec
-from cryptovol_dagster.core.specs import SECONDS
+from cryptovol_dagster.core.specs import SECONDS, TimescaleSpec
 from cryptovol_dagster.defs.assets.ingestion import external_assets, gap_ledger_asset, ticks_asset
 from cryptovol_dagster.defs.automation.alerts import failed_runs_sensor
 from cryptovol_dagster.defs.automation.closed_hours import closed_hours_sensor
 from cryptovol_dagster.defs.automation.drift import drift_retrain_sensor, drift_sensor
 from cryptovol_dagster.defs.automation.imported_days import imported_days_sensor
-from cryptovol_dagster.defs.automation.jobs import jobs
-from cryptovol_dagster.defs.automation.retrain import RETRAIN_CRON, retrain_schedule
+from cryptovol_dagster.defs.automation.jobs import AssetJob, jobs
+from cryptovol_dagster.defs.automation.retrain import (
+    RETRAIN_CRON,
+    closed_hours_retrain_sensor,
+    retrain_schedule,
+)
 from cryptovol_dagster.defs.chains.minutes import (
     market_schedule,
     minutes_assets,
@@ -70,6 +74,7 @@ def _assemble(settings: Settings, retrain_cron: str, resources: dict[str, Any]) 
             drift_retrain_sensor(spec, drift, retrain),
             failed_runs_sensor(),
             *minutes.sensors,
+            *_retrains_by_the_market(settings, spec, retrain),
         ],
         schedules=[
             retrain_schedule(spec, retrain, retrain_cron),
@@ -80,6 +85,13 @@ def _assemble(settings: Settings, retrain_cron: str, resources: dict[str, Any]) 
         # Steps are short and their imports long: a process for each would spend its time importing.
         executor=dg.in_process_executor,
     )
+
+
+def _retrains_by_the_market(
+    settings: Settings, spec: TimescaleSpec, retrain: AssetJob
+) -> list[dg.SensorDefinition]:
+    every_hours = settings.dagster.retrain_every_closed_hours
+    return [closed_hours_retrain_sensor(spec, retrain, every_hours)] if every_hours else []
 
 
 class _Minutes(NamedTuple):

@@ -7,6 +7,7 @@ refusing what does not fit together. How it is shown is the verb's.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,16 +22,16 @@ from cryptovol_dagster.core.models.kinds import FIRST_CHAMPIONS
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import partition_window, partitions_between
 from cryptovol_dagster.lake import decisions, look_back, plans
-from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.lake.files import VERSION_KEY, Lake
 from cryptovol_dagster.lake.latest import Reports
-from ingestor.errors import CryptovolError
+from ingestor.errors import CryptovolError, did_you_mean
 
 if TYPE_CHECKING:
     from cryptovol_dagster.core.models import Model
 
 CHAMPION = "champion"
-#: Where writers of features put their version: the lake, and `cryptovol featurize`.
-_VERSION_KEYS = (b"cryptovol.version", b"cryptovol_feature_version")
+#: Where writers of features put their version: lake and `cryptovol replay`, and `cryptovol featurize`.
+_VERSION_KEYS = (VERSION_KEY, b"cryptovol_feature_version")
 #: Columns of live rows that are no features.
 _LIVE_COLUMNS = ("revision", "provisional")
 
@@ -102,19 +103,26 @@ def find_scorer(
         return _exported(lake, spec, reports)
     exported = reports.model(spec.name, name)
     if not exported.is_file():
-        raise InferError(f"{exported}: no model was exported there; train it with `cryptovol train`")
+        there = [path.stem.removeprefix(f"{spec.name}-") for path in _exported_files(spec, reports)]
+        raise InferError(
+            f"{exported}: no model was exported there; train it with `cryptovol train`."
+            + did_you_mean(name, [CHAMPION, *there])
+        )
     return _from_file(lake, spec, exported, f"exported model {exported}")
 
 
 def _exported(lake: Lake, spec: TimescaleSpec, reports: Reports) -> Scorer:
     plain = [reports.model(spec.name, kind) for kind in FIRST_CHAMPIONS]
-    others = sorted(reports.artifacts_dir.glob(f"{spec.name}-*.zip"))
-    found = next((path for path in (*plain, *others) if path.is_file()), None)
+    found = next((path for path in (*plain, *_exported_files(spec, reports)) if path.is_file()), None)
     if found is None:
         raise InferError(
             f"there is no champion yet and {reports.artifacts_dir} holds no model: run `cryptovol evaluate`"
         )
     return _from_file(lake, spec, found, f"exported model {found}, there is no champion yet")
+
+
+def _exported_files(spec: TimescaleSpec, reports: Reports) -> list[Path]:
+    return sorted(reports.artifacts_dir.glob(f"{spec.name}-*.zip"))
 
 
 def _from_file(lake: Lake, spec: TimescaleSpec, path: Path, source: str) -> Scorer:
@@ -206,7 +214,8 @@ def inputs_of(rows: FeatureRows, scorer: Scorer) -> pd.DataFrame:
     live rows lack the cross features. What the model does not know is dropped, what the rows lack is unknown.
 
     Raises:
-        InferError: the rows are of another feature set than the model was trained on.
+        InferError: the rows are of another feature set than the model was trained on, or do not say of which
+            and differ in their columns.
     """
     meta = scorer.model.meta
     if rows.version is not None and rows.version != meta.feature_hash:
@@ -215,7 +224,30 @@ def inputs_of(rows: FeatureRows, scorer: Scorer) -> pd.DataFrame:
             f"{meta.feature_hash}: make the features again, or train a new model"
         )
     inputs = rows.frame.drop(columns=[*KEY_COLUMNS, *_LIVE_COLUMNS], errors="ignore")
-    return inputs if rows.version is None else inputs.reindex(columns=list(meta.inputs))
+    if rows.version is None:
+        _require_same_columns(rows, inputs, scorer)
+    return inputs.reindex(columns=list(meta.inputs))
+
+
+def _require_same_columns(rows: FeatureRows, inputs: pd.DataFrame, scorer: Scorer) -> None:
+    """Refuse rows that do not say their version and do not have the model's columns either.
+
+    Raises:
+        InferError: a column is missing or unknown; the message says how to write rows that say their version.
+    """
+    found, expected = set(map(str, inputs.columns)), set(scorer.model.meta.inputs)
+    kinds = {"missing": sorted(expected - found), "unknown to the model": sorted(found - expected)}
+    said = [f"feature columns {kind}: {_some(names)}" for kind, names in kinds.items() if names]
+    if said:
+        raise InferError(
+            f"{rows.source}: {'; '.join(said)}. A file without a feature version (every CSV) must have the "
+            f"columns of model {scorer.model.name}: write Parquet, e.g. `cryptovol replay --out FILE.parquet`"
+        )
+
+
+def _some(names: Sequence[str], shown: int = 3) -> str:
+    more = f" and {len(names) - shown} more" if len(names) > shown else ""
+    return ", ".join(names[:shown]) + more
 
 
 def score(rows: FeatureRows, scorer: Scorer) -> pd.DataFrame:

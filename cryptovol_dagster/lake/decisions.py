@@ -15,11 +15,11 @@ from cryptovol_dagster.core.promotion.decision import Champion, Decision, Decisi
 from cryptovol_dagster.core.promotion.measured import Measured
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.lake import datasets, models
-from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.lake.files import ROLLED_BACK, Lake
 from cryptovol_dagster.lake.market import hash_bytes
 from cryptovol_dagster.lake.plans import SplitPlan
 
-DECIDED, ROLLED_BACK = "json", "rollback.json"
+DECIDED = "json"
 #: Where the champion's file lay before there were challengers.
 _EARLIER_FILE = "zip"
 

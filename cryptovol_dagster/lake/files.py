@@ -28,7 +28,10 @@ from ingestor.errors import CryptovolError, first_line
 
 #: Key, inode, time and size of a partition's file: another state, other contents.
 FileState = tuple[str, int, int, int]
-_VERSION = b"cryptovol.version"
+#: Suffix of a decision by hand, beside the one by rule (`lake/decisions.py`).
+ROLLED_BACK = "rollback.json"
+#: Metadata of a Parquet file: what its rows mean, of features their version.
+VERSION_KEY = b"cryptovol.version"
 _PARTITION_FOLDER = re.compile(r"date=(\d{4}-\d{2}-\d{2})(?:/hour=(\d{2}))?$")
 
 
@@ -104,7 +107,7 @@ class Lake:
         """
         if version is not None:
             table = table.replace_schema_metadata(
-                {**(table.schema.metadata or {}), _VERSION: version.encode()}
+                {**(table.schema.metadata or {}), VERSION_KEY: version.encode()}
             )
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
@@ -236,4 +239,4 @@ def _version_of(path: Path, state: FileState) -> str:
         metadata = pq.read_schema(path).metadata or {}
     except (OSError, pa.ArrowException) as error:
         raise LakeError(f"{path}: cannot be read as Parquet: {first_line(error)}") from error
-    return metadata.get(_VERSION, b"").decode()
+    return metadata.get(VERSION_KEY, b"").decode()

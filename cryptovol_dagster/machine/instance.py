@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -91,11 +92,15 @@ class Running:
         pid: of the supervisor (`cryptovol up` or `cryptovol ui`).
         dagster_url: the Dagster UI.
         mlflow_url: the MLflow UI.
+        services: what it keeps running, by name; empty where an earlier version wrote this.
+        began_s: when it began (seconds since the epoch).
     """
 
     pid: int
     dagster_url: str
     mlflow_url: str
+    services: tuple[str, ...] = ()
+    began_s: float = 0.0
 
 
 def dagster_home(settings: Settings) -> Path:
@@ -118,7 +123,10 @@ def ensure_dagster_home(settings: Settings) -> Path:
         if not config.exists() or hashlib.sha256(config.read_bytes()).hexdigest() in EARLIER_YAML:
             replace_file(config, DAGSTER_YAML.encode())
     except OSError as error:
-        raise InstanceError(f"{home}: cannot hold the Dagster instance: {error.strerror or error}") from error
+        raise InstanceError(
+            f"{home}: cannot hold the Dagster instance: {error.strerror or error}; name a folder that can be "
+            "written, as DAGSTER_HOME or storage.data_dir"
+        ) from error
     return home
 
 
@@ -165,8 +173,16 @@ def own_config_note(home: Path) -> str | None:
 
 
 @contextmanager
-def hold_instance(home: Path, dagster_url: str, mlflow_url: str) -> Iterator[None]:
+def hold_instance(
+    home: Path, dagster_url: str, mlflow_url: str, services: Sequence[str] = ()
+) -> Iterator[None]:
     """Be the only supervisor of the instance: a second daemon on it would launch everything twice.
+
+    Args:
+        home: the instance's folder.
+        dagster_url: where Dagster can be opened.
+        mlflow_url: where MLflow can be opened.
+        services: names of those kept running.
 
     Raises:
         InstanceError: another supervisor holds it, or it cannot be written.
@@ -176,9 +192,13 @@ def hold_instance(home: Path, dagster_url: str, mlflow_url: str) -> Iterator[Non
         if not locks.try_lock(file):
             running = _read_lock(path)
             by = f"pid {running.pid}, {running.dagster_url}" if running else "it has just begun"
-            raise InstanceError(f"{home} is in use: `cryptovol up` or `cryptovol ui` runs already ({by})")
+            stop = f"use it, or stop it: Ctrl-C there, or `kill {running.pid}`" if running else "try again"
+            raise InstanceError(
+                f"{home} is in use: `cryptovol up` or `cryptovol ui` runs already ({by}); {stop}"
+            )
         file.truncate(0)
-        file.write(json.dumps(asdict(Running(os.getpid(), dagster_url, mlflow_url))))
+        running = Running(os.getpid(), dagster_url, mlflow_url, tuple(services), time.time())
+        file.write(json.dumps(asdict(running)))
         file.flush()
         yield
 
@@ -206,4 +226,7 @@ def _lock_file(path: Path) -> TextIO:
 def _read_lock(path: Path) -> Running | None:
     """Read what the holder wrote; None while it is about to."""
     text = path.read_text()
-    return Running(**json.loads(text)) if text else None
+    if not text:
+        return None
+    found = json.loads(text)
+    return Running(**{**found, "services": tuple(found.get("services", ()))})

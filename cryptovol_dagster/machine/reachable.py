@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import socket
 import urllib.error
 import urllib.request
+from typing import Any
 
 TIMEOUT_S = 2.0
 
@@ -16,6 +18,17 @@ def answers(url: str, timeout_s: float = TIMEOUT_S) -> bool:
             return True
     except (OSError, ValueError):  # ValueError: no URL, which is nowhere
         return False
+
+
+def ask(url: str, body: Any = None, timeout_s: float = TIMEOUT_S) -> Any:
+    """Return the JSON that a web server answers, by POST where there is a body; None where it is none."""
+    content = None if body is None else json.dumps(body).encode()
+    request = urllib.request.Request(url, content, {"Content-Type": "application/json"})
+    try:
+        with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+            return json.load(answer)
+    except (OSError, ValueError):  # ValueError: no URL, or no JSON
+        return None
 
 
 def accepts(address: str, timeout_s: float = TIMEOUT_S) -> bool:

@@ -75,7 +75,8 @@ def keep_running(
     """
     machine.logs.mkdir(parents=True, exist_ok=True)
     show = _Show(as_json)
-    with hold_instance(machine.home, machine.dagster_url, machine.mlflow_url):
+    names = [service.name for service in services]
+    with hold_instance(machine.home, machine.dagster_url, machine.mlflow_url, names):
         show.event("started", _addresses(machine, services, notes), **_details(machine, services))
         own = own_config_note(machine.home)
         if own is not None:
@@ -92,7 +93,7 @@ def keep_running(
                 supervisor.watch(every_s)
                 if not as_json and not supervisor.stop_asked:
                     show.status(_line(machine, supervisor))
-            show.event("stopping", "stopping: " + ", then ".join(service.name for service in services))
+            show.event("stopping", "stopping: " + ", then ".join(names))
         show.event("stopped", "stopped")
 
 
@@ -139,10 +140,11 @@ def _stand(status: Status) -> list[str]:
     if status.minutes and any(one.learning for one in status.models if one.timescale != SECONDS):
         parts.append(status.minutes)
     for models in status.models:
-        verdict = f" ({models.verdict})" if models.verdict else ""
-        parts.append(f"retrained {models.evaluated or 'never'}{verdict}")
-        if models.champion:
-            parts.append(f"champion {models.champion}")
+        if models.evaluated is not None:
+            champion = f", champion {models.champion}" if models.champion else ""
+            parts.append(f"{models.timescale} retrained {models.evaluated} ({models.verdict}{champion})")
+    if status.waits_for is not None:
+        parts.append(f"waits for {status.waits_for}")
     return parts
 
 

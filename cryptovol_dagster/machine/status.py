@@ -10,15 +10,17 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from cryptovol_dagster.chains import timescale_spec, timescale_specs
 from cryptovol_dagster.core.specs import NS, SECONDS, TimescaleSpec
 from cryptovol_dagster.core.times import DAY_NS, HOUR_NS, hour_key
-from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.lake.files import ROLLED_BACK, Lake
+from cryptovol_dagster.machine import owners
 from cryptovol_dagster.machine.first_days import learning_line, minutes_line
-from cryptovol_dagster.machine.instance import running_instance
+from cryptovol_dagster.machine.instance import Running, running_instance
 from cryptovol_dagster.machine.reachable import accepts, answers
 from ingestor.archive.layout import closing_paths
 from ingestor.archive.member_name import archive_runs
@@ -50,6 +52,7 @@ class RawLook:
         open: hours with ticks that are not closed, newest first.
         recorder_runs: whether an archive writes it now, from this machine.
         stored_ago_s: how long ago the archive last stored anything; None when it never did.
+        next_closing_ns: event time at which the next hour closes; None without an open one.
     """
 
     folder: Path
@@ -61,6 +64,7 @@ class RawLook:
     open: list[str]
     recorder_runs: bool
     stored_ago_s: float | None
+    next_closing_ns: int | None
 
 
 @dataclass(frozen=True)
@@ -90,8 +94,9 @@ class ModelsLook:
         verdict: of that evaluation.
         sufficiency: what its training rows can teach, in one line; None where that was not counted.
         decided: the newest decision's as-of hour.
-        decision: its verdict.
-        champion: the model it leaves in force.
+        decision: its verdict; ROLLBACK where a person decided after it.
+        champion: the kind of the model in force.
+        champion_as_of: as of when that was trained.
         learning: how far it is from its first models; None once there are some.
     """
 
@@ -102,6 +107,7 @@ class ModelsLook:
     decided: str | None
     decision: str | None
     champion: str | None
+    champion_as_of: str | None
     learning: str | None = None
 
 
@@ -112,12 +118,14 @@ class ServiceLook:
     Attributes:
         name: one of `SERVICES`.
         address: where it should be.
-        runs: whether it answers there.
+        runs: whether it answers there, for this data folder.
+        state: the same in words, e.g. that it is starting, or that another folder's answers there.
     """
 
     name: str
     address: str
     runs: bool
+    state: str
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,7 @@ class Status:
         reports: latest copies, newest first, with the time they were written (ns).
         services: recorder, Dagster, MLflow and Kafka.
         free_bytes: room for data.
+        waits_for: what comes next while there are no models yet, or None.
         problems: what is wrong, a sentence each.
         minutes: how far the import of the last days is, in one line; None where none has begun.
     """
@@ -143,6 +152,7 @@ class Status:
     reports: dict[str, int]
     services: list[ServiceLook]
     free_bytes: int
+    waits_for: str | None
     problems: list[str]
     minutes: str | None = None
 
@@ -171,21 +181,24 @@ def look(settings: Settings, now_ns: int, required: Sequence[str] = ()) -> Statu
     """
     storage = settings.storage
     closings, first = _closings(storage.raw_dir), settings.dagster.partitions_start
-    raw, lake = _raw(storage.raw_dir, closings, now_ns), Lake(storage.lake_dir)
+    closed_after_ns = round(settings.dagster.closed_after_s * NS)
+    raw, lake = _raw(storage.raw_dir, closings, now_ns, closed_after_ns), Lake(storage.lake_dir)
     # Keys sort as their hours do. An hour before the first partition is never made.
     closed_at_ns = {key: at_ns for key, at_ns in closings.items() if key >= first}
     due = _due_assets(timescale_spec(settings.timescales.seconds, SECONDS))
     assets = [_asset(lake, name, closed_at_ns if name in due else {}) for name in _assets(storage.lake_dir)]
-    services = _services(settings, raw)
+    models = [_models(lake, spec) for spec in timescale_specs(settings).values()]
+    services = _services(settings, raw, now_ns)
     free_bytes = shutil.disk_usage(_existing(storage.data_dir)).free
     return Status(
         at_ns=now_ns,
         raw=raw,
         lake=assets,
-        models=[_models(lake, spec) for spec in timescale_specs(settings).values()],
+        models=models,
         reports=_reports(storage.reports_dir),
         services=services,
         free_bytes=free_bytes,
+        waits_for=_waits_for(raw, assets, models, services, now_ns),
         problems=[
             *_recorder_problems(raw, settings.storage.flush_s),
             *_lake_problems(assets, due, closed_at_ns, now_ns),
@@ -196,7 +209,7 @@ def look(settings: Settings, now_ns: int, required: Sequence[str] = ()) -> Statu
     )
 
 
-def _raw(raw_dir: Path, closings: Mapping[str, int], now_ns: int) -> RawLook:
+def _raw(raw_dir: Path, closings: Mapping[str, int], now_ns: int, closed_after_ns: int) -> RawLook:
     reader = RawReader(raw_dir)
     hours = reader.hours(TICKS)
     today_ns = now_ns // DAY_NS * DAY_NS
@@ -207,6 +220,8 @@ def _raw(raw_dir: Path, closings: Mapping[str, int], now_ns: int) -> RawLook:
         if newest_ns is not None:
             break
     today = reader.files(TICKS, today_ns, today_ns + DAY_NS) if newest_ns and newest_ns >= today_ns else []
+    open_hours = [hour_ns for hour_ns in hours if hour_key(hour_ns) not in closings]
+    due_ns = [hour_ns + HOUR_NS + closed_after_ns for hour_ns in open_hours]
     stored = [folder.stat().st_mtime_ns for folder in (raw_dir / EVENTS).glob("date=*/hour=*")]
     return RawLook(
         folder=raw_dir,
@@ -215,9 +230,11 @@ def _raw(raw_dir: Path, closings: Mapping[str, int], now_ns: int) -> RawLook:
         hours=len(hours),
         closed=len(closings),
         newest_closed=max(closings, default=None),
-        open=[key for key in map(hour_key, reversed(hours)) if key not in closings],
+        open=[hour_key(hour_ns) for hour_ns in reversed(open_hours)],
         recorder_runs=archive_runs(raw_dir),
         stored_ago_s=(now_ns - max(stored)) / NS if stored else None,
+        # An hour that is overdue was left open by a recorder that stopped in it.
+        next_closing_ns=min((at_ns for at_ns in due_ns if newest_ns and at_ns > newest_ns), default=None),
     )
 
 
@@ -254,8 +271,9 @@ def _models(lake: Lake, spec: TimescaleSpec) -> ModelsLook:
     evaluation, champion = spec.asset("model_evaluation"), spec.asset("champion")
     evaluated, decided = _newest(lake, evaluation, "json"), _newest(lake, champion, "json")
     report = json.loads(lake.read_bytes(evaluation, evaluated, "json")) if evaluated else {}
-    decision = json.loads(lake.read_bytes(champion, decided, "json")) if decided else {}
-    in_force = decision.get("champion")
+    suffix = ROLLED_BACK if decided and lake.exists(champion, decided, ROLLED_BACK) else "json"
+    decision = json.loads(lake.read_bytes(champion, decided, suffix)) if decided else {}
+    in_force = decision.get("champion") or {}
     return ModelsLook(
         timescale=spec.name,
         evaluated=evaluated,
@@ -263,7 +281,8 @@ def _models(lake: Lake, spec: TimescaleSpec) -> ModelsLook:
         sufficiency=report.get("sufficiency", {}).get("summary"),
         decided=decided,
         decision=decision.get("verdict"),
-        champion=in_force.get("model") if isinstance(in_force, dict) else in_force,
+        champion=in_force.get("model"),
+        champion_as_of=in_force.get("as_of"),
         learning=None if evaluated else learning_line(lake, spec),
     )
 
@@ -277,19 +296,100 @@ def _reports(reports_dir: Path) -> dict[str, int]:
     return {path.relative_to(reports_dir).as_posix(): at_ns for at_ns, path in sorted(files, reverse=True)}
 
 
-def _services(settings: Settings, raw: RawLook) -> list[ServiceLook]:
+#: Of each user interface: its name here, that of its service, a page that answers, and whose it is.
+_INTERFACES: Sequence[tuple[str, str, str, Callable[[Settings, str], str]]] = (
+    ("dagster", "Dagster", "server_info", owners.not_this_dagster),
+    ("mlflow", "MLflow", "health", owners.not_this_mlflow),
+)
+
+
+def _services(settings: Settings, raw: RawLook, now_ns: int) -> list[ServiceLook]:
     running = running_instance(settings)
-    dagster_url = running.dagster_url if running else settings.dagster.ui_url
-    mlflow_url = running.mlflow_url if running else settings.mlflow.ui_url
+    urls = {
+        "dagster": running.dagster_url if running else settings.dagster.ui_url,
+        "mlflow": running.mlflow_url if running else settings.mlflow.ui_url,
+    }
+    # One that has stored something since is over: a simulated market ends.
+    starts = (
+        running is not None
+        and "recorder" in running.services
+        and (raw.stored_ago_s is None or raw.stored_ago_s > now_ns / NS - running.began_s)
+    )
     kafka = settings.kafka.bootstrap_servers
     # The embedded broker is the recorder's own: it lives and ends with it.
     kafka_runs = raw.recorder_runs if settings.kafka.is_embedded else any(map(accepts, kafka.split(",")))
     return [
-        ServiceLook("recorder", str(raw.folder), raw.recorder_runs),
-        ServiceLook("dagster", dagster_url, answers(f"{dagster_url}/server_info")),
-        ServiceLook("mlflow", mlflow_url, answers(f"{mlflow_url}/health")),
-        ServiceLook("kafka", kafka, kafka_runs),
+        _seen("recorder", str(raw.folder), raw.recorder_runs, _not_yet(running if starts else None, now_ns)),
+        *(
+            _interface(settings, running, now_ns, title, sign, whose, name, urls[name].rstrip("/"))
+            for name, title, sign, whose in _INTERFACES
+        ),
+        _seen("kafka", kafka, kafka_runs),
     ]
+
+
+def _interface(
+    settings: Settings,
+    running: Running | None,
+    now_ns: int,
+    title: str,
+    sign: str,
+    whose: Callable[[Settings, str], str],
+    name: str,
+    url: str,
+) -> ServiceLook:
+    """Inspect a user interface: that of `cryptovol up` or `ui`, else what is at the configured address."""
+    if running is not None and running.services and title not in running.services:
+        return _seen(name, "–", False, f"was not asked for by `cryptovol up` or `ui` (pid {running.pid})")
+    if not answers(f"{url}/{sign}"):
+        return _seen(name, url, False, _not_yet(running, now_ns))
+    other = "" if running is not None else whose(settings, url)
+    return _seen(name, url, not other, f"does not run: {other}")
+
+
+def _seen(name: str, address: str, runs: bool, otherwise: str = "does not run") -> ServiceLook:
+    return ServiceLook(name, address, runs, "runs" if runs else otherwise)
+
+
+def _not_yet(running: Running | None, now_ns: int) -> str:
+    """Say of a service that does not answer when its start began, where somebody looks after it."""
+    if running is None or not running.began_s:
+        return "does not run"
+    ago_s = now_ns / NS - running.began_s
+    return f"does not run yet: `cryptovol up` or `ui` (pid {running.pid}) began {ago_s:,.0f} s ago"
+
+
+def _waits_for(
+    raw: RawLook,
+    assets: Sequence[AssetLook],
+    models: Sequence[ModelsLook],
+    services: Sequence[ServiceLook],
+    now_ns: int,
+) -> str | None:
+    """Say what comes next on the way from nothing to the first models; None once there are any."""
+    if any(one.evaluated for one in models):
+        return None
+    recorder, dagster = services[0], services[1]
+    if raw.hours == 0:
+        started = recorder.runs or recorder.state.startswith("does not run yet")
+        return "the first tick" if started else "a recorder: `cryptovol up` starts one"
+    if raw.closed == 0:
+        if not recorder.runs:
+            return "a recorder: no hour has closed yet, and none closes without one; `cryptovol up` starts it"
+        return f"the first hour to close, {_closing(raw.next_closing_ns, now_ns)}"
+    if not any(one.asset.endswith("/labels") and one.newest for one in assets):
+        if dagster.runs or dagster.state.startswith("does not run yet"):
+            return "the labels of the first closed hour, which Dagster computes"
+        return "Dagster, which computes closed hours: `cryptovol up` starts it"
+    return "the first models: the retrain needs enough labelled hours"
+
+
+def _closing(at_ns: int | None, now_ns: int) -> str:
+    if at_ns is None:
+        return "at the next tick of the market"
+    # A market that is played back has a clock of its own.
+    whose = "" if abs(at_ns - now_ns) < 2 * HOUR_NS else " of the market's own clock"
+    return f"at {datetime.fromtimestamp(at_ns / NS, UTC):%H:%M} UTC{whose}"
 
 
 def _recorder_problems(raw: RawLook, flush_s: float) -> Iterator[str]:
@@ -329,7 +429,7 @@ def _service_problems(
     for service in services:
         configured = needed.get(service.name)
         if not service.runs and (service.name in required or (configured is not None and configured())):
-            yield f"{service.name} does not run ({service.address})"
+            yield f"{service.name} {service.state} ({service.address})"
     if uri.startswith(("http://", "https://")) and not answers(f"{uri.rstrip('/')}/health"):
         yield f"the tracking server {uri} does not answer"
 

@@ -38,6 +38,8 @@ CLIENT_LIMITS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    # No lines about created tables before the one that people are to read; MLflow reads it when imported.
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
 
 
@@ -87,9 +89,9 @@ def connect(settings: Settings) -> Connection:
     Raises:
         TrackingError: MLflow cannot be reached or refuses.
     """
+    _limit_client()
     from mlflow import MlflowClient
 
-    _limit_client()
     uri = settings.mlflow_tracking_uri
     with mlflow_answers(uri):
         _prepare_store(uri, settings)
@@ -215,11 +217,11 @@ def tracking_resource(settings: Settings) -> dg.ResourceDefinition:
         run, instance = context.run, context.instance
         if run is None or instance is None:
             raise TrackingError("the tracking resource exists only inside a Dagster run")
+        _limit_client()
         # Models are stored with skops, which looks through all modules there are: 1 s now, 3 s after MLflow.
         import skops.io  # noqa: F401
 
         uri = settings.mlflow_tracking_uri
-        _limit_client()
         with mlflow_answers(uri):
             mlflow_resource = _start(uri, settings, context)
         try:
@@ -234,10 +236,9 @@ def tracking_resource(settings: Settings) -> dg.ResourceDefinition:
 
 
 def _limit_client() -> None:
-    """Limit how long MLflow's client tries, and turn its telemetry off."""
+    """Limit how long MLflow's client tries, and what it says of itself; before MLflow's first import."""
     for name, limit in CLIENT_LIMITS.items():
         os.environ.setdefault(name, limit)
-    os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 
 def _parent_tags(settings: Settings, run: dg.DagsterRun) -> dict[str, str]:

@@ -17,7 +17,7 @@ import click
 from cryptovol_dagster.core.cards.markdown import number
 from cryptovol_dagster.core.specs import DAY_S, NS
 from cryptovol_dagster.verbs.options import json_option
-from ingestor.errors import CryptovolError
+from ingestor.errors import CryptovolError, did_you_mean
 from ingestor.settings import load_settings
 from ingestor.verbs.output import print_table
 
@@ -166,7 +166,8 @@ def _run(settings: Settings, spec: TimescaleSpec, asked: _Asked, progress: Progr
     from cryptovol_dagster.core.models import MODELS
 
     if unknown := [name for name in asked.models if name not in MODELS]:
-        raise BacktestError(f"{', '.join(unknown)}: no such model; there are {', '.join(MODELS)}")
+        hint = did_you_mean(unknown[0], MODELS)
+        raise BacktestError(f"{', '.join(unknown)}: no such model; there are {', '.join(MODELS)}.{hint}")
     _require_left_alone(settings.timescales.minutes.holdout_from, asked)
     rows, ends = _rows_and_folds(settings, spec, asked)
     models, features = model_spec(settings.timescales.minutes.models), feature_hash(spec)
@@ -197,7 +198,10 @@ def _rows_and_folds(
         candles = read_history(history, settings.coinbase.products, to_ns=limit_ns)
     there = sorted(map(str, candles["product"].unique()))
     if missing := [name for name in asked.products if name not in there]:
-        raise BacktestError(f"no candles of {', '.join(missing)}; there are those of {', '.join(there)}")
+        hint = did_you_mean(missing[0], there)
+        raise BacktestError(
+            f"no candles of {', '.join(missing)}; there are those of {', '.join(there)}.{hint}"
+        )
     grid = candle_grid(candles, spec)
     del candles  # months of them; the rows are computed from the grid
     ends = fold_ends(grid.start_ns, grid.end_ns, spec)

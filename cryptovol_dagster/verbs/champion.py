@@ -15,8 +15,6 @@ from ingestor.verbs.output import print_table
 if TYPE_CHECKING:
     from cryptovol_dagster.champion.rollback import Rollback
     from cryptovol_dagster.core.promotion.decision import Champion, Decision
-    from cryptovol_dagster.core.specs import TimescaleSpec
-    from ingestor.settings import Settings
 
 #: Decisions shown unless --all is given: the last that decided something.
 SHOWN = 20
@@ -38,12 +36,13 @@ def champion(chain_name: str, show_all: bool, as_json: bool) -> None:
       cryptovol champion
       cryptovol champion --all --json
     """
+    from cryptovol_dagster.chains import spec_of
     from cryptovol_dagster.core.promotion.decision import NOTHING_DUE
     from cryptovol_dagster.lake import decisions
     from cryptovol_dagster.lake.files import Lake
 
     settings = load_settings().settings
-    spec = _spec(settings, chain_name)
+    spec = spec_of(settings, chain_name)
     every = decisions.history(Lake(settings.storage.lake_dir), spec)
     shown = [one for one in every if show_all or one.kind != NOTHING_DUE or one.changed]
     if as_json:
@@ -118,7 +117,8 @@ def rollback(chain_name: str, to: str, reason: str, dry_run: bool, as_json: bool
       cryptovol rollback --reason "false alarms all night"
       cryptovol rollback --to 7 --reason "back to last week's"
     """
-    from cryptovol_dagster.champion.rollback import roll_back_to
+    from cryptovol_dagster.chains import spec_of
+    from cryptovol_dagster.champion.rollback import require_champion, roll_back_to
     from cryptovol_dagster.lake.files import Lake
     from cryptovol_dagster.lake.latest import Reports
     from cryptovol_dagster.tracking.registry import PREVIOUS, Registry
@@ -128,9 +128,11 @@ def rollback(chain_name: str, to: str, reason: str, dry_run: bool, as_json: bool
         raise click.UsageError(f"--to {to}: expected previous or a version number")
     settings = load_settings().settings
     storage = settings.storage
-    spec = _spec(settings, chain_name)
+    spec = spec_of(settings, chain_name)
+    lake = Lake(storage.lake_dir)
+    require_champion(lake, spec)
     done = roll_back_to(
-        Lake(storage.lake_dir),
+        lake,
         spec,
         Reports(storage.reports_dir, storage.artifacts_dir),
         Registry(connect(settings), spec),
@@ -165,12 +167,3 @@ def _named(model: Champion) -> str:
 
 def _when(time_ns: int) -> str:
     return f"{datetime.fromtimestamp(time_ns / 1e9, UTC):%Y-%m-%d %H:%M}"
-
-
-def _spec(settings: Settings, chain_name: str) -> TimescaleSpec:
-    from cryptovol_dagster.chains import timescale_specs
-
-    known = timescale_specs(settings)
-    if chain_name not in known:
-        raise click.UsageError(f"--chain {chain_name}: expected one of {', '.join(known)}")
-    return known[chain_name]

@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 @click.option(
     "--features",
     type=click.Path(path_type=Path),
-    help="Features as `replay` or `featurize` write them, .parquet (file or folder) or .csv (default: the "
-    "newest hour, of the minutes the newest day, in the lake).",
+    help="Features as `replay --out` or `featurize` write them, .parquet (file or folder), or a .csv of just "
+    "the model's columns (default: the newest hour, of the minutes the newest day, in the lake).",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Write every row's score to .parquet or .csv.")
 @click.option("--benchmark", is_flag=True, help="Measure calls of 1 to 1,000 rows by back end instead.")
@@ -67,6 +67,7 @@ def infer(
       cryptovol infer                                     the champion on the newest hour
       cryptovol infer --model xgboost --json              an exported model, for scripts
       cryptovol infer --model-path models/artifacts/seconds-ewma.zip --features features.parquet
+      cryptovol replay --out features.parquet             then, on what it wrote:
       cryptovol infer --features features.parquet --out scores.csv
       cryptovol infer --chain minutes_h5                  the champion of a horizon, on the newest day
       cryptovol infer --benchmark                         p50, p90 and p99 of a call, by back end

@@ -18,7 +18,7 @@ from cryptovol_dagster.core.times import (
 from cryptovol_dagster.history.store import History
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.raw_ticks import RawStore
-from ingestor.errors import CryptovolError
+from ingestor.errors import CryptovolError, did_you_mean
 from ingestor.settings import Settings
 
 
@@ -85,7 +85,8 @@ def specs_of(settings: Settings, timescale: str) -> list[TimescaleSpec]:
     if found := [spec for spec in known.values() if spec.grid == timescale]:
         return found
     grids = dict.fromkeys(spec.grid for spec in known.values())
-    raise NothingToDo(f"{timescale} is no timescale of this configuration: {', '.join(grids)}")
+    hint = did_you_mean(timescale, grids)
+    raise NothingToDo(f"{timescale} is no timescale of this configuration: {', '.join(grids)}.{hint}")
 
 
 def days_to_fill(

@@ -20,9 +20,14 @@ if TYPE_CHECKING:
     "files",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="A recording; may be given several times (default: the newest hour in raw storage).",
+    help="A recording; may be given several times (default: the newest closed hour in raw storage).",
 )
-@click.option("--out", type=click.Path(path_type=Path), help="Write the rows to this .parquet or .csv file.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Write the rows to this file: .parquet, which `cryptovol infer --features` reads, or .csv for other "
+    "programs.",
+)
 @click.option("--products", help="Comma-separated product ids (default: all that the recording holds).")
 @json_option
 def replay(files: tuple[Path, ...], out: Path | None, products: str | None, as_json: bool) -> None:
@@ -30,20 +35,40 @@ def replay(files: tuple[Path, ...], out: Path | None, products: str | None, as_j
 
     Reads verbatim frames, {received_at, frame} lines, flattened ticker lines, session logs and our own raw
     files, plain or gzipped.
+
+    \b
+    Examples:
+      cryptovol replay                                      the newest closed hour
+      cryptovol replay --out features.parquet               its rows, for `cryptovol infer --features`
+      cryptovol replay --data-file recording.ndjson --products BTC-USD --json
     """
     from cryptovol_dagster.chains import timescale_spec
     from cryptovol_dagster.core.specs import SECONDS
-    from cryptovol_dagster.replay import newest_raw_files, product_ids
+    from cryptovol_dagster.core.times import hour_window
+    from cryptovol_dagster.replay import newest_closed_hour, product_ids
     from cryptovol_dagster.replay import replay as compute
 
     settings = load_settings().settings
+    spec = timescale_spec(settings.timescales.seconds, SECONDS)
+    hour, recordings = None, list(files)
+    if not files:
+        hour, recordings = newest_closed_hour(settings.storage.raw_dir, spec)
     result = compute(
-        files or newest_raw_files(settings.storage.raw_dir),
-        spec=timescale_spec(settings.timescales.seconds, SECONDS),
+        recordings,
+        spec=spec,
         products=None if products is None else product_ids(products),
         out=out,
+        span_ns=None if hour is None else hour_window(hour),
     )
-    click.echo(result.to_json() if as_json else _text(result))
+    if as_json:
+        click.echo(result.to_json())
+        return
+    if hour is not None:
+        click.echo(
+            f"hour     {hour}, the newest closed one in {settings.storage.raw_dir}; what lies before it "
+            "serves its windows"
+        )
+    click.echo(_text(result))
 
 
 def _text(result: ReplayResult) -> str:

@@ -96,9 +96,7 @@ def _render(found: Status) -> RenderableType:
 
 def _rows(found: Status) -> list[tuple[str, str]]:
     raw = found.raw
-    rows = [
-        (f"{one.name}", f"{'runs' if one.runs else 'does not run'}  {one.address}") for one in found.services
-    ]
+    rows = [(one.name, f"{one.state}  {one.address}") for one in found.services]
     newest = "no tick yet" if raw.newest_tick_ns is None else f"newest tick {_when(raw.newest_tick_ns)}"
     rows.append(("raw", f"{newest}, {raw.rows_today:,} ticks today, {raw.hours} hours with ticks"))
     open_hours = f", open: {', '.join(raw.open[:3])}" if raw.open else ""
@@ -108,18 +106,23 @@ def _rows(found: Status) -> list[tuple[str, str]]:
     rows += [(one.asset, _asset(one)) for one in found.lake]
     rows += [(f"{one.timescale} models", _models(one)) for one in found.models]
     rows += [("report", f"{name}  {_when(at)}") for name, at in list(found.reports.items())[:_REPORTS_SHOWN]]
+    if found.waits_for is not None:
+        rows.append(("waits for", found.waits_for))
     rows.append(("room", f"{found.free_bytes / 1024**3:,.1f} GiB"))
     return rows
 
 
 def _asset(one: AssetLook) -> str:
     missing = f", {len(one.missing)} closed hours missing" if one.missing else ""
-    return f"{one.partitions} hours, the newest {one.newest or '–'}{missing}"
+    unit = "day" if one.newest and len(one.newest) == len("2025-12-01") else "hour"
+    units = unit if one.partitions == 1 else f"{unit}s"
+    return f"{one.partitions} {units}, the newest {one.newest or '–'}{missing}"
 
 
 def _models(one: ModelsLook) -> str:
     evaluated = f"evaluated as of {one.evaluated}: {one.verdict}" if one.evaluated else one.learning or ""
-    decided = f"; decided {one.decision} as of {one.decided}, champion {one.champion}" if one.decided else ""
+    champion = f"{one.champion} as of {one.champion_as_of}" if one.champion else "nobody"
+    decided = f"; decided {one.decision} as of {one.decided}, champion {champion}" if one.decided else ""
     taught = f"; {one.sufficiency}" if one.sufficiency else ""
     return evaluated + taught + decided
 

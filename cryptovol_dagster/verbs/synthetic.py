@@ -26,6 +26,10 @@ DEMO_DIR = Path("data/demo")
 SIMULATED_DIR = Path("data/simulated")
 #: An hour closes only when the feed has passed its end by two minutes.
 TAIL_HOURS = 0.05
+#: Hours of the market between two retrains: the hourly schedule knows only the clock on the wall.
+RETRAIN_EVERY_HOURS = 3
+#: The audit of an hour looks for checkpoints in the hour around it; at 600 times the speed 10 s are longer.
+CHECKPOINT_S = 0.5
 _HEADER = (
     "# The configuration of the synthetic market in this folder; written anew by each {by}.\n"
     "# Any verb works on it: cryptovol --config {path} status\n"
@@ -73,9 +77,11 @@ def create_market(folder: Path, start: datetime, *, by: str) -> Settings:
         "reports_dir": "reports",
         "artifacts_dir": "models",
     }
+    values["ingest"] = values.get("ingest", {}) | {"checkpoint_s": CHECKPOINT_S}
     values["dagster"] |= {
         "partitions_start": start.strftime(KEY_FORMAT),
         "minutes_start": start.strftime(DAY_FORMAT),
+        "retrain_every_closed_hours": RETRAIN_EVERY_HOURS,
     }
     _require_unused(path.parent, by)
     if path.parent.exists():

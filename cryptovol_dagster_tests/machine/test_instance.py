@@ -72,9 +72,15 @@ def test_the_ui_opens_without_an_invitation_and_nothing_phones_home(settings: Se
 def test_one_supervisor_holds_an_instance(settings: Settings) -> None:
     home = ensure_dagster_home(settings)
     assert running_instance(settings) is None
-    with hold_instance(home, *URLS):
-        assert running_instance(settings) == Running(os.getpid(), *URLS)
-        message = rf"is in use: .* runs already \(pid {os.getpid()}, http://127\.0\.0\.1:3000\)"
+    with hold_instance(home, *URLS, ["recorder", "Dagster"]):
+        running = running_instance(settings)
+        assert running is not None
+        assert running.began_s > 0
+        assert running == Running(os.getpid(), *URLS, ("recorder", "Dagster"), running.began_s)
+        message = (
+            rf"is in use: .* runs already \(pid {os.getpid()}, http://127\.0\.0\.1:3000\); "
+            rf"use it, or stop it: Ctrl-C there, or `kill {os.getpid()}`$"
+        )
         with pytest.raises(InstanceError, match=message), hold_instance(home, *URLS):
             pass
     assert running_instance(settings) is None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -15,10 +17,19 @@ from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.times import hour_key, hour_window
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.machine import status as module
+from cryptovol_dagster.machine.instance import ensure_dagster_home, hold_instance
 from cryptovol_dagster.machine.status import Status, look
-from cryptovol_dagster_tests.synthetic import FIRST_HOUR, hours_from, small_settings, write_market
+from cryptovol_dagster_tests.machine.test_owners import serving, with_home
+from cryptovol_dagster_tests.synthetic import (
+    FIRST_HOUR,
+    close_hour,
+    hours_from,
+    small_settings,
+    write_market,
+)
 from ingestor.archive.layout import closing_path
 from ingestor.archive.storage_lock import StorageLock
+from ingestor.envelope import TICKS
 from ingestor.settings import Settings
 from ingestor.settings.sections import KafkaSettings, MlflowSettings
 
@@ -127,6 +138,63 @@ def test_a_decision_names_the_champion(recorded: Settings, lake: Lake) -> None:
     lake.write_bytes("seconds/champion", HOURS[-1], json.dumps(decision).encode(), "json")
     (models,) = [one for one in seen(recorded).models if one.timescale == "seconds"]
     assert (models.decided, models.decision, models.champion) == (HOURS[-1], "HOLD", "ewma")
+
+
+def test_after_a_rollback_the_champion_is_the_one_put_back(recorded: Settings, lake: Lake) -> None:
+    for suffix, verdict, model in (("json", "PROMOTE", "xgboost"), ("rollback.json", "ROLLBACK", "ewma")):
+        decision = {"verdict": verdict, "champion": {"model": model, "as_of": HOURS[0]}}
+        lake.write_bytes("seconds/champion", HOURS[-1], json.dumps(decision).encode(), suffix)
+    models = seen(recorded).models[0]
+    assert (models.decision, models.champion, models.champion_as_of) == ("ROLLBACK", "ewma", HOURS[0])
+
+
+def test_what_another_folders_services_do_is_not_ours(recorded: Settings, lake: Lake, tmp_path: Path) -> None:
+    make(lake, HOURS)
+    with serving({**with_home(tmp_path), "/health": "OK"}) as url:
+        settings = recorded.model_copy(
+            update={
+                "dagster": recorded.dagster.model_copy(update={"ui_url": url}),
+                "mlflow": MlflowSettings(ui_url=url),
+            }
+        )
+        status = seen(settings, required=("dagster",))
+    states = {one.name: (one.runs, one.state) for one in status.services}
+    other = f"does not run: the Dagster that answers there has another home, {tmp_path}"
+    assert states["dagster"] == (False, other)
+    assert states["mlflow"] == (
+        False,
+        "does not run: the MLflow that answers there does not have this folder's runs",
+    )
+    assert status.problems == [f"dagster {other} ({url})"]
+
+
+def test_right_after_up_it_says_what_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    settings = small_settings(tmp_path)
+    raw, now_ns = settings.storage.raw_dir, time.time_ns()
+    assert look(settings, now_ns).waits_for == "a recorder: `cryptovol up` starts one"
+    with hold_instance(ensure_dagster_home(settings), NOWHERE, NOWHERE, ["recorder", "Dagster"]):
+        status = look(settings, time.time_ns())
+        states = {one.name: one.state for one in status.services}
+        begun = f"does not run yet: `cryptovol up` or `ui` (pid {os.getpid()}) began 0 s ago"
+        assert (states["recorder"], states["dagster"]) == (begun, begun)
+        assert states["mlflow"].startswith("was not asked for")
+        assert (status.waits_for, status.problems) == ("the first tick", [])
+        now = hour_key(now_ns)
+        write_market(raw, [now], close=False)
+        with StorageLock(raw):
+            end = f"{datetime.fromtimestamp(hour_window(now)[1] / NS, UTC):%H}:02 UTC"
+            assert look(settings, now_ns).waits_for == f"the first hour to close, at {end}"
+            close_hour(raw, now, {TICKS: 1})
+            assert (
+                look(settings, now_ns).waits_for
+                == "the labels of the first closed hour, which Dagster computes"
+            )
+        Lake(settings.storage.lake_dir).write_bytes("seconds/labels", now, b"", "parquet")
+        waits = look(settings, now_ns).waits_for
+        assert waits == "the first models: the retrain needs enough labelled hours"
+        Lake(settings.storage.lake_dir).write_bytes("seconds/model_evaluation", now, EVALUATED, "json")
+        assert look(settings, now_ns).waits_for is None
 
 
 def test_a_recorder_that_stores_nothing_is_wrong(recorded: Settings, lake: Lake) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ import yaml
 from pydantic import BaseModel, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, DotEnvSettingsSource, EnvSettingsSource, SettingsConfigDict
 
-from ingestor.errors import USAGE, CryptovolError
+from ingestor.errors import USAGE, CryptovolError, did_you_mean
 from ingestor.settings.sections import Settings
 
 ENV_PREFIX = "CRYPTOVOL__"
@@ -176,15 +177,31 @@ def _is_complex(dotted: str) -> bool:
 
 
 def _refuse_unknown(names: Mapping[str, str], where: str) -> None:
-    for upper, name in names.items():
+    for upper in names:
         model: Any = Settings
         for part in _dotted(upper).split("."):
             fields = getattr(model, "model_fields", None)
             if fields is None:
                 break  # inside a free-form mapping such as kafka.security
             if part not in fields:
-                raise SettingsError(f"{where}: {name}: unknown key {_dotted(upper)!r}")
+                raise SettingsError(f"{where}: {upper}: {_unknown_key(_dotted(upper))}")
             model = fields[part].annotation
+
+
+def _unknown_key(key: str) -> str:
+    """Say that there is no such key, and which one is similar: of the same name elsewhere, else any."""
+    known = list(_keys(Settings))
+    same_name = [one for one in known if one.rpartition(".")[2] == key.rpartition(".")[2]]
+    hint = f" Did you mean '{same_name[0]}'?" if same_name else did_you_mean(key, known)
+    return f"unknown key '{key}'{'.' if hint else ''}{hint}"
+
+
+def _keys(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted key of every section and setting."""
+    for name, field in model.model_fields.items():
+        yield prefix + name
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _keys(field.annotation, f"{prefix}{name}.")
 
 
 def _dotted(env_name: str) -> str:
@@ -223,10 +240,13 @@ def _explain(error: ValidationError, sources: Mapping[str, str], path: Path | No
         str(path or "environment"),
     )
     if first["type"] == "extra_forbidden":
-        return f"{place}: unknown key '{key}'"
+        return f"{place}: {_unknown_key(key)}"
     message = first["msg"].removeprefix("Value error, ")
+    hint = ""
+    if first["type"] == "literal_error":
+        hint = did_you_mean(str(first["input"]), re.findall(r"'([^']*)'", first["msg"]))
     more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
-    return f"{place}: {key}: {message}, got {first['input']!r}{more}"
+    return f"{place}: {key}: {message}, got {first['input']!r}{more}{'.' if hint else ''}{hint}"
 
 
 def _absolute(settings: Settings, base: Path) -> Settings:

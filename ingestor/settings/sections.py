@@ -483,6 +483,12 @@ class DagsterSettings(Section):
         default=120.0,
         description="a closed hour into which rows came late closes again once none has for this long",
     )
+    retrain_every_closed_hours: int = Field(
+        default=0,
+        ge=0,
+        description="ask for a retrain whenever so many further hours of the market have closed, besides the "
+        "hourly schedule; for a market played faster than the clock (0: only the schedule)",
+    )
     report_closed_hours: bool = Field(
         default=False, description="the recorder tells the webserver at ui_url of each closed hour"
     )

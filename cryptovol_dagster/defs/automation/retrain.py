@@ -1,4 +1,4 @@
-"""The hourly retrain, and why an hour is not retrained."""
+"""The retrain, by the clock or by the closing of hours, and why an hour is not retrained."""
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
@@ -6,7 +6,7 @@ import dagster as dg
 
 from cryptovol_dagster.core.learning.splits import SpanTooShort, split_times
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.core.times import partition_window
+from cryptovol_dagster.core.times import HOUR_NS, hour_key, hour_window, partition_window
 from cryptovol_dagster.defs.automation.jobs import AssetJob
 from cryptovol_dagster.lake import look_back
 from cryptovol_dagster.lake.files import Lake
@@ -89,6 +89,51 @@ def retrain_schedule(spec: TimescaleSpec, job: AssetJob, cron: str = RETRAIN_CRO
         return dg.RunRequest(run_key=newest.hour, partition_key=newest.hour)
 
     return hourly_retrain
+
+
+def closed_hours_retrain_sensor(spec: TimescaleSpec, job: AssetJob, every_hours: int) -> dg.SensorDefinition:
+    """Build the retrain by the market's own time, for one that is played faster than the clock.
+
+    The schedule fires once an hour on the wall. At 60 times the speed that is once in 60 hours of market.
+
+    Args:
+        spec: the timescale.
+        job: splits → report.
+        every_hours: hours of the market from one retrain to the next.
+    """
+
+    @dg.sensor(
+        name="closed_hours_retrain",
+        job=job,
+        minimum_interval_seconds=15,
+        default_status=dg.DefaultSensorStatus.RUNNING,
+        description=f"Trains and evaluates as of the newest labelled hour, every {every_hours} hours of the "
+        "market: it is played faster than the clock, so the hourly schedule would come too late.",
+    )
+    def closed_hours_retrain(
+        context: dg.SensorEvaluationContext, raw: dg.ResourceParam[RawStore], lake: dg.ResourceParam[Lake]
+    ) -> dg.RunRequest | dg.SkipReason:
+        # Labels may be hours behind a fast market: the newest hour that has them, not the newest closed one.
+        labels, evaluation = spec.asset("labels"), spec.asset("model_evaluation")
+        labelled = [hour for hour in raw.closed_hours() if lake.exists(labels, hour.hour)]
+        if not labelled:
+            return dg.SkipReason("no closed hour has labels yet")
+        newest = labelled[-1]
+        trained = lake.partitions(evaluation, "json")
+        if trained and (due := _hours_later(trained[-1], every_hours)) > newest.hour:
+            return dg.SkipReason(f"models are as of {trained[-1]}, the next retrain is as of {due}")
+        if context.instance.get_runs(dg.RunsFilter(job_name=job.name, statuses=UNFINISHED), limit=1):
+            return dg.SkipReason("a retrain is on its way")
+        named = f"{newest.hour}, the newest hour with labels,"
+        if reason := why_no_retrain(context.instance, lake, spec, newest, job.name, named):
+            return dg.SkipReason(reason)
+        return dg.RunRequest(run_key=f"closed@{newest.hour}", partition_key=newest.hour)
+
+    return closed_hours_retrain
+
+
+def _hours_later(key: str, hours: int) -> str:
+    return hour_key(hour_window(key)[0] + hours * HOUR_NS)
 
 
 def why_too_short(lake: Lake, spec: TimescaleSpec, newest: str) -> str:

@@ -202,3 +202,42 @@ def test_a_retrain_that_is_on_its_way_is_not_asked_for_again(market: Settings) -
     failed = dg.DagsterRun(job_name="retrain", status=dg.DagsterRunStatus.FAILURE, tags=tags)
     assert "is on its way" in _reason(_schedule(market, started))
     assert isinstance(_schedule(market, failed), dg.RunRequest)
+
+
+def _sense_retrain(settings: Settings, *runs: dg.DagsterRun) -> object:
+    dagster = settings.dagster.model_copy(update={"retrain_every_closed_hours": 2})
+    settings = settings.model_copy(update={"dagster": dagster})
+    sensor = build_defs(settings).resolve_sensor_def("closed_hours_retrain")
+    with dg.instance_for_test() as instance:
+        for run in runs:
+            instance.add_run(run)
+        resources = {name: build_resources(settings)[name] for name in ("raw", "lake")}
+        return sensor(dg.build_sensor_context(instance=instance, resources=resources))
+
+
+def test_a_market_faster_than_the_clock_is_retrained_by_its_own_hours(empty: Settings) -> None:
+    hours = hours_from(FIRST_HOUR, 4)
+    write_market(empty.storage.raw_dir, hours)
+    lake = Lake(empty.storage.lake_dir)
+    assert _reason(_sense_retrain(empty)) == "no closed hour has labels yet"
+    # The labels are hours behind the market: the newest hour that has them is trained, not waited for.
+    lake.write_bytes("seconds/labels", hours[0], b"", "parquet")
+    first = _sense_retrain(empty)
+    assert isinstance(first, dg.RunRequest)
+    assert (first.partition_key, first.run_key) == (hours[0], f"closed@{hours[0]}")
+    lake.write_bytes("seconds/model_evaluation", hours[0], b"", "json")
+    lake.write_bytes("seconds/labels", hours[1], b"", "parquet")
+    assert (
+        _reason(_sense_retrain(empty)) == f"models are as of {hours[0]}, the next retrain is as of {hours[2]}"
+    )
+    lake.write_bytes("seconds/labels", hours[3], b"", "parquet")
+    running = dg.DagsterRun(job_name="retrain", status=dg.DagsterRunStatus.STARTED)
+    assert _reason(_sense_retrain(empty, running)) == "a retrain is on its way"
+    later = _sense_retrain(empty)
+    assert isinstance(later, dg.RunRequest)
+    assert later.partition_key == hours[3]
+
+
+def test_a_real_market_is_retrained_by_the_clock_alone(empty: Settings) -> None:
+    sensors = build_defs(empty).sensors or ()
+    assert "closed_hours_retrain" not in {sensor.name for sensor in sensors}

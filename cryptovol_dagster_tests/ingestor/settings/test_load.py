@@ -135,3 +135,34 @@ def test_the_committed_configuration_states_the_defaults():
         }
     )
     assert file.model_copy(update={"storage": relative}) == Settings()
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        (
+            "coinbase:\n  product: [A]\n",
+            "config.yaml:2: unknown key 'coinbase.product'. Did you mean 'coinbase.products'?",
+        ),
+        ("coinbse:\n  products: [A]\n", "config.yaml:1: unknown key 'coinbse'. Did you mean 'coinbase'?"),
+        ("data_dir: x\n", "config.yaml:1: unknown key 'data_dir'. Did you mean 'storage.data_dir'?"),
+        ("qwerty: x\n", "config.yaml:1: unknown key 'qwerty'"),
+        ("models:\n  enabled: [xgbost]\n", "or 'xgboost', got 'xgbost'. Did you mean 'xgboost'?"),
+    ],
+)
+def test_an_unknown_key_asks_for_a_similar_one(config, text: str, says: str) -> None:
+    with pytest.raises(SettingsError) as found:
+        load_settings(config(text), environ={})
+    assert str(found.value).endswith(says)
+
+
+def test_so_it_does_in_dotenv_and_environment(config) -> None:
+    path = config("{}\n")
+    says = "CRYPTOVOL__COINBASE__PRODUCT: unknown key 'coinbase.product'. Did you mean 'coinbase.products'?"
+    with pytest.raises(SettingsError) as found:
+        load_settings(path, environ={"CRYPTOVOL__COINBASE__PRODUCT": "A"})
+    assert str(found.value) == f"environment: {says}"
+    (path.parent / ".env").write_text("CRYPTOVOL__COINBASE__PRODUCT=A\n")
+    with pytest.raises(SettingsError) as found:
+        load_settings(path, environ={})
+    assert str(found.value) == f"{path.parent / '.env'}: {says}"

@@ -127,3 +127,10 @@ def test_an_unknown_verb_of_the_recorder_says_where_the_pipeline_is() -> None:
     result = CliRunner().invoke(cli, ["backfill"])
     assert result.exit_code == 2
     assert "Error: No such command 'backfill'. This is the recorder alone" in result.output
+
+
+def test_a_misspelt_verb_asks_for_the_similar_one() -> None:
+    result = CliRunner().invoke(cli, ["ingets"])
+    assert result.exit_code == 2
+    assert one_line(result) == "Error: No such command 'ingets'. Did you mean 'ingest'?"
+    assert "No such option '--cofig'. Did you mean '--config'?" in CliRunner().invoke(cli, ["--cofig"]).stderr

@@ -1,0 +1,64 @@
+"""Which folder a Dagster or MLflow serves that nobody here is known to have started.
+
+Belongs here: asking what answers at an address, and comparing that with the configuration. A service started
+by `cryptovol up` or `ui` needs no question: the lock of its Dagster home says where it is (`instance.py`).
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from urllib.parse import quote, unquote, urlsplit
+
+import yaml
+
+from cryptovol_dagster.machine.instance import dagster_home
+from cryptovol_dagster.machine.reachable import ask
+from ingestor.settings import Settings
+
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+OTHER_PROGRAM = "another program answers there"
+
+
+def not_this_dagster(settings: Settings, url: str) -> str:
+    """Say why the Dagster that answers at an address is not that of this data folder; empty where it is.
+
+    It is where its home is ours. It may be where its home is a folder of another machine or container, or
+    where it does not tell: a deployment's address is configured, and does not come about by chance.
+    """
+    home = _home_of(url)
+    if home is None:
+        return OTHER_PROGRAM if _is_loopback(url) else ""
+    if home == dagster_home(settings) or not home.exists():
+        return ""
+    return f"the Dagster that answers there has another home, {home}"
+
+
+def not_this_mlflow(settings: Settings, url: str) -> str:
+    """Say why the MLflow that answers at an address has not this data folder's runs; empty where it has.
+
+    A local store is recognised by where its experiment keeps files, so not before there is a first run.
+    """
+    if not settings.mlflow_tracking_uri.startswith("sqlite:") or not _is_loopback(url):
+        return ""
+    name = quote(settings.mlflow.experiment)
+    found = ask(f"{url}/api/2.0/mlflow/experiments/get-by-name?experiment_name={name}")
+    if not isinstance(found, dict) or "experiment" not in found:
+        return "the MLflow that answers there does not have this folder's runs"
+    files = Path(unquote(urlsplit(found["experiment"]["artifact_location"]).path))
+    if files.is_relative_to(settings.storage.data_dir):
+        return ""
+    return f"the MLflow that answers there keeps another folder's runs, {files}"
+
+
+def _home_of(url: str) -> Path | None:
+    """Ask a webserver for its instance's folder; None where it does not tell."""
+    found = ask(f"{url}/graphql", {"query": "{instance{info}}"})
+    try:
+        info = yaml.safe_load(found["data"]["instance"]["info"])
+        return Path(info["local_artifact_storage"]["config"]["base_dir"])
+    except (KeyError, TypeError, yaml.YAMLError):
+        return None
+
+
+def _is_loopback(url: str) -> bool:
+    return urlsplit(url).hostname in _LOOPBACK
