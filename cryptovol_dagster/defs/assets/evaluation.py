@@ -82,8 +82,8 @@ def model_evaluation_asset(
             run_url = tracking.run_url(tracking.parent_run_id)
             told[key], newest = _metadata(evaluation, report, path, run_url), (key, report, evaluation)
         if newest is not None:  # one set of pictures a run: event logs keep everything for ever
-            key, *what = newest
-            drawn = _draw_all(lake, reports, spec, key, *what)
+            key = newest[0]
+            drawn = _draw_all(lake, reports, spec, *newest)
             told[key] = drawn | told[key] | drawn  # before all else
         add_all(context, told)
         return dg.MaterializeResult()

@@ -122,15 +122,13 @@ def trained_model_asset(
             drawn = key, trained
             path = lake.write_bytes(asset_name, key, content, "zip")
             lake.write_bytes(asset_name, key, json.dumps({"mlflow_run_id": run_id}).encode(), "json")
-            metadata = shown(
-                first={"status": "trained"},
-                numbers=numbers | {"size_bytes": len(content)},
-                links={"mlflow_run": dg.MetadataValue.url(tracking.run_url(run_id)), "path": path},
-                hashes={"mlflow_run_id": run_id},
-            )
+            links = {"mlflow_run": dg.MetadataValue.url(tracking.run_url(run_id)), "path": path}
+            numbers |= {"size_bytes": len(content)}
             if lake.is_newest(asset_name, key, "zip"):
-                metadata |= _export(context, reports, spec, trained, content, problem)
-            told[key] = metadata
+                parity, exported = _export(context, reports, spec, trained, content, problem)
+                numbers, links = numbers | parity, links | exported
+            hashes = {"mlflow_run_id": run_id}
+            told[key] = shown({"status": "trained"}, numbers=numbers, links=links, hashes=hashes)
         if drawn is not None:  # one picture a run: event logs keep everything for ever
             key, newest = drawn
             told[key] = _importances(reports, lake.is_newest(asset_name, key, "zip"), newest) | told[key]
@@ -147,11 +145,11 @@ def _export(
     model: "Model",
     content: bytes,
     problem: "Problem",
-) -> dict[str, Any]:
-    """Copy a model and its ONNX graph among the exported models; return the metadata that say where."""
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Copy a model and its ONNX graph among the exported models; return how both agree, and where."""
     exported = reports.write(reports.model(spec.name, model.name), content)
     graph, parity = _export_graph(context, reports, spec, model, problem)
-    return shown(numbers=parity, links={"exported": exported, "exported_onnx": graph})
+    return parity, {"exported": exported, "exported_onnx": graph}
 
 
 def _export_graph(
