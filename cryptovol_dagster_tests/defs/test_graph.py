@@ -181,7 +181,8 @@ def test_a_bad_configuration_stops_the_code_location_with_one_line_that_names_it
         check=False,
     )
     assert done.returncode != 0
-    assert done.stderr.strip().splitlines()[-1].endswith(f"{config}:2: unknown key 'models.sead'")
+    said = f"{config}:2: unknown key 'models.sead'. Did you mean 'models.seed'?"
+    assert done.stderr.strip().splitlines()[-1].endswith(said)
 
 
 LINEAGE = {"seconds/bars": "ticks", "seconds/features": "seconds/bars", "seconds/labels": "seconds/bars"}
