@@ -31,6 +31,9 @@ SIMULATED_DIR = Path("data/simulated")
 TAIL_HOURS = 0.05
 #: Held while somebody makes a market; it outlives what is removed.
 _LOCK = "market.lock"
+#: Between two trainings of a run over a range, which also trains at its end. The usual one is as of the hour
+#: after midnight. That may be the market's first, and a champion of one hour has no operating point.
+_ONLY_AT_THE_END_H = 1_000_000
 _HEADER = (
     "# The configuration of the synthetic market in this folder; written anew by each {by}.\n"
     "# Any verb works on it: cryptovol --config {path} status\n"
@@ -173,6 +176,8 @@ def _own_configuration(start: datetime, end: datetime | None) -> str:
     }
     if end is not None:
         values["dagster"]["partitions_end"] = end.strftime(KEY_FORMAT)
+        seconds = values.setdefault("timescales", {}).setdefault("seconds", {})
+        seconds["retrain_every_hours"] = _ONLY_AT_THE_END_H
     return yaml.safe_dump({section: keys for section, keys in values.items() if keys}, sort_keys=False)
 
 

@@ -9,6 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from cryptovol_dagster.chains import spec_of
+from cryptovol_dagster.core.specs import NS
+from cryptovol_dagster.core.times import HOUR_NS, hour_keys
+from cryptovol_dagster.lake.plans import trains_at
 from cryptovol_dagster.machine.instance import InstanceError, ensure_dagster_home, hold_instance
 from cryptovol_dagster.verbs.synthetic import (
     NoMarketError,
@@ -20,6 +24,7 @@ from cryptovol_dagster.verbs.synthetic import (
 from ingestor.settings import Settings, load_settings
 
 START = datetime(2025, 12, 1, 18, tzinfo=UTC)
+START_NS = int(START.timestamp()) * NS
 FOLDER = Path("data/demo")
 CONFIG = """
 coinbase: {products: [SOL-USD], url: "wss://example.org"}
@@ -101,6 +106,8 @@ def test_two_that_create_a_market_at_a_time_do_not_harm_each_other(tmp_path: Pat
     end = START + timedelta(hours=4)
     with creating_market(FOLDER, START, end, by="cryptovol demo") as settings:
         assert settings.dagster.partitions_end == "2025-12-01-22:00"
+        seconds = spec_of(settings, "seconds")
+        assert not [hour for hour in hour_keys(START_NS, START_NS + 72 * HOUR_NS) if trains_at(seconds, hour)]
         folder = settings.storage.data_dir
         kept = folder / "raw"
         kept.mkdir()
