@@ -130,4 +130,5 @@ kafka-status: ## Tell whether that Kafka runs, and where
 	@docker/kafka/kafka.sh status
 
 clean: ## Remove the synthetic markets; what you recorded, and its reports, stay
-	rm -rf data/demo data/simulated
+	@if [ -x $(BIN)/python ]; then $(BIN)/python -m cryptovol_dagster.verbs.synthetic data/demo data/simulated; \
+	    else rm -rf data/demo data/simulated; fi

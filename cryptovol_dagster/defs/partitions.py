@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dagster as dg
 
+from cryptovol_dagster.core.times import DAY_NS, hour_window, partition_at
 from ingestor.settings import Settings
 
 #: Dagster's tags of a run over a range of partitions.
@@ -15,13 +16,21 @@ def hours(settings: Settings) -> dg.HourlyPartitionsDefinition:
 
     The hour that is running is a partition too (`end_offset`), so that `cryptovol train` works minutes
     after the first message. Nothing automatic touches it: sensor and schedule speak of closed hours only.
+    Of a market that has ended, no later hour is a partition, so that none looks missing.
     """
-    return dg.HourlyPartitionsDefinition(start_date=settings.dagster.partitions_start, end_offset=1)
+    return dg.HourlyPartitionsDefinition(
+        start_date=settings.dagster.partitions_start, end_date=settings.dagster.partitions_end, end_offset=1
+    )
 
 
 def days(settings: Settings) -> dg.DailyPartitionsDefinition:
     """Build the one partitions definition of the minutes; the day that is running is one too."""
-    return dg.DailyPartitionsDefinition(start_date=settings.dagster.minutes_start.isoformat(), end_offset=1)
+    end = settings.dagster.partitions_end
+    # A day that ends too early is left out, so the end is that of the day in which the last hour lies.
+    end_date = None if end is None else partition_at(hour_window(end)[0] - 1 + DAY_NS, DAY_NS)
+    return dg.DailyPartitionsDefinition(
+        start_date=settings.dagster.minutes_start.isoformat(), end_date=end_date, end_offset=1
+    )
 
 
 def look_back(asset: dg.CoercibleToAssetKey, count: int) -> dg.AssetDep:

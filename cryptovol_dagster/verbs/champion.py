@@ -52,7 +52,7 @@ def champion(chain_name: str, show_all: bool, as_json: bool) -> None:
     if not every:
         click.echo(f"{spec.name}: nothing was decided yet: `cryptovol evaluate` decides")
         return
-    for line in _standing(every):
+    for line in standing_lines(every):
         click.echo(line)
     click.echo()
     columns = ("as of", "verdict", "about", "champion afterwards", "AP difference", "why")
@@ -60,7 +60,7 @@ def champion(chain_name: str, show_all: bool, as_json: bool) -> None:
     print_table(columns, rows, words=set(columns) - {"AP difference"})
 
 
-def _standing(every: list[Decision]) -> list[str]:
+def standing_lines(every: list[Decision]) -> list[str]:
     """Return lines that say who is champion since when, and which challenger is compared with it."""
     newest = every[-1]
     if newest.champion is None:

@@ -1,76 +1,162 @@
 """`cryptovol demo`: hours of a synthetic market through the real path, and what came of it.
 
 Nothing here is a shortcut: the simulator and the recorder are the processes a user would start, joined by a
-socket and a broker; the assets are materialized as the Dagster UI would. Data of the demo stay in a folder of
-their own, so that a synthetic market never mixes with a recorded one.
+socket and a broker; the assets are materialized as the Dagster UI would. Past hours are a backfill; the last
+one is worked off like any hour that has just closed, so that the usual rules decide on champion, registry and
+aliases. Data of the demo stay in a folder of their own: a synthetic market never mixes with a recorded one.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from cryptovol_dagster.core.cards.markdown import NONE, number
-from cryptovol_dagster.verbs.synthetic import DEMO_DIR, TAIL_HOURS, create_market
+from cryptovol_dagster.verbs.synthetic import DEMO_DIR, TAIL_HOURS, creating_market
 from ingestor.errors import CryptovolError
 from ingestor.settings import Settings
 from ingestor.verbs.output import print_table
 
 if TYPE_CHECKING:
+    import dagster as dg
+
     from cryptovol_dagster.verbs.runs import RunSummary
 
 #: At seconds of the market: three frames lost, one twice, a connection cut, another closed by the server.
 FAULTS = "gap@5000s:3; repeat@7000s; disconnect@9000s:1006; disconnect@12000s:1001"
+#: The market ends so long ago at least: its tail lies in the past, and nobody takes it for one that goes on.
+SETTLED = timedelta(minutes=10)
+_EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 
 
 class DemoError(CryptovolError):
     """A step of the demo failed; the message is one line."""
 
 
-@click.command()
-@click.option("--hours", default=18, show_default=True, type=click.IntRange(4, 72), help="Hours of market.")
-@click.option("--seed", default=7, show_default=True, help="Seed of the synthetic market.")
-def demo(hours: int, seed: int) -> None:
-    """Run the whole system on hours of a synthetic market; no network, no Kafka, no exchange needed.
+_HELP = """\
+Run the whole system on hours of a synthetic market; no network, no Kafka, no exchange needed.
 
-    Simulator → real WebSocket → broker → raw storage → every Dagster asset and check → models in MLflow →
-    evaluation, model card and Evidently report. The market has calm and wild spells; the feed loses three
-    frames, repeats one and is cut twice. Everything lies in data/demo, which is replaced at each run.
+The market has calm and wild spells. Its feed loses three frames, repeats one, and is cut
+twice. With 18 hours the demo takes about three minutes on two idle cores:
+
+\b
+  1  simulator → WebSocket → broker → raw storage                    a minute
+  2  all hours but the last: every asset and check, five models,     half a minute
+     tracked in MLflow
+  3  the last hour, like any that has just closed: market,           half a minute
+     retrain, champion, registry
+  4  results: evaluation, champion, its scores of the last hour
+  5  reports by Evidently, and the page that lists them              a minute
+
+Everything lies in data/demo, which each run replaces: raw/, lake/, reports/, models/, the
+stores of Dagster and MLflow, and config.yaml, which lets any other command work on it.
+
+With the same --end, --hours and --seed, the market, ticks, bars, features, labels,
+predictions, evaluation and pictures are the same each time. What differs: run and
+connection ids, and the times at which something was received, written or measured.
+
+\b
+Examples:
+  cryptovol demo
+  cryptovol demo --end 2025-12-01T18:00Z           the same numbers on any day
+  cryptovol --config data/demo/config.yaml ui      Dagster and MLflow on it
+  cryptovol --config data/demo/config.yaml infer   the champion's scores
+"""
+
+
+def newest_end() -> datetime:
+    """Return the last full hour (UTC) at which a market can end now."""
+    return (datetime.now(UTC) - SETTLED).replace(minute=0, second=0, microsecond=0)
+
+
+def _end(_ctx: click.Context, _param: click.Parameter, value: str | None) -> datetime:
+    """Read where the market ends.
+
+    Raises:
+        BadParameter: it is no full hour of the past.
     """
-    began = time.monotonic()
-    start = datetime(2025, 12, 1, tzinfo=UTC)
-    settings = create_market(DEMO_DIR, start, by="cryptovol demo")
+    newest = newest_end()
+    if value is None:
+        return newest
+    try:
+        end = datetime.strptime(value, "%Y-%m-%dT%H:00Z").replace(tzinfo=UTC)
+    except ValueError:
+        end = None
+    if end is None or not _EARLIEST <= end <= newest:
+        raise click.BadParameter(
+            f"{value!r}: expected a full hour in UTC such as 2025-12-01T18:00Z, no earlier than "
+            f"{_EARLIEST.year}; the newest is {newest:%Y-%m-%dT%H:%MZ}"
+        )
+    return end
 
-    _headline(
-        1, f"{hours} h of {', '.join(settings.coinbase.products)}: simulator → socket → broker → raw storage"
-    )
-    recorded = _record(settings, start, hours, seed)
-    _print_recorded(recorded, time.monotonic() - began)
-    _headline(2, "every asset and check: gap ledger → ticks → bars → features, labels → splits → … → reports")
-    for run in _materialize(settings):
-        _print_run(run)
-    _headline(3, "results")
-    _print_results(settings)
-    _headline(4, "where to look")
-    _print_places(settings)
+
+@click.command(help=_HELP)
+@click.option("--hours", default=18, show_default=True, type=click.IntRange(4, 72), help="Hours of market.")
+@click.option(
+    "--end",
+    metavar="TIME",
+    callback=_end,
+    help="Where the market ends: a full hour in UTC, e.g. 2025-12-01T18:00Z (default: the last full hour).",
+)
+@click.option("--seed", default=7, show_default=True, type=click.IntRange(min=0), help="Seed of the market.")
+def demo(hours: int, end: datetime, seed: int) -> None:
+    """Play, record, learn, and print what came of it."""
+    began = time.monotonic()
+    start = end - timedelta(hours=hours)
+    with creating_market(DEMO_DIR, start, end, by="cryptovol demo") as settings:
+        what = f"{hours} h of {', '.join(settings.coinbase.products)} up to {end:%Y-%m-%d %H:%M} UTC"
+        _headline(1, f"{what}: simulator → socket → broker → raw storage")
+        recorded = record(settings, start, hours, seed)
+        _print_recorded(recorded, time.monotonic() - began)
+        pipeline = Pipeline.of(settings)
+        _headline(2, "all hours but the last, in one run: ticks → bars → features → models → evaluation")
+        _print_run(pipeline.past())
+        _headline(3, "the last hour, like any that has just closed: market → retrain → champion → registry")
+        newest = pipeline.newest()
+        _print_run(newest)
+        if settings.timescales.minutes.enabled:
+            _print_run(pipeline.minutes())
+        _headline(4, "results")
+        _print_results(settings)
+        print_champion(settings, newest)
+        _headline(5, "reports by Evidently: data quality, training against test, drift")
+        _print_run(pipeline.reports())
+        _print_places(settings)
     click.echo(f"\nThe demo took {time.monotonic() - began:.0f} s.")
 
 
 def _headline(step: int, text: str) -> None:
-    click.secho(f"\n[{step}/4] {text}", bold=True)
+    click.secho(f"\n[{step}/5] {text}", bold=True)
 
 
-def _record(settings: Settings, start: datetime, hours: int, seed: int) -> dict[str, Any]:
-    """Play the market to the recorder, each in a process of its own; returns the recorder's summary."""
+def record(settings: Settings, start: datetime, hours: int, seed: int) -> dict[str, Any]:
+    """Play a market to the recorder, each in a process of its own, which reads the configuration in force.
+
+    Args:
+        settings: of the market.
+        start: its first moment, UTC.
+        hours: its length; a little more is played, so that the last hour closes.
+        seed: of everything random in it.
+
+    Returns:
+        The recorder's summary.
+
+    Raises:
+        DemoError: simulator or recorder failed.
+    """
     market = ["simulate", "--json", "--once", "--speed", "max", "--hours", str(hours + TAIL_HOURS)]
     market += [
         "--start",
@@ -113,31 +199,79 @@ def _first_event(child: subprocess.Popen[str], verb: str) -> dict[str, Any]:
     return json.loads(line)
 
 
-def _materialize(settings: Settings) -> Iterator[RunSummary]:
-    """Materialize the closed hours in one run, every asset and check, then the minutes of their days.
+@dataclass(frozen=True)
+class Pipeline:
+    """What is computed of a recorded market, run by run, in the order in which it is done.
 
-    Of the minutes up to labels: hours of trades train nothing that learns from months.
+    Attributes:
+        settings: of the market.
+        hours: its closed hours, oldest first.
     """
-    from cryptovol_dagster.core.specs import MINUTES
-    from cryptovol_dagster.core.times import DAY_NS, partition_at, partition_window
-    from cryptovol_dagster.defs.build import build_defs
-    from cryptovol_dagster.lake.raw_ticks import RawStore
-    from cryptovol_dagster.verbs import runs
 
-    closed = [hour.hour for hour in RawStore(settings.storage.raw_dir).closed_hours()]
-    if not closed:
-        raise DemoError(
-            f"{settings.storage.raw_dir} holds no closed hour: the recording did not get that far"
+    settings: Settings
+    hours: list[str]
+
+    @classmethod
+    def of(cls, settings: Settings) -> Pipeline:
+        """Return the pipeline of what was recorded.
+
+        Raises:
+            DemoError: raw storage has closed too few hours.
+        """
+        from cryptovol_dagster.lake.raw_ticks import RawStore
+
+        raw_dir = settings.storage.raw_dir
+        hours = [hour.hour for hour in RawStore(raw_dir).closed_hours()]
+        if len(hours) < 2:
+            raise DemoError(
+                f"{raw_dir} holds {len(hours)} closed hours: the recording did not get far enough"
+            )
+        return cls(settings, hours)
+
+    @cached_property
+    def _defs(self) -> dg.Definitions:
+        from cryptovol_dagster.defs.build import build_defs
+
+        return build_defs(self.settings)
+
+    def past(self) -> RunSummary:
+        """Materialize all hours but the last one, ticks to performance, in one run: a backfill."""
+        from cryptovol_dagster.verbs.runs import chain_selection
+
+        return self._run(self.hours[0], self.hours[-2], chain_selection(self.settings))
+
+    def newest(self) -> RunSummary:
+        """Materialize the last hour alone: what sensor and hourly retrain ask for when an hour has closed."""
+        from cryptovol_dagster.verbs.runs import chain_selection
+
+        return self._run(self.hours[-1], self.hours[-1], chain_selection(self.settings))
+
+    def minutes(self) -> RunSummary:
+        """Materialize the minutes of the market's days, up to labels.
+
+        Hours of trades train nothing that learns from months.
+        """
+        from cryptovol_dagster.core.specs import MINUTES
+        from cryptovol_dagster.core.times import DAY_NS, partition_at, partition_window
+        from cryptovol_dagster.verbs.runs import chain_selection
+
+        days = [partition_at(partition_window(hour)[0], DAY_NS) for hour in self.hours]
+        return self._run(days[0], days[-1], chain_selection(self.settings, MINUTES, market_only=True))
+
+    def reports(self) -> RunSummary:
+        """Materialize the reports of the last hour; the other hours say that they have none."""
+        from cryptovol_dagster.core.specs import SECONDS
+        from cryptovol_dagster.monitoring.evidently import DATA_QUALITY, DRIFT, TRAIN_TEST
+
+        kinds = [f"{SECONDS}/{kind}" for kind in (DATA_QUALITY, TRAIN_TEST, DRIFT)]
+        return self._run(self.hours[0], self.hours[-1], kinds)
+
+    def _run(self, first: str, last: str, selection: Sequence[str]) -> RunSummary:
+        from cryptovol_dagster.verbs.runs import materialize_range
+
+        return materialize_range(
+            self.settings, first, last, selection, defs=self._defs, on_asset=_print_asset
         )
-    defs = build_defs(settings)
-    first, last = closed[0], closed[-1]
-    hourly = runs.assets_over(defs, first)
-    yield runs.materialize_range(settings, first, last, hourly, defs=defs, on_asset=_print_asset)
-    if not settings.timescales.minutes.enabled:
-        return
-    daily = runs.chain_selection(settings, MINUTES, market_only=True)
-    first_day, last_day = (partition_at(partition_window(hour)[0], DAY_NS) for hour in (first, last))
-    yield runs.materialize_range(settings, first_day, last_day, daily, defs=defs, on_asset=_print_asset)
 
 
 def _print_asset(asset: str, took_s: float) -> None:
@@ -161,7 +295,8 @@ def _print_run(run: RunSummary) -> None:
     click.echo(f"{len(run.materialized)} assets × {len(keys)} ({span} UTC): {partitions} partitions")
     if run.carried:
         click.echo(f"{len(run.carried)} hours carry the models of an earlier one")
-    click.echo(f"{run.checks_passed} of {len(run.checks)} checks passed")
+    if run.checks:
+        click.echo(f"{run.checks_passed} of {len(run.checks)} checks passed")
     for check in run.checks_failed:
         click.secho(f"  {check.severity} {check.asset} {check.name}:", fg="yellow")
         for line in check.description.splitlines():
@@ -195,6 +330,30 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [row["model"], number(row["average_precision"]), interval, *(number(row[n]) for n in numbers)]
 
 
+def print_champion(settings: Settings, run: RunSummary) -> None:
+    """Say who is champion, what the registry did, and how it scores the newest hour."""
+    from cryptovol_dagster.chains import spec_of
+    from cryptovol_dagster.core.specs import SECONDS
+    from cryptovol_dagster.inference import scorer as inference
+    from cryptovol_dagster.lake import decisions
+    from cryptovol_dagster.lake.files import Lake
+    from cryptovol_dagster.lake.latest import Reports
+    from cryptovol_dagster.verbs.champion import standing_lines
+
+    lake, spec, storage = Lake(settings.storage.lake_dir), spec_of(settings, SECONDS), settings.storage
+    for line in standing_lines(decisions.history(lake, spec)):
+        click.echo(line)
+    for decided in run.metadata[decisions.decision_asset(spec)].values():
+        click.echo(f"registry: {decided['aliases']}")
+    reports = Reports(storage.reports_dir, storage.artifacts_dir)
+    scorer = inference.find_scorer(lake, spec, reports, name=None, path=None)
+    rows = inference.read_features(lake, spec, None)
+    scores = inference.score(rows, scorer)
+    scored, flagged = int(scores["probability"].notna().sum()), int(scores["flag"].fillna(False).sum())
+    click.echo(f"infer: {scorer.version}")
+    click.echo(f"  {scored:,} of {len(scores):,} rows of {rows.source} scored, {flagged:,} flagged")
+
+
 def _print_places(settings: Settings) -> None:
     storage = settings.storage
     places = (
@@ -207,10 +366,21 @@ def _print_places(settings: Settings) -> None:
         ("models", storage.artifacts_dir),
         ("raw storage", storage.raw_dir),
     )
+    click.secho("\nwhere to look", bold=True)
     for what, path in places:
         click.echo(f"  {what:<18}{os.path.relpath(path)}")
-    urls = f"{settings.dagster.ui_url}, {settings.mlflow.ui_url}"
+    ours = f"{command_here()} --config {os.path.relpath(storage.data_dir / 'config.yaml')}"
     # Whoever has installed the package alone has no Makefile.
-    by_make = "MAKELEVEL" in os.environ
-    opens = "make demo-ui" if by_make else f"cryptovol --config {DEMO_DIR}/config.yaml ui"
-    click.echo(f"  {'Dagster, MLflow':<18}{opens}  ({urls})")
+    opens = "make demo-ui" if "MAKELEVEL" in os.environ else f"{ours} ui"
+    click.echo(f"  {'Dagster, MLflow':<18}{opens}  ({settings.dagster.ui_url}, {settings.mlflow.ui_url})")
+    click.echo(f"  {'how things stand':<18}{ours} status")
+    click.echo(f"  {'score features':<18}{ours} infer")
+
+
+def command_here() -> str:
+    """Return how this very command is typed here: make calls it by its path, which no shell knows."""
+    own = Path(sys.executable).with_name("cryptovol")
+    found = shutil.which("cryptovol")
+    if found is not None and own.exists() and os.path.samefile(found, own):
+        return "cryptovol"
+    return os.path.relpath(own) if own.exists() else f"{sys.executable} -m cryptovol_dagster.cli"

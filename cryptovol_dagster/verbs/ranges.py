@@ -30,7 +30,8 @@ def validate_range(settings: Settings, from_key: str, to_key: str) -> None:
     """Check that a range of partitions, last one included, can be materialized.
 
     Raises:
-        NothingToDo: it is empty, mixes hours with days, starts too early or lies in the future.
+        NothingToDo: it is empty, mixes hours with days, starts too early, lies in the future or after the
+            market's end.
         PartitionKeyError: a key is neither an hour nor a day.
     """
     lengths = {end - start for start, end in map(partition_window, (from_key, to_key))}
@@ -46,6 +47,9 @@ def validate_range(settings: Settings, from_key: str, to_key: str) -> None:
     )
     if from_key < first:
         raise NothingToDo(f"{from_key} is before dagster.{name}, {first}")
+    end = starts.partitions_end
+    if end is not None and partition_window(to_key)[0] >= hour_window(end)[0]:
+        raise NothingToDo(f"{to_key} is after the end of the market (dagster.partitions_end, {end})")
     if partition_window(to_key)[0] > time.time_ns():
         raise NothingToDo(f"{to_key} lies in the future")
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ import yaml
 
 from cryptovol_dagster.core.times import DAY_FORMAT, KEY_FORMAT
 from cryptovol_dagster.machine.instance import InstanceError, running_instance
+from ingestor import locks
 from ingestor.archive.member_name import archive_runs
 from ingestor.errors import CryptovolError
 from ingestor.settings import Settings, load_settings
@@ -26,10 +29,15 @@ DEMO_DIR = Path("data/demo")
 SIMULATED_DIR = Path("data/simulated")
 #: An hour closes only when the feed has passed its end by two minutes.
 TAIL_HOURS = 0.05
-#: Hours of the market between two retrains: the hourly schedule knows only the clock on the wall.
+#: Hours of a market that goes on between two retrains: the hourly schedule knows only the clock on the wall.
 RETRAIN_EVERY_HOURS = 3
 #: The audit of an hour looks for checkpoints in the hour around it; at 600 times the speed 10 s are longer.
 CHECKPOINT_S = 0.5
+#: Held while somebody makes a market; it outlives what is removed.
+_LOCK = "market.lock"
+#: Between two trainings of a run over a range, which also trains at its end. The usual one is as of the hour
+#: after midnight. That may be the market's first, and a champion of one hour has no operating point.
+_ONLY_AT_THE_END_H = 1_000_000
 _HEADER = (
     "# The configuration of the synthetic market in this folder; written anew by each {by}.\n"
     "# Any verb works on it: cryptovol --config {path} status\n"
@@ -40,7 +48,7 @@ _OWN: Mapping[str, tuple[str, ...]] = {
     "kafka": ("bootstrap_servers", "security", "topic_prefix"),
     "monitoring": ("alert_webhook_url",),
     "mlflow": ("tracking_uri",),
-    "dagster": ("report_closed_hours",),
+    "dagster": ("report_closed_hours", "partitions_end"),
 }
 
 
@@ -65,32 +73,37 @@ def create_market(folder: Path, start: datetime, *, by: str) -> Settings:
         by: the command that makes the market, for messages.
 
     Raises:
-        InstanceError: something that runs uses the folder; nothing was removed.
+        InstanceError: something that runs uses the folder, or it cannot be written; nothing was removed.
+    """
+    with creating_market(folder, start, None, by=by) as settings:
+        return settings
+
+
+@contextmanager
+def creating_market(folder: Path, start: datetime, end: datetime | None, *, by: str) -> Iterator[Settings]:
+    """Do what `create_market` does, and let nobody replace the market until the block ends.
+
+    Args:
+        folder: of the market.
+        start: first full hour of the market, UTC.
+        end: end of its last full hour, where it will end; there its partitions end.
+        by: the command that makes the market, for messages.
+
+    Raises:
+        InstanceError: something that runs uses the folder, or it cannot be written; nothing was removed.
     """
     path = config_path(folder)
     os.environ.pop("DAGSTER_HOME", None)  # a home of the user's shall not fill with synthetic runs
-    values = _changed(load_settings().settings.model_dump(mode="json"), Settings().model_dump(mode="json"))
-    for section, keys in _OWN.items():
-        values[section] = {key: value for key, value in values.get(section, {}).items() if key not in keys}
-    values["storage"] = values.get("storage", {}) | {
-        "data_dir": ".",
-        "reports_dir": "reports",
-        "artifacts_dir": "models",
-    }
-    values["ingest"] = values.get("ingest", {}) | {"checkpoint_s": CHECKPOINT_S}
-    values["dagster"] |= {
-        "partitions_start": start.strftime(KEY_FORMAT),
-        "minutes_start": start.strftime(DAY_FORMAT),
-        "retrain_every_closed_hours": RETRAIN_EVERY_HOURS,
-    }
-    _require_unused(path.parent, by)
-    if path.parent.exists():
-        shutil.rmtree(path.parent)
-    path.parent.mkdir(parents=True)
-    shown = {section: keys for section, keys in values.items() if keys}
-    header = _HEADER.format(by=f"`{by}`", path=folder / path.name)
-    path.write_text(header + yaml.safe_dump(shown, sort_keys=False), encoding="utf-8")
-    return _use(path)
+    content = _HEADER.format(by=f"`{by}`", path=folder / path.name) + _own_configuration(start, end)
+    with _held(path.parent, by):
+        require_unused(path.parent, by)
+        for entry in path.parent.iterdir():
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry)
+            elif entry.name != _LOCK:
+                entry.unlink()
+        path.write_text(content, encoding="utf-8")
+        yield _use(path)
 
 
 def open_market(folder: Path, *, by: str) -> Settings:
@@ -107,6 +120,72 @@ def open_market(folder: Path, *, by: str) -> Settings:
     if not path.is_file():
         raise NoMarketError(f"{path.parent} holds no synthetic market yet: `{by}` makes one")
     return _use(path)
+
+
+def require_unused(folder: Path, by: str) -> None:
+    """Check that neither a recorder nor `up` or `ui` uses a market.
+
+    Args:
+        folder: of the market.
+        by: the command that waits for it, for the message.
+
+    Raises:
+        InstanceError: something uses it.
+    """
+    settings = Settings.model_validate({"storage": {"data_dir": folder}})
+    running = running_instance(settings)
+    if running is not None:
+        who = f"pid {running.pid}, {running.dagster_url}"
+        raise InstanceError(f"{folder} is in use ({who}); stop that, then run `{by}` again")
+    if archive_runs(settings.storage.raw_dir):
+        raise InstanceError(f"{folder} is in use by a recorder; stop that, then run `{by}` again")
+
+
+@contextmanager
+def _held(folder: Path, by: str) -> Iterator[None]:
+    """Be the only one who makes a market in a folder.
+
+    Raises:
+        InstanceError: another one does, or the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / _LOCK).open("a+b", buffering=0)
+    except OSError as error:
+        raise InstanceError(f"{folder} cannot be written: {error.strerror or error}") from error
+    with file:
+        if not locks.try_lock(file):
+            who = locks.read_holder(file) or "it has just begun"
+            raise InstanceError(
+                f"{folder} is in use: another command creates a market there ({who}); wait or stop that, "
+                f"then run `{by}` again"
+            )
+        locks.write_holder(file)
+        yield
+
+
+def _own_configuration(start: datetime, end: datetime | None) -> str:
+    """Write the configuration in force as YAML, with what a synthetic market has for itself."""
+    values = _changed(load_settings().settings.model_dump(mode="json"), Settings().model_dump(mode="json"))
+    for section, keys in _OWN.items():
+        values[section] = {key: value for key, value in values.get(section, {}).items() if key not in keys}
+    values["storage"] = values.get("storage", {}) | {
+        "data_dir": ".",
+        "reports_dir": "reports",
+        "artifacts_dir": "models",
+    }
+    values["dagster"] |= {
+        "partitions_start": start.strftime(KEY_FORMAT),
+        "minutes_start": start.strftime(DAY_FORMAT),
+    }
+    values["ingest"] = values.get("ingest", {}) | {"checkpoint_s": CHECKPOINT_S}
+    if end is None:
+        values["dagster"]["retrain_every_closed_hours"] = RETRAIN_EVERY_HOURS
+    else:
+        values["dagster"]["partitions_end"] = end.strftime(KEY_FORMAT)
+        seconds = values.setdefault("timescales", {}).setdefault("seconds", {})
+        seconds["retrain_every_hours"] = _ONLY_AT_THE_END_H
+    return yaml.safe_dump({section: keys for section, keys in values.items() if keys}, sort_keys=False)
 
 
 def _use(path: Path) -> Settings:
@@ -133,11 +212,23 @@ def _changed(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str
     return changed
 
 
-def _require_unused(data_dir: Path, by: str) -> None:
-    settings = Settings.model_validate({"storage": {"data_dir": data_dir}})
-    running = running_instance(settings)
-    if running is not None:
-        who = f"pid {running.pid}, {running.dagster_url}"
-        raise InstanceError(f"{data_dir} is in use ({who}); stop that, then `{by}` can replace it")
-    if archive_runs(settings.storage.raw_dir):
-        raise InstanceError(f"{data_dir} is in use by a recorder; stop that, then `{by}` can replace it")
+def remove_markets(folders: Iterable[Path], by: str) -> None:
+    """Remove synthetic markets, unless something uses one of them.
+
+    Raises:
+        InstanceError: something does; nothing was removed.
+    """
+    there = [folder for folder in folders if folder.exists()]
+    with ExitStack() as held:
+        for folder in there:
+            held.enter_context(_held(folder, by))
+            require_unused(folder, by)
+        for folder in there:
+            shutil.rmtree(folder)
+
+
+if __name__ == "__main__":  # of `make clean`
+    try:
+        remove_markets(map(Path, sys.argv[1:]), "make clean")
+    except CryptovolError as error:
+        sys.exit(f"Error: {error}")

@@ -14,7 +14,7 @@ from cryptovol_dagster.cli import main
 from cryptovol_dagster.core.times import hour_window
 from cryptovol_dagster.defs.build import build_defs
 from cryptovol_dagster.lake.files import Lake
-from cryptovol_dagster.verbs import runs
+from cryptovol_dagster.verbs import ranges, runs
 from cryptovol_dagster_tests.pipeline import MARKET, Pipeline
 from cryptovol_dagster_tests.synthetic import (
     FIRST_HOUR,
@@ -143,6 +143,18 @@ def test_a_backfill_of_hours_that_do_not_exist_is_refused_in_one_line(
     assert says in refused.output
     assert len(refused.output.strip().splitlines()) == 1
     assert not market.storage.lake_dir.exists()
+
+
+def test_a_market_that_has_ended_has_no_later_hours(market: Settings) -> None:
+    ended = market.model_copy(
+        update={"dagster": market.dagster.model_copy(update={"partitions_end": "2026-04-04-05:00"})}
+    )
+    with pytest.raises(ranges.NothingToDo, match=r"2026-04-04-05:00 is after the end of the market"):
+        ranges.validate_range(ended, FIRST_HOUR, "2026-04-04-05:00")
+    with pytest.raises(ranges.NothingToDo, match=r"2026-04-05 is after the end of the market"):
+        ranges.validate_range(ended, "2026-04-04", "2026-04-05")
+    ranges.validate_range(ended, FIRST_HOUR, "2026-04-04-04:00")
+    ranges.validate_range(ended, "2026-04-04", "2026-04-04")
 
 
 @pytest.mark.parametrize("hour", ["2026-04-03-00:00", "2099-01-01-00:00"])

@@ -4,16 +4,27 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from datetime import UTC, date, datetime
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
+from cryptovol_dagster.chains import spec_of
+from cryptovol_dagster.core.specs import NS
+from cryptovol_dagster.core.times import HOUR_NS, hour_keys
+from cryptovol_dagster.lake.plans import trains_at
 from cryptovol_dagster.machine.instance import InstanceError, ensure_dagster_home, hold_instance
-from cryptovol_dagster.verbs.synthetic import NoMarketError, create_market, open_market
+from cryptovol_dagster.verbs.synthetic import (
+    NoMarketError,
+    create_market,
+    creating_market,
+    open_market,
+    remove_markets,
+)
 from ingestor.settings import Settings, load_settings
 
 START = datetime(2025, 12, 1, 18, tzinfo=UTC)
+START_NS = int(START.timestamp()) * NS
 FOLDER = Path("data/demo")
 CONFIG = """
 coinbase: {products: [SOL-USD], url: "wss://example.org"}
@@ -79,11 +90,39 @@ def test_what_a_running_interface_uses_is_not_removed() -> None:
     kept.touch()
     os.environ["CRYPTOVOL_CONFIG"] = str(settings.storage.data_dir.parents[1] / "config.yaml")
     home = ensure_dagster_home(settings)
-    with (
-        hold_instance(home, "http://127.0.0.1:3000", "http://127.0.0.1:5000"),
-        pytest.raises(InstanceError, match=r"is in use .*127\.0\.0\.1:3000"),
-    ):
-        create_market(FOLDER, START, by="cryptovol demo")
+    says = r"is in use .*127\.0\.0\.1:3000"
+    with hold_instance(home, "http://127.0.0.1:3000", "http://127.0.0.1:5000"):
+        with pytest.raises(InstanceError, match=says):
+            create_market(FOLDER, START, by="cryptovol demo")
+        with pytest.raises(InstanceError, match=says):
+            remove_markets([settings.storage.data_dir], "make clean")
     assert kept.exists()
     create_market(FOLDER, START, by="cryptovol demo")
     assert not kept.exists()
+
+
+def test_two_that_create_a_market_at_a_time_do_not_harm_each_other(tmp_path: Path) -> None:
+    user = str(tmp_path / "config.yaml")
+    end = START + timedelta(hours=4)
+    with creating_market(FOLDER, START, end, by="cryptovol demo") as settings:
+        assert settings.dagster.partitions_end == "2025-12-01-22:00"
+        seconds = spec_of(settings, "seconds")
+        assert not [hour for hour in hour_keys(START_NS, START_NS + 72 * HOUR_NS) if trains_at(seconds, hour)]
+        folder = settings.storage.data_dir
+        kept = folder / "raw"
+        kept.mkdir()
+        os.environ["CRYPTOVOL_CONFIG"] = user
+        says = rf"data/demo is in use: another command creates a market there \(pid {os.getpid()} on .*\); "
+        with (
+            pytest.raises(InstanceError, match=says),
+            creating_market(FOLDER, START, end, by="cryptovol demo"),
+        ):
+            pass
+        with pytest.raises(InstanceError, match="then run `make clean` again"):
+            remove_markets([folder], "make clean")
+        assert kept.exists()
+    os.environ["CRYPTOVOL_CONFIG"] = user
+    assert create_market(FOLDER, START, by="cryptovol up --simulate").dagster.partitions_end is None
+    assert not kept.exists()
+    remove_markets([folder, tmp_path / "data" / "simulated"], "make clean")
+    assert not folder.exists()

@@ -470,6 +470,9 @@ class DagsterSettings(Section):
     partitions_start: str = Field(
         default="2025-12-01-00:00", description="first hourly partition, UTC, %Y-%m-%d-%H:%M"
     )
+    partitions_end: str | None = Field(
+        default=None, description="end of the last partition, where the market has ended: %Y-%m-%d-%H:%M, UTC"
+    )
     minutes_start: date = Field(
         default=date(2023, 10, 1), description="first daily partition of the minutes, UTC"
     )
@@ -493,11 +496,13 @@ class DagsterSettings(Section):
         default=False, description="the recorder tells the webserver at ui_url of each closed hour"
     )
 
-    @field_validator("partitions_start")
+    @field_validator("partitions_start", "partitions_end")
     @classmethod
-    def _on_the_hour(cls, text: str) -> str:
+    def _on_the_hour(cls, text: str | None) -> str | None:
         from datetime import datetime
 
+        if text is None:
+            return None
         try:
             moment = datetime.strptime(text, "%Y-%m-%d-%H:%M")  # noqa: DTZ007 - a partition key has no zone; it is UTC
         except ValueError as error:
@@ -533,6 +538,13 @@ class Settings(Section):
         monitoring = self.monitoring
         if monitoring.drift_hours_needed > monitoring.drift_hours_looked_at:
             raise ValueError("monitoring.drift_hours_needed is above monitoring.drift_hours_looked_at")
+        return self
+
+    @model_validator(mode="after")
+    def _partitions_end_after_they_start(self) -> Settings:
+        start, end = self.dagster.partitions_start, self.dagster.partitions_end
+        if end is not None and end <= start:
+            raise ValueError("dagster.partitions_end is not after dagster.partitions_start")
         return self
 
     @property

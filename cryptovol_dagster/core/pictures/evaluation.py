@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from cryptovol_dagster.core.evaluation.bench import onset_rows
-from cryptovol_dagster.core.metrics.events import Market
+from cryptovol_dagster.core.metrics.events import Event, Market
 from cryptovol_dagster.core.metrics.ranking import Ranking
 from cryptovol_dagster.core.models import MODELS, Model
 from cryptovol_dagster.core.pictures.canvas import canvas, clock, log_bins, png, time_axis, title
@@ -26,6 +26,10 @@ if TYPE_CHECKING:
 
 #: Where a summary row holds AP and the ends of its interval.
 _AP = ("average_precision", "ap_low", "ap_high")
+#: Horizons shown before and after an episode, and for how many of them a market is calm that has no spike.
+_CALM_HORIZONS = 10
+#: Share of the rows before an episode that must be there to say so.
+_LEAST_KNOWN = 0.9
 #: More steps of a curve than a picture has pixels only take time.
 _STEPS_SHOWN = 2_000
 
@@ -74,12 +78,14 @@ class Stretch(NamedTuple):
         start: first bar drawn.
         end: last bar drawn.
         has_spike: whether it is a spike episode; else the test has none.
+        after_calm: whether the calm before the episode is drawn; else no episode of the test has one.
     """
 
     product: str
     start: pd.Timestamp
     end: pd.Timestamp
     has_spike: bool
+    after_calm: bool
 
 
 def draw_evaluation(evaluation: Evaluation, mid: pd.DataFrame | None) -> dict[str, bytes]:
@@ -410,7 +416,7 @@ def _draw_score(axes: Axes, own: pd.DataFrame, model: str, threshold: float | No
 
 
 def _episode_heading(stretch: Stretch) -> str:
-    what = "The most violent spike episode of the test"
+    what = f"The most violent spike episode {'after a calm' if stretch.after_calm else 'of the test'}"
     if not stretch.has_spike:
         what = "No spike in the test; its worst"
     return f"{what}: {stretch.product}, {stretch.start:%Y-%m-%d %H:%M} – {stretch.end:%H:%M} UTC"
@@ -460,9 +466,16 @@ def plot_sigma_distribution(problem: Problem) -> bytes:
 
 
 def most_violent_stretch(evaluation: Evaluation) -> Stretch:
-    """Find the spike episode with the largest σ/τ, or without one the row with it, and the time around it."""
+    """Find the spike episode to show, and the time around it.
+
+    It is the one with the largest σ/τ among those that a calm precedes: no spike in the 10 horizons before.
+    The picture begins at least as long before its onset as it goes on afterwards. Where no episode has a
+    calm before it, the worst one is shown; without any spike the row with the largest σ/τ.
+
+    Args:
+        evaluation: with predictions.
+    """
     rows, report = evaluation.predictions, evaluation.report
-    taus = np.array([report.thresholds[str(product)] for product in rows["product"]])
     market = Market(
         product=rows["product"].to_numpy(dtype=object),
         t_ns=rows["bar_start"].astype(np.int64).to_numpy(),
@@ -471,14 +484,51 @@ def most_violent_stretch(evaluation: Evaluation) -> Stretch:
         bar_ns=int(report.bar_interval_s * NS),
         horizon_ns=int(report.horizon_s * NS),
     )
-    worst = int(np.argmax(rows["sigma"].to_numpy() / taus))
-    product, at_ns = str(market.product[worst]), int(market.t_ns[worst])
-    inside = [event for event in market.events() if event.holds(product, at_ns)]
-    first, last = pd.to_datetime(
-        [inside[0].start_ns, inside[0].end_ns] if inside else [at_ns, at_ns], unit="ns", utc=True
-    )
-    margin = pd.Timedelta(seconds=10 * report.horizon_s)
-    return Stretch(product, first - margin, last + margin, bool(inside))
+    taus = np.array([report.thresholds[str(product)] for product in market.product])
+    excess = rows["sigma"].to_numpy(dtype=np.float64) / taus
+    margin_ns = _CALM_HORIZONS * market.horizon_ns
+    found = max(_episodes(market, excess), key=lambda one: (one.after_calm, one.excess), default=None)
+    if found is None:
+        worst = int(np.argmax(excess))
+        at_ns = int(market.t_ns[worst])
+        return _stretch(str(market.product[worst]), at_ns - margin_ns, at_ns + margin_ns, False, False)
+    event, end_ns = found.event, found.event.end_ns + margin_ns
+    start_ns = event.start_ns - margin_ns
+    if found.after_calm:
+        start_ns = min(start_ns, max(2 * event.start_ns - end_ns, found.known_from_ns))
+    return _stretch(event.product, start_ns, end_ns, True, found.after_calm)
+
+
+class _Episode(NamedTuple):
+    """A spike episode, its largest σ/τ, whether a calm precedes it, and its product's first row."""
+
+    event: Event
+    excess: float
+    after_calm: bool
+    known_from_ns: int
+
+
+def _episodes(market: Market, excess: NDArray[np.float64]) -> Iterator[_Episode]:
+    calm_ns = _CALM_HORIZONS * market.horizon_ns
+    own = {str(name): np.flatnonzero(market.product == name) for name in set(market.product)}
+    for event in market.events():
+        rows = own[event.product]
+        times, y = market.t_ns[rows], market.y[rows]
+        before, first, last = np.searchsorted(
+            times, [event.start_ns - calm_ns, event.start_ns, event.end_ns + 1]
+        )
+        is_known = first - before >= _LEAST_KNOWN * calm_ns / market.bar_ns
+        yield _Episode(
+            event,
+            float(excess[rows[first:last]].max()),
+            bool(is_known and not y[before:first].any()),
+            int(times[0]),
+        )
+
+
+def _stretch(product: str, start_ns: int, end_ns: int, has_spike: bool, after_calm: bool) -> Stretch:
+    start, end = pd.to_datetime([start_ns, end_ns], unit="ns", utc=True)
+    return Stretch(product, start, end, has_spike, after_calm)
 
 
 def _between(frame: pd.DataFrame, stretch: Stretch, bar_s: float) -> pd.DataFrame:

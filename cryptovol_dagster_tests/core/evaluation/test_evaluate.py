@@ -433,24 +433,60 @@ def test_pictures_are_png(evaluation: Evaluation, problem: Problem, models: dict
     assert plot_episode(evaluation, mid) != plot_episode(evaluation)
 
 
-def test_the_most_violent_stretch_is_the_episode_of_the_largest_excess_over_its_threshold(
+def with_episodes(evaluation: Evaluation, *episodes: tuple[int, int, float]) -> Evaluation:
+    """The same with these spikes alone, all of the first product: first row, last row and σ/τ."""
+    rows = evaluation.predictions
+    product = rows["product"].iloc[0]
+    own = rows.index[rows["product"] == product]
+    tau = evaluation.to_dict()["thresholds"][product]
+    y, sigma = pd.Series(False, rows.index), pd.Series(0.0, rows.index)
+    for first, last, excess in episodes:
+        y[own[first : last + 1]], sigma[own[first : last + 1]] = True, excess * tau
+    return replace(evaluation, predictions=rows.assign(y=y, sigma=sigma))
+
+
+def test_the_episode_shown_is_the_most_violent_one_that_a_calm_precedes(evaluation: Evaluation) -> None:
+    rows = evaluation.predictions
+    own = rows.loc[rows["product"] == rows["product"].iloc[0], "bar_start"].reset_index(drop=True)
+    calm = pd.Timedelta(seconds=10 * evaluation.to_dict()["horizon_s"])
+    bars = int(calm / pd.Timedelta(seconds=evaluation.to_dict()["bar_interval_s"]))
+    first, last = bars + 40, 2 * bars + 60
+    # The worst begins with the test, the next one soon after another.
+    shown = with_episodes(
+        evaluation, (0, 5, 9.0), (first, last, 3.0), (last + bars // 2, last + bars // 2 + 5, 7.0)
+    )
+    stretch = most_violent_stretch(shown)
+    assert (stretch.has_spike, stretch.after_calm) == (True, True)
+    assert stretch.end == own[last] + calm
+    # As long before the onset as afterwards, as far as there are rows.
+    onset = own[first]
+    assert stretch.start == max(own[0], onset - (stretch.end - onset)) <= onset - calm
+    assert plot_episode(shown).startswith(PNG)
+
+
+def test_a_short_episode_has_the_calm_of_ten_horizons_before_it(evaluation: Evaluation) -> None:
+    rows = evaluation.predictions
+    own = rows.loc[rows["product"] == rows["product"].iloc[0], "bar_start"].reset_index(drop=True)
+    report = evaluation.to_dict()
+    calm = pd.Timedelta(seconds=10 * report["horizon_s"])
+    first = int(3 * calm / pd.Timedelta(seconds=report["bar_interval_s"]))
+    stretch = most_violent_stretch(with_episodes(evaluation, (first, first + 9, 2.0)))
+    assert stretch.end - own[first + 9] == calm
+    assert own[first] - stretch.start == stretch.end - own[first]
+    assert stretch.after_calm
+
+
+def test_without_a_calm_the_worst_episode_is_shown_and_without_a_spike_the_worst_row(
     evaluation: Evaluation,
 ) -> None:
     rows = evaluation.predictions
-    excess = rows["sigma"] / rows["product"].map(evaluation.to_dict()["thresholds"])
-    worst = rows.loc[excess.idxmax()]
-    stretch = most_violent_stretch(evaluation)
-    margin = pd.Timedelta(seconds=10 * evaluation.to_dict()["horizon_s"])
-    assert (stretch.product, stretch.has_spike) == (worst["product"], True)
-    assert stretch.start + margin <= worst["bar_start"] <= stretch.end - margin
-    own = rows[rows["product"] == stretch.product].set_index("bar_start")["y"]
-    assert own[stretch.start + margin]
-    assert own[stretch.end - margin]
-    calm = replace(evaluation, predictions=rows.assign(y=False))
-    assert most_violent_stretch(calm) == stretch._replace(
-        start=worst["bar_start"] - margin, end=worst["bar_start"] + margin, has_spike=False
-    )
-    assert plot_episode(calm).startswith(PNG)
+    own = rows.loc[rows["product"] == rows["product"].iloc[0], "bar_start"].reset_index(drop=True)
+    calm = pd.Timedelta(seconds=10 * evaluation.to_dict()["horizon_s"])
+    spiky = with_episodes(evaluation, (0, 5, 9.0))
+    assert most_violent_stretch(spiky)[1:] == (own[0] - calm, own[5] + calm, True, False)
+    none = replace(spiky, predictions=spiky.predictions.assign(y=False))
+    assert most_violent_stretch(none)[1:] == (own[0] - calm, own[0] + calm, False, False)
+    assert plot_episode(none).startswith(PNG)
 
 
 def test_pictures_touch_no_global_state(evaluation: Evaluation) -> None:

@@ -137,10 +137,16 @@ def test_the_demo_makes_every_hourly_asset_and_the_minutes_of_its_days(
 ) -> None:
     settings, hours = _with_minutes(small_settings(tmp_path, models=("ewma",))), hours_from(FIRST_HOUR, 2)
     write_market(settings.storage.raw_dir, hours)
-    hourly, daily = demo._materialize(settings)
+    pipeline = demo.Pipeline.of(settings)
+    past, newest, daily = pipeline.past(), pipeline.newest(), pipeline.minutes()
+    assert not shown  # results come before the reports
+    reports = pipeline.reports()
     assert len(shown) == 5  # data quality has one side, the other reports two
-    assert {"gap_ledger", "seconds/champion", "seconds/drift_report"} <= set(hourly.materialized)
-    assert not [name for name in hourly.materialized if name.startswith("minutes")]
+    assert past.materialized == newest.materialized
+    assert sorted([*past.materialized, *reports.materialized]) == runs.assets_over(
+        build_defs(settings), hours[0]
+    )
+    assert set(reports.materialized.values()) == {2}
     assert {"minutes/candles", "minutes_h5/labels", "minutes_h15/labels"} <= set(daily.materialized)
     # Hours once made Dagster write the day after them, too.
     assert Lake(settings.storage.lake_dir).partitions("minutes/candles") == ["2026-04-04"]

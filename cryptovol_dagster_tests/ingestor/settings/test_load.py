@@ -91,6 +91,12 @@ def test_secrets_are_hidden(config):
         ("coinbase:\n  products: []\n", {}, "config.yaml:2: coinbase.products: names no product"),
         ("models:\n  seed: 1\n  seed: 2\n", {}, "config.yaml:3: models.seed: given twice"),
         ("dagster:\n  partitions_start: soon\n", {}, "must look like 2026-01-31-00:00"),
+        ("dagster:\n  partitions_end: 2026-01-31-00:30\n", {}, "must be a full hour"),
+        (
+            "dagster:\n  partitions_start: 2026-01-31-00:00\n  partitions_end: 2026-01-31-00:00\n",
+            {},
+            "dagster.partitions_end is not after dagster.partitions_start",
+        ),
         ("kafka: 3\n", {}, "config.yaml:1: kafka: "),
         ("a: [\n", {}, "not valid YAML"),
         ("- 1\n", {}, "config.yaml:1: expected sections"),
