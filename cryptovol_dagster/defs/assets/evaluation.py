@@ -24,6 +24,7 @@ from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.latest import Reports
 from cryptovol_dagster.lake.market import read_mids, to_table
 from cryptovol_dagster.lake.models import model_asset, read_models
+from cryptovol_dagster.tracking.results import evaluation_results, measured_on
 from cryptovol_dagster.tracking.runs import Tracking
 
 if TYPE_CHECKING:
@@ -81,7 +82,10 @@ def model_evaluation_asset(
             run_url = tracking.run_url(tracking.parent_run_id)
             context.add_asset_metadata(_metadata(evaluation, report, path, run_url), partition_key=key)
         if evaluation is not None and key is not None:  # one set per run: event logs keep everything for ever
-            _show_plots(context, lake, reports, spec, evaluation, key)
+            pngs = _show_plots(context, lake, reports, spec, evaluation, key)
+            tracking.show(
+                evaluation_results(replace(evaluation.report, as_of=key), pngs, tracking.origin(name, key))
+            )
         return dg.MaterializeResult()
 
     return model_evaluation
@@ -118,7 +122,9 @@ def _log_to_mlflow(
     """Log each model's test numbers to the MLflow run that trained it."""
     for name in models:
         trained = json.loads(lake.read_bytes(model_asset(spec, name), key, "json"))
-        tracking.log_test_metrics(trained["mlflow_run_id"], _numbers(report, name))
+        tracking.log_test_metrics(
+            trained["mlflow_run_id"], _numbers(report, name), test_rows=measured_on(report)
+        )
 
 
 def _store(
@@ -160,8 +166,12 @@ def _show_plots(
     spec: TimescaleSpec,
     evaluation: "Evaluation",
     key: str,
-) -> None:
-    """Draw an evaluation: store the pictures, replace the latest copies if it is the newest, show them."""
+) -> dict[str, bytes]:
+    """Draw an evaluation: store the pictures, replace the latest copies if it is the newest, show them.
+
+    Returns:
+        The pictures as PNG, by name.
+    """
     name, _, plots = _names(spec)
     pngs = _draw(evaluation, lake, spec)
     newest = lake.is_newest(name, key, "json")
@@ -172,6 +182,7 @@ def _show_plots(
     context.add_asset_metadata(
         {plot: picture(png, plot.replace("_", " ")) for plot, png in pngs.items()}, partition_key=key
     )
+    return pngs
 
 
 def _numbers(report: ModelEvaluation, model: str) -> dict[str, float]:

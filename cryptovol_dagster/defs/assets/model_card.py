@@ -15,6 +15,8 @@ from cryptovol_dagster.lake import decisions, models
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.latest import Reports
 from cryptovol_dagster.monitoring.index import write_index
+from cryptovol_dagster.tracking.results import Results
+from cryptovol_dagster.tracking.runs import Tracking
 
 
 def model_card_asset(
@@ -38,6 +40,7 @@ def model_card_asset(
         context: dg.AssetExecutionContext,
         lake: dg.ResourceParam[Lake],
         reports: dg.ResourceParam[Reports],
+        tracking: dg.ResourceParam[Tracking],
     ) -> dg.MaterializeResult:
         """What the models are for, what they were measured on and what they cannot do."""
         reports = reports.of(spec.name)
@@ -48,6 +51,7 @@ def model_card_asset(
             if lake.is_newest(asset_name, key, "md"):
                 reports.write(reports.model_card, card)
             context.add_asset_metadata({"path": dg.MetadataValue.path(path)}, partition_key=key)
+            tracking.show(Results(files={f"{spec.name}/model_card.md": card}))
         write_index(lake, reports, spec)  # the last of a run's latest copies is there by now
         return dg.MaterializeResult()
 
