@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import urlencode
+from urllib.request import urlopen
 
+import yaml
+
+from cryptovol_dagster.lake.atomic import replace_file
 from cryptovol_dagster.machine.instance import InstanceError, opening
-from cryptovol_dagster.machine.reachable import answers, free_port, why_taken
+from cryptovol_dagster.machine.reachable import TIMEOUT_S, accepts, answers, free_port, why_taken
 from cryptovol_dagster.machine.supervisor import Service
+from cryptovol_dagster.tracking.links import mlflow_page
 from ingestor.errors import USAGE, CryptovolError
 from ingestor.settings import Settings
 
 HOST = "127.0.0.1"
+#: The name that ``-m`` and ``workspace.yaml`` give: a backfill launched from anywhere is found by the daemon.
+LOCATION = "cryptovol_dagster.definitions"
 _CRYPTOVOL = (sys.executable, "-m", "cryptovol_dagster.cli")
 _LOST_RUNS = (sys.executable, "-m", "cryptovol_dagster.machine.lost_runs")
 #: A recorder waits for acknowledgements, then for the archive to flush: 30 s, flush_s and 30 s.
@@ -54,6 +63,7 @@ class Machine:
         dagster_port: of the webserver.
         mlflow_port: of the MLflow UI.
         simulator_port: of the simulator, where one is to run.
+        code_port: of Dagster's code server.
     """
 
     settings: Settings
@@ -61,12 +71,18 @@ class Machine:
     dagster_port: int
     mlflow_port: int
     simulator_port: int | None = None
+    code_port: int = field(default_factory=lambda: free_port(HOST))
     _lost: list[str] = field(default_factory=list)
 
     @property
     def logs(self) -> Path:
         """Folder of the services' logs."""
         return self.settings.storage.data_dir / "logs"
+
+    @property
+    def workspace(self) -> Path:
+        """Where webserver and daemon read the address of the code server."""
+        return self.home / "workspace.yaml"
 
     @property
     def dagster_url(self) -> str:
@@ -77,6 +93,17 @@ class Machine:
     def mlflow_url(self) -> str:
         """Where people open MLflow."""
         return f"http://{HOST}:{self.mlflow_port}"
+
+    def mlflow_runs(self) -> str:
+        """Give the page of our runs in MLflow; before the first training, that of all experiments."""
+        query = urlencode({"experiment_name": self.settings.mlflow.experiment})
+        url = f"{self.mlflow_url}/api/2.0/mlflow/experiments/get-by-name?{query}"
+        try:
+            with urlopen(url, timeout=TIMEOUT_S) as answer:
+                number = json.load(answer)["experiment"]["experiment_id"]
+        except OSError:  # 404, or MLflow is away
+            return mlflow_page(self.mlflow_url, "experiments")
+        return mlflow_page(self.mlflow_url, f"experiments/{number}")
 
     def environment(self, **more: str) -> Mapping[str, str]:
         """Give the environment of a service: links lead to the ports that were chosen."""
@@ -129,21 +156,48 @@ class Machine:
             finishes=True,
         )
 
-    def dagster(self, *, essential: bool) -> Service:
-        """Give Dagster: webserver, daemon and code server."""
-        return Service(
+    def dagster(self, *, essential: bool) -> list[Service]:
+        """Give webserver, daemon and code server, in the order in which they stop; the last starts first.
+
+        `dagster dev` runs the same three below a process of 100 MB, and ends all of them when one dies.
+        """
+        workspace = f"--workspace={self.workspace}"
+        address = f"--host={HOST}"
+        code = Service(
+            name="Dagster code server",
+            command=(
+                *(sys.executable, "-m", "dagster", "code-server", "start", "--module-name", LOCATION),
+                *(address, f"--port={self.code_port}", "--log-level=warning"),
+            ),
+            environment=self.environment(),
+            log=self.logs / "dagster-code-server.log",
+            is_ready=lambda _: accepts(f"{HOST}:{self.code_port}"),
+            essential=essential,
+            before=self._prepare_code_server,
+            after=self._end_lost_runs,
+        )
+        daemon = Service(
+            name="Dagster daemon",
+            command=(sys.executable, "-m", "dagster._daemon", "run", workspace, "--log-level=warning"),
+            environment=self.environment(),
+            log=self.logs / "dagster-daemon.log",
+            is_ready=lambda _: True,
+            essential=essential,
+            needs=code.name,
+        )
+        webserver = Service(
             name="Dagster",
             command=(
-                *(sys.executable, "-m", "dagster", "dev", "-m", "cryptovol_dagster.definitions"),
-                *("-h", HOST, "-p", str(self.dagster_port), "--log-level", "warning"),
+                *(sys.executable, "-m", "dagster_webserver", workspace, "--dagster-log-level=warning"),
+                *(address, f"--port={self.dagster_port}"),
             ),
             environment=self.environment(),
             log=self.logs / "dagster.log",
             is_ready=lambda _: answers(f"{self.dagster_url}/server_info"),
             essential=essential,
-            before=self._list_lost_runs,
-            after=self._end_lost_runs,
+            needs=code.name,
         )
+        return [webserver, daemon, code]
 
     def mlflow(self, *, essential: bool) -> Service:
         """Give the MLflow UI; runs write to its store directly."""
@@ -156,11 +210,19 @@ class Machine:
                 *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri),
                 *("--host", HOST, "--port", str(self.mlflow_port), "--workers", "1"),
             ),
-            environment=self.environment(),
+            # Its job runners are for GenAI: eight processes, 1.1 GB.
+            environment=self.environment(
+                MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", MLFLOW_DISABLE_TELEMETRY="true"
+            ),
             log=self.logs / "mlflow.log",
             is_ready=lambda _: answers(f"{self.mlflow_url}/health"),
             essential=essential,
         )
+
+    def _prepare_code_server(self) -> None:
+        address = {"host": HOST, "port": self.code_port, "location_name": LOCATION}
+        replace_file(self.workspace, yaml.safe_dump({"load_from": [{"grpc_server": address}]}).encode())
+        self._list_lost_runs()
 
     def _list_lost_runs(self) -> None:
         """Note the runs whose worker went with an earlier Dagster: they would hold the queue for ever.

@@ -52,6 +52,10 @@ class State(Enum):
     GIVEN_UP = "given up"
 
 
+#: Whoever needs a service in one of these states waits.
+_NOT_YET = (State.STARTING, State.WAITING)
+
+
 @dataclass(frozen=True)
 class Service:
     """A program to keep running.
@@ -69,6 +73,8 @@ class Service:
         stop_s: how long a stop may take before it is killed.
         before: called before every start.
         after: called every time it has become ready.
+        needs: name of a service that comes up before this one, or is given up; where it ends, this one is
+            stopped, and started again after it.
     """
 
     name: str
@@ -83,6 +89,7 @@ class Service:
     stop_s: float = 20.0
     before: Callable[[], None] | None = None
     after: Callable[[], None] | None = None
+    needs: str | None = None
 
 
 @dataclass
@@ -165,7 +172,8 @@ class Supervisor:
         self._keep_guard()
         for kept in self._kept:
             if kept.state is State.WAITING and self.clock() >= kept.due_s:
-                self._start(kept)
+                if self.states.get(kept.service.needs or "") not in _NOT_YET:
+                    self._start(kept)
             elif kept.child is not None:
                 code = kept.child.poll()
                 if code is not None:
@@ -208,6 +216,11 @@ class Supervisor:
 
     def _ended(self, kept: _Kept, code: int | None, what: str) -> None:
         service = kept.service
+        # Those that need it go first: Dagster's daemon never retries a run that fails beside no code server.
+        for other in self._kept:
+            if other.service.needs == service.name and other.child is not None:
+                self._sweep(other)
+                other.state, other.due_s = State.WAITING, self.clock()
         self._sweep(kept)
         if code == 0 and service.finishes:
             kept.state = State.FINISHED

@@ -18,16 +18,18 @@ from cryptovol_dagster.core.promotion.decision import Champion, Decision
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import partition_window
 from cryptovol_dagster.tracking.flavour import FILE, FOLDER
+from cryptovol_dagster.tracking.results import about_model, about_version
 from cryptovol_dagster.tracking.runs import Connection, Tracking
 from ingestor.errors import CryptovolError
 
 if TYPE_CHECKING:
+    from mlflow.entities import Run
     from mlflow.entities.model_registry import ModelVersion
 
 CHAMPION, CHALLENGER, PREVIOUS = "champion", "challenger", "previous"
 _MODEL, _AS_OF, _PROBLEM = "cryptovol.model", "cryptovol.as_of", "cryptovol.problem_hash"
 _FEATURES, _UNPROVEN = "cryptovol.feature_hash", "cryptovol.unproven"
-_UNSEEN_FROM = "cryptovol.unseen_from_ns"
+_UNSEEN_FROM, _TIMESCALE = "cryptovol.unseen_from_ns", "cryptovol.timescale"
 #: MLflow refuses longer ones.
 _TAG_LENGTH = 5_000
 
@@ -41,7 +43,7 @@ class Registry:
 
     def __init__(self, connection: Connection, spec: TimescaleSpec) -> None:
         self.name = f"cryptovol-{spec.grid}-h{spec.horizon_bars}"
-        self._connection = connection
+        self._spec, self._connection = spec, connection
 
     def url(self, version: str) -> str:
         """Return the address of a version in MLflow's UI."""
@@ -63,12 +65,14 @@ class Registry:
             self._ensure_registered_model()
             if (found := self._version_of(model)) is not None:
                 return found
-            source, run_id = _stored_model(tracking, model, content)
+            source, run = _stored_model(tracking, model, content)
             created = tracking.client.create_model_version(
                 self.name,
                 source=source,
-                run_id=run_id,
+                run_id=run.info.run_id,
+                description=about_version(run, tracking.ui_url),
                 tags={
+                    _TIMESCALE: self._spec.name,
                     _MODEL: model.model,
                     _AS_OF: model.as_of,
                     _PROBLEM: model.problem_hash,
@@ -214,17 +218,17 @@ class Registry:
         from mlflow.exceptions import MlflowException
 
         client = self._connection.client
+        about = about_model(self._spec, self.name, self._connection.ui_url)
         try:
-            client.get_registered_model(self.name)
+            found = client.get_registered_model(self.name)
         except MlflowException as error:
             if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                 raise
-            client.create_registered_model(
-                self.name,
-                description="P(spike) of a product's next bars. `champion` is the version in force, "
-                "`previous` the one before, `challenger` the one that is measured against it; they move only "
-                "as of the newest closed partition.",
-            )
+            tags = {_TIMESCALE: self._spec.name, "cryptovol.horizon_s": str(self._spec.horizon_s)}
+            client.create_registered_model(self.name, tags, about)
+            return
+        if found.description != about:
+            client.update_registered_model(self.name, about)
 
     def _version_of(self, model: Champion) -> str | None:
         wanted = dict(zip((_MODEL, _AS_OF, _PROBLEM), model.identity, strict=True))
@@ -244,7 +248,7 @@ def _identity(version: ModelVersion) -> tuple[str, str, str]:
     return version.tags[_MODEL], version.tags[_AS_OF], version.tags[_PROBLEM]
 
 
-def _stored_model(tracking: Tracking, model: Champion, content: bytes) -> tuple[str, str]:
+def _stored_model(tracking: Tracking, model: Champion, content: bytes) -> tuple[str, Run]:
     """Return the address of the model in MLflow and its run: the training run, else the current one."""
     from mlflow.exceptions import MlflowException
 
@@ -258,4 +262,4 @@ def _stored_model(tracking: Tracking, model: Champion, content: bytes) -> tuple[
     run_id = run.info.run_id
     if not client.list_artifacts(run_id, FOLDER):
         tracking.log_model(content, run_id)
-    return f"{run.info.artifact_uri}/{FOLDER}", run_id
+    return f"{run.info.artifact_uri}/{FOLDER}", run

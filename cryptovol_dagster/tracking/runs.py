@@ -25,6 +25,8 @@ from typing import TYPE_CHECKING, Any
 import dagster as dg
 
 from cryptovol_dagster.tracking import flavour as mlflow_model
+from cryptovol_dagster.tracking.links import mlflow_page
+from cryptovol_dagster.tracking.results import TEST_ROWS, Results
 from ingestor.errors import CryptovolError, first_line
 from ingestor.settings.sections import Settings
 
@@ -33,6 +35,12 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
+#: MLflow's tag for the description of a run or an experiment, in Markdown.
+NOTE = "mlflow.note.content"
+ABOUT_EXPERIMENT = (
+    "Each run here stands for a Dagster run: its description has the results of the newest partition, its "
+    "artifacts the pictures and the model card. The runs below it are the trained models."
+)
 #: How long MLflow's client tries: about 7 s where nobody listens. What the environment says goes before.
 CLIENT_LIMITS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
@@ -80,7 +88,12 @@ class Connection:
 
     def version_url(self, name: str, version: str) -> str:
         """Return the address of a version of a registered model in MLflow's UI."""
-        return f"{self._settings.mlflow.ui_url.rstrip('/')}/#/models/{name}/versions/{version}"
+        return mlflow_page(self._settings.mlflow.ui_url, f"models/{name}/versions/{version}")
+
+    @property
+    def ui_url(self) -> str:
+        """Where MLflow's server answers."""
+        return self._settings.mlflow.ui_url.rstrip("/")
 
 
 def connect(settings: Settings) -> Connection:
@@ -106,6 +119,7 @@ class Tracking(Connection):
         self._mlflow = mlflow_resource
         self._dagster_run_id = dagster_run_id
         self._parent: Run = mlflow_resource.active_run()
+        self._sections: dict[str, str] = {}
 
     @property
     def parent_run_id(self) -> str:
@@ -115,7 +129,7 @@ class Tracking(Connection):
     def run_url(self, run_id: str) -> str:
         """Return the address of an MLflow run in MLflow's UI."""
         experiment = self._parent.info.experiment_id
-        return f"{self._settings.mlflow.ui_url.rstrip('/')}/#/experiments/{experiment}/runs/{run_id}"
+        return mlflow_page(self._settings.mlflow.ui_url, f"experiments/{experiment}/runs/{run_id}")
 
     @property
     def dagster_run_id(self) -> str:
@@ -194,19 +208,55 @@ class Tracking(Connection):
             mlflow_model.write_mlflow_model(content, written)
             self.client.log_artifacts(run_id, str(written), mlflow_model.FOLDER)
 
-    def log_test_metrics(self, run_id: str, metrics: Mapping[str, float]) -> None:
+    def log_test_metrics(self, run_id: str, metrics: Mapping[str, float], *, test_rows: str) -> None:
         """Add test metrics to the run of a model that was trained before, perhaps by another Dagster run.
+
+        Args:
+            run_id: of the training run.
+            metrics: by name.
+            test_rows: names the rows that they were measured on.
 
         Raises:
             TrackingError: MLflow cannot be reached or refuses.
         """
-        from mlflow.entities import Metric
+        self._log_batch(run_id, metrics, {TEST_ROWS: test_rows})
+
+    def show(self, results: Results) -> None:
+        """Show results on the parent run: metrics, tags, its description, and files among its artifacts.
+
+        Raises:
+            TrackingError: MLflow cannot be reached or refuses.
+        """
+        import tempfile
+
+        tags = dict(results.tags)
+        if results.text:
+            self._sections[results.section] = results.text
+            tags[NOTE] = "\n\n".join(self._sections.values())
+        if tags or results.metrics:
+            self._log_batch(self.parent_run_id, results.metrics, tags)
+        if results.files:
+            with tempfile.TemporaryDirectory() as folder, self.answers():
+                for path, content in results.files.items():
+                    file = Path(folder) / path
+                    file.parent.mkdir(parents=True, exist_ok=True)
+                    file.write_bytes(content)
+                self.client.log_artifacts(self.parent_run_id, folder)
+
+    def _log_batch(self, run_id: str, metrics: Mapping[str, float | None], tags: Mapping[str, str]) -> None:
+        """Log in one transaction: a call for each metric takes ten times as long."""
+        from mlflow.entities import Metric, RunTag
 
         now_ms = time.time_ns() // 1_000_000
-        finite = [Metric(name, float(v), now_ms, 0) for name, v in metrics.items() if isfinite(v)]
-        # One transaction: a call for each metric takes ten times as long.
+        finite = {
+            name: float(value) for name, value in metrics.items() if value is not None and isfinite(value)
+        }
         with self.answers():
-            self.client.log_batch(run_id, metrics=finite)
+            self.client.log_batch(
+                run_id,
+                metrics=[Metric(name, value, now_ms, 0) for name, value in finite.items()],
+                tags=[RunTag(name, value) for name, value in tags.items()],
+            )
 
 
 def tracking_resource(settings: Settings) -> dg.ResourceDefinition:
@@ -227,6 +277,7 @@ def tracking_resource(settings: Settings) -> dg.ResourceDefinition:
         try:
             with mlflow_answers(uri):
                 mlflow_resource.set_tags(_parent_tags(settings, run))
+                _describe_experiment(mlflow_resource)
             yield Tracking(mlflow_resource, settings, run.run_id)
         finally:
             with mlflow_answers(uri):
@@ -251,6 +302,13 @@ def _parent_tags(settings: Settings, run: dg.DagsterRun) -> dict[str, str]:
         "mlflow.runName": f"{job} {hours}".strip(),
         "dagster.run_url": f"{settings.dagster.ui_url.rstrip('/')}/runs/{run.run_id}",
     }
+
+
+def _describe_experiment(mlflow_resource: Any) -> None:
+    """Say above the list of runs what a run is; a description that somebody wrote stays."""
+    client, number = mlflow_resource.tracking_client, mlflow_resource.active_run().info.experiment_id
+    if NOTE not in client.get_experiment(number).tags:
+        client.set_experiment_tag(number, NOTE, ABOUT_EXPERIMENT)
 
 
 def _start(uri: str, settings: Settings, context: dg.InitResourceContext) -> Any:

@@ -34,7 +34,7 @@ def ui(no_mlflow: bool, dagster_port: int, mlflow_port: int, as_json: bool) -> N
         choose_port(dagster_port, "--dagster-port"),
         0 if no_mlflow else choose_port(mlflow_port, "--mlflow-port"),
     )
-    services = [machine.dagster(essential=True)]
+    services = machine.dagster(essential=True)
     if not no_mlflow:
         services.append(machine.mlflow(essential=True))
     keep_running(machine, services, as_json=as_json)

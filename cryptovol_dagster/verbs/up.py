@@ -93,7 +93,7 @@ def up(
     if simulate:
         services.append(machine.simulator(_market(start, speed, hours, seed)))
     if not no_dagster:
-        services.append(machine.dagster(essential=False))
+        services += machine.dagster(essential=False)
     if not no_mlflow:
         services.append(machine.mlflow(essential=False))
     notes = (

@@ -23,6 +23,7 @@ from cryptovol_dagster.core.times import hour_window
 from cryptovol_dagster.lake import datasets, decisions, plans
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.raw_ticks import RawStore
+from cryptovol_dagster.tracking.results import TEST_ROWS
 from cryptovol_dagster.tracking.runs import TrackingError
 from cryptovol_dagster_tests.champion.world import GATE, HOURS, NAME, SPEC, TAGS, Crash, Skill, World
 from cryptovol_dagster_tests.pipeline import Pipeline
@@ -184,6 +185,18 @@ def test_a_version_is_tagged_and_loads_by_its_alias_without_pickle(
     }
     assert expected.items() <= version.tags.items()
     assert version.run_id == decision.champion.mlflow_run_id
+    run = world.client.get_run(version.run_id)
+    rows, since = run.data.metrics["train_rows"], run.data.params["train_start"]
+    for found in (
+        f"**{best}**, trained on {rows:,.0f} rows of {since}",
+        f"Measured on later rows ({run.data.tags[TEST_ROWS]})",
+        f"| PR-AUC | {run.data.metrics['test_average_precision']:.3f} |",
+        f'mlflow.pyfunc.load_model("runs:/{version.run_id}/model")',
+    ):
+        assert found in version.description
+    model = world.client.get_registered_model(NAME)
+    assert f'mlflow.pyfunc.load_model("models:/{NAME}@champion")' in model.description
+    assert model.tags == {"cryptovol.timescale": "seconds", "cryptovol.horizon_s": "15"}
     folder = Path(version.source.removeprefix("file://"))
     assert sorted(path.name for path in (folder / "data").iterdir()) == ["model.zip"]
     assert not list(folder.rglob("*.pkl"))

@@ -23,6 +23,7 @@ from cryptovol_dagster_tests.e2e.processes import CRYPTOVOL, environment, runnin
 from cryptovol_dagster_tests.synthetic import hours_from, small_settings, write_market
 from ingestor.envelope import TICKS
 from ingestor.settings import Settings
+from ingestor.settings.sections import MlflowSettings
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, ViewportSize
@@ -102,18 +103,22 @@ def shown(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     # The UI offers the last 90 days first.
     hours = hours_from(hour_key(time.time_ns() - 9 * HOUR_NS), 7)
     trained, damaged, untouched = hours[:3], hours[3], hours[4:]
+    mlflow = f"http://127.0.0.1:{free_port()}"
     settings = small_settings(folder, first_hour=hours[0], models=MODELS)
+    settings = settings.model_copy(update={"mlflow": MlflowSettings(ui_url=mlflow)})
     _write_hours(settings, hours, damaged)
     shots = Path(os.environ.get(SHOTS) or folder / "screenshots")
     env, port, log = environment(settings, folder), free_port(), folder / "ui.log"
     address = f"http://127.0.0.1:{port}"
-    command = (*CRYPTOVOL[1:], "ui", "--no-mlflow", "--dagster-port", str(port))
+    ports = ("--dagster-port", str(port), "--mlflow-port", mlflow.rpartition(":")[2])
+    command = (*CRYPTOVOL[1:], "ui", *ports)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DAGSTER_HOME", env["DAGSTER_HOME"])
         with running("python", *command, env=env, log=log) as server:
             # What is looked at is made while the server comes up.
             _make(settings, trained, damaged)
             wait_until(lambda: answers(f"{address}/server_info"), "the webserver", 90, server, log)
+            wait_until(lambda: answers(f"{mlflow}/health"), "MLflow", 90, server, log)
             page = browser.new_page(viewport=VIEW)
             yield Shown(page, address, settings, trained, damaged, untouched, shots)
 
@@ -211,6 +216,17 @@ def test_an_evaluation_shows_its_page_then_its_numbers_and_curves(shown: Shown) 
     assert shown.page.evaluate("[...document.images].every(image => image.naturalWidth > 200)")
     assert shown.page.locator("img").count() == 5
     shown.shot("evaluation_page")
+
+
+def test_an_evaluation_leads_to_its_results_in_mlflow(shown: Shown) -> None:
+    shown.open(f"/assets/seconds/model_evaluation?view=partitions&partition={shown.trained[-1]}")
+    link = shown.page.locator(f"a[href^='{shown.settings.mlflow.ui_url}']").first
+    link.wait_for()
+    shown.page.goto(str(link.get_attribute("href")))
+    shown.page.get_by_text("has the highest PR-AUC").wait_for()
+    # MLflow's view for GenAI, which is its default, has no model registry.
+    shown.page.get_by_role("link", name="Model registry").wait_for()
+    shown.shot("mlflow_run")
 
 
 def test_a_report_is_opened_from_its_asset(shown: Shown) -> None:

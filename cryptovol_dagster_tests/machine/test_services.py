@@ -7,6 +7,7 @@ from pathlib import Path
 
 import dagster as dg
 import pytest
+import yaml
 
 from cryptovol_dagster.machine.instance import ensure_dagster_home, open_instance
 from cryptovol_dagster.machine.lost_runs import MESSAGE, SERVED_BY
@@ -33,9 +34,9 @@ def test_a_port_that_is_taken_is_refused_with_what_to_do() -> None:
 
 def test_links_lead_to_the_ports_that_were_chosen(tmp_path: Path) -> None:
     machine = Machine(small_settings(tmp_path), tmp_path / "home", 3001, 5001)
-    environment = machine.dagster(essential=True).environment
-    assert environment["CRYPTOVOL__DAGSTER__UI_URL"] == "http://127.0.0.1:3001"
-    assert environment["CRYPTOVOL__MLFLOW__UI_URL"] == "http://127.0.0.1:5001"
+    for service in machine.dagster(essential=True):
+        assert service.environment["CRYPTOVOL__DAGSTER__UI_URL"] == "http://127.0.0.1:3001"
+        assert service.environment["CRYPTOVOL__MLFLOW__UI_URL"] == "http://127.0.0.1:5001"
     assert machine.recorder().environment["CRYPTOVOL__DAGSTER__REPORT_CLOSED_HOURS"] == "true"
 
 
@@ -75,11 +76,15 @@ def test_runs_that_an_earlier_dagster_left_are_ended_once_the_new_one_serves(
     monkeypatch.delenv("DAGSTER_HOME", raising=False)
     settings = small_settings(tmp_path)
     home = ensure_dagster_home(settings)
-    service = Machine(settings, home, 3001, 5001).dagster(essential=True)
+    machine = Machine(settings, home, 3001, 5001)
+    webserver, daemon, service = machine.dagster(essential=True)
+    assert webserver.needs == daemon.needs == service.name
     assert service.before is not None
     assert service.after is not None
     service.before()  # nothing was launched here yet; the databases are made
     assert (home / "history").is_dir()
+    (location,) = yaml.safe_load((home / "workspace.yaml").read_text())["load_from"]
+    assert location["grpc_server"]["port"] == machine.code_port
     served = {SERVED_BY: "{}"}
     with open_instance(home) as instance:
         lost = instance.create_run_for_job(nothing, status=dg.DagsterRunStatus.STARTED, tags=served).run_id

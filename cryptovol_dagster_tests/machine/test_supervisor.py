@@ -75,6 +75,46 @@ def test_services_stop_one_after_the_other_in_the_order_given(tmp_path: Path) ->
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_one_that_needs_another_waits_for_it_but_stops_before_it(tmp_path: Path) -> None:
+    slow = SLEEPER.replace('print("up"', 'time.sleep(0.5); print("up"')
+    services = [
+        service(tmp_path, "page", SLEEPER, needs="server"),
+        service(tmp_path, "server", slow),
+    ]
+    with Supervisor(services, lambda _: None) as supervisor:
+        supervisor.watch(0.1)
+        assert supervisor.states == {"page": State.WAITING, "server": State.STARTING}
+        watch_until(supervisor, lambda: supervisor.is_ready)
+    assert (tmp_path / "order").read_text() == "page server "
+
+
+def test_one_that_needs_another_is_started_again_after_it(tmp_path: Path) -> None:
+    told: list[str] = []
+    services = [service(tmp_path, "page", SLEEPER, needs="server"), service(tmp_path, "server", SLEEPER)]
+    with Supervisor(services, told.append) as supervisor:
+        watch_until(supervisor, lambda: supervisor.is_ready)
+        page, server = supervisor._kept
+        assert page.child is not None
+        assert server.child is not None
+        first = page.child.pid
+        os.kill(server.child.pid, signal.SIGKILL)
+        watch_until(supervisor, lambda: len(told) == 3)
+        assert page.child is not None
+        assert page.child.pid != first
+    assert told[1:] == ["server is up again", "page is up again"]
+    assert (tmp_path / "order").read_text() == "page page server "
+
+
+def test_one_that_needs_another_starts_when_that_is_given_up(tmp_path: Path) -> None:
+    services = [
+        service(tmp_path, "page", SLEEPER, needs="server"),
+        service(tmp_path, "server", "raise SystemExit('broken')", essential=False),
+    ]
+    with Supervisor(services, lambda _: None) as supervisor:
+        watch_until(supervisor, lambda: supervisor.states["page"] is State.READY)
+        assert supervisor.states["server"] is State.GIVEN_UP
+
+
 def test_one_that_is_killed_is_started_again_and_said_so(tmp_path: Path) -> None:
     told: list[str] = []
     one = service(tmp_path, "recorder", SLEEPER)

@@ -17,6 +17,7 @@ from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.latest import Reports
 from cryptovol_dagster.lake.raw_ticks import RawStore
 from cryptovol_dagster.tracking.registry import Registry
+from cryptovol_dagster.tracking.results import decision_results
 from cryptovol_dagster.tracking.runs import Tracking
 
 
@@ -70,6 +71,8 @@ def champion_asset(
             )
             before = settled.standing
             context.add_asset_metadata(_metadata(settled, registry), partition_key=key)
+            if key == keys[-1]:
+                tracking.show(decision_results(spec, settled.decision))
         return dg.MaterializeResult()
 
     return champion

@@ -25,6 +25,7 @@ from cryptovol_dagster.lake.latest import Reports
 from cryptovol_dagster.lake.market import read_mids, to_table
 from cryptovol_dagster.lake.models import model_asset, read_models
 from cryptovol_dagster.monitoring.evaluation import render_evaluation
+from cryptovol_dagster.tracking.results import evaluation_results, measured_on
 from cryptovol_dagster.tracking.runs import Tracking
 
 if TYPE_CHECKING:
@@ -82,9 +83,10 @@ def model_evaluation_asset(
             run_url = tracking.run_url(tracking.parent_run_id)
             told[key], newest = _metadata(evaluation, report, path, run_url), (key, report, evaluation)
         if newest is not None:  # one set of pictures a run: event logs keep everything for ever
-            key = newest[0]
-            drawn = _draw_all(lake, reports, spec, *newest)
+            key, report, _ = newest
+            drawn, pngs = _draw_all(lake, reports, spec, *newest)
             told[key] = drawn | told[key] | drawn  # before all else
+            tracking.show(evaluation_results(report, pngs, tracking.origin(name, key)))
         add_all(context, told)
         return dg.MaterializeResult()
 
@@ -122,7 +124,9 @@ def _log_to_mlflow(
     """Log each model's test numbers to the MLflow run that trained it."""
     for name in models:
         trained = json.loads(lake.read_bytes(model_asset(spec, name), key, "json"))
-        tracking.log_test_metrics(trained["mlflow_run_id"], _numbers(report, name))
+        tracking.log_test_metrics(
+            trained["mlflow_run_id"], _numbers(report, name), test_rows=measured_on(report)
+        )
 
 
 def _store(
@@ -176,11 +180,11 @@ def _draw_all(
     key: str,
     report: ModelEvaluation,
     evaluation: "Evaluation",
-) -> dict[str, Any]:
+) -> tuple[dict[str, Any], dict[str, bytes]]:
     """Draw an evaluation: store the pictures, replace the latest copies if it is the newest.
 
     Returns:
-        The metadata that show it.
+        The metadata that show it, and the pictures as PNG, by name.
     """
     name, _, plots = _names(spec)
     pngs, page = _draw(evaluation, lake, spec), None
@@ -193,7 +197,8 @@ def _draw_all(
         page = reports.write(reports.evaluation_page, render_evaluation(report, reports, list(pngs)).encode())
     pictures = [inline_picture(png, plot.replace("_", " ")) for plot, png in pngs.items()]
     shown_here = dg.MetadataValue.md("\n\n".join(["\n".join(_results(report)), *pictures]))
-    return shown({"evaluation page": None if page is None else file_url(page), "evaluation": shown_here})
+    entries = {"evaluation page": None if page is None else file_url(page), "evaluation": shown_here}
+    return shown(entries), pngs
 
 
 def _numbers(report: ModelEvaluation, model: str) -> dict[str, float]:

@@ -15,6 +15,8 @@ from cryptovol_dagster.lake import decisions, models
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.latest import Reports
 from cryptovol_dagster.monitoring.index import write_index
+from cryptovol_dagster.tracking.results import Results
+from cryptovol_dagster.tracking.runs import Tracking
 
 
 def model_card_asset(
@@ -38,6 +40,7 @@ def model_card_asset(
         context: dg.AssetExecutionContext,
         lake: dg.ResourceParam[Lake],
         reports: dg.ResourceParam[Reports],
+        tracking: dg.ResourceParam[Tracking],
     ) -> dg.MaterializeResult:
         """What the models are for, what they were measured on and what they cannot do."""
         reports, told = reports.of(spec.name), {}
@@ -47,6 +50,7 @@ def model_card_asset(
             path = lake.write_bytes(asset_name, key, card, "md")
             if lake.is_newest(asset_name, key, "md"):
                 reports.write(reports.model_card, card)
+            tracking.show(Results(files={f"{spec.name}/model_card.md": card}))
             told[key] = shown(links={"path": path})
         if told:  # one card a run: event logs keep everything for ever
             newest = max(told)

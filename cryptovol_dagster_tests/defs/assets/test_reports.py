@@ -15,6 +15,7 @@ from cryptovol_dagster.chains import timescale_spec
 from cryptovol_dagster.cli import main
 from cryptovol_dagster.core.times import partition_window
 from cryptovol_dagster.defs.assets.drift import drift_window
+from cryptovol_dagster.defs.build import build_defs
 from cryptovol_dagster.defs.metadata import rounded
 from cryptovol_dagster.lake.files import Lake, LakeError
 from cryptovol_dagster.monitoring import evidently as evidently_report

@@ -14,14 +14,14 @@ import pyarrow.compute as pc
 import pytest
 
 from cryptovol_dagster.chains import timescale_spec
-from cryptovol_dagster.core.evaluation.report import check_report
+from cryptovol_dagster.core.evaluation.report import check_report, read_report
 from cryptovol_dagster.core.models import load_model
 from cryptovol_dagster.core.models.onnx import OnnxScorer
 from cryptovol_dagster.core.specs import SECONDS
 from cryptovol_dagster.core.times import hour_window
 from cryptovol_dagster.defs.build import build_defs
 from cryptovol_dagster.defs.metadata import rounded
-from cryptovol_dagster.lake import datasets, models, plans
+from cryptovol_dagster.lake import datasets, decisions, models, plans
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.latest import ReportError, Reports
 from cryptovol_dagster.verbs import ranges, runs
@@ -192,10 +192,44 @@ def test_mlflow_holds_a_finished_parent_and_a_child_for_each_model_and_hour(pipe
     }
     linked = pipeline.summary.metadata["seconds/model_xgboost"][pipeline.hours[-1]]
     child = next(run for run in children if run.info.run_id == linked["mlflow_run_id"])
-    assert linked["mlflow_run"].endswith(f"/runs/{child.info.run_id}")
+    assert linked["mlflow_run"].endswith(f"/runs/{child.info.run_id}?workflowType=machine_learning")
     assert child.data.tags["dagster.run_url"].endswith(f"/runs/{pipeline.summary.run_id}")
     assert child.data.metrics["test_average_precision"] > child.data.metrics["test_base_rate"]
     assert parent.info.artifact_uri.startswith(pipeline.settings.storage.data_dir.as_uri())
+
+
+def test_the_run_that_mlflow_lists_first_shows_the_newest_hours_results(pipeline: Pipeline) -> None:
+    client = mlflow.MlflowClient(tracking_uri=pipeline.settings.mlflow_tracking_uri)
+    found = _mlflow_runs(pipeline.settings)
+    parent = next(run for run in found if run.data.tags.get("dagster_run_id") == pipeline.summary.run_id)
+    newest = pipeline.hours[-1]
+    report = read_report(pipeline.lake.read_bytes("seconds/model_evaluation", newest, "json"))
+    for name, result in report.models.items():
+        assert parent.data.metrics[f"seconds/pr_auc/{name}"] == result.average_precision
+        assert parent.data.metrics[f"seconds/brier/{name}"] == result.brier
+    assert parent.data.metrics["seconds/test_rows"] == report.counts.test.rows
+    decision = decisions.read_decision(
+        pipeline.lake, timescale_spec(pipeline.settings.timescales.seconds, "seconds"), newest
+    )
+    expected = {
+        "seconds.as_of": newest,
+        "seconds.verdict": report.verdict,
+        "seconds.decision": decision.verdict,
+        "seconds.champion": str(decision.champion),
+    }
+    assert expected.items() <= parent.data.tags.items()
+    note = parent.data.tags["mlflow.note.content"]
+    assert note.startswith(f"**seconds, as of the end of {newest} UTC: ")
+    assert f"/assets/seconds/model_evaluation?partition={newest}" in note
+    for name in report.models:
+        assert f"\n| {name} | " in note
+    assert f"Decision: **{decision.verdict}**." in note
+    shown = {
+        file.path.removeprefix("seconds/") for file in client.list_artifacts(parent.info.run_id, "seconds")
+    }
+    assert {"episode.png", "precision_recall.png", "reliability.png", "model_card.md"} <= shown
+    experiment = client.get_experiment(parent.info.experiment_id)
+    assert "Each run here stands for a Dagster run" in experiment.tags["mlflow.note.content"]
 
 
 def test_a_run_that_fails_outside_mlflow_leaves_no_finished_parent(pipeline: Pipeline) -> None:
