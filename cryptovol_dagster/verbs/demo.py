@@ -50,13 +50,13 @@ _HELP = """\
 Run the whole system on hours of a synthetic market; no network, no Kafka, no exchange needed.
 
 The market has calm and wild spells. Its feed loses three frames, repeats one, and is cut
-twice. With 18 hours the demo takes about three minutes on two idle cores:
+twice. With 18 hours the demo takes three to four minutes on two idle cores:
 
 \b
   1  simulator → WebSocket → broker → raw storage                    a minute
   2  all hours but the last: every asset and check, five models,     half a minute
      tracked in MLflow
-  3  the last hour, like any that has just closed: market,           half a minute
+  3  the last hour, as when it has just closed: market,              half a minute
      retrain, champion, registry
   4  results: evaluation, champion, its scores of the last hour
   5  reports by Evidently, and the page that lists them              a minute
@@ -118,13 +118,15 @@ def demo(hours: int, end: datetime, seed: int) -> None:
     start = end - timedelta(hours=hours)
     with creating_market(DEMO_DIR, start, end, by="cryptovol demo") as settings:
         what = f"{hours} h of {', '.join(settings.coinbase.products)} up to {end:%Y-%m-%d %H:%M} UTC"
-        _headline(1, f"{what}: simulator → socket → broker → raw storage")
+        _headline(1, f"{what}: simulator → socket → broker → raw storage", "about a minute")
         recorded = record(settings, start, hours, seed)
         _print_recorded(recorded, time.monotonic() - began)
         pipeline = Pipeline.of(settings)
-        _headline(2, "all hours but the last, in one run: ticks → bars → features → models → evaluation")
+        _headline(2, "all hours but the last, in one run: ticks → bars → … → evaluation", "half a minute")
         _print_run(pipeline.past())
-        _headline(3, "the last hour, like any that has just closed: market → retrain → champion → registry")
+        _headline(
+            3, "the last hour, as when it has just closed: market → retrain → registry", "half a minute"
+        )
         newest = pipeline.newest()
         _print_run(newest)
         if settings.timescales.minutes.enabled:
@@ -132,14 +134,14 @@ def demo(hours: int, end: datetime, seed: int) -> None:
         _headline(4, "results")
         _print_results(settings)
         print_champion(settings, newest)
-        _headline(5, "reports by Evidently: data quality, training against test, drift")
+        _headline(5, "reports by Evidently: data quality, training against test, drift", "about a minute")
         _print_run(pipeline.reports())
         _print_places(settings)
     click.echo(f"\nThe demo took {time.monotonic() - began:.0f} s.")
 
 
-def _headline(step: int, text: str) -> None:
-    click.secho(f"\n[{step}/5] {text}", bold=True)
+def _headline(step: int, text: str, takes: str = "") -> None:
+    click.secho(f"\n[{step}/5] {text}{takes and f' ({takes})'}", bold=True)
 
 
 def record(settings: Settings, start: datetime, hours: int, seed: int) -> dict[str, Any]:
