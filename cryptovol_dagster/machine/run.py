@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import re
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
 
@@ -81,7 +83,10 @@ def keep_running(
         own = own_config_note(machine.home)
         if own is not None:
             show.event("notice", own)
-        with Supervisor(services, lambda line: show.event("notice", line)) as supervisor:
+        with (
+            _temporary(services) as confined,
+            Supervisor(confined, lambda line: show.event("notice", line)) as supervisor,
+        ):
             began_s = time.monotonic()
             while not (supervisor.is_ready or supervisor.stop_asked):
                 supervisor.watch(0.5)
@@ -97,6 +102,19 @@ def keep_running(
                     show.status(_line(machine, supervisor))
             show.event("stopping", "stopping: " + ", then ".join(names))
         show.event("stopped", "stopped")
+
+
+@contextmanager
+def _temporary(services: Sequence[Service]) -> Iterator[list[Service]]:
+    """Give the services a temporary folder of their own, which is removed when they have ended.
+
+    MLflow's server leaves a file in it each time, and a Dagster that had to be killed its sockets. Not in the
+    data folder: the path of a socket has 107 characters at most.
+    """
+    with tempfile.TemporaryDirectory(prefix="cryptovol-", ignore_cleanup_errors=True) as folder:
+        yield [
+            replace(service, environment={**service.environment, "TMPDIR": folder}) for service in services
+        ]
 
 
 def _details(machine: Machine, services: Sequence[Service]) -> dict[str, object]:

@@ -30,7 +30,8 @@ def _event(process: subprocess.Popen[str]) -> dict[str, Any]:
 def _environment(folder: Path) -> dict[str, str]:
     (folder / "config.yaml").write_text("coinbase: {products: [BTC-USD]}\n")
     env = {name: value for name, value in os.environ.items() if name != "DAGSTER_HOME"}
-    return {**env, "CRYPTOVOL_CONFIG": str(folder / "config.yaml")}
+    (folder / "temporary").mkdir()
+    return {**env, "CRYPTOVOL_CONFIG": str(folder / "config.yaml"), "TMPDIR": str(folder / "temporary")}
 
 
 @pytest.mark.slow
@@ -50,6 +51,7 @@ def test_a_simulated_market_is_recorded_and_everything_ends_in_order(tmp_path: P
             "recorder has finished",
         }
 
+        assert [path.name[:10] for path in (tmp_path / "temporary").iterdir()] == ["cryptovol-"]
         second = cryptovol("up", "--simulate", env=env)
         assert (second.returncode, second.stdout) == (1, "")
         assert f"is in use (pid {up.pid}, http://127.0.0.1:" in second.stderr
@@ -67,6 +69,7 @@ def test_a_simulated_market_is_recorded_and_everything_ends_in_order(tmp_path: P
         up.send_signal(signal.SIGTERM)
         output, errors = up.communicate(timeout=30)
     assert (up.returncode, errors) == (0, "")
+    assert list((tmp_path / "temporary").iterdir()) == []
     assert [json.loads(line)["event"] for line in output.splitlines()] == ["stopping", "stopped"]
 
     required = cryptovol("status", "--simulated", "--require", "recorder", env=env)
