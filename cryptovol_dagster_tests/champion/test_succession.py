@@ -196,7 +196,7 @@ def test_a_version_is_tagged_and_loads_by_its_alias_without_pickle(
         assert found in version.description
     model = world.client.get_registered_model(NAME)
     assert f'mlflow.pyfunc.load_model("models:/{NAME}@champion")' in model.description
-    assert model.tags == {"cryptovol.timescale": "seconds", "cryptovol.horizon_s": "15"}
+    assert model.tags == {"cryptovol.timescale": "seconds", "cryptovol.horizon_s": str(SPEC.horizon_s)}
     folder = Path(version.source.removeprefix("file://"))
     assert sorted(path.name for path in (folder / "data").iterdir()) == ["model.zip"]
     assert not list(folder.rglob("*.pkl"))
