@@ -70,21 +70,29 @@ def open(where: str | Path | None = None) -> Market[pd.DataFrame]:
         >>> market.bars("BTC-USD", "-1h")
     """
     if where is None:
-        return Market(_in_force(), None, to_pandas)
+        return in_force()
     folder = _find(Path(where))
     config = folder if folder.is_file() else folder / CONFIG
     if config.is_file():
         # The file says all of it: what the environment adds is meant for the market in force.
         return Market(load_settings(config, environ={}).settings, config, to_pandas)
-    settings = _in_force()
+    settings = in_force().settings
     storage = settings.storage.model_copy(update={"data_dir": folder})
     return Market(settings.model_copy(update={"storage": storage}), None, to_pandas)
 
 
-def _in_force() -> Settings:
-    if os.environ.get(ENV_CONFIG_FILE):
-        return load_settings(_find(Path(os.environ[ENV_CONFIG_FILE]))).settings
-    return load_settings(next((path for path in _upwards(Path(CONFIG)) if path.is_file()), None)).settings
+def in_force() -> Market[pd.DataFrame]:
+    """Open the market of the configuration in force; see `open`.
+
+    Raises:
+        SettingsError: the configuration cannot be used.
+    """
+    named = os.environ.get(ENV_CONFIG_FILE)
+    if named:
+        config = _find(Path(named))
+        return Market(load_settings(config).settings, config, to_pandas)
+    nearest = next((path for path in _upwards(Path(CONFIG)) if path.is_file()), None)
+    return Market(load_settings(nearest).settings, None, to_pandas)
 
 
 def _upwards(path: Path) -> Iterator[Path]:
@@ -301,6 +309,13 @@ class Market(Generic[Frame]):
             query = self._query(kind, chain, product, start, end, columns, any_version)
             for _, part in query.batches():
                 yield self._give(joined([part], query.kind))
+
+    def partitions(
+        self, kind: str, start: Time = None, end: Time = None, *, chain: str = SECONDS
+    ) -> list[str]:
+        """Name the hours (of the minutes: days) of a span that are stored, oldest first, if any."""
+        stored = {SCORES: FEATURES, COVERAGE: BARS, GAPS: TICKS}.get(kind, kind)
+        return self._query(stored, chain, None, start, end, None).stored_partitions()
 
     def describe(self, kind: str | None = None, *, chain: str = SECONDS) -> pd.DataFrame:
         """Return unit and meaning of each column of a kind of rows; without a kind, of all but features."""

@@ -131,8 +131,8 @@ class Query:
         again = self.verb(f"backfill {scale}--from {other[0]} --to {other[-1]} --market-only")
         raise ApiError(
             f"{self.asset}: {len(other)} of {len(keys)} partitions ({other[0]} … {other[-1]}) are of version "
-            f"{found}, this build computes {self.kind.version}: `{again}` computes them again, "
-            "any_version=True reads them as they are"
+            f"{found}, this build computes {self.kind.version}: `{again}` computes them again; "
+            "in Python, any_version=True reads them as they are"
         )
 
     def read(self, key: str) -> pa.Table:
