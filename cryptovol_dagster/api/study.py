@@ -6,6 +6,7 @@ and pictures are core's (`core/exploration`, `core/leaks`).
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,10 +14,12 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
+from cryptovol_dagster.api.errors import ApiError
 from cryptovol_dagster.chains import model_spec, models_of
 from cryptovol_dagster.core.exploration import numbers, pictures
 from cryptovol_dagster.core.features.grid import Reason
 from cryptovol_dagster.core.leaks.ladder import Rung, leak_ladder
+from cryptovol_dagster.core.learning.errors import LearningError
 from cryptovol_dagster.core.metrics.bootstrap import block_length_s
 from cryptovol_dagster.core.specs import HOUR_S, NS, TimescaleSpec
 from cryptovol_dagster.core.times import DAY_NS, iso_utc
@@ -44,8 +47,8 @@ class Picture:
     png: bytes
     alt: str
 
-    def _repr_png_(self) -> tuple[bytes, dict[str, str]]:
-        return self.png, {"alt": self.alt}
+    def _repr_mimebundle_(self, **_: object) -> tuple[dict[str, str], dict[str, dict[str, str]]]:
+        return {"image/png": b64encode(self.png).decode()}, {"image/png": {"alt": self.alt}}
 
 
 @dataclass(frozen=True)
@@ -138,10 +141,13 @@ class Study:
         """What a model reaches honestly, and with each known leak; on the newest day of bars at most.
 
         Raises:
-            LearningError: the day cannot be learned from.
+            ApiError: the day cannot be learned from.
         """
         newest = self.bars.slice(self._ladder_start_ns, self.bars.end_ns)
-        return leak_ladder(newest, self.spec, model_spec(models_of(self.settings, self.spec)))
+        try:
+            return leak_ladder(newest, self.spec, model_spec(models_of(self.settings, self.spec)))
+        except LearningError as error:
+            raise ApiError(f"No ladder: {error}") from error
 
     @property
     def _ladder_start_ns(self) -> int:
@@ -151,7 +157,7 @@ class Study:
         """Return a row a rung of `ladder`: what it reaches, on how many rows, and what is wrong with it.
 
         Raises:
-            LearningError: the day cannot be learned from.
+            ApiError: the day cannot be learned from.
         """
         return pd.DataFrame(
             {
