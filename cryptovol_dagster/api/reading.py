@@ -166,7 +166,7 @@ class Query:
 
     def _columns_in(self, schema: pa.Schema) -> tuple[Column, ...]:
         """Return the columns to read from a file: those declared, and of any version those it has."""
-        if not self.any_version or self.kind.version in (None, version_of(schema)):
+        if not self.any_version:
             return self.kind.select(self.names)
         declared = {column.name: column for column in self.kind.columns}
         own = [name for name in schema.names if name not in (self.kind.time, self.kind.product)]
@@ -203,8 +203,10 @@ class Query:
         """
         parts = self.each(lambda key: self._read(key, threads=False))
         table = joined([part for _, part in parts], self.kind)
-        self.kind.require(self.names or (), table.column_names)
-        return table
+        if self.names is None:
+            return table
+        self.kind.require(self.names, table.column_names)
+        return table.select(dict.fromkeys([self.kind.index, PRODUCT, *self.names]))
 
     def each(self, work: Callable[[str], _Result]) -> list[tuple[str, _Result]]:
         """Work on every partition, several at a time; returns results in order of time.

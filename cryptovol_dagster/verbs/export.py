@@ -6,7 +6,7 @@ import json
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cryptovol_dagster.verbs.options import chain_option, json_option
-from ingestor.errors import USAGE, CryptovolError
+from ingestor.errors import CryptovolError
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,8 +28,6 @@ _Batches = Iterable["pa.Table"]
 
 class ExportError(CryptovolError):
     """Nothing was written; the message says why and what to type."""
-
-    exit_code = USAGE
 
 
 @dataclass(frozen=True)
@@ -210,16 +208,15 @@ def _write_parquet(out: Path, tables: dict[str, _Batches]) -> list[Exported]:
 
     ((kind, batches),) = tables.items()
     counted = _Counted(kind, batches)
-    with atomic_writer(out) as file:
+    # The stack closes the writer before the file, also after an error.
+    with atomic_writer(out) as file, ExitStack() as stack:
         writer: pq.ParquetWriter | None = None
         for table in counted:
             if writer is None:
                 of_pandas = pa.Schema.from_pandas(to_pandas(table.slice(0, 0))).metadata
                 schema = table.schema.with_metadata({**(table.schema.metadata or {}), **of_pandas})
-                writer = pq.ParquetWriter(file, schema, compression="zstd")
+                writer = stack.enter_context(pq.ParquetWriter(file, schema, compression="zstd"))
             writer.write_table(table.cast(schema))
-        if writer is not None:
-            writer.close()
     return [counted.exported()]
 
 
@@ -236,13 +233,11 @@ def _write_csv(out: Path, tables: dict[str, _Batches]) -> list[Exported]:
     with atomic_writer(out) as file:
         # Without the time in its header the same rows are the same bytes.
         packed = GzipFile(fileobj=file, mode="wb", mtime=0) if out.suffix == ".gz" else nullcontext(file)
-        with packed as sink:
+        with packed as sink, ExitStack() as stack:
             writer: csv.CSVWriter | None = None
             for table in map(_plain, counted):
-                writer = writer or csv.CSVWriter(sink, table.schema)
+                writer = writer or stack.enter_context(csv.CSVWriter(sink, table.schema))
                 writer.write_table(table)
-            if writer is not None:
-                writer.close()
     return [counted.exported()]
 
 
