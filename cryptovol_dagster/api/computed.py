@@ -157,7 +157,7 @@ def gaps(lake: Lake, span: tuple[int | None, int | None], products: tuple[str, .
     keys = [key for key in lake.partitions(LEDGER) if start_ns is None or partition_window(key)[1] > start_ns]
     tables = [lake.read_partition(LEDGER, key) for key in keys]
     if not tables:
-        return _ledger_frame(pd.DataFrame(columns=_LEDGER_COLUMNS))
+        return _ledger_frame(pd.DataFrame())
     losses = pa.concat_tables(tables).to_pandas(integer_object_nulls=True)
     losses = losses.loc[losses["in_hour"]]
     if start_ns is not None:

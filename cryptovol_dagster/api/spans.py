@@ -41,7 +41,6 @@ def parse_span(start: Time, end: Time, newest_ns: Callable[[], int]) -> tuple[in
     Raises:
         ApiError: no time, a start that is not before the end, or a zone on one side only.
     """
-    _require_same_zones(start, end)
     end_back = _back_ns(end)
     end_ns = newest_ns() - end_back if end_back is not None else _moment_ns(end)
     start_back = _back_ns(start)
@@ -50,6 +49,7 @@ def parse_span(start: Time, end: Time, newest_ns: Callable[[], int]) -> tuple[in
         start_ns = end_ns - start_back
     else:
         start_ns = _moment_ns(start)
+    _require_same_zones(start, end)
     if start_ns is not None and end_ns is None:
         length_ns = _period_ns(start)
         end_ns = None if length_ns is None else start_ns + length_ns
@@ -129,10 +129,6 @@ def _is_back(*times: Time) -> bool:
 
 def _offset(time: Time) -> float | None:
     """Return the hours from UTC that a time states; None where it has no zone."""
-    if isinstance(time, str):
-        if not _ISO.match(time) or not re.search(r"(Z|[+-]\d{2}:?\d{2})$", time[10:]):
-            return None
-        offset = pd.Timestamp(time).utcoffset()
-        return None if offset is None else offset / timedelta(hours=1)
-    offset = time.utcoffset() if isinstance(time, datetime) else None
+    moment = pd.Timestamp(time) if isinstance(time, str) and _ISO.match(time) else time
+    offset = moment.utcoffset() if isinstance(moment, datetime) else None
     return None if offset is None else offset / timedelta(hours=1)

@@ -100,11 +100,12 @@ def export(
 
     suffix = _require_usable(kinds, out, columns, force)
     market = in_force().arrow
-    chosen = {"columns": columns.split(",")} if columns else {}
-    chosen |= {"model": model} if model else {}
+    names = columns.split(",") if columns else None
 
     def batches(kind: str, progress: Callable[[int, int, str], None]) -> Iterator[pa.Table]:
-        found = market.batches(kind, products or None, start, end, chain=chain_name, **chosen)
+        found = market.batches(
+            kind, products or None, start, end, columns=names, chain=chain_name, model=model
+        )
         total = len(market.partitions(kind, start, end, chain=chain_name))
         for done, batch in enumerate(found, start=1):
             yield batch
@@ -210,13 +211,13 @@ def _write_parquet(out: Path, tables: dict[str, _Batches]) -> list[Exported]:
     counted = _Counted(kind, batches)
     # The stack closes the writer before the file, also after an error.
     with atomic_writer(out) as file, ExitStack() as stack:
-        writer: pq.ParquetWriter | None = None
+        writer: Any = None
         for table in counted:
             if writer is None:
                 of_pandas = pa.Schema.from_pandas(to_pandas(table.slice(0, 0))).metadata
                 schema = table.schema.with_metadata({**(table.schema.metadata or {}), **of_pandas})
                 writer = stack.enter_context(pq.ParquetWriter(file, schema, compression="zstd"))
-            writer.write_table(table.cast(schema))
+            writer.write_table(table.cast(writer.schema))
     return [counted.exported()]
 
 
@@ -234,7 +235,7 @@ def _write_csv(out: Path, tables: dict[str, _Batches]) -> list[Exported]:
         # Without the time in its header the same rows are the same bytes.
         packed = GzipFile(fileobj=file, mode="wb", mtime=0) if out.suffix == ".gz" else nullcontext(file)
         with packed as sink, ExitStack() as stack:
-            writer: csv.CSVWriter | None = None
+            writer: Any = None
             for table in map(_plain, counted):
                 writer = writer or stack.enter_context(csv.CSVWriter(sink, table.schema))
                 writer.write_table(table)
