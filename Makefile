@@ -15,7 +15,7 @@ export GIT_PYTHON_REFRESH := quiet
 # Where it is set (many containers do), each process compiles Dagster, pandas and MLflow anew: 7 s of CPU, every time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo demo-ui up up-simulate ui status notebook test check format bench bench-recorder bench-backfill bench-backtest bench-gate bench-reports bench-drift bench-day-one bench-idle soak containers-lint containers-check kafka kafka-stop kafka-status lock clean
+.PHONY: help setup demo demo-ui up up-simulate ui status notebook test check format bench bench-recorder bench-backfill bench-backtest bench-gate bench-reports bench-drift bench-day-one bench-idle bench-api soak containers-lint containers-check kafka kafka-stop kafka-status lock clean
 
 help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -90,6 +90,9 @@ bench-drift: $(DEV_STAMP) ## How often drift is called on real minutes (BARS=fol
 
 bench-idle: $(DEV_STAMP) ## Memory of Dagster's and MLflow's processes five minutes after `cryptovol up`, with no run
 	$(BIN)/python -m benchmarks.idle_memory
+
+bench-api: $(DEV_STAMP) ## Seconds of a month of two products' features by the Python API, against pyarrow on the same files
+	$(BIN)/python -m benchmarks.api
 
 soak: $(DEV_STAMP) ## Two minutes without Kafka, then 50 SIGKILLs of the recorder (SOAK="--outage-s 30 --kills 10")
 	$(BIN)/python -m cryptovol_dagster_tests.soak $(SOAK)

@@ -24,6 +24,7 @@ VERBS = {
     "champion": "cryptovol_dagster.verbs.champion:champion",
     "rollback": "cryptovol_dagster.verbs.champion:rollback",
     "infer": "cryptovol_dagster.verbs.infer:infer",
+    "export": "cryptovol_dagster.verbs.export:export",
     "report": "cryptovol_dagster.verbs.report:report",
     "notebook": "cryptovol_dagster.verbs.notebook:notebook",
     "leak-audit": "cryptovol_dagster.verbs.leak_audit:leak_audit",

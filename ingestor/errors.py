@@ -26,6 +26,10 @@ class CryptovolError(Exception):
 
     exit_code: ClassVar[int] = FAILED
 
+    def _render_traceback_(self) -> list[str]:
+        """Give IPython the lines to show: a notebook shows the message, not where it was raised."""
+        return [f"{type(self).__name__}: {one_line(str(self))}"]
+
 
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message; the name of its class where it has none."""

@@ -7,7 +7,8 @@ what the rows mean. The class knows nothing of Dagster, so that notebooks and te
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -129,7 +130,7 @@ class Lake:
                 f"{asset} has no partition in {hour_key(start_ns)} … {hour_key(end_ns - 1)}: "
                 "materialize it first"
             )
-        return pa.concat_tables(self._read_parquet(asset, key, columns) for key in keys)
+        return pa.concat_tables(self.read_partition(asset, key, columns) for key in keys)
 
     def versions(self, asset: str, start_ns: int, end_ns: int) -> dict[str, str]:
         """Give the version each partition of a span was written with, oldest first; empty where none was.
@@ -163,12 +164,29 @@ class Lake:
             states.append((key, found.st_ino, found.st_mtime_ns, found.st_size))
         return tuple(states)
 
-    def _read_parquet(self, asset: str, partition_key: str, columns: Sequence[str] | None) -> pa.Table:
+    def read_partition(
+        self, asset: str, partition_key: str, columns: Sequence[str] | None = None
+    ) -> pa.Table:
+        """Read one partition.
+
+        Raises:
+            LakeError: the file cannot be read.
+        """
+        with self.open_partition(asset, partition_key) as file:
+            return file.read(columns=list(columns) if columns is not None else None)
+
+    @contextmanager
+    def open_partition(self, asset: str, partition_key: str) -> Iterator[pq.ParquetFile]:
+        """Open the file of a partition, for its schema and its rows.
+
+        Raises:
+            LakeError: the file cannot be read, now or within the block.
+        """
         path = self.path(asset, partition_key)
         try:
             # ParquetFile, not read_table: the folders' date= and hour= must not become columns.
             with pq.ParquetFile(path) as file:
-                return file.read(columns=list(columns) if columns is not None else None)
+                yield file
         except (OSError, pa.ArrowException) as error:
             raise LakeError(f"{path}: cannot be read as Parquet: {first_line(error)}") from error
 
@@ -236,7 +254,11 @@ def _version_of(path: Path, state: FileState) -> str:
         LakeError: the file cannot be read.
     """
     try:
-        metadata = pq.read_schema(path).metadata or {}
+        return version_of(pq.read_schema(path))
     except (OSError, pa.ArrowException) as error:
         raise LakeError(f"{path}: cannot be read as Parquet: {first_line(error)}") from error
-    return metadata.get(VERSION_KEY, b"").decode()
+
+
+def version_of(schema: pa.Schema) -> str:
+    """Return the version that a partition's schema states; empty where it was written without."""
+    return (schema.metadata or {}).get(VERSION_KEY, b"").decode()

@@ -34,6 +34,17 @@ def test_the_notebook_is_committed_without_outputs() -> None:
     assert set(notebook.metadata) == {"kernelspec", "language_info"}
 
 
+def test_it_uses_nothing_of_the_package_but_the_api() -> None:
+    code = [cell.source for cell in read_notebook().cells if cell.cell_type == "code"]
+    imports = re.findall(r"^ *(?:from|import) .*$", "\n".join(code), re.MULTILINE)
+    assert [line for line in imports if "cryptovol" in line or "ingestor" in line] == [
+        "from cryptovol_dagster import api"
+    ]
+    first = [line for line in code[0].splitlines() if line]
+    assert len(first) == 3
+    assert first[1].startswith("market = api.open()")
+
+
 def run_notebook(
     folder: Path, monkeypatch: pytest.MonkeyPatch, hours: int, *, moving: bool = True
 ) -> nbformat.NotebookNode:
@@ -51,10 +62,12 @@ def run_notebook(
 
 
 def shown(notebook: nbformat.NotebookNode) -> list[dict]:
-    """What every cell displayed, by MIME type."""
+    """What every cell displayed, by MIME type; every picture says in words what it shows."""
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    return [output["data"] for cell in code for output in cell.outputs if "data" in output]
+    outputs = [output for cell in code for output in cell.outputs if "data" in output]
+    assert all(output.metadata["image/png"]["alt"] for output in outputs if "image/png" in output.data)
+    return [output["data"] for output in outputs]
 
 
 @pytest.mark.slow

@@ -1,0 +1,14 @@
+"""The data of a market for notebooks and scripts: three lines to a frame.
+
+>>> from cryptovol_dagster import api
+>>> market = api.open("data/demo")
+>>> market.features("BTC-USD", "2025-12-01T10:00", "2025-12-01T12:00")
+
+`docs/api.md` shows each method. Belongs here: reading what is stored, in units that people read. Does not
+belong here: computing what is stored, writing anything.
+"""
+
+from cryptovol_dagster.api.errors import ApiError
+from cryptovol_dagster.api.market import Market, open
+
+__all__ = ["ApiError", "Market", "open"]

@@ -1,0 +1,288 @@
+"""Frames of a market: the lake's rows in units for people, and one line where there are none."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from cryptovol_dagster import api
+from cryptovol_dagster.core.features.catalogue import feature_names
+from cryptovol_dagster.core.times import hour_window
+from cryptovol_dagster.inference.scorer import find_scorer, read_features, score
+from cryptovol_dagster.lake.latest import Reports
+from cryptovol_dagster_tests.pipeline import Pipeline
+from cryptovol_dagster_tests.synthetic import PRODUCTS
+from ingestor.errors import CryptovolError
+
+Opened = api.Market[pd.DataFrame]
+HOUR = "2026-04-04T04"
+
+
+def utc(text: str) -> pd.Timestamp:
+    return pd.Timestamp(text, tz="UTC")
+
+
+def test_the_import_is_light() -> None:
+    code = (
+        "import sys; from cryptovol_dagster import api; "
+        "heavy = {'dagster', 'mlflow', 'sklearn', 'xgboost', 'matplotlib', 'duckdb', 'evidently'}; "
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_bars_are_those_of_the_lake_in_units_for_people(opened: Opened, pipeline: Pipeline) -> None:
+    found = opened.bars(PRODUCTS[0], HOUR)
+    stored = pipeline.lake.read_table("seconds/bars", *hour_window("2026-04-04-04:00")).to_pandas()
+    stored = stored.loc[stored["product"] == PRODUCTS[0]].set_index("bar_start")
+    assert found.index.equals(pd.DatetimeIndex(stored.index))
+    assert (found.index.name, str(found.index.dtype)) == ("bar_start", "datetime64[ns, UTC]")
+    assert set(found["product"]) == {PRODUCTS[0]}
+    for name in ("open", "high", "low", "close", "age_s"):
+        pd.testing.assert_series_equal(found[name], stored[name], check_freq=False)
+    for name, source, scale in (
+        ("volume", "volume_e8", 1e-8),
+        ("log_return", "ret_nano", 1e-9),
+        ("spread_bps", "spread_nano", 1e-5),
+        ("range_bps", "range_nano", 1e-5),
+        ("garman_klass", "gk_atto", 1e-18),
+        ("imbalance", "imbalance_nano", 1e-9),
+    ):
+        expected = stored[source].astype("Float64").to_numpy(np.float64, na_value=np.nan) * scale
+        np.testing.assert_allclose(found[name], expected, rtol=1e-12)
+        assert np.isnan(expected).any() == found[name].isna().any()
+    moves = np.log(found["close"]).diff()
+    np.testing.assert_allclose(found["log_return"].iloc[100:200], moves.iloc[100:200], atol=2e-9)
+    assert found["log_return"].isna().any()  # the gap of this hour
+
+
+def test_features_are_those_of_the_lake(opened: Opened, pipeline: Pipeline) -> None:
+    found = opened.features(start="2026-04-04T04:30", end="2026-04-04T05:30")
+    window = hour_window("2026-04-04-04:00")[0], hour_window("2026-04-04-05:00")[1]
+    stored = pipeline.lake.read_table("seconds/features", *window).to_pandas()
+    inside = (stored["bar_start"] >= utc("2026-04-04T04:30")) & (
+        stored["bar_start"] < utc("2026-04-04T05:30")
+    )
+    stored = stored.loc[inside].sort_values(["bar_start", "product"]).set_index("bar_start")
+    names = list(feature_names(opened.chains["seconds"]))
+    assert list(found.columns) == ["product", *names, "valid", "reason"]
+    pd.testing.assert_frame_equal(found[[*names, "valid"]], stored[[*names, "valid"]])
+    assert found["product"].tolist() == stored["product"].tolist()
+    assert set(found["reason"]) <= {"ok", "in_gap", "warming_up", "break", "stale"}
+    assert ((found["reason"] == "ok") == found["valid"]).all()
+
+
+def test_rows_are_in_order_of_time_then_product(opened: Opened) -> None:
+    for frame in (opened.ticks(), opened.trades(), opened.bars(), opened.features(), opened.labels()):
+        assert frame.index.is_monotonic_increasing
+        assert set(frame["product"]) == set(PRODUCTS)
+    bars = opened.bars()
+    assert bars["product"].tolist()[:4] == [*PRODUCTS, *PRODUCTS]
+    assert not bars.reset_index().duplicated(["bar_start", "product"]).any()
+    assert len(bars.loc["2026-04-04T04:00":"2026-04-04T04:59:59"]) == 2 * 720
+
+
+def test_ticks_and_trades(opened: Opened) -> None:
+    ticks, trades = opened.ticks(PRODUCTS[0], HOUR), opened.trades(PRODUCTS[0], HOUR)
+    assert ticks.index.name == trades.index.name == "time"
+    np.testing.assert_allclose(ticks["mid"], (ticks["bid"] + ticks["ask"]) / 2)
+    np.testing.assert_allclose(ticks["spread_bps"], 1e4 * (ticks["ask"] - ticks["bid"]) / ticks["mid"])
+    assert ticks["gap_before"].sum() == 1
+    assert ticks["sequence"].is_monotonic_increasing
+    assert set(trades["side"]) == {"buy", "sell"}
+    assert trades["size"].between(0.1, 2.0).all()
+
+
+def test_a_row_of_labels_speaks_of_the_bars_after_it(opened: Opened) -> None:
+    chain = opened.chains["seconds"]
+    labels, bars = opened.labels(PRODUCTS[0], HOUR), opened.bars(PRODUCTS[0])
+    labelled = labels.loc[labels["reason"] == "ok"]
+    assert len(labels) == 720
+    assert labels["volatility_bps"].notna().equals(labels["reason"] == "ok")
+    at = labelled.index[50]
+    after = bars["log_return"].loc[bars.index > at].iloc[: chain.horizon_bars]
+    assert labelled["volatility_bps"].iloc[50] == pytest.approx(1e4 * np.sqrt((after**2).mean()))
+
+
+def test_arrow_holds_the_same_and_says_what_columns_mean(opened: Opened) -> None:
+    table = opened.arrow.bars(PRODUCTS[0], HOUR, columns=["close", "spread_bps"])
+    assert isinstance(table, pa.Table)
+    assert table.column_names == ["bar_start", "product", "close", "spread_bps"]
+    frame = opened.bars(PRODUCTS[0], HOUR, columns=["close", "spread_bps"])
+    pd.testing.assert_frame_equal(table.to_pandas().set_index("bar_start"), frame)
+    assert table.schema.field("spread_bps").metadata[b"unit"] == b"bps"
+
+
+def test_only_the_columns_asked_for_are_read(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyarrow import parquet
+
+    asked = []
+    read = parquet.ParquetFile.read
+
+    def watched(self: parquet.ParquetFile, *, columns: list[str] | None = None, **others: object) -> pa.Table:
+        asked.append(columns)
+        return read(self, columns=columns, **others)
+
+    monkeypatch.setattr(parquet.ParquetFile, "read", watched)
+    opened.bars(columns=["spread_bps"])
+    assert asked == [["bar_start", "product", "spread_nano"]] * 4
+
+
+def test_several_products_in_any_order_and_partitions_by_the_last_hours(opened: Opened) -> None:
+    pd.testing.assert_frame_equal(opened.bars([*reversed(PRODUCTS)]), opened.bars(PRODUCTS))
+    assert opened.bars(PRODUCTS[1])["product"].cat.categories.tolist() == [PRODUCTS[1]]
+    last = opened.bars(PRODUCTS[0], timedelta(hours=-1))
+    assert (last.index[0], last.index[-1]) == (utc("2026-04-04T06:00"), utc("2026-04-04T06:59:55"))
+    assert opened.partitions("bars", "2026-04-04T04:30", "2026-04-04T05:30") == [
+        "2026-04-04-04:00",
+        "2026-04-04-05:00",
+    ]
+
+
+def test_scores_are_those_of_infer(opened: Opened, pipeline: Pipeline) -> None:
+    storage, spec = pipeline.settings.storage, opened.chains["seconds"]
+    reports = Reports(storage.reports_dir, storage.artifacts_dir)
+    scorer = find_scorer(pipeline.lake, spec, reports, name=None, path=None)
+    expected = score(read_features(pipeline.lake, spec, None), scorer)
+    found = opened.scores(start="2026-04-04T06")
+    np.testing.assert_array_equal(found["probability"], expected["probability"])
+    assert found["product"].tolist() == expected["product"].tolist()
+    assert found["reason"].tolist() == expected["reason"].tolist()
+    assert found.attrs["model"] == scorer.version
+    assert utc(found.attrs["learned_until"][:-1]) < found.index[0]
+    by_file = opened.scores(PRODUCTS[0], "-10min", model=storage.artifacts_dir / "seconds-xgboost.zip")
+    assert len(by_file) == 120
+    assert by_file.attrs["model"].startswith("xgboost")
+    assert opened.scores(PRODUCTS[0], "-10min", model="xgboost").equals(by_file)
+
+
+def test_coverage_shows_each_hour_and_the_hole_in_one(opened: Opened) -> None:
+    found = opened.coverage()
+    assert len(found) == 8
+    hours = found.loc[found["product"] == PRODUCTS[0]]
+    assert list(hours.index) == list(pd.date_range("2026-04-04T03:00", periods=4, freq="h", tz="UTC"))
+    worst = hours.loc[utc("2026-04-04T04:00")]
+    # 100 s were lost, of which those over the gap limit are a gap.
+    gap_s = 100 - opened.chains["seconds"].gap_after_s
+    assert 1 - worst["recorded"] == pytest.approx(gap_s / 3_600, abs=2 * 5 / 3_600)
+    assert hours["recorded"].drop(worst.name).eq(1).all()
+    assert worst["messages"] == 1_440 - 40
+    assert found[["features", "labels"]].notna().all(axis=None)
+
+
+def test_coverage_shows_hours_that_nobody_recorded(opened: Opened, tmp_path: Path) -> None:
+    lake = opened.lake
+    folder = tmp_path / "data"
+    for key in ("2026-04-04-03:00", "2026-04-04-06:00"):
+        path = lake.path("seconds/bars", key)
+        copy = folder / "lake" / path.relative_to(lake.root)
+        copy.parent.mkdir(parents=True)
+        copy.write_bytes(path.read_bytes())
+    found = api.open(folder).coverage(PRODUCTS[0])
+    assert found["recorded"].tolist() == [1, 0, 0, 1]
+    assert found["messages"].tolist()[1:3] == [0, 0]
+    assert found["features"].isna().all()
+
+
+def test_gaps_are_the_ledgers(opened: Opened) -> None:
+    (gap,) = opened.gaps().itertuples()
+    assert (gap.kind, gap.connection_id, gap.lost) == ("sequence", "c0ffee", 120)
+    assert gap.Index < gap.end
+    assert gap.seconds == pytest.approx((gap.end - gap.Index).total_seconds())
+    assert len(opened.gaps(PRODUCTS[0], "2026-04-04T04")) == 1
+    assert opened.gaps(start="2026-04-04T06").empty
+    assert opened.gaps(start="2026-04-04T06").columns.equals(opened.gaps().columns)
+
+
+def test_batches_hold_a_partition_each(opened: Opened) -> None:
+    for kind in ("ticks", "features", "scores", "gaps"):
+        parts = list(opened.batches(kind, PRODUCTS[0]))
+        whole = getattr(opened, kind)(PRODUCTS[0])
+        assert len(parts) == (1 if kind == "gaps" else 4)
+        pd.testing.assert_frame_equal(pd.concat(parts), whole, check_categorical=False)
+
+
+def test_every_column_of_a_frame_is_described(opened: Opened) -> None:
+    for kind in ("ticks", "trades", "bars", "features", "labels", "scores", "coverage", "gaps"):
+        frame = getattr(opened, kind)(start="2026-04-04T04")
+        assert ["product", *opened.describe(kind).index] == [*dict.fromkeys(["product", *frame.columns])]
+    assert set(opened.describe().index.unique("kind")) >= {"ticks", "bars", "gaps"}
+    assert opened.describe("features").loc["ln_rv_5", "unit"] == "ln(volatility per √bar)"
+
+
+@pytest.mark.parametrize(
+    ("ask", "message"),
+    [
+        (
+            lambda market: market.bars(start="2026-05-01"),
+            r"seconds/bars: nothing is stored in 2026-05-01T00:00Z … 2026-05-02T00:00Z\. There are 4 hours, "
+            r"2026-04-04T03:00Z … 2026-04-04T07:00Z: choose a span in there, e\.g\. start=\"-1h\"",
+        ),
+        (
+            lambda market: market.bars("BCT-USD"),
+            r"seconds/bars hold no product BCT-USD .*\(did you mean BTC-USD\?\): there are BTC-USD, ETH-USD",
+        ),
+        (lambda market: market.bars([PRODUCTS[0], "DOGE-USD"]), r"no product DOGE-USD in [^(]*: there are"),
+        (lambda market: market.ticks("btc/usd"), r"did you mean BTC-USD"),
+        (lambda market: market.gaps("DOGE-USD"), r"ticks hold no product DOGE-USD"),
+        (lambda market: market.bars([]), r"no product is named: product=None means all"),
+        (lambda market: market.bars(columns=["closee"]), r"no column 'closee' \(did you mean close\?\)"),
+        (lambda market: market.bars(columns="close"), r"columns=\['close'\]"),
+        (
+            lambda market: market.bars(chain="second"),
+            r"'second' is no chain \(did you mean seconds\?\): seconds",
+        ),
+        (lambda market: list(market.batches("bar")), r"'bar' is no kind of rows \(did you mean bars\?\)"),
+        (lambda market: market.scores(model="xgbost"), r"no model was exported there"),
+        (lambda market: market.labels(start="2026-04-04T07:10"), r"seconds/labels: nothing is stored"),
+    ],
+)
+def test_what_is_not_there_is_one_line_that_says_what_is(opened: Opened, ask, message: str) -> None:
+    with pytest.raises(CryptovolError, match=message) as error:
+        ask(opened)
+    assert "\n" not in str(error.value)
+    assert error.value._render_traceback_() == [f"{type(error.value).__name__}: {error.value}"]
+
+
+def test_an_empty_folder_says_how_to_fill_it(empty: Path) -> None:
+    market = api.open(empty)
+    with pytest.raises(api.ApiError, match=r"holds no seconds/bars yet: record with `cryptovol ingest`"):
+        market.bars(start="-1h")
+    with pytest.raises(api.ApiError, match=r"no minutes/features yet: `cryptovol import-bars`, then"):
+        market.features(chain="minutes")
+    with pytest.raises(
+        api.ApiError, match=r"minutes have several horizons: chain='minutes_h5' or 'minutes_h15'"
+    ):
+        market.labels(chain="minutes")
+    with pytest.raises(api.ApiError, match=r"holds no ticks yet"):
+        market.gaps()
+    assert market.stored()["partitions"].eq(0).all()
+
+
+def test_a_folder_is_found_from_below_and_a_wrong_name_says_which_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demo = tmp_path / "data" / "demo"
+    for folder in (tmp_path, demo):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "config.yaml").write_text("storage: {data_dir: .}\n")
+    notebooks = tmp_path / "notebooks"
+    notebooks.mkdir()
+    monkeypatch.chdir(notebooks)
+    monkeypatch.delenv("CRYPTOVOL_CONFIG", raising=False)
+    monkeypatch.setenv("CRYPTOVOL__STORAGE__DATA_DIR", "elsewhere")
+    assert api.open("data/demo").settings.storage.data_dir == demo
+    assert api.open("data").settings.storage.data_dir == tmp_path / "data"
+    assert api.open().settings.storage.data_dir == tmp_path / "elsewhere"
+    with pytest.raises(api.ApiError, match=r"`cryptovol --config \.\./data/demo/config\.yaml ingest`"):
+        api.open("data/demo").bars()
+    with pytest.raises(api.ApiError, match=r"data/dmo: no such folder \(did you mean data/demo\?\)"):
+        api.open("data/dmo")
