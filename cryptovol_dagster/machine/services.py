@@ -19,6 +19,7 @@ from cryptovol_dagster.machine.instance import InstanceError, opening
 from cryptovol_dagster.machine.reachable import TIMEOUT_S, accepts, answers, free_port, why_taken
 from cryptovol_dagster.machine.supervisor import Service
 from cryptovol_dagster.tracking.links import mlflow_page
+from cryptovol_dagster.tracking.store import is_prepared, local_store
 from ingestor.errors import USAGE, CryptovolError
 from ingestor.settings import Settings
 
@@ -26,6 +27,7 @@ HOST = "127.0.0.1"
 #: The name that ``-m`` and ``workspace.yaml`` give: a backfill launched from anywhere is found by the daemon.
 LOCATION = "cryptovol_dagster.definitions"
 _CRYPTOVOL = (sys.executable, "-m", "cryptovol_dagster.cli")
+_MLFLOW_STORE = (sys.executable, "-m", "cryptovol_dagster.tracking.store")
 _LOST_RUNS = (sys.executable, "-m", "cryptovol_dagster.machine.lost_runs")
 #: A recorder waits for acknowledgements, then for the archive to flush: 30 s, flush_s and 30 s.
 RECORDER_STOP_S = 150.0
@@ -201,13 +203,11 @@ class Machine:
 
     def mlflow(self, *, essential: bool) -> Service:
         """Give the MLflow UI; runs write to its store directly."""
-        uri = self.settings.mlflow_tracking_uri
-        if uri.startswith("sqlite:///"):
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         return Service(
             name="MLflow",
             command=(
-                *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri),
+                *(sys.executable, "-m", "mlflow", "server"),
+                *("--backend-store-uri", self.settings.mlflow_tracking_uri),
                 *("--host", HOST, "--port", str(self.mlflow_port), "--workers", "1"),
             ),
             # Its job runners are for GenAI: eight processes, 1.1 GB.
@@ -217,7 +217,20 @@ class Machine:
             log=self.logs / "mlflow.log",
             is_ready=lambda _: answers(f"{self.mlflow_url}/health"),
             essential=essential,
+            before=self._prepare_mlflow,
         )
+
+    def _prepare_mlflow(self) -> None:
+        """Make the store before the server does: a run that starts beside it must not find half of it.
+
+        A failure is the server's to report: it meets the same.
+        """
+        store = local_store(self.settings)
+        if store is not None and not is_prepared(store):
+            with (self.logs / "mlflow.log").open("ab") as log:
+                subprocess.run(
+                    _MLFLOW_STORE, env=dict(self.environment()), stdout=log, stderr=log, check=False
+                )
 
     def _prepare_code_server(self) -> None:
         address = {"host": HOST, "port": self.code_port, "location_name": LOCATION}

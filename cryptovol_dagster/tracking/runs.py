@@ -27,6 +27,7 @@ import dagster as dg
 from cryptovol_dagster.tracking import flavour as mlflow_model
 from cryptovol_dagster.tracking.links import mlflow_page
 from cryptovol_dagster.tracking.results import TEST_ROWS, Results
+from cryptovol_dagster.tracking.store import prepare_store
 from ingestor.errors import CryptovolError, first_line
 from ingestor.settings.sections import Settings
 
@@ -107,7 +108,7 @@ def connect(settings: Settings) -> Connection:
 
     uri = settings.mlflow_tracking_uri
     with mlflow_answers(uri):
-        _prepare_store(uri, settings)
+        prepare_store(settings)
         return Connection(settings, MlflowClient(tracking_uri=uri))
 
 
@@ -314,25 +315,12 @@ def _describe_experiment(mlflow_resource: Any) -> None:
 def _start(uri: str, settings: Settings, context: dg.InitResourceContext) -> Any:
     from dagster_mlflow.resources import MlFlow
 
-    _prepare_store(uri, settings)
+    prepare_store(settings)
     return MlFlow(
         context.replace_config(
             {"experiment_name": settings.mlflow.experiment, "mlflow_tracking_uri": uri, "env": {}}
         )
     )
-
-
-def _prepare_store(uri: str, settings: Settings) -> None:
-    """Create the folder and experiment of a local store; its artifacts stay inside the data folder."""
-    from mlflow import MlflowClient
-
-    if not uri.startswith("sqlite:///"):
-        return
-    Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-    client = MlflowClient(tracking_uri=uri)
-    if client.get_experiment_by_name(settings.mlflow.experiment) is None:
-        artifacts = settings.storage.data_dir / "mlflow" / "artifacts"
-        client.create_experiment(settings.mlflow.experiment, artifact_location=artifacts.as_uri())
 
 
 def _end_state(instance: dg.DagsterInstance, run_id: str) -> str:
