@@ -26,7 +26,7 @@ from cryptovol_dagster.api.columns import (
     Kind,
     kind_of,
 )  # fmt: skip
-from cryptovol_dagster.api.errors import ApiError, did_you_mean
+from cryptovol_dagster.api.errors import ApiError
 from cryptovol_dagster.api.reading import Query, joined, newest_time
 from cryptovol_dagster.api.spans import Time, parse_span
 from cryptovol_dagster.chains import timescale_specs
@@ -35,6 +35,7 @@ from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.latest import Reports
 from cryptovol_dagster.lake.market import to_table
 from cryptovol_dagster.lake.raw_ticks import RawStore
+from ingestor.errors import did_you_mean
 from ingestor.settings import Settings, load_settings
 from ingestor.settings.load import ENV_CONFIG_FILE
 
@@ -108,7 +109,7 @@ def _find(path: Path) -> Path:
     if found is None:
         known = [str(Path("data", config.parent.name)) for config in _markets()]
         there = f"there is {', '.join(known)}" if known else "`cryptovol demo` makes data/demo"
-        raise ApiError(f"{path}: no such folder{did_you_mean(str(path), known)}: {there}")
+        raise ApiError(f"{path}: no such folder; {there}.{did_you_mean(str(path), known)}")
     return found.resolve()
 
 
@@ -398,7 +399,7 @@ class Market(Generic[Frame]):
             return self.chains[on_grid[0]]
         if on_grid:
             raise ApiError(f"{chain} have several horizons: chain={' or '.join(map(repr, on_grid))}")
-        raise ApiError(f"{chain!r} is no chain{did_you_mean(chain, self.chains)}: {', '.join(self.chains)}")
+        raise ApiError(f"{chain!r} is no chain: {', '.join(self.chains)}.{did_you_mean(chain, self.chains)}")
 
     def _kind(self, name: str, chain: str) -> Kind:
         return kind_of(name, self._spec(chain, of_grid=name != LABELS))

@@ -18,11 +18,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cryptovol_dagster.api.columns import PRODUCT, Column, Kind
-from cryptovol_dagster.api.errors import ApiError, did_you_mean
+from cryptovol_dagster.api.errors import ApiError
 from cryptovol_dagster.api.spans import shown
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import DAY_NS, HOUR_NS, partition_window
 from cryptovol_dagster.lake.files import Lake, version_of
+from ingestor.errors import did_you_mean
 
 UTC_TIME = pa.timestamp("ns", "UTC")
 _Result = TypeVar("_Result")
@@ -109,8 +110,8 @@ class Query:
             missing -= set(words)
         if missing:
             raise ApiError(
-                f"{self.asset} hold no product {', '.join(sorted(missing))} in {keys[0]} … {keys[-1]}"
-                f"{did_you_mean(min(missing), met)}: there are {', '.join(sorted(met)) or 'none'}"
+                f"{self.asset} hold no product {', '.join(sorted(missing))} in {keys[0]} … {keys[-1]}: "
+                f"there are {', '.join(sorted(met)) or 'none'}.{did_you_mean(min(missing), met)}"
             )
 
     def require_versions(self, keys: Sequence[str]) -> None:

@@ -228,19 +228,22 @@ def test_every_column_of_a_frame_is_described(opened: Opened) -> None:
         ),
         (
             lambda market: market.bars("BCT-USD"),
-            r"seconds/bars hold no product BCT-USD .*\(did you mean BTC-USD\?\): there are BTC-USD, ETH-USD",
+            r"seconds/bars hold no product BCT-USD .*: there are BTC-USD, ETH-USD\. Did you mean 'BTC-USD'\?",
         ),
         (lambda market: market.bars([PRODUCTS[0], "DOGE-USD"]), r"no product DOGE-USD in [^(]*: there are"),
-        (lambda market: market.ticks("btc/usd"), r"did you mean BTC-USD"),
+        (lambda market: market.ticks("btc/usd"), r"Did you mean 'BTC-USD'\?"),
         (lambda market: market.gaps("DOGE-USD"), r"ticks hold no product DOGE-USD"),
         (lambda market: market.bars([]), r"no product is named: product=None means all"),
-        (lambda market: market.bars(columns=["closee"]), r"no column 'closee' \(did you mean close\?\)"),
+        (lambda market: market.bars(columns=["closee"]), r"no column 'closee': .*\. Did you mean 'close'\?"),
         (lambda market: market.bars(columns="close"), r"columns=\['close'\]"),
         (
             lambda market: market.bars(chain="second"),
-            r"'second' is no chain \(did you mean seconds\?\): seconds",
+            r"'second' is no chain: seconds.*\. Did you mean 'seconds'\?",
         ),
-        (lambda market: list(market.batches("bar")), r"'bar' is no kind of rows \(did you mean bars\?\)"),
+        (
+            lambda market: list(market.batches("bar")),
+            r"'bar' is no kind of rows: ticks.* Did you mean 'bars'\?",
+        ),
         (lambda market: market.scores(model="xgbost"), r"no model was exported there"),
         (lambda market: market.labels(start="2026-04-04T07:10"), r"seconds/labels: nothing is stored"),
     ],
@@ -284,5 +287,7 @@ def test_a_folder_is_found_from_below_and_a_wrong_name_says_which_there_are(
     assert api.open().settings.storage.data_dir == tmp_path / "elsewhere"
     with pytest.raises(api.ApiError, match=r"`cryptovol --config \.\./data/demo/config\.yaml ingest`"):
         api.open("data/demo").bars()
-    with pytest.raises(api.ApiError, match=r"data/dmo: no such folder \(did you mean data/demo\?\)"):
+    with pytest.raises(
+        api.ApiError, match=r"data/dmo: no such folder; .* Did you mean 'data/demo'"
+    ):
         api.open("data/dmo")
