@@ -254,13 +254,13 @@ class Market(Generic[Frame]):
         self, product: Products = None, start: Time = None, end: Time = None, *, chain: str = SECONDS
     ) -> Frame:
         """Return what there is of each product in each hour (of the minutes: day), holes included."""
-        bars, features, labels = (
-            self._query(name, chain, product, start, end, columns, any_version=True)
-            for name, columns in (
-                (BARS, ["in_gap", "updates", "trades", "stale", "lossy"]),
-                (FEATURES, ["valid"]),
-                (LABELS, ["volatility_bps"]),
-            )
+        measures = ["in_gap", "updates", "trades", "stale", "lossy"]
+        bars = self._query(BARS, chain, product, start, end, measures, any_version=True)
+        # "-6h" is back from the newest bar, not from the newest of each.
+        span = [None if ns is None else pd.Timestamp(ns, tz="UTC") for ns in (bars.start_ns, bars.end_ns)]
+        features, labels = (
+            self._query(name, chain, None, *span, columns, any_version=True)
+            for name, columns in ((FEATURES, ["valid"]), (LABELS, ["volatility_bps"]))
         )
         found = computed.coverage(bars, features, labels, self._spec(chain).partition_ns)
         return self._give(joined([to_table(found.reset_index())], self._kind(COVERAGE, chain)))
@@ -268,10 +268,11 @@ class Market(Generic[Frame]):
     def gaps(self, product: Products = None, start: Time = None, end: Time = None) -> Frame:
         """Return what the feed is known to have lost: the rows of the gap ledger that touch the span.
 
-        A loss is a connection's, and so of every product that the connection carried.
+        A loss is a connection's, and so of every product that the connection carried. A span in which nobody
+        recorded is answered too, between the first hour recorded and the last.
         """
         ticks = self._query(TICKS, SECONDS, product, start, end, None)
-        ticks.partitions()
+        ticks.require_recorded()
         found = computed.gaps(self.lake, (ticks.start_ns, ticks.end_ns), ticks.products)
         return self._give(joined([to_table(found.reset_index())], self._kind(GAPS, SECONDS)))
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -68,6 +68,16 @@ class Query:
             raise self._nothing()
         self._require_products(keys)
         return keys
+
+    def require_recorded(self) -> None:
+        """Make sure that the span touches the time from the first partition to the last, holes included.
+
+        Raises:
+            ApiError: it does not; or no partition holds a product that is asked for.
+        """
+        stored = replace(self, start_ns=None, end_ns=None).partitions()
+        if not self._touches(partition_window(stored[0])[0], partition_window(stored[-1])[1]):
+            raise self._nothing()
 
     def stored_partitions(self) -> list[str]:
         """Name the partitions that the span touches, oldest first; there may be none."""
