@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -259,9 +259,12 @@ class Market(Generic[Frame]):
         measures = ["in_gap", "updates", "trades", "stale", "lossy"]
         bars = self._query(BARS, chain, product, start, end, measures, any_version=True)
         # "-6h" is back from the newest bar, not from the newest of each.
-        span = [None if ns is None else pd.Timestamp(ns, tz="UTC") for ns in (bars.start_ns, bars.end_ns)]
         features, labels = (
-            self._query(name, chain, None, *span, columns, any_version=True)
+            replace(
+                self._query(name, chain, None, None, None, columns, any_version=True),
+                start_ns=bars.start_ns,
+                end_ns=bars.end_ns,
+            )
             for name, columns in ((FEATURES, ["valid"]), (LABELS, ["volatility_bps"]))
         )
         found = computed.coverage(bars, features, labels, self._spec(chain).partition_ns)

@@ -103,15 +103,10 @@ def export(
     suffix = _require_usable(kinds, out, columns, model, force)
     market = market_of(load_settings()).arrow
     names = [name.strip() for name in columns.split(",")] if columns else None
+    asked = (products or None, start, end)
     found = {
         kind: market.batches(
-            kind,
-            products or None,
-            start,
-            end,
-            columns=names,
-            chain=chain_name,
-            model=model if kind == _SCORES else None,
+            kind, *asked, columns=names, chain=chain_name, model=model if kind == _SCORES else None
         )
         for kind in dict.fromkeys(kinds)
     }
