@@ -76,6 +76,8 @@ EARLIER_YAML = frozenset(
         "254fef233486f95043072d4bac7d9d826b0d00e3323db25875131d5902d86452",
     }
 )
+#: In the folder of a synthetic market, from its creation until it is removed (`verbs/synthetic.py`).
+MARKET_LOCK = "market.lock"
 _LOCK = "up.lock"
 _OPENING_LOCK = "opening.lock"
 
@@ -103,9 +105,18 @@ class Running:
     began_s: float = 0.0
 
 
+def is_synthetic(settings: Settings) -> bool:
+    """Tell whether the data folder is that of a synthetic market."""
+    return (settings.storage.data_dir / MARKET_LOCK).exists()
+
+
 def dagster_home(settings: Settings) -> Path:
-    """Give the Dagster instance's folder: ``$DAGSTER_HOME``, else ``dagster_home`` in the data folder."""
-    named = os.environ.get("DAGSTER_HOME")
+    """Give the Dagster instance's folder: ``$DAGSTER_HOME``, else ``dagster_home`` in the data folder.
+
+    A synthetic market is always run by the home in its own folder: a variable that is exported for the real
+    market must not mix the two.
+    """
+    named = None if is_synthetic(settings) else os.environ.get("DAGSTER_HOME")
     return Path(named).expanduser().resolve() if named else settings.storage.data_dir / "dagster_home"
 
 

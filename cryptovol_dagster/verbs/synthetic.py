@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from cryptovol_dagster.core.times import DAY_FORMAT, KEY_FORMAT
-from cryptovol_dagster.machine.instance import InstanceError, running_instance
+from cryptovol_dagster.machine.instance import MARKET_LOCK, InstanceError, running_instance
 from ingestor import locks
 from ingestor.archive.member_name import archive_runs
 from ingestor.errors import CryptovolError
@@ -34,7 +34,7 @@ RETRAIN_EVERY_HOURS = 3
 #: The audit of an hour looks for checkpoints in the hour around it; at 600 times the speed 10 s are longer.
 CHECKPOINT_S = 0.5
 #: Held while somebody makes a market; it outlives what is removed.
-_LOCK = "market.lock"
+_LOCK = MARKET_LOCK
 #: Between two trainings of a run over a range, which also trains at its end. The usual one is as of the hour
 #: after midnight. That may be the market's first, and a champion of one hour has no operating point.
 _ONLY_AT_THE_END_H = 1_000_000

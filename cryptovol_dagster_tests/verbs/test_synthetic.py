@@ -13,7 +13,14 @@ from cryptovol_dagster.chains import spec_of
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.times import HOUR_NS, hour_keys
 from cryptovol_dagster.lake.plans import trains_at
-from cryptovol_dagster.machine.instance import InstanceError, ensure_dagster_home, hold_instance
+from cryptovol_dagster.machine.instance import (
+    InstanceError,
+    dagster_home,
+    ensure_dagster_home,
+    hold_instance,
+    running_instance,
+)
+from cryptovol_dagster.machine.services import Machine
 from cryptovol_dagster.verbs.synthetic import (
     NoMarketError,
     create_market,
@@ -69,6 +76,21 @@ def test_it_takes_over_how_to_compute_and_shares_nothing(tmp_path: Path) -> None
     assert settings.mlflow.tracking_uri is None
     assert not settings.dagster.report_closed_hours
     assert "DAGSTER_HOME" not in os.environ
+
+
+def test_an_exported_home_is_the_real_markets_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever exports the home of the real market still gets the demo's own by ``--config``."""
+    demo = create_market(FOLDER, START, by="cryptovol demo")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    own = demo.storage.data_dir / "dagster_home"
+    assert dagster_home(demo) == ensure_dagster_home(demo) == own
+    machine = Machine(demo, dagster_home(demo), 3001, 5001)
+    assert {one.environment["DAGSTER_HOME"] for one in machine.dagster(essential=True)} == {str(own)}
+    real = load_settings(tmp_path / "config.yaml").settings
+    with hold_instance(ensure_dagster_home(real), "http://127.0.0.1:3001", "http://127.0.0.1:5001"):
+        assert dagster_home(real) == tmp_path / "home"
+        assert running_instance(real) is not None
+        assert running_instance(demo) is None
 
 
 def test_the_same_market_can_be_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
