@@ -234,7 +234,10 @@ class Machine:
 
     def _prepare_code_server(self) -> None:
         address = {"host": HOST, "port": self.code_port, "location_name": LOCATION}
-        replace_file(self.workspace, yaml.safe_dump({"load_from": [{"grpc_server": address}]}).encode())
+        content = yaml.safe_dump({"load_from": [{"grpc_server": address}]}).encode()
+        # On a full disk a restart need not write.
+        if not self.workspace.exists() or self.workspace.read_bytes() != content:
+            replace_file(self.workspace, content)
         self._list_lost_runs()
 
     def _list_lost_runs(self) -> None:
