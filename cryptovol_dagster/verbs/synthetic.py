@@ -178,6 +178,7 @@ def _own_configuration(start: datetime, end: datetime | None) -> str:
         "partitions_start": start.strftime(KEY_FORMAT),
         "minutes_start": start.strftime(DAY_FORMAT),
     }
+    values["history"] = values.get("history", {}) | {"first_import_days": 0}
     values["ingest"] = values.get("ingest", {}) | {"checkpoint_s": CHECKPOINT_S}
     if end is None:
         values["dagster"]["retrain_every_closed_hours"] = RETRAIN_EVERY_HOURS

@@ -7,13 +7,20 @@ from datetime import UTC, datetime, timedelta
 import click
 
 from cryptovol_dagster.machine import first_days
-from cryptovol_dagster.machine.instance import ensure_dagster_home
+from cryptovol_dagster.machine.instance import ensure_dagster_home, is_synthetic
 from cryptovol_dagster.machine.reachable import free_port
 from cryptovol_dagster.machine.run import keep_running, port_option
 from cryptovol_dagster.machine.services import HOST, Machine, choose_port
 from cryptovol_dagster.machine.supervisor import Service
 from cryptovol_dagster.verbs.synthetic import SIMULATED_DIR, TAIL_HOURS, create_market
-from ingestor.settings import load_settings
+from ingestor.errors import USAGE, CryptovolError
+from ingestor.settings import Settings, load_settings
+
+
+class SyntheticFolderError(CryptovolError):
+    """The real market was to be recorded into a synthetic one; the message says how not to."""
+
+    exit_code = USAGE
 
 
 @click.command()
@@ -80,7 +87,7 @@ def up(
     settings = (
         create_market(SIMULATED_DIR, start, by="cryptovol up --simulate")
         if simulate
-        else load_settings().settings
+        else _of_the_real_market()
     )
     machine = Machine(
         settings,
@@ -105,6 +112,21 @@ def up(
         services.append(machine.minutes_import())
         notes.append(first_days.announcement(settings))
     keep_running(machine, services, as_json=as_json, notes=notes)
+
+
+def _of_the_real_market() -> Settings:
+    """Return the configuration in force, unless its folder holds a synthetic market.
+
+    Raises:
+        SyntheticFolderError: it does.
+    """
+    settings = load_settings().settings
+    if is_synthetic(settings):
+        raise SyntheticFolderError(
+            f"{settings.storage.data_dir} holds a synthetic market, and `cryptovol up` records the real one: "
+            "leave out --config (`cryptovol ui` opens this market)"
+        )
+    return settings
 
 
 def _market(start: datetime, speed: str, hours: int, seed: int) -> list[str]:

@@ -8,8 +8,10 @@ from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from cryptovol_dagster.chains import spec_of
+from cryptovol_dagster.cli import main
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.times import HOUR_NS, hour_keys
 from cryptovol_dagster.lake.plans import trains_at
@@ -74,6 +76,7 @@ def test_it_takes_over_how_to_compute_and_shares_nothing(tmp_path: Path) -> None
     assert settings.kafka == Settings().kafka
     assert settings.monitoring.alert_webhook_url is None
     assert settings.mlflow.tracking_uri is None
+    assert settings.history.first_import_days == 0
     assert not settings.dagster.report_closed_hours
     assert "DAGSTER_HOME" not in os.environ
 
@@ -91,6 +94,18 @@ def test_an_exported_home_is_the_real_markets_alone(tmp_path: Path, monkeypatch:
         assert dagster_home(real) == tmp_path / "home"
         assert running_instance(real) is not None
         assert running_instance(demo) is None
+
+
+def test_the_real_market_is_not_recorded_into_a_synthetic_one() -> None:
+    folder = create_market(FOLDER, START, by="cryptovol demo").storage.data_dir
+    before = sorted(folder.rglob("*"))
+    refused = CliRunner().invoke(main, ["--config", str(folder / "config.yaml"), "up"])
+    assert refused.exit_code == 2
+    (line,) = refused.output.splitlines()
+    assert line.startswith(
+        f"Error: {folder} holds a synthetic market, and `cryptovol up` records the real one:"
+    )
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_the_same_market_can_be_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
