@@ -215,11 +215,14 @@ def hold_instance(
 
 
 def running_instance(settings: Settings) -> Running | None:
-    """Tell who runs the instance; None when nobody does."""
+    """Tell who runs the instance; None when nobody does, or somebody has just begun (`is_held`)."""
+    return _read_lock(dagster_home(settings) / _LOCK) if is_held(settings) else None
+
+
+def is_held(settings: Settings) -> bool:
+    """Tell whether somebody runs the instance, also where they have not yet written who they are."""
     path = dagster_home(settings) / _LOCK
-    if not path.exists():
-        return None
-    return _read_lock(path) if locks.is_locked(path) else None
+    return path.exists() and locks.is_locked(path)
 
 
 def _lock_file(path: Path) -> TextIO:

@@ -17,7 +17,7 @@ from typing import Any
 import yaml
 
 from cryptovol_dagster.core.times import DAY_FORMAT, KEY_FORMAT
-from cryptovol_dagster.machine.instance import MARKET_LOCK, InstanceError, running_instance
+from cryptovol_dagster.machine.instance import MARKET_LOCK, InstanceError, is_held, running_instance
 from ingestor import locks
 from ingestor.archive.member_name import archive_runs
 from ingestor.errors import CryptovolError
@@ -134,8 +134,8 @@ def require_unused(folder: Path, by: str) -> None:
     """
     settings = Settings.model_validate({"storage": {"data_dir": folder}})
     running = running_instance(settings)
-    if running is not None:
-        who = f"pid {running.pid}, {running.dagster_url}"
+    if running is not None or is_held(settings):
+        who = f"pid {running.pid}, {running.dagster_url}" if running else "it has just begun"
         raise InstanceError(f"{folder} is in use ({who}); stop that, then run `{by}` again")
     if archive_runs(settings.storage.raw_dir):
         raise InstanceError(f"{folder} is in use by a recorder; stop that, then run `{by}` again")

@@ -133,6 +133,9 @@ def test_what_a_running_interface_uses_is_not_removed() -> None:
             create_market(FOLDER, START, by="cryptovol demo")
         with pytest.raises(InstanceError, match=says):
             remove_markets([settings.storage.data_dir], "make clean")
+        (home / "up.lock").write_text("")  # as it is between taking the lock and writing who took it
+        with pytest.raises(InstanceError, match=r"is in use \(it has just begun\)"):
+            create_market(FOLDER, START, by="cryptovol demo")
     assert kept.exists()
     create_market(FOLDER, START, by="cryptovol demo")
     assert not kept.exists()
