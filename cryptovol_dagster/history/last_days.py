@@ -96,7 +96,7 @@ class LastDays:
             unknown = self.history.unknown(product, start_ns, end_ns).size
             known = self._reached.get(product)
             self._reached[product] = Reached(minutes - unknown, minutes, known.refused if known else "")
-        self._record(self._state)
+        self._record_step()
         try:
             with CandleApi(self.settings, sleep=self.sleep) as api:
                 for product in self.products:
@@ -121,7 +121,7 @@ class LastDays:
         try:
             for asked, _, _ in pages:
                 self._reached[product] = msgspec.structs.replace(began, minutes=began.minutes + asked)
-                self._record(self._state)
+                self._record_step()
         except (CandleRefusedError, CandleError, HistoryError) as error:
             self._reached[product] = msgspec.structs.replace(self._reached[product], refused=str(error))
             self.tell(f"{product}: {error}; the other products go on")
@@ -131,6 +131,11 @@ class LastDays:
         now_ns = self.clock_ns()
         first_ns = now_ns // DAY_NS * DAY_NS - self.settings.first_import_days * DAY_NS
         return max(first_ns, self.first_day_ns), settled_until(now_ns)
+
+    def _record_step(self) -> None:
+        """Record how far the import is, except around the start: whoever computes then would begin early."""
+        if self._state != DONE:
+            self._record(self._state)
 
     def _record(self, state: str, why: str = "") -> None:
         now_ns = self.clock_ns()

@@ -53,8 +53,8 @@ class Progress(msgspec.Struct, frozen=True):
         first_day: first day of the span (``2024-01-31``).
         days: whole days of the span; the one that is running comes on top.
         products: how far each is.
-        began_ns: when the import began, which tells it from others.
-        at_ns: when this was written.
+        began_ns: when the import began.
+        at_ns: when this was written. Once done it changes once more, after the minutes around the start.
         why: why the exchange gave no answer, in a line; empty where it does.
     """
 
