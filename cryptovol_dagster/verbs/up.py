@@ -110,7 +110,7 @@ def up(
     )
     if not simulate and not no_import and first_days.is_wanted(settings):
         services.append(machine.minutes_import())
-        notes.append(first_days.announcement(settings))
+        notes.append(first_days.announcement(settings, trains=not no_dagster))
     keep_running(machine, services, as_json=as_json, notes=notes)
 
 

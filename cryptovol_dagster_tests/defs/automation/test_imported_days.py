@@ -192,7 +192,33 @@ def test_a_request_waits_for_runs_on_their_way_and_is_made_once_an_import(day: D
     assert again.run_key != labels.run_key
     progress = read_progress(day.settings.storage.history_dir)
     assert progress is not None
-    assert _reason(day.senses(str(progress.began_ns))).startswith("all is computed of what was imported")
+    assert _reason(day.senses(str(progress.at_ns))).startswith("all is computed of what was imported")
+
+
+def test_a_failed_training_does_not_stop_the_others_and_days_are_not_read_again(
+    day: Day, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(request: dg.RunRequest, status: dg.DagsterRunStatus) -> str:
+        tags = {"dagster/run_key": request.run_key or ""}
+        run = dg.DagsterRun(job_name=request.job_name or "", status=status, tags=tags)
+        day.instance.add_run(run)
+        return run.run_id
+
+    day.imports()
+    (labels,) = _requests(day.senses())
+    for spec in (day.spec("minutes_h5"), day.spec("minutes_h15")):
+        for key in DAYS:
+            day.lake.write_table(spec.asset("labels"), key, pa.table({"x": [1]}))
+    ended(labels, dg.DagsterRunStatus.SUCCESS)
+    monkeypatch.delattr(History, "read_products")
+    failed = ""
+    for status in (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE):
+        (request,) = _requests(day.senses())
+        run_id = ended(request, status)
+        failed = failed or f"run {run_id} of {request.job_name} ended and something is still missing"
+    assert request.run_key == labels.run_key.replace("labels", "drift")
+    assert "minutes_h5_retrain" in failed
+    assert _reason(day.senses()).startswith(failed)
 
 
 def test_days_are_outdated_that_lack_candles_or_labels(day: Day) -> None:
