@@ -14,13 +14,14 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cryptovol_dagster.api.errors import ApiError, did_you_mean
+from cryptovol_dagster.api.errors import ApiError
 from cryptovol_dagster.core.features.catalogue import feature_hash, feature_list
 from cryptovol_dagster.core.features.grid import Reason
 from cryptovol_dagster.core.learning.labels import REASONS, label_hash
 from cryptovol_dagster.core.market.fixed_point import NANO, SIZE_SCALE
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.units import BPS
+from ingestor.errors import did_you_mean
 
 #: Kinds of rows that lie in the lake, in the order in which one is made of the other.
 TICKS, TRADES, BARS, FEATURES, LABELS = "ticks", "trades", "bars", "features", "labels"
@@ -95,8 +96,8 @@ class Kind:
         for name in names:
             if name not in known and name not in (self.index, PRODUCT):
                 raise ApiError(
-                    f"{self.name} have no column {name!r}{did_you_mean(name, known)}: "
-                    f'market.describe("{self.name}") lists them'
+                    f'{self.name} have no column {name!r}: market.describe("{self.name}") lists them.'
+                    + did_you_mean(name, known)
                 )
 
     def describe(self) -> pd.DataFrame:
@@ -288,7 +289,7 @@ def kind_of(name: str, spec: TimescaleSpec) -> Kind:
     if name == LABELS:
         return _labels(spec)
     if name not in _FIXED:
-        raise ApiError(f"{name!r} is no kind of rows{did_you_mean(name, KINDS)}: {', '.join(KINDS)}")
+        raise ApiError(f"{name!r} is no kind of rows: {', '.join(KINDS)}.{did_you_mean(name, KINDS)}")
     return _FIXED[name]
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,17 @@ from cryptovol_dagster.lake.market import TICKS as TICKS_ASSET
 
 if TYPE_CHECKING:
     from cryptovol_dagster.inference.scorer import Scorer
+
+#: Stated, because a partition may hold no row that is wanted, and then no value tells its type.
+_SCORES_SCHEMA = pa.schema(
+    [
+        ("bar_start", pa.timestamp("ns", "UTC")),
+        (PRODUCT, pa.dictionary(pa.int32(), pa.string())),
+        ("probability", pa.float64()),
+        ("flag", pa.bool_()),
+        ("reason", pa.string()),
+    ]
+)
 
 
 def scorer_of(lake: Lake, spec: TimescaleSpec, reports: Reports, model: str | Path | None) -> Scorer:
@@ -73,8 +86,10 @@ def score_partitions(query: Query, scorer: Scorer) -> Iterator[tuple[str, pa.Tab
         table = query.lake.read_partition(query.asset, key, wanted)
         frame = _wanted_rows(table, query)
         scores = score(FeatureRows(frame, f"{query.asset} of {key}", version), scorer)
-        scores["product"] = pd.Categorical(scores["product"], categories=sorted(scores["product"].unique()))
-        yield key, pa.Table.from_pandas(scores, preserve_index=False).replace_schema_metadata()
+        words = sorted(scores[PRODUCT].unique())
+        scores[PRODUCT] = pd.Categorical(scores[PRODUCT], categories=pd.Index(words, dtype=str))
+        table = pa.Table.from_pandas(scores, schema=_SCORES_SCHEMA, preserve_index=False)
+        yield key, table.replace_schema_metadata()
 
 
 def _wanted_rows(table: pa.Table, query: Query) -> pd.DataFrame:
@@ -94,8 +109,8 @@ def coverage(bars: Query, features: Query, labels: Query, partition_ns: int) -> 
 
     Args:
         bars: of the span.
-        features: of the same span.
-        labels: of the same span; a partition of them holds the labels that matured in it.
+        features: of the same span, of any product: one may have none.
+        labels: as features; a partition of them holds the labels that matured in it.
         partition_ns: length of an hour or a day.
 
     Raises:
@@ -113,8 +128,9 @@ def coverage(bars: Query, features: Query, labels: Query, partition_ns: int) -> 
         found[name] = (
             _by_product(query, {known: "mean"})[known] if query.stored_partitions() else float("nan")
         )
-    starts = found.index.unique("start")
-    every = pd.date_range(starts.min(), starts.max(), freq=pd.Timedelta(partition_ns, "ns"))
+    every = starts = found.index.unique("start")
+    if len(starts):
+        every = pd.date_range(starts.min(), starts.max(), freq=pd.Timedelta(partition_ns, "ns"))
     found = found.reindex(
         pd.MultiIndex.from_product([every, found.index.unique(PRODUCT)], names=found.index.names)
     )
@@ -165,7 +181,8 @@ def gaps(lake: Lake, span: tuple[int | None, int | None], products: tuple[str, .
     if end_ns is not None:
         losses = losses.loc[losses["start_ns"] < end_ns]
     if products is not None and len(losses):
-        losses = losses.loc[[_concerns(lake, row, products) for row in losses.itertuples()]]
+        carried = cache(partial(_carried, lake))
+        losses = losses.loc[[_concerns(lake, carried, row, products) for row in losses.itertuples()]]
     return _ledger_frame(losses)
 
 
@@ -185,15 +202,19 @@ def _ledger_frame(losses: pd.DataFrame) -> pd.DataFrame:
     return frame.set_index("start").sort_index(kind="stable")
 
 
-def _concerns(lake: Lake, loss: Any, products: tuple[str, ...]) -> bool:
+def _concerns(
+    lake: Lake, carried: Callable[[str], dict[str, set[str]]], loss: Any, products: tuple[str, ...]
+) -> bool:
     """Tell whether a loss may be one of these products: its connection carried no others alone."""
-    carried = {
-        row["product_id"]
-        for key in lake.written(TICKS_ASSET, loss.start_ns, loss.end_ns + 1)
-        for row in lake.read_partition(TICKS_ASSET, key, ["connection_id", "product_id"])
-        .group_by(["connection_id", "product_id"])
-        .aggregate([])
-        .to_pylist()
-        if row["connection_id"] == loss.connection_id
-    }
-    return not carried or bool(carried & set(products))
+    keys = lake.written(TICKS_ASSET, loss.start_ns, loss.end_ns + 1)
+    found = set[str]().union(*(carried(key).get(loss.connection_id, ()) for key in keys))
+    return not found or bool(found & set(products))
+
+
+def _carried(lake: Lake, key: str) -> dict[str, set[str]]:
+    """Return the products that each connection carried in an hour."""
+    table = lake.read_partition(TICKS_ASSET, key, ["connection_id", "product_id"])
+    found = defaultdict(set)
+    for row in table.group_by(["connection_id", "product_id"]).aggregate([]).to_pylist():
+        found[row["connection_id"]].add(row["product_id"])
+    return found

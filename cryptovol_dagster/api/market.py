@@ -26,7 +26,7 @@ from cryptovol_dagster.api.columns import (
     Kind,
     kind_of,
 )  # fmt: skip
-from cryptovol_dagster.api.errors import ApiError, did_you_mean
+from cryptovol_dagster.api.errors import ApiError
 from cryptovol_dagster.api.reading import Query, joined, newest_time
 from cryptovol_dagster.api.spans import Time, parse_span
 from cryptovol_dagster.chains import timescale_specs
@@ -35,6 +35,7 @@ from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.latest import Reports
 from cryptovol_dagster.lake.market import to_table
 from cryptovol_dagster.lake.raw_ticks import RawStore
+from ingestor.errors import did_you_mean
 from ingestor.settings import Settings, load_settings
 from ingestor.settings.load import ENV_CONFIG_FILE
 
@@ -108,7 +109,7 @@ def _find(path: Path) -> Path:
     if found is None:
         known = [str(Path("data", config.parent.name)) for config in _markets()]
         there = f"there is {', '.join(known)}" if known else "`cryptovol demo` makes data/demo"
-        raise ApiError(f"{path}: no such folder{did_you_mean(str(path), known)}: {there}")
+        raise ApiError(f"{path}: no such folder; {there}.{did_you_mean(str(path), known)}")
     return found.resolve()
 
 
@@ -253,13 +254,13 @@ class Market(Generic[Frame]):
         self, product: Products = None, start: Time = None, end: Time = None, *, chain: str = SECONDS
     ) -> Frame:
         """Return what there is of each product in each hour (of the minutes: day), holes included."""
-        bars, features, labels = (
-            self._query(name, chain, product, start, end, columns, any_version=True)
-            for name, columns in (
-                (BARS, ["in_gap", "updates", "trades", "stale", "lossy"]),
-                (FEATURES, ["valid"]),
-                (LABELS, ["volatility_bps"]),
-            )
+        measures = ["in_gap", "updates", "trades", "stale", "lossy"]
+        bars = self._query(BARS, chain, product, start, end, measures, any_version=True)
+        # "-6h" is back from the newest bar, not from the newest of each.
+        span = [None if ns is None else pd.Timestamp(ns, tz="UTC") for ns in (bars.start_ns, bars.end_ns)]
+        features, labels = (
+            self._query(name, chain, None, *span, columns, any_version=True)
+            for name, columns in ((FEATURES, ["valid"]), (LABELS, ["volatility_bps"]))
         )
         found = computed.coverage(bars, features, labels, self._spec(chain).partition_ns)
         return self._give(joined([to_table(found.reset_index())], self._kind(COVERAGE, chain)))
@@ -267,10 +268,11 @@ class Market(Generic[Frame]):
     def gaps(self, product: Products = None, start: Time = None, end: Time = None) -> Frame:
         """Return what the feed is known to have lost: the rows of the gap ledger that touch the span.
 
-        A loss is a connection's, and so of every product that the connection carried.
+        A loss is a connection's, and so of every product that the connection carried. A span in which nobody
+        recorded is answered too, between the first hour recorded and the last.
         """
         ticks = self._query(TICKS, SECONDS, product, start, end, None)
-        ticks.partitions()
+        ticks.require_recorded()
         found = computed.gaps(self.lake, (ticks.start_ns, ticks.end_ns), ticks.products)
         return self._give(joined([to_table(found.reset_index())], self._kind(GAPS, SECONDS)))
 
@@ -398,7 +400,7 @@ class Market(Generic[Frame]):
             return self.chains[on_grid[0]]
         if on_grid:
             raise ApiError(f"{chain} have several horizons: chain={' or '.join(map(repr, on_grid))}")
-        raise ApiError(f"{chain!r} is no chain{did_you_mean(chain, self.chains)}: {', '.join(self.chains)}")
+        raise ApiError(f"{chain!r} is no chain: {', '.join(self.chains)}.{did_you_mean(chain, self.chains)}")
 
     def _kind(self, name: str, chain: str) -> Kind:
         return kind_of(name, self._spec(chain, of_grid=name != LABELS))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,11 +18,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from cryptovol_dagster.api.columns import PRODUCT, Column, Kind
-from cryptovol_dagster.api.errors import ApiError, did_you_mean
+from cryptovol_dagster.api.errors import ApiError
 from cryptovol_dagster.api.spans import shown
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import DAY_NS, HOUR_NS, partition_window
 from cryptovol_dagster.lake.files import Lake, version_of
+from ingestor.errors import did_you_mean
 
 UTC_TIME = pa.timestamp("ns", "UTC")
 _Result = TypeVar("_Result")
@@ -68,6 +69,16 @@ class Query:
         self._require_products(keys)
         return keys
 
+    def require_recorded(self) -> None:
+        """Make sure that the span touches the time from the first partition to the last, holes included.
+
+        Raises:
+            ApiError: it does not; or no partition holds a product that is asked for.
+        """
+        stored = replace(self, start_ns=None, end_ns=None).partitions()
+        if not self._touches(partition_window(stored[0])[0], partition_window(stored[-1])[1]):
+            raise self._nothing()
+
     def stored_partitions(self) -> list[str]:
         """Name the partitions that the span touches, oldest first; there may be none."""
         if self.start_ns is not None and self.end_ns is not None:
@@ -109,8 +120,8 @@ class Query:
             missing -= set(words)
         if missing:
             raise ApiError(
-                f"{self.asset} hold no product {', '.join(sorted(missing))} in {keys[0]} … {keys[-1]}"
-                f"{did_you_mean(min(missing), met)}: there are {', '.join(sorted(met)) or 'none'}"
+                f"{self.asset} hold no product {', '.join(sorted(missing))} in {keys[0]} … {keys[-1]}: "
+                f"there are {', '.join(sorted(met)) or 'none'}.{did_you_mean(min(missing), met)}"
             )
 
     def require_versions(self, keys: Sequence[str]) -> None:

@@ -25,6 +25,9 @@ _EXPECTED = (
     'expected "2025-12-01", "2025-12-01T10", "2025-12-01T10:30" (UTC), "-6h" (back from the end), '
     "a datetime or a pandas Timestamp"
 )
+#: Nanoseconds in 64 bits reach from 1677 to 2262; a year more on each side is room to reckon in.
+_YEARS = (1700, 2199)
+_FIRST_NS = pd.Timestamp(year=_YEARS[0], month=1, day=1).value
 
 
 def parse_span(start: Time, end: Time, newest_ns: Callable[[], int]) -> tuple[int | None, int | None]:
@@ -43,10 +46,14 @@ def parse_span(start: Time, end: Time, newest_ns: Callable[[], int]) -> tuple[in
     """
     end_back = _back_ns(end)
     end_ns = newest_ns() - end_back if end_back is not None else _moment_ns(end)
+    if end_ns is not None and end_ns < _FIRST_NS:
+        raise _outside(end)
     start_back = _back_ns(start)
     if start_back is not None:
         end_ns = newest_ns() if end_ns is None else end_ns
         start_ns = end_ns - start_back
+        if start_ns < _FIRST_NS:
+            raise _outside(start)
     else:
         start_ns = _moment_ns(start)
     _require_same_zones(start, end)
@@ -69,12 +76,17 @@ def shown(time_ns: int) -> str:
 def _back_ns(time: Time) -> int | None:
     """Return how far back a time is counted; None where it is no such time."""
     if isinstance(time, str) and _BACK.match(time):
-        return int(pd.Timedelta(time[1:]).value)
-    if isinstance(time, timedelta):
+        length = time[1:].lower()
+    elif isinstance(time, timedelta):
         if time >= timedelta(0):
             raise ApiError(f'{time} lies after the end of the data: a length must be negative, as in "-6h"')
-        return -int(pd.Timedelta(time).value)
-    return None
+        length = -time
+    else:
+        return None
+    try:
+        return int(pd.Timedelta(length).as_unit("ns").value)
+    except (ValueError, OverflowError):
+        raise _outside(time) from None
 
 
 def _moment_ns(time: Time) -> int | None:
@@ -95,7 +107,17 @@ def _moment_ns(time: Time) -> int | None:
         raise ApiError(f"{time!r} is no time ({error}): {_EXPECTED}") from None
     if moment is pd.NaT:
         raise ApiError(f"{time!r} is no time: {_EXPECTED}")
+    if not _YEARS[0] <= moment.year <= _YEARS[1]:
+        raise _outside(time)
     return (moment if moment.tzinfo is None else moment.tz_convert("UTC")).as_unit("ns").value
+
+
+def _outside(time: Time) -> ApiError:
+    said = time if isinstance(time, str | timedelta) else str(time)
+    return ApiError(
+        f"{said!r} lies outside the years {_YEARS[0]} to {_YEARS[1]}: leave start out to begin with "
+        "the first row stored, leave end out to end with the last"
+    )
 
 
 def _period_ns(time: Time) -> int | None:

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from cryptovol_dagster import api
 from cryptovol_dagster.core.features.catalogue import feature_names
 from cryptovol_dagster.core.times import hour_window
 from cryptovol_dagster.inference.scorer import find_scorer, read_features, score
+from cryptovol_dagster.lake.files import Lake, version_of
 from cryptovol_dagster.lake.latest import Reports
 from cryptovol_dagster_tests.pipeline import Pipeline
 from cryptovol_dagster_tests.synthetic import PRODUCTS
@@ -23,6 +26,8 @@ from ingestor.errors import CryptovolError
 
 Opened = api.Market[pd.DataFrame]
 HOUR = "2026-04-04T04"
+HOURS = [f"2026-04-04-0{hour}:00" for hour in range(3, 7)]
+ENDS = (HOURS[0], HOURS[3])
 
 
 def utc(text: str) -> pd.Timestamp:
@@ -178,18 +183,66 @@ def test_coverage_shows_each_hour_and_the_hole_in_one(opened: Opened) -> None:
     assert found[["features", "labels"]].notna().all(axis=None)
 
 
-def test_coverage_shows_hours_that_nobody_recorded(opened: Opened, tmp_path: Path) -> None:
-    lake = opened.lake
-    folder = tmp_path / "data"
-    for key in ("2026-04-04-03:00", "2026-04-04-06:00"):
-        path = lake.path("seconds/bars", key)
-        copy = folder / "lake" / path.relative_to(lake.root)
-        copy.parent.mkdir(parents=True)
-        copy.write_bytes(path.read_bytes())
-    found = api.open(folder).coverage(PRODUCTS[0])
+@pytest.fixture
+def parts(opened: Opened, tmp_path: Path) -> Callable[..., Opened]:
+    """Open a market that holds only these partitions of assets, of these products."""
+
+    def part(*assets: str, keys: Sequence[str], products: Sequence[str] = PRODUCTS) -> Opened:
+        market = api.open(tmp_path / "data")
+        for asset in assets:
+            for key in keys:
+                with opened.lake.open_partition(asset, key) as file:
+                    table, version = file.read(), version_of(file.schema_arrow)
+                name = "product_id" if asset == "ticks" else "product"
+                if name in table.column_names:
+                    table = table.filter(pc.field(name).isin(products))
+                market.lake.write_table(asset, key, table, version=version)
+        return market
+
+    (tmp_path / "data").mkdir()
+    return part
+
+
+def test_coverage_shows_hours_that_nobody_recorded(parts: Callable[..., Opened]) -> None:
+    found = parts("seconds/bars", keys=ENDS).coverage(PRODUCTS[0])
     assert found["recorded"].tolist() == [1, 0, 0, 1]
     assert found["messages"].tolist()[1:3] == [0, 0]
     assert found["features"].isna().all()
+
+
+def test_coverage_of_a_product_without_features_and_back_from_the_newest_bar(
+    parts: Callable[..., Opened],
+) -> None:
+    market = parts("seconds/bars", keys=[*HOURS])
+    parts("seconds/features", "seconds/labels", keys=HOURS[:3], products=PRODUCTS[:1])
+    found = market.coverage(PRODUCTS[1], "-2h")
+    assert list(found.index) == [utc("2026-04-04T05"), utc("2026-04-04T06")]
+    assert found["recorded"].eq(1).all()
+    assert found[["features", "labels"]].isna().all(axis=None)
+    of_both = market.coverage(start="-2h").reset_index().pivot(
+        index="start", columns="product", values="features"
+    )  # fmt: skip
+    assert of_both[PRODUCTS[0]].notna().tolist() == [True, False]
+    assert of_both[PRODUCTS[1]].isna().all()
+
+
+def test_a_span_after_the_last_bar_of_its_hour_has_no_rows(opened: Opened) -> None:
+    for kind in ("bars", "scores", "coverage", "gaps"):
+        found = getattr(opened, kind)(PRODUCTS[0], "2026-04-04T06:59:57", "2026-04-04T07:00")
+        assert found.empty
+        assert [*found.columns] == [*getattr(opened, kind)().columns]
+
+
+def test_scores_of_a_product_that_came_later(opened: Opened, parts: Callable[..., Opened]) -> None:
+    market = parts("seconds/features", keys=HOURS[:1], products=PRODUCTS[:1])
+    parts("seconds/features", keys=HOURS[1:2])
+    model = opened.settings.storage.artifacts_dir / "seconds-xgboost.zip"
+    # This lake has no evaluation, and so no operating point to flag by.
+    expected = opened.scores(PRODUCTS[1], HOURS[1], model=model).drop(columns="flag")
+    found = market.scores(PRODUCTS[1], model=model).drop(columns="flag")
+    pd.testing.assert_frame_equal(found, expected, check_categorical=False)
+    assert [len(part) for part in market.batches("scores", PRODUCTS[1], model=model)] == [0, 720]
+    assert len(market.scores(start="2026-04-04T03:59:57", model=model)) == 2 * 720
 
 
 def test_gaps_are_the_ledgers(opened: Opened) -> None:
@@ -200,6 +253,42 @@ def test_gaps_are_the_ledgers(opened: Opened) -> None:
     assert len(opened.gaps(PRODUCTS[0], "2026-04-04T04")) == 1
     assert opened.gaps(start="2026-04-04T06").empty
     assert opened.gaps(start="2026-04-04T06").columns.equals(opened.gaps().columns)
+
+
+def test_gaps_of_hours_that_nobody_recorded(parts: Callable[..., Opened]) -> None:
+    market = parts("ticks", "gap_ledger", keys=ENDS)
+    ledger = market.lake.read_partition("gap_ledger", ENDS[1])
+    start, end = utc("2026-04-04T03:59:58"), utc("2026-04-04T06:00:01")
+    hole = dict.fromkeys(ledger.column_names) | {
+        "connection_id": "c0ffee", "kind": "between", "start_ns": start.value, "end_ns": end.value,
+        "detail": "{}", "in_hour": True,
+    }  # fmt: skip
+    market.lake.write_table("gap_ledger", ENDS[1], pa.Table.from_pylist([hole], ledger.schema))
+    for product in (None, PRODUCTS[1]):
+        found = market.gaps(product, "2026-04-04T04")
+        assert found.index.tolist() == [start]
+        assert found[["end", "kind"]].to_numpy().tolist() == [[end, "between"]]
+    for day in ("2026-04-03", "2026-04-05"):
+        with pytest.raises(api.ApiError, match=r"ticks: nothing is stored in .*There are 2 hours, 2 of them"):
+            market.gaps(start=day)
+
+
+def test_the_ticks_of_an_hour_are_read_once_for_all_its_losses(
+    parts: Callable[..., Opened], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    market = parts("ticks", "gap_ledger", keys=HOURS[1:2])
+    ledger = market.lake.read_partition("gap_ledger", HOURS[1])
+    market.lake.write_table("gap_ledger", HOURS[1], pa.concat_tables([ledger] * 20))
+    read = Lake.read_partition
+    columns: list[Sequence[str] | None] = []
+
+    def watched(self: Lake, asset: str, key: str, names: Sequence[str] | None = None) -> pa.Table:
+        columns.append(names)
+        return read(self, asset, key, names)
+
+    monkeypatch.setattr(Lake, "read_partition", watched)
+    assert len(market.gaps(PRODUCTS[0])) == 20
+    assert columns.count(["connection_id", "product_id"]) == 1
 
 
 def test_batches_hold_a_partition_each(opened: Opened) -> None:
@@ -228,19 +317,22 @@ def test_every_column_of_a_frame_is_described(opened: Opened) -> None:
         ),
         (
             lambda market: market.bars("BCT-USD"),
-            r"seconds/bars hold no product BCT-USD .*\(did you mean BTC-USD\?\): there are BTC-USD, ETH-USD",
+            r"seconds/bars hold no product BCT-USD .*: there are BTC-USD, ETH-USD\. Did you mean 'BTC-USD'\?",
         ),
         (lambda market: market.bars([PRODUCTS[0], "DOGE-USD"]), r"no product DOGE-USD in [^(]*: there are"),
-        (lambda market: market.ticks("btc/usd"), r"did you mean BTC-USD"),
+        (lambda market: market.ticks("btc/usd"), r"Did you mean 'BTC-USD'\?"),
         (lambda market: market.gaps("DOGE-USD"), r"ticks hold no product DOGE-USD"),
         (lambda market: market.bars([]), r"no product is named: product=None means all"),
-        (lambda market: market.bars(columns=["closee"]), r"no column 'closee' \(did you mean close\?\)"),
+        (lambda market: market.bars(columns=["closee"]), r"no column 'closee': .*\. Did you mean 'close'\?"),
         (lambda market: market.bars(columns="close"), r"columns=\['close'\]"),
         (
             lambda market: market.bars(chain="second"),
-            r"'second' is no chain \(did you mean seconds\?\): seconds",
+            r"'second' is no chain: seconds.*\. Did you mean 'seconds'\?",
         ),
-        (lambda market: list(market.batches("bar")), r"'bar' is no kind of rows \(did you mean bars\?\)"),
+        (
+            lambda market: list(market.batches("bar")),
+            r"'bar' is no kind of rows: ticks.* Did you mean 'bars'\?",
+        ),
         (lambda market: market.scores(model="xgbost"), r"no model was exported there"),
         (lambda market: market.labels(start="2026-04-04T07:10"), r"seconds/labels: nothing is stored"),
     ],
@@ -284,5 +376,5 @@ def test_a_folder_is_found_from_below_and_a_wrong_name_says_which_there_are(
     assert api.open().settings.storage.data_dir == tmp_path / "elsewhere"
     with pytest.raises(api.ApiError, match=r"`cryptovol --config \.\./data/demo/config\.yaml ingest`"):
         api.open("data/demo").bars()
-    with pytest.raises(api.ApiError, match=r"data/dmo: no such folder \(did you mean data/demo\?\)"):
+    with pytest.raises(api.ApiError, match=r"data/dmo: no such folder; .* Did you mean 'data/demo'"):
         api.open("data/dmo")
