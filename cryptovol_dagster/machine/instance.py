@@ -16,6 +16,7 @@ from cryptovol_dagster.lake.atomic import replace_file
 from ingestor import locks
 from ingestor.errors import CryptovolError
 from ingestor.settings import Settings
+from ingestor.synthetic import is_synthetic
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -76,8 +77,6 @@ EARLIER_YAML = frozenset(
         "254fef233486f95043072d4bac7d9d826b0d00e3323db25875131d5902d86452",
     }
 )
-#: In the folder of a synthetic market, from its creation until it is removed (`verbs/synthetic.py`).
-MARKET_LOCK = "market.lock"
 _LOCK = "up.lock"
 _OPENING_LOCK = "opening.lock"
 
@@ -103,11 +102,6 @@ class Running:
     mlflow_url: str
     services: tuple[str, ...] = ()
     began_s: float = 0.0
-
-
-def is_synthetic(settings: Settings) -> bool:
-    """Tell whether the data folder is that of a synthetic market."""
-    return (settings.storage.data_dir / MARKET_LOCK).exists()
 
 
 def dagster_home(settings: Settings) -> Path:

@@ -17,12 +17,13 @@ from typing import Any
 import yaml
 
 from cryptovol_dagster.core.times import DAY_FORMAT, KEY_FORMAT
-from cryptovol_dagster.machine.instance import MARKET_LOCK, InstanceError, is_held, running_instance
+from cryptovol_dagster.machine.instance import InstanceError, is_held, running_instance
 from ingestor import locks
 from ingestor.archive.member_name import archive_runs
 from ingestor.errors import CryptovolError
 from ingestor.settings import Settings, load_settings
 from ingestor.settings.load import ENV_CONFIG_FILE, ENV_PREFIX
+from ingestor.synthetic import MARKET_LOCK
 
 DEMO_DIR = Path("data/demo")
 #: Of `cryptovol up --simulate`.

@@ -7,20 +7,14 @@ from datetime import UTC, datetime, timedelta
 import click
 
 from cryptovol_dagster.machine import first_days
-from cryptovol_dagster.machine.instance import ensure_dagster_home, is_synthetic
+from cryptovol_dagster.machine.instance import ensure_dagster_home
 from cryptovol_dagster.machine.reachable import free_port
 from cryptovol_dagster.machine.run import keep_running, port_option
 from cryptovol_dagster.machine.services import HOST, Machine, choose_port
 from cryptovol_dagster.machine.supervisor import Service
 from cryptovol_dagster.verbs.synthetic import SIMULATED_DIR, TAIL_HOURS, create_market
-from ingestor.errors import USAGE, CryptovolError
 from ingestor.settings import Settings, load_settings
-
-
-class SyntheticFolderError(CryptovolError):
-    """The real market was to be recorded into a synthetic one; the message says how not to."""
-
-    exit_code = USAGE
+from ingestor.synthetic import require_real
 
 
 @click.command()
@@ -121,11 +115,7 @@ def _of_the_real_market() -> Settings:
         SyntheticFolderError: it does.
     """
     settings = load_settings().settings
-    if is_synthetic(settings):
-        raise SyntheticFolderError(
-            f"{settings.storage.data_dir} holds a synthetic market, and `cryptovol up` records the real one: "
-            "leave out --config (`cryptovol ui` opens this market)"
-        )
+    require_real(settings, "cryptovol up")
     return settings
 
 

@@ -96,14 +96,15 @@ def test_an_exported_home_is_the_real_markets_alone(tmp_path: Path, monkeypatch:
         assert running_instance(demo) is None
 
 
-def test_the_real_market_is_not_recorded_into_a_synthetic_one() -> None:
+@pytest.mark.parametrize("verb", ["up", "ingest"])
+def test_the_real_market_is_not_recorded_into_a_synthetic_one(verb: str) -> None:
     folder = create_market(FOLDER, START, by="cryptovol demo").storage.data_dir
     before = sorted(folder.rglob("*"))
-    refused = CliRunner().invoke(main, ["--config", str(folder / "config.yaml"), "up"])
+    refused = CliRunner().invoke(main, ["--config", str(folder / "config.yaml"), verb])
     assert refused.exit_code == 2
     (line,) = refused.output.splitlines()
     assert line.startswith(
-        f"Error: {folder} holds a synthetic market, and `cryptovol up` records the real one:"
+        f"Error: {folder} holds a synthetic market, and `cryptovol {verb}` records the real one:"
     )
     assert sorted(folder.rglob("*")) == before
 
