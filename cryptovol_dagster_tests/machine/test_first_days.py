@@ -73,7 +73,8 @@ def test_the_seconds_say_how_far_they_are_from_their_first_models(settings: Sett
     plan = plans.SplitPlan(HOURS[1], "too few rows", None, {}, {}, "", "")
     lake.write_bytes("seconds/splits", HOURS[1], plan.to_json(), "json")
     assert learning_line(lake, spec) == (f"learning: 2 hours; nothing trained as of {HOURS[1]}: too few rows")
-    trained = replace(plan, reason="", split=Split(*[TimeRange(0, 1)] * 3, 1, 1))
+    one = TimeRange(0, 1)
+    trained = replace(plan, reason="", split=Split(one, one, one, 1, 1))
     lake.write_bytes("seconds/splits", HOURS[1], trained.to_json(), "json")
     assert learning_line(lake, spec) == (
         f"learning: 2 hours; training as of {HOURS[1]} has begun, no evaluation yet"

@@ -12,7 +12,7 @@ from cryptovol_dagster.core.specs import TimescaleSpec, market_assets
 from cryptovol_dagster.core.times import DAY_NS, partition_window, partitions_between
 from cryptovol_dagster.defs.assets.candles import imported_day
 from cryptovol_dagster.defs.automation.jobs import AssetJob, asset_keys
-from cryptovol_dagster.defs.automation.retrain import UNFINISHED, why_too_short
+from cryptovol_dagster.defs.automation.retrain import UNFINISHED, why_days_not_trained
 from cryptovol_dagster.defs.partitions import RANGE_END, RANGE_START
 from cryptovol_dagster.history.progress import DONE, Progress, is_importing, read_progress
 from cryptovol_dagster.history.store import History
@@ -105,7 +105,7 @@ def _training_requests(
         dg.RunRequest(f"{job.name} of {progress.at_ns}", job_name=job.name, partition_key=newest)
         for spec, job in zip(specs, retrains, strict=True)
         if (newest := max(lake.partitions(spec.asset("labels")), default=""))
-        and not why_not_trained(lake, spec, newest)
+        and not why_days_not_trained(lake, spec, newest, missed_only=True)
     ]
 
 
@@ -183,21 +183,3 @@ def _candles_taken(lake: Lake, grid: TimescaleSpec, day: str) -> dict[str, int]:
         return {}
     summary = json.loads(lake.read_bytes(asset, day, "json"))
     return {product: sources["history"] for product, sources in summary["products"].items()}
-
-
-def why_not_trained(lake: Lake, spec: TimescaleSpec, newest: str) -> str:
-    """Say why a chain's models need not, or cannot, be trained as of a day; empty where they can.
-
-    They are needed where there are none, or where a schedule's turn was missed while the machine was off.
-
-    Args:
-        lake: what was computed.
-        spec: the chain.
-        newest: its newest day with labels.
-    """
-    trained = lake.partitions(spec.asset("model_evaluation"), "json")
-    if trained:
-        age_days = (partition_window(newest)[0] - partition_window(trained[-1])[0]) // DAY_NS
-        if age_days <= spec.retrain_every:
-            return f"the models of {trained[-1]} are {age_days} days old"
-    return why_too_short(lake, spec, newest)

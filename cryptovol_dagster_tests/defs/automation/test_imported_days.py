@@ -15,7 +15,8 @@ import pytest
 
 from cryptovol_dagster.chains import timescale_specs
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.defs.automation.imported_days import outdated_days, why_not_trained
+from cryptovol_dagster.defs.automation.imported_days import outdated_days
+from cryptovol_dagster.defs.automation.retrain import why_days_not_trained
 from cryptovol_dagster.defs.build import build_defs
 from cryptovol_dagster.defs.partitions import RANGE_END, RANGE_START
 from cryptovol_dagster.defs.resources import build_resources
@@ -216,7 +217,7 @@ def test_a_failed_training_does_not_stop_the_others_and_days_are_not_read_again(
         (request,) = _requests(day.senses())
         run_id = ended(request, status)
         failed = failed or f"run {run_id} of {request.job_name} ended and something is still missing"
-    assert request.run_key == labels.run_key.replace("labels", "drift")
+    assert request.run_key == (labels.run_key or "").replace("labels", "drift")
     assert "minutes_h5_retrain" in failed
     assert _reason(day.senses()).startswith(failed)
 
@@ -246,11 +247,39 @@ def test_days_are_outdated_that_lack_candles_or_labels(day: Day) -> None:
 
 def test_models_are_due_where_there_are_none_and_where_a_turn_was_missed(day: Day) -> None:
     spec = day.spec("minutes_h5")
+
+    def due(*, missed_only: bool) -> str:
+        return why_days_not_trained(day.lake, spec, LAST, missed_only=missed_only)
+
     for key in DAYS:
         day.lake.write_table("minutes_h5/labels", key, pa.table({"x": [1]}))
-    assert why_not_trained(day.lake, spec, LAST) == ""
+    assert due(missed_only=True) == due(missed_only=False) == ""
     day.lake.write_bytes("minutes_h5/model_evaluation", chain.DAYS[-4], b"{}", "json")
-    assert why_not_trained(day.lake, spec, LAST) == f"the models of {chain.DAYS[-4]} are 3 days old"
+    assert due(missed_only=True) == (
+        f"the models of {chain.DAYS[-4]} are 3 days old as of {LAST}; trained every 3 days"
+    )
+    assert due(missed_only=False) == ""
     day.lake.delete("minutes_h5/model_evaluation", chain.DAYS[-4])
     day.lake.write_bytes("minutes_h5/model_evaluation", chain.DAYS[-5], b"{}", "json")
-    assert why_not_trained(day.lake, spec, LAST) == ""
+    assert due(missed_only=True) == due(missed_only=False) == ""
+
+
+def test_a_training_on_its_way_is_not_asked_for_by_the_schedule(day: Day) -> None:
+    for key in DAYS:
+        day.lake.write_table("minutes_h5/labels", key, pa.table({"x": [1]}))
+
+    def asked() -> object:
+        resources = {"lake": build_resources(day.settings)["lake"]}
+        with dg.build_schedule_context(day.instance, resources=resources) as context:
+            return day.defs.resolve_schedule_def("minutes_h5_retrain")(context)
+
+    request = asked()
+    assert isinstance(request, dg.RunRequest)
+    assert request.partition_key == LAST
+    tags = {"dagster/partition": LAST}
+    day.instance.add_run(
+        dg.DagsterRun(job_name="minutes_h5_retrain", status=dg.DagsterRunStatus.STARTED, tags=tags)
+    )
+    waits = asked()
+    assert isinstance(waits, dg.SkipReason)
+    assert waits.skip_message == f"a retrain as of {LAST} is on its way"
