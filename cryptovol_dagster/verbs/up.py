@@ -12,7 +12,7 @@ from cryptovol_dagster.machine.reachable import free_port
 from cryptovol_dagster.machine.run import keep_running, port_option
 from cryptovol_dagster.machine.services import HOST, Machine, choose_port
 from cryptovol_dagster.machine.supervisor import Service
-from cryptovol_dagster.verbs.synthetic import SIMULATED_DIR, TAIL_HOURS, create_market
+from cryptovol_dagster.verbs.synthetic import SIMULATED_DIR, TAIL_HOURS, create_market, require_created
 from ingestor.settings import load_settings
 
 
@@ -82,6 +82,7 @@ def up(
         if simulate
         else load_settings().settings
     )
+    require_created(settings)
     machine = Machine(
         settings,
         ensure_dagster_home(settings),
