@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
@@ -24,6 +27,7 @@ from cryptovol_dagster.machine.instance import (
 )
 from cryptovol_dagster.machine.services import Machine
 from cryptovol_dagster.verbs.synthetic import (
+    NestedMarketError,
     NoMarketError,
     create_market,
     creating_market,
@@ -116,6 +120,33 @@ def test_the_same_market_can_be_opened_again(tmp_path: Path, monkeypatch: pytest
     assert open_market(FOLDER, by="cryptovol demo") == made
 
 
+def test_a_market_holds_no_other_market(tmp_path: Path) -> None:
+    create_market(FOLDER, START, by="cryptovol demo")
+    says = r"data/demo/config\.yaml is the configuration of a synthetic market, .* leave out --config"
+    with pytest.raises(NestedMarketError, match=says):
+        create_market(Path("data/simulated"), START, by="cryptovol up --simulate")
+    with pytest.raises(NestedMarketError, match=says):
+        open_market(FOLDER, by="cryptovol demo")
+    assert {path.name for path in (tmp_path / "data" / "demo").iterdir()} == {"config.yaml", "market.lock"}
+
+
+def test_a_folder_that_cannot_be_emptied_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, link = tmp_path / "own", tmp_path / "data" / "demo"
+    own.mkdir()
+    link.parent.mkdir()
+    link.symlink_to(own)
+    with pytest.raises(InstanceError, match=r"data/demo cannot be removed or written: .*symbolic link"):
+        remove_markets([link], "make clean")
+    (own / "raw").mkdir()
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path / "x"))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(InstanceError, match="raw/x cannot be removed or written: Permission denied"):
+        create_market(FOLDER, START, by="cryptovol demo")
+
+
 def test_without_a_market_the_error_says_how_to_make_one() -> None:
     with pytest.raises(NoMarketError, match="no synthetic market yet: `cryptovol demo` makes one"):
         open_market(FOLDER, by="cryptovol demo")
@@ -161,6 +192,11 @@ def test_two_that_create_a_market_at_a_time_do_not_harm_each_other(tmp_path: Pat
             pass
         with pytest.raises(InstanceError, match="then run `make clean` again"):
             remove_markets([folder], "make clean")
+        for verb in ("ui", "up"):
+            refused = CliRunner().invoke(main, ["--config", str(folder / "config.yaml"), verb])
+            assert refused.exit_code == 1
+            assert re.fullmatch(rf"Error: .*{says}.*wait for its end\n".replace("; ", ""), refused.stderr)
+        assert not (folder / "dagster_home").exists()
         assert kept.exists()
     os.environ["CRYPTOVOL_CONFIG"] = user
     assert create_market(FOLDER, START, by="cryptovol up --simulate").dagster.partitions_end is None
