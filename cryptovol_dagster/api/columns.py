@@ -100,6 +100,16 @@ class Kind:
                     + did_you_mean(name, known)
                 )
 
+    def pick(self, table: pa.Table, names: Collection[str]) -> pa.Table:
+        """Return these columns of a table of this kind, in that order, after time and product.
+
+        Raises:
+            ApiError: the table has no such column.
+        """
+        self.require(names, table.column_names)
+        keys = [name for name in (self.index, PRODUCT) if name in table.column_names]
+        return table.select(dict.fromkeys([*keys, *names]))
+
     def describe(self) -> pd.DataFrame:
         """Return a row a column: `unit`, `meaning`."""
         return pd.DataFrame(

@@ -37,7 +37,7 @@ from cryptovol_dagster.lake.market import to_table
 from cryptovol_dagster.lake.raw_ticks import RawStore
 from ingestor.errors import did_you_mean
 from ingestor.settings import Settings, load_settings
-from ingestor.settings.load import ENV_CONFIG_FILE
+from ingestor.settings.load import ENV_CONFIG_FILE, LoadedSettings
 
 if TYPE_CHECKING:
     from cryptovol_dagster.api.study import Study
@@ -88,12 +88,14 @@ def in_force() -> Market[pd.DataFrame]:
     Raises:
         SettingsError: the configuration cannot be used.
     """
-    named = os.environ.get(ENV_CONFIG_FILE)
-    if named:
-        config = _find(Path(named))
-        return Market(load_settings(config).settings, config, to_pandas)
-    nearest = next((path for path in _upwards(Path(CONFIG)) if path.is_file()), None)
-    return Market(load_settings(nearest).settings, None, to_pandas)
+    named = Path(os.environ.get(ENV_CONFIG_FILE) or CONFIG)
+    return market_of(load_settings(next((path for path in _upwards(named) if path.is_file()), None)))
+
+
+def market_of(loaded: LoadedSettings) -> Market[pd.DataFrame]:
+    """Open the market of a configuration in force that was read already, as every verb reads it."""
+    named = loaded.config_file if os.environ.get(ENV_CONFIG_FILE) else None
+    return Market(loaded.settings, named, to_pandas)
 
 
 def _upwards(path: Path) -> Iterator[Path]:
@@ -297,20 +299,24 @@ class Market(Generic[Frame]):
             end: end of the times.
             columns: those wanted.
             chain: which timescale or horizon.
-            any_version: also read files of other versions.
-            model: of `scores`.
+            any_version: also read files of other versions; all parts have the same columns nevertheless.
+            model: of `scores`, and of no other kind.
         """
-        if kind in (COVERAGE, GAPS):
-            chosen = {} if kind == GAPS else {"chain": chain}
-            yield getattr(self, kind)(product, start, end, **chosen)
-        elif kind == SCORES:
-            scorer = self._scorer(model, chain)
-            for _, part in self._scored(scorer, product, start, end, chain):
-                yield self._give(joined([part], self._kind(SCORES, chain)))
-        else:
+        of_kind = self._kind(kind, chain)
+        if model is not None and kind != SCORES:
+            raise ApiError(f"a model goes with scores: {kind} are not computed by one")
+        if kind not in (SCORES, COVERAGE, GAPS):
             query = self._query(kind, chain, product, start, end, columns, any_version)
-            for _, part in query.batches():
-                yield self._give(joined([part], query.kind))
+            return (self._give(joined([part], of_kind)) for _, part in query.batches())
+        names = _required(columns, of_kind)
+        if kind == SCORES:
+            scored = self._scored(self._scorer(model, chain), product, start, end, chain)
+            tables = (joined([part], of_kind) for _, part in scored)
+        elif kind == COVERAGE:
+            tables = iter([self.arrow.coverage(product, start, end, chain=chain)])
+        else:
+            tables = iter([self.arrow.gaps(product, start, end)])
+        return (self._give(table if names is None else of_kind.pick(table, names)) for table in tables)
 
     def partitions(
         self, kind: str, start: Time = None, end: Time = None, *, chain: str = SECONDS
@@ -371,10 +377,7 @@ class Market(Generic[Frame]):
         any_version: bool = False,
     ) -> Query:
         spec, kind = self._spec(chain, of_grid=name in (BARS, FEATURES)), self._kind(name, chain)
-        if isinstance(columns, str):
-            raise ApiError(f"columns is a list: columns=[{columns!r}]")
-        if columns is not None and not any_version:
-            kind.require(columns, [column.name for column in kind.columns])
+        names = _required(columns, kind, any_version=any_version)
         asset = name if name in (TICKS, TRADES) else spec.asset(name)
         newest = partial(newest_time, self.lake, kind, asset, spec)
         start_ns, end_ns = parse_span(start, end, newest)
@@ -386,7 +389,7 @@ class Market(Generic[Frame]):
             start_ns=start_ns,
             end_ns=end_ns,
             products=_listed(product),
-            names=None if columns is None else list(columns),
+            names=names,
             any_version=any_version,
             verb=self._verb,
         )
@@ -435,6 +438,19 @@ def to_pandas(table: pa.Table) -> pd.DataFrame:
 
 def _as_it_is(table: pa.Table) -> pa.Table:
     return table
+
+
+def _required(columns: Columns, kind: Kind, *, any_version: bool = False) -> list[str] | None:
+    """Return the names of the columns wanted, once it is known that the kind has them; None means all.
+
+    Raises:
+        ApiError: there is no such column, or the names are no list.
+    """
+    if isinstance(columns, str):
+        raise ApiError(f"columns is a list: columns=[{columns!r}]")
+    if columns is not None and not any_version:
+        kind.require(columns, [column.name for column in kind.columns])
+    return None if columns is None else list(columns)
 
 
 def _listed(product: Products) -> tuple[str, ...] | None:

@@ -164,6 +164,11 @@ class Query:
             columns = self._columns_in(schema)
             sources = dict.fromkeys([kind.time, kind.product, *(s for c in columns for s in c.sources)])
             table = file.read(columns=list(sources), use_threads=threads)
+        return self._made(table, columns)
+
+    def _made(self, table: pa.Table, columns: Sequence[Column]) -> pa.Table:
+        """Compute these columns of the rows wanted."""
+        kind = self.kind
         times, codes, words = _keys_of(table, kind)
         rows = self._rows(times, codes, words)
         if len(rows) < table.num_rows or (np.diff(rows) != 1).any():
@@ -214,10 +219,7 @@ class Query:
         """
         parts = self.each(lambda key: self._read(key, threads=False))
         table = joined([part for _, part in parts], self.kind)
-        if self.names is None:
-            return table
-        self.kind.require(self.names, table.column_names)
-        return table.select(dict.fromkeys([self.kind.index, PRODUCT, *self.names]))
+        return table if self.names is None else self.kind.pick(table, self.names)
 
     def each(self, work: Callable[[str], _Result]) -> list[tuple[str, _Result]]:
         """Work on every partition, several at a time; returns results in order of time.
@@ -229,11 +231,32 @@ class Query:
             return list(zip(keys, pool.map(work, keys), strict=True))
 
     def batches(self) -> Iterator[tuple[str, pa.Table]]:
-        """Read it partition by partition, so that memory holds one of them."""
+        """Read it partition by partition, so that memory holds one of them; all have the same columns."""
         keys = self.partitions()
         self.require_versions(keys)
+        every = self._no_rows(keys) if self.any_version else None
         for key in keys:
-            yield key, self.read(key)
+            part = self.read(key)
+            if every is not None:
+                part = pa.concat_tables([every, part], promote_options="permissive").select(
+                    every.column_names
+                )
+            yield key, part
+
+    def _no_rows(self, keys: Sequence[str]) -> pa.Table:
+        """Return a table without rows that has the columns wanted of all these files.
+
+        Raises:
+            ApiError: no file has a column that is asked for.
+        """
+        schemas: list[pa.Schema] = []
+        for key in keys:
+            with self.lake.open_partition(self.asset, key) as file:
+                if not any(file.schema_arrow.equals(schema) for schema in schemas):
+                    schemas.append(file.schema_arrow)
+        parts = [self._made(schema.empty_table(), self._columns_in(schema)) for schema in schemas]
+        table = pa.concat_tables(parts, promote_options="permissive")
+        return table if self.names is None else self.kind.pick(table, self.names)
 
 
 def newest_time(lake: Lake, kind: Kind, asset: str, spec: TimescaleSpec) -> int:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from cryptovol_dagster.verbs.options import chain_option, json_option
-from ingestor.errors import CryptovolError
+from ingestor.errors import CryptovolError, one_line
+from ingestor.settings import load_settings
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 #: Rows of a row group: so many are held in memory at once.
 _GROUP_ROWS = 100_000
+_SCORES = "scores"
 _FORMATS = (".parquet", ".csv", ".csv.gz", ".duckdb")
 _Batches = Iterable["pa.Table"]
 
@@ -86,34 +88,43 @@ def export(
 
     The rows are those of the Python API (docs/api.md): prices in quote currency, spreads in bps, times in
     UTC. Parquet and CSV files hold one kind; a DuckDB file holds a table a kind. The file appears when it is
-    complete. Memory holds some 100,000 rows, however long the span.
+    complete. Rows are read an hour at a time (of the minutes: a day) and written some 100,000 at a time.
 
     \b
     Examples:
-      cryptovol export features --product BTC-USD --from 2025-12-01 --out btc.parquet
+      cryptovol export features --product BTC-USD --from -2h --out btc.parquet
       cryptovol export bars --from -6h --columns close,volume --out bars.csv.gz
       cryptovol export bars --chain minutes_h5 --out minutes.csv
       cryptovol export ticks bars features labels gaps --out market.duckdb
       cryptovol export scores --model xgboost --from 2025-12-01T10:00 --to 2025-12-01T12:00 --out scores.csv
     """
-    from cryptovol_dagster.api.market import in_force
+    from cryptovol_dagster.api.market import market_of
 
-    suffix = _require_usable(kinds, out, columns, force)
-    market = in_force().arrow
-    names = columns.split(",") if columns else None
-
-    def batches(kind: str, progress: Callable[[int, int, str], None]) -> Iterator[pa.Table]:
-        found = market.batches(
-            kind, products or None, start, end, columns=names, chain=chain_name, model=model
+    suffix = _require_usable(kinds, out, columns, model, force)
+    market = market_of(load_settings()).arrow
+    names = [name.strip() for name in columns.split(",")] if columns else None
+    found = {
+        kind: market.batches(
+            kind,
+            products or None,
+            start,
+            end,
+            columns=names,
+            chain=chain_name,
+            model=model if kind == _SCORES else None,
         )
+        for kind in dict.fromkeys(kinds)
+    }
+
+    def watched(kind: str, progress: Callable[[int, int, str], None]) -> Iterator[pa.Table]:
         total = len(market.partitions(kind, start, end, chain=chain_name))
-        for done, batch in enumerate(found, start=1):
+        for done, batch in enumerate(found[kind], start=1):
             yield batch
             progress(done, total, kind)
 
     with _shown(quiet=as_json) as progress:
         try:
-            written = _WRITERS[suffix](out, {kind: batches(kind, progress) for kind in dict.fromkeys(kinds)})
+            written = _WRITERS[suffix](out, {kind: watched(kind, progress) for kind in found})
         except OSError as error:
             raise ExportError(f"{out}: cannot be written: {error.strerror or error}") from error
     if as_json:
@@ -125,7 +136,9 @@ def export(
     click.echo(f"written  {out} ({out.stat().st_size / 1e6:,.1f} MB)")
 
 
-def _require_usable(kinds: Sequence[str], out: Path, columns: str | None, force: bool) -> str:
+def _require_usable(
+    kinds: Sequence[str], out: Path, columns: str | None, model: str | None, force: bool
+) -> str:
     """Check what can be known before anything is read; returns the ending of the file.
 
     Raises:
@@ -142,6 +155,8 @@ def _require_usable(kinds: Sequence[str], out: Path, columns: str | None, force:
         )
     if len(set(kinds)) > 1 and columns:
         raise ExportError("--columns goes with one kind of rows")
+    if model and _SCORES not in kinds:
+        raise ExportError(f"--model goes with scores: {', '.join(kinds)} are not computed by a model")
     if out.exists() and not force:
         raise ExportError(f"{out} exists: --force replaces it")
     return suffix
@@ -243,14 +258,18 @@ def _write_csv(out: Path, tables: dict[str, _Batches]) -> list[Exported]:
 
 
 def _write_duckdb(out: Path, tables: dict[str, _Batches]) -> list[Exported]:
-    """Write a table a kind; times are UTC without a zone, comments say unit and meaning."""
+    """Write a table a kind; times are UTC without a zone, comments say unit and meaning.
+
+    Raises:
+        ExportError: DuckDB cannot write the file.
+    """
     import duckdb
 
     out.parent.mkdir(parents=True, exist_ok=True)
     every = []
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as folder:
         path = Path(folder) / out.name
-        with duckdb.connect(str(path)) as database:
+        with _one_line_errors(out), duckdb.connect(str(path)) as database:
             for kind, batches in tables.items():
                 counted = _Counted(kind, batches)
                 for number, table in enumerate(counted):
@@ -263,6 +282,21 @@ def _write_duckdb(out: Path, tables: dict[str, _Batches]) -> list[Exported]:
                 every.append(counted.exported())
         path.replace(out)
     return every
+
+
+@contextmanager
+def _one_line_errors(out: Path) -> Iterator[None]:
+    """Say in one line what DuckDB says of a full disk.
+
+    Raises:
+        ExportError: it says so.
+    """
+    import duckdb
+
+    try:
+        yield
+    except duckdb.Error as error:
+        raise ExportError(f"{out}: cannot be written: {one_line(str(error))}") from error
 
 
 def _comment(database: Any, kind: str, schema: pa.Schema) -> None:

@@ -299,6 +299,18 @@ def test_batches_hold_a_partition_each(opened: Opened) -> None:
         pd.testing.assert_frame_equal(pd.concat(parts), whole, check_categorical=False)
 
 
+def test_batches_of_what_is_computed_have_the_columns_asked_for(opened: Opened) -> None:
+    for kind, columns in (
+        ("scores", ["reason", "probability"]),
+        ("coverage", ["stale", "messages"]),
+        ("gaps", ["lost", "kind"]),
+    ):
+        whole = pd.concat(opened.batches(kind))
+        keys = [name for name in ("product",) if name in whole.columns]
+        found = pd.concat(opened.batches(kind, columns=columns))
+        pd.testing.assert_frame_equal(found, whole[[*keys, *columns]])
+
+
 def test_every_column_of_a_frame_is_described(opened: Opened) -> None:
     for kind in ("ticks", "trades", "bars", "features", "labels", "scores", "coverage", "gaps"):
         frame = getattr(opened, kind)(start="2026-04-04T04")
@@ -330,9 +342,12 @@ def test_every_column_of_a_frame_is_described(opened: Opened) -> None:
             r"'second' is no chain: seconds.*\. Did you mean 'seconds'\?",
         ),
         (
-            lambda market: list(market.batches("bar")),
+            lambda market: market.batches("bar"),
             r"'bar' is no kind of rows: ticks.* Did you mean 'bars'\?",
         ),
+        (lambda market: market.batches("bars", model="xgboost"), r"a model goes with scores: bars are not"),
+        (lambda market: market.batches("gaps", columns=["knd"]), r"gaps have no column 'knd'"),
+        (lambda market: market.batches("scores", columns="flag"), r"columns=\['flag'\]"),
         (lambda market: market.scores(model="xgbost"), r"no model was exported there"),
         (lambda market: market.labels(start="2026-04-04T07:10"), r"seconds/labels: nothing is stored"),
     ],
@@ -374,6 +389,11 @@ def test_a_folder_is_found_from_below_and_a_wrong_name_says_which_there_are(
     assert api.open("data/demo").settings.storage.data_dir == demo
     assert api.open("data").settings.storage.data_dir == tmp_path / "data"
     assert api.open().settings.storage.data_dir == tmp_path / "elsewhere"
+    monkeypatch.setenv("CRYPTOVOL_CONFIG", "data/demo/config.yaml")
+    assert api.open().config_file == demo / "config.yaml"
+    monkeypatch.setenv("CRYPTOVOL_CONFIG", "nope.yaml")
+    with pytest.raises(CryptovolError, match=r"^nope\.yaml: no such configuration file$"):
+        api.open()
     with pytest.raises(api.ApiError, match=r"`cryptovol --config \.\./data/demo/config\.yaml ingest`"):
         api.open("data/demo").bars()
     with pytest.raises(api.ApiError, match=r"data/dmo: no such folder; .* Did you mean 'data/demo'"):

@@ -61,6 +61,20 @@ def test_any_version_gives_what_each_file_has(minutes: api.Market[pd.DataFrame])
         minutes.features(columns=["of_befor"], chain="minutes", any_version=True)
 
 
+def test_batches_of_any_version_have_the_same_columns(minutes: api.Market[pd.DataFrame]) -> None:
+    parts = list(minutes.batches("features", PRODUCTS[0], chain="minutes", any_version=True))
+    assert [len(part) for part in parts] == [1_440] * 3
+    whole = minutes.features(PRODUCTS[0], chain="minutes", any_version=True)
+    for part in parts:
+        pd.testing.assert_series_equal(part.dtypes, whole.dtypes)
+    pd.testing.assert_frame_equal(pd.concat(parts), whole)
+    chosen = ["reason", "of_before", "ret_1"]
+    for part in minutes.batches("features", columns=chosen, chain="minutes", any_version=True):
+        assert list(part.columns) == ["product", *chosen]
+    with pytest.raises(api.ApiError, match="no column 'of_befor'"):
+        next(minutes.batches("features", columns=["of_befor"], chain="minutes", any_version=True))
+
+
 def test_a_span_within_days_reads_the_days_it_touches(minutes: api.Market[pd.DataFrame]) -> None:
     found = minutes.features(PRODUCTS[1], "2025-12-03T23:58", chain="minutes", columns=["ret_5"])
     assert found.index.tolist() == list(pd.date_range("2025-12-03T23:58", periods=2, freq="min", tz="UTC"))

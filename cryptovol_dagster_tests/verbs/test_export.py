@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 from pathlib import Path
 
 import duckdb
@@ -118,6 +119,9 @@ def test_the_rows_held_at_once_do_not_grow_with_the_span(
         ),
         (("bars", "ticks", "--out", "b.csv"), "holds one kind of rows; bars, ticks need a .duckdb file"),
         (("bars", "ticks", "--columns", "close", "--out", "b.duckdb"), "--columns goes with one kind"),
+        (("bars", "--model", "xgboost", "--out", "b.csv"), "--model goes with scores: bars are not computed"),
+        (("scores", "--columns", "probabilty", "--out", "b.csv"), "Did you mean 'probability'?"),
+        (("gaps", "--columns", "kind,", "--out", "b.csv"), "gaps have no column ''"),
         (("bar", "--out", "b.csv"), "Did you mean 'bars'?"),
         (("bars", "--product", "BTC-USDT", "--out", "b.csv"), "Did you mean 'BTC-USD'?"),
         (("bars", "--from", "2026-05-01", "--out", "b.parquet"), "There are 4 hours"),
@@ -142,6 +146,43 @@ def test_what_cannot_be_exported_is_one_line_and_nothing_is_written(
     assert Path("there.csv").read_text() == "kept"
 
 
+def test_columns_of_what_is_computed_may_stand_apart(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "gaps.csv"
+    result = run(config, monkeypatch, "gaps", "--columns", "kind, lost", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert out.read_text().splitlines()[0] == '"start","kind","lost"'
+
+
+def test_nothing_is_read_before_every_kind_is_known(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr("cryptovol_dagster.api.reading.Query.read", broken)
+    result = run(config, monkeypatch, "bars", "tick", "--out", tmp_path / "market.duckdb")
+    assert result.exit_code == 1
+    assert result.stderr.strip().endswith("Did you mean 'ticks'?")
+
+
+def test_the_configuration_is_the_one_of_every_other_verb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.yaml").write_text("storage: {data_dir: of_above}\n")
+    below = tmp_path / "below"
+    below.mkdir()
+    monkeypatch.chdir(below)
+    monkeypatch.delenv("CRYPTOVOL_CONFIG", raising=False)
+    result = CliRunner().invoke(main, ["export", "bars", "--out", "bars.csv"])
+    assert result.exit_code == 1
+    assert f"{below / 'data' / 'lake'} holds no seconds/bars yet" in result.stderr
+    result = run(Path("nope.yaml"), monkeypatch, "bars", "--out", "bars.csv")
+    assert result.exit_code == 2
+    assert result.stderr.strip() == "Error: nope.yaml: no such configuration file"
+
+
 def test_an_existing_file_is_replaced_when_asked(
     config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,14 +196,17 @@ def test_an_existing_file_is_replaced_when_asked(
     )
 
 
-def test_a_file_that_breaks_off_leaves_nothing(
-    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["features.parquet", "features.csv", "features.duckdb"])
+def test_a_disk_that_takes_no_more_is_one_line_and_leaves_nothing(
+    config: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    def broken(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("pyarrow.parquet.ParquetWriter.write_table", broken)
-    result = run(config, monkeypatch, "bars", "--out", tmp_path / "bars.parquet")
-    assert result.exit_code == 1
-    assert result.stderr.strip().endswith("cannot be written: No space left on device")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, limits[1]))
+    try:
+        result = run(config, monkeypatch, "features", "--out", tmp_path / name)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert f"{name}: cannot be written: " in result.stderr
+    assert result.stderr.strip().endswith("File too large")
     assert [path.name for path in tmp_path.iterdir()] == ["config.yaml"]
