@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar, cast
 
 import pandas as pd
 import pyarrow as pa
@@ -259,9 +259,12 @@ class Market(Generic[Frame]):
         measures = ["in_gap", "updates", "trades", "stale", "lossy"]
         bars = self._query(BARS, chain, product, start, end, measures, any_version=True)
         # "-6h" is back from the newest bar, not from the newest of each.
-        span = [None if ns is None else pd.Timestamp(ns, tz="UTC") for ns in (bars.start_ns, bars.end_ns)]
+        span: list[Time] = [
+            None if ns is None else cast(pd.Timestamp, pd.Timestamp(ns, tz="UTC"))  # never NaT
+            for ns in (bars.start_ns, bars.end_ns)
+        ]
         features, labels = (
-            self._query(name, chain, None, *span, columns, any_version=True)
+            self._query(name, chain, None, span[0], span[1], columns, any_version=True)
             for name, columns in ((FEATURES, ["valid"]), (LABELS, ["volatility_bps"]))
         )
         found = computed.coverage(bars, features, labels, self._spec(chain).partition_ns)
