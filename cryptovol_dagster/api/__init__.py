@@ -2,7 +2,7 @@
 
 >>> from cryptovol_dagster import api
 >>> market = api.open("data/demo")
->>> market.features("BTC-USD", "2025-12-01T10:00", "2025-12-01T12:00")
+>>> market.features("BTC-USD", "-2h")
 
 `docs/api.md` shows each method. Belongs here: reading what is stored, in units that people read. Does not
 belong here: computing what is stored, writing anything.

@@ -169,7 +169,8 @@ def read_features(lake: Lake, spec: TimescaleSpec, path: Path | None) -> Feature
     Args:
         lake: where the partitions are.
         spec: the timescale.
-        path: Parquet or CSV as `replay` and `featurize` write it, or a partition of the lake.
+        path: Parquet as `replay --out` and `featurize` write it or the lake holds it, a folder of such
+            files, or a CSV of `KEY_COLUMNS` and just the model's columns.
 
     Raises:
         InferError: there are none, or the file is none.
@@ -197,6 +198,11 @@ def read_features(lake: Lake, spec: TimescaleSpec, path: Path | None) -> Feature
     if missing := [name for name in KEY_COLUMNS if name not in frame.columns]:
         raise InferError(
             f"{path}: lacks {', '.join(missing)}; expected features as `cryptovol replay --out` writes them"
+        )
+    if not pd.api.types.is_integer_dtype(frame["reason"]):
+        raise InferError(
+            f"{path}: reason is no number; expected features as `cryptovol replay --out` writes them. "
+            "`cryptovol export` writes for people: `cryptovol export scores` scores what is stored"
         )
     frame["bar_start"] = pd.to_datetime(frame["bar_start"], utc=True)
     return FeatureRows(frame, str(path), version)
@@ -259,8 +265,8 @@ def score(rows: FeatureRows, scorer: Scorer) -> pd.DataFrame:
         no prediction).
 
     Raises:
-        InferError: the rows are of another feature set.
-        ModelError: a column is missing, unknown, or holds a value it must not.
+        InferError: the rows are of another feature set, or do not say of which and differ in their columns.
+        ModelError: a column that the model reads holds infinity, or NaN though it is not optional.
     """
     frame = rows.frame
     valid = frame["valid"].to_numpy(dtype=bool)

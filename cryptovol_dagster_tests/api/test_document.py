@@ -37,6 +37,23 @@ def test_its_blocks_run_one_after_the_other(
     assert names["rows"] == 4 * 2 * 720
 
 
+def test_no_page_holds_a_placeholder() -> None:
+    for page in sorted(DOCS.rglob("*.md")):
+        found = re.findall(
+            r"^(?:[A-Z_]{3,}|.*\b(?:TODO|TBD|FIXME|XXX)\b.*)$", page.read_text("utf-8"), re.MULTILINE
+        )
+        assert not found, page
+
+
+def test_the_speed_names_the_command_that_measures_it() -> None:
+    assert "`make bench-api`" in PAGE.split("\n## Speed\n")[1]
+
+
+def test_the_first_example_needs_no_day() -> None:
+    assert DEMO_DAY not in BLOCKS[0]
+    assert f"`cryptovol demo --end {DEMO_DAY}T18:00Z`" in PAGE.split("\n## ")[0]
+
+
 @pytest.mark.parametrize("name", [name for name in KINDS if name != FEATURES])
 def test_a_table_is_what_the_code_declares(name: str) -> None:
     kind = kind_of(name, timescale_specs(Settings())["seconds"])

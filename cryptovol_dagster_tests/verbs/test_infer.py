@@ -102,6 +102,7 @@ def test_every_row_is_scored_as_the_model_scores_it_and_an_invalid_one_says_why(
         (("--model-path", "{features}"), 1, "not a cryptovol model file"),
         (("--features", "nowhere.parquet"), 1, "nowhere.parquet: cannot be read as features"),
         (("--features", "{config}.csv"), 1, "lacks bar_start, product, valid, reason; expected features as"),
+        (("--features", "{words}"), 1, "reason is no number; expected features as"),
         (("--features", "{fewer}"), 1, "feature columns missing: ln_rv_15"),
         (("--features", "{other}"), 1, "features of version beef, model ewma was trained on version"),
     ],
@@ -119,10 +120,12 @@ def test_what_does_not_fit_is_one_line(
     fewer, other, config = tmp_path / "fewer.parquet", tmp_path / "other.parquet", tmp_path / "config"
     features.drop(columns="ln_rv_15").to_parquet(fewer)
     config.with_suffix(".csv").write_text("a,b\n1,2\n")
+    words = tmp_path / "words.csv"
+    features.assign(reason="ok").to_csv(words, index=False)
     lake = Lake(tmp_path / "elsewhere")
     source = pipeline.lake.read_table("seconds/features", *hour_window(pipeline.hours[0]))
     shutil.copy(lake.write_table("f", pipeline.hours[0], source, version="beef"), other)
-    known = {"features": written, "fewer": fewer, "other": other, "config": config}
+    known = {"features": written, "fewer": fewer, "other": other, "config": config, "words": words}
     result = _invoke(pipeline, tmp_path, monkeypatch, *(text.format(**known) for text in arguments))
     assert result.exit_code == code, result.output
     assert says in result.output
