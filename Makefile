@@ -39,6 +39,7 @@ demo: $(STAMP) ## Several hours of market through the whole system, offline; pri
 	@$(BIN)/cryptovol demo
 
 demo-ui: $(STAMP) ## Open Dagster and MLflow on the demo's data
+	@test -f data/demo/config.yaml || { echo 'no demo yet: type `make demo`'; exit 1; }
 	@$(BIN)/cryptovol --config data/demo/config.yaml ui
 
 up: $(STAMP) ## Everything on this machine: record the market, Dagster, MLflow; Ctrl-C stops all in order

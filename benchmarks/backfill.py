@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import resource
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import market
-from benchmarks.run import Line, machine
+from benchmarks.run import Line, bare_environment, machine
 from benchmarks.week import hours_from, write_week
 
 FIRST_HOUR, WEEK_HOURS = "2026-04-01-00:00", 168
@@ -100,11 +99,10 @@ def in_child(folder: Path, first: str, last: str, part: str = ALL) -> dict[str, 
         *(sys.executable, "-m", "benchmarks.backfill"),
         *("--child", str(folder), "--first", first, "--last", last, "--part", part),
     ]
-    environment = {name: value for name, value in os.environ.items() if name != "DAGSTER_HOME"}
     done = subprocess.run(
         command,
         cwd=market.ROOT,
-        env=environment | {"DO_NOT_TRACK": "1"},
+        env=bare_environment() | {"DO_NOT_TRACK": "1"},
         capture_output=True,
         text=True,
         check=False,

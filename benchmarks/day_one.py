@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from benchmarks.run import machine
+from benchmarks.run import bare_environment, machine
 from cryptovol_dagster.chains import minutes_specs
 from cryptovol_dagster.core.market.candle_checks import MINUTE_NS, check_candles
 from cryptovol_dagster.core.times import DAY_NS
@@ -82,7 +82,10 @@ def running_up(folder: Path) -> Iterator[psutil.Process]:
     command = [sys.executable, "-m", "cryptovol_dagster.cli", "--config", str(folder / "config.yaml"), "up"]
     with (folder / "up.log").open("wb") as log:
         up = subprocess.Popen(
-            [*command, "--dagster-port", "0", "--mlflow-port", "0"], stdout=log, stderr=subprocess.STDOUT
+            [*command, "--dagster-port", "0", "--mlflow-port", "0"],
+            env=bare_environment(),
+            stdout=log,
+            stderr=subprocess.STDOUT,
         )
         try:
             yield psutil.Process(up.pid)
@@ -120,7 +123,7 @@ def wait_for_champions(folder: Path, up: psutil.Process) -> dict[str, tuple[floa
     def decided(name: str) -> bool:
         found = lake.partitions(f"{name}/champion", "json")
         decision = json.loads(lake.read_bytes(f"{name}/champion", found[-1], "json")) if found else {}
-        return decision.get("champion", {}).get("registry_version") is not None
+        return (decision.get("champion") or {}).get("registry_version") is not None
 
     awaited = {
         "minutes imported": imported,

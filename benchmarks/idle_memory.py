@@ -22,7 +22,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks import market
-from benchmarks.run import Line, machine
+from benchmarks.run import Line, bare_environment, machine
 from cryptovol_dagster.machine.reachable import free_port
 
 LIMIT_GB = 1.05
@@ -58,8 +58,7 @@ def idle_machine(folder: Path) -> Iterator[subprocess.Popen[str]]:
         "COINBASE__URL": f"ws://{nobody}",
         "HISTORY__URL": f"http://{nobody}",
     }
-    environment = {name: value for name, value in os.environ.items() if name != "DAGSTER_HOME"}
-    environment |= {f"CRYPTOVOL__{name}": value for name, value in settings.items()}
+    environment = bare_environment() | {f"CRYPTOVOL__{name}": value for name, value in settings.items()}
     command = [sys.executable, "-m", "cryptovol_dagster.cli", "up", "--json"]
     command += ["--dagster-port", "0", "--mlflow-port", "0"]
     process = subprocess.Popen(command, cwd=market.ROOT, env=environment, stdout=subprocess.PIPE, text=True)
@@ -80,11 +79,14 @@ def held_by(up: psutil.Process) -> list[Held]:
     """Measure each process of the services, by whose group it is in."""
     found = []
     for process in up.children(recursive=True):
-        with process.oneshot():
-            service = _service(psutil.Process(os.getpgid(process.pid)).cmdline())
-            words = [word for word in process.cmdline()[1:] if not word.startswith("-")]
-            held = process.memory_full_info().pss / 1e6
-            found.append(Held(service, " ".join(words)[:60], held, process.num_threads()))
+        try:
+            with process.oneshot():
+                service = _service(psutil.Process(os.getpgid(process.pid)).cmdline())
+                words = [word for word in process.cmdline()[1:] if not word.startswith("-")]
+                held = process.memory_full_info().pss / 1e6
+                found.append(Held(service, " ".join(words)[:60], held, process.num_threads()))
+        except (psutil.NoSuchProcess, ProcessLookupError):
+            continue
     return sorted(found, key=lambda held: (held.service, -held.pss_mb))
 
 

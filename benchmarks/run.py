@@ -80,6 +80,12 @@ def measure(*arguments: str, threads: int = 1) -> dict[str, Any]:
     return json.loads(done.stdout)
 
 
+def bare_environment() -> dict[str, str]:
+    """Return the environment without what would lead `cryptovol` to the user's own data or settings."""
+    own = ("DAGSTER_HOME", "CRYPTOVOL_")
+    return {name: value for name, value in os.environ.items() if not name.upper().startswith(own)}
+
+
 def _has_taskset() -> bool:
     return any((Path(folder) / "taskset").is_file() for folder in os.get_exec_path())
 

@@ -6,12 +6,11 @@ Does not belong here: any computation on ticks, bars or features.
 
 from __future__ import annotations
 
-import json
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -64,7 +63,7 @@ class ReplayResult:
         products: products found (or asked for).
         start: start of the first hour, UTC.
         end: end of the last hour, UTC.
-        lines: lines read.
+        lines: lines read, those before the span of the rows included; so are all counts up to `rejected`.
         unreadable: lines that held no frame of the exchange.
         missing: sequence numbers missing within connections.
         ticks: ticker entries read.
@@ -75,7 +74,7 @@ class ReplayResult:
         rows: (product, bar) rows computed.
         valid_rows: rows that may be scored.
         reasons: rows by reason.
-        out_of_bounds: bars that moved too far in one step to be summed.
+        out_of_bounds: bars of the span that moved too far in one step to be summed.
         feature_hash: version of the features.
         out: where the rows were written, or None.
         seconds: wall time.
@@ -101,10 +100,6 @@ class ReplayResult:
     feature_hash: str
     out: str | None
     seconds: float
-
-    def to_json(self) -> str:
-        """Return the result as one JSON object."""
-        return json.dumps(asdict(self))
 
 
 class FeatureStream:
@@ -170,6 +165,7 @@ class FeatureStream:
         """Yield the features of whole hours; earlier ones, still open, only serve their windows."""
         for _ in self._close(start_ns):
             pass
+        self.out_of_bounds = 0
         yield from self._close(end_ns)
 
     def _close(self, until_ns: int) -> Iterator[FeatureGrid]:

@@ -196,6 +196,21 @@ def test_a_tick_for_an_hour_already_closed_is_late() -> None:
     assert stream.counts.read == stream.counts.kept + stream.counts.late
 
 
+def test_of_the_hours_before_a_span_nothing_is_counted_beside_its_rows() -> None:
+    ticks = random_ticks(6, seconds=2 * 3_600, per_second=0.5, n_products=1, faults=False)
+    jumped = ticks.event_time_ns >= START_NS + 1_800 * NS
+    for quote in (ticks.bid, ticks.ask):
+        quote[jumped] *= 2
+    counted = []
+    for first_hour in (0, 1):
+        stream = FeatureStream(SPEC)
+        stream.add(ticks)
+        rows = list(stream.only(START_NS + first_hour * HOUR_NS, START_NS + 2 * HOUR_NS))
+        assert sum(grid.reason.size for grid in rows) == (2 - first_hour) * 3_600
+        counted.append(stream.out_of_bounds)
+    assert counted == [1, 0]
+
+
 def test_a_wrong_clock_does_not_open_a_thousand_hours(tmp_path: Path) -> None:
     one = random_ticks(1, seconds=60, faults=False)
     two = random_ticks(2, seconds=60, faults=False, start_ns=START_NS + 400 * 24 * HOUR_NS)
@@ -248,6 +263,7 @@ def test_the_command_prints_counts_as_json(recordings: Path, tmp_path: Path) -> 
     asked = ("lines", "ticks", "duplicates", "late", "rejected", "rows")
     assert [counts[name] for name in asked] == [5_971, 5_970, 0, 0, 0, 3_600]
     assert counts["seconds"] > 0
+    assert counts["hour"] is None
     assert len(pd.read_parquet(out)) == 3_600
     assert "5,970 kept" in run("--data-file", file).stdout
 
@@ -288,6 +304,7 @@ def test_without_a_file_the_newest_closed_hour_gives_the_rows_of_its_asset(
     assert done.exit_code == 0, done.output
     newest = pipeline.hours[-1]
     assert done.stdout.startswith(f"hour     {newest}, the newest closed one in ")
+    assert json.loads(run("--json").stdout)["hour"] == newest
     stored = pipeline.lake.read_table("seconds/features", *hour_window(newest)).to_pandas()
     found = pd.read_parquet(out)
     keys = ["bar_start", "product"]

@@ -290,7 +290,7 @@ def _keys_of(table: pa.Table, kind: Kind) -> tuple[NDArray[np.int64], NDArray[np
 
 def joined(parts: Sequence[pa.Table], kind: Kind) -> pa.Table:
     """Join partitions; columns that only some have are null in the others. Fields say unit and meaning."""
-    table = pa.concat_tables(parts, promote_options="default").unify_dictionaries()
+    table = pa.concat_tables(parts, promote_options="permissive").unify_dictionaries()
     known = {column.name: column for column in kind.columns}
     fields = [
         field.with_metadata({"unit": known[field.name].unit, "meaning": known[field.name].text})

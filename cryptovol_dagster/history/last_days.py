@@ -6,6 +6,7 @@ what a page is (`imports.py`), the record of how far it is (`progress.py`), proc
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from cryptovol_dagster.history.progress import (
     the_only_import,
     write_progress,
 )
-from cryptovol_dagster.history.store import History, HistoryError
+from cryptovol_dagster.history.store import History, HistoryError, HistoryWriteError
 from cryptovol_dagster.http_client import NoAnswerError
 from ingestor.settings.sections import HistorySettings
 
@@ -66,20 +67,21 @@ class LastDays:
     _reached: dict[str, Reached] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Import what is missing, until it is there or refused; ask again and again where no answer comes.
+        """Import what is missing, until it is there or refused; whatever else goes wrong is waited for.
 
         What one product is refused for does not stop the others. A few minutes after the start, what lies
         around it is asked for as well.
 
         Raises:
             ImportRunsError: another process is at it.
-            HistoryError: the folder cannot be written.
+            HistoryError: the history cannot be read, or its folder cannot be written at start or end.
         """
         with the_only_import(self.history.root):
             self._began_ns = self.clock_ns()
             while (why := self._ask_all()) is not None:
-                self._record(WAITING, why)
-                self.tell(f"the exchange does not answer: {why}; tried again in {AGAIN_AFTER_S / 60:g} min")
+                with contextlib.suppress(HistoryWriteError):  # `why` says so, and is told
+                    self._record(WAITING, why)
+                self.tell(f"{why}; tried again in {AGAIN_AFTER_S / 60:g} min")
                 self.sleep(AGAIN_AFTER_S)
             self._state = DONE
             self._record(DONE)
@@ -89,21 +91,23 @@ class LastDays:
             self._record(DONE)
 
     def _ask_all(self) -> str | None:
-        """Ask for what is missing of each product; return why no answer came, None where all is done."""
+        """Ask for what is missing of each product; return why that cannot go on, None where all is done."""
         start_ns, end_ns = self._span()
         minutes = (end_ns - start_ns) // MINUTE_NS
         for product in self.products:
             unknown = self.history.unknown(product, start_ns, end_ns).size
             known = self._reached.get(product)
             self._reached[product] = Reached(minutes - unknown, minutes, known.refused if known else "")
-        self._record(self._state)
         try:
+            self._record_step()
             with CandleApi(self.settings, sleep=self.sleep) as api:
                 for product in self.products:
                     if not self._reached[product].refused:
                         self._import_product(api, product, start_ns, end_ns)
         except (CandleApiError, NoAnswerError) as error:
-            return str(error)
+            return f"the exchange does not answer: {error}"
+        except HistoryWriteError as error:
+            return f"cannot go on: {error}"
         return None
 
     def _import_product(self, api: CandleApi, product: str, start_ns: int, end_ns: int) -> None:
@@ -121,16 +125,24 @@ class LastDays:
         try:
             for asked, _, _ in pages:
                 self._reached[product] = msgspec.structs.replace(began, minutes=began.minutes + asked)
-                self._record(self._state)
+                self._record_step()
+        except HistoryWriteError:
+            raise  # no fault of the product
         except (CandleRefusedError, CandleError, HistoryError) as error:
             self._reached[product] = msgspec.structs.replace(self._reached[product], refused=str(error))
             self.tell(f"{product}: {error}; the other products go on")
 
     def _span(self) -> tuple[int, int]:
-        """Return the span: whole days, and of the running one the minutes that have settled."""
+        """Return the span: whole days, and the settled minutes of today; empty before the first day."""
         now_ns = self.clock_ns()
         first_ns = now_ns // DAY_NS * DAY_NS - self.settings.first_import_days * DAY_NS
-        return max(first_ns, self.first_day_ns), settled_until(now_ns)
+        start_ns = max(first_ns, self.first_day_ns)
+        return start_ns, max(settled_until(now_ns), start_ns)
+
+    def _record_step(self) -> None:
+        """Record how far the import is, except around the start: whoever computes then would begin early."""
+        if self._state != DONE:
+            self._record(self._state)
 
     def _record(self, state: str, why: str = "") -> None:
         now_ns = self.clock_ns()
@@ -138,7 +150,7 @@ class LastDays:
         progress = Progress(
             state=state,
             first_day=partition_at(start_ns, DAY_NS),
-            days=(now_ns // DAY_NS * DAY_NS - start_ns) // DAY_NS,
+            days=max(now_ns // DAY_NS * DAY_NS - start_ns, 0) // DAY_NS,
             products=dict(self._reached),
             began_ns=self._began_ns,
             at_ns=now_ns,

@@ -15,13 +15,13 @@ import msgspec
 from cryptovol_dagster.core.market.candle_checks import MINUTE_NS
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.times import DAY_NS, iso_utc, partition_at, partition_window
-from cryptovol_dagster.history.store import HistoryError
+from cryptovol_dagster.history.store import HistoryError, HistoryWriteError
 from cryptovol_dagster.lake.atomic import replace_file
 from ingestor import locks
 from ingestor.errors import CryptovolError
 
 IMPORTING, WAITING, DONE = "importing", "waiting", "done"
-#: How long the exchange is left alone after it gave no answer in all the tries of a page.
+#: How long an import waits after the exchange gave no answer in all the tries of a page, or on a full disk.
 AGAIN_AFTER_S = 600.0
 _STATE, _LOCK = "last_days.json", ".last_days.lock"
 _MINUTES_A_DAY = DAY_NS // MINUTE_NS
@@ -49,13 +49,13 @@ class Progress(msgspec.Struct, frozen=True):
     """The record of an import of the last days.
 
     Attributes:
-        state: `IMPORTING`, `WAITING` (the exchange gave no answer and is asked again), or `DONE`.
+        state: `IMPORTING`, `WAITING` (it cannot go on now and tries again), or `DONE`.
         first_day: first day of the span (``2024-01-31``).
         days: whole days of the span; the one that is running comes on top.
         products: how far each is.
-        began_ns: when the import began, which tells it from others.
-        at_ns: when this was written.
-        why: why the exchange gave no answer, in a line; empty where it does.
+        began_ns: when the import began.
+        at_ns: when this was written. Once done it changes once more, after the minutes around the start.
+        why: what it waits for, in a line; empty where it waits for nothing.
     """
 
     state: str
@@ -99,7 +99,7 @@ class Progress(msgspec.Struct, frozen=True):
         line = f"importing minutes: {reached}; {self.share:.0%}"
         if self.state == WAITING:
             again = f"tried again every {AGAIN_AFTER_S / 60:g} min"
-            line += f"; the exchange does not answer: {self.why}; {again}"
+            line += f"; {self.why}; {again}"
         return line
 
     def _days_of(self, one: Reached) -> str:
@@ -125,13 +125,13 @@ def write_progress(root: Path, progress: Progress) -> None:
     """Replace the record.
 
     Raises:
-        HistoryError: it cannot be written.
+        HistoryWriteError: it cannot be written.
     """
     path = root / _STATE
     try:
         replace_file(path, msgspec.json.encode(progress))
     except OSError as error:
-        raise HistoryError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise HistoryWriteError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def is_importing(root: Path) -> bool:
@@ -146,14 +146,14 @@ def the_only_import(root: Path) -> Iterator[None]:
 
     Raises:
         ImportRunsError: another process is at it.
-        HistoryError: the folder cannot be written.
+        HistoryWriteError: the folder cannot be written.
     """
     path = root / _LOCK
     try:
         root.mkdir(parents=True, exist_ok=True)
         file = path.open("a")
     except OSError as error:
-        raise HistoryError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise HistoryWriteError(f"{path}: cannot be written: {error.strerror or error}") from error
     with file:
         if not locks.try_lock(file):
             raise ImportRunsError(f"{root}: an import of the last days runs there already")

@@ -63,6 +63,10 @@ class HistoryError(CryptovolError):
     """The history cannot be read, or contradicts what is to be stored; the message is one line."""
 
 
+class HistoryWriteError(HistoryError):
+    """The folder cannot be written: the disk is full, or it belongs to somebody else."""
+
+
 @dataclass(frozen=True)
 class Recorded:
     """Changes of one call of `History.record`.
@@ -294,7 +298,7 @@ class History:
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("a")
         except OSError as error:
-            raise HistoryError(f"{path}: cannot be written: {error.strerror or error}") from error
+            raise HistoryWriteError(f"{path}: cannot be written: {error.strerror or error}") from error
         with file:
             locks.lock(file)
             yield
@@ -394,7 +398,7 @@ def _replace(path: Path, table: pa.Table) -> None:
     try:
         replace_file(path, sink.getvalue().to_pybytes())
     except OSError as error:
-        raise HistoryError(f"{path}: cannot be written: {error.strerror or error}") from error
+        raise HistoryWriteError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _read(path: Path, schema: pa.Schema) -> pd.DataFrame:

@@ -12,15 +12,17 @@ import math
 import os
 import signal
 import sys
+from datetime import UTC, datetime
 
 from cryptovol_dagster.chains import minutes_specs
 from cryptovol_dagster.core.learning.splits import least_partitions
 from cryptovol_dagster.core.specs import HOUR_S, TimescaleSpec
 from cryptovol_dagster.core.times import partition_window
 from cryptovol_dagster.history.progress import DONE, is_importing, read_progress
-from cryptovol_dagster.history.store import History
+from cryptovol_dagster.history.store import History, HistoryError
 from cryptovol_dagster.lake import plans
-from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.lake.datasets import ChainError
+from cryptovol_dagster.lake.files import Lake, LakeError
 from ingestor.errors import CryptovolError
 from ingestor.settings import Settings, load_settings
 
@@ -33,32 +35,43 @@ def is_wanted(settings: Settings) -> bool:
     return settings.timescales.minutes.enabled and settings.history.first_import_days > 0
 
 
-def announcement(settings: Settings) -> str:
-    """Say in one line what `cryptovol up` is about to import."""
+def announcement(settings: Settings, *, trains: bool = True) -> str:
+    """Say in one line what `cryptovol up` is about to import.
+
+    Args:
+        settings: the configuration.
+        trains: whether Dagster is started, which computes the days and trains models on them.
+    """
     from cryptovol_dagster.history.api import PAGE_MINUTES  # an HTTP client, which `status` need not load
 
-    days, products = settings.history.first_import_days, settings.coinbase.products
+    first, products = settings.dagster.minutes_start, settings.coinbase.products
+    days = min(settings.history.first_import_days, (datetime.now(UTC).date() - first).days)
+    if days < 1:
+        return f"{'minutes':<9}days before {first} (dagster.minutes_start) are not imported"
     history = History(settings.storage.history_dir)
     if any(history.months(product) for product in products):
         return f"{'minutes':<9}what is missing of the last {days} days is imported in the background"
     pages = math.ceil(days * 1_440 / PAGE_MINUTES) * len(products)
     took = math.ceil(pages / settings.history.requests_per_s / 60)
+    then = ", then models learn from them" if trains else ""
     return (
         f"{'minutes':<9}none yet: the last {days} days of {', '.join(products)} are imported in the "
-        f"background ({took} min or more), then models learn from them (--no-import: not)"
+        f"background ({took} min or more){then} (--no-import: not)"
     )
 
 
 def minutes_line(settings: Settings, lake: Lake) -> str | None:
     """Say how far the import of the last days is, and what was computed of them; None where none has begun.
 
-    Raises:
-        HistoryError: the record of the import cannot be read.
+    Where the record of the import cannot be read, the line says so: nothing else depends on it.
     """
     if not settings.timescales.minutes.enabled:
         return None
     root = settings.storage.history_dir
-    progress = read_progress(root)
+    try:
+        progress = read_progress(root)
+    except HistoryError as error:
+        return str(error)
     if progress is None:
         return None
     line = progress.sentence(runs=is_importing(root))
@@ -83,7 +96,13 @@ def learning_line(lake: Lake, spec: TimescaleSpec) -> str:
     newest, line = labelled[-1], f"learning: {len(labelled)} {unit}"
     if not lake.exists(spec.asset("splits"), newest, "json"):
         return f"{line}, not trained yet"
-    return f"{line}; nothing trained as of {newest}: {plans.read_plan(lake, spec, newest).reason}"
+    try:
+        plan = plans.read_plan(lake, spec, newest)
+    except (ChainError, LakeError) as error:
+        return f"{line}; {error}"
+    if plan.trainable:
+        return f"{line}; training as of {newest} has begun, no evaluation yet"
+    return f"{line}; nothing trained as of {newest}: {plan.reason}"
 
 
 def main() -> None:
@@ -102,7 +121,8 @@ def main() -> None:
             tell=lambda line: print(line, flush=True),
         ).run()
     except CryptovolError as error:
-        sys.exit(f"Error: {error}")
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
 
 
 if __name__ == "__main__":

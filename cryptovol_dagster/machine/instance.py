@@ -16,6 +16,7 @@ from cryptovol_dagster.lake.atomic import replace_file
 from ingestor import locks
 from ingestor.errors import CryptovolError
 from ingestor.settings import Settings
+from ingestor.synthetic import is_synthetic
 
 if TYPE_CHECKING:
     import dagster as dg
@@ -104,8 +105,12 @@ class Running:
 
 
 def dagster_home(settings: Settings) -> Path:
-    """Give the Dagster instance's folder: ``$DAGSTER_HOME``, else ``dagster_home`` in the data folder."""
-    named = os.environ.get("DAGSTER_HOME")
+    """Give the Dagster instance's folder: ``$DAGSTER_HOME``, else ``dagster_home`` in the data folder.
+
+    A synthetic market is always run by the home in its own folder: a variable that is exported for the real
+    market must not mix the two.
+    """
+    named = None if is_synthetic(settings) else os.environ.get("DAGSTER_HOME")
     return Path(named).expanduser().resolve() if named else settings.storage.data_dir / "dagster_home"
 
 
@@ -204,11 +209,14 @@ def hold_instance(
 
 
 def running_instance(settings: Settings) -> Running | None:
-    """Tell who runs the instance; None when nobody does."""
+    """Tell who runs the instance; None when nobody does, or somebody has just begun (`is_held`)."""
+    return _read_lock(dagster_home(settings) / _LOCK) if is_held(settings) else None
+
+
+def is_held(settings: Settings) -> bool:
+    """Tell whether somebody runs the instance, also where they have not yet written who they are."""
     path = dagster_home(settings) / _LOCK
-    if not path.exists():
-        return None
-    return _read_lock(path) if locks.is_locked(path) else None
+    return path.exists() and locks.is_locked(path)
 
 
 def _lock_file(path: Path) -> TextIO:

@@ -6,13 +6,15 @@ by `cryptovol up` or `ui` needs no question: the lock of its Dagster home says w
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import unquote, urlencode, urlsplit
 
 import yaml
 
 from cryptovol_dagster.machine.instance import dagster_home
 from cryptovol_dagster.machine.reachable import ask
+from cryptovol_dagster.tracking.store import local_store
 from ingestor.settings import Settings
 
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -23,12 +25,14 @@ def not_this_dagster(settings: Settings, url: str) -> str:
     """Say why the Dagster that answers at an address is not that of this data folder; empty where it is.
 
     It is where its home is ours. It may be where its home is a folder of another machine or container, or
-    where it does not tell: a deployment's address is configured, and does not come about by chance.
+    where it does not tell: only of a deployment, whose address or tracking server is configured and does not
+    come about by chance.
     """
     home = _home_of(url)
     if home is None:
         return OTHER_PROGRAM if _is_loopback(url) else ""
-    if home == dagster_home(settings) or not home.exists():
+    is_deployment = not _is_loopback(url) or local_store(settings) is None
+    if home == dagster_home(settings) or (is_deployment and not home.exists()):
         return ""
     return f"the Dagster that answers there has another home, {home}"
 
@@ -36,18 +40,23 @@ def not_this_dagster(settings: Settings, url: str) -> str:
 def not_this_mlflow(settings: Settings, url: str) -> str:
     """Say why the MLflow that answers at an address has not this data folder's runs; empty where it has.
 
-    A local store is recognised by where its experiment keeps files, so not before there is a first run.
+    A local store is recognised by where its experiment keeps files.
     """
-    if not settings.mlflow_tracking_uri.startswith("sqlite:") or not _is_loopback(url):
+    if local_store(settings) is None or not _is_loopback(url):
         return ""
-    name = quote(settings.mlflow.experiment)
-    found = ask(f"{url}/api/2.0/mlflow/experiments/get-by-name?experiment_name={name}")
-    if not isinstance(found, dict) or "experiment" not in found:
+    found = experiment(url, settings.mlflow.experiment)
+    if found is None:
         return "the MLflow that answers there does not have this folder's runs"
-    files = Path(unquote(urlsplit(found["experiment"]["artifact_location"]).path))
+    files = Path(unquote(urlsplit(found["artifact_location"]).path))
     if files.is_relative_to(settings.storage.data_dir):
         return ""
     return f"the MLflow that answers there keeps another folder's runs, {files}"
+
+
+def experiment(url: str, name: str) -> Mapping[str, str] | None:
+    """Ask an MLflow server for an experiment; None where it has none of this name, or does not answer."""
+    found = ask(f"{url}/api/2.0/mlflow/experiments/get-by-name?{urlencode({'experiment_name': name})}")
+    return found.get("experiment") if isinstance(found, dict) else None
 
 
 def _home_of(url: str) -> Path | None:

@@ -92,7 +92,7 @@ def keep_running(
                 supervisor.watch(0.5)
             if not supervisor.stop_asked:
                 took_s = time.monotonic() - began_s
-                if "MLflow" in supervisor.states:
+                if supervisor.states.get("MLflow") is State.READY:
                     show.event("notice", f"models in MLflow: {machine.mlflow_runs()}")
                 show.event("ready", f"ready after {took_s:.0f} s; Ctrl-C stops everything")
             every_s = TERMINAL_EVERY_S if sys.stdout.isatty() else FILE_EVERY_S

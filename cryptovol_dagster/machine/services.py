@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import urlencode
-from urllib.request import urlopen
 
 import yaml
 
 from cryptovol_dagster.lake.atomic import replace_file
 from cryptovol_dagster.machine.instance import InstanceError, opening
-from cryptovol_dagster.machine.reachable import TIMEOUT_S, accepts, answers, free_port, why_taken
+from cryptovol_dagster.machine.owners import experiment
+from cryptovol_dagster.machine.reachable import accepts, answers, free_port, why_taken
 from cryptovol_dagster.machine.supervisor import Service
 from cryptovol_dagster.tracking.links import mlflow_page
 from cryptovol_dagster.tracking.store import is_prepared, local_store
@@ -97,15 +95,10 @@ class Machine:
         return f"http://{HOST}:{self.mlflow_port}"
 
     def mlflow_runs(self) -> str:
-        """Give the page of our runs in MLflow; before the first training, that of all experiments."""
-        query = urlencode({"experiment_name": self.settings.mlflow.experiment})
-        url = f"{self.mlflow_url}/api/2.0/mlflow/experiments/get-by-name?{query}"
-        try:
-            with urlopen(url, timeout=TIMEOUT_S) as answer:
-                number = json.load(answer)["experiment"]["experiment_id"]
-        except OSError:  # 404, or MLflow is away
-            return mlflow_page(self.mlflow_url, "experiments")
-        return mlflow_page(self.mlflow_url, f"experiments/{number}")
+        """Give the page of our runs in MLflow; where it does not tell, that of all experiments."""
+        found = experiment(self.mlflow_url, self.settings.mlflow.experiment)
+        page = "experiments" if found is None else f"experiments/{found['experiment_id']}"
+        return mlflow_page(self.mlflow_url, page)
 
     def environment(self, **more: str) -> Mapping[str, str]:
         """Give the environment of a service: links lead to the ports that were chosen."""
@@ -234,7 +227,10 @@ class Machine:
 
     def _prepare_code_server(self) -> None:
         address = {"host": HOST, "port": self.code_port, "location_name": LOCATION}
-        replace_file(self.workspace, yaml.safe_dump({"load_from": [{"grpc_server": address}]}).encode())
+        content = yaml.safe_dump({"load_from": [{"grpc_server": address}]}).encode()
+        # On a full disk a restart need not write.
+        if not self.workspace.exists() or self.workspace.read_bytes() != content:
+            replace_file(self.workspace, content)
         self._list_lost_runs()
 
     def _list_lost_runs(self) -> None:

@@ -177,7 +177,6 @@ def look(settings: Settings, now_ns: int, required: Sequence[str] = ()) -> Statu
 
     Raises:
         ArchiveError: a file of raw storage cannot be read.
-        HistoryError: the record of the import cannot be read.
     """
     storage = settings.storage
     closings, first = _closings(storage.raw_dir), settings.dagster.partitions_start

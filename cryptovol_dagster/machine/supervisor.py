@@ -54,6 +54,7 @@ class State(Enum):
 
 #: Whoever needs a service in one of these states waits.
 _NOT_YET = (State.STARTING, State.WAITING)
+_SETTLED = (State.READY, State.FINISHED, State.GIVEN_UP)
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,8 @@ class Service:
         hopeless: exit codes after which another start would end alike.
         start_s: how long it may take to come up.
         stop_s: how long a stop may take before it is killed.
-        before: called before every start.
-        after: called every time it has become ready.
+        before: called before every start; an error of it (`CryptovolError`, `OSError`) counts as an end.
+        after: called every time it has become ready; an error of it counts as an end, too.
         needs: name of a service that comes up before this one, or is given up; where it ends, this one is
             stopped, and started again after it.
     """
@@ -144,8 +145,8 @@ class Supervisor:
 
     @property
     def is_ready(self) -> bool:
-        """Whether every service is up, or has done its work."""
-        return all(kept.state in (State.READY, State.FINISHED) for kept in self._kept)
+        """Whether every service is up, has done its work, or is given up: nothing more is to come."""
+        return all(kept.state in _SETTLED for kept in self._kept)
 
     @property
     def stop_asked(self) -> bool:
@@ -185,18 +186,23 @@ class Supervisor:
 
     def _start(self, kept: _Kept) -> None:
         service = kept.service
-        if service.before is not None:
-            service.before()
-        with service.log.open("ab") as output:
-            kept.log_start = output.tell()
-            kept.child = subprocess.Popen(
-                service.command,
-                env=dict(service.environment),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+        kept.started_s = self.clock()  # also where it fails, or that would count as a long life
+        try:
+            if service.before is not None:
+                service.before()
+            with service.log.open("ab") as output:
+                kept.log_start = output.tell()
+                kept.child = subprocess.Popen(
+                    service.command,
+                    env=dict(service.environment),
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )
+        except (CryptovolError, OSError) as error:
+            self._again_or_never(kept, f"{service.name} cannot be started: {error}")
+            return
         self._tell_guard(f"+{kept.child.pid}")
         kept.state, kept.started_s = State.STARTING, self.clock()
 
@@ -209,31 +215,46 @@ class Supervisor:
     def _ready(self, kept: _Kept) -> None:
         kept.state = State.READY
         if kept.service.after is not None:
-            kept.service.after()
+            try:
+                kept.service.after()
+            except (CryptovolError, OSError) as error:
+                self._end_with_dependents(kept)
+                self._again_or_never(kept, f"{kept.service.name} came up, but {error}")
+                return
         if kept.was_ready:
             self.tell(f"{kept.service.name} is up again")
         kept.was_ready = True
 
     def _ended(self, kept: _Kept, code: int | None, what: str) -> None:
         service = kept.service
-        # Those that need it go first: Dagster's daemon never retries a run that fails beside no code server.
-        for other in self._kept:
-            if other.service.needs == service.name and other.child is not None:
-                self._sweep(other)
-                other.state, other.due_s = State.WAITING, self.clock()
-        self._sweep(kept)
+        self._end_with_dependents(kept)
         if code == 0 and service.finishes:
             kept.state = State.FINISHED
             self.tell(f"{service.name} has finished")
             return
+        # Whoever is killed has no last words.
+        words = "" if code is not None and code < 0 else _last_words(service.log, kept.log_start)
+        self._again_or_never(kept, f"{service.name} {what}{words}", hopeless=code in service.hopeless)
+
+    def _end_with_dependents(self, kept: _Kept) -> None:
+        # Those that need it go first: Dagster's daemon never retries a run that fails beside no code server.
+        for other in self._kept:
+            if other.service.needs == kept.service.name and other.child is not None:
+                self._sweep(other)
+                other.state, other.due_s = State.WAITING, self.clock()
+        self._sweep(kept)
+
+    def _again_or_never(self, kept: _Kept, line: str, *, hopeless: bool = False) -> None:
+        """Start a service again after a pause, or give it up, and say so.
+
+        Raises:
+            SupervisorError: it is given up and essential.
+        """
+        service = kept.service
         if self.clock() - kept.started_s >= HEALTHY_AFTER_S:
             kept.restarts = 0
         # What never came up is set up wrongly; what did come up has met with an accident.
-        hopeless = code in service.hopeless or not kept.was_ready or kept.restarts >= MAX_RESTARTS
-        # Whoever is killed has no last words.
-        words = "" if code is not None and code < 0 else _last_words(service.log, kept.log_start)
-        line = f"{service.name} {what}{words}"
-        if not hopeless:
+        if not (hopeless or not kept.was_ready or kept.restarts >= MAX_RESTARTS):
             pause_s = min(BACKOFF_FIRST_S * 2**kept.restarts, BACKOFF_LONGEST_S)
             kept.restarts += 1
             kept.state, kept.due_s = State.WAITING, self.clock() + pause_s

@@ -26,7 +26,7 @@ def local_store(settings: Settings) -> Path | None:
 
 
 def is_prepared(store: Path) -> bool:
-    """Tell whether a local store exists; where somebody is about to make it, wait for that."""
+    """Tell whether a local store is there, and whole; where somebody is about to make it, wait for that."""
     with _only_one(store):
         return store.exists()
 
@@ -37,16 +37,27 @@ def prepare_store(settings: Settings) -> None:
     Raises:
         MlflowException: the store cannot be opened.
     """
-    from mlflow import MlflowClient
-
     store = local_store(settings)
     if store is None:
         return
     with _only_one(store):
-        client = MlflowClient(tracking_uri=settings.mlflow_tracking_uri)
-        if client.get_experiment_by_name(settings.mlflow.experiment) is None:
-            artifacts = settings.storage.data_dir / "mlflow" / "artifacts"
-            client.create_experiment(settings.mlflow.experiment, artifact_location=artifacts.as_uri())
+        if store.exists():
+            _add_experiment(settings, store)
+            return
+        # Elsewhere first: of one killed in between, no half-made store is left under the name.
+        unfinished = store.with_suffix(".unfinished")
+        unfinished.unlink(missing_ok=True)
+        _add_experiment(settings, unfinished)
+        unfinished.replace(store)
+
+
+def _add_experiment(settings: Settings, store: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=f"{_SCHEME}{store}")
+    if client.get_experiment_by_name(settings.mlflow.experiment) is None:
+        artifacts = settings.storage.data_dir / "mlflow" / "artifacts"
+        client.create_experiment(settings.mlflow.experiment, artifact_location=artifacts.as_uri())
 
 
 @contextmanager

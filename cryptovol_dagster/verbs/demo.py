@@ -127,17 +127,40 @@ def demo(hours: int, end: datetime, seed: int) -> None:
         _headline(
             3, "the last hour, as when it has just closed: market → retrain → registry", "half a minute"
         )
-        newest = pipeline.newest()
-        _print_run(newest)
+        newest = _last_hour(pipeline)
         if settings.timescales.minutes.enabled:
             _print_run(pipeline.minutes())
         _headline(4, "results")
-        _print_results(settings)
-        print_champion(settings, newest)
+        if (settings.storage.reports_dir / "model_eval.json").exists():
+            _print_results(settings)
+            print_champion(settings, newest)
+        else:
+            click.echo("none: no hour was evaluated")
         _headline(5, "reports by Evidently: data quality, training against test, drift", "about a minute")
         _print_run(pipeline.reports())
         _print_places(settings)
     click.echo(f"\nThe demo took {time.monotonic() - began:.0f} s.")
+    if newest is None:
+        raise DemoError("the last hour trained no model (step 3 says why): try more --hours, another --seed")
+
+
+def _last_hour(pipeline: Pipeline) -> RunSummary | None:
+    """Materialize the last hour; return None where nothing can be trained on it.
+
+    Raises:
+        RunFailed: it failed for another reason.
+    """
+    from cryptovol_dagster.verbs.runs import RunFailed
+
+    try:
+        newest = pipeline.newest()
+    except RunFailed as error:
+        if pipeline.last_is_trainable():
+            raise
+        click.secho(f"  {error}", fg="yellow")
+        return None
+    _print_run(newest)
+    return newest
 
 
 def _headline(step: int, text: str, takes: str = "") -> None:
@@ -248,6 +271,17 @@ class Pipeline:
 
         return self._run(self.hours[-1], self.hours[-1], chain_selection(self.settings))
 
+    def last_is_trainable(self) -> bool:
+        """Return whether something can be trained on the last hour, as far as was found out."""
+        from cryptovol_dagster.chains import spec_of
+        from cryptovol_dagster.core.specs import SECONDS
+        from cryptovol_dagster.lake.files import Lake
+        from cryptovol_dagster.lake.plans import read_plan
+
+        lake, spec = Lake(self.settings.storage.lake_dir), spec_of(self.settings, SECONDS)
+        is_planned = lake.exists(spec.asset("splits"), self.hours[-1], "json")
+        return not is_planned or read_plan(lake, spec, self.hours[-1]).trainable
+
     def minutes(self) -> RunSummary:
         """Materialize the minutes of the market's days, up to labels.
 
@@ -332,8 +366,8 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [row["model"], number(row["average_precision"]), interval, *(number(row[n]) for n in numbers)]
 
 
-def print_champion(settings: Settings, run: RunSummary) -> None:
-    """Say who is champion, what the registry did, and how it scores the newest hour."""
+def print_champion(settings: Settings, run: RunSummary | None) -> None:
+    """Say who is champion, what the registry did in a run (None: it failed), and the newest hour's scores."""
     from cryptovol_dagster.chains import spec_of
     from cryptovol_dagster.core.specs import SECONDS
     from cryptovol_dagster.inference import scorer as inference
@@ -345,7 +379,7 @@ def print_champion(settings: Settings, run: RunSummary) -> None:
     lake, spec, storage = Lake(settings.storage.lake_dir), spec_of(settings, SECONDS), settings.storage
     for line in standing_lines(decisions.history(lake, spec)):
         click.echo(line)
-    for decided in run.metadata[decisions.decision_asset(spec)].values():
+    for decided in run.metadata[decisions.decision_asset(spec)].values() if run else ():
         click.echo(f"registry: {decided['aliases']}")
     reports = Reports(storage.reports_dir, storage.artifacts_dir)
     scorer = inference.find_scorer(lake, spec, reports, name=None, path=None)

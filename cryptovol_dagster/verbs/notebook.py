@@ -44,6 +44,7 @@ def _run(path: Path) -> bytes:
         NotebookError: it is absent or unreadable, its packages are not installed, or a cell failed.
     """
     try:
+        import ipykernel  # noqa: F401 - the kernel that the client starts
         import nbformat
         from nbclient import NotebookClient
         from nbclient.exceptions import CellExecutionError, DeadKernelError

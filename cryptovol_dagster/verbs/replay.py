@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ import click
 
 from cryptovol_dagster.verbs.options import json_option
 from ingestor.settings import load_settings
+from ingestor.verbs.output import print_json
 
 if TYPE_CHECKING:
     from cryptovol_dagster.replay import ReplayResult
@@ -61,7 +63,7 @@ def replay(files: tuple[Path, ...], out: Path | None, products: str | None, as_j
         span_ns=None if hour is None else hour_window(hour),
     )
     if as_json:
-        click.echo(result.to_json())
+        print_json({"hour": hour, **asdict(result)})
         return
     if hour is not None:
         click.echo(

@@ -12,17 +12,18 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
 from cryptovol_dagster.core.times import DAY_FORMAT, KEY_FORMAT
-from cryptovol_dagster.machine.instance import InstanceError, running_instance
+from cryptovol_dagster.machine.instance import InstanceError, is_held, running_instance
 from ingestor import locks
 from ingestor.archive.member_name import archive_runs
-from ingestor.errors import CryptovolError
+from ingestor.errors import USAGE, CryptovolError
 from ingestor.settings import Settings, load_settings
 from ingestor.settings.load import ENV_CONFIG_FILE, ENV_PREFIX
+from ingestor.synthetic import MARKET_LOCK
 
 DEMO_DIR = Path("data/demo")
 #: Of `cryptovol up --simulate`.
@@ -34,7 +35,7 @@ RETRAIN_EVERY_HOURS = 3
 #: The audit of an hour looks for checkpoints in the hour around it; at 600 times the speed 10 s are longer.
 CHECKPOINT_S = 0.5
 #: Held while somebody makes a market; it outlives what is removed.
-_LOCK = "market.lock"
+_LOCK = MARKET_LOCK
 #: Between two trainings of a run over a range, which also trains at its end. The usual one is as of the hour
 #: after midnight. That may be the market's first, and a champion of one hour has no operating point.
 _ONLY_AT_THE_END_H = 1_000_000
@@ -56,9 +57,24 @@ class NoMarketError(CryptovolError):
     """No synthetic market was made here yet; the message says how to make one."""
 
 
+class NestedMarketError(CryptovolError):
+    """The configuration in force is that of a synthetic market, which holds no other one."""
+
+    exit_code = USAGE
+
+
 def config_path(folder: Path) -> Path:
-    """Return where a market's configuration lies: beside the one in force, else here."""
+    """Return where a market's configuration lies: beside the one in force, else here.
+
+    Raises:
+        NestedMarketError: the one in force is a synthetic market's.
+    """
     base = load_settings().config_file
+    if base is not None and (base.parent / _LOCK).exists():
+        raise NestedMarketError(
+            f"{base} is the configuration of a synthetic market, and {folder} would lie in that market's "
+            f"folder; leave out --config (and ${ENV_CONFIG_FILE})"
+        )
     return (base.parent if base else Path.cwd()) / folder / "config.yaml"
 
 
@@ -73,7 +89,8 @@ def create_market(folder: Path, start: datetime, *, by: str) -> Settings:
         by: the command that makes the market, for messages.
 
     Raises:
-        InstanceError: something that runs uses the folder, or it cannot be written; nothing was removed.
+        NestedMarketError: the configuration in force is a synthetic market's.
+        InstanceError: something that runs uses the folder (nothing was removed), or it cannot be written.
     """
     with creating_market(folder, start, None, by=by) as settings:
         return settings
@@ -90,19 +107,21 @@ def creating_market(folder: Path, start: datetime, end: datetime | None, *, by: 
         by: the command that makes the market, for messages.
 
     Raises:
-        InstanceError: something that runs uses the folder, or it cannot be written; nothing was removed.
+        NestedMarketError: the configuration in force is a synthetic market's.
+        InstanceError: something that runs uses the folder (nothing was removed), or it cannot be written.
     """
     path = config_path(folder)
     os.environ.pop("DAGSTER_HOME", None)  # a home of the user's shall not fill with synthetic runs
     content = _HEADER.format(by=f"`{by}`", path=folder / path.name) + _own_configuration(start, end)
     with _held(path.parent, by):
         require_unused(path.parent, by)
-        for entry in path.parent.iterdir():
-            if entry.is_dir() and not entry.is_symlink():
-                shutil.rmtree(entry)
-            elif entry.name != _LOCK:
-                entry.unlink()
-        path.write_text(content, encoding="utf-8")
+        with _changing(path.parent):
+            for entry in path.parent.iterdir():
+                if entry.is_dir() and not entry.is_symlink():
+                    shutil.rmtree(entry)
+                elif entry.name != _LOCK:
+                    entry.unlink()
+            path.write_text(content, encoding="utf-8")
         yield _use(path)
 
 
@@ -134,11 +153,43 @@ def require_unused(folder: Path, by: str) -> None:
     """
     settings = Settings.model_validate({"storage": {"data_dir": folder}})
     running = running_instance(settings)
-    if running is not None:
-        who = f"pid {running.pid}, {running.dagster_url}"
+    if running is not None or is_held(settings):
+        who = f"pid {running.pid}, {running.dagster_url}" if running else "it has just begun"
         raise InstanceError(f"{folder} is in use ({who}); stop that, then run `{by}` again")
     if archive_runs(settings.storage.raw_dir):
         raise InstanceError(f"{folder} is in use by a recorder; stop that, then run `{by}` again")
+
+
+def require_created(settings: Settings) -> None:
+    """Check that no command creates a synthetic market in the data folder just now.
+
+    Raises:
+        InstanceError: one does, and Dagster's daemon would compute the same hours.
+    """
+    lock = settings.storage.data_dir / _LOCK
+    if lock.exists() and locks.is_locked(lock):
+        with lock.open("rb") as file:
+            raise InstanceError(f"{_creator(lock.parent, file)}; wait for its end")
+
+
+def _creator(folder: Path, lock: IO[bytes]) -> str:
+    who = locks.read_holder(lock) or "it has just begun"
+    return f"{folder} is in use: another command creates a market there ({who})"
+
+
+@contextmanager
+def _changing(folder: Path) -> Iterator[None]:
+    """Name what cannot be removed or written.
+
+    Raises:
+        InstanceError: the system refuses it.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise InstanceError(
+            f"{error.filename or folder} cannot be removed or written: {error.strerror or error}"
+        ) from error
 
 
 @contextmanager
@@ -148,18 +199,12 @@ def _held(folder: Path, by: str) -> Iterator[None]:
     Raises:
         InstanceError: another one does, or the folder cannot be written.
     """
-    try:
+    with _changing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         file = (folder / _LOCK).open("a+b", buffering=0)
-    except OSError as error:
-        raise InstanceError(f"{folder} cannot be written: {error.strerror or error}") from error
     with file:
         if not locks.try_lock(file):
-            who = locks.read_holder(file) or "it has just begun"
-            raise InstanceError(
-                f"{folder} is in use: another command creates a market there ({who}); wait or stop that, "
-                f"then run `{by}` again"
-            )
+            raise InstanceError(f"{_creator(folder, file)}; wait or stop that, then run `{by}` again")
         locks.write_holder(file)
         yield
 
@@ -178,6 +223,7 @@ def _own_configuration(start: datetime, end: datetime | None) -> str:
         "partitions_start": start.strftime(KEY_FORMAT),
         "minutes_start": start.strftime(DAY_FORMAT),
     }
+    values["history"] = values.get("history", {}) | {"first_import_days": 0}
     values["ingest"] = values.get("ingest", {}) | {"checkpoint_s": CHECKPOINT_S}
     if end is None:
         values["dagster"]["retrain_every_closed_hours"] = RETRAIN_EVERY_HOURS
@@ -216,7 +262,7 @@ def remove_markets(folders: Iterable[Path], by: str) -> None:
     """Remove synthetic markets, unless something uses one of them.
 
     Raises:
-        InstanceError: something does; nothing was removed.
+        InstanceError: something does (nothing was removed), or one cannot be removed.
     """
     there = [folder for folder in folders if folder.exists()]
     with ExitStack() as held:
@@ -224,7 +270,8 @@ def remove_markets(folders: Iterable[Path], by: str) -> None:
             held.enter_context(_held(folder, by))
             require_unused(folder, by)
         for folder in there:
-            shutil.rmtree(folder)
+            with _changing(folder):
+                shutil.rmtree(folder)
 
 
 if __name__ == "__main__":  # of `make clean`

@@ -7,6 +7,7 @@ import click
 from cryptovol_dagster.machine.instance import ensure_dagster_home
 from cryptovol_dagster.machine.run import keep_running, port_option
 from cryptovol_dagster.machine.services import Machine, choose_port
+from cryptovol_dagster.verbs.synthetic import require_created
 from ingestor.settings import load_settings
 
 
@@ -28,6 +29,7 @@ def ui(no_mlflow: bool, dagster_port: int, mlflow_port: int, as_json: bool) -> N
     cryptovol --config data/demo/config.yaml ui        # what `cryptovol demo` made
     """
     settings = load_settings().settings
+    require_created(settings)
     machine = Machine(
         settings,
         ensure_dagster_home(settings),

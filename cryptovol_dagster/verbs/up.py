@@ -12,8 +12,9 @@ from cryptovol_dagster.machine.reachable import free_port
 from cryptovol_dagster.machine.run import keep_running, port_option
 from cryptovol_dagster.machine.services import HOST, Machine, choose_port
 from cryptovol_dagster.machine.supervisor import Service
-from cryptovol_dagster.verbs.synthetic import SIMULATED_DIR, TAIL_HOURS, create_market
-from ingestor.settings import load_settings
+from cryptovol_dagster.verbs.synthetic import SIMULATED_DIR, TAIL_HOURS, create_market, require_created
+from ingestor.settings import Settings, load_settings
+from ingestor.synthetic import require_real
 
 
 @click.command()
@@ -80,8 +81,9 @@ def up(
     settings = (
         create_market(SIMULATED_DIR, start, by="cryptovol up --simulate")
         if simulate
-        else load_settings().settings
+        else _of_the_real_market()
     )
+    require_created(settings)
     machine = Machine(
         settings,
         ensure_dagster_home(settings),
@@ -103,8 +105,19 @@ def up(
     )
     if not simulate and not no_import and first_days.is_wanted(settings):
         services.append(machine.minutes_import())
-        notes.append(first_days.announcement(settings))
+        notes.append(first_days.announcement(settings, trains=not no_dagster))
     keep_running(machine, services, as_json=as_json, notes=notes)
+
+
+def _of_the_real_market() -> Settings:
+    """Return the configuration in force, unless its folder holds a synthetic market.
+
+    Raises:
+        SyntheticFolderError: it does.
+    """
+    settings = load_settings().settings
+    require_real(settings, "cryptovol up")
+    return settings
 
 
 def _market(start: datetime, speed: str, hours: int, seed: int) -> list[str]:

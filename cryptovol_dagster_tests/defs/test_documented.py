@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from pathlib import Path
 
 import click
 from dagster._annotations import is_superseded
@@ -14,17 +13,17 @@ from dagster._cli import create_dagster_cli
 from cryptovol_dagster.core.times import partition_window
 from cryptovol_dagster.defs.build import build_defs
 from cryptovol_dagster.verbs import runs
+from cryptovol_dagster_tests.places import DOCS, REPOSITORY
 from ingestor.settings import Settings
 
-REPOSITORY = Path(__file__).parents[2]
-DOCUMENTS = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+DOCUMENTS = [REPOSITORY / "README.md", *sorted(DOCS.rglob("*.md"))]
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 def _commands() -> list[list[str]]:
     """List the words of each `dagster` command in the documents' code blocks."""
     blocks = [found.replace("\\\n", " ") for path in DOCUMENTS for found in BLOCK.findall(path.read_text())]
-    lines = [line for block in blocks for line in re.findall(r"\bdagster (?=[a-z]).*", block)]
+    lines = [line for block in blocks for line in re.findall(r"^ *(dagster [a-z].*)", block, re.MULTILINE)]
     return [shlex.split(line, comments=True) for line in lines]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +12,15 @@ import pytest
 
 from cryptovol_dagster.core.market.candle_checks import MINUTE_NS
 from cryptovol_dagster.core.specs import NS
+from cryptovol_dagster.history import store
 from cryptovol_dagster.history.last_days import AROUND_START_S, LastDays
 from cryptovol_dagster.history.progress import (
     AGAIN_AFTER_S,
     DONE,
+    WAITING,
     ImportRunsError,
     Progress,
+    Reached,
     is_importing,
     read_progress,
     the_only_import,
@@ -168,6 +173,55 @@ def test_one_import_at_a_time_and_one_that_broke_off_says_how_it_goes_on(
         pytest.raises(ImportRunsError, match="an import of the last days runs there already"),
     ):
         last_days(history, server, "BTC-USD", clock=Clock()).run()
+
+
+def test_a_full_disk_is_waited_for_and_refuses_no_product(
+    history: History, server: CandleServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock, told, seen = Clock(), [], []
+    importer = last_days(history, server, "BTC-USD", clock=clock, told=told)
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def sleep(seconds: float) -> None:
+        if seconds == AGAIN_AFTER_S:
+            seen.append(progress_of(history))
+            patched.undo()
+        clock.sleep(seconds)
+
+    importer.sleep = sleep
+    with monkeypatch.context() as patched:
+        patched.setattr(store, "replace_file", full)
+        importer.run()
+    why = f"cannot go on: {history.root}/BTC-USD/2024-03.parquet: cannot be written: No space left on device"
+    assert [(one.state, one.why) for one in seen] == [(WAITING, why)]
+    assert seen[0].sentence(runs=True).endswith(f"; 0%; {why}; tried again every 10 min")
+    assert told == [f"{why}; tried again in 10 min"]
+    done = progress_of(history)
+    assert (done.state, done.products["BTC-USD"].refused, done.share) == (DONE, "", 1.0)
+
+
+def test_a_day_that_ends_around_the_start_is_in_a_record_of_its_own(
+    history: History, server: CandleServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records: list[Progress] = []
+    monkeypatch.setattr(
+        "cryptovol_dagster.history.last_days.write_progress", lambda _, new: records.append(new)
+    )
+    clock = Clock()
+    clock.now_ns = FIRST + 2 * DAY_NS - 2 * MINUTE_NS
+    last_days(history, server, "BTC-USD", clock=clock).run()
+    assert [one.last_day for one in records if one.state == DONE] == ["2024-03-01", "2024-03-02"]
+
+
+def test_a_first_day_that_is_to_come_leaves_nothing_to_import(history: History, server: CandleServer) -> None:
+    importer = last_days(history, server, "BTC-USD", clock=Clock())
+    importer.first_day_ns = FIRST + 9 * DAY_NS
+    importer.run()
+    assert server.asked == []
+    assert progress_of(history).products["BTC-USD"] == Reached(0, 0)
+    assert "BTC-USD 0 of 0 days" in progress_of(history).sentence(runs=False)
 
 
 def test_a_record_that_cannot_be_read_is_one_line(history: History) -> None:

@@ -15,6 +15,7 @@ import yaml
 
 from cryptovol_dagster.machine import owners
 from cryptovol_dagster.machine.instance import dagster_home
+from cryptovol_dagster.machine.services import Machine
 from cryptovol_dagster_tests.synthetic import small_settings
 from ingestor.settings import Settings
 from ingestor.settings.sections import MlflowSettings
@@ -68,10 +69,14 @@ def test_a_dagster_is_ours_by_its_home(settings: Settings, tmp_path: Path) -> No
         assert owners.not_this_dagster(settings, url) == owners.OTHER_PROGRAM
 
 
-def test_a_dagster_deployed_elsewhere_is_believed(settings: Settings, tmp_path: Path) -> None:
-    """Its home is a folder of a container, or it does not tell, at an address that somebody configured."""
-    with serving(with_home(tmp_path / "in" / "a" / "container")) as url:
-        assert owners.not_this_dagster(settings, url) == ""
+def test_only_a_deployment_is_believed_whose_home_is_not_here(settings: Settings, tmp_path: Path) -> None:
+    """The containers of docker-compose publish their Dagster on loopback, too."""
+    inside = tmp_path / "in" / "a" / "container"
+    deployed = settings.model_copy(update={"mlflow": MlflowSettings(tracking_uri="http://127.0.0.1:9")})
+    with serving(with_home(inside)) as url:
+        other = f"the Dagster that answers there has another home, {inside}"
+        assert owners.not_this_dagster(settings, url) == other
+        assert owners.not_this_dagster(deployed, url) == ""
     assert owners.not_this_dagster(settings, "http://dagster.invalid:3000") == ""
 
 
@@ -82,9 +87,14 @@ def test_an_mlflow_is_ours_by_where_its_experiment_keeps_files(settings: Setting
         (ours, ""),
         (tmp_path.as_uri(), f"the MLflow that answers there keeps another folder's runs, {tmp_path}"),
     ):
-        with serving({page: {"experiment": {"artifact_location": location}}}) as url:
+        found = {"artifact_location": location, "experiment_id": "7"}
+        with serving({page: {"experiment": found}}) as url:
             assert owners.not_this_mlflow(settings, url) == says
-    with serving({"/health": "OK"}) as url:
+            port = int(url.rpartition(":")[2])
+            assert Machine(settings, tmp_path, 3001, port).mlflow_runs().startswith(f"{url}/#/experiments/7?")
+    with serving({"/health": "OK", page: "no experiment"}) as url:
+        port = int(url.rpartition(":")[2])
+        assert Machine(settings, tmp_path, 3001, port).mlflow_runs().startswith(f"{url}/#/experiments?")
         assert "does not have this folder's runs" in owners.not_this_mlflow(settings, url)
         shared = settings.model_copy(update={"mlflow": MlflowSettings(tracking_uri=url, ui_url=url)})
         assert owners.not_this_mlflow(shared, url) == ""

@@ -167,6 +167,61 @@ def test_one_that_can_be_done_without_is_given_up(tmp_path: Path) -> None:
     ]
 
 
+def test_one_that_cannot_be_prepared_is_given_up_and_the_rest_goes_on(tmp_path: Path) -> None:
+    def full() -> None:
+        raise OSError(28, "No space left on device", "workspace.yaml")
+
+    told: list[str] = []
+    services = [
+        service(tmp_path, "recorder", SLEEPER),
+        service(tmp_path, "Dagster", SLEEPER, essential=False, before=full),
+    ]
+    with Supervisor(services, told.append) as supervisor:
+        watch_until(supervisor, lambda: supervisor.is_ready)
+        assert supervisor.states == {"recorder": State.READY, "Dagster": State.GIVEN_UP}
+    assert told == [
+        "Dagster cannot be started: [Errno 28] No space left on device: 'workspace.yaml'; it is given up, "
+        f"the rest goes on (log: {services[1].log})"
+    ]
+    with (
+        pytest.raises(SupervisorError, match=r"^Dagster cannot be started: .* No space left"),
+        Supervisor([service(tmp_path, "Dagster", SLEEPER, before=full)], print) as supervisor,
+    ):
+        watch_until(supervisor, lambda: False)
+
+
+@pytest.mark.parametrize("hook", ["before", "after"])
+def test_one_whose_hook_fails_when_it_is_started_again_is_tried_as_often_as_one_that_dies(
+    tmp_path: Path, hook: str
+) -> None:
+    starts: list[int] = []
+
+    def fails_from_the_second_on() -> None:
+        starts.append(1)
+        if len(starts) > 1:
+            raise SupervisorError("the home cannot be asked")
+
+    told: list[str] = []
+    services = [
+        service(tmp_path, "recorder", SLEEPER),
+        service(tmp_path, "Dagster", SLEEPER, essential=False, **{hook: fails_from_the_second_on}),
+    ]
+    with Supervisor(services, told.append) as supervisor:
+        watch_until(supervisor, lambda: supervisor.is_ready)
+        child = supervisor._kept[1].child
+        assert child is not None
+        os.kill(child.pid, signal.SIGKILL)
+        watch_until(supervisor, lambda: supervisor.states["Dagster"] is State.GIVEN_UP)
+        assert supervisor._kept[1].child is None
+        assert supervisor.states["recorder"] is State.READY
+    says = "cannot be started:" if hook == "before" else "came up, but"
+    assert [line.partition(";")[0] for line in told] == [
+        "Dagster ended by SIGKILL",
+        f"Dagster {says} the home cannot be asked",
+        f"Dagster {says} the home cannot be asked",
+    ]
+
+
 def test_one_that_never_came_up_is_not_tried_again(tmp_path: Path) -> None:
     with (
         pytest.raises(SupervisorError, match="recorder ended with exit code 2: no such option"),

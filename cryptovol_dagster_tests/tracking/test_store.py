@@ -30,9 +30,12 @@ def test_the_store_has_the_experiment_with_artifacts_in_the_data_folder(tmp_path
     store = local_store(settings)
     assert store is not None
     assert not is_prepared(store)
+    killed = store.with_suffix(".unfinished")  # of a process that was killed while it made the store
+    killed.write_bytes(b"half a store")
     prepare_store(settings)
     prepare_store(settings)
     assert is_prepared(store)
+    assert not killed.exists()
     client = MlflowClient(tracking_uri=settings.mlflow_tracking_uri)
     experiment = client.get_experiment_by_name(settings.mlflow.experiment)
     assert experiment is not None

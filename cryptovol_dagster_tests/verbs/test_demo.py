@@ -26,6 +26,7 @@ from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.tracking.registry import CHALLENGER, CHAMPION, Registry
 from cryptovol_dagster.tracking.runs import connect
 from cryptovol_dagster.verbs import demo
+from cryptovol_dagster.verbs.runs import RunFailed, RunSummary
 from cryptovol_dagster.verbs.synthetic import DEMO_DIR, TAIL_HOURS, creating_market
 from cryptovol_dagster_tests.synthetic import small_settings
 from ingestor.settings import Settings
@@ -175,6 +176,40 @@ def test_nothing_of_a_demo_lies_outside_of_its_folder(played: Played) -> None:
     assert [path.name for path in data_dir.parent.iterdir()] == ["demo"]
     assert (data_dir / "reports" / "model_eval.json").is_file()
     assert (data_dir / "models" / "seconds-ewma.zip").is_file()
+
+
+@pytest.mark.parametrize("trainable", [True, False])
+def test_a_last_hour_that_trains_nothing_does_not_hide_the_rest(
+    trainable: bool, tmp_path: Path, patch: pytest.MonkeyPatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Failing(demo.Pipeline):
+        def newest(self) -> RunSummary:
+            raise RunFailed("seconds/splits: nothing can be trained: why")
+
+        def last_is_trainable(self) -> bool:
+            return trainable
+
+        def past(self) -> RunSummary:
+            return RunSummary("", (), {}, (), {})
+
+        minutes = reports = past
+
+    feed = dict.fromkeys(
+        ("frames", "ticks", "trades", "gaps", "missing", "repeats", "reconnects", "dead_letters"), 0
+    )
+    patch.chdir(tmp_path)
+    monkeypatch.delenv("CRYPTOVOL_CONFIG", raising=False)
+    monkeypatch.setattr(demo, "record", lambda *_: {"feed": feed})
+    monkeypatch.setattr(demo.Pipeline, "of", lambda settings: Failing(settings, []))
+    done = CliRunner().invoke(main, ["demo", "--hours", "4"])
+    assert done.exit_code == 1
+    if trainable:
+        assert done.stderr == "Error: seconds/splits: nothing can be trained: why\n"
+        return
+    assert "\n  seconds/splits: nothing can be trained: why\n" in done.stdout
+    assert "\n[5/5] reports" in done.stdout
+    assert "\nwhere to look\n" in done.stdout
+    assert done.stderr.startswith("Error: the last hour trained no model (step 3 says why): ")
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,17 @@ import pytest
 from cryptovol_dagster.cli import VERBS, main
 from cryptovol_dagster_tests.places import DOCS, REPOSITORY
 
-PAGES = (REPOSITORY / "README.md", *sorted(DOCS.glob("*.md")))
+PAGES = (
+    *(REPOSITORY / folder / "README.md" for folder in ("", "findings", "cryptovol_dagster_tests")),
+    *sorted(DOCS.rglob("*.md")),
+)
+_by_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
 _FENCED = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 _INLINE = re.compile(r"`((?:\.venv/bin/)?(?:cryptovol|dagster|make) [^`]+)`")
 #: What stands for something else: `cryptovol replay [--data-file F]…`.
 _PLACEHOLDER = re.compile(r"[…\[\]|<>{}*\\]|\b[A-Z]+\b(?!=)(?![-:])")
 _ACTIVATE = "source .venv/bin/activate"
-_OTHER_PROGRAMS = {"docker", "cp", "export", "source"}
+_OTHER_PROGRAMS = {"docker", "cp", "export", "source", "pytest", "pg_dumpall"}
 _TARGETS = set(re.findall(r"^([a-z-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
 
 
@@ -64,7 +68,8 @@ def parse(command: str, *, mentioned: bool = False) -> None:
     elif program == "python":
         assert arguments[0] != "-m" or find_spec(arguments[1]) is not None
     else:
-        assert program in _OTHER_PROGRAMS | {"pg_dumpall"}, f"{program}: not a program of this repository"
+        known = program in _OTHER_PROGRAMS or (REPOSITORY / program).is_file()
+        assert known, f"{program}: not a program of this repository"
 
 
 def _parse_by(command: click.Command, arguments: list[str], mentioned: bool) -> None:
@@ -99,7 +104,7 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     os.environ.update(before)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@_by_page
 def test_what_a_page_tells_to_type_can_be_typed(page: Path) -> None:
     told = [(command, False) for command in fenced(page)]
     told += [(command, True) for command in inline(page.read_text())]
@@ -107,16 +112,16 @@ def test_what_a_page_tells_to_type_can_be_typed(page: Path) -> None:
         try:
             parse(command, mentioned=mentioned)
         except (AssertionError, click.UsageError) as error:
-            pytest.fail(f"{page.name}: {command}: {error}")
+            pytest.fail(f"{page}: {command}: {error}")
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@_by_page
 def test_a_bare_program_is_on_the_path(page: Path) -> None:
     activated = False
     for command in fenced(page):
         activated |= command.startswith(_ACTIVATE)
         bare = command.startswith(("cryptovol ", "dagster "))
-        assert activated or not bare, f"{page.name}: {command}: `{_ACTIVATE}` stands nowhere before it"
+        assert activated or not bare, f"{page}: {command}: `{_ACTIVATE}` stands nowhere before it"
 
 
 @pytest.mark.parametrize("verb", VERBS)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
 import pytest
+from click.testing import CliRunner
 from nbformat.v4 import new_code_cell, new_notebook
 
+from cryptovol_dagster.cli import main
 from cryptovol_dagster_tests.e2e.processes import cryptovol, environment
 from cryptovol_dagster_tests.synthetic import small_settings
 
@@ -43,6 +46,17 @@ def test_a_cell_that_fails_is_one_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == f"Error: {path}: LookupError: holds no labels: type this\n"
     assert not (tmp_path / "reports").exists()
+
+
+def test_without_a_kernel_one_line_says_what_to_type(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CRYPTOVOL_CONFIG", str(tmp_path / "config.yaml"))
+    (tmp_path / "config.yaml").touch()
+    monkeypatch.setitem(sys.modules, "ipykernel", None)
+    done = CliRunner().invoke(main, ["notebook", str(written(tmp_path, "1"))])
+    assert done.exit_code == 1
+    assert done.stderr == (
+        "Error: ipykernel is not installed: notebooks need the development packages; type `make notebook`\n"
+    )
 
 
 def test_a_notebook_that_is_absent_or_none_is_one_line(tmp_path: Path) -> None:

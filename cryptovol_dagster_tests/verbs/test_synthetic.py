@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import re
+import shutil
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from cryptovol_dagster.chains import spec_of
+from cryptovol_dagster.cli import main
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.times import HOUR_NS, hour_keys
 from cryptovol_dagster.lake.plans import trains_at
-from cryptovol_dagster.machine.instance import InstanceError, ensure_dagster_home, hold_instance
+from cryptovol_dagster.machine.instance import (
+    InstanceError,
+    dagster_home,
+    ensure_dagster_home,
+    hold_instance,
+    running_instance,
+)
+from cryptovol_dagster.machine.services import Machine
 from cryptovol_dagster.verbs.synthetic import (
+    NestedMarketError,
     NoMarketError,
     create_market,
     creating_market,
@@ -67,8 +80,37 @@ def test_it_takes_over_how_to_compute_and_shares_nothing(tmp_path: Path) -> None
     assert settings.kafka == Settings().kafka
     assert settings.monitoring.alert_webhook_url is None
     assert settings.mlflow.tracking_uri is None
+    assert settings.history.first_import_days == 0
     assert not settings.dagster.report_closed_hours
     assert "DAGSTER_HOME" not in os.environ
+
+
+def test_an_exported_home_is_the_real_markets_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever exports the home of the real market still gets the demo's own by ``--config``."""
+    demo = create_market(FOLDER, START, by="cryptovol demo")
+    monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    own = demo.storage.data_dir / "dagster_home"
+    assert dagster_home(demo) == ensure_dagster_home(demo) == own
+    machine = Machine(demo, dagster_home(demo), 3001, 5001)
+    assert {one.environment["DAGSTER_HOME"] for one in machine.dagster(essential=True)} == {str(own)}
+    real = load_settings(tmp_path / "config.yaml").settings
+    with hold_instance(ensure_dagster_home(real), "http://127.0.0.1:3001", "http://127.0.0.1:5001"):
+        assert dagster_home(real) == tmp_path / "home"
+        assert running_instance(real) is not None
+        assert running_instance(demo) is None
+
+
+@pytest.mark.parametrize("verb", ["up", "ingest"])
+def test_the_real_market_is_not_recorded_into_a_synthetic_one(verb: str) -> None:
+    folder = create_market(FOLDER, START, by="cryptovol demo").storage.data_dir
+    before = sorted(folder.rglob("*"))
+    refused = CliRunner().invoke(main, ["--config", str(folder / "config.yaml"), verb])
+    assert refused.exit_code == 2
+    (line,) = refused.output.splitlines()
+    assert line.startswith(
+        f"Error: {folder} holds a synthetic market, and `cryptovol {verb}` records the real one:"
+    )
+    assert sorted(folder.rglob("*")) == before
 
 
 def test_the_same_market_can_be_opened_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -76,6 +118,33 @@ def test_the_same_market_can_be_opened_again(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setenv("CRYPTOVOL_CONFIG", str(tmp_path / "config.yaml"))
     monkeypatch.setenv("CRYPTOVOL__STORAGE__DATA_DIR", str(tmp_path / "elsewhere"))
     assert open_market(FOLDER, by="cryptovol demo") == made
+
+
+def test_a_market_holds_no_other_market(tmp_path: Path) -> None:
+    create_market(FOLDER, START, by="cryptovol demo")
+    says = r"data/demo/config\.yaml is the configuration of a synthetic market, .* leave out --config"
+    with pytest.raises(NestedMarketError, match=says):
+        create_market(Path("data/simulated"), START, by="cryptovol up --simulate")
+    with pytest.raises(NestedMarketError, match=says):
+        open_market(FOLDER, by="cryptovol demo")
+    assert {path.name for path in (tmp_path / "data" / "demo").iterdir()} == {"config.yaml", "market.lock"}
+
+
+def test_a_folder_that_cannot_be_emptied_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, link = tmp_path / "own", tmp_path / "data" / "demo"
+    own.mkdir()
+    link.parent.mkdir()
+    link.symlink_to(own)
+    with pytest.raises(InstanceError, match=r"data/demo cannot be removed or written: .*symbolic link"):
+        remove_markets([link], "make clean")
+    (own / "raw").mkdir()
+
+    def refuse(path: Path) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path / "x"))
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with pytest.raises(InstanceError, match="raw/x cannot be removed or written: Permission denied"):
+        create_market(FOLDER, START, by="cryptovol demo")
 
 
 def test_without_a_market_the_error_says_how_to_make_one() -> None:
@@ -96,6 +165,9 @@ def test_what_a_running_interface_uses_is_not_removed() -> None:
             create_market(FOLDER, START, by="cryptovol demo")
         with pytest.raises(InstanceError, match=says):
             remove_markets([settings.storage.data_dir], "make clean")
+        (home / "up.lock").write_text("")  # as it is between taking the lock and writing who took it
+        with pytest.raises(InstanceError, match=r"is in use \(it has just begun\)"):
+            create_market(FOLDER, START, by="cryptovol demo")
     assert kept.exists()
     create_market(FOLDER, START, by="cryptovol demo")
     assert not kept.exists()
@@ -120,6 +192,11 @@ def test_two_that_create_a_market_at_a_time_do_not_harm_each_other(tmp_path: Pat
             pass
         with pytest.raises(InstanceError, match="then run `make clean` again"):
             remove_markets([folder], "make clean")
+        for verb in ("ui", "up"):
+            refused = CliRunner().invoke(main, ["--config", str(folder / "config.yaml"), verb])
+            assert refused.exit_code == 1
+            assert re.fullmatch(rf"Error: .*{says}.*wait for its end\n".replace("; ", ""), refused.stderr)
+        assert not (folder / "dagster_home").exists()
         assert kept.exists()
     os.environ["CRYPTOVOL_CONFIG"] = user
     assert create_market(FOLDER, START, by="cryptovol up --simulate").dagster.partitions_end is None

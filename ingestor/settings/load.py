@@ -20,6 +20,11 @@ from ingestor.settings.sections import Settings
 ENV_PREFIX = "CRYPTOVOL__"
 #: Names the file instead of ./config.yaml; the command line's --config sets it for child processes too.
 ENV_CONFIG_FILE = "CRYPTOVOL_CONFIG"
+#: Configurations that a command of the pipeline creates.
+_CREATED_BY = {
+    "data/demo/config.yaml": "cryptovol demo",
+    "data/simulated/config.yaml": "cryptovol up --simulate",
+}
 
 
 class SettingsError(CryptovolError):
@@ -97,7 +102,9 @@ def _find_config(config_file: Path | None, env: Mapping[str, str]) -> Path | Non
         default = Path("config.yaml")
         return default.resolve() if default.is_file() else None
     if not named.is_file():
-        raise SettingsError(f"{named}: no such configuration file")
+        absolute = named.absolute().as_posix()
+        command = next((how for file, how in _CREATED_BY.items() if absolute.endswith(f"/{file}")), "")
+        raise SettingsError(f"{named}: no such configuration file{command and f'; `{command}` creates it'}")
     return named.resolve()
 
 
@@ -192,7 +199,8 @@ def _unknown_key(key: str) -> str:
     """Say that there is no such key, and which one is similar: of the same name elsewhere, else any."""
     known = list(_keys(Settings))
     same_name = [one for one in known if one.rpartition(".")[2] == key.rpartition(".")[2]]
-    hint = f" Did you mean '{same_name[0]}'?" if same_name else did_you_mean(key, known)
+    only = len(same_name) == 1
+    hint = f" Did you mean '{same_name[0]}'?" if only else did_you_mean(key, same_name or known)
     return f"unknown key '{key}'{'.' if hint else ''}{hint}"
 
 

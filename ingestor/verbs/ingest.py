@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ingestor.settings.load import load_settings
+from ingestor.synthetic import require_real
 from ingestor.verbs.output import log_to_stderr, print_json, print_table
 
 if TYPE_CHECKING:
@@ -69,6 +70,8 @@ def ingest(
     Two archives, by plan: cryptovol ingest --no-feed --shared-archive   (each of them)
     """
     settings = load_settings().settings
+    if url is None:
+        require_real(settings, "cryptovol ingest")
     chosen = _chosen_products(products)
     log_to_stderr()
     from ingestor.recorder import IngestOptions, run_ingest

@@ -49,7 +49,7 @@ def candle_assets(
     imported = dg.AssetSpec(
         HISTORY,
         description="Imported 1-minute candles of the exchange, by product and month. Written by "
-        "`cryptovol import-bars`, which shows here the days that it changed.",
+        "`cryptovol up` and `cryptovol import-bars`, which show here the days that they changed.",
         group_name=group_name(grid, "market"),
         owners=OWNERS,
         kinds={"parquet"},

@@ -29,6 +29,8 @@ def closed_hours_sensor(
 ) -> dg.SensorDefinition:
     """Build the sensor that hands closed raw hours to the market assets."""
     first_key = hour_key(int(hours.start.timestamp()) * NS)
+    # Of a market that has ended, what was recorded after its end has no partition.
+    end_key = hour_key(int(hours.end.timestamp()) * NS) if hours.end else None
     assets, last = asset_keys(market_assets([spec])), spec.asset("labels")
     hours_back = max(1, look_back.feature_look_back(spec), look_back.label_look_back(spec))
 
@@ -47,7 +49,9 @@ def closed_hours_sensor(
         seen: dict[str, str] = json.loads(context.cursor) if context.cursor else {}
         forgotten = _forgotten(seen)
         closed = raw.closed_hours(_hours_before(forgotten, hours_back) if forgotten else None)
-        closed = [hour for hour in closed if hour.hour >= first_key]
+        closed = [
+            hour for hour in closed if first_key <= hour.hour and (end_key is None or hour.hour < end_key)
+        ]
         versions = input_versions(closed, hours_back)
         changed = [
             hour for hour in closed if hour.hour > forgotten and seen.get(hour.hour) != versions[hour.hour]

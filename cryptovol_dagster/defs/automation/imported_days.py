@@ -12,7 +12,7 @@ from cryptovol_dagster.core.specs import TimescaleSpec, market_assets
 from cryptovol_dagster.core.times import DAY_NS, partition_window, partitions_between
 from cryptovol_dagster.defs.assets.candles import imported_day
 from cryptovol_dagster.defs.automation.jobs import AssetJob, asset_keys
-from cryptovol_dagster.defs.automation.retrain import UNFINISHED, why_too_short
+from cryptovol_dagster.defs.automation.retrain import UNFINISHED, why_days_not_trained
 from cryptovol_dagster.defs.partitions import RANGE_END, RANGE_START
 from cryptovol_dagster.history.progress import DONE, Progress, is_importing, read_progress
 from cryptovol_dagster.history.store import History
@@ -49,50 +49,63 @@ def imported_days_sensor(
             return dg.SkipReason("`cryptovol up` has imported no minutes here")
         if progress.state != DONE:
             return dg.SkipReason(progress.sentence(runs=is_importing(history.root)))
-        if context.cursor == str(progress.began_ns):
+        if context.cursor == str(progress.at_ns):
             return dg.SkipReason(f"all is computed of what was imported up to {progress.last_day}")
         for job in (market, *retrains):
             if context.instance.get_runs(dg.RunsFilter(job_name=job.name, statuses=UNFINISHED), limit=1):
                 return dg.SkipReason(f"a run of {job.name} is on its way")
-        outdated = outdated_days(lake, history, products, specs, progress)
-        requests = (
-            _labels_request(market, specs, outdated, progress)
-            or _training_requests(retrains, specs, lake, progress)
-            or _drift_request(market, specs, lake, progress)
-        )
+        # All days are read to find those that are outdated, so the cursor says once that none is left.
+        if context.cursor != (labels := _labels_key(progress)):
+            tried = _newest_run(context.instance, labels)
+            if tried and not tried.is_success:
+                return dg.SkipReason(_why_not_again(tried))
+            if not tried and (outdated := outdated_days(lake, history, products, specs, progress)):
+                return dg.SensorResult(
+                    run_requests=[_labels_request(market, specs, outdated[0], progress)],
+                    asset_events=[imported_day(history, products, day) for day in outdated],
+                )
+            context.update_cursor(labels)
+        requests = [
+            *_training_requests(retrains, specs, lake, progress),
+            *_drift_request(market, specs, lake, progress),
+        ]
         if not requests:
-            context.update_cursor(str(progress.began_ns))
+            context.update_cursor(str(progress.at_ns))
             return dg.SkipReason(f"all is computed of what was imported up to {progress.last_day}")
         # One at a time. Dagster enforces a pool's limit only from the second look at its queue on: two first
-        # trainings asked for together would run together.
-        request = requests[0]
-        if reason := _why_not_again(context.instance, request):
-            return dg.SkipReason(reason)
-        shown = [imported_day(history, products, day) for day in outdated]
-        return dg.SensorResult(run_requests=[request], asset_events=shown)
+        # trainings asked for together would run together. One that failed does not stop the others.
+        failed = []
+        for request in requests:
+            tried = _newest_run(context.instance, request.run_key)
+            if tried is None:
+                return dg.SensorResult(run_requests=[request])
+            failed.append(tried)
+        return dg.SkipReason(_why_not_again(failed[0]))
 
     return imported_days
 
 
+def _labels_key(progress: Progress) -> str:
+    return f"labels of {progress.at_ns}"
+
+
 def _labels_request(
-    market: AssetJob, specs: Sequence[TimescaleSpec], outdated: Sequence[str], progress: Progress
-) -> list[dg.RunRequest]:
+    market: AssetJob, specs: Sequence[TimescaleSpec], first: str, progress: Progress
+) -> dg.RunRequest:
     """Ask for all days from the first outdated one on, as each reads those before it."""
-    if not outdated:
-        return []
     drift = {spec.asset("drift_scores") for spec in specs}
     assets = [asset for asset in market_assets(specs) if asset not in drift]
-    return [_range_request("labels", market, assets, outdated[0], progress)]
+    return _range_request(_labels_key(progress), market, assets, first, progress)
 
 
 def _training_requests(
     retrains: Sequence[AssetJob], specs: Sequence[TimescaleSpec], lake: Lake, progress: Progress
 ) -> list[dg.RunRequest]:
     return [
-        dg.RunRequest(f"{job.name} of {progress.began_ns}", job_name=job.name, partition_key=newest)
+        dg.RunRequest(f"{job.name} of {progress.at_ns}", job_name=job.name, partition_key=newest)
         for spec, job in zip(specs, retrains, strict=True)
         if (newest := max(lake.partitions(spec.asset("labels")), default=""))
-        and not why_not_trained(lake, spec, newest)
+        and not why_days_not_trained(lake, spec, newest, missed_only=True)
     ]
 
 
@@ -103,27 +116,30 @@ def _drift_request(
     assets = [spec.asset("drift_scores") for spec in specs]
     labelled = lake.written(specs[-1].asset("labels"), *progress.window)
     missing = [day for day in labelled if not all(lake.exists(asset, day, "json") for asset in assets)]
-    return [_range_request("drift", market, assets, missing[0], progress)] if missing else []
+    if not missing:
+        return []
+    return [_range_request(f"drift of {progress.at_ns}", market, assets, missing[0], progress)]
 
 
 def _range_request(
-    what: str, job: AssetJob, assets: Sequence[str], first: str, progress: Progress
+    run_key: str, job: AssetJob, assets: Sequence[str], first: str, progress: Progress
 ) -> dg.RunRequest:
     return dg.RunRequest(
-        f"{what} of {progress.began_ns}",
+        run_key,
         job_name=job.name,
         asset_selection=asset_keys(assets),
         tags={RANGE_START: first, RANGE_END: progress.last_day},
     )
 
 
-def _why_not_again(instance: dg.DagsterInstance, request: dg.RunRequest) -> str:
-    """Say which run ended without what is asked for; a request is made once an import."""
-    tried = instance.get_runs(dg.RunsFilter(tags={_RUN_KEY: request.run_key or ""}), limit=1)
-    if not tried:
-        return ""
+def _newest_run(instance: dg.DagsterInstance, run_key: str | None) -> dg.DagsterRun | None:
+    """Return the newest run of a request; each is asked for once an import."""
+    return next(iter(instance.get_runs(dg.RunsFilter(tags={_RUN_KEY: run_key or ""}), limit=1)), None)
+
+
+def _why_not_again(tried: dg.DagsterRun) -> str:
     return (
-        f"run {tried[0].run_id} of {request.job_name} ended and something is still missing: see its error; "
+        f"run {tried.run_id} of {tried.job_name} ended and something is still missing: see its error; "
         "the next start of `cryptovol up` tries again"
     )
 
@@ -167,21 +183,3 @@ def _candles_taken(lake: Lake, grid: TimescaleSpec, day: str) -> dict[str, int]:
         return {}
     summary = json.loads(lake.read_bytes(asset, day, "json"))
     return {product: sources["history"] for product, sources in summary["products"].items()}
-
-
-def why_not_trained(lake: Lake, spec: TimescaleSpec, newest: str) -> str:
-    """Say why a chain's models need not, or cannot, be trained as of a day; empty where they can.
-
-    They are needed where there are none, or where a schedule's turn was missed while the machine was off.
-
-    Args:
-        lake: what was computed.
-        spec: the chain.
-        newest: its newest day with labels.
-    """
-    trained = lake.partitions(spec.asset("model_evaluation"), "json")
-    if trained:
-        age_days = (partition_window(newest)[0] - partition_window(trained[-1])[0]) // DAY_NS
-        if age_days <= spec.retrain_every:
-            return f"the models of {trained[-1]} are {age_days} days old"
-    return why_too_short(lake, spec, newest)

@@ -6,9 +6,9 @@ import dagster as dg
 
 from cryptovol_dagster.core.learning.splits import SpanTooShort, split_times
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.core.times import HOUR_NS, hour_key, hour_window, partition_window
+from cryptovol_dagster.core.times import DAY_NS, HOUR_NS, hour_key, hour_window, partition_window
 from cryptovol_dagster.defs.automation.jobs import AssetJob
-from cryptovol_dagster.lake import look_back
+from cryptovol_dagster.lake import look_back, plans
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.raw_ticks import RawStore
 from ingestor.archive.layout import ClosedHour
@@ -51,10 +51,43 @@ def why_no_retrain(
         return f"models as of {named} are evaluated already"
     if reason := why_too_short(lake, spec, hour.hour):
         return f"nothing can be trained as of {named} yet: {reason}"
-    waiting = dg.RunsFilter(job_name=job_name, tags={"dagster/partition": hour.hour}, statuses=UNFINISHED)
-    if instance.get_runs(waiting, limit=1):
-        return f"a retrain as of {named} is on its way"
-    return ""
+    return why_on_its_way(instance, job_name, hour.hour, named)
+
+
+def why_on_its_way(instance: dg.DagsterInstance, job_name: str, partition: str, named: str) -> str:
+    """Say that a retrain as of a partition has not ended yet; empty where none runs or waits.
+
+    Args:
+        instance: whose runs are looked at.
+        job_name: of the retrain.
+        partition: as of which.
+        named: what the reason calls the partition.
+    """
+    waiting = dg.RunsFilter(job_name=job_name, tags={"dagster/partition": partition}, statuses=UNFINISHED)
+    return f"a retrain as of {named} is on its way" if instance.get_runs(waiting, limit=1) else ""
+
+
+def why_days_not_trained(lake: Lake, spec: TimescaleSpec, newest: str, *, missed_only: bool = False) -> str:
+    """Say why a chain of days need not, or cannot, be trained as of a day; empty where it can.
+
+    Between two trainings the models of the last one hold on, as in a run over a range.
+
+    Args:
+        lake: what was computed.
+        spec: the chain.
+        newest: its newest day with labels.
+        missed_only: leave a turn that is due to the schedule; train only where there are no models, or where
+            the schedule's turn was missed while the machine was off.
+    """
+    trained = lake.partitions(spec.asset("model_evaluation"), "json")
+    if trained:
+        every = spec.retrain_every
+        age_days = (partition_window(newest)[0] - partition_window(trained[-1])[0]) // DAY_NS
+        is_turn = age_days >= every or (age_days > 0 and plans.trains_at(spec, newest))
+        if not (age_days > every if missed_only else is_turn):
+            age = f"{age_days} days old as of {newest}"
+            return f"the models of {trained[-1]} are {age}; trained every {every} days"
+    return why_too_short(lake, spec, newest)
 
 
 def retrain_schedule(spec: TimescaleSpec, job: AssetJob, cron: str = RETRAIN_CRON) -> dg.ScheduleDefinition:

@@ -15,14 +15,13 @@ from cryptovol_dagster.defs.assets.champion import champion_asset
 from cryptovol_dagster.defs.assets.market import candle_bars_asset, features_asset, labels_asset
 from cryptovol_dagster.defs.assets.model_card import model_card_asset
 from cryptovol_dagster.defs.automation.jobs import AssetJob, asset_job
-from cryptovol_dagster.defs.automation.retrain import why_too_short
+from cryptovol_dagster.defs.automation.retrain import why_days_not_trained, why_on_its_way
 from cryptovol_dagster.defs.chains.learning import monitoring_assets, training_assets
 from cryptovol_dagster.defs.checks.candles import candle_checks
 from cryptovol_dagster.defs.checks.framework import Check
 from cryptovol_dagster.defs.checks.learning import chain_checks
 from cryptovol_dagster.defs.checks.market import grid_checks
 from cryptovol_dagster.history.store import History
-from cryptovol_dagster.lake import plans
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.market import TRADES
 from ingestor.settings import Settings
@@ -138,27 +137,12 @@ def retrain_schedule(spec: TimescaleSpec, job: AssetJob) -> dg.ScheduleDefinitio
         if not labelled:
             return dg.SkipReason(f"no day of {spec.name} has labels yet")
         newest = labelled[-1]
-        if reason := why_no_retrain(lake, spec, newest):
+        reason = why_days_not_trained(lake, spec, newest)
+        if reason := reason or why_on_its_way(context.instance, job.name, newest, newest):
             return dg.SkipReason(reason)
         return dg.RunRequest(run_key=newest, partition_key=newest)
 
     return minutes_retrain
-
-
-def why_no_retrain(lake: Lake, spec: TimescaleSpec, newest: str) -> str:
-    """Say why nothing is trained as of the newest labelled day; empty where it is.
-
-    Between two trainings the models of the last one hold on, as in a run over a range.
-    """
-    trained = lake.partitions(spec.asset("model_evaluation"), "json")
-    if trained:
-        age_days = (partition_window(newest)[0] - partition_window(trained[-1])[0]) // DAY_NS
-        if age_days < spec.retrain_every and not (plans.trains_at(spec, newest) and age_days > 0):
-            return (
-                f"the models of {trained[-1]} are {age_days} days old as of {newest}; trained every "
-                f"{spec.retrain_every} days"
-            )
-    return why_too_short(lake, spec, newest)
 
 
 def _day_before(moment: datetime) -> str:

@@ -8,19 +8,19 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import pytest
 
 from cryptovol_dagster.core.promotion.decision import HOLD, INSUFFICIENT_DATA, Decision
-from cryptovol_dagster.defs.build import build_defs
 from cryptovol_dagster.defs.checks.framework import Stored
 from cryptovol_dagster.defs.checks.learning import _champion_not_worse_than_baseline
 from cryptovol_dagster.lake import decisions, plans
 from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.tracking.results import Results
+from cryptovol_dagster.tracking.runs import Tracking
 from cryptovol_dagster.verbs import runs
 from cryptovol_dagster_tests.champion.world import HOURS, SPEC, World
 from cryptovol_dagster_tests.pipeline import Pipeline
@@ -113,18 +113,6 @@ def tracking_server(database: Path) -> Iterator[tuple[str, subprocess.Popen[str]
             child.kill()
 
 
-@dataclass(frozen=True)
-class LastWordLake(Lake):
-    """Calls `then` once an evaluation has been stored."""
-
-    then: Any = None
-
-    def write_table(self, asset: str, partition_key: str, *args: Any, **kwargs: Any) -> Path:
-        path = super().write_table(asset, partition_key, *args, **kwargs)
-        self.then()
-        return path
-
-
 def test_mlflow_that_goes_away_between_two_assets_leaves_the_decision_and_the_next_run_recovers(
     world: World, monkeypatch: pytest.MonkeyPatch, own_dagster_home: None
 ) -> None:
@@ -135,11 +123,16 @@ def test_mlflow_that_goes_away_between_two_assets_leaves_the_decision_and_the_ne
     with tracking_server(world.settings.storage.data_dir / "mlflow" / "mlflow.db") as (uri, server):
         remote = world.settings.mlflow.model_copy(update={"tracking_uri": uri})
         settings = world.settings.model_copy(update={"mlflow": remote})
-        defs = build_defs(settings, lake=LastWordLake(world.lake.root, server.kill))
+        show = Tracking.show
+
+        def last_words(tracking: Tracking, results: Results) -> None:
+            show(tracking, results)  # the last that an evaluation asks of MLflow
+            server.kill()
+
+        monkeypatch.setattr(Tracking, "show", last_words)
         with pytest.raises(runs.RunFailed) as failure:
-            runs.materialize_range(
-                settings, HOURS[3], HOURS[3], ["seconds/model_evaluation", *rest], defs=defs
-            )
+            runs.materialize_range(settings, HOURS[3], HOURS[3], ["seconds/model_evaluation", *rest])
+    monkeypatch.setattr(Tracking, "show", show)
     assert str(failure.value).startswith(f"seconds/champion: MLflow at {uri}: ")
     assert "\n" not in str(failure.value)
     assert mlflow.active_run() is None

@@ -74,6 +74,17 @@ def test_nothing_closed_is_said(empty: Settings) -> None:
     assert _reason(_sense(empty)) == "no hour has closed yet"
 
 
+def test_hours_after_the_end_of_a_market_are_left_alone(market: Settings) -> None:
+    first, second = hours_from(FIRST_HOUR, 2)
+    ended = market.model_copy(
+        update={"dagster": market.dagster.model_copy(update={"partitions_end": second})}
+    )
+    result = _sense(ended)
+    assert isinstance(result, dg.SensorResult)
+    assert [request.partition_key for request in result.run_requests or ()] == [first]
+    assert [event.partition for event in result.asset_events] == [first]
+
+
 def test_closed_hours_are_reported_and_asked_for_once_oldest_first(market: Settings) -> None:
     hours = hours_from(FIRST_HOUR, 2)
     result = _sense(market)

@@ -15,7 +15,8 @@ import pytest
 
 from cryptovol_dagster.chains import timescale_specs
 from cryptovol_dagster.core.specs import TimescaleSpec
-from cryptovol_dagster.defs.automation.imported_days import outdated_days, why_not_trained
+from cryptovol_dagster.defs.automation.imported_days import outdated_days
+from cryptovol_dagster.defs.automation.retrain import why_days_not_trained
 from cryptovol_dagster.defs.build import build_defs
 from cryptovol_dagster.defs.partitions import RANGE_END, RANGE_START
 from cryptovol_dagster.defs.resources import build_resources
@@ -192,7 +193,33 @@ def test_a_request_waits_for_runs_on_their_way_and_is_made_once_an_import(day: D
     assert again.run_key != labels.run_key
     progress = read_progress(day.settings.storage.history_dir)
     assert progress is not None
-    assert _reason(day.senses(str(progress.began_ns))).startswith("all is computed of what was imported")
+    assert _reason(day.senses(str(progress.at_ns))).startswith("all is computed of what was imported")
+
+
+def test_a_failed_training_does_not_stop_the_others_and_days_are_not_read_again(
+    day: Day, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(request: dg.RunRequest, status: dg.DagsterRunStatus) -> str:
+        tags = {"dagster/run_key": request.run_key or ""}
+        run = dg.DagsterRun(job_name=request.job_name or "", status=status, tags=tags)
+        day.instance.add_run(run)
+        return run.run_id
+
+    day.imports()
+    (labels,) = _requests(day.senses())
+    for spec in (day.spec("minutes_h5"), day.spec("minutes_h15")):
+        for key in DAYS:
+            day.lake.write_table(spec.asset("labels"), key, pa.table({"x": [1]}))
+    ended(labels, dg.DagsterRunStatus.SUCCESS)
+    monkeypatch.delattr(History, "read_products")
+    failed = ""
+    for status in (dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE):
+        (request,) = _requests(day.senses())
+        run_id = ended(request, status)
+        failed = failed or f"run {run_id} of {request.job_name} ended and something is still missing"
+    assert request.run_key == (labels.run_key or "").replace("labels", "drift")
+    assert "minutes_h5_retrain" in failed
+    assert _reason(day.senses()).startswith(failed)
 
 
 def test_days_are_outdated_that_lack_candles_or_labels(day: Day) -> None:
@@ -220,11 +247,39 @@ def test_days_are_outdated_that_lack_candles_or_labels(day: Day) -> None:
 
 def test_models_are_due_where_there_are_none_and_where_a_turn_was_missed(day: Day) -> None:
     spec = day.spec("minutes_h5")
+
+    def due(*, missed_only: bool) -> str:
+        return why_days_not_trained(day.lake, spec, LAST, missed_only=missed_only)
+
     for key in DAYS:
         day.lake.write_table("minutes_h5/labels", key, pa.table({"x": [1]}))
-    assert why_not_trained(day.lake, spec, LAST) == ""
+    assert due(missed_only=True) == due(missed_only=False) == ""
     day.lake.write_bytes("minutes_h5/model_evaluation", chain.DAYS[-4], b"{}", "json")
-    assert why_not_trained(day.lake, spec, LAST) == f"the models of {chain.DAYS[-4]} are 3 days old"
+    assert due(missed_only=True) == (
+        f"the models of {chain.DAYS[-4]} are 3 days old as of {LAST}; trained every 3 days"
+    )
+    assert due(missed_only=False) == ""
     day.lake.delete("minutes_h5/model_evaluation", chain.DAYS[-4])
     day.lake.write_bytes("minutes_h5/model_evaluation", chain.DAYS[-5], b"{}", "json")
-    assert why_not_trained(day.lake, spec, LAST) == ""
+    assert due(missed_only=True) == due(missed_only=False) == ""
+
+
+def test_a_training_on_its_way_is_not_asked_for_by_the_schedule(day: Day) -> None:
+    for key in DAYS:
+        day.lake.write_table("minutes_h5/labels", key, pa.table({"x": [1]}))
+
+    def asked() -> object:
+        resources = {"lake": build_resources(day.settings)["lake"]}
+        with dg.build_schedule_context(day.instance, resources=resources) as context:
+            return day.defs.resolve_schedule_def("minutes_h5_retrain")(context)
+
+    request = asked()
+    assert isinstance(request, dg.RunRequest)
+    assert request.partition_key == LAST
+    tags = {"dagster/partition": LAST}
+    day.instance.add_run(
+        dg.DagsterRun(job_name="minutes_h5_retrain", status=dg.DagsterRunStatus.STARTED, tags=tags)
+    )
+    waits = asked()
+    assert isinstance(waits, dg.SkipReason)
+    assert waits.skip_message == f"a retrain as of {LAST} is on its way"

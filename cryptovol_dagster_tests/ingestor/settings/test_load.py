@@ -131,6 +131,16 @@ def test_a_missing_file_is_named(tmp_path):
         load_settings(tmp_path / "nowhere.yaml", {})
 
 
+@pytest.mark.parametrize(
+    ("folder", "command"), [("demo", "cryptovol demo"), ("simulated", "cryptovol up --simulate")]
+)
+def test_a_market_that_nobody_created_yet_says_how(tmp_path, monkeypatch, folder, command):
+    monkeypatch.chdir(tmp_path / "..")
+    for path in (tmp_path / "data" / folder / "config.yaml", Path("data") / folder / "config.yaml"):
+        with pytest.raises(SettingsError, match=f"no such configuration file; `{command}` creates it"):
+            load_settings(path, {})
+
+
 def test_the_committed_configuration_states_the_defaults():
     """config.yaml is the tour of what people set; it must not silently differ from the code's defaults."""
     file = load_settings(REPOSITORY / "config.yaml", {}).settings
@@ -152,6 +162,7 @@ def test_the_committed_configuration_states_the_defaults():
         ),
         ("coinbse:\n  products: [A]\n", "config.yaml:1: unknown key 'coinbse'. Did you mean 'coinbase'?"),
         ("data_dir: x\n", "config.yaml:1: unknown key 'data_dir'. Did you mean 'storage.data_dir'?"),
+        ("histroy:\n  url: x\n", "config.yaml:1: unknown key 'histroy'. Did you mean 'history'?"),
         ("qwerty: x\n", "config.yaml:1: unknown key 'qwerty'"),
         ("models:\n  enabled: [xgbost]\n", "or 'xgboost', got 'xgbost'. Did you mean 'xgboost'?"),
     ],
@@ -160,6 +171,20 @@ def test_an_unknown_key_asks_for_a_similar_one(config, text: str, says: str) -> 
     with pytest.raises(SettingsError) as found:
         load_settings(config(text), environ={})
     assert str(found.value).endswith(says)
+
+
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [
+        ("histroy.url", "history.url"),
+        ("timescales.minuts.quantile", "timescales.minutes.quantile"),
+        ("dagster.seed", "models.seed"),
+    ],
+)
+def test_of_several_keys_of_that_name_the_most_similar_is_meant(key: str, meant: str) -> None:
+    name = "CRYPTOVOL__" + key.upper().replace(".", "__")
+    with pytest.raises(SettingsError, match=rf"unknown key '{key}'\. Did you mean '{meant}'\?"):
+        load_settings(environ={name: "1"})
 
 
 def test_so_it_does_in_dotenv_and_environment(config) -> None:

@@ -1,0 +1,33 @@
+"""What tells the folder of a synthetic market from one that the real market is recorded into."""
+
+from __future__ import annotations
+
+from ingestor.errors import USAGE, CryptovolError
+from ingestor.settings.sections import Settings
+
+#: In the folder of a synthetic market, from its creation until it is removed.
+MARKET_LOCK = "market.lock"
+
+
+class SyntheticFolderError(CryptovolError):
+    """The real market was to be recorded into a synthetic one; the message says how not to."""
+
+    exit_code = USAGE
+
+
+def is_synthetic(settings: Settings) -> bool:
+    """Tell whether the data folder is that of a synthetic market."""
+    return (settings.storage.data_dir / MARKET_LOCK).exists()
+
+
+def require_real(settings: Settings, command: str) -> None:
+    """Check that a command which records the real market does not do so into a synthetic one.
+
+    Raises:
+        SyntheticFolderError: it would.
+    """
+    if is_synthetic(settings):
+        raise SyntheticFolderError(
+            f"{settings.storage.data_dir} holds a synthetic market, and `{command}` records the real one: "
+            "leave out --config (`cryptovol ui` opens this market)"
+        )
