@@ -12,7 +12,7 @@ from cryptovol_dagster.machine.reachable import free_port
 from cryptovol_dagster.machine.run import keep_running, port_option
 from cryptovol_dagster.machine.services import HOST, Machine, choose_port
 from cryptovol_dagster.machine.supervisor import Service
-from cryptovol_dagster.verbs.synthetic import SIMULATED_DIR, TAIL_HOURS, create_market, require_created
+from cryptovol_dagster.verbs.synthetic import SIMULATED_DIR, TAIL_HOURS, create_market
 from ingestor.settings import Settings, load_settings
 from ingestor.synthetic import require_real
 
@@ -83,7 +83,6 @@ def up(
         if simulate
         else _of_the_real_market()
     )
-    require_created(settings)
     machine = Machine(
         settings,
         ensure_dagster_home(settings),
