@@ -5,7 +5,8 @@ from __future__ import annotations
 from ingestor.errors import USAGE, CryptovolError
 from ingestor.settings.sections import Settings
 
-#: In the folder of a synthetic market, from its creation until it is removed.
+#: In the folder of a synthetic market from its creation on. Locked while somebody creates the market; kept
+#: when the rest of the folder is emptied.
 MARKET_LOCK = "market.lock"
 
 

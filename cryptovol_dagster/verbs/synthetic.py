@@ -34,8 +34,6 @@ TAIL_HOURS = 0.05
 RETRAIN_EVERY_HOURS = 3
 #: The audit of an hour looks for checkpoints in the hour around it; at 600 times the speed 10 s are longer.
 CHECKPOINT_S = 0.5
-#: Held while somebody makes a market; it outlives what is removed.
-_LOCK = MARKET_LOCK
 #: Between two trainings of a run over a range, which also trains at its end. The usual one is as of the hour
 #: after midnight. That may be the market's first, and a champion of one hour has no operating point.
 _ONLY_AT_THE_END_H = 1_000_000
@@ -70,7 +68,7 @@ def config_path(folder: Path) -> Path:
         NestedMarketError: the one in force is a synthetic market's.
     """
     base = load_settings().config_file
-    if base is not None and (base.parent / _LOCK).exists():
+    if base is not None and (base.parent / MARKET_LOCK).exists():
         raise NestedMarketError(
             f"{base} is the configuration of a synthetic market, and {folder} would lie in that market's "
             f"folder; leave out --config (and ${ENV_CONFIG_FILE})"
@@ -119,7 +117,7 @@ def creating_market(folder: Path, start: datetime, end: datetime | None, *, by: 
             for entry in path.parent.iterdir():
                 if entry.is_dir() and not entry.is_symlink():
                     shutil.rmtree(entry)
-                elif entry.name != _LOCK:
+                elif entry.name != MARKET_LOCK:
                     entry.unlink()
             path.write_text(content, encoding="utf-8")
         yield _use(path)
@@ -166,7 +164,7 @@ def require_created(settings: Settings) -> None:
     Raises:
         InstanceError: one does, and Dagster's daemon would compute the same hours.
     """
-    lock = settings.storage.data_dir / _LOCK
+    lock = settings.storage.data_dir / MARKET_LOCK
     if lock.exists() and locks.is_locked(lock):
         with lock.open("rb") as file:
             raise InstanceError(f"{_creator(lock.parent, file)}; wait for its end")
@@ -201,7 +199,7 @@ def _held(folder: Path, by: str) -> Iterator[None]:
     """
     with _changing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        file = (folder / _LOCK).open("a+b", buffering=0)
+        file = (folder / MARKET_LOCK).open("a+b", buffering=0)
     with file:
         if not locks.try_lock(file):
             raise InstanceError(f"{_creator(folder, file)}; wait or stop that, then run `{by}` again")

@@ -67,7 +67,7 @@ def model_evaluation_asset(
 
         Operating points are chosen on validation rows. `insufficient_data` is a verdict, not an error: the
         numbers are there, and so is the reason not to lean on them; beside it stands what the training rows
-        can teach. A run draws its newest hour: the most violent stretch of the test (with mids from the
+        can teach. A run draws its newest hour: the most violent episode after a calm (with mids from the
         bars), precision over recall (also at onset), the same by day or month, calibration. Fields:
         docs/model_eval.schema.json.
         """
@@ -77,7 +77,8 @@ def model_evaluation_asset(
             lake.delete(plots, key)  # those of an earlier evaluation
             evaluation = _evaluate(lake, spec, models, plan)
             report = replace(evaluation.report, as_of=key)
-            # MLflow first: when it is away, nothing is stored either, and the next run does both.
+            # Numbers to MLflow first: when it is away, nothing is stored either, and the next run does both.
+            # Where it goes away before the pictures, the run fails; the next one repeats the evaluation.
             _log_to_mlflow(tracking, lake, spec, key, report, models.enabled)
             path = _store(lake, reports, spec, key, report, evaluation)
             run_url = tracking.run_url(tracking.parent_run_id)
