@@ -44,7 +44,7 @@ class _Partition:
     #: Whether bytes are followed until they are stored; a real broker keeps them anyway.
     follows_storage: bool
     last_offset: int = -1
-    #: The last offset before they went back; −1 while they go forward.
+    #: The greatest offset before they went back; −1 while they go forward.
     end_of_old_log: int = -1
     #: A delivery was acknowledged without its offset (a retry the broker had already written).
     uncertain: bool = False
@@ -56,9 +56,8 @@ class _Partition:
     def acknowledged(self, offset: int, size: int) -> None:
         self.uncertain = offset < 0
         if not self.uncertain:
-            if offset < self.last_offset:  # only another log starts again
-                self.end_of_old_log = self.last_offset
-            self.last_offset = offset
+            # Within one log they only rise.
+            self._move_to(offset, in_another_log=offset <= self.last_offset)
         if self.follows_storage:
             self.acknowledged_bytes += size
             if not self.uncertain:
@@ -66,9 +65,14 @@ class _Partition:
 
     def known_to_end_at(self, offset: int) -> None:
         self.uncertain = False
-        self.last_offset = offset
+        self._move_to(offset, in_another_log=offset < self.last_offset)
         if self.follows_storage:
             self.unstored.append((offset, self.acknowledged_bytes))
+
+    def _move_to(self, offset: int, *, in_another_log: bool) -> None:
+        if in_another_log:
+            self.end_of_old_log = max(self.end_of_old_log, self.last_offset)
+        self.last_offset = offset
 
     def stored(self, next_offset: int) -> None:
         while self.unstored and self.unstored[0][0] < next_offset:
@@ -190,6 +194,15 @@ class Deliveries:
             return []
         return [key for key, partition in self.partitions.items() if partition.uncertain]
 
+    def end_epoch(self) -> int:
+        """End the current epoch without a mark's reader; return its number, for `is_settled`."""
+        self.mark(lambda _: None)
+        return self.epochs[-1].number - 1
+
+    def is_settled(self, number: int) -> bool:
+        """Whether everything up to that epoch is acknowledged."""
+        return self.epochs[0].number > number
+
     def settle(self) -> None:
         """Move the marks whose messages, and all earlier ones, are acknowledged to `reached`."""
         while (
@@ -210,7 +223,11 @@ class Deliveries:
         return result
 
     def log_was_recreated(self, topic: str) -> dict[int, int]:
-        """Forget the offsets of a log that is gone; for each partition the last acknowledged one."""
+        """Forget the offsets of a log that is gone; for each partition the last acknowledged one.
+
+        Call it once everything published before the loss was noticed is acknowledged: until then an
+        acknowledgement of the old log may still come.
+        """
         last: dict[int, int] = {}
         for key in [key for key in self.partitions if key[0] == topic]:
             partition = self.partitions.pop(key)

@@ -102,8 +102,10 @@ class Publisher:
         #: As taken in by `poll`; with a watch it is newer elsewhere at any time.
         self._state = logs.state if logs is not None else LogState(float("inf"), {})
         #: Called from `poll` for every recreated topic, with the last offset acknowledged in each
-        #: partition of its old log.
+        #: partition of its old log, once no further one can come.
         self.on_recreation: Callable[[Recreation, dict[int, int]], None] | None = None
+        #: Recreated topics, and the last epoch in which an acknowledgement of the old log may come.
+        self._unsettled: list[tuple[Recreation, int]] = []
         #: Topics whose new log has an end that is not known yet, and since when; marks wait for it.
         self._unknown_ends: dict[str, float] = {}
         self._counters = PublishCounters()
@@ -313,9 +315,12 @@ class Publisher:
         now = time.monotonic()
         for recreation in self._state.recreations[len(before.recreations) :]:
             self._counters.recreated_logs += 1
+            self._client.doubt()
+            self._unsettled.append((recreation, self._deliveries.end_epoch()))
+        while self._unsettled and self._deliveries.is_settled(self._unsettled[0][1]):
+            recreation, _ = self._unsettled.pop(0)
             acknowledged = self._deliveries.log_was_recreated(recreation.topic)
             self._unknown_ends[recreation.topic] = now
-            self._client.doubt()
             if self.on_recreation is not None:
                 self.on_recreation(recreation, acknowledged)
         for topic, since in list(self._unknown_ends.items()):
@@ -328,7 +333,8 @@ class Publisher:
     def _run_reached(self) -> None:
         """Run what waits for marks that are reached, once it is certain whose offsets they have."""
         reached = self._deliveries.reached
-        while reached and not self._unknown_ends and reached[0].at_s < self._state.asked_at_s:
+        waits = self._unsettled or self._unknown_ends
+        while reached and not waits and reached[0].at_s < self._state.asked_at_s:
             mark = reached.popleft()
             mark.then(mark.offsets)
         if reached and self._watch is not None:

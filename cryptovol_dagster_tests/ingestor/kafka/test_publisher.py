@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from confluent_kafka import Consumer, KafkaError, Producer, TopicPartition
 
 from ingestor.envelope import EVENTS, TICKS, TOPICS
 from ingestor.kafka.broker import Broker, connect
-from ingestor.kafka.logs import LogWatch
+from ingestor.kafka.logs import LogState, LogWatch, Recreation
 from ingestor.kafka.publisher import Offsets, Publisher, PublishError
 from ingestor.kafka.spill import Spill
 from ingestor.settings.sections import KafkaSettings
@@ -410,4 +411,57 @@ def test_topics_are_named_without_the_prefix(broker: Broker) -> None:
         publisher.publish(topic, b"k", b"v")
     asyncio.run(publisher.drain(10))
     assert set(publisher.acknowledged_offsets()) == set(TOPICS)
+    publisher.close()
+
+
+class _Watch:
+    """A log watch that has seen what the test says."""
+
+    def __init__(self) -> None:
+        self.state = LogState(time.monotonic(), {TICKS: "old"})
+
+    def ask(self) -> None:
+        """Do nothing; the test says when an answer has come."""
+
+    def sees_a_new_log(self, end: int) -> None:
+        ids, recreations = {TICKS: "new"}, (Recreation(TICKS, "old", "new"),)
+        self.state = LogState(time.monotonic(), ids, recreations, {TICKS: {0: end}})
+
+
+@pytest.mark.parametrize(
+    ("late", "acknowledged_by_old_log"),
+    [((471, 472, 0, 1), {0: 472}), ((0, 1, 2, 3), {0: 470}), ((471, 472, 473, 474), {0: 474})],
+)
+async def test_a_recreation_is_reported_once_the_old_log_can_acknowledge_nothing_more(
+    broker: Broker, late: tuple[int, ...], acknowledged_by_old_log: dict[int, int]
+) -> None:
+    """Its last delivery reports may be taken in after the recreation was noticed: they count as lost, too."""
+    watch, reported, reached = _Watch(), [], []
+    publisher = make(broker, logs=watch)
+    publisher.on_recreation = lambda recreation, offsets: reported.append((recreation.new_log, offsets))
+    epoch = publisher._deliveries.epochs[-1]
+    epoch.outstanding = publisher._deliveries.in_flight_messages = 1 + len(late)
+    epoch.delivered(None, _Acknowledged(470))  # type: ignore[arg-type]
+    publisher.after_acknowledged(reached.append)
+    watch.sees_a_new_log(end=9)
+    publisher.poll()
+    assert (reported, reached) == ([], [])
+    for offset in late:
+        epoch.delivered(None, _Acknowledged(offset))  # type: ignore[arg-type]
+    publisher.poll()
+    assert (reported, reached) == ([("new", acknowledged_by_old_log)], [])
+    watch.sees_a_new_log(end=9)
+    publisher.poll()
+    assert reached == [{TICKS: {0: 8}}]
+    publisher.close()
+
+
+async def test_a_log_of_one_message_is_reported_from_its_successor(broker: Broker) -> None:
+    """Both begin at offset 0."""
+    publisher = make(broker)
+    epoch = publisher._deliveries.epochs[-1]
+    epoch.outstanding = publisher._deliveries.in_flight_messages = 3
+    for offset in (0, 0, 1):
+        epoch.delivered(None, _Acknowledged(offset))  # type: ignore[arg-type]
+    assert publisher._deliveries.log_was_recreated(TICKS) == {0: 0}
     publisher.close()
