@@ -15,7 +15,7 @@ export GIT_PYTHON_REFRESH := quiet
 # Where it is set (many containers do), each process compiles Dagster, pandas and MLflow anew: 7 s of CPU, every time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo demo-ui up up-simulate ui status notebook test check format bench bench-recorder bench-backfill bench-backtest bench-gate bench-reports bench-drift bench-day-one bench-idle bench-api soak containers-lint containers-check kafka kafka-stop kafka-status lock clean
+.PHONY: help setup demo demo-ui up up-simulate ui status notebook test check format bench bench-recorder bench-backfill bench-verbs bench-gate bench-reports bench-drift bench-day-one bench-idle bench-api soak containers-lint containers-check kafka kafka-stop kafka-status lock clean
 
 help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,6 +62,9 @@ notebook: $(DEV_STAMP) ## Run notebooks/eda.ipynb on the configured data; writes
 test: $(DEV_STAMP) ## Every test; what needs Java, Maven or Chromium skips loudly where they are absent
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20
 
+# What these measure is published in docs/performance; `python -m benchmarks.NAME` only prints.
+bench bench-%: export PUBLISH := 1
+
 bench: $(DEV_STAMP) ## Speed of bars, features and replay, as ratios against pandas, Polars and the targets
 	$(BIN)/python -m benchmarks.run
 
@@ -71,11 +74,10 @@ bench-recorder: $(DEV_STAMP) ## Speed, memory and idle cost of the recorder on a
 bench-backfill: $(DEV_STAMP) ## A week of two products, raw ticks to evaluation, in one run; an hour; a retrain; a cold start: time and memory
 	$(BIN)/python -m benchmarks.backfill
 
-bench-backtest: $(STAMP) ## Minutes and memory of the walk-forward test of BTC-USD, all models (BARS=folder of minute candles)
-	/usr/bin/env time -v $(BIN)/cryptovol backtest --product BTC-USD --horizon 5 --bars $(BARS) --out $(BACKTEST_OUT)
+bench-verbs: $(DEV_STAMP) ## Seconds and memory of a backtest, an import and a score (BARS=folder of minute candles)
+	$(BIN)/python -m benchmarks.verbs --bars $(BARS)
 
 BARS ?= ../shared/data/bars
-BACKTEST_OUT ?= reports/backtest
 
 bench-day-one: $(DEV_STAMP) ## Minutes from `cryptovol up` on an empty folder to the minutes' champions, on a local exchange at 5 requests a second
 	$(BIN)/python -m benchmarks.day_one
@@ -114,7 +116,7 @@ containers-lint: $(STAMP) ## Lint the Dockerfiles (hadolint) and the security of
 	    $(BIN)/uv tool run --quiet --from compose-lint==0.36.2 compose-lint check --strict-config --no-env \
 	    --config docker/compose-lint.yml --skip-suppressed --fail-on low docker/compose.yaml
 
-containers-check: $(DEV_STAMP) containers-lint ## Run compose.yaml without Docker: real commands, PostgreSQL, Kafka (root, Go, Java; docs/deployment.md)
+containers-check: $(DEV_STAMP) containers-lint ## Run compose.yaml without Docker: real commands, PostgreSQL, Kafka (root, Go, Java; docs/guides/deploy.md)
 	cd docker/compose-check && POSTGRES_PASSWORD=x DAGSTER_POSTGRES_PASSWORD=x MLFLOW_POSTGRES_PASSWORD=x go run . ../compose.yaml
 	$(BIN)/python -m cryptovol_dagster_tests.deployment.prove
 

@@ -23,7 +23,9 @@ import numpy as np
 import pandas as pd
 import psutil
 
-from benchmarks.run import bare_environment, machine
+from benchmarks.performance_page import publish
+from benchmarks.run import bare_environment
+from benchmarks.table import Line, machine
 from cryptovol_dagster.chains import minutes_specs
 from cryptovol_dagster.core.market.candle_checks import MINUTE_NS, check_candles
 from cryptovol_dagster.core.times import DAY_NS
@@ -166,9 +168,13 @@ def main() -> None:
         client = mlflow.MlflowClient(settings_of(folder).mlflow_tracking_uri)
         for model in client.search_registered_models():
             print(f"registered: {model.name}, {model.aliases}")
-    minutes = max(at for at, _ in found.values()) / 60
-    share = minutes / LIMIT_MIN
-    print(f"{minutes:.1f} min to the champions of both horizons, {share:.2f} of {LIMIT_MIN:g} min")
+    last_s, used_s = max(found.values())
+    parts = ", ".join(f"{what} {at_s / 60:.1f} min" for what, (at_s, _) in found.items())
+    what = "`cryptovol up` → champions of both horizons"
+    line = Line(what, last_s / 60, LIMIT_MIN, "min", f"{used_s:.0f} s of CPU; {parts}", at_most=True)
+    print(line.row())
+    source = f"minutes of {asked.bars.name}" if asked.bars else "synthetic minutes"
+    publish("day_one", f"{asked.days} days of {len(PRODUCTS)} products, {source}", [line])
 
 
 if __name__ == "__main__":

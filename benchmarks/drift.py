@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.run import machine
+from benchmarks.performance_page import publish
+from benchmarks.table import machine
 from cryptovol_dagster.chains import minutes_specs
 from cryptovol_dagster.core.drift.distance import Drift, judge, product_drift, worst_of
 from cryptovol_dagster.core.drift.limits import MIN_PAIRS, DriftLimits, Pair, limits_in_force
@@ -166,14 +167,13 @@ def _sampled(values: NDArray[np.float64], random: np.random.Generator) -> NDArra
     return values[np.sort(random.choice(len(values), EVIDENTLY_ROWS, replace=False))]
 
 
-def tell(what: str, judged: Sequence[Drift]) -> None:
-    """Print the rates of a way to judge."""
+def rates_line(what: str, judged: Sequence[Drift]) -> str:
+    """Return the rates of a way to judge."""
     shares = [drift.share_over for drift in judged if drift.share_over is not None]
     over = sum(drift.over_limit for drift in judged)
-    print(
+    return (
         f"  {what:<34} features over: {np.mean(shares):6.1%}   windows over: {over / len(judged):6.1%} "
-        f"({over} of {len(judged)})",
-        flush=True,
+        f"({over} of {len(judged)})"
     )
 
 
@@ -197,27 +197,36 @@ def main() -> None:
     asked = parser.parse_args()
     if not asked.bars.is_dir():
         raise SystemExit(f"{asked.bars} is not there: name a folder of minute candles with --bars")
-    monitoring = Settings().monitoring
-    fixed = DriftLimits(monitoring.drift_distance_limit, monitoring.drift_limit_share)
-    most = monitoring.drift_calibration_hours
     print(f"machine: {machine()}")
     rows = read(asked.bars)
-    print(f"{len(rows.names)} features, {', '.join(rows.values)}, windows up to {END:%Y-%m-%d}\n", flush=True)
+    source = f"{len(rows.names)} features, {', '.join(rows.values)}, windows up to {END:%Y-%m-%d}"
+    print(f"{source}\n", flush=True)
+    shown: list[str] = []
+    for line in measured(rows, asked.days, asked.hour_days):
+        shown.append(line)
+        print(line, flush=True)
+    publish("drift", source, text="\n".join(shown))
 
-    days = Windows("days against 7 before", DAY_S, 7, asked.days)
-    hours = Windows("hours against 24 before", HOUR_S, 24, asked.hour_days * 24 + MIN_PAIRS)
-    for windows in (days, hours):
+
+def measured(rows: Rows, days: int, hour_days: int) -> Iterator[str]:
+    """Yield the lines of the text, each once it is known."""
+    monitoring = Settings().monitoring
+    fixed = DriftLimits(monitoring.drift_distance_limit, monitoring.drift_limit_share)
+    by_day = Windows("days against 7 before", DAY_S, 7, days)
+    by_hour = Windows("hours against 24 before", HOUR_S, 24, hour_days * 24 + MIN_PAIRS)
+    for windows in (by_day, by_hour):
         starts, pairs = zip(*pairs_of(rows, windows), strict=True)
-        calibrated = walked(pairs, fixed, most)
+        calibrated = walked(pairs, fixed, monitoring.drift_calibration_hours)
         kept = [at for at, drift in enumerate(calibrated) if drift is not None]
         of_fixed = [judge(pairs[at].distances, limits_in_force([], rows.names, fixed)) for at in kept]
         of_calibrated = [drift for drift in calibrated if drift is not None]
-        print(f"{windows.name}, the {len(kept)} with {MIN_PAIRS} or more pairs before them:")
-        if windows is days:
-            tell("Evidently's own tests and limits", by_evidently(rows, days, [starts[at] for at in kept]))
-        tell(f"fixed limits {fixed.distance:g} and {fixed.share:g}", of_fixed)
-        tell("calibrated limits", of_calibrated)
-        if windows is hours:
+        yield f"{windows.name}, the {len(kept)} with {MIN_PAIRS} or more pairs before them:"
+        if windows is by_day:
+            by_tests = by_evidently(rows, by_day, [starts[at] for at in kept])
+            yield rates_line("Evidently's own tests and limits", by_tests)
+        yield rates_line(f"fixed limits {fixed.distance:g} and {fixed.share:g}", of_fixed)
+        yield rates_line("calibrated limits", of_calibrated)
+        if windows is by_hour:
             sensor = (
                 monitoring.drift_hours_needed,
                 monitoring.drift_hours_looked_at,
@@ -225,8 +234,8 @@ def main() -> None:
             )
             for what, judged in (("fixed", of_fixed), ("calibrated", of_calibrated)):
                 count = reports([drift.over_limit for drift in judged], *sensor)
-                print(f"  reports asked for by {what} limits: {count} in {len(judged) / 24:.0f} days")
-        print(flush=True)
+                yield f"  reports asked for by {what} limits: {count} in {len(judged) / 24:.0f} days"
+        yield ""
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from benchmarks.run import machine
+from benchmarks.performance_page import publish
+from benchmarks.table import machine
 from cryptovol_dagster.core.metrics.bootstrap import BlockBootstrap, interval
 from cryptovol_dagster.core.metrics.ranking import average_precision
 from cryptovol_dagster.core.metrics.scored_rows import ScoredRows
@@ -467,15 +468,15 @@ def main() -> None:
         "better": (f"months with a promotion by day {days}", better_models(asked.months // 3, gate)),
         "real": ("real minutes", on_real_bars(asked.seeds, asked.draws, gate)),
     }
+    shown: list[str] = []
     for part in asked.part or PARTS:
         title, lines = parts[part]
-        print(f"\n{title}", flush=True)
-        if part == "real" and not BARS.is_dir():
-            print(f"{BARS} is absent: nothing was measured", flush=True)
-            continue
-        for line in lines:
+        is_absent = part == "real" and not BARS.is_dir()
+        for line in (f"\n{title}", *([f"{BARS} is absent: nothing was measured"] if is_absent else lines)):
+            shown.append(line)
             print(line, flush=True)
     print(f"\n{time.perf_counter() - began:.0f} s", flush=True)
+    publish("gate", f"{asked.months} synthetic months and real minutes", text="\n".join(shown))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,9 @@ from pathlib import Path
 import psutil
 
 from benchmarks import market
-from benchmarks.run import Line, bare_environment, machine
+from benchmarks.performance_page import publish
+from benchmarks.run import bare_environment
+from benchmarks.table import Line, machine
 from cryptovol_dagster.machine.reachable import free_port
 
 LIMIT_GB = 1.05
@@ -110,7 +112,9 @@ def main() -> None:
         print(f"{held.service:10}{held.pss_mb:8.1f} MB PSS {held.threads:4} threads   {held.command}")
     total_gb = sum(held.pss_mb for held in table if held.service in COUNTED) / 1e3
     detail = f"{' and '.join(COUNTED)}, {arguments.after_s:g} s after the start, no run"
-    print(Line("idle memory", total_gb, LIMIT_GB, "GB PSS", detail, at_most=True).row())
+    line = Line("idle memory", total_gb, LIMIT_GB, "GB PSS", detail, at_most=True)
+    print(line.row())
+    publish("idle", "an empty folder, no feed", [line])
 
 
 if __name__ == "__main__":

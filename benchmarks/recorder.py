@@ -17,12 +17,12 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from benchmarks import market
-from benchmarks.run import RESULTS, Line, machine
+from benchmarks.performance_page import publish
+from benchmarks.table import Line, machine
 
 FRAMES, LIVE_FRAMES, LIVE_FRAMES_PER_S = 1_000_000, 600, 10.0
 RECORDED_PER_S, RECORDER_MB, LIVE_SHARE = 20_000, 250, 0.03
@@ -178,15 +178,8 @@ def main() -> None:
     for line in table:
         print(line.row())
     wrong = faults(reports, options.frames)
-    content = {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "reports": reports,
-        "faults": wrong,
-    }
-    target = RESULTS.with_name("recorder.json")
-    target.write_text(json.dumps(content, indent=2) + "\n")
-    print(f"\nwritten to {target.relative_to(market.ROOT)}")
+    if not wrong:
+        publish("recorder", f"a synthetic market, {options.frames:,} ticker frames", table)
     for fault in wrong:
         print(f"WRONG RESULT  {fault}", file=sys.stderr)
     raise SystemExit(1 if wrong else 0)

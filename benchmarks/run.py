@@ -8,51 +8,24 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import shlex
 import subprocess
 import sys
 import tempfile
-from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from benchmarks import market
+from benchmarks.performance_page import publish
+from benchmarks.table import Line, machine
 from benchmarks.worker import TOLERANCE
 
-RESULTS = Path(__file__).resolve().parent / "results" / "latest.json"
 MILLION = 1_000_000
 PARSED_PER_S, FILE_PER_S = 950_000, 150_000
 #: Peak memory may grow by this much from the first quarter of a million ticks to the end and still be flat.
 FLAT = 1.05
 #: One core: libraries that start threads of their own are held to one.
 ONE_THREAD = {"POLARS_MAX_THREADS": "1", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-
-
-@dataclass(frozen=True)
-class Line:
-    """One row of the table: a measured number against its target."""
-
-    what: str
-    measured: float
-    target: float
-    unit: str
-    detail: str
-    at_most: bool = False
-
-    @property
-    def verdict(self) -> str:
-        """Whether the target is met."""
-        met = self.measured <= self.target if self.at_most else self.measured >= self.target
-        return "PASS" if met else "BELOW"
-
-    def row(self) -> str:
-        """The line of the table."""
-        bound = "≤" if self.at_most else "≥"
-        figures = f"{self.measured:>13,.3f} {self.unit:8} {bound} {self.target:>10,.2f}"
-        return f"{self.verdict:5} {self.what:42} {figures}   {self.detail}"
 
 
 def measure(*arguments: str, threads: int = 1) -> dict[str, Any]:
@@ -174,22 +147,6 @@ def recording(folder: Path) -> tuple[Path, str]:
     return path, "SYNTHETIC market of the simulator (the real recordings are absent)"
 
 
-def machine() -> str:
-    """One line on what this ran on."""
-    model = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        names = [
-            line.partition(":")[2].strip() for line in info.read_text().splitlines() if "model name" in line
-        ]
-        model = names[0] if names else model
-    libraries = ", ".join(f"{name} {version(name)}" for name in ("numpy", "pandas", "polars"))
-    load = os.getloadavg()[0]
-    return (
-        f"{model}, {os.cpu_count()} cores, load {load:.1f}, Python {platform.python_version()}, {libraries}"
-    )
-
-
 def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         path, source = recording(Path(folder))
@@ -216,17 +173,8 @@ def main() -> None:
     for line in lines:
         print(line.row())
     wrong = faults(reports)
-    RESULTS.parent.mkdir(exist_ok=True)
-    content = {
-        "at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
-        "ticks": source,
-        "lines": [asdict(line) | {"verdict": line.verdict} for line in lines],
-        "reports": reports,
-        "faults": wrong,
-    }
-    RESULTS.write_text(json.dumps(content, indent=2) + "\n")
-    print(f"\nwritten to {RESULTS.relative_to(market.ROOT)}")
+    if not wrong:
+        publish("features", f"{source}; feature set {one['feature_hash']}, {one['features']} features", lines)
     for fault in wrong:
         print(f"WRONG RESULT  {fault}", file=sys.stderr)
     raise SystemExit(1 if wrong else 0)

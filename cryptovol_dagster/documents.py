@@ -1,7 +1,7 @@
-"""`docs/features.md` and `docs/features_minutes.md`: rendered from the declared tables, default settings.
+"""The pages of features, rendered from the declared tables with default settings.
 
-``python -m cryptovol_dagster.documents > docs/features.md`` renders the first page; with the argument
-``minutes``, the second. A test compares the files with the declaration.
+``python -m cryptovol_dagster.documents > docs/reference/features.md`` renders the first page; with the
+argument ``minutes``, the second, `features-minutes.md`. A test compares the files with the declaration.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from ingestor.settings.sections import Settings
 _HEAD = """# Features of the timescale `{name}`
 
 {count} columns, version `{version}`. Made from the code by
-`python -m cryptovol_dagster.documents{command} > docs/{file}`;
+`python -m cryptovol_dagster.documents{command} > docs/reference/{file}`;
 a test fails where they differ.
 
 A row is known at its bar's end and uses nothing later. Windows are in bars of {bar_s} s, the row's own
@@ -44,7 +44,7 @@ def render(spec: TimescaleSpec) -> str:
     text = _HEAD.format(
         name=spec.grid,
         command="" if spec.grid == SECONDS else f" {spec.grid}",
-        file="features.md" if spec.grid == SECONDS else f"features_{spec.grid}.md",
+        file="features.md" if spec.grid == SECONDS else f"features-{spec.grid}.md",
         count=len(features),
         version=feature_hash(spec),
         bar_s=spec.bar_interval_s,

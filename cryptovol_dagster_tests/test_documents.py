@@ -1,4 +1,4 @@
-"""docs/features.md and docs/features_minutes.md are what the declared tables render."""
+"""docs/reference/features.md and docs/reference/features-minutes.md are what the declared tables render."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ingestor.settings.sections import Settings
 
 SPECS = timescale_specs(Settings())
 every_page = pytest.mark.parametrize(
-    ("name", "file"), [("seconds", "features.md"), ("minutes_h5", "features_minutes.md")]
+    ("name", "file"), [("seconds", "reference/features.md"), ("minutes_h5", "reference/features-minutes.md")]
 )
 
 

@@ -4,8 +4,8 @@
 >>> market = api.open("data/demo")
 >>> market.features("BTC-USD", "-2h")
 
-`docs/api.md` shows each method. Belongs here: reading what is stored, in units that people read. Does not
-belong here: computing what is stored, writing anything.
+`docs/guides/python-api.md` shows each method. Belongs here: reading what is stored, in units that
+people read. Does not belong here: computing what is stored, writing anything.
 """
 
 from cryptovol_dagster.api.errors import ApiError

@@ -86,9 +86,10 @@ def export(
 ) -> None:
     """Write ticks, trades, bars, features, labels, scores, coverage or gaps to a file.
 
-    The rows are those of the Python API (docs/api.md): prices in quote currency, spreads in bps, times in
-    UTC. Parquet and CSV files hold one kind; a DuckDB file holds a table a kind. The file appears when it is
-    complete. Rows are read an hour at a time (of the minutes: a day) and written some 100,000 at a time.
+    The rows are those of the Python API (docs/guides/python-api.md): prices in quote currency, spreads in
+    bps, times in UTC. Parquet and CSV files hold one kind; a DuckDB file holds a table a kind. The file
+    appears when it is complete. Rows are read an hour at a time (of the minutes: a day) and written some
+    100,000 at a time.
 
     \b
     Examples:

@@ -54,7 +54,7 @@ def leak_audit(
     came out, and are not told what was done. Each leak must be found by the detector whose business it is,
     and none may find anything in the honest way. Exit code 1 when a leak passes or the honest way is flagged.
     What each leak would have claimed stands beside what the honest way reaches: on a made-up market, which
-    says nothing of a real one. docs/leaks.md describes them all.
+    says nothing of a real one. docs/concepts/leaks.md describes them all.
 
     With --as-of nothing is injected: the detectors that need no second run look at the plan, the models and
     the evaluation that are stored, and compute labels and features of the test again from the bars.

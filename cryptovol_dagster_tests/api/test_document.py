@@ -1,4 +1,4 @@
-"""docs/api.md: its python blocks run, and its tables are those that the code declares."""
+"""docs/guides/python-api.md: its python blocks run, and its tables are those that the code declares."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cryptovol_dagster_tests.pipeline import Pipeline
 from cryptovol_dagster_tests.places import DOCS
 from ingestor.settings import Settings
 
-PAGE = (DOCS / "api.md").read_text(encoding="utf-8")
+PAGE = (DOCS / "guides/python-api.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 #: The day of the demo, and that of the small pipeline, which has hours from three to seven.
 DEMO_DAY, DAY = "2025-12-01", "2026-04-04"
@@ -30,7 +30,7 @@ def test_its_blocks_run_one_after_the_other(
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
     for block in BLOCKS:
-        exec(compile(block.replace(DEMO_DAY, DAY), "docs/api.md", "exec"), names)
+        exec(compile(block.replace(DEMO_DAY, DAY), "docs/guides/python-api.md", "exec"), names)
     assert len(BLOCKS) == 8
     assert isinstance(names["closes"], pd.DataFrame)
     assert list(names["closes"].columns) == ["BTC-USD", "ETH-USD"]

@@ -1,4 +1,4 @@
-"""Dagster's traps that can be stepped into without anything failing at once (docs/dagster_traps.md)."""
+"""Dagster's traps in which nothing fails at once (docs/reference/dagster-traps.md)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DECORATORS = {
     "op",
     "run_failure_sensor",
 }
-#: What Dagster, dagster-mlflow and MLflow offer and what goes wrong with it: docs/dagster_traps.md says why.
+#: What Dagster, dagster-mlflow and MLflow offer and goes wrong: docs/reference/dagster-traps.md says why.
 MISLEADING = {
     "SourceAsset",
     "external_asset_from_spec",

@@ -12,9 +12,9 @@ from cryptovol_dagster_tests.places import DOCS, REPOSITORY
 
 #: File → header of its table; the tests stand in the last column.
 TABLES = {
-    DOCS / "faults.md": "| fault | what you see | what is kept | test |",
-    DOCS / "bad_input.md": "| what comes in | what you see, and where | what is kept | test |",
-    DOCS / "dagster_traps.md": "| trap | how it is avoided | test |",
+    DOCS / "reference/faults.md": "| fault | what you see | what is kept | test |",
+    DOCS / "reference/bad-input.md": "| what comes in | what you see, and where | what is kept | test |",
+    DOCS / "reference/dagster-traps.md": "| trap | how it is avoided | test |",
 }
 _ID = re.compile(r"`([\w/]+\.py)::(\w+)`")
 

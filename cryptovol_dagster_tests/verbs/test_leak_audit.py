@@ -119,7 +119,7 @@ def test_the_list_and_the_document_name_every_leak_and_its_detector() -> None:
     listed = json.loads(invoke("--list", "--json").stdout)
     assert [row["leak"] for row in listed] == [leak.name for leak in LEAKS]
     text = invoke("--list").output
-    document = (REPOSITORY / "docs" / "leaks.md").read_text()
+    document = (REPOSITORY / "docs" / "concepts" / "leaks.md").read_text()
     for row in listed:
         assert row["leak"] in text
         assert f"| {row['leak']} |" in document

@@ -1,9 +1,9 @@
 """The exchange's messages as they stand on the wire (Coinbase Advanced Trade), typed with msgspec.
 
-The structs here are the documented protocol, field for field: `docs/protocol.md` is their list for people,
-and `ingestor.exchange.drift` names whatever differs from them. What is kept whole stays `msgspec.Raw`: a
-ticker entry or a trade reaches raw storage byte for byte, so a field that the exchange adds tomorrow
-survives. `ingestor.exchange.parse` reads these messages, `ingestor.feed` acts.
+The structs here are the documented protocol, field for field: `docs/reference/protocol.md` is their list for
+people, and `ingestor.exchange.drift` names whatever differs from them. What is kept whole stays
+`msgspec.Raw`: a ticker entry or a trade reaches raw storage byte for byte, so a field that the exchange adds
+tomorrow survives. `ingestor.exchange.parse` reads these messages, `ingestor.feed` acts.
 """
 
 from __future__ import annotations

@@ -71,7 +71,8 @@ def dead_letters(
     """List what the recorder could not read: a row for each class of reason, and the bytes.
 
     Reads raw storage, so it sees what `cryptovol ingest` has stored (a running one: up to the last minute).
-    Times are of receiving. No letters is good news, exit code 0. docs/protocol.md says what becomes one.
+    Times are of receiving. No letters is good news, exit code 0. docs/reference/protocol.md lists
+    the reasons.
 
     \b
     What there is, by reason:      cryptovol dead-letters

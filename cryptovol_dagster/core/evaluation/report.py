@@ -1,8 +1,8 @@
 """What ``model_eval.json`` holds: its record, its JSON Schema, and how it is written and read.
 
 `evaluate` builds the record, and everything after it passes the record on; JSON is written at the edge alone.
-``docs/model_eval.schema.json`` is rendered from here: ``python -m cryptovol_dagster.core.evaluation.report``.
-The schema holds the docstrings below.
+``python -m cryptovol_dagster.core.evaluation.report`` renders ``docs/reference/model_eval.schema.json``. The
+schema holds the docstrings below.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Features: what is known at the end of a bar, from windows over bars; never a price or volume level.
 
 Each feature is declared once (`feature_list`): the declaration names, documents, computes and versions it.
-One function serves the hourly asset, replay, the benchmark and the live path; `docs/features.md` and the
-lake's schema are rendered from the same table. There are two stages: a product's *own* features from its own
-bars, and *cross* features from the other products' own features of the same bar.
+One function serves the hourly asset, replay, the benchmark and the live path; `docs/reference/features.md`
+and the lake's schema are rendered from the same table. There are two stages: a product's *own* features from
+its own bars, and *cross* features from the other products' own features of the same bar.
 
 Does not belong here: the formulas (`formulas.py`), labels, scaling to a training span, anything that reads
 past a row's own bar.

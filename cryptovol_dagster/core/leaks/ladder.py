@@ -268,7 +268,7 @@ def _judge_tuned_by_test(
     return _judge(_validated_by_test(problem), models, timescale, spec)
 
 
-#: In the order of the ladder: the eight kinds that `docs/leaks.md` describes, two of them in two forms.
+#: In the order of the ladder: the eight kinds of `docs/concepts/leaks.md`, two of them in two forms.
 LEAKS: tuple[Leak, ...] = (
     Leak("random split", "neighbours of test rows were trained on", "pose", _dealt_at_random),
     Leak(

@@ -69,7 +69,7 @@ def model_evaluation_asset(
         numbers are there, and so is the reason not to lean on them; beside it stands what the training rows
         can teach. A run draws its newest hour: the most violent episode after a calm (with mids from the
         bars), precision over recall (also at onset), the same by day or month, calibration. Fields:
-        docs/model_eval.schema.json.
+        docs/reference/model_eval.schema.json.
         """
         reports, newest, told = reports.of(spec.name), None, {}
         for plan in trainable_plans(context, lake, spec, name, predictions, plots):

@@ -60,7 +60,7 @@ def chain_checks(spec: TimescaleSpec, models: Sequence[str]) -> list[Check]:
             "no_leak",
             _no_leak(spec, models),
             description="Labels, thresholds and features, computed again, are those the models saw; nothing "
-            "was chosen on the test, and no score is too good (docs/leaks.md).",
+            "was chosen on the test, and no score is too good (docs/concepts/leaks.md).",
         ),
         Check(
             asset_key(spec, "champion"),

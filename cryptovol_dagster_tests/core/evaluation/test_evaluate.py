@@ -118,9 +118,9 @@ def test_the_report_has_the_fields_of_its_schema(
         record = check_report(report)
         assert read_report(json.dumps(report).encode()) == record
         assert json.loads(encode(record)) == report
-    published = DOCS / "model_eval.schema.json"
+    published = DOCS / "reference/model_eval.schema.json"
     assert json.loads(published.read_text()) == json_schema(), (
-        "python -m cryptovol_dagster.core.evaluation.report > docs/model_eval.schema.json"
+        "python -m cryptovol_dagster.core.evaluation.report > docs/reference/model_eval.schema.json"
     )
 
 

@@ -1,4 +1,4 @@
-"""docs/protocol.md lists exactly the fields that the code declares."""
+"""docs/reference/protocol.md lists exactly the fields that the code declares."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cryptovol_dagster_tests.places import DOCS
 from ingestor.exchange import messages as wire
 from ingestor.exchange.drift import Field, documented
 
-DOCUMENT = (DOCS / "protocol.md").read_text()
+DOCUMENT = (DOCS / "reference/protocol.md").read_text()
 PARTS: dict[str, type[wire.Documented]] = {"The frame": wire.Envelope}
 for channel, part in wire.CHANNELS.items():
     PARTS[f"`{channel}`: event"] = part.event
