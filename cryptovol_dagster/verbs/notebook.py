@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
@@ -33,6 +34,8 @@ def notebook(path: Path) -> None:
     settings = load_settings().settings
     storage = settings.storage
     page = storage.reports_dir / f"{path.stem}.html"
+    if sys.stderr.isatty():
+        click.echo(f"running {path} on {storage.data_dir}: a minute or two", err=True)
     content = _run(path)
     click.echo(f"written to {Reports(storage.reports_dir, storage.artifacts_dir).write(page, content)}")
 
