@@ -15,7 +15,7 @@ export GIT_PYTHON_REFRESH := quiet
 # Where it is set (many containers do), each process compiles Dagster, pandas and MLflow anew: 7 s of CPU, every time.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help setup demo demo-ui up up-simulate ui status notebook test check format bench bench-recorder bench-backfill bench-verbs bench-gate bench-reports bench-drift bench-day-one bench-idle bench-api soak containers-lint containers-check kafka kafka-stop kafka-status lock clean
+.PHONY: help setup demo demo-ui up up-simulate ui status notebook test check format bench bench-recorder bench-backfill bench-verbs bench-gate bench-reports bench-drift bench-day-one bench-idle bench-api soak containers-lint containers-check docs kafka kafka-stop kafka-status lock clean
 
 help: ## Show this help
 	@awk 'BEGIN {FS = ":.*## "} /^[a-z-]+:.*## / {printf "  \033[1m%-16s\033[0m %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -100,11 +100,19 @@ bench-api: $(DEV_STAMP) ## Seconds of a month of two products' features by the P
 soak: $(DEV_STAMP) ## Two minutes without Kafka, then 50 SIGKILLs of the recorder (SOAK="--outage-s 30 --kills 10")
 	$(BIN)/python -m cryptovol_dagster_tests.soak $(SOAK)
 
-check: $(DEV_STAMP) ## Lint, types, import contracts
+check: $(DEV_STAMP) ## Lint, types, import contracts, links of the documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/pyright
+	$(MKDOCS) --strict --site-dir .site-check
+
+# Material's notice about MkDocs 2 says nothing about this site; Material itself is pinned to MkDocs 1.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
+
+docs: $(DEV_STAMP) ## Build the documentation site into site/; prints the address of its first page
+	@$(MKDOCS) --strict
+	@echo "file://$(CURDIR)/site/index.html"
 
 format: $(DEV_STAMP) ## Format the code and mend what ruff can mend
 	$(BIN)/ruff check --fix .

@@ -1,34 +1,76 @@
-"""docs/reference/features.md and docs/reference/features-minutes.md are what the declared tables render."""
+"""The generated pages of the documentation are what the code renders, and they are complete."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
+
+import click
 import pytest
 
 from cryptovol_dagster.chains import timescale_specs
+from cryptovol_dagster.cli import VERBS, main
 from cryptovol_dagster.core.features.catalogue import feature_list
-from cryptovol_dagster.documents import render
-from cryptovol_dagster_tests.places import DOCS
-from ingestor.settings.sections import Settings
+from cryptovol_dagster.documents import COMMAND, PAGES, render_commands, render_features, render_settings
+from cryptovol_dagster_tests.places import DOCS, REPOSITORY
+from ingestor.settings import Settings
+from ingestor.settings.load import LoadedSettings
 
 SPECS = timescale_specs(Settings())
-every_page = pytest.mark.parametrize(
-    ("name", "file"), [("seconds", "reference/features.md"), ("minutes_h5", "reference/features-minutes.md")]
-)
 
 
-@every_page
-def test_the_document_is_the_rendered_declaration(name: str, file: str) -> None:
-    assert (DOCS / file).read_text() == render(SPECS[name]), (
-        f"python -m cryptovol_dagster.documents [minutes] > docs/{file}"
-    )
+@pytest.mark.parametrize(("file", "render"), PAGES.items(), ids=list(PAGES))
+def test_the_page_is_what_the_code_renders(file: str, render: Callable[[], str]) -> None:
+    assert (DOCS / file).read_text(encoding="utf-8") == render(), COMMAND
 
 
-@every_page
-def test_every_feature_has_a_row_of_five_cells(name: str, file: str) -> None:
+@pytest.mark.parametrize("name", ["seconds", "minutes_h5"])
+def test_every_feature_has_a_row_of_five_cells(name: str) -> None:
     spec = SPECS[name]
-    rows = [line for line in render(spec).splitlines() if line.startswith("| `")]
+    rows = [line for line in render_features(name).splitlines() if line.startswith("| `")]
     assert [row.split("`")[1] for row in rows] == sorted(
         (feature.name for feature in feature_list(spec)),
         key=[row.split("`")[1] for row in rows].index,
     )
     assert {row.replace(r"\|", "").count("|") for row in rows} == {6}
+
+
+def test_every_setting_has_its_meaning_its_type_and_its_variable() -> None:
+    parts = re.split(r"^### `(.+)`\n", render_settings(), flags=re.MULTILINE)[1:]
+    entries = dict(zip(parts[::2], parts[1::2], strict=True))
+    assert set(entries) == {key for key, *_ in LoadedSettings(Settings(), {}, None).rows()}
+    for key, entry in entries.items():
+        meaning, about, *_ = entry.strip().split("\n\n")
+        assert len(meaning) > len("Eta."), key
+        variable = f"CRYPTOVOL__{key.upper().replace('.', '__')}"
+        assert re.fullmatch(
+            rf"(text|number|whole number|list of|true|date|path|mapping|`).*; `{variable}`", about
+        )
+
+
+def test_every_command_stands_there_with_its_help() -> None:
+    page = render_commands()
+    assert re.findall(r"^## `cryptovol (.+)`$", page, re.MULTILINE) == list(VERBS)
+    for name in VERBS:
+        command = main.get_command(click.Context(main), name)
+        assert command is not None
+        options = [one.opts[0] for one in command.params if isinstance(one, click.Option) and not one.hidden]
+        section = page.split(f"## `cryptovol {name}`\n")[1].split("\n## ")[0]
+        assert [option for option in options if option not in section] == []
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "CONTRIBUTING.md",
+        "CHANGELOG.md",
+        "findings/README.md",
+        "cryptovol_dagster_tests/README.md",
+    ],
+)
+def test_pages_outside_the_site_link_what_exists(page: str) -> None:
+    """Those of `docs/` are checked by the site's build (`make check`)."""
+    file = REPOSITORY / page
+    links = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", file.read_text(encoding="utf-8"))
+    assert [link for link in links if not (file.parent / link).exists()] == []

@@ -224,7 +224,9 @@ class ModelSettings(Section):
         default=300, description="most boosting rounds; early stopping may take fewer"
     )
     xgboost_depth: PositiveInt = Field(default=3, description="depth of the trees")
-    xgboost_learning_rate: PositiveFloat = Field(default=0.05, description="eta")
+    xgboost_learning_rate: PositiveFloat = Field(
+        default=0.05, description="learning rate (eta): the share of each tree that is added"
+    )
     xgboost_min_child_weight: PositiveFloat = Field(default=50.0, description="least hessian in a leaf")
     bootstrap_resamples: PositiveInt = Field(
         default=500, description="block-bootstrap resamples of an interval"
