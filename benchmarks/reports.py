@@ -88,7 +88,7 @@ def scores_line(spec: TimescaleSpec) -> Line:
     if scores.status != drift.SCORED or len(scores.reference_hours) != REFERENCE_HOURS:
         raise SystemExit(f"the hour was not scored: {scores.status} {scores.reason}")
     if scores.limits.pairs != CALIBRATION_HOURS:
-        raise SystemExit(f"the hour was not calibrated on a month: {scores.limits.told}")
+        raise SystemExit(f"the hour was not calibrated on a month: {scores.limits.basis}")
     detail = (
         f"{of_cpu:.2f} s of CPU; {len(names)} features × {len(PRODUCTS)} products, a day before, limits "
         f"of {CALIBRATION_HOURS} past pairs"

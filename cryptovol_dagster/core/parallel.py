@@ -1,6 +1,6 @@
-"""The same work on several things, on all cores of the machine.
+"""Run one function on several items, on all cores of the machine.
 
-For work that spends its time in numpy, which releases the interpreter's lock while it sorts, takes or sums.
+For functions that spend their time in numpy, which releases the interpreter's lock while it computes.
 """
 
 from __future__ import annotations
@@ -15,14 +15,20 @@ R = TypeVar("R")
 
 
 def on_all_cores(work: Callable[[T], R], things: Iterable[T]) -> list[R]:
-    """Do the work on each thing, and return the results in the order of the things.
+    """Call a function on each item in threads, and return the results in the order of the items.
 
     Args:
-        work: depends on its thing alone, so that the results are those of a loop.
-        things: to work on.
+        work: the function; it depends on its item alone, so that the results are those of a loop.
+        things: the items.
 
     Raises:
-        Exception: what the first thing that failed, by order, raised.
+        Exception: the exception of the first failed item, in the order of the items.
+
+    Examples:
+        >>> on_all_cores(abs, [-3, 2, -1])
+        [3, 2, 1]
+        >>> on_all_cores(len, [])
+        []
     """
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         return list(pool.map(work, things))

@@ -1,4 +1,4 @@
-"""What a computation was asked to do: frozen, hashable, free of where the numbers came from."""
+"""Specifications of computations: frozen and hashable, independent of where the data came from."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ SECONDS, MINUTES = "seconds", "minutes"
 
 class _Hashable:
     def hash(self) -> str:
-        """Short stable hash of every field, for names of versions."""
+        """Return a short stable hash of every field, for names of versions."""
         text = json.dumps(asdict(self), sort_keys=True)  # type: ignore[call-overload] - subclasses are dataclasses
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True)
 class SplitSpec(_Hashable):
-    """How a labelled span is cut; all spans in seconds of time, never in rows."""
+    """How a labelled span is split; all spans in seconds of time, never in rows."""
 
     train_span_s: int
     test_span_s: int
@@ -40,23 +40,23 @@ class TimescaleSpec(_Hashable):
     """One chain: a grid of bars and features, and on it one horizon to learn.
 
     Attributes:
-        name: of the chain; labels, splits, models, evaluation and champion stand under it ("minutes_h5").
-        grid: of the timescale; bars and features stand under it, and horizons share them ("minutes").
+        name: of the chain; prefix of its labels, splits, models, evaluation and champion ("minutes_h5").
+        grid: of the timescale; prefix of bars and features, which its horizons share ("minutes").
         bar_interval_s: length of a bar.
         partition_s: length of a partition: an hour or a day.
-        quotes: whether bars are made of quotes; candles have none, and no features of them.
+        quotes: whether bars are built from quotes; candles have no quotes and no quote features.
         windows_bars: feature windows.
         ewma_half_lives_bars: of the EWMA features.
-        horizon_bars: H; a label looks at (t, t + H].
-        target: what volatility is to be told: `RV` (close to close) or `GK` (Garman–Klass).
-        quantile: a spike is at or over this quantile of the training span.
+        horizon_bars: H; a label covers (t, t + H].
+        target: the volatility to predict: `RV` (close to close) or `GK` (Garman–Klass).
+        quantile: a spike is at or above this quantile of the training span.
         stale_after_s: a quote older than this is stale.
         gap_after_s: no message for longer than this is a gap.
-        label_max_age_s: no label where its span holds an older quote.
+        label_max_age_s: there is no label where its span contains an older quote.
         late_after_s: a message older than its product's newest by more is late.
-        retrain_every: partitions from one training of a run over a range to the next.
-        retrain_phase: which ones these are: partitions counted from the epoch, modulo `retrain_every`.
-        splits: how a labelled span is cut.
+        retrain_every: number of partitions between two trainings of a run over a range.
+        retrain_phase: which partitions train: their number since the epoch, modulo `retrain_every`.
+        splits: how a labelled span is split.
     """
 
     name: str
@@ -98,15 +98,22 @@ class TimescaleSpec(_Hashable):
         return self.horizon_bars * self.bar_interval_s
 
     def asset(self, name: str) -> str:
-        """Name an asset of the chain as users write it, which is also its folder in the lake.
+        """Return the name of an asset of the chain as users write it, which is also its folder in the lake.
 
         Horizons on one grid share candles, bars and features: ``minutes/bars``, but ``minutes_h5/labels``.
+
+        Examples:
+            >>> from cryptovol_dagster.core.samples import SPEC
+            >>> from dataclasses import replace
+            >>> chain = replace(SPEC, name="minutes_h5", grid="minutes")
+            >>> chain.asset("bars"), chain.asset("labels")
+            ('minutes/bars', 'minutes_h5/labels')
         """
         return f"{self.grid if name in _GRID_ASSETS else self.name}/{name}"
 
     @property
     def source_assets(self) -> tuple[str, ...]:
-        """What the chain's bars are computed from, in order: the feed's gaps and ticks, or candles."""
+        """Sources of the chain's bars, in order: the feed's gaps and ticks, or candles."""
         return ("gap_ledger", "ticks") if self.quotes else (self.asset("candles"),)
 
     @property
@@ -115,20 +122,25 @@ class TimescaleSpec(_Hashable):
         return tuple(map(self.asset, ("bars", "features", "labels", "drift_scores")))
 
     def training_assets(self, models: Sequence[str]) -> tuple[str, ...]:
-        """The chain's assets from splits to champion, in order.
+        """Return the chain's assets from splits to champion, in order.
 
         Args:
             models: names of the models that are trained.
+
+        Examples:
+            >>> from cryptovol_dagster.core.samples import SPEC
+            >>> SPEC.training_assets(["ewma"])
+            ('sample/splits', 'sample/model_ewma', 'sample/model_evaluation', 'sample/champion')
         """
         names = ("splits", *(f"model_{model}" for model in models), "model_evaluation", "champion")
         return tuple(map(self.asset, names))
 
 
 def market_assets(specs: Iterable[TimescaleSpec]) -> tuple[str, ...]:
-    """Name the assets of a timescale's chains up to labels and drift scores, in order.
+    """Return the assets of a timescale's chains up to labels and drift scores, in order.
 
     Args:
-        specs: the chains on one grid; what they share is named once.
+        specs: the chains on one grid; shared assets are listed once.
     """
     names = (name for spec in specs for name in (*spec.source_assets, *spec.market_assets))
     return tuple(dict.fromkeys(names))
@@ -154,25 +166,25 @@ class GateSpec(_Hashable):
     """How a challenger is compared with the champion.
 
     Attributes:
-        first_look_s: length of the hold-out before the first interim analysis.
-        growth: the next one is due when the hold-out is this many times as long as at the one before.
-        measured_for_s: hold-out after which an undecided challenger is let go; at least three tests long, so
-            that one whose first hold-out is a month gets a second analysis.
-        error_rate: chance of promoting a model that is no better, over `error_window_s`, if the bounds were
-            exact. Half of the 5 % that is promised: with few and unlike blocks they are not quite.
-        error_window_s: see there.
-        most_per_look: level of a single analysis, at most.
-        min_gain: average precision below which a gain, however sure, is not worth another champion: that much
-            two seeds of one learner differ.
-        reject_level: level at which a challenger counts as surely worse.
-        least_block_s: length of a bootstrap block, at least; a day where the hold-out has ten or more.
-        blocks: into how many a hold-out is cut in between.
+        first_look_s: length of the hold-out at the first interim analysis.
+        growth: the next analysis is due when the hold-out is this many times as long as at the previous one.
+        measured_for_s: length of the hold-out at which an undecided challenger is dropped; at least three
+            tests long, so that a challenger whose first hold-out is a month gets a second analysis.
+        error_rate: probability of promoting a model that is no better, over `error_window_s`, if the bounds
+            were exact. Half of the promised 5 %: with few and unequal blocks the bounds are not exact.
+        error_window_s: the time that `error_rate` refers to.
+        most_per_look: highest level of a single analysis.
+        min_gain: gain of average precision below which the champion stays, however certain the gain is: two
+            seeds of one learner differ by as much.
+        reject_level: level at which a challenger counts as worse.
+        least_block_s: shortest bootstrap block; a block is a day where the hold-out has ten days or more.
+        blocks: number of blocks of a hold-out, where that gives blocks between these two lengths.
         resamples: of the bootstrap.
         seed: of the bootstrap.
-        brier_tolerance: how much worse, as a share, a promoted model's Brier score may be.
-        min_positives: positives without which a hold-out says nothing.
-        min_positive_blocks: blocks with a positive without which it says nothing.
-        champion_max_age_s: a champion that has learned nothing for longer is compared with the fallback.
+        brier_tolerance: by which share the Brier score of a promoted model may be higher.
+        min_positives: fewest positives of a hold-out that suffices.
+        min_positive_blocks: fewest blocks with a positive of a hold-out that suffices.
+        champion_max_age_s: a champion trained on no newer data than this is compared with the fallback.
     """
 
     first_look_s: int = DAY_S

@@ -19,7 +19,7 @@ _DAY_KEY = re.compile(r"\d{4}-\d{2}-\d{2}$")
 
 
 class PartitionKeyError(CryptovolError, ValueError):
-    """The key names neither an hour nor a day; the message says what was expected."""
+    """The key is neither an hour nor a day; the message contains the expected form."""
 
 
 def hour_window(partition_key: str) -> tuple[int, int]:
@@ -27,15 +27,20 @@ def hour_window(partition_key: str) -> tuple[int, int]:
 
     Raises:
         PartitionKeyError: the key is not an hour.
+
+    Examples:
+        >>> start_ns, end_ns = hour_window("2026-04-04-03:00")
+        >>> iso_utc(start_ns), (end_ns - start_ns) // NS
+        ('2026-04-04T03:00:00Z', 3600)
     """
     try:
         start = datetime.strptime(partition_key, KEY_FORMAT).replace(tzinfo=UTC)
     except ValueError:
         raise PartitionKeyError(
-            f"{partition_key!r} is no hourly partition: expected 2026-01-31-00:00"
+            f"{partition_key!r} is not an hourly partition: expected for example 2026-01-31-00:00"
         ) from None
     if start.minute:
-        raise PartitionKeyError(f"{partition_key!r} is no hourly partition: expected a full hour")
+        raise PartitionKeyError(f"{partition_key!r} is not an hourly partition: expected a full hour")
     start_ns = int(start.timestamp()) * NS
     return start_ns, start_ns + HOUR_NS
 
@@ -46,11 +51,17 @@ def hour_key(time_ns: int) -> str:
 
 
 def hour_keys(start_ns: int, end_ns: int) -> list[str]:
-    """Return the keys of the hours that ``[start_ns, end_ns)`` touches, oldest first."""
+    """Return the keys of the hours that ``[start_ns, end_ns)`` touches, oldest first.
+
+    Examples:
+        >>> start_ns, _ = partition_window("2026-04-04")
+        >>> hour_keys(start_ns, start_ns + 2 * HOUR_NS)
+        ['2026-04-04-00:00', '2026-04-04-01:00']
+    """
     return partitions_between(start_ns, end_ns, HOUR_NS)
 
 
-# For each hour of a month, the whole month's keys are asked for again.
+# For each hour of a month, all keys of the month are requested again.
 @lru_cache(maxsize=2_000)
 def partition_window(partition_key: str) -> tuple[int, int]:
     """Return the window ``[start_ns, end_ns)`` of an hourly or a daily partition key (``2026-04-04``, UTC).
@@ -63,7 +74,7 @@ def partition_window(partition_key: str) -> tuple[int, int]:
     try:
         start = datetime.strptime(partition_key, DAY_FORMAT).replace(tzinfo=UTC)
     except ValueError:
-        raise PartitionKeyError(f"{partition_key!r} is no day: expected 2026-01-31") from None
+        raise PartitionKeyError(f"{partition_key!r} is not a day: expected for example 2026-01-31") from None
     start_ns = int(start.timestamp()) * NS
     return start_ns, start_ns + DAY_NS
 
@@ -74,6 +85,11 @@ def partition_at(time_ns: int, length_ns: int) -> str:
     Args:
         time_ns: UTC nanoseconds.
         length_ns: length of a partition, an hour or a day.
+
+    Examples:
+        >>> start_ns, _ = hour_window("2026-04-04-03:00")
+        >>> partition_at(start_ns + 5 * NS, DAY_NS)
+        '2026-04-04'
     """
     start = datetime.fromtimestamp(time_ns // length_ns * length_ns // NS, tz=UTC)
     return start.strftime(KEY_FORMAT if length_ns == HOUR_NS else DAY_FORMAT)
@@ -86,6 +102,11 @@ def partitions_between(start_ns: int, end_ns: int, length_ns: int) -> list[str]:
 
 
 def iso_utc(ns: int) -> str:
-    """Return `ns` (UTC) as ISO 8601 text, to the second or, where needed, the microsecond."""
+    """Return `ns` (UTC) as ISO 8601 text, to the second or, where needed, the microsecond.
+
+    Examples:
+        >>> iso_utc(1_775_000_000 * NS)
+        '2026-03-31T23:33:20Z'
+    """
     moment = datetime.fromtimestamp(ns // NS, UTC).replace(microsecond=ns % NS // 1_000, tzinfo=None)
     return f"{moment.isoformat()}Z"

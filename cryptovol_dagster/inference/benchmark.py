@@ -19,7 +19,7 @@ import pandas as pd
 
 from cryptovol_dagster.core.features.catalogue import lookback_bars
 from cryptovol_dagster.core.features.live import LiveFeatures
-from cryptovol_dagster.core.market.synthetic import START_NS, made_up_ticks
+from cryptovol_dagster.core.market.synthetic import START_NS, synthetic_ticks
 from cryptovol_dagster.core.models.boosting import BoostedTrees
 from cryptovol_dagster.core.models.logistic import LogisticModel
 from cryptovol_dagster.core.models.onnx import OnnxScorer, compare, to_onnx
@@ -124,7 +124,7 @@ def _live(model: Model, predict: Predict, spec: TimescaleSpec) -> dict[str, Any]
     if not spec.quotes:
         return None
     known_bars = lookback_bars(spec)
-    ticks, _ = made_up_ticks(spec, known_bars + _LIVE_BARS)
+    ticks, _ = synthetic_ticks(spec, known_bars + _LIVE_BARS)
     ticks = ticks.take(np.argsort(ticks.event_time_ns, kind="stable"))
     live = LiveFeatures(spec, lateness_ns=0)
     at_ns = START_NS + known_bars * spec.bar_ns

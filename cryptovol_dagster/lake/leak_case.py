@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 from cryptovol_dagster.core.features.catalogue import lookback_bars
 from cryptovol_dagster.core.features.compute import compute_features
-from cryptovol_dagster.core.leaks.detectors import Case, Made, read_claims
+from cryptovol_dagster.core.leaks.detectors import Artefacts, Case, read_claims
 from cryptovol_dagster.core.leaks.witnesses import scale_prices
 from cryptovol_dagster.core.learning.dataset import Dataset, join_dataset
 from cryptovol_dagster.core.learning.labels import forward_volatility
@@ -50,7 +50,7 @@ def stored_case(lake: Lake, spec: TimescaleSpec, models: Sequence[str], partitio
     return Case(
         bars=bars,
         timescale=spec,
-        made=Made(problem, fitted, claims),
+        artefacts=Artefacts(problem, fitted, claims),
         honest=_rows(bars, spec, from_ns),
         scaled=_rows(scale_prices(bars), spec, from_ns),
     )

@@ -273,7 +273,7 @@ def _judged(distances: Mapping[str, float], criteria: Criteria) -> dict[str, Any
         "over": over,
         "not_counted": [name for name in distances if name not in judged],
         "beside": {} if criteria.beside is None else _beside(distances, criteria.beside),
-        "verdict": f"{verdict} ({limits.told})",
+        "verdict": f"{verdict} ({limits.basis})",
     }
 
 
@@ -284,7 +284,7 @@ def _beside(distances: Mapping[str, float], limits: LimitsInForce) -> dict[str, 
             "distance": distances[name],
             "limit": limit,
             "over": limit is not None and distances[name] > limit,
-            "told": limits.told,
+            "told": limits.basis,
         }
         for name, limit in limits.columns.items()
         if name in distances

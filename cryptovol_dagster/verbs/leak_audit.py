@@ -133,14 +133,14 @@ def _look_at_lake(as_of: str, *, as_json: bool) -> int:
 
 def _markets(source: Path | None, markets: int) -> list[tuple[str, BarGrid, TimescaleSpec]]:
     from cryptovol_dagster.chains import timescale_spec
-    from cryptovol_dagster.core.market.synthetic import made_up_bars
+    from cryptovol_dagster.core.market.synthetic import synthetic_bars
 
     timescale = timescale_spec(load_settings().settings.timescales.seconds, SECONDS)
     if source is not None:
         return [(str(source), _read_bars(source, timescale), timescale)]
     seeds = range(1, markets + 1)
     return [
-        (f"made-up market {seed}", made_up_bars(timescale, _MADE_UP_BARS, seed=seed), timescale)
+        (f"made-up market {seed}", synthetic_bars(timescale, _MADE_UP_BARS, seed=seed), timescale)
         for seed in seeds
     ]
 

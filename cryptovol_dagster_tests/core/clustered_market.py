@@ -1,4 +1,4 @@
-"""A small made-up market with volatility clusters, and plain features of it, for the tests of this folder."""
+"""A small synthetic market with volatility clusters, and plain features of it, for the tests here."""
 
 from __future__ import annotations
 
@@ -116,13 +116,13 @@ def make_features(bars: BarGrid, seed: int = 2) -> pd.DataFrame:
 def make_dataset(
     n_bars: int, *, products: tuple[str, ...] = ("BTC-USD", "ETH-USD"), seed: int = 1
 ) -> Dataset:
-    """Labelled rows of a made-up market."""
+    """Labelled rows of a synthetic market."""
     bars = make_bars(n_bars, products, seed)
     return join_dataset(make_features(bars), forward_volatility(bars, SPEC).to_frame(), SPEC)
 
 
 def make_problem(n_bars: int, *, seed: int = 1, spec: TimescaleSpec = SPEC) -> Problem:
-    """Labelled rows of a made-up market, cut and thresholded."""
+    """Labelled rows of a synthetic market, cut and thresholded."""
     dataset = make_dataset(n_bars, seed=seed)
     split = split_times(int(dataset.t_ns.min()), int(dataset.t_ns.max()) + dataset.bar_ns, spec)
     return pose_problem(dataset, split, spec)

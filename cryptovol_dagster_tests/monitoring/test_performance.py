@@ -68,7 +68,7 @@ def test_volatility_that_moved_is_far_and_what_has_no_distance_says_why(lake: La
     assert (calm.over, moved.over) == ((), (LN_SIGMA,))
     assert (moved.columns[SCORE], moved.without) == (None, {SCORE: WHY})
     assert moved.reference_hours == tuple(HOURS[:2])
-    assert moved.limits.told == "uncalibrated: no past pairs"
+    assert moved.limits.basis == "uncalibrated: no past pairs"
     _label(lake, HOURS[3], products=PRODUCTS[:1])
     _label(lake, HOURS[4], products=PRODUCTS[1:])
     alone = _drift(lake, HOURS[4])
@@ -97,7 +97,7 @@ def test_past_partitions_calibrate_what_they_know_of(lake: Lake) -> None:
         body |= performance.drift_body(SPEC, window, found)
         lake.write_bytes("seconds/performance", key, performance.to_bytes(body), "json")
     newest = _drift(lake, HOURS[-1])
-    assert newest.limits.told == f"calibrated on 30 past pairs, {HOURS[1]} … {HOURS[-2]}"
+    assert newest.limits.basis == f"calibrated on 30 past pairs, {HOURS[1]} … {HOURS[-2]}"
     limit = newest.limits.columns[LN_SIGMA]
     assert limit is not None
     assert 0.0 < limit < 1.0

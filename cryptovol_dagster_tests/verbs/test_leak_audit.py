@@ -15,7 +15,7 @@ from cryptovol_dagster.core.leaks import detectors
 from cryptovol_dagster.core.leaks.audit import Verdict
 from cryptovol_dagster.core.leaks.detectors import Finding
 from cryptovol_dagster.core.leaks.ladder import LEAKS, Rung
-from cryptovol_dagster.core.market.synthetic import made_up_bars
+from cryptovol_dagster.core.market.synthetic import synthetic_bars
 from cryptovol_dagster.verbs import leak_audit as verb
 from cryptovol_dagster_tests.core.leaks.bars import LEAK_SPEC
 from cryptovol_dagster_tests.places import REPOSITORY
@@ -51,7 +51,7 @@ def test_a_table_tells_what_was_caught_by_whom_and_what_it_would_have_claimed(sa
     result = invoke()
     assert result.exit_code == 0, result.output
     lines = result.output.splitlines()
-    assert lines[0] == "made-up market 1: 900 training rows, 300 test rows, base rate 0.100"
+    assert lines[0] == "synthetic market 1: 900 training rows, 300 test rows, base rate 0.100"
     assert "not flagged" in lines[2]
     expected = "random split time_order 0.900 0.400 0.500 0.500 caught (also by purge)"
     assert " ".join(lines[3].split()) == expected
@@ -82,7 +82,7 @@ def test_a_leak_that_passes_and_a_false_alarm_are_an_exit_code(
 
 
 def test_it_audits_the_bars_it_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bars = made_up_bars(LEAK_SPEC, 2_000)
+    bars = synthetic_bars(LEAK_SPEC, 2_000)
     for part, (start, end) in enumerate(((0, 900), (900, 2_000))):
         span = (bars.start_ns + k * bars.bar_ns for k in (start, end))
         bars.slice(*span).to_frame().to_parquet(tmp_path / f"{part}.parquet")
@@ -109,7 +109,7 @@ def test_what_it_cannot_read_is_one_line(tmp_path: Path) -> None:
         assert result.output.startswith(f"Error: {path}: {says}")
         assert len(result.output.strip().splitlines()) == 1
     short = tmp_path / "short.parquet"
-    made_up_bars(LEAK_SPEC, 600).to_frame().to_parquet(short)
+    synthetic_bars(LEAK_SPEC, 600).to_frame().to_parquet(short)
     result = invoke("--bars", str(short))
     assert (result.exit_code, len(result.output.strip().splitlines())) == (1, 1)
     assert "no row has both valid features and a label" in result.output

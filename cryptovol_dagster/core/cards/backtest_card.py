@@ -1,4 +1,4 @@
-"""The model card of walk-forward tests: what was measured, on what, and what must not be read into it."""
+"""The model card of walk-forward tests: metrics, data, and limits of interpretation."""
 
 from __future__ import annotations
 
@@ -18,12 +18,18 @@ def render_backtest_card(reports: Sequence[Mapping[str, Any]]) -> str:
     """Render the card, with one section per backtest.
 
     Args:
-        reports: of `walk_forward`, at least one.
+        reports: reports of `walk_forward`, at least one.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import backtest
+        >>> card = render_backtest_card([{**backtest().report, "holdout": None}])
+        >>> [line for line in card.splitlines() if line.startswith("## ")][:2]
+        ['## Intended use', '## Out of scope']
     """
     lines = [
         "# Model card: spikes of volatility from minute bars",
         "",
-        "Made by `cryptovol backtest --card` from the JSON of the backtests below; none is written by hand.",
+        "Written by `cryptovol backtest --card` from the JSON of the backtests below; nothing is by hand.",
         "",
         *_intended_use(reports),
         *out_of_scope(),
@@ -42,7 +48,7 @@ def _intended_use(reports: Sequence[Mapping[str, Any]]) -> list[str]:
         "",
         "P(spike): the probability that the volatility of the next H minutes is at or over the "
         f"{quantile} quantile of the training span ({_days(reports, 'train_span_s')} days), per product. "
-        "To warn people and to widen limits before a market turns violent; a probability, not a direction.",
+        "For warnings, and for wider limits before volatility rises; a probability, not a direction.",
         "",
     ]
 
@@ -51,16 +57,16 @@ def _method(reports: Sequence[Mapping[str, Any]]) -> list[str]:
     plain = [name for name in SINGLE_COLUMN if any(name in report["models"] for report in reports)]
     single = (
         f" The models of a single feature ({', '.join(plain)}) are fitted to the threshold of each fold, so "
-        "that their scores mean the same in a calm month and in a wild one; a bare column pooled over months "
-        "is not, and ranks lower for it."
+        "that their scores mean the same in a calm and in a volatile month; a bare column pooled over "
+        "months is not, and therefore ranks lower."
     )
     return [
         "## How it was measured",
         "",
-        f"Walk-forward: train {_days(reports, 'train_span_s')} days, wait H and an embargo, test the next "
-        f"{_days(reports, 'test_span_s')} days, step on to the next fold. "
-        "Thresholds, early stopping and scaling never see test rows. AP is pooled over all test rows; the "
-        "mean over folds stands beside it, since pooling rewards knowing which month is violent. Intervals: "
+        f"Walk-forward: train on {_days(reports, 'train_span_s')} days, leave out H and an embargo, test on "
+        f"the next {_days(reports, 'test_span_s')} days, advance to the next fold. "
+        "Thresholds, early stopping and scaling never use test rows. AP is pooled over all test rows; the "
+        "mean over folds is given too: pooling rewards knowing which month is volatile. Intervals: "
         "circular block bootstrap over days. Onset: rows whose own last H minutes are not yet a spike."
         + (single if plain else ""),
         "",
@@ -73,16 +79,16 @@ def _limits(reports: Sequence[Mapping[str, Any]]) -> list[str]:
         "## Limits",
         "",
         f"* Tested on {products} alone; another market needs its own training and its own test.",
-        "* With a threshold frozen at training the base rate of a month ranges widely (see the folds).",
-        "* Most of the AP is persistence: a violent market stays violent. The onset numbers are what a model "
-        "adds.",
-        "* Candles know nothing of quotes; a minute without a trade carries the last price.",
+        "* With a threshold fixed at training the base rate varies widely between months (see the folds).",
+        "* Most of the AP is persistence: a volatile market stays volatile. The onset numbers show what a "
+        "model adds.",
+        "* Candles contain no quotes; a minute without a trade carries the last price.",
         "",
     ]
 
 
 def _each(texts: Iterable[str]) -> str:
-    """Join what the backtests have, each value once."""
+    """Join the values of the backtests, each value once."""
     return " or ".join(dict.fromkeys(texts))
 
 
@@ -128,7 +134,7 @@ def _results(report: Mapping[str, Any]) -> list[str]:
 
 
 def _differences(report: Mapping[str, Any]) -> Iterator[str]:
-    """Compare the richest learned model with the others and with the best column."""
+    """Compare the most complex learned model with the others and with the best column."""
     single = best_single_feature(report)
     richest = next((name for name in reversed(LEARNED) if name in report["models"]), None)
     for entry in report["comparisons"]:
@@ -160,7 +166,14 @@ def _folds(report: Mapping[str, Any]) -> list[str]:
 
 
 def comparison_text(entry: Mapping[str, Any]) -> str:
-    """Render one comparison of a walk-forward test."""
+    """Render one comparison of a walk-forward test.
+
+    Examples:
+        >>> bounds = {"low": 0.01, "high": 0.03}
+        >>> numbers = {"ap_difference": 0.02, "mean_over_folds_difference": 0.018, "onset_ratio": 1.1}
+        >>> comparison_text({"interval": bounds, **numbers, "folds_ahead": 9, "folds_compared": 10})
+        'AP +0.0200 [0.0100, 0.0300], mean over folds +0.0180, onset AP × 1.10, ahead in 9 of 10 folds'
+    """
     bounds = entry["interval"] or {"low": None, "high": None}
     return (
         f"AP {entry['ap_difference']:+.4f} [{number(bounds['low'], 4)}, {number(bounds['high'], 4)}], mean "
@@ -171,8 +184,8 @@ def comparison_text(entry: Mapping[str, Any]) -> str:
 
 def _holdout(report: Mapping[str, Any]) -> str:
     if not report["holdout"]:
-        return "Features and parameters were chosen on these folds, and nothing on later days."
+        return "Features and parameters were chosen on these folds; later days were not used for any choice."
     looks = report["holdout_looks"]
-    return "Nothing was chosen on these days; " + (
-        "this was the first look at them." if looks == 1 else f"this was look number {looks} at them."
+    return "No choice depends on these days; " + (
+        "this was their first evaluation." if looks == 1 else f"this was evaluation number {looks} of them."
     )

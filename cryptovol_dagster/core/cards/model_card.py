@@ -1,4 +1,4 @@
-"""The model card: what the models are for, what they were measured on, and what they cannot do."""
+"""The model card: intended use, evaluation data, results and limits of the models."""
 
 from __future__ import annotations
 
@@ -15,13 +15,23 @@ def render_model_card(
     context: CardContext | None = None,
     title: str = "cryptovol spike models",
 ) -> str:
-    """Render an evaluation, and what was decided after it, as Markdown.
+    """Render an evaluation, and the decision after it, as Markdown.
 
     Args:
         evaluation: as evaluated, or as read from ``model_eval.json``.
-        decision: who is champion; left out of the card where nobody decided.
+        decision: the decision about the champion; its section is left out where there is none.
         context: features and versions; left out where unknown.
         title: heading of the card.
+
+    Examples:
+        >>> import msgspec
+        >>> from cryptovol_dagster.core.samples import evaluation
+        >>> report = msgspec.structs.replace(evaluation().report, as_of="2026-04-02-04:00")
+        >>> card = render_model_card(report)
+        >>> card.splitlines()[0]
+        '# Model card: cryptovol spike models'
+        >>> sum(line.startswith("## ") for line in card.splitlines())
+        17
     """
     parts = (
         [f"# Model card: {title}", "", *section.as_of(evaluation)],

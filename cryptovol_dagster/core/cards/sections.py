@@ -1,6 +1,6 @@
 """The sections of a model card, each a function from a report to lines of Markdown.
 
-Belongs here: what a card says. Which sections a card has, and in what order, stands in `model_card.py`.
+Belongs here: the text of sections. Which sections a card has, and in which order: `model_card.py`.
 """
 
 from __future__ import annotations
@@ -16,21 +16,21 @@ from cryptovol_dagster.core.evaluation.report import Bounds, ModelEvaluation
 from cryptovol_dagster.core.promotion.decision import Decision
 from cryptovol_dagster.core.units import BPS
 
-#: A card of a training span shorter than this many days says what so little can teach.
+#: A card of a training span shorter than this many days has the warning below.
 _FEW_DAYS = 3
 _HOURS_OF_TICKS = (
-    "- Hours of ticks cannot train a model that beats persistence; on about nine real hours nothing did. A "
+    "- Hours of ticks cannot train a model that beats persistence; on about nine real hours no model did. A "
     "lift far above that of the baselines on such data is a leak until proven otherwise."
 )
 
 
 @dataclass(frozen=True)
 class CardContext:
-    """What a card says beyond evaluation and decision.
+    """Content of a card beyond evaluation and decision.
 
     Attributes:
         features: names of the columns that the models are given.
-        features_url: where they are described.
+        features_url: address of their description.
         versions: of the libraries that the models were trained with.
     """
 
@@ -40,7 +40,7 @@ class CardContext:
 
 
 def as_of(report: ModelEvaluation) -> list[str]:
-    """Of which partition the card is; nothing where the report is of none."""
+    """Return the lines on the card's partition; none where the report has no partition."""
     if report.as_of is UNSET:
         return []
     return [
@@ -50,7 +50,13 @@ def as_of(report: ModelEvaluation) -> list[str]:
 
 
 def intended_use(report: ModelEvaluation) -> list[str]:
-    """What is predicted, and for whom."""
+    """Return the lines on the prediction and its users.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import evaluation
+        >>> intended_use(evaluation().report)[0]
+        '## Intended use'
+    """
     horizon = report.horizon_s
     return [
         "## Intended use",
@@ -65,7 +71,7 @@ def intended_use(report: ModelEvaluation) -> list[str]:
 
 
 def out_of_scope() -> list[str]:
-    """What the models are not for."""
+    """Return the lines on uses that are out of scope."""
     return [
         "## Out of scope",
         "",
@@ -78,7 +84,7 @@ def out_of_scope() -> list[str]:
 
 
 def champion(decision: Decision) -> list[str]:
-    """Who is in force, and why."""
+    """Return the lines on the champion, with reasons."""
     champion, challenge = decision.champion, decision.challenge
     if champion is None:
         head = "No model is champion."
@@ -86,9 +92,7 @@ def champion(decision: Decision) -> list[str]:
         version = (
             "" if champion.registry_version is None else f", registry version {champion.registry_version}"
         )
-        proven = (
-            " It is **unproven**: it was put in place, it has beaten nobody." if champion.unproven else ""
-        )
+        proven = " It is **unproven**: it has not won a comparison yet." if champion.unproven else ""
         head = (
             f"Champion is **{champion.model}**, trained as of {champion.as_of}{version} (MLflow run "
             f"`{champion.mlflow_run_id}`).{proven}"
@@ -132,7 +136,7 @@ def champion(decision: Decision) -> list[str]:
 
 
 def features(report: ModelEvaluation, context: CardContext) -> list[str]:
-    """How many columns there are, and where they are described."""
+    """Return the lines on the number of features and their description."""
     return [
         "## Features",
         "",
@@ -143,18 +147,18 @@ def features(report: ModelEvaluation, context: CardContext) -> list[str]:
 
 
 def verdict(report: ModelEvaluation) -> list[str]:
-    """How far to believe the numbers, and what is odd about the rows."""
-    head = ["## How far to believe it", ""]
+    """Return the lines on the reliability of the numbers, and on peculiarities of the rows."""
+    head = ["## Reliability", ""]
     notes = [f"- {note}" for note in report.notes]
     if notes:
-        notes = ["Odd about the rows:", "", *notes, ""]
+        notes = ["Peculiarities of the rows:", "", *notes, ""]
     if report.verdict == OK:
         enough = "**Verdict: ok.** There are enough independent spikes in the test for intervals."
         return [*head, enough, "", *notes]
     return [
         *head,
-        f"**Verdict: {report.verdict}.** The numbers below stand for this test span only; no model may "
-        "be preferred to another on their strength.",
+        f"**Verdict: {report.verdict}.** The numbers below hold for this test span only; they do not show "
+        "that a model is better than another.",
         "",
         *[f"- {reason}" for reason in report.reasons],
         "",
@@ -163,14 +167,14 @@ def verdict(report: ModelEvaluation) -> list[str]:
 
 
 def sufficiency(report: ModelEvaluation) -> list[str]:
-    """What the training span can teach, and what the next class of models lacks."""
+    """Return the lines on the models that the training span supports, and what the next class lacks."""
     found = report.sufficiency
     lines = [
-        "## What the training span can teach",
+        "## What the training span supports",
         "",
         f"It supports **{found.supports}** of `none` → `single` (one volatility: persistence, EWMA) → "
-        "`har` → `logit` (all features) → `trees`. Richer models are trained too; believe them as far as "
-        "this goes.",
+        "`har` → `logit` (all features) → `trees`. More complex models are trained too; their results are "
+        "unreliable.",
         "",
         *table(
             ["", "found"],
@@ -209,7 +213,7 @@ def sufficiency(report: ModelEvaluation) -> list[str]:
 
 
 def data(report: ModelEvaluation) -> list[str]:
-    """Which rows were used for what."""
+    """Return the lines on the rows and their use."""
     data, counts = report.data, report.counts
     rows = []
     for part in ("train", "validation", "test"):
@@ -241,7 +245,7 @@ def data(report: ModelEvaluation) -> list[str]:
 
 
 def thresholds(report: ModelEvaluation) -> list[str]:
-    """What counts as a spike."""
+    """Return the lines on the definition of a spike."""
     test = report.counts.test.by_product
     rows = [
         [name, f"{tau:.4g}", f"{tau * BPS:.3g}", number(test[name].base_rate if name in test else None)]
@@ -286,15 +290,15 @@ def result_table(report: ModelEvaluation) -> tuple[list[str], list[list[str]]]:
 
 
 def results(report: ModelEvaluation) -> list[str]:
-    """Show the ranking of every model on all test rows, and its probabilities in a number each."""
+    """Return the lines on every model's ranking of all test rows, and on its probabilities."""
     bootstrap, test = report.bootstrap, report.counts.test
     return [
         "## Results on the test span",
         "",
         f"{test_span(report)}: {test.rows:,} rows, {test.positives:,} spikes. Base rate "
-        f"{number(test.base_rate)}: a model that knows nothing has that PR-AUC. Lift is PR-AUC over base "
+        f"{number(test.base_rate)}: the PR-AUC of a model without skill. Lift is PR-AUC over base "
         "rate. *By chance*: the same scores on labels shifted in time, which keeps the clustering of spikes "
-        "and destroys any relation; a model has shown skill only where hardly a shift reaches it.",
+        "and destroys any relation; a model has skill only where hardly any shift reaches its PR-AUC.",
         "",
         *table(*result_table(report)),
         "",
@@ -306,7 +310,7 @@ def results(report: ModelEvaluation) -> list[str]:
 
 
 def comparisons(report: ModelEvaluation) -> list[str]:
-    """Show paired differences, of all rows and at onset, each pair once; nothing with a single model."""
+    """Return the lines on paired differences, each pair once; none with a single model."""
     rows, shown = [], set()
     for entry in report.comparisons:
         pair = entry.model, entry.baseline
@@ -323,9 +327,9 @@ def comparisons(report: ModelEvaluation) -> list[str]:
     if not rows:
         return []
     return [
-        "## Against one another",
+        "## Comparison of the models",
         "",
-        "Difference of PR-AUC on the same rows and resamples; an interval that holds 0 shows no difference.",
+        "Difference of PR-AUC on the same rows and resamples; an interval with 0 shows no difference.",
         "",
         *table(["model", "other model", "difference [95 %]", "at onset [95 %]"], rows),
         "",
@@ -333,7 +337,7 @@ def comparisons(report: ModelEvaluation) -> list[str]:
 
 
 def onset(report: ModelEvaluation) -> list[str]:
-    """Show the ranking of rows that do not show a spike yet: the ones a warning is for."""
+    """Return the lines on the ranking of rows that are not a spike yet: the ones a warning is for."""
     rows = sorted(summary_rows(report), key=lambda row: -(row["onset_average_precision"] or 0.0))
     of_any = next(iter(report.models.values())).onset
     return [
@@ -358,7 +362,7 @@ def onset(report: ModelEvaluation) -> list[str]:
 
 
 def by_product(report: ModelEvaluation) -> list[str]:
-    """Show each product by itself: PR-AUC of every model."""
+    """Return the lines on each product: PR-AUC of every model."""
     models = [row["model"] for row in summary_rows(report)]
     counts = report.counts.test.by_product
     return [
@@ -381,13 +385,13 @@ def by_product(report: ModelEvaluation) -> list[str]:
 
 
 def by_period(report: ModelEvaluation) -> list[str]:
-    """Show each calendar month (or day) by itself: PR-AUC of every model beside the base rate."""
+    """Return the lines on each calendar month (or day): PR-AUC of every model beside the base rate."""
     models = [row["model"] for row in summary_rows(report)]
     found = {model: report.models[model].by_period for model in models}
     return [
         f"## By {report.period_unit}",
         "",
-        "PR-AUC rises and falls with the base rate; a number alone says nothing of the model.",
+        "PR-AUC rises and falls with the base rate; a number alone does not describe the model.",
         "",
         *table(
             [report.period_unit, "rows", "spikes", "base rate", *models],
@@ -407,7 +411,7 @@ def by_period(report: ModelEvaluation) -> list[str]:
 
 
 def calibration(report: ModelEvaluation, decision: Decision | None) -> list[str]:
-    """Show predicted against observed, of the champion's kind, else of the best model."""
+    """Return the lines on predicted and observed shares, of the champion's kind, else of the best model."""
     name = summary_rows(report)[0]["model"]
     if decision is not None and decision.champion is not None and decision.champion.model in report.models:
         name = decision.champion.model
@@ -446,7 +450,7 @@ def calibration(report: ModelEvaluation, decision: Decision | None) -> list[str]
 
 
 def events(report: ModelEvaluation) -> list[str]:
-    """Show what each operating point is worth to somebody on duty."""
+    """Return the lines on the use of each operating point for an operator."""
     test = report.counts.test
     rows = []
     for model, result in report.models.items():
@@ -485,8 +489,8 @@ def events(report: ModelEvaluation) -> list[str]:
         "## Events and operating points",
         "",
         f"Chosen on validation ({report.counts.validation.rows:,} rows), measured on "
-        f"{test.events} spike events in {test.hours:,.1f} hours of test. Alarms of a product rest "
-        "5 min; delay counts from an event's first row to its first flag, lead from there to the moment the "
+        f"{test.events} spike events in {test.hours:,.1f} hours of test. Alarms of a product are at least "
+        "5 min apart; delay counts from an event's first row to its first flag, lead from there to when the "
         "trailing volatility itself shows the spike.",
         "",
         *table(head, rows),
@@ -495,13 +499,13 @@ def events(report: ModelEvaluation) -> list[str]:
 
 
 def limits(report: ModelEvaluation) -> list[str]:
-    """What the numbers do not say."""
+    """Return the lines on the limits of the numbers."""
     lines = [
         "## Limits",
         "",
         "- Measured on one span of one venue; the next one has another level of volatility.",
         *([_HOURS_OF_TICKS] if report.sufficiency.days < _FEW_DAYS else []),
-        "- τ is frozen at training. When the market's volatility moves, the base rate moves with it: "
+        "- τ is fixed at training. When the market's volatility moves, the base rate moves with it: "
         "compare lift and base rate, not PR-AUC alone, between spans.",
         "- One model serves all products; τ differs by product, the features' scale is not adjusted for it.",
         "- Neighbouring rows share most of their label. Rows and positives say little about certainty; "
@@ -518,14 +522,14 @@ def limits(report: ModelEvaluation) -> list[str]:
 
 
 def operation(report: ModelEvaluation) -> list[str]:
-    """What to watch while it runs."""
+    """Return the lines on monitoring."""
     return [
         "## In operation",
         "",
         "- There is no prediction where features are invalid. The label of a row is known "
-        f"{report.horizon_s} s after it, so every number here can be taken again on what came since.",
+        f"{report.horizon_s} s after it, so every number here can be measured again on later rows.",
         "- Watch the base rate, the calibration of recent rows and the drift numbers. A base rate far from "
-        "the one above asks for new thresholds before it asks for another model.",
+        "the one above requires new thresholds first, and a new model only then.",
         "- Thresholds of alarms are chosen on validation; the false alarms an hour that were measured in the "
         "test are what to expect, not the budget.",
         "- A champion changes by a decision with reasons, never because a newer model exists; the one before "
@@ -535,22 +539,22 @@ def operation(report: ModelEvaluation) -> list[str]:
 
 
 def caveats() -> list[str]:
-    """Ethics and money."""
+    """Return the lines on ethics and money."""
     return [
         "## Ethics and money",
         "",
-        "- Public market data only; nothing in it is about persons.",
-        "- This is no advice to trade. A flag says that a market may move, not which way, and most flags "
+        "- Public market data only; there are no personal data in it.",
+        "- This is not advice to trade. A flag says that a market may move, not which way, and most flags "
         "at an operating point may be false: read the precision beside them.",
-        "- Whoever acts on flags moves with others who do. Acting late, all at once and in the same "
-        "direction makes violent minutes worse.",
+        "- Users who act on flags act together. Acting late, all at once and in the same "
+        "direction increases volatility.",
         "- Exchanges, fees and liquidity are outside of the model; a right prediction can still cost money.",
         "",
     ]
 
 
 def reproduce(report: ModelEvaluation, context: CardContext | None) -> list[str]:
-    """Which commands give these numbers again."""
+    """Return the lines on the commands that reproduce these numbers."""
     key = "HOUR" if report.as_of is UNSET else report.as_of
     lines = [
         "## How to reproduce",
@@ -572,7 +576,13 @@ def reproduce(report: ModelEvaluation, context: CardContext | None) -> list[str]
 
 
 def test_span(report: ModelEvaluation) -> str:
-    """Describe on what the models were measured: products, start and end."""
+    """Return products, start and end of the test rows as text.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import evaluation
+        >>> test_span(evaluation().report)
+        'BTC-USD, ETH-USD, 2026-04-02T03:58:50Z … 2026-04-02T04:58:50Z'
+    """
     span = report.split.test
     return f"{', '.join(report.data.products)}, {span.start} … {span.end}"
 

@@ -1,1 +1,1 @@
-"""How far the features of an hour are from the reference, and from which distance on that is drift."""
+"""Distance of the features of an hour from the reference, and the limits from which it is drift."""

@@ -1,7 +1,7 @@
-"""How far an hour's features lie from those of the hours before it: a distance a column, in numpy only.
+"""Distance of an hour's features from those of the hours before it: one per column, in numpy only.
 
-Belongs here: the distance and what is concluded from the distances of many columns. Does not belong here:
-which hours are compared, and what happens when they differ.
+Belongs here: the distance, and the conclusion from the distances of many columns. Does not belong here:
+which hours are compared, and the consequences of drift.
 
 The distance is Wasserstein's (W₁, the area between the two distribution functions; Vallender 1974) over the
 standard deviation of the equal mixture of both samples. Unlike a p-value it does not call every hour
@@ -24,9 +24,9 @@ from cryptovol_dagster.core.drift.limits import LimitsInForce
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Fewer rows of a product in an hour say nothing of a distribution.
+#: Fewer rows of a product in an hour do not show its distribution.
 MIN_ROWS = 100
-#: Less than this of the mean's size is how a constant's standard deviation is rounded.
+#: A standard deviation below this share of the mean is rounding of a constant.
 _ROUNDING = 1e-12
 
 
@@ -35,8 +35,8 @@ class ProductDrift:
     """One product's distances.
 
     Attributes:
-        rows: of the hour.
-        reference_rows: of the hours before.
+        rows: number of rows of the hour.
+        reference_rows: number of rows of the hours before.
         distances: by column; None where one side has no value (a feed without trades has no trade features).
     """
 
@@ -51,7 +51,7 @@ class Drift:
 
     Attributes:
         columns: each column's greatest distance over the products; None where no product has one.
-        share_over: share of the columns judged that are over their limits; None without any.
+        share_over: share of the judged columns that are over their limits; None without judged columns.
         over_limit: whether the hour is over the limit.
     """
 
@@ -60,7 +60,7 @@ class Drift:
     over_limit: bool
 
     def strongest(self, count: int) -> dict[str, float]:
-        """Return the columns that moved most, farthest first."""
+        """Return the columns with the greatest distances, the greatest first."""
         known = [(name, value) for name, value in self.columns.items() if value is not None]
         return dict(sorted(known, key=lambda item: -item[1])[:count])
 
@@ -74,6 +74,11 @@ def distance(first: NDArray[np.float64], second: NDArray[np.float64]) -> float |
 
     Returns:
         A number in [0, 2], or None where a sample has no value.
+
+    Examples:
+        >>> calm = np.array([1.0, 2.0, 3.0, 4.0])
+        >>> [round(distance(calm, other), 3) for other in (calm, calm + 1, 10 * calm)]
+        [0.0, 0.816, 1.634]
     """
     a, b = (np.sort(sample[~np.isnan(sample)]) for sample in (first, second))
     if not a.size or not b.size:
@@ -81,7 +86,7 @@ def distance(first: NDArray[np.float64], second: NDArray[np.float64]) -> float |
     both = np.concatenate((a, b))
     order = np.argsort(both, kind="stable")  # merges the two runs
     both = both[order]
-    # Where values tie, counts on the way are of no width.
+    # Between equal values the interval has no width.
     counted = np.cumsum(order < a.size)[:-1]
     below_a, below_b = counted / a.size, (np.arange(1, both.size) - counted) / b.size
     area = float(np.sum(np.abs(below_a - below_b) * np.diff(both)))
@@ -109,7 +114,13 @@ def product_drift(
 def worst_of(products: Mapping[str, ProductDrift]) -> dict[str, float | None]:
     """Return each column's greatest distance over the products.
 
-    One product that turned is a change of the market that a mean over products would hide.
+    A change of one product is a change of the market that a mean over products would hide.
+
+    Examples:
+        >>> btc = ProductDrift(3_600, 86_400, {"ret_5": 0.05, "ln_trade_rate_60": None})
+        >>> eth = ProductDrift(3_600, 86_400, {"ret_5": 0.25, "ln_trade_rate_60": None})
+        >>> worst_of({"BTC-USD": btc, "ETH-USD": eth})
+        {'ret_5': 0.25, 'ln_trade_rate_60': None}
     """
     names = dict.fromkeys(name for found in products.values() for name in found.distances)
     return {
@@ -123,8 +134,8 @@ def worst_of(products: Mapping[str, ProductDrift]) -> dict[str, float | None]:
 def judge(columns: Mapping[str, float | None], limits: LimitsInForce) -> Drift:
     """Count the columns over their limits; those without a distance or a limit are not judged.
 
-    An hour of which every column is over is over too, whatever share past hours reached: that is as rare as
-    the rarest of its columns.
+    An hour with every column over its limit is over too, whatever share past hours reached: that is as rare
+    as the rarest of its columns.
     """
     over = [
         value > limit

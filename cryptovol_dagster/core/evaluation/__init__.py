@@ -1,1 +1,1 @@
-"""How good the models are: test report, walk-forward test, matured scores, and whether the data suffice."""
+"""Quality of the models: test report, walk-forward test, matured scores, and sufficiency of the data."""

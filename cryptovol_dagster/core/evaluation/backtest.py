@@ -1,10 +1,10 @@
-"""Walk-forward: train, wait, test, step on; the same cut, thresholds, models and metrics as the chain's.
+"""Walk-forward test: train, test, advance; split, thresholds, models and metrics are those of the chain.
 
-Belongs here: which folds a span holds, one fold, and what the folds say together. Does not belong here:
-where rows come from, files, clocks, tables.
+Belongs here: the folds of a span, the computation of one fold, and the results over all folds. Does not
+belong here: where rows come from, files, clocks, tables.
 
-A fold is an as-of partition at which a run over a range trains, and reads the rows that the chain reads for
-it. So a range backfill gives, on these partitions, the same models and the same scores.
+A fold is an as-of partition at which a run over a range trains, with the rows that the chain reads for it.
+So a range backfill gives, on these partitions, the same models and the same scores.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ from cryptovol_dagster.core.times import iso_utc, partition_at
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Of the JSON report; raised when a key changes its meaning or goes.
+#: Of the JSON report; increased when a key changes its meaning or is removed.
 SCHEMA_VERSION = 1
-#: Columns of features that the report ranks as they are.
+#: Number of feature columns in the report's ranking of single columns.
 COLUMNS_SHOWN = 5
-#: Share of the wanted training span below which a fold is no fold of this backtest.
+#: Share of the training span that a fold must have.
 _LEAST_TRAIN_SHARE = 0.98
 
 Progress = Callable[[int, int, str], None]
@@ -45,15 +45,15 @@ Progress = Callable[[int, int, str], None]
 
 @dataclass(frozen=True)
 class Fold:
-    """One as-of partition: its cut, thresholds, and every model's scores on its test rows.
+    """One as-of partition: its split, thresholds, and every model's scores on its test rows.
 
     Attributes:
         as_of_end_ns: end of the as-of partition.
-        split: where training, validation and test lie.
+        split: time ranges of training, validation and test.
         thresholds: τ per product.
         counts: rows and positives of each part.
-        trees: boosting rounds kept, where a model is made of trees.
-        gains: each feature's share of the total gain, likewise.
+        trees: boosting rounds kept, of models with trees.
+        gains: each feature's share of the total gain, of models with trees.
     """
 
     as_of_end_ns: int
@@ -66,10 +66,10 @@ class Fold:
 
 @dataclass(frozen=True)
 class Backtest:
-    """What a walk-forward found.
+    """Result of a walk-forward test.
 
     Attributes:
-        report: the JSON-able whole (no NaN: null).
+        report: the JSON-able report (null instead of NaN).
         predictions: test rows of all folds: `t` (decision time), `product`, `fold`, `sigma`, `onset`, `y`,
             and the scores under the name of each model.
     """
@@ -87,9 +87,15 @@ class _Walk:
 
 
 def fold_ends(first_ns: int, end_ns: int, spec: TimescaleSpec) -> tuple[int, ...]:
-    """Ends of the as-of partitions of ``[first_ns, end_ns]`` at which a run over a range trains.
+    """Return the ends of the as-of partitions of ``[first_ns, end_ns]`` at which a run over a range trains.
 
-    Those before a whole training and test span have passed are no folds.
+    Partitions before the end of the first whole training and test span are left out.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import SPEC, bars
+        >>> ends = fold_ends(bars().start_ns, bars().end_ns, SPEC)
+        >>> [(bars().end_ns - end_ns) / SPEC.partition_ns for end_ns in ends]
+        [1.0, 0.0]
     """
     length = spec.partition_ns
     least = first_ns + (spec.splits.train_span_s + spec.splits.test_span_s) * NS
@@ -102,7 +108,13 @@ def fold_ends(first_ns: int, end_ns: int, spec: TimescaleSpec) -> tuple[int, ...
 
 
 def fold_rows(dataset: Dataset, as_of_end_ns: int, spec: TimescaleSpec) -> Dataset:
-    """The rows that the chain reads as of a partition: those whose label ends within its look-back."""
+    """Return the rows that the chain reads as of a partition: their labels end within its look-back.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import SPEC, bars, dataset
+        >>> len(fold_rows(dataset(), bars().end_ns, SPEC)), len(dataset())
+        (7062, 7062)
+    """
     partitions = -(-(spec.splits.train_span_s + spec.splits.test_span_s) * NS // spec.partition_ns)
     start_ns = as_of_end_ns - (partitions + 1) * spec.partition_ns
     first, stop = np.searchsorted(
@@ -123,21 +135,29 @@ def walk_forward(
 ) -> Backtest:
     """Train and test at each of `ends`, and measure the test rows of all folds together.
 
-    A fold that cannot be posed or trained is named in the report with its reason, and so is one whose test
-    holds a single class (its rows count in the pool). Intervals come from a circular block bootstrap over
-    the pooled test rows, in blocks of a day, the same resamples for every model.
+    A fold that cannot be trained is listed in the report with its reason, and so is one whose test has a
+    single class (its rows count in the pool). Intervals come from a circular block bootstrap over the pooled
+    test rows, in blocks of a day, with the same resamples for every model.
 
     Args:
         dataset: rows of the whole span, in order of time.
-        spec: cut, horizon, quantile.
+        spec: split, horizon, quantile.
         model_spec: parameters, seed, resamples.
         ends: of the as-of partitions, ascending.
         feature_hash: identifies the feature set.
-        models: names in `MODELS`; by default those enabled.
-        progress: called with each fold and model before it is trained: done, of how many, what.
+        models: names in `MODELS`; by default the enabled ones.
+        progress: called before each training with the number done, the total, and a description.
 
     Raises:
         LearningError: no fold could be tested.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import MODEL_SPEC, SPEC, bars, dataset
+        >>> ends = fold_ends(bars().start_ns, bars().end_ns, SPEC)
+        >>> names = ["ewma"]
+        >>> found = walk_forward(dataset(), SPEC, MODEL_SPEC, ends=ends, feature_hash="", models=names)
+        >>> len(found.report["folds"]), found.report["test"]["rows"]
+        (1, 1440)
     """
     names = tuple(models or model_spec.enabled)
     walk = _Walk()
@@ -197,7 +217,7 @@ def _one_fold(
         if (booster := getattr(model, "booster", None)) is not None:
             trees[name] = booster.num_boosted_rounds()
             gains[name] = model.importances()
-    # Where the trailing window is broken, nobody knows whether the spike already shows: no onset row.
+    # Where the trailing window is broken, it is unknown whether the spike is visible already: no onset row.
     visible = is_spike(test.trailing_sigma, test.product, problem.thresholds)
     walk.parts.append(
         pd.DataFrame(
@@ -217,7 +237,7 @@ def _one_fold(
 
 
 def _require_whole_spans(rows: Dataset, split: Split, spec: TimescaleSpec) -> None:
-    """A fold of half the days would stand among others as if it were one of them."""
+    """Raise `SpanTooShort` where a part is much shorter than the spec's and so not comparable."""
     cut = spec.splits
     train_s = (split.validation.end_ns - split.train.start_ns) / NS
     for what, found, wanted in (
@@ -373,7 +393,7 @@ def _column(rows: Any, name: str) -> NDArray[Any]:
 
 
 def _precision(y: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
-    """Average precision; NaN where there is nothing to rank."""
+    """Return the average precision; NaN with a single class."""
     return Ranking(y, score).average_precision() if 0 < y.sum() < y.size else math.nan
 
 
@@ -386,10 +406,10 @@ def _mean(precisions: Sequence[float]) -> float:
 
 
 def _single_columns(features: Sequence[pd.DataFrame], predictions: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rank the test rows by each feature as it is, and give the best.
+    """Rank the test rows by each feature alone, and return the best.
 
-    The models that look at one column are fitted to the threshold of each fold, so their scores mean the same
-    in a calm month and in a wild one. A bare column is what somebody without a model would watch.
+    Models of a single column are fitted to the threshold of each fold, so their scores mean the same in a
+    calm and in a volatile month. A bare column shows what is possible without a model.
     """
     y, onset = _column(predictions, "y").astype(bool), _column(predictions, "onset").astype(bool)
     known = [
@@ -433,7 +453,7 @@ def _best_column(
 
 
 class _Measured(NamedTuple):
-    """What a comparison needs of a model, or of a bare column."""
+    """Numbers of a model, or of a bare column, for comparisons."""
 
     name: str
     quality: Mapping[str, Any]
@@ -442,7 +462,7 @@ class _Measured(NamedTuple):
 
 
 def _comparisons(measured: Sequence[_Measured]) -> list[dict[str, Any]]:
-    """Each model against every plainer one: they stand from the plainest to the richest."""
+    """Compare each model with every simpler one; `measured` begins with the simplest."""
     return [_comparison(one, plainer) for at, one in enumerate(measured) for plainer in measured[:at]]
 
 

@@ -1,4 +1,4 @@
-"""What every model of an evaluation is measured on, and how one model is measured there."""
+"""Test bench: the rows that every model of an evaluation is measured on, and the measurement of one model."""
 
 from __future__ import annotations
 
@@ -58,17 +58,17 @@ LONGEST_BY_DAY_S = 31 * DAY_S
 
 @dataclass(frozen=True)
 class Bench:
-    """What every model of an evaluation is measured on.
+    """Rows, labels and events that every model of an evaluation is measured on.
 
     Attributes:
-        problem: rows, cut, thresholds and labels.
+        problem: rows, split, thresholds and labels.
         train: training rows.
         validation: validation rows.
         test: test rows.
         y_train: their labels, shape (n_train,).
         on_validation: labels and events of the validation rows.
         on_test: the same of the test rows.
-        onset: test rows that do not show a spike yet, shape (n_test,).
+        onset: test rows whose trailing window is not a spike yet, shape (n_test,).
         block_s: length of a bootstrap block.
     """
 
@@ -84,10 +84,16 @@ class Bench:
 
     @classmethod
     def of(cls, problem: Problem, timescale: TimescaleSpec) -> Bench:
-        """Cut the rows of a problem.
+        """Build the bench of a problem.
 
         Raises:
             SingleClassError: the training labels hold one class only.
+
+        Examples:
+            >>> from cryptovol_dagster.core.samples import SPEC, problem
+            >>> bench = Bench.of(problem(), SPEC)
+            >>> len(bench.train), len(bench.validation), len(bench.test), int(bench.onset.sum())
+            (3426, 864, 1440, 1176)
         """
         train, y_train = problem.part(problem.split.train)
         require_both_classes(train, y_train, "training")
@@ -123,16 +129,16 @@ def measure_model(
     """Measure one model on the test rows.
 
     Args:
-        bench: what it is measured on.
-        name: of the model.
-        model: fitted.
+        bench: rows and labels.
+        name: name of the model.
+        model: the fitted model.
         score: its probability for each test row, shape (n_test,).
         bounds: intervals of its average precision, of all rows and of those at onset.
         period: test rows of each calendar period, as `periods` returns them.
         spec: alert budget.
 
     Raises:
-        ModelError: a score of a validation row is no probability.
+        ModelError: a score of a validation row is not a probability.
     """
     y, test, onset, split = bench.y, bench.test, bench.onset, bench.problem.split
     table, line = reliability(y, score), calibration_line(y, score)
@@ -169,7 +175,7 @@ def _known(value: float) -> float | None:
 
 
 def _ranking(y: NDArray[np.bool_], score: NDArray[np.float64]) -> dict[str, Any]:
-    """Fields of a `Ranking`; null with a single class."""
+    """Return the fields of a `Ranking`; None with a single class."""
     positives = int(y.sum())
     ranked = 0 < positives < y.size
     base = positives / y.size if y.size else None
@@ -253,7 +259,13 @@ def bounds_of(resampled: NDArray[np.float64] | None) -> Bounds | None:
 def onset_rows(
     trailing_sigma: NDArray[np.float64], product: NDArray[np.object_], thresholds: dict[str, float]
 ) -> NDArray[np.bool_]:
-    """Return the rows that do not show a spike yet; a broken trailing window shows nothing, so it is out."""
+    """Return the rows whose trailing window is not a spike yet; rows with a broken one are left out.
+
+    Examples:
+        >>> names = np.array(["BTC-USD"] * 3, dtype=object)
+        >>> onset_rows(np.array([1e-5, 9e-5, np.nan]), names, {"BTC-USD": 5e-5})
+        array([ True, False, False])
+    """
     return ~is_spike(trailing_sigma, product, thresholds) & np.isfinite(trailing_sigma)
 
 
@@ -261,7 +273,7 @@ def probabilities(name: str, model: Model, rows: Dataset) -> NDArray[np.float64]
     """Score rows, and check that each score is a probability.
 
     Raises:
-        ModelError: one is not; the message names the model and the first such row.
+        ModelError: a score is not a probability; the message contains the model and the first such row.
     """
     scores = model.predict_proba(rows.features)
     bad = np.flatnonzero(~((scores >= 0) & (scores <= 1)))
@@ -275,14 +287,20 @@ def probabilities(name: str, model: Model, rows: Dataset) -> NDArray[np.float64]
 
 
 def periods(rows: Dataset) -> tuple[str, dict[str, NDArray[np.bool_]]]:
-    """Cut rows by calendar (UTC, start of the bar): return the unit, and the rows of each period in order.
+    """Group rows by calendar (UTC, start of the bar): return the unit, and the rows of each period in order.
 
-    By ``day`` up to a month, by ``month`` beyond.
+    The unit is ``day`` up to a month of rows, ``month`` beyond.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import dataset
+        >>> unit, found = periods(dataset())
+        >>> unit, list(found)
+        ('day', ['2026-04-02'])
     """
     unit = "day" if _span_s(rows, rows.bar_ns / NS) <= LONGEST_BY_DAY_S else "month"
     starts = pd.to_datetime(rows.t_ns - rows.bar_ns, unit="ns").to_numpy()
     index, labels = pd.factorize(starts.astype("datetime64[D]" if unit == "day" else "datetime64[M]"))
-    # pandas knows no months of numpy's kind, so labels come from the first row of each.
+    # pandas has no months like numpy's, so labels come from the first row of each.
     first = [starts[np.argmax(index == k)] for k in range(len(labels))]
     return unit, {
         str(np.datetime64(at, unit[0].upper())): index == k

@@ -1,4 +1,4 @@
-"""Models measured on the same test rows: numbers, intervals, comparisons, and how far to believe them."""
+"""Evaluation of models on the same test rows: metrics, intervals, comparisons, and a verdict on the data."""
 
 from __future__ import annotations
 
@@ -79,12 +79,12 @@ class Evaluation:
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Why the verdict is not ``ok``."""
+        """Reasons why the verdict is not ``ok``."""
         return tuple(self.report.reasons)
 
     @property
     def model_names(self) -> tuple[str, ...]:
-        """The models measured, in the order given."""
+        """Names of the measured models, in the order of the argument."""
         return tuple(self.report.models)
 
     def to_dict(self) -> dict[str, Any]:
@@ -97,7 +97,13 @@ class Evaluation:
 
 
 def summary_rows(report: ModelEvaluation) -> list[dict[str, Any]]:
-    """Return one flat row per model of a report, the best average precision first."""
+    """Return one flat row per model of a report, the best average precision first.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import evaluation
+        >>> [row["model"] for row in summary_rows(evaluation().report)]
+        ['ewma', 'har_logit']
+    """
     rows = [_summary_row(report, name, result) for name, result in report.models.items()]
     return sorted(rows, key=lambda row: -(row["average_precision"] or 0.0))
 
@@ -148,23 +154,30 @@ def evaluate(
     Operating points are chosen on validation rows only. Intervals come from a circular block bootstrap over
     time, the same resamples for every model, for all rows and for those at onset. With fewer than 30
     positives or 10 independent positive blocks in the test the verdict is ``insufficient_data`` and the
-    intervals are null; the numbers stand beside it all the same. With a single class in the test there is
-    nothing to rank, and the ranking numbers are null too. What is odd but no obstacle (a constant feature, a
-    product without test rows) is in `notes`.
+    intervals are null; the other numbers are reported. With a single class in the test the ranking numbers
+    are null too. Peculiarities that do not prevent the evaluation (a constant feature, a product without test
+    rows) are in `notes`.
 
     Args:
-        problem: rows, cut, thresholds and labels.
+        problem: rows, split, thresholds and labels.
         models: fitted models by name.
-        timescale: what the problem was built by.
+        timescale: spec of the problem.
         spec: seed, resamples, alert budget.
         data_hash: identifies the rows' data.
         feature_hash: identifies the feature set.
 
     Raises:
-        SingleClassError: the *training* labels hold one class only (in the test it is a verdict, not an
+        SingleClassError: the *training* labels have one class only (in the test this is a verdict, not an
             error).
-        ModelError: a model refuses the columns, returns something that is no probability, or `models` is
+        ModelError: a model refuses the columns, returns a score that is not a probability, or `models` is
             empty.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import MODEL_SPEC, SPEC, model, problem
+        >>> models = {"ewma": model("ewma")}
+        >>> found = evaluate(problem(), models, SPEC, MODEL_SPEC, data_hash="", feature_hash="")
+        >>> found.verdict, found.reasons
+        ('insufficient_data', ('2 independent blocks of 30 min with a positive in the test, 10 are needed',))
     """
     if not models:
         raise ModelError("there is no model to evaluate")
@@ -320,9 +333,9 @@ def _notes(problem: Problem, test: Dataset, constant: list[str]) -> list[str]:
 def _comparisons(
     results: Mapping[str, ModelResult], resampled: Scores, onset_resampled: Scores
 ) -> list[Comparison]:
-    """AP of each model minus AP of each baseline, with the interval of the paired difference; also at onset.
+    """Return AP of each model minus AP of each baseline, with the paired interval; also at onset.
 
-    Models that are no baseline are compared with one another too, each pair once: any may be champion.
+    Other models are compared with one another too, each pair once: any of them may be champion.
     """
     learned = [name for name in results if name not in BASELINES]
     onset = {name: result.onset for name, result in results.items()}

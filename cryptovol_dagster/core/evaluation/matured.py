@@ -1,8 +1,7 @@
-"""How good the probabilities of the model in force turned out to be, once the labels were known.
+"""Quality of the champion's published probabilities, once the labels are known.
 
-Each row was scored by the champion of its time, which had not learned from it, and is compared with that
-champion's own thresholds. So a span over which the champion changed is measured as its users saw it, not as
-one model.
+Each row was scored by the champion of its time, which had not learned from it, and its label comes from that
+champion's own thresholds. So a span with several champions is measured as its users saw it, not as one model.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from cryptovol_dagster.core.metrics.scored_rows import ScoredRows
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.times import iso_utc
 
-#: Names of the scores: the champion's, and volatility measured over the last H by itself.
+#: Names of the scores: the champion's, and the volatility of the last H alone.
 CHAMPION, PERSISTENCE = "champion", "persistence"
 
 
@@ -32,7 +31,7 @@ class Ranked(NamedTuple):
     """An average precision, or a difference of two.
 
     Attributes:
-        estimate: on the rows as they are; None where these hold one class only.
+        estimate: on all rows; None where these have one class only.
         interval: of the block bootstrap; None where the data are insufficient.
     """
 
@@ -42,18 +41,18 @@ class Ranked(NamedTuple):
 
 @dataclass(frozen=True)
 class Performance:
-    """What the scores of some rows were worth.
+    """Metrics of the scores of some rows.
 
     Attributes:
-        verdict: ``ok``, or ``insufficient_data``: then there is no interval, and the rest describes the rows.
+        verdict: ``ok``, or ``insufficient_data``: then there are no intervals.
         reasons: why data are insufficient.
         first: decision time of the first row, ISO 8601; None without rows.
         last: of the last.
-        bar_s: distance of neighbouring rows of a product, in seconds.
-        rows: labelled and scored.
-        positives: of them spikes.
-        positive_blocks: blocks of time with one.
-        block_s: their length.
+        bar_s: distance between neighbouring rows of a product, in seconds.
+        rows: number of labelled and scored rows.
+        positives: number of spikes among them.
+        positive_blocks: number of blocks of time with a spike.
+        block_s: length of a block, in seconds.
         base_rate: share of positives; None without rows.
         average_precision: of the champion.
         over_persistence: the same minus that of persistence on the same rows.
@@ -78,11 +77,11 @@ class Performance:
 
     @property
     def measured_on(self) -> str:
-        """One line: what the numbers were measured on."""
+        """One line that describes the measured rows."""
         if not self.rows:
             return "no rows"
         return (
-            f"{self.rows:,} rows, one each {self.bar_s:g} s, {self.first} … {self.last}; {self.positives:,} "
+            f"{self.rows:,} rows, one every {self.bar_s:g} s, {self.first} … {self.last}; {self.positives:,} "
             f"spikes in {self.positive_blocks} blocks of {self.block_s / 60:g} min"
         )
 
@@ -99,13 +98,20 @@ class Performance:
 
 
 def measure(rows: ScoredRows, *, horizon_s: float, resamples: int, seed: int) -> Performance:
-    """Measure the champion's scores beside persistence.
+    """Measure the champion's scores, and persistence on the same rows.
 
     Args:
         rows: with the scores `CHAMPION` and `PERSISTENCE`.
         horizon_s: H in seconds.
         resamples: of the block bootstrap.
         seed: of its blocks.
+
+    Examples:
+        >>> y = np.arange(100) % 4 == 3
+        >>> scores = {CHAMPION: y.astype(float), PERSISTENCE: np.roll(y, 1).astype(float)}
+        >>> found = measure(ScoredRows(NS * np.arange(100), NS, y, scores), horizon_s=1, resamples=10, seed=7)
+        >>> found.average_precision.estimate, found.verdict
+        (1.0, 'insufficient_data')
     """
     y, score = rows.y, rows.scores[CHAMPION]
     span_s = (int(rows.t_ns[-1] - rows.t_ns[0]) + rows.bar_ns) / NS if y.size else 0.0
@@ -157,7 +163,7 @@ def _lacking(positives: int, rows: int, blocks: int, block_s: float) -> tuple[st
 
 
 def thinned(rows: ScoredRows, every: int) -> ScoredRows:
-    """Keep the rows of every n-th bar, counted from the epoch, so that spans thinned apart fit together."""
+    """Return the rows of every n-th bar, counted from the epoch, so that spans thinned separately match."""
     if every == 1:
         return rows
     kept = rows.t_ns // rows.bar_ns % every == 0
@@ -166,6 +172,12 @@ def thinned(rows: ScoredRows, every: int) -> ScoredRows:
 
 
 def scaled_volatility(sigma: np.ndarray, product: np.ndarray, thresholds: dict[str, float]) -> np.ndarray:
-    """Return volatility in units of its product's threshold, so that products rank together; unknown is 0."""
+    """Return volatility in units of its product's threshold, so that products are comparable; unknown is 0.
+
+    Examples:
+        >>> names = np.array(["BTC-USD", "ETH-USD"], dtype=object)
+        >>> scaled_volatility(np.array([4e-5, 3e-5]), names, {"BTC-USD": 2e-5, "ETH-USD": 3e-5})
+        array([2., 1.])
+    """
     taus = np.array([thresholds[str(name)] for name in product], dtype=np.float64)
     return np.nan_to_num(sigma / taus, nan=0.0)

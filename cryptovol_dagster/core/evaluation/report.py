@@ -1,8 +1,8 @@
-"""What ``model_eval.json`` holds: its record, its JSON Schema, and how it is written and read.
+"""Content of ``model_eval.json``: its record, its JSON Schema, writing and reading.
 
-`evaluate` builds the record, and everything after it passes the record on; JSON is written at the edge alone.
+`evaluate` builds the record, and later steps pass the record; JSON is written only for the file.
 ``python -m cryptovol_dagster.core.evaluation.report`` renders ``docs/reference/model_eval.schema.json``. The
-schema holds the docstrings below.
+schema contains the docstrings below.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ import numpy as np
 
 from ingestor.errors import CryptovolError
 
-#: Raised with every change of the fields. 2: sufficiency, onset intervals, calibration line, periods, notes.
+#: Increased with every change of the fields.
+#: 2: sufficiency, onset intervals, calibration line, periods, notes.
 SCHEMA_VERSION = 2
 
 
 class EvaluationError(CryptovolError, ValueError):
-    """A report cannot be read; the message is one line that says why and what to do."""
+    """A report cannot be read; the message is one line with the reason and what to do."""
 
 
 class _Strict(msgspec.Struct, forbid_unknown_fields=True):
-    """Every field is there, and no other."""
+    """Base of the records: every field is required, and no other is allowed."""
 
 
 class Bounds(_Strict):
@@ -47,7 +48,7 @@ class Span(_Strict):
 
 
 class Split(_Strict):
-    """Where training, validation and test lie."""
+    """Time ranges of training, validation and test."""
 
     train: Span
     validation: Span
@@ -57,7 +58,7 @@ class Split(_Strict):
 
 
 class Data(_Strict):
-    """The rows that everything was taken from; hashes identify data and feature set."""
+    """The rows of the evaluation; hashes identify data and feature set."""
 
     hash: str
     feature_hash: str
@@ -69,7 +70,7 @@ class Data(_Strict):
 
 
 class Features(_Strict):
-    """The columns models were given; constant ones teach nothing, those left out were hardly ever known."""
+    """The input columns of the models; constant ones are useless, left-out ones were almost never known."""
 
     count: int
     constant_in_training: list[str]
@@ -77,7 +78,7 @@ class Features(_Strict):
 
 
 class Count(_Strict):
-    """Rows and spikes; `base_rate` is null without rows."""
+    """Number of rows and spikes; `base_rate` is null without rows."""
 
     rows: int
     positives: int
@@ -85,13 +86,13 @@ class Count(_Strict):
 
 
 class PartCounts(Count):
-    """The same of a part of the split."""
+    """The same for a part of the split."""
 
     by_product: dict[str, Count]
 
 
 class TestCounts(PartCounts):
-    """The same of the test: blocks of `Bootstrap.block_s` with a spike, episodes, hours scored."""
+    """The same for the test, with blocks of `Bootstrap.block_s` with a spike, episodes, and hours scored."""
 
     __test__ = False  # for pytest: no tests in here
     positive_blocks: int
@@ -100,7 +101,7 @@ class TestCounts(PartCounts):
 
 
 class Counts(_Strict):
-    """What each part of the split holds."""
+    """Counts of each part of the split."""
 
     train: PartCounts
     validation: PartCounts
@@ -108,9 +109,9 @@ class Counts(_Strict):
 
 
 class Sufficiency(_Strict):
-    """What the training span can teach (`core/evaluation/sufficiency.py`)."""
+    """Which models the training span supports (`core/evaluation/sufficiency.py`)."""
 
-    #: Richest class of models that it supports; ``none`` where not even a single volatility can be fitted.
+    #: Most complex supported class of models; ``none`` where not even a single volatility can be fitted.
     supports: str
     rows: int
     products: tuple[str, ...]
@@ -119,7 +120,7 @@ class Sufficiency(_Strict):
     days: float
     #: Episodes: runs of spikes of a product, gaps of at most H bridged.
     events: int
-    #: How many a model may read.
+    #: Number of features a model may read.
     features: int
     #: The most spikes, of whatever product, of which any two lie `least_block_s` apart.
     spikes_apart: int
@@ -128,22 +129,22 @@ class Sufficiency(_Strict):
     least_block_s: float
     #: Integrated autocorrelation time of y.
     memory_s: float
-    #: max(`least_block_s`, 2 × `memory_s`): what lies that far apart is independent.
+    #: max(`least_block_s`, 2 × `memory_s`): rows that far apart are independent.
     block_s: float
     #: The most rows of which any two lie `block_s` apart.
     blocks: int
-    #: The same of spikes.
+    #: The same for spikes.
     positive_blocks: int
     #: Times with a spike, by the memory of y.
     effective_positives: float
     #: Times, by the memory of ln σ.
     effective_rows: float
-    #: What the next class lacks, a sentence each; empty where there is no next class.
+    #: What the next class lacks, one sentence each; empty where there is no next class.
     missing: tuple[str, ...]
     next_class: str | None
     #: Days until the next class at this rate; None where there is no next class or no rate yet.
     more_days: float | None
-    #: All of it in one line.
+    #: Summary in one line.
     summary: str
 
     def to_dict(self) -> dict[str, Any]:
@@ -152,7 +153,7 @@ class Sufficiency(_Strict):
 
 
 class Bootstrap(_Strict):
-    """How intervals were made."""
+    """Method of the intervals."""
 
     method: str
     block_s: float
@@ -162,7 +163,7 @@ class Bootstrap(_Strict):
 
 
 class Ranking(_Strict):
-    """A ranking of some rows; null with a single class."""
+    """Ranking of some rows; null with a single class."""
 
     rows: int
     positives: int
@@ -172,19 +173,19 @@ class Ranking(_Strict):
 
 
 class OnsetRanking(Ranking):
-    """The same of rows whose own trailing window is not yet a spike."""
+    """The same for rows whose own trailing window is not yet a spike."""
 
     average_precision_interval: Bounds | None
 
 
 class PeriodRanking(Ranking):
-    """The same of a calendar day (``2024-12-31``) or month (``2024-12``) in UTC."""
+    """The same for a calendar day (``2024-12-31``) or month (``2024-12``) in UTC."""
 
     period: str
 
 
 class MeasuredOn(_Strict):
-    """The rows a model's numbers are of."""
+    """The rows that a model was measured on."""
 
     start: str
     end: str
@@ -201,7 +202,7 @@ class ChosenOn(_Strict):
 
 
 class TimeShift(_Strict):
-    """What the same scores reach on labels shifted in time."""
+    """Average precision of the same scores on labels shifted in time."""
 
     shifts: int
     mean: float
@@ -245,7 +246,7 @@ class ClassReport(_Strict):
 
 
 class OperatingPoint(_Strict):
-    """A threshold chosen on validation rows, measured on test rows; times in seconds, alarms rest 5 min."""
+    """A threshold chosen on validation rows, measured on test rows; alarms are at least 5 min apart."""
 
     threshold: float
     chosen_on: ChosenOn
@@ -266,14 +267,14 @@ class OperatingPoint(_Strict):
 
 
 class OperatingPoints(_Strict):
-    """Null where validation allowed no choice."""
+    """Operating points by purpose; null where validation rows allow no choice."""
 
     max_f1: OperatingPoint | None
     alert_budget: OperatingPoint | None
 
 
 class ModelResult(Ranking):
-    """Everything measured of one model."""
+    """All metrics of one model."""
 
     measured_on: MeasuredOn
     average_precision_interval: Bounds | None
@@ -292,7 +293,7 @@ class ModelResult(Ranking):
 
 
 class Comparison(_Strict):
-    """AP of `model` minus AP of `baseline` on the same rows and resamples, of all rows and at onset."""
+    """AP of `model` minus AP of `baseline` on the same rows and resamples, for all rows and at onset."""
 
     model: str
     baseline: str
@@ -303,7 +304,7 @@ class Comparison(_Strict):
 
 
 class ModelEvaluation(_Strict):
-    """The whole file; numbers that are none are null. `as_of` is absent where no partition is evaluated."""
+    """The whole file; undefined numbers are null. `as_of` is absent where no partition is evaluated."""
 
     schema_version: int
     verdict: str
@@ -330,14 +331,14 @@ class ModelEvaluation(_Strict):
         """The as-of partition.
 
         Raises:
-            EvaluationError: the report is of none.
+            EvaluationError: the report is not of a partition.
         """
         if self.as_of is msgspec.UNSET:
-            raise EvaluationError("evaluation of no partition: it has no as_of")
+            raise EvaluationError("the evaluation is not of a partition: it has no as_of")
         return self.as_of
 
 
-#: Keys that files hold first; the schema lists inherited fields before a record's own.
+#: Keys that come first in files; the schema lists inherited fields before a record's own.
 _WRITTEN_FIRST: dict[type[msgspec.Struct], tuple[str, ...]] = {
     PeriodRanking: ("period",),
     OperatingPoint: tuple(name for name in OperatingPoint.__struct_fields__ if name != "chosen_on"),
@@ -357,7 +358,13 @@ _WRITTEN_FIRST: dict[type[msgspec.Struct], tuple[str, ...]] = {
 
 
 def jsonable(value: Any) -> Any:
-    """Convert records, tuples and numpy numbers to what JSON has; NaN and infinity become null."""
+    """Convert records, tuples and numpy numbers to JSON types; NaN and infinity become null.
+
+    Examples:
+        >>> import numpy as np
+        >>> jsonable({"low": np.float64(0.25), "high": float("nan"), "names": ("ewma",)})
+        {'low': 0.25, 'high': None, 'names': ['ewma']}
+    """
     if isinstance(value, msgspec.Struct):
         names = (*_WRITTEN_FIRST.get(type(value), ()), *value.__struct_fields__)
         fields = {name: getattr(value, name) for name in names}
@@ -372,7 +379,13 @@ def jsonable(value: Any) -> Any:
 
 
 def encode(report: ModelEvaluation) -> bytes:
-    """Return the content of ``model_eval.json``."""
+    """Return the content of ``model_eval.json``.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import evaluation
+        >>> read_report(encode(evaluation().report)).models.keys()
+        dict_keys(['ewma', 'har_logit'])
+    """
     return json.dumps(jsonable(report), indent=2, allow_nan=False).encode()
 
 
@@ -386,10 +399,10 @@ def json_schema() -> dict[str, Any]:
 
 
 def check_report(report: Mapping[str, Any]) -> ModelEvaluation:
-    """Convert the JSON of a report to its record: every field of this version, of its type, and no other.
+    """Convert the JSON of a report to its record; every field is required, and no other is allowed.
 
     Raises:
-        EvaluationError: it does not fit; the message names the first field that differs.
+        EvaluationError: a field is wrong; the message names the first such field.
     """
     found = report.get("schema_version")
     if found != SCHEMA_VERSION:
@@ -406,14 +419,14 @@ def read_report(content: bytes) -> ModelEvaluation:
     """Read the bytes of a ``model_eval.json``.
 
     Raises:
-        EvaluationError: it is no JSON object, of another version, or lacks a field.
+        EvaluationError: it is not a JSON object, has another version, or lacks a field.
     """
     try:
         report = json.loads(content)
     except ValueError as error:
-        raise EvaluationError(f"evaluation that is no JSON: {error}") from error
+        raise EvaluationError(f"evaluation is not JSON: {error}") from error
     if not isinstance(report, dict):
-        raise EvaluationError("evaluation that is no JSON object")
+        raise EvaluationError("evaluation is not a JSON object")
     return check_report(report)
 
 

@@ -1,7 +1,7 @@
-"""How much a training span can teach: independent spikes, memory, days, and the richest model they support.
+"""Sufficiency of a training span: independent spikes, memory, days, and the most complex model they support.
 
-Rows say little, because neighbours share most of their label. What counts is how many spikes there are that
-lie apart, and over how many days. Nothing here decides anything: the numbers stand beside what was measured.
+The number of rows means little, because neighbours share most of their label. The number of separate spikes
+counts, and the number of days. Nothing is decided here: the numbers are reported beside the metrics.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ _WINDOW_FACTOR = 5
 
 
 class ModelClass(NamedTuple):
-    """A class of models, and what it takes to fit one.
+    """A class of models, and what its fit requires.
 
     Attributes:
         name: one of the constants above.
-        about: which models these are.
-        features: how many it reads; None: all there are.
-        spikes_per_feature: least number of spikes apart for each of them.
+        about: description of its models.
+        features: number of features it reads; None: all.
+        spikes_per_feature: least number of separate spikes for each of them.
         days: least number of days observed.
     """
 
@@ -49,7 +49,8 @@ class ModelClass(NamedTuple):
     days: float
 
 
-#: From the plainest to the richest. Why these limits: docs/decisions/evaluation/what-a-span-can-teach.md.
+#: From the simplest to the most complex. For the limits see
+#: docs/decisions/evaluation/what-a-span-can-teach.md.
 CLASSES = (
     ModelClass(SINGLE, "one volatility and a threshold (persistence, EWMA)", 1, MIN_POSITIVE_BLOCKS, 0.0),
     ModelClass(HAR, "a logistic on a ladder of volatilities (HAR)", HAR_FEATURES, 5, 3.0),
@@ -59,11 +60,11 @@ CLASSES = (
 
 
 class Memory(NamedTuple):
-    """How long a series remembers.
+    """Memory of a series.
 
     Attributes:
-        integrated_s: ``(1 + 2 Σ ρ_k) · bar``: neighbours closer than this share most of what they say.
-        effective: how many independent values would say as much as all of them.
+        integrated_s: ``(1 + 2 Σ ρ_k) · bar``: values closer than this share most of their information.
+        effective: number of independent values with as much information as all values.
     """
 
     integrated_s: float
@@ -71,7 +72,13 @@ class Memory(NamedTuple):
 
 
 def assess_training(problem: Problem) -> Sufficiency:
-    """Assess the training rows of a problem, which is what models are fitted on."""
+    """Assess the training rows of a problem, which models are fitted on.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import problem
+        >>> assess_training(problem()).summary
+        '4 spikes apart in 0.099 days support none; single: 0.15 more days at this rate'
+    """
     train, y = problem.part(problem.split.train)
     return assess(
         train.t_ns,
@@ -94,11 +101,11 @@ def assess(
     horizon_ns: int,
     features: int,
 ) -> Sufficiency:
-    """Assess what rows can teach, whatever their order; more of them never support less.
+    """Assess which models rows support, whatever their order; more rows never support less.
 
-    The class rests on counts that only grow with rows: positives, days, and spikes of which any two lie
-    max(5 H, 30 min) apart. Products at one time count once: they move together. The numbers by the memory of
-    the series are not used for it, because a longer record may reveal a longer memory.
+    The class depends on counts that only grow with rows: positives, days, and spikes of which any two are
+    max(5 H, 30 min) apart. Products at one time count once: they move together. The numbers derived from the
+    memory of the series are not used, because a longer record may reveal a longer memory.
 
     Args:
         t_ns: decision time of each row.
@@ -107,7 +114,7 @@ def assess(
         product: name of its product.
         bar_ns: length of a bar.
         horizon_ns: H.
-        features: how many a model may read.
+        features: number of features a model may read.
     """
     order = np.argsort(t_ns, kind="stable")
     t_ns, y, sigma, product = t_ns[order], y[order], sigma[order], product[order]
@@ -157,7 +164,7 @@ class _Reach(NamedTuple):
 
 def _reach(spikes_apart: int, positives: int, days: float, features: int) -> _Reach:
     supported = NONE
-    # A class stands on those before it, so the first that lacks something is the next one.
+    # A class requires those before it, so the first that lacks something is the next one.
     for kind in CLASSES:
         if lacks := _lacking(kind, spikes_apart, positives, days, features):
             waits = [lack.more_days for lack in lacks]
@@ -169,7 +176,7 @@ def _reach(spikes_apart: int, positives: int, days: float, features: int) -> _Re
 
 
 def _summary(spikes_apart: int, days: float, reach: _Reach) -> str:
-    """Return one line: what a span supports, and when it supports more."""
+    """Return one line: the class that a span supports, and when it supports the next one."""
     counted = f"{spikes_apart} spikes apart in {days:.2g} days support {reach.supports}"
     if reach.next_class is None:
         return counted
@@ -178,14 +185,18 @@ def _summary(spikes_apart: int, days: float, reach: _Reach) -> str:
 
 
 def count_apart(times_ns: NDArray[np.int64], apart_s: float) -> int:
-    """Count the most times of which any two lie `apart_s` or more apart.
+    """Return the greatest number of times of which any two are `apart_s` or more apart.
 
-    Taking the first, and then always the first that is far enough, is the most there can be. Unlike blocks
-    of a grid, this depends on no origin and never falls when times are added.
+    Taking the first time, and then always the first that is far enough, gives the greatest number. Unlike
+    blocks of a grid, it depends on no origin and never falls when times are added.
 
     Args:
         times_ns: ascending.
         apart_s: least distance.
+
+    Examples:
+        >>> count_apart(1_000_000_000 * np.array([0, 10, 40, 45, 80]), apart_s=30)
+        3
     """
     count = at = 0
     while at < times_ns.size:
@@ -200,7 +211,7 @@ class _Lack(NamedTuple):
 
 
 def _lacking(kind: ModelClass, spikes: int, positives: int, days: float, features: int) -> list[_Lack]:
-    """Return what a class lacks, in order of the things it asks for."""
+    """Return what a class lacks, in the order of its requirements."""
     reads = features if kind.features is None else kind.features
     asked = (
         ("rows that are spikes", positives, MIN_POSITIVES),
@@ -222,7 +233,7 @@ def _lacking(kind: ModelClass, spikes: int, positives: int, days: float, feature
 
 
 def _spikes_needed(kind: ModelClass, reads: int) -> int:
-    """Spikes that a class asks for; never fewer than a plainer one that reads a fixed set."""
+    """Return the number of spikes a class requires; never fewer than a simpler one with a fixed set."""
     floor = max(one.features * one.spikes_per_feature for one in CLASSES if one.features is not None)
     own = reads * kind.spikes_per_feature
     return own if kind.features is not None else max(own, floor)
@@ -251,7 +262,7 @@ def _memory(series: list[NDArray[np.float64]], times: int, bar_ns: int) -> Memor
     ``1 + 2 Σ_k ρ_k``, with Sokal's window (Monte Carlo Methods in Statistical Mechanics, 1997).
     """
     bars = 1.0
-    # A product followed since yesterday says nothing of a memory of weeks.
+    # A product recorded since yesterday has no information on a memory of weeks.
     longest = max((values.size for values in series), default=0)
     found = [autocorrelation(values, values.size // 4) for values in series if 2 * values.size >= longest]
     found = [one for one in found if one.lags.size and np.isfinite(one.correlation).all()]
@@ -260,7 +271,7 @@ def _memory(series: list[NDArray[np.float64]], times: int, bar_ns: int) -> Memor
         weights = [one.observations for one in found]
         rho = np.average([one.correlation[:lags] for one in found], axis=0, weights=weights)
         sums = 1 + 2 * np.cumsum(rho)
-        # Beyond a few times the memory itself there is nothing but noise to add.
+        # Beyond a few times the memory itself there is only noise to add.
         enough = np.flatnonzero(np.arange(1, lags + 1) >= _WINDOW_FACTOR * sums)
         bars = max(1.0, float(sums[enough[0] if enough.size else -1]))
     return Memory(bars * bar_ns / NS, times / bars)

@@ -1,7 +1,7 @@
-"""What somebody who looks at data for the first time asks of them: shares, memory, relations to the label.
+"""Descriptive statistics of new data: shares, memory, relations to the label.
 
-Belongs here: numbers that describe. Does not belong here: anything a model, a label or a decision is made
-from.
+Belongs here: numbers that describe. Does not belong here: anything that a model, a label or a decision
+depends on.
 """
 
 from __future__ import annotations
@@ -25,16 +25,21 @@ from cryptovol_dagster.core.units import BPS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Masks of `BarGrid` that say something is known; every other mask says what is wrong with a bar.
+#: Masks of `BarGrid` for known values; every other mask marks a fault.
 _KNOWN_MASKS = frozenset({"ret_ok", "has_quote", "has_spread", "has_imbalance", "has_trades", "has_volume"})
 
 
 def coverage(bars: BarGrid) -> pd.DataFrame:
-    """Count what there is of each product, and the share of bars with each fault.
+    """Count the bars and messages of each product, and the share of bars with each fault.
 
     Returns:
-        A row a product: `bars`, `messages`, `no_message` (share of bars, as all that follow), `zero_return`
-        (of the returns known), and the share of every mask of the grid that marks a fault.
+        One row per product: `bars`, `messages`, `no_message` (share of bars, as all that follow),
+        `zero_return` (of the returns known), and the share of every mask of the grid that marks a fault.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import bars
+        >>> coverage(bars())[["bars", "messages", "no_message"]].values.tolist()
+        [[3600.0, 10800.0, 0.0], [3600.0, 10800.0, 0.0]]
     """
     faults = {
         name: column.mean(axis=1)
@@ -54,17 +59,23 @@ def coverage(bars: BarGrid) -> pd.DataFrame:
 
 
 def log_returns(bars: BarGrid, row: int) -> NDArray[np.float64]:
-    """Return one product's log returns on the bars' grid; NaN where none is known."""
+    """Return one product's log returns on the bars' grid; NaN where unknown.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import bars
+        >>> log_returns(bars(), 0)[1:4].round(7)
+        array([2.64e-05, 6.29e-05, 5.83e-05])
+    """
     return np.where(bars.ret_ok[row], bars.ret_nano[row] * 1e-9, np.nan)
 
 
 def on_grid(dataset: Dataset, column: NDArray[np.float64], product: str) -> NDArray[np.float64]:
-    """Spread one product's values over every bar from its first row to its last; NaN where there is no row.
+    """Return one product's values on every bar from its first row to its last; NaN where there is no row.
 
     Args:
-        dataset: says which row is whose and when.
-        column: one value a row of the dataset.
-        product: whose values; it must have rows.
+        dataset: product and time of each row.
+        column: one value per row of the dataset.
+        product: name of the product; it must have rows.
     """
     own = dataset.product == product
     bar = (dataset.t_ns[own] - dataset.t_ns[own][0]) // dataset.bar_ns
@@ -74,16 +85,16 @@ def on_grid(dataset: Dataset, column: NDArray[np.float64], product: str) -> NDAr
 
 
 def threshold_choices(problem: Problem, spec: TimescaleSpec, quantiles: Sequence[float]) -> pd.DataFrame:
-    """Compute what other quantiles of the training rows would make of τ, positives and episodes.
+    """Compute τ, positives and episodes for other quantiles of the training rows.
 
     Args:
-        problem: rows and cut; its own thresholds are not used.
-        spec: everything about the label but the quantile.
+        problem: rows and split; its own thresholds are not used.
+        spec: the label's parameters other than the quantile.
         quantiles: of σ over the training rows, one τ each.
 
     Returns:
-        A row a (product, quantile): `tau_bps`, `degenerate` (τ separates nothing), and for `train` and `test`
-        the base rate, the positives and the episodes (runs of positives; gaps of at most H bridged).
+        One row per (product, quantile): `tau_bps`, `degenerate` (τ separates nothing), and for `train` and
+        `test` the base rate, the positives and the episodes (runs of positives; gaps of at most H bridged).
     """
     train, _ = problem.part(problem.split.train)
     test, _ = problem.part(problem.split.test)
@@ -113,7 +124,7 @@ def label_relations(dataset: Dataset, y: NDArray[np.bool_]) -> pd.DataFrame:
         y: whether each row is a spike.
 
     Returns:
-        A row a feature, the strongest first: `sigma` (Spearman's rank correlation with σ of the next H),
+        One row per feature, the strongest first: `sigma` (Spearman's rank correlation with σ of the next H),
         `first_half` and `second_half` (the same in the halves of the span; one that changes its sign is
         noise), `spike` (rank-biserial correlation with y, ``2·AUC − 1``). NaN where a side does not vary.
     """
@@ -131,13 +142,19 @@ def label_relations(dataset: Dataset, y: NDArray[np.bool_]) -> pd.DataFrame:
 def spike_rate_by_bucket(
     values: NDArray[np.float64], y: NDArray[np.bool_], buckets: int = 10
 ) -> pd.DataFrame:
-    """Cut one product's rows into buckets of about equal size by a feature, and count the spikes in each.
+    """Group one product's rows into buckets of about equal size by a feature, and count their spikes.
 
     Equal values stay together, so a feature of few values has fewer buckets.
 
     Returns:
-        A row a bucket, lowest values first: `low`, `high` (smallest and largest value), `rows`, `spikes`,
+        One row per bucket, lowest values first: `low`, `high` (smallest and largest value), `rows`, `spikes`,
         `spike_rate`.
+
+    Examples:
+        >>> values, y = np.arange(10.0), np.arange(10) >= 8
+        >>> found = spike_rate_by_bucket(values, y, buckets=2)
+        >>> found[["low", "high", "spikes", "spike_rate"]].values.tolist()
+        [[0.0, 4.0, 0.0, 0.0], [5.0, 9.0, 2.0, 0.4]]
     """
     edges = np.unique(np.quantile(values, np.linspace(0, 1, buckets + 1)[1:-1]))
     bucket = np.searchsorted(edges, values, side="left")
@@ -185,7 +202,7 @@ def _rank_correlations(dataset: Dataset) -> NDArray[np.float64]:
     def of(own: NDArray[np.bool_]) -> NDArray[np.float64]:
         ranks = dataset.features.loc[own].rank()
         sigma = pd.Series(dataset.sigma[own], index=ranks.index).rank()
-        with np.errstate(invalid="ignore"):  # 0 / 0 of what does not vary is the NaN that is promised
+        with np.errstate(invalid="ignore"):  # 0 / 0 of a constant is the promised NaN
             return ranks.corrwith(sigma).to_numpy()
 
     return _by_product(dataset, of)

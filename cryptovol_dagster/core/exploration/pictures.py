@@ -1,4 +1,4 @@
-"""Pictures for whoever looks at the data for the first time, as PNG bytes; drawn by `notebooks/eda.ipynb`."""
+"""Pictures of new data as PNG bytes; drawn by `notebooks/eda.ipynb`."""
 
 from __future__ import annotations
 
@@ -25,18 +25,24 @@ if TYPE_CHECKING:
     from cryptovol_dagster.core.learning.dataset import Dataset, Problem
     from cryptovol_dagster.core.market.bars import BarGrid
 
-#: Bars of the memory of |r| and r².
+#: Longest lag of |r| and r², in bars.
 _MAX_LAG_BARS = 300
-#: Steps of the memory of ln RV.
+#: Longest lag of ln RV, in windows.
 _MAX_LAG_WINDOWS = 60
-#: Younger quotes are all the same to a reader.
+#: Ages below this are drawn as this.
 _LEAST_AGE_S = 0.01
-#: Half the length of the stretch shown around the wildest moment.
+#: Half the length of the stretch shown around the most volatile moment.
 _AROUND_BARS = 900
 
 
 def plot_quotes(bars: BarGrid) -> bytes:
-    """Draw how returns, spreads and quote ages are distributed, by product."""
+    """Draw the distributions of returns, spreads and quote ages, by product.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import bars
+        >>> plot_quotes(bars())[:4]
+        b'\x89PNG'
+    """
     figure, (returns, spreads, ages) = canvas(9, 9.5, rows=3)
     moves = [log_returns(bars, row) * BPS for row in range(len(bars.products))]
     known = np.concatenate([move[np.isfinite(move)] for move in moves])
@@ -60,7 +66,7 @@ def plot_quotes(bars: BarGrid) -> bytes:
     returns.set(
         yscale="log",
         ylabel="% of moves (log)",
-        xlabel="log return of a bar, bps; zeros left out, what lies beyond is counted at the edges",
+        xlabel="log return of a bar, bps; without zeros, values beyond the axis are counted at its edges",
     )
     spreads.set(xscale="log", ylabel="% of bars", xlabel="spread at the bar's end, bps (log)")
     ages.set(xscale="log", ylabel="% of bars", xlabel="age of the quote at the bar's end, s (log)")
@@ -71,7 +77,7 @@ def plot_quotes(bars: BarGrid) -> bytes:
 
 
 def plot_volatility_by_window(dataset: Dataset, windows: Sequence[int]) -> bytes:
-    """Draw how ln RV is distributed for each window, by product."""
+    """Draw the distribution of ln RV for each window, by product."""
     from matplotlib import colormaps
 
     columns = {window: np.exp(dataset.features[f"ln_rv_{window}"].to_numpy()) * BPS for window in windows}
@@ -96,10 +102,10 @@ def plot_memory(bars: BarGrid, dataset: Dataset, window: int, block_s: float | N
     Args:
         bars: of the returns.
         dataset: holds `ln_rv_<window>`.
-        window: bars of it; every `window`-th value is taken, since overlapping windows resemble each other
+        window: its length in bars; every `window`-th value is used, since overlapping windows are similar
             whatever the market does.
-        block_s: length of the blocks that intervals are made of; drawn where ln RV is. What is still
-            remembered there, an interval takes for independent.
+        block_s: length of bootstrap blocks, drawn beside ln RV. Intervals treat values that far apart as
+            independent.
     """
     figure, panels = canvas(9, 9, rows=3)
     bar_s, step_s = bars.bar_ns / NS, window * dataset.bar_ns / NS
@@ -123,7 +129,7 @@ def plot_memory(bars: BarGrid, dataset: Dataset, window: int, block_s: float | N
 
 
 def plot_clustering(bars: BarGrid, dataset: Dataset) -> bytes:
-    """Draw mid, |r| and the volatility of the H bars gone around the wildest moment of the span."""
+    """Draw mid, |r| and the volatility of the last H bars around the most volatile moment of the span."""
     wildest = int(np.nanargmax(np.where(np.isnan(dataset.trailing_sigma), -1.0, dataset.trailing_sigma)))
     product, at_ns = str(dataset.product[wildest]), int(dataset.t_ns[wildest])
     start_ns = max(bars.start_ns, at_ns - _AROUND_BARS * bars.bar_ns)
@@ -141,18 +147,25 @@ def plot_clustering(bars: BarGrid, dataset: Dataset) -> bytes:
     shown = (times >= ends[0]) & (times <= ends[-1])
     horizon_s = dataset.horizon_ns / NS
     sigma.plot(times[shown], trailing[shown], color="#D55E00", linewidth=1)
-    sigma.set(ylabel=f"volatility of the\n{horizon_s:g} s gone, bps per bar", ylim=(0, None))
+    sigma.set(ylabel=f"volatility of the\nlast {horizon_s:g} s, bps per bar", ylim=(0, None))
     sigma.set(xlabel=f"UTC, {ends[0]:%Y-%m-%d}")
     time_axis(sigma)
     minutes = (ends[-1] - ends[0]).total_seconds() / 60
-    title(mid, f"The wildest moment of the span: {product}", f"{minutes:.0f} min of {part.n_bars:,} bars")
+    title(
+        mid, f"The most volatile moment of the span: {product}", f"{minutes:.0f} min of {part.n_bars:,} bars"
+    )
     return png(figure)
 
 
 def plot_threshold(problem: Problem) -> bytes:
-    """Draw σ of the next H by percentile for each part of the split, with τ and what it makes of each part.
+    """Draw σ of the next H by percentile for each part of the split, with τ and each part's base rate.
 
-    Where a part's curve crosses τ, the rows to the right are its spikes: the base rate.
+    The rows to the right of the crossing of a part's curve with τ are its spikes.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import problem
+        >>> plot_threshold(problem())[1:4]
+        b'PNG'
     """
     products = sorted(problem.thresholds)
     figure, panels = canvas(9, 3.4 * len(products) + 0.8, rows=len(products), sharex=True)
@@ -183,7 +196,7 @@ def plot_threshold(problem: Problem) -> bytes:
 
 
 def plot_base_rates(choices: pd.DataFrame) -> bytes:
-    """Draw what each choice of τ makes of training and test: their base rates, by product.
+    """Draw the base rates of training and test for each choice of τ, by product.
 
     Args:
         choices: of `exploration.threshold_choices`.
@@ -205,7 +218,7 @@ def plot_base_rates(choices: pd.DataFrame) -> bytes:
     title(
         np.atleast_1d(panels)[0],
         "Base rate by threshold",
-        "where the two lines part, the market has changed its level since training",
+        "where the two lines differ, the level of volatility has changed since training",
     )
     return png(figure)
 
@@ -215,8 +228,8 @@ def plot_relations(relations: pd.DataFrame, measured_on: str, top: int = 20) -> 
 
     Args:
         relations: of `exploration.label_relations`.
-        measured_on: which rows, in words.
-        top: how many features.
+        measured_on: description of the rows.
+        top: number of features.
     """
     shown = relations.head(top).iloc[::-1]
     figure, axes = canvas(9, 1.6 + 0.28 * len(shown))
@@ -228,7 +241,7 @@ def plot_relations(relations: pd.DataFrame, measured_on: str, top: int = 20) -> 
     axes.tick_params(axis="y", labelsize=8)
     axes.margins(y=0.02)
     figure.legend(loc="outside lower center", fontsize=8, ncols=3)
-    title(axes, "Features and what comes next", measured_on)
+    title(axes, "Features and the volatility that follows", measured_on)
     return png(figure)
 
 
@@ -283,7 +296,7 @@ def plot_leak_ladder(rungs: Sequence[Rung], measured_on: str) -> bytes:
 
 
 def _plain_log(axis: Axis) -> None:
-    """Mark 1, 2, 5, 10 … on a logarithmic axis, in plain figures."""
+    """Mark 1, 2, 5, 10 … on a logarithmic axis, as plain numbers."""
     from matplotlib.ticker import LogLocator, NullFormatter
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -300,7 +313,7 @@ def _memory(axes: Axes, found: Autocorrelation, step_s: float, colour: str, prod
 def _density(
     axes: Axes, values: NDArray[np.float64], bins: NDArray[np.float64], colour: ColorType, label: str
 ) -> None:
-    """Draw the share of values in each bin; what lies outside is counted in the outermost ones."""
+    """Draw the share of values in each bin; values outside are counted in the outermost bins."""
     bounded = np.clip(values, bins[0], bins[-1])
     weights = np.full(values.size, 100 / max(values.size, 1))
     axes.hist(bounded, bins=bins.tolist(), weights=weights, histtype="step", color=colour, label=label)

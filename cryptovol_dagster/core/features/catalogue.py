@@ -1,12 +1,12 @@
-"""Features: what is known at the end of a bar, from windows over bars; never a price or volume level.
+"""Features: values known at the end of a bar, from windows over bars; never a price or volume level.
 
 Each feature is declared once (`feature_list`): the declaration names, documents, computes and versions it.
 One function serves the hourly asset, replay, the benchmark and the live path; `docs/reference/features.md`
 and the lake's schema are rendered from the same table. There are two stages: a product's *own* features from
 its own bars, and *cross* features from the other products' own features of the same bar.
 
-Does not belong here: the formulas (`formulas.py`), labels, scaling to a training span, anything that reads
-past a row's own bar.
+Does not belong here: the formulas (`formulas.py`), labels, scaling to a training span, anything that uses
+data after a row's own bar.
 
 Realised volatility and the HAR set after Corsi (2009).
 """
@@ -29,7 +29,7 @@ from cryptovol_dagster.core.features.windows import ewma_length
 from cryptovol_dagster.core.market.fixed_point import MAX_WINDOW_BARS
 from cryptovol_dagster.core.specs import DAY_S, HOUR_S, TimescaleSpec
 
-#: Raised when a formula changes its meaning without changing its text.
+#: Increased when a formula changes its meaning without changing its text.
 FEATURES_VERSION = 3
 #: Windows, in bars, of the families that use fewer windows than the spec has; longer ones than the spec's
 #: longest are left out.
@@ -41,30 +41,30 @@ RANGE_WINDOWS = (15, 60, 300, 900)
 RV_RATIOS = ((15, 300), (60, 900), (300, 3_600))
 RANGE_RATIOS = ((15, 300), (60, 900))
 INTENSITY_RATIO = VOLUME_RATIO = (15, 300)
-#: What of the other products is averaged.
+#: Windows of the features that are averaged over the other products.
 CROSS_GK_WINDOWS, CROSS_RETURN_WINDOWS = (15, 60, 300), (5, 60)
-#: Bars of this length and longer have a choice of their own: one candle tells much, a day is 1,440 bars, and
-#: where a minute lies in its hour matters.
+#: Bars of this length and longer have windows of their own: one candle contains much information, a day is
+#: 1,440 bars, and the position of a minute within its hour matters.
 LONG_BAR_S = 60
-#: A longer window makes no row wait: its feature is optional. An hour of warm-up after each start would leave
-#: nothing to score for most of it, and of a short recording nothing to learn from.
+#: A feature with a longer window is optional, so that no row waits for it. Otherwise most of the first hour
+#: after each start could not be scored, and a short recording could not be learned from.
 MAX_REQUIRED_WINDOW_BARS = 2_400
 
 
 @dataclass(frozen=True)
 class Feature:
-    """One column: what it is called, what it means, and how it is computed.
+    """One column: its name, its meaning, and its computation.
 
     Attributes:
         name: column name.
-        family: what it is listed under.
+        family: group in lists.
         unit: of the value; "ln(...)" for the logarithm of a quantity.
-        sources: columns of `BarGrid` it is made of.
+        sources: columns of `BarGrid` it is computed from.
         window_bars: bars it looks back over, its own included.
-        formula: for people; part of the version hash.
-        optional: NaN where what it is made of is unknown (a feed without trades or sizes, no other product, a
-            look-back of an hour); such a row is valid all the same. Every other feature must be known.
-        compute: fills one block's values and says where its window is warm; None for a cross feature.
+        formula: for readers; part of the version hash.
+        optional: NaN where its sources are unknown (a feed without trades or sizes, no other product, a
+            look-back of an hour); such a row is still valid. Every other feature must be known.
+        compute: fills one block's values and returns where its window is warm; None for a cross feature.
         mean_of: the own feature that a cross feature averages over the other products; None for an own one.
     """
 
@@ -80,11 +80,11 @@ class Feature:
 
     @property
     def is_own(self) -> bool:
-        """Whether it is made of the product's own bars alone."""
+        """Whether it is computed from the product's own bars alone."""
         return self.mean_of is None
 
     def document(self) -> dict[str, Any]:
-        """The declaration without its code: what docs, schema and hash are made of."""
+        """Return the declaration without its code, for documents, schema and hash."""
         return {
             "name": self.name,
             "family": self.family,
@@ -98,7 +98,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class _Windows:
-    """The windows in use, in bars."""
+    """Windows in use, in bars."""
 
     all: tuple[int, ...]
     half_lives: tuple[int, ...]
@@ -108,7 +108,7 @@ class _Windows:
         return tuple(window for window in windows if window <= self.all[-1])
 
     def pairs(self, ratios: tuple[tuple[int, int], ...]) -> Iterator[tuple[int, int]]:
-        """The ratios of windows that are all in use."""
+        """Yield the ratios whose windows are both in use."""
         return ((a, b) for a, b in ratios if {a, b} <= set(self.all))
 
 
@@ -126,7 +126,7 @@ class Families:
         volume_ratios: (short, long).
         cross_gk: of the other products' Garman–Klass volatility.
         cross_returns: of their returns.
-        bar_shape: whether a bar's own shape is a feature, and where its end lies within the hour.
+        bar_shape: whether the bar's own shape, and the position of its end within the hour, are features.
     """
 
     returns: tuple[int, ...]
@@ -168,7 +168,7 @@ LONG_BARS = Families(
 
 
 def families(spec: TimescaleSpec) -> Families:
-    """Which windows a timescale's families have."""
+    """Return the windows of a timescale's families."""
     return LONG_BARS if spec.bar_interval_s >= LONG_BAR_S else SHORT_BARS
 
 
@@ -219,7 +219,7 @@ def _is_long(window: int) -> bool:
 
 
 def _shape(windows: _Windows) -> Iterator[Feature]:
-    """How the movement came about: in jumps or evenly, downwards or upwards, within the bars or between."""
+    """Yield features of the shape of movement: jumps or even, down or up, within bars or between them."""
     used = windows.up_to_longest(windows.families.shape)
     for w in used:
         text = f"ln(√BV + 1e-7), BV = π/2 · Σ |r_i||r_i−1| / n, n pairs of adjacent valid bars of {w}"
@@ -386,10 +386,16 @@ def _cross(own: dict[str, Feature], used: Families) -> Iterator[Feature]:
 
 @lru_cache(maxsize=32)
 def feature_list(spec: TimescaleSpec) -> tuple[Feature, ...]:
-    """Every feature of a timescale, in column order: the own ones, then the cross ones.
+    """Return every feature of a timescale, in column order: own features, then cross features.
 
     Raises:
         FeatureError: a window or half-life is below 1, or too long for exact sums.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import SPEC
+        >>> first = feature_list(SPEC)[0]
+        >>> first.name, first.window_bars, first.formula
+        ('ret_1', 1, 'Σ r over 1 bars')
     """
     windows = _Windows(
         tuple(sorted(spec.windows_bars)), tuple(sorted(spec.ewma_half_lives_bars)), families(spec)
@@ -411,37 +417,37 @@ def feature_list(spec: TimescaleSpec) -> tuple[Feature, ...]:
 
 
 def feature_names(spec: TimescaleSpec) -> tuple[str, ...]:
-    """Column names, in order."""
+    """Return the column names, in order."""
     return tuple(feature.name for feature in feature_list(spec))
 
 
 def own_features(spec: TimescaleSpec) -> tuple[Feature, ...]:
-    """The features that a product's own bars give: what live rows carry."""
+    """Return the features of a product's own bars, which are those of live rows."""
     return tuple(feature for feature in feature_list(spec) if feature.is_own)
 
 
 def own_feature_names(spec: TimescaleSpec) -> tuple[str, ...]:
-    """Column names of `own_features`, in order."""
+    """Return the column names of `own_features`, in order."""
     return tuple(feature.name for feature in own_features(spec))
 
 
 def optional_feature_names(spec: TimescaleSpec) -> frozenset[str]:
-    """Names of the features that a valid row may lack."""
+    """Return the names of the features that a valid row may lack."""
     return frozenset(feature.name for feature in feature_list(spec) if feature.optional)
 
 
 def calendar_feature_names(spec: TimescaleSpec) -> tuple[str, ...]:
-    """Names of the features that tell the time, in column order: no market moves them."""
+    """Return the names of the calendar features, in column order: they do not depend on the market."""
     return tuple(feature.name for feature in feature_list(spec) if feature.family == "calendar")
 
 
 def market_feature_names(spec: TimescaleSpec) -> tuple[str, ...]:
-    """Names of all other features, in column order: those that drift is measured on."""
+    """Return the names of all other features, in column order: those that drift is measured on."""
     return tuple(feature.name for feature in feature_list(spec) if feature.family != "calendar")
 
 
 def feature_hash(spec: TimescaleSpec) -> str:
-    """Short stable hash of what the features mean: declarations, warm-up rule, bar and quote limits."""
+    """Return a short stable hash of the definitions: declarations, warm-up rule, bar and quote limits."""
     meaning = {
         "version": FEATURES_VERSION,
         "warm_percent": WARM_PERCENT,
@@ -455,5 +461,11 @@ def feature_hash(spec: TimescaleSpec) -> str:
 
 
 def lookback_bars(spec: TimescaleSpec) -> int:
-    """Bars that a row may depend on, its own included: the longest window or kernel."""
+    """Return the number of bars that a row may depend on, its own included: the longest window or kernel.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import SPEC
+        >>> lookback_bars(SPEC)
+        120
+    """
     return max(feature.window_bars for feature in feature_list(spec))

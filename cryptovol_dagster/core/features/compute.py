@@ -1,4 +1,4 @@
-"""From a grid of bars to the features of each of its rows."""
+"""Computation of the features of a grid of bars."""
 
 from __future__ import annotations
 
@@ -15,12 +15,21 @@ from cryptovol_dagster.core.features.windows import ewma_length
 from cryptovol_dagster.core.market.bars import BarGrid
 from cryptovol_dagster.core.specs import TimescaleSpec
 
-#: Bars computed at a time: what is in use stays in the cache, and is small enough for the allocator to reuse.
+#: Bars computed at a time: few enough for the processor's cache and for the allocator to reuse memory.
 _BLOCK_BARS, _CROSS_BLOCK_BARS = 16_384, 4_096
 
 
 def compute_features(bars: BarGrid, spec: TimescaleSpec, *, from_ns: int | None = None) -> FeatureGrid:
-    """Own and cross features of every bar from `from_ns` on; as `compute_own_features` otherwise."""
+    """Compute own and cross features of every bar from `from_ns` on; as `compute_own_features` otherwise.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import SPEC, bars
+        >>> grid = compute_features(bars(), SPEC)
+        >>> grid.values.shape
+        (55, 2, 3600)
+        >>> grid["ln_rv_15"][0, -3:].round(2)
+        array([-9.24, -9.16, -9.13])
+    """
     grid = _empty_grid(bars, spec, from_ns, feature_list(spec))
     _fill_own(bars, spec, grid)
     _fill_cross(spec, grid)
@@ -28,18 +37,23 @@ def compute_features(bars: BarGrid, spec: TimescaleSpec, *, from_ns: int | None 
 
 
 def compute_own_features(bars: BarGrid, spec: TimescaleSpec, *, from_ns: int | None = None) -> FeatureGrid:
-    """Own features of every bar from `from_ns` on.
+    """Compute own features of every bar from `from_ns` on.
 
-    A row uses `lookback_bars`, its own included; what lies before the first bar counts as not valid. So rows
-    with a full look-back are the same whatever span they are computed in.
+    A row uses `lookback_bars`, its own included; bars before the first one count as not valid. So rows
+    with a full look-back do not depend on the span they are computed in.
 
     Args:
-        bars: the bars wanted, after their look-back.
+        bars: the look-back, then the bars of the rows.
         spec: windows and half-lives; `bars` must have its bar length.
-        from_ns: start of the first bar wanted; by default the first of `bars`.
+        from_ns: start of the first row's bar; by default the first of `bars`.
 
     Raises:
         FeatureError: another bar length, or `from_ns` off the grid or outside it.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import SPEC, bars
+        >>> len(compute_own_features(bars(), SPEC).names)
+        51
     """
     grid = _empty_grid(bars, spec, from_ns, own_features(spec))
     _fill_own(bars, spec, grid)
@@ -47,7 +61,7 @@ def compute_own_features(bars: BarGrid, spec: TimescaleSpec, *, from_ns: int | N
 
 
 def with_cross_features(own: FeatureGrid, spec: TimescaleSpec) -> FeatureGrid:
-    """The grid of `compute_features` from that of `compute_own_features`, for products that meet later."""
+    """Add cross features to a grid of own features, for products whose grids were computed apart."""
     table = feature_list(spec)
     values = np.empty((len(table), *own.valid.shape))
     values[: len(own.names)] = own.values
@@ -63,7 +77,7 @@ def _empty_grid(
         raise FeatureError(f"bars of {bars.bar_ns} ns do not fit timescale {spec.name} ({spec.bar_ns} ns)")
     skip, rest = divmod((bars.start_ns if from_ns is None else from_ns) - bars.start_ns, bars.bar_ns)
     if rest or not 0 <= skip <= bars.n_bars:
-        raise FeatureError(f"from_ns {from_ns} is no bar of [{bars.start_ns}, {bars.end_ns})")
+        raise FeatureError(f"from_ns {from_ns} is not a bar of [{bars.start_ns}, {bars.end_ns})")
     n_products, n_rows = len(bars.products), bars.n_bars - skip
     return FeatureGrid(
         products=bars.products,
@@ -77,7 +91,7 @@ def _empty_grid(
 
 
 def _fill_own(bars: BarGrid, spec: TimescaleSpec, grid: FeatureGrid) -> None:
-    """Fill the first rows of the grid's values, and what says whether they may be scored."""
+    """Fill the own features of the grid, and whether each row may be scored."""
     table, skip = own_features(spec), (grid.start_ns - bars.start_ns) // bars.bar_ns
     kernel_bars = max((ewma_length(half_life) for half_life in spec.ewma_half_lives_bars), default=0)
     window_bars = max(feature.window_bars for feature in table if feature.family != "EWMA")
@@ -99,14 +113,14 @@ def _fill_own(bars: BarGrid, spec: TimescaleSpec, grid: FeatureGrid) -> None:
 
 
 def _fill_cross(spec: TimescaleSpec, grid: FeatureGrid) -> None:
-    """Fill the cross features from the own ones; which product comes first is no matter."""
+    """Fill the cross features from the own ones; the order of products does not matter."""
     for left in range(0, grid.n_bars, _CROSS_BLOCK_BARS):
         columns = slice(left, left + _CROSS_BLOCK_BARS)
         has_none = np.isnan(grid["age_s"][:, columns])
         for out, feature in zip(grid.values, feature_list(spec), strict=True):
             if feature.mean_of is not None:
                 means = formulas.mean_of_others(grid[feature.mean_of][:, columns])
-                # Of a product without a fresh quote nothing is told, of the others neither.
+                # A product without a fresh quote has no features, not even of the other products.
                 means[has_none] = np.nan
                 out[:, columns] = means
 
@@ -125,7 +139,7 @@ def _fill_block(
                 if not feature.optional:
                     cold |= ~warm
             block.results[feature.name] = out, warm
-    # Rows without a fresh quote got numbers from what was carried or unknown; they have none.
+    # Rows without a fresh quote were computed from carried or unknown values; they must be NaN.
     if not block.fresh.all():
         np.copyto(grid.values[: len(table), rows, columns], np.nan, where=~block.fresh)
     reason = grid.reason[rows, columns]

@@ -1,7 +1,7 @@
-"""Formulas of the features: each fills one block's values and says where its window is warm.
+"""Formulas of the features: each fills one block's values and returns where its window is warm.
 
-Belongs here: how a number is computed. Does not belong here: names, units, windows in use, and what is
-declared (`catalogue.py`).
+Belongs here: computation. Does not belong here: names, units, windows in use, and declarations
+(`catalogue.py`).
 
 Range volatility after Garman & Klass (1980) and Parkinson (1980), bipower variation after Barndorff-Nielsen
 & Shephard (2004).
@@ -36,7 +36,7 @@ def _both(one: Warm, other: Warm) -> Warm:
 
 
 def _ln_volatility(out: Floats) -> None:
-    """Mean of squares in nano² → ln(volatility + floor), in place."""
+    """Convert a mean of squares in nano² to ln(volatility + floor), in place."""
     np.sqrt(out, out=out)
     out *= 1 / NANO
     out += RV_FLOOR
@@ -44,7 +44,7 @@ def _ln_volatility(out: Floats) -> None:
 
 
 def _ln_spread(out: Floats) -> None:
-    """Nano → ln(bps + floor), in place."""
+    """Convert nano to ln(bps + floor), in place."""
     out *= 1 / NANO_PER_BPS
     out += SPREAD_FLOOR_BPS
     np.log(out, out=out)
@@ -66,7 +66,7 @@ def ret(window: int) -> Compute:
 
 
 def abs_ret(window: int) -> Compute:
-    """Size of `ret`, which must have been computed before."""
+    """Return the formula of the absolute value of `ret`, which must be computed before."""
 
     def compute(block: Block, out: Floats) -> Warm:
         ret, warm = block.results[f"ret_{window}"]
@@ -77,7 +77,17 @@ def abs_ret(window: int) -> Compute:
 
 
 def ln_rv(window: int) -> Compute:
-    """Realised volatility: root mean square of the returns."""
+    """Return the formula of realised volatility: root mean square of the returns.
+
+    Examples:
+        >>> from cryptovol_dagster.core.features.block import Block
+        >>> from cryptovol_dagster.core.samples import bars
+        >>> block = Block(bars(), slice(0, 1), 100, 102, window_bars=15, kernel_bars=40, shared={})
+        >>> out = np.empty((1, 2))
+        >>> warm = ln_rv(15)(block, out)
+        >>> out.round(3), warm
+        (array([[-11.093, -10.765]]), None)
+    """
 
     def compute(block: Block, out: Floats) -> Warm:
         warm = block.mean(out, "r2", block.squared_returns, "return", window)
@@ -88,7 +98,7 @@ def ln_rv(window: int) -> Compute:
 
 
 def ln_gk(window: int) -> Compute:
-    """Garman–Klass volatility of the bars, averaged."""
+    """Return the formula of the mean Garman–Klass volatility of the bars."""
 
     def compute(block: Block, out: Floats) -> Warm:
         warm = block.mean(out, "gk", block.garman_klass, "return", window)
@@ -99,7 +109,7 @@ def ln_gk(window: int) -> Compute:
 
 
 def ln_ewma(half_life: int, which: int) -> Compute:
-    """Volatility from an EWMA: of squared returns (0) or Garman–Klass terms (1)."""
+    """Return the formula of an EWMA volatility: of squared returns (0) or Garman–Klass terms (1)."""
 
     def compute(block: Block, out: Floats) -> Warm:
         totals, mass, warm = block.ewmas(half_life)
@@ -111,7 +121,7 @@ def ln_ewma(half_life: int, which: int) -> Compute:
 
 
 def difference(minuend: str, subtrahend: str) -> Compute:
-    """Of two features declared earlier."""
+    """Return the formula of the difference of two features declared earlier."""
 
     def compute(block: Block, out: Floats) -> Warm:
         (one, one_warm), (other, other_warm) = block.results[minuend], block.results[subtrahend]
@@ -122,7 +132,7 @@ def difference(minuend: str, subtrahend: str) -> Compute:
 
 
 def ln_spread_last(block: Block, out: Floats) -> Warm:
-    """Spread as of the bar's end."""
+    """Write the spread as of the bar's end."""
     out[...] = block.now("spread_nano")
     _ln_spread(out)
     return None
@@ -154,14 +164,14 @@ def ln_spread_max(window: int, windows: tuple[int, ...]) -> Compute:
 
 
 def imbalance_last(block: Block, out: Floats) -> Warm:
-    """Imbalance as of the bar's end."""
+    """Write the imbalance as of the bar's end."""
     np.multiply(block.now("imbalance_nano"), 1 / NANO, out=out)
     known = block.now("has_imbalance")
     return None if known.all() else known
 
 
 def abs_imbalance_mean(window: int) -> Compute:
-    """Size of the mean imbalance."""
+    """Return the formula of the absolute value of the mean imbalance."""
 
     def compute(block: Block, out: Floats) -> Warm:
         warm = block.mean(out, "q", block.imbalances, "sizes", window)
@@ -173,7 +183,7 @@ def abs_imbalance_mean(window: int) -> Compute:
 
 
 def imbalance_std(window: int) -> Compute:
-    """Standard deviation of imbalance."""
+    """Return the formula of the standard deviation of imbalance."""
 
     def compute(block: Block, out: Floats) -> Warm:
         warm = _deviation(block, out, "q", block.imbalances, "sizes", window)
@@ -184,7 +194,7 @@ def imbalance_std(window: int) -> Compute:
 
 
 def ln_intensity(window: int) -> Compute:
-    """Quote updates a bar."""
+    """Return the formula of quote updates per bar."""
 
     def compute(block: Block, out: Floats) -> Warm:
         warm = block.mean(out, "updates", block.updates, "quote", window)
@@ -195,7 +205,7 @@ def ln_intensity(window: int) -> Compute:
 
 
 def ln_mid_changes(window: int) -> Compute:
-    """Changes of mid a bar."""
+    """Return the formula of changes of mid per bar."""
 
     def compute(block: Block, out: Floats) -> Warm:
         warm = block.mean(out, "mid changes", block.mid_changes, "quote", window)
@@ -206,13 +216,13 @@ def ln_mid_changes(window: int) -> Compute:
 
 
 def age(block: Block, out: Floats) -> Warm:
-    """Age of the quote."""
+    """Write the age of the quote."""
     out[...] = block.now("age_s")
     return None
 
 
 def ln_segment_age(longest: int, bar_s: int) -> Compute:
-    """Of `bars_since` a new segment."""
+    """Return the formula of the time since a new segment began, of `Block.bars_since`."""
 
     def compute(block: Block, out: Floats) -> Warm:
         bars, known = block.bars_since("new_segment", longest)
@@ -223,13 +233,13 @@ def ln_segment_age(longest: int, bar_s: int) -> Compute:
 
 
 def _bipower_variance(block: Block, out: Floats, window: int) -> None:
-    """BV in nano². A break costs two pairs and one return, so that its window is warm when that of RV is."""
+    """Write BV in nano². A break costs two pairs and one return, so its window is warm when that of RV is."""
     block.mean(out, "adjacent products", block.adjacent_products, "pair", window - 1)
     out *= math.pi / 2
 
 
 def ln_bipower(window: int) -> Compute:
-    """Ln √BV, BV being the mean over the window's pairs of adjacent bars times π/2."""
+    """Return the formula of ln √BV; BV is the mean over the window's pairs of adjacent bars times π/2."""
 
     def compute(block: Block, out: Floats) -> Warm:
         _bipower_variance(block, out, window)
@@ -240,7 +250,7 @@ def ln_bipower(window: int) -> Compute:
 
 
 def jump_share(window: int) -> Compute:
-    """max(0, 1 − BV/RV²); without any movement there is no jump."""
+    """Return the formula of max(0, 1 − BV/RV²); without movement there is no jump."""
 
     def compute(block: Block, out: Floats) -> Warm:
         _bipower_variance(block, out, window)
@@ -256,7 +266,7 @@ def jump_share(window: int) -> Compute:
 
 
 def ln_max_abs_ret(window: int, windows: tuple[int, ...]) -> Compute:
-    """Greatest move of one bar."""
+    """Return the formula of the greatest move of one bar."""
 
     def compute(block: Block, out: Floats) -> Warm:
         maxima = block.once(
@@ -272,7 +282,7 @@ def ln_max_abs_ret(window: int, windows: tuple[int, ...]) -> Compute:
 
 
 def downside_share(window: int) -> Compute:
-    """Share of the squared returns that falls made; without any movement neither side has more."""
+    """Return the formula of the share of falls in the squared returns; 0.5 without movement."""
 
     def compute(block: Block, out: Floats) -> Warm:
         total = block.window_sum("r2", block.squared_returns, window)
@@ -285,7 +295,7 @@ def downside_share(window: int) -> Compute:
 
 
 def ln_parkinson(window: int) -> Compute:
-    """Parkinson's volatility from the ranges of the window's bars, averaged."""
+    """Return the formula of Parkinson's volatility, from the mean of the squared ranges."""
 
     def compute(block: Block, out: Floats) -> Warm:
         warm = block.mean(out, "range2", block.squared_ranges, "return", window)
@@ -297,7 +307,7 @@ def ln_parkinson(window: int) -> Compute:
 
 
 def mean_ln_range(window: int) -> Compute:
-    """Mean of ln(range + floor): one violent bar moves it less than a mean of squares."""
+    """Return the formula of the mean of ln(range + floor): one violent bar moves it less than squares."""
 
     def compute(block: Block, out: Floats) -> Warm:
         warm = block.mean(out, "ln range", block.ln_ranges, "return", window)
@@ -308,7 +318,7 @@ def mean_ln_range(window: int) -> Compute:
 
 
 def std_ln_range(window: int) -> Compute:
-    """Standard deviation of the same."""
+    """Return the formula of the standard deviation of ln(range + floor)."""
 
     def compute(block: Block, out: Floats) -> Warm:
         warm = _deviation(block, out, "ln range", block.ln_ranges, "return", window)
@@ -321,7 +331,7 @@ def std_ln_range(window: int) -> Compute:
 def _deviation(
     block: Block, out: Floats, key: str, series: Callable[[], Integers], kind: str, window: int
 ) -> Warm:
-    """Standard deviation (divisor n) of an integer series over the valid bars of the window, into `out`."""
+    """Write the standard deviation (divisor n) of an integer series over the window's valid bars to `out`."""
     valid, warm = block.count(kind, window)
     # n·Σx² − (Σx)² in integers: exact, so a constant has deviation 0 and not a rounding error.
     total = block.window_sum(key, series, window)
@@ -334,7 +344,7 @@ def _deviation(
 
 
 def close_place_last(block: Block, out: Floats) -> Warm:
-    """Where in its range the bar closed."""
+    """Write the position of the close within the bar's range, from −1 to 1."""
     high, low, close = block.now("high"), block.now("low"), block.now("close")
     out[...] = 0.0
     np.divide(2 * close - high - low, high - low, out=out, where=high > low)
@@ -342,7 +352,7 @@ def close_place_last(block: Block, out: Floats) -> Warm:
 
 
 def spread_above_tick(window: int, tick_bars: int) -> Compute:
-    """Share of the valid bars that `is_above_tick`."""
+    """Return the formula of the share of valid bars that are `Block.is_above_tick`."""
 
     def compute(block: Block, out: Floats) -> Warm:
         return block.mean(out, "above tick", lambda: block.is_above_tick(tick_bars), "quote", window)
@@ -351,14 +361,14 @@ def spread_above_tick(window: int, tick_bars: int) -> Compute:
 
 
 def microprice_last(block: Block, out: Floats) -> Warm:
-    """Microprice − mid in bps of the mid, as of the bar's end."""
+    """Write microprice − mid in bps of the mid, as of the bar's end."""
     np.multiply(block.now("microprice_nano"), 1 / NANO_PER_BPS, out=out)
     known = block.now("has_imbalance")
     return None if known.all() else known
 
 
 def microprice_mean(window: int) -> Compute:
-    """The same, averaged."""
+    """Return the formula of the mean of microprice − mid in bps."""
 
     def compute(block: Block, out: Floats) -> Warm:
         warm = block.mean(out, "microprice", block.microprices, "sizes", window)
@@ -369,7 +379,7 @@ def microprice_mean(window: int) -> Compute:
 
 
 def _where_known(kind: str, compute: Compute) -> Compute:
-    """Where nothing is known of trades (of their volume) there is nothing to compute."""
+    """Return the formula that computes only where trades (or their volume) are known, else NaN."""
 
     def only_where_known(block: Block, out: Floats) -> Warm:
         if not block.any_valid(kind):
@@ -380,7 +390,7 @@ def _where_known(kind: str, compute: Compute) -> Compute:
 
 
 def ln_trade_rate(window: int) -> Compute:
-    """Trades a bar."""
+    """Return the formula of trades per bar."""
 
     def compute(block: Block, out: Floats) -> Warm:
         warm = block.mean(out, "trade counts", block.trade_counts, "trades", window)
@@ -391,7 +401,7 @@ def ln_trade_rate(window: int) -> Compute:
 
 
 def ln_volume_ratio(short: int, long: int) -> Compute:
-    """Volume a bar over the short window against that over the long one; unknown where nothing traded."""
+    """Return the formula of volume per bar, short window over long window; NaN without trades."""
 
     def compute(block: Block, out: Floats) -> Warm:
         warm = block.mean(out, "volume", block.volumes, "volume", short)
@@ -407,7 +417,7 @@ def ln_volume_ratio(short: int, long: int) -> Compute:
 
 
 def signed_volume_share(window: int) -> Compute:
-    """(bought − sold)/(bought + sold) by takers; unknown where nothing traded."""
+    """Return the formula of (bought − sold)/(bought + sold) by takers; NaN without trades."""
 
     def compute(block: Block, out: Floats) -> Warm:
         total = block.window_sum("counted volume", block.counted_volumes, window)
@@ -420,7 +430,7 @@ def signed_volume_share(window: int) -> Compute:
 
 
 def calendar(wave: Callable[[Floats], Floats], period_s: int) -> Compute:
-    """Sine or cosine of where the bar's end lies in the day or the week (UTC)."""
+    """Return the formula of the sine or cosine of the bar's end within the day or the week (UTC)."""
 
     def compute(block: Block, out: Floats) -> Warm:
         def make() -> Floats:
@@ -435,7 +445,7 @@ def calendar(wave: Callable[[Floats], Floats], period_s: int) -> Compute:
 
 
 def phase(period_s: int) -> Compute:
-    """Share of a period (UTC) that has passed at the bar's end, in [0, 1)."""
+    """Return the formula of the share of a period (UTC) that has passed at the bar's end, in [0, 1)."""
 
     def compute(block: Block, out: Floats) -> Warm:
         def make() -> Floats:
@@ -448,14 +458,20 @@ def phase(period_s: int) -> Compute:
 
 
 def mean_of_others(values: Floats) -> Floats:
-    """For each product, the mean over the others that have a value; NaN where none has.
+    """Return, for each product, the mean over the others that have a value; NaN where none has.
 
     Args:
         values: (n_products, n_bars), NaN where unknown.
+
+    Examples:
+        >>> mean_of_others(np.array([[1.0], [2.0], [np.nan]]))
+        array([[2. ],
+               [1. ],
+               [1.5]])
     """
     known = np.isfinite(values)
     numbers = np.where(known, values, 0.0)
-    # Sums from both ends, not the whole less one's own: that would leave the rounding of the greater one.
+    # Sums from both ends, not the total less the own value: that would keep the rounding of the total.
     before = np.zeros_like(numbers)
     np.cumsum(numbers[:-1], axis=0, out=before[1:])
     after = np.zeros_like(numbers)

@@ -1,4 +1,4 @@
-"""Features over a span, and for each row whether they are known."""
+"""Features of a span, and for each row whether it may be scored."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ingestor.errors import CryptovolError
 
 
 class FeatureError(CryptovolError, ValueError):
-    """A spec whose windows cannot be computed exactly, or a span the bars do not hold."""
+    """A spec's windows cannot be computed exactly, or the bars do not contain a span."""
 
 
 class Reason(IntEnum):
@@ -49,6 +49,15 @@ class FeatureGrid:
             exists.
         valid: the row may be scored: every required feature is a finite number (bool, n_products × n_bars).
         reason: code of `Reason` (int8, n_products × n_bars); `OK` where `valid`.
+
+    Examples:
+        >>> from cryptovol_dagster.core.features.compute import compute_features
+        >>> from cryptovol_dagster.core.samples import SPEC, bars
+        >>> grid = compute_features(bars(), SPEC)
+        >>> Reason(int(grid.reason[0, 0])).name, Reason(int(grid.reason[0, -1])).name
+        ('BREAK', 'OK')
+        >>> grid.to_frame().shape
+        (7200, 59)
     """
 
     products: tuple[str, ...]
@@ -60,12 +69,12 @@ class FeatureGrid:
     reason: NDArray[np.int8]
 
     def __getitem__(self, name: str) -> Floats:
-        """One feature, shape (n_products, n_bars)."""
+        """Return one feature, shape (n_products, n_bars)."""
         return self.values[self.names.index(name)]
 
     @property
     def n_bars(self) -> int:
-        """Rows of each product."""
+        """Number of rows of each product."""
         return self.valid.shape[1]
 
     @property
@@ -74,7 +83,7 @@ class FeatureGrid:
         return self.start_ns + self.bar_ns * np.arange(self.n_bars, dtype=np.int64)
 
     def to_frame(self) -> pd.DataFrame:
-        """Long form: `bar_start`, `product`, the features, `valid`, `reason`; product by product."""
+        """Return the long form, product by product: keys, features, `valid`, `reason`."""
         frame: dict[str, Any] = frame_keys(self.products, self.bar_starts_ns)
         frame |= {name: values.ravel() for name, values in zip(self.names, self.values, strict=True)}
         return pd.DataFrame(frame | {"valid": self.valid.ravel(), "reason": self.reason.ravel()})

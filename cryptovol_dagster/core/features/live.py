@@ -68,6 +68,11 @@ def revisable_ns(spec: TimescaleSpec, lateness_ns: int) -> int:
     Args:
         spec: what to compute.
         lateness_ns: how long closing a bar waits.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import SPEC
+        >>> revisable_ns(SPEC, lateness_ns=2_000_000_000) // 1_000_000_000
+        70
     """
     reach_ns = round(spec.gap_after_s * NS) + tick_reach_ns(spec) + _disorder_ns(spec, lateness_ns)
     return -(-reach_ns // spec.bar_ns) * spec.bar_ns
@@ -84,6 +89,17 @@ class LiveFeatures:
     the row that one computation over all ticks gives. At each close the same functions rebuild the bars that
     may still change, after a delayed tick or a gap reported late. State is bounded: the ticks of the bars
     that may change, and the bars of the look-back.
+
+    Examples:
+        >>> from cryptovol_dagster.core.market.synthetic import START_NS, synthetic_ticks
+        >>> from cryptovol_dagster.core.samples import SPEC
+        >>> ticks, trades = synthetic_ticks(SPEC, 4, products=("BTC-USD",))
+        >>> live = LiveFeatures(SPEC, lateness_ns=0)
+        >>> live.add(ticks)
+        False
+        >>> rows = live.close(START_NS + 3 * SPEC.bar_ns, heard_ns=START_NS + 4 * SPEC.bar_ns)
+        >>> len(rows), rows.revision
+        (3, array([0, 0, 0], dtype=int32))
     """
 
     def __init__(
@@ -129,7 +145,7 @@ class LiveFeatures:
 
     @property
     def counts(self) -> TickCounts:
-        """What cleaning did with the ticks so far."""
+        """Rows by outcome of cleaning, of all ticks so far."""
         return self._ticks.counts
 
     @property

@@ -1,4 +1,4 @@
-"""Feature rows of a stream: those to publish now, and those that an earlier run published."""
+"""Feature rows of a stream: rows to publish now, and rows that an earlier run published."""
 
 from __future__ import annotations
 
@@ -31,6 +31,17 @@ class LiveRows:
         provisional: a revision may follow (n,). The product was in a gap, or the feed's newest event was
             older than the bar's end.
         known: an earlier run published this very row (n,); it need not be published again.
+
+    Examples:
+        >>> rows = LiveRows(
+        ...     ("BTC-USD",), ("ret_5",), 5, np.zeros(2, int), np.array([10, 15]), np.array([[0.1], [0.2]]),
+        ...     valid=np.ones(2, bool), reason=np.zeros(2, np.int8), revision=np.array([0, 1], np.int32),
+        ...     provisional=np.array([False, True]), known=np.array([False, False]),
+        ... )
+        >>> rows.bar_end_ns
+        array([15, 20])
+        >>> rows.take(rows.revision > 0).to_frame()["ret_5"].tolist()
+        [0.2]
     """
 
     products: tuple[str, ...]

@@ -12,7 +12,19 @@ from cryptovol_dagster.core.market.ticks import TickColumns
 
 
 class OpenTicks:
-    """The last ticks of one recording in offset order, and the known gaps between them."""
+    """The last ticks of one recording in offset order, and the known gaps between them.
+
+    Examples:
+        >>> from cryptovol_dagster.core.market.synthetic import synthetic_ticks
+        >>> from cryptovol_dagster.core.samples import SPEC
+        >>> ticks, _ = synthetic_ticks(SPEC, 2, products=("BTC-USD",))
+        >>> held = OpenTicks(late_ns=2_000_000_000)
+        >>> held.add(ticks)
+        >>> len(held.cleaned()), held.products
+        (6, ('BTC-USD',))
+        >>> held.learn_gaps({"synthetic": np.array([3])})
+        True
+    """
 
     def __init__(self, late_ns: int) -> None:
         """Begin without ticks.
@@ -24,7 +36,7 @@ class OpenTicks:
         self._ticks = TickColumns.empty()
         self._gaps: dict[str, NDArray[np.int64]] = {}
         self._counted = TickCounts()
-        #: What cleaning did with all ticks so far, of earlier recordings too.
+        #: Rows by outcome of cleaning, of all ticks so far, earlier recordings included.
         self.counts = TickCounts()
         #: Connections of this recording.
         self.connections: set[str] = set()
@@ -54,7 +66,7 @@ class OpenTicks:
         return changed
 
     def cleaned(self) -> TickColumns:
-        """Return the ticks that are held, cleaned, and count what cleaning did."""
+        """Return the held ticks, cleaned, and add up the counts of cleaning."""
         cleaned = clean_ticks(flag_gaps(self._ticks, self._gaps), self._late_ns)
         self.counts += _difference(cleaned.counts, self._counted)
         self._counted = cleaned.counts

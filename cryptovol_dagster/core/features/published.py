@@ -1,4 +1,4 @@
-"""What a stream has published of the bars that may still change, and which rows it must publish next."""
+"""Published rows of the bars that may still change, and the rows to publish next."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ TOLERANCE = 1e-13
 
 
 class Changes(NamedTuple):
-    """Rows to hand on, as arrays (products, bars) over the grid that was compared.
+    """Rows to publish, as arrays (products, bars) over the grid that was compared.
 
     Attributes:
         cells: rows that are new, changed, or published by an earlier run.
@@ -30,7 +30,21 @@ class Changes(NamedTuple):
 
 
 class PublishedGrid:
-    """The newest published revision of each row that may still change."""
+    """The newest published revision of each row that may still change.
+
+    Examples:
+        >>> from cryptovol_dagster.core.features.compute import compute_own_features
+        >>> from cryptovol_dagster.core.samples import SPEC, bars
+        >>> grid = compute_own_features(bars(), SPEC, from_ns=bars().end_ns - 2 * SPEC.bar_ns)
+        >>> published = PublishedGrid(len(grid.names), SPEC.bar_ns)
+        >>> published.begin(grid.start_ns)
+        >>> wanted = np.ones(grid.valid.shape, bool)
+        >>> published.update(grid, wanted).cells
+        array([[ True,  True],
+               [ True,  True]])
+        >>> published.update(grid, wanted).cells.any()
+        np.False_
+    """
 
     def __init__(self, n_features: int, bar_ns: int, earlier: Iterable[PublishedRow] = ()) -> None:
         """Begin with no rows of this run.
@@ -63,7 +77,7 @@ class PublishedGrid:
         self.begin(0)
 
     def update(self, grid: FeatureGrid, wanted: NDArray[np.bool_]) -> Changes:
-        """Compare `grid` with what was published, and take over what differs.
+        """Compare `grid` with the published rows, and take over the rows that differ.
 
         Args:
             grid: newly computed features.
@@ -83,7 +97,7 @@ class PublishedGrid:
         return Changes(cells, cells & ~news, revision)
 
     def forget_before(self, start_ns: int) -> None:
-        """Let go of the rows of bars before `start_ns`: they are final."""
+        """Drop the rows of bars before `start_ns`: they are final."""
         views = self._since(start_ns)
         self._values, self._valid, self._reason, self._revision = (view.copy() for view in views)
         self._start_ns = start_ns

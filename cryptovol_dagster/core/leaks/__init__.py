@@ -1,1 +1,1 @@
-"""Known leaks of the future into the past, and the detectors that must find each of them."""
+"""Known leaks of future data into training, and the detectors that must find each of them."""

@@ -1,10 +1,10 @@
-"""The leak audit: detectors that examine what a way of judging made, and must catch every known leak.
+"""The leak audit: detectors that examine the artefacts of a pipeline, and must catch every known leak.
 
-A detector sees bars, rows, cut, thresholds, models and evaluation; it does not know which leak, if any, made
-them. Two of its witnesses come from going the same steps again: on bars whose *future* was changed (nothing
+A detector sees bars, rows, split, thresholds, models and evaluation; it does not know which leak, if any, is
+in them. Two witnesses come from a second run of the same steps: on bars with another *future* (nothing
 decided before may change by a bit), and on bars whose *prices and sizes* are ten times as high (no feature
-may change). Sound are only detectors that stay silent on the honest steps and catch each of
-`ladder.LEAKS`; `audit_leaks` shows both. `inspect` runs those that need no second run on stored artefacts.
+may change). Valid detectors find nothing in the honest pipeline and catch each of `ladder.LEAKS`;
+`audit_leaks` shows both. `inspect` runs the detectors that need no second run on stored artefacts.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from cryptovol_dagster.core.evaluation.report import ModelEvaluation
 from cryptovol_dagster.core.leaks.detectors import (
     DETECTORS,
     PAST_DETECTORS,
+    Artefacts,
     Case,
     Finding,
-    Made,
     labels,
     past_features,
     past_models,
@@ -42,12 +42,12 @@ from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
 
 @dataclass(frozen=True)
 class Verdict:
-    """One way of judging and what the detectors say of it.
+    """Findings of the detectors on one pipeline.
 
     Attributes:
-        rung: what it claims.
-        honest: what the honest way with the same kind of model comes to.
-        detector: the one whose business its leak is; empty for the honest way.
+        rung: its results.
+        honest: results of the honest pipeline with the same kind of model.
+        detector: the one that must catch its leak; empty for the honest pipeline.
         findings: of every detector.
     """
 
@@ -63,11 +63,11 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether the audit did its work: silent on the honest way, or a leak caught by its own detector."""
+        """Whether no detector fired on the honest pipeline, or the leak was caught by its own detector."""
         return self.detector in self.fired if self.detector else not self.fired
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form; a number that is none is null."""
+        """Return the JSON-able form; undefined numbers are null."""
         return {
             "leak": self.rung.name,
             "fault": self.rung.fault,
@@ -85,7 +85,7 @@ class Verdict:
         }
 
 
-#: Whose business each leak is.
+#: The detector that must catch each leak.
 CAUGHT_BY: Mapping[str, Callable[[Case], Finding]] = {
     "random split": time_order,
     "label shifted by a row": labels,
@@ -101,7 +101,16 @@ CAUGHT_BY: Mapping[str, Callable[[Case], Finding]] = {
 
 
 def inspect(case: Case) -> tuple[Finding, ...]:
-    """Run every detector that has what it needs."""
+    """Run every detector whose input the case contains.
+
+    Examples:
+        >>> from cryptovol_dagster.core.leaks.ladder import HONEST
+        >>> from cryptovol_dagster.core.samples import MODEL_SPEC, SPEC, bars
+        >>> artefacts, _ = _artefacts_of(Study(bars(), SPEC, MODEL_SPEC, HONEST), ("ewma",))
+        >>> case = Case(bars(), SPEC, artefacts, artefacts.problem.dataset, artefacts.problem.dataset)
+        >>> [finding.detector for finding in inspect(case) if not finding.clean]
+        []
+    """
     used = DETECTORS if case.changed is None else (*DETECTORS, *PAST_DETECTORS)
     return tuple(on_all_cores(lambda detector: detector(case), used))
 
@@ -114,20 +123,27 @@ def audit_leaks(
     leaks: Sequence[Leak] = LEAKS,
     progress: Callable[[str], None] = lambda name: None,
 ) -> tuple[Verdict, ...]:
-    """Run the honest steps and each leaking way on the same bars, and run the detectors on each.
+    """Run the honest pipeline and each leaking one on the same bars, and the detectors on each.
 
     Args:
         bars: long enough for look-back, training span and test.
-        timescale: what is asked.
+        timescale: spec of the chain.
         spec: parameters of the models.
-        leaks: those to inject.
-        progress: called with the name of each way before it is run.
+        leaks: the leaks to inject.
+        progress: called with the name of each pipeline before its run.
 
     Returns:
-        The honest way first, then one a leak.
+        The verdict on the honest pipeline first, then one per leak.
 
     Raises:
-        LearningError: the bars do not allow an honest problem.
+        LearningError: the bars do not suffice for the honest pipeline.
+
+    Examples:
+        >>> from cryptovol_dagster.core.leaks.ladder import LEAKS
+        >>> from cryptovol_dagster.core.samples import MODEL_SPEC, SPEC, bars
+        >>> purge = next(leak for leak in LEAKS if leak.name == "missing purge")
+        >>> [verdict.passed for verdict in audit_leaks(bars(), SPEC, MODEL_SPEC, leaks=[purge])]
+        [True, True]
     """
     honest = Study(bars, timescale, spec, HONEST)
     cut_ns = honest.problem.split.test.start_ns
@@ -136,9 +152,9 @@ def audit_leaks(
     kinds = tuple(dict.fromkeys(leak.model for leak in leaks)) or (BoostedTrees.name,)
 
     def case_of(studies: Sequence[Study], names: tuple[str, ...]) -> tuple[Case, ModelEvaluation]:
-        (made, report), (changed, _) = (_made(study, names) for study in studies[:2])
+        (artefacts, report), (changed, _) = (_artefacts_of(study, names) for study in studies[:2])
         scaled = studies[2].problem.dataset
-        return Case(bars, timescale, made, honest.dataset, scaled, changed, cut_ns), report
+        return Case(bars, timescale, artefacts, honest.dataset, scaled, changed, cut_ns), report
 
     progress("honest")
     case, report = case_of((honest, second, third), kinds)
@@ -153,10 +169,10 @@ def audit_leaks(
     return tuple(verdicts)
 
 
-def _made(study: Study, names: tuple[str, ...]) -> tuple[Made, ModelEvaluation]:
+def _artefacts_of(study: Study, names: tuple[str, ...]) -> tuple[Artefacts, ModelEvaluation]:
     models = {name: study.model(name) for name in names}
     evaluation = study.evaluation(*names)
-    return Made(study.problem, models, read_claims(evaluation.to_dict())), evaluation.report
+    return Artefacts(study.problem, models, read_claims(evaluation.to_dict())), evaluation.report
 
 
 def _null(value: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Detectors: each looks at one step from market to model for one way the future can get in."""
+"""Detectors: each checks one step from market to model for one way in which future data can enter."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ from cryptovol_dagster.core.times import iso_utc
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Labels recomputed one by one; spread evenly over the rows.
+#: Number of labels that are recomputed one by one, spread evenly over the rows.
 _SAMPLED_LABELS = 1_000
-#: Bars round logs of prices to a nano; what that may do to the square of a move of size m is twice m of it.
+#: Bars round logs of prices to a nano; the square of a move of size m then differs by at most 2·m of that.
 _ROUNDING = 1e-9
 #: A scaler's mean may differ from that of its training rows by this share of their deviation (float32 sums).
 _MEAN_TOLERANCE = 1e-3
-#: Only so much of what the best single volatility misses has ever been found honestly (on 21 months of minute
-#: bars XGBoost leaves two thirds of it); a ranking that leaves less than a third has read the answer.
+#: Least share of the best single volatility's misses that an honest ranking also misses. On 21 months of
+#: minute bars XGBoost misses two thirds of them; a ranking that misses less than a third has a leak.
 _LEAST_SHARE_MISSED = 1 / 3
 
 
 class Finding(NamedTuple):
-    """What a detector says.
+    """Result of a detector.
 
     Attributes:
         detector: its name.
         clean: whether it found nothing.
-        said: what it looked at, or what is wrong and where.
+        said: what was checked, or the fault and its place.
     """
 
     detector: str
@@ -73,10 +73,16 @@ class Claim(msgspec.Struct):
 
 
 def read_claims(report: Mapping[str, Any]) -> dict[str, Claim]:
-    """Read the claims in the JSON of an evaluation; what else it holds, and its version, do not matter.
+    """Read the claims in the JSON of an evaluation of any version; other fields are ignored.
 
     Raises:
-        EvaluationError: it holds none.
+        EvaluationError: it contains no claims.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import evaluation
+        >>> claims = read_claims(evaluation().to_dict())
+        >>> list(claims), claims["ewma"].threshold("max_f1") is not None
+        (['ewma', 'har_logit'], True)
     """
     try:
         return msgspec.convert(report["models"], dict[str, Claim])
@@ -85,11 +91,11 @@ def read_claims(report: Mapping[str, Any]) -> dict[str, Claim]:
 
 
 @dataclass(frozen=True)
-class Made:
-    """What a way of judging made.
+class Artefacts:
+    """Artefacts of a pipeline.
 
     Attributes:
-        problem: rows, cut, thresholds, labels.
+        problem: rows, split, thresholds, labels.
         models: fitted, by name.
         claims: of the evaluation, by model.
     """
@@ -101,30 +107,29 @@ class Made:
 
 @dataclass(frozen=True)
 class Case:
-    """What the detectors examine.
+    """Input of the detectors.
 
     Attributes:
-        bars: the bars everything was made from.
-        timescale: what was asked.
-        made: what came of it.
-        honest: rows whose features are known to be the declared ones, of the same bars.
-        scaled: rows made by the same steps from bars whose prices and sizes are `PRICE_SCALE` times as high.
-        changed: made by the same steps from bars that differ from `cut_ns` on; None where only one run is
-            there to be looked at.
+        bars: the bars of the pipeline.
+        timescale: spec of the chain.
+        artefacts: the artefacts to examine.
+        honest: rows of the same bars with the declared features.
+        scaled: rows of the same steps on bars whose prices and sizes are `PRICE_SCALE` times as high.
+        changed: artefacts of the same steps on bars that differ from `cut_ns` on; None without a second run.
         cut_ns: everything decided by then must be the same.
     """
 
     bars: BarGrid
     timescale: TimescaleSpec
-    made: Made
+    artefacts: Artefacts
     honest: Dataset
     scaled: Dataset
-    changed: Made | None = None
+    changed: Artefacts | None = None
     cut_ns: int = 0
 
 
 def time_order(case: Case) -> Finding:
-    """Every training row is decided before every validation row, and that before every test row."""
+    """Check that training rows are decided before validation rows, and these before test rows."""
     parts = _parts(case)
     for (before, earlier), (after, later) in pairwise(parts):
         wrong = int(np.sum(earlier.t_ns >= later.t_ns.min()))
@@ -139,15 +144,16 @@ def time_order(case: Case) -> Finding:
 
 
 def purge(case: Case) -> Finding:
-    """No label reaches into the next part, and the embargo lies before the test.
+    """Check that no label reaches into the next part, and that the embargo precedes the test.
 
-    H is that of the timescale, not what the split says of itself. What a model says of its own training rows
-    counts as well.
+    H is that of the timescale, not that of the split. The training span in a model's metadata counts as well.
     """
     horizon_ns = case.timescale.horizon_ns
     embargo_ns = max(horizon_ns, case.timescale.splits.embargo_s * NS)
     (_, train), (_, validation), (_, test) = _parts(case)
-    own = {f"training rows of {name}": model.meta.train_end_ns for name, model in case.made.models.items()}
+    own = {
+        f"training rows of {name}": model.meta.train_end_ns for name, model in case.artefacts.models.items()
+    }
     for what, last_ns, next_ns, reach_ns in (
         ("training", int(train.t_ns.max()), int(validation.t_ns.min()), horizon_ns),
         ("validation", int(validation.t_ns.max()), int(test.t_ns.min()), horizon_ns + embargo_ns),
@@ -157,7 +163,7 @@ def purge(case: Case) -> Finding:
             return Finding(
                 "purge",
                 False,
-                f"the last of {what} is decided at {iso_utc(last_ns)}, and what it speaks of "
+                f"the last of {what} is decided at {iso_utc(last_ns)}, and its label "
                 f"({reach_ns / NS:g} s with purge and embargo) reaches past {iso_utc(next_ns)}, where the "
                 "next part begins",
             )
@@ -167,8 +173,8 @@ def purge(case: Case) -> Finding:
 
 
 def labels(case: Case) -> Finding:
-    """σ of a row is that of the H bars after it, recomputed one by one from prices."""
-    rows = case.made.problem.dataset
+    """Check that σ of a row is that of the H bars after it, recomputed one by one from prices."""
+    rows = case.artefacts.problem.dataset
     garman_klass = getattr(case.timescale, "target", "rv") == "gk"
     covered = np.flatnonzero(rows.t_ns >= case.bars.start_ns + 2 * case.bars.bar_ns)
     spread = np.linspace(0, covered.size - 1, min(covered.size, _SAMPLED_LABELS)).astype(np.int64)
@@ -187,11 +193,11 @@ def labels(case: Case) -> Finding:
 
 
 class Recomputed(NamedTuple):
-    """A label from prices.
+    """A label recomputed from prices.
 
     Attributes:
         sigma: σ.
-        slack: by how much σ² may differ from that of bars, whose moves are rounded.
+        slack: greatest difference of σ² from that of bars, whose moves are rounded.
     """
 
     sigma: float
@@ -201,13 +207,20 @@ class Recomputed(NamedTuple):
 def sigma_of_prices(
     bars: BarGrid, timescale: TimescaleSpec, product: str, t_ns: int, *, garman_klass: bool = False
 ) -> Recomputed | None:
-    """Compute σ of ``(t, t + H]`` bar by bar from prices, slowly and by its definition alone.
+    """Compute σ of ``(t, t + H]`` bar by bar from prices, slowly, by its definition.
 
     Close to close: ``sqrt(Σ (ln c_k − ln c_{k−1})² / H)``; Garman–Klass:
     ``sqrt(max(0, Σ (0.5 (ln h_k − ln l_k)² − (2 ln 2 − 1)(ln c_k − ln o_k)²)) / H)``.
 
     Returns:
         None where one of the bars may not be used or lies past the end.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import SPEC, bars, dataset
+        >>> row = dataset().slice(0, 1)
+        >>> found = sigma_of_prices(bars(), SPEC, row.product[0], int(row.t_ns[0]))
+        >>> f"{found.sigma:.4e}", f"{row.sigma[0]:.4e}"
+        ('1.0194e-05', '1.0194e-05')
     """
     row, first = bars.products.index(product), (t_ns - bars.start_ns) // bars.bar_ns
     total = sizes = 0.0
@@ -226,8 +239,8 @@ def sigma_of_prices(
 
 
 def thresholds(case: Case) -> Finding:
-    """τ is the quantile of σ over the training rows, and a spike is what is at or over it."""
-    problem, quantile = case.made.problem, case.timescale.quantile
+    """Check that τ is the quantile of σ over the training rows, and that spikes are at or above it."""
+    problem, quantile = case.artefacts.problem, case.timescale.quantile
     (_, train), *_ = _parts(case)
     for product in train.products:
         own = train.sigma[train.product == product]
@@ -246,21 +259,21 @@ def thresholds(case: Case) -> Finding:
 
 
 def declared_features(case: Case) -> Finding:
-    """Every column is a declared feature, with the value the declaration gives on these bars."""
-    rows = case.made.problem.dataset
+    """Check that every column is a declared feature, with the value of its formula on these bars."""
+    rows = case.artefacts.problem.dataset
     if strange := sorted(set(rows.features.columns) - set(feature_names(case.timescale))):
         return Finding("declared_features", False, f"undeclared columns: {', '.join(strange)}")
     unlike, compared = _unlike(rows, case.honest)
     if unlike:
-        said = f"{', '.join(unlike[:4])} differ from what the bars give ({len(unlike)} columns)"
+        said = f"{', '.join(unlike[:4])} differ from the features of the bars ({len(unlike)} columns)"
         return Finding("declared_features", False, said)
     said = f"{len(rows.features.columns)} columns of {compared:,} rows computed again"
     return Finding("declared_features", compared > 0, said)
 
 
 def price_scale(case: Case) -> Finding:
-    """No feature changes when all prices and sizes are ten times as high."""
-    unlike, compared = _unlike(case.made.problem.dataset, case.scaled)
+    """Check that no feature changes when all prices and sizes are ten times as high."""
+    unlike, compared = _unlike(case.artefacts.problem.dataset, case.scaled)
     if unlike:
         said = f"{', '.join(unlike[:4])} change with the level of prices ({len(unlike)} columns)"
         return Finding("price_scale", False, said)
@@ -270,13 +283,13 @@ def price_scale(case: Case) -> Finding:
 
 
 def scaler(case: Case) -> Finding:
-    """Linear models standardise by the mean of their training rows, features as the bars give them."""
+    """Check that linear models standardise by the mean of their training rows, computed from the bars."""
     (_, train), *_ = _parts(case)
     at, there = _shared_rows(train, case.honest, None)
-    # Computed again where all of them were: features that were scaled before would agree with themselves.
+    # From recomputed features where possible: features that were scaled before would agree with themselves.
     features = case.honest.features.iloc[there] if at.size == len(train) else train.features
     looked = []
-    for name, model in case.made.models.items():
+    for name, model in case.artefacts.models.items():
         if not isinstance(model, LogisticModel):
             continue
         for column, held in zip(model.meta.features, model.folded().means, strict=True):
@@ -294,11 +307,11 @@ def scaler(case: Case) -> Finding:
 
 
 def operating_point(case: Case) -> Finding:
-    """The threshold of the highest F1 is that of validation rows."""
-    validation, y = case.made.problem.part(case.made.problem.split.validation)
-    for name, model in case.made.models.items():
+    """Check that the threshold of the highest F1 is that of validation rows."""
+    validation, y = case.artefacts.problem.part(case.artefacts.problem.split.validation)
+    for name, model in case.artefacts.models.items():
         expected = best_f1_threshold(y, model.predict_proba(validation.features))
-        found = case.made.claims[name].threshold("max_f1")
+        found = case.artefacts.claims[name].threshold("max_f1")
         if found != expected:
             said = f"{name} flags from {found} on; validation rows would have chosen {expected}"
             return Finding("operating_point", False, said)
@@ -306,9 +319,11 @@ def operating_point(case: Case) -> Finding:
 
 
 def past_features(case: Case) -> Finding:
-    """Rows decided before the future was changed have the same features, bit for bit."""
+    """Check that rows decided before the change of the future have the same features, bit for bit."""
     assert case.changed is not None
-    unlike, compared = _unlike(case.made.problem.dataset, case.changed.problem.dataset, until_ns=case.cut_ns)
+    unlike, compared = _unlike(
+        case.artefacts.problem.dataset, case.changed.problem.dataset, until_ns=case.cut_ns
+    )
     if unlike:
         said = f"{', '.join(unlike[:4])} of earlier rows changed with bars after {iso_utc(case.cut_ns)}"
         return Finding("past_features", False, said)
@@ -317,19 +332,19 @@ def past_features(case: Case) -> Finding:
 
 
 def past_thresholds(case: Case) -> Finding:
-    """Thresholds are the same whatever the test holds."""
+    """Check that thresholds do not depend on the test rows."""
     assert case.changed is not None
-    before, after = case.made.problem.thresholds, case.changed.problem.thresholds
+    before, after = case.artefacts.problem.thresholds, case.changed.problem.thresholds
     if before != after:
         return Finding("past_thresholds", False, f"τ {before} became {after} when only later bars changed")
     return Finding("past_thresholds", True, "the same whatever follows")
 
 
 def past_models(case: Case) -> Finding:
-    """Fitted models are the same whatever the test holds: they say the same of the same rows, bit for bit."""
+    """Check that fitted models do not depend on the test rows: equal scores of equal rows, bit for bit."""
     assert case.changed is not None
     (_, train), *_ = _parts(case)
-    for name, model in case.made.models.items():
+    for name, model in case.artefacts.models.items():
         again = case.changed.models[name]
         same = model.meta.features == again.meta.features and model.importances() == again.importances()
         if not same or not np.array_equal(
@@ -337,15 +352,17 @@ def past_models(case: Case) -> Finding:
         ):
             said = f"{name} became another model when only bars after {iso_utc(case.cut_ns)} changed"
             return Finding("past_models", False, said)
-    return Finding("past_models", True, f"{', '.join(case.made.models)}: the same whatever follows")
+    return Finding("past_models", True, f"{', '.join(case.artefacts.models)}: the same whatever follows")
 
 
 def past_operating_points(case: Case) -> Finding:
-    """Operating points are the same whatever the test holds."""
+    """Check that operating points do not depend on the test rows."""
     assert case.changed is not None
-    for name in case.made.models:
-        for kind in case.made.claims[name].operating_points:
-            before, after = (made.claims[name].threshold(kind) for made in (case.made, case.changed))
+    for name in case.artefacts.models:
+        for kind in case.artefacts.claims[name].operating_points:
+            before, after = (
+                artefacts.claims[name].threshold(kind) for artefacts in (case.artefacts, case.changed)
+            )
             if before != after:
                 said = f"{kind} of {name} moved from {before} to {after} when only later bars changed"
                 return Finding("past_operating_points", False, said)
@@ -353,10 +370,10 @@ def past_operating_points(case: Case) -> Finding:
 
 
 def plausible_score(case: Case) -> Finding:
-    """No ranking leaves less than a third of what the best single volatility misses.
+    """Check that no ranking misses less than a third of what the best single volatility misses.
 
-    That one is scored against labels of its own, straight from the bars, so that a label which is already
-    known does not make it look as good as the model.
+    The single volatility is compared with labels computed from the bars, so that a leaking label does not
+    improve it as much as the model.
     """
     timescale = case.timescale
     _, _, (_, test) = _parts(case)
@@ -364,26 +381,26 @@ def plausible_score(case: Case) -> Finding:
     products = np.array([grid.products.index(name) for name in test.product])
     bar = (test.t_ns - grid.bar_ns - grid.start_ns) // grid.bar_ns
     sigma, trailing = grid.sigma[products, bar], grid.trailing_sigma[products, bar]
-    taus = np.array([case.made.problem.thresholds[name] for name in test.product])
+    taus = np.array([case.artefacts.problem.thresholds[name] for name in test.product])
     known = np.isfinite(sigma) & np.isfinite(trailing)
     y = sigma[known] >= taus[known]
     if y.sum() < MIN_POSITIVES or y.all():
-        return Finding("plausible_score", True, f"{y.sum()} positives in the test: no score means anything")
+        return Finding("plausible_score", True, f"{y.sum()} positives in the test: scores are meaningless")
     best = average_precision(y, trailing[known])
     at, other = _shared_rows(test.rows(known), case.honest, None)
     for name in case.honest.features.columns:
         if name.startswith("ln_ewma_"):
             values = case.honest.features[name].to_numpy(dtype=np.float64)[other]
             best = max(best, average_precision(y[at], np.nan_to_num(values, nan=-np.inf)))
-    for name in case.made.models:
-        claimed = case.made.claims[name].average_precision
+    for name in case.artefacts.models:
+        claimed = case.artefacts.claims[name].average_precision
         if claimed is not None and 1 - claimed < _LEAST_SHARE_MISSED * (1 - best):
             said = f"{name} claims {claimed:.3f}; the best single volatility reaches {best:.3f} on these rows"
             return Finding("plausible_score", False, said)
     return Finding("plausible_score", True, f"the best single volatility reaches {best:.3f} on these rows")
 
 
-#: Those that one set of artefacts is enough for.
+#: Detectors that need one set of artefacts.
 DETECTORS: tuple[Callable[[Case], Finding], ...] = (
     time_order,
     purge,
@@ -395,7 +412,7 @@ DETECTORS: tuple[Callable[[Case], Finding], ...] = (
     operating_point,
     plausible_score,
 )
-#: Those that compare with a second run on a changed future.
+#: Detectors that compare with a second run on a changed future.
 PAST_DETECTORS: tuple[Callable[[Case], Finding], ...] = (
     past_features,
     past_thresholds,
@@ -405,7 +422,7 @@ PAST_DETECTORS: tuple[Callable[[Case], Finding], ...] = (
 
 
 def _parts(case: Case) -> tuple[tuple[str, Dataset], ...]:
-    problem = case.made.problem
+    problem = case.artefacts.problem
     spans = {
         "training": problem.split.train,
         "validation": problem.split.validation,
@@ -420,7 +437,7 @@ def _parts(case: Case) -> tuple[tuple[str, Dataset], ...]:
 def _shared_rows(
     one: Dataset, other: Dataset, until_ns: int | None
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows that both have, by (product, time), up to a time: where they stand in each."""
+    """Return the positions, in each dataset, of the rows that both have, by (product, time), up to a time."""
     names = sorted({*one.products, *other.products})
 
     def keys(rows: Dataset) -> NDArray[np.int64]:
@@ -435,7 +452,7 @@ def _shared_rows(
 
 
 def _unlike(one: Dataset, other: Dataset, until_ns: int | None = None) -> tuple[list[str], int]:
-    """Return the columns that differ in any bit on the rows both have, and the number of those rows."""
+    """Return the columns that differ in any bit on the shared rows, and the number of those rows."""
     at, there = _shared_rows(one, other, until_ns)
     unlike = []
     for name in one.features.columns:

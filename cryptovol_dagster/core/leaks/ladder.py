@@ -1,8 +1,8 @@
-"""The known leaks, each put into the real chain from bars to numbers in the place of one honest step.
+"""The known leaks: each replaces one honest step of the real pipeline from bars to metrics.
 
-`Steps` are the real functions; a `Leak` replaces one of them by what published work of this kind is full of,
-and everything after it goes on as always. The leak ladder shows what each would have claimed; none of its
-numbers says anything about a market. That a leak is *caught* is the business of `audit.py`.
+`Steps` are the real functions; a `Leak` replaces one of them by a frequent mistake of published work, and the
+later steps stay the same. The leak ladder shows the metrics that each leak would have claimed; none of
+them says anything about a market. `audit.py` checks that each leak is *caught*.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ if TYPE_CHECKING:
 
 #: Names of the columns that two of the leaks add to the features.
 PREVIOUS_LABEL, PRICE_LEVEL = "sigma_of_previous_row", "ln_price"
-#: The kind that shows most leaks best, and one that has a scaler.
+#: The kind that most leaks affect most, and one with a scaler.
 _TREES, _LINEAR = BoostedTrees.name, FullLogit.name
 
 
 @dataclass(frozen=True)
 class Steps:
-    """From bars to numbers: what the assets do, one function a step.
+    """The steps of the assets from bars to metrics, one function each.
 
     Attributes:
-        features: bars to the long frame of features.
-        labels: bars to the long frame of labels.
-        pose: labelled rows to a learning problem: the cut, the thresholds, what is a spike.
-        fit: the problem to a fitted model of a name.
-        judge: the problem and its models to their evaluation.
+        features: from bars to the long frame of features.
+        labels: from bars to the long frame of labels.
+        pose: from labelled rows to a learning problem: split, thresholds, spikes.
+        fit: from the problem to a fitted model of a kind.
+        judge: from the problem and its models to their evaluation.
     """
 
     features: Callable[[BarGrid, TimescaleSpec], pd.DataFrame]
@@ -64,13 +64,13 @@ class Steps:
 
 @dataclass(frozen=True)
 class Leak:
-    """One mistake, and the step it is made in.
+    """One mistake, and the step that contains it.
 
     Attributes:
-        name: of the mistake.
-        fault: what is wrong with it, in a few words.
+        name: name of the mistake.
+        fault: the fault, in a few words.
         step: field of `Steps` that it replaces.
-        does: what stands there instead.
+        does: the function that replaces the step.
         model: kind of model that is fitted with it.
     """
 
@@ -82,20 +82,20 @@ class Leak:
 
     @property
     def steps(self) -> Steps:
-        """The honest steps with this mistake among them."""
+        """Return the honest steps with this mistake."""
         return replace(HONEST, **{self.step: self.does})
 
 
 @dataclass(frozen=True, eq=False)
 class Study:
-    """The steps gone on some bars, each when it is first asked for.
+    """A run of the steps on some bars; each step runs at its first use.
 
     Attributes:
-        bars: what is known of the market.
+        bars: the market.
         timescale: horizon, windows, spans.
         spec: parameters of the models.
-        steps: how.
-        shared: a study of the same bars; what its steps do alike is taken from there.
+        steps: the steps.
+        shared: a study of the same bars, whose results of equal steps are reused.
     """
 
     bars: BarGrid
@@ -115,13 +115,13 @@ class Study:
 
     @cached_property
     def problem(self) -> Problem:
-        """The rows cut into parts, with thresholds."""
+        """The learning problem: split rows with thresholds."""
         if self.shared is not None and self._alike("features", "labels", "pose"):
             return self.shared.problem
         return self.steps.pose(self.dataset, self.timescale)
 
     def model(self, name: str) -> Model:
-        """The fitted model of a name."""
+        """Return the fitted model of a kind."""
         if self.shared is not None and self._alike("features", "labels", "pose", "fit"):
             return self.shared.model(name)
         if name not in self._models:
@@ -129,7 +129,7 @@ class Study:
         return self._models[name]
 
     def evaluation(self, *names: str) -> Evaluation:
-        """The evaluation of these models."""
+        """Return the evaluation of some models."""
         models = {name: self.model(name) for name in names}
         return self.steps.judge(self.problem, models, self.timescale, self.spec)
 
@@ -142,7 +142,13 @@ class Study:
 
 
 def cut(dataset: Dataset, timescale: TimescaleSpec) -> Split:
-    """Cut the span of labelled rows as a retrain at its end does."""
+    """Split the span of labelled rows as a training at its end does.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import SPEC, dataset, problem
+        >>> cut(dataset(), SPEC) == problem().split
+        True
+    """
     return split_times(int(dataset.t_ns.min()), int(dataset.t_ns.max()) + timescale.bar_ns, timescale)
 
 
@@ -177,7 +183,7 @@ HONEST = Steps(_features, _labels, _pose, _fit, _judge)
 
 @dataclass(frozen=True)
 class _DealtProblem(Problem):
-    """A problem whose parts are no spans of time.
+    """A problem whose parts are not spans of time.
 
     Attributes:
         dealt: for each row 0, 1 or 2: training, validation or test; −1: none.
@@ -293,15 +299,15 @@ LEAKS: tuple[Leak, ...] = (
 
 @dataclass(frozen=True)
 class Rung:
-    """One way of judging, and what it came to.
+    """Results of one pipeline.
 
     Attributes:
-        name: of the way.
-        fault: what is wrong with it; empty for the honest one.
+        name: name of the pipeline.
+        fault: its fault; empty for the honest one.
         model: kind of model.
-        train_rows: rows the model was fitted on.
-        test_rows: rows it was judged on.
-        base_rate: share of positives among them; the average precision of no skill at all.
+        train_rows: number of training rows.
+        test_rows: number of test rows.
+        base_rate: share of positives among the test rows: the average precision without skill.
         average_precision: of the model's ranking of them; NaN without a positive.
         f1: at the operating point; NaN where there is none.
     """
@@ -322,18 +328,18 @@ class Rung:
 
 
 def leak_ladder(bars: BarGrid, timescale: TimescaleSpec, spec: ModelSpec) -> tuple[Rung, ...]:
-    """Go from the same bars to numbers honestly, and with one leak each.
+    """Run the honest pipeline, and one with each leak, on the same bars.
 
     Args:
         bars: long enough for a look-back, a training span and a test.
-        timescale: what is asked.
+        timescale: spec of the chain.
         spec: parameters of the models.
 
     Returns:
-        The honest rung of each kind of model first, then one a leak.
+        The honest rung of each kind of model first, then one per leak.
 
     Raises:
-        LearningError: a part of a rung cannot be learned from.
+        LearningError: a part of a pipeline cannot be learned from.
     """
     honest = Study(bars, timescale, spec, HONEST)
     kinds = dict.fromkeys((_TREES, *(leak.model for leak in LEAKS)))
@@ -346,12 +352,20 @@ def leak_ladder(bars: BarGrid, timescale: TimescaleSpec, spec: ModelSpec) -> tup
 
 
 def study_of(leak: Leak, honest: Study) -> Study:
-    """Return the study of the same bars with a leak among its steps."""
+    """Return the study of the same bars with a leak.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import MODEL_SPEC, SPEC, bars
+        >>> honest = Study(bars(), SPEC, MODEL_SPEC, HONEST)
+        >>> shifted = study_of(LEAKS[1], honest)
+        >>> len(honest.dataset), len(shifted.dataset)
+        (7062, 7064)
+    """
     return replace(honest, steps=leak.steps, shared=honest, _models={})
 
 
 def rung_of(report: ModelEvaluation, name: str, fault: str, model: str) -> Rung:
-    """Return what an evaluation claims for a model."""
+    """Return the metrics that an evaluation claims for a model."""
     found, test = report.models[model], report.counts.test
     point = found.operating_points.max_f1
     return Rung(

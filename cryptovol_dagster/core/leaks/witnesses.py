@@ -1,4 +1,4 @@
-"""Witnesses: the same market with another future, or at another price; what must not change must not."""
+"""Witnesses: the same market with another future, or at another price level."""
 
 from __future__ import annotations
 
@@ -12,19 +12,26 @@ from cryptovol_dagster.core.specs import TimescaleSpec
 
 #: Prices and sizes of the second witness are so many times as high.
 PRICE_SCALE = 10.0
-#: What a changed future is multiplied by, H bars by H bars.
+#: Factors of the moves in a changed future, for H bars each.
 _WILD, _CALM = 2.0, 0.125
 
 
 def change_future(bars: BarGrid, timescale: TimescaleSpec, cut_ns: int) -> BarGrid:
-    """Reverse the bars from `cut_ns` on, with H of them twice as wild, the next H calm, and so on.
+    """Reverse the bars from `cut_ns` on, with alternating spans of H bars of higher and lower volatility.
 
-    After a wild span comes a calm one: whatever was learned of volatility is wrong there, so that a choice
-    made on these bars cannot come out as before by accident. Which bars are known stays as it is, and a value
-    of zero keeps its place, so that nothing stands where a mask says that nothing is known.
+    A calm span follows each volatile one, so a choice that depends on these bars cannot stay the same by
+    accident. Masks are unchanged, and zeros stay where they are, so unknown values stay unknown.
 
     Raises:
-        BarsError: `cut_ns` is no edge of the bars.
+        BarsError: `cut_ns` is not an edge of the bars.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import SPEC, bars
+        >>> cut_ns = bars().start_ns + 100 * SPEC.bar_ns
+        >>> changed = change_future(bars(), SPEC, cut_ns)
+        >>> same = changed.ret_nano == bars().ret_nano
+        >>> bool(same[:, :100].all()), bool(same[:, 100:].all())
+        (True, False)
     """
     kept = bars.slice(bars.start_ns, cut_ns).n_bars
     wild = np.arange(bars.n_bars - kept) // timescale.horizon_bars % 2 == 0
@@ -46,7 +53,16 @@ def change_future(bars: BarGrid, timescale: TimescaleSpec, cut_ns: int) -> BarGr
 
 
 def scale_prices(bars: BarGrid, factor: float = PRICE_SCALE) -> BarGrid:
-    """Multiply prices and traded sizes; returns, spreads in parts of the price and counts stay."""
+    """Multiply prices and traded sizes; returns, relative spreads and counts stay.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import bars
+        >>> scaled = scale_prices(bars())
+        >>> (scaled.close / bars().close)[:, 0].round(6)
+        array([10., 10.])
+        >>> bool((scaled.ret_nano == bars().ret_nano).all())
+        True
+    """
     names = [name for name in ("open", "high", "low", "close") if hasattr(bars, name)]
     sizes = [name for name in bars.columns() if name.endswith("volume_e8")]
     return replace(

@@ -1,4 +1,4 @@
-"""Features and labels joined into rows a model can learn from, and one as-of problem posed on them."""
+"""Rows of features and labels to learn from, and the as-of learning problem built from them."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 #: An optional feature known in a smaller share of the training rows is left out of the problem.
 MIN_KNOWN_SHARE = 0.1
-#: Columns of a features frame that are no features.
+#: Columns of a features frame that are not features.
 KEY_COLUMNS = ("bar_start", "product", "valid", "reason")
-#: Seven digits are more than a volatility of a minute has, and a week of seconds is half as large.
+#: Seven digits are enough for the volatility of a minute, and a week of seconds takes half the memory.
 FEATURE_DTYPE = np.float32
 _PIECE_ROWS = 50_000
 
@@ -32,24 +32,24 @@ class SingleClassError(LearningError):
     """The labels of a span hold one class only, so nothing can be learned or ranked."""
 
 
-class NoRows(LearningError):  # noqa: N818 - named for what it says
-    """A span holds no row that has both valid features and a label."""
+class NoRows(LearningError):  # noqa: N818 - the name states the fact
+    """A span has no row with both valid features and a label."""
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """Labelled rows, ordered by time, then product; every array has one entry a row.
+    """Labelled rows, ordered by time, then product; every array has one entry per row.
 
     Attributes:
-        features: float32 columns in the order of their names, one a feature; NaN only in those of `optional`,
+        features: float32 columns in the order of their names; NaN only in those of `optional`,
             elsewhere finite; default index.
         product: name of the row's product.
-        t_ns: decision time, the *end* of the row's bar: features know everything up to it, and nothing after.
+        t_ns: decision time, the *end* of the row's bar: features use data up to it, and nothing after.
         sigma: volatility over ``(t, t + H]``, never NaN.
         trailing_sigma: volatility over ``(t − H, t]``; NaN where that span is broken.
         bar_ns: length of a bar.
         horizon_bars: H in bars.
-        target: what σ is the volatility of: `RV` (close to close) or `GK` (Garman–Klass).
+        target: kind of volatility of σ: `RV` (close to close) or `GK` (Garman–Klass).
         dropped: rows left out by the join, by reason.
         optional: columns of `features` that may lack a value.
     """
@@ -70,7 +70,7 @@ class Dataset:
 
     @property
     def products(self) -> tuple[str, ...]:
-        """Names of the products present, sorted."""
+        """Names of the products, sorted."""
         return tuple(sorted(map(str, pd.unique(self.product))))
 
     @property
@@ -91,7 +91,7 @@ class Dataset:
         )
 
     def slice(self, first: int, stop: int) -> Dataset:
-        """Return the rows from `first` up to `stop`, as views: nothing is copied."""
+        """Return the rows from `first` up to `stop`, as views without copying."""
         return replace(
             self,
             features=_renumbered(self.features.iloc[first:stop]),
@@ -103,7 +103,7 @@ class Dataset:
         )
 
     def describe(self) -> str:
-        """Products and time span in a few words, for messages."""
+        """Return products and time span in a few words, for messages."""
         if not len(self):
             return "no rows"
         return f"{', '.join(self.products)} {iso_utc(int(self.t_ns.min()))} … {iso_utc(int(self.t_ns.max()))}"
@@ -111,13 +111,13 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Problem:
-    """One as-of learning problem: rows, cut, thresholds from the training rows, and what they make a spike.
+    """One as-of learning problem: rows, split, thresholds from the training rows, and the resulting labels.
 
     Attributes:
         dataset: every labelled row of the span.
-        split: where training, validation and test lie.
+        split: time ranges of training, validation and test.
         thresholds: τ per product, from training rows only.
-        y: one bool a row of `dataset`: ``σ >= τ``.
+        y: whether each row of `dataset` is a spike: ``σ >= τ``.
         left_out: optional features known in less than `MIN_KNOWN_SHARE` of the training rows; `dataset` no
             longer has them.
     """
@@ -135,19 +135,28 @@ class Problem:
 
 
 def join_dataset(features: pd.DataFrame, labels: pd.DataFrame, spec: TimescaleSpec) -> Dataset:
-    """Join long frames of features and labels on (product, bar start) into rows fit for learning.
+    """Join long frames of features and labels on (product, bar start) to rows for learning.
 
     A row is kept when its features are valid, the required ones finite, and it has a label. The rest is
     counted in `dropped`, each row under the first of: ``label_missing`` (no such row of labels),
     ``feature_missing``, ``feature_reason_<code>``, ``label_<reason>``, ``feature_not_finite``.
 
     Args:
-        features: `bar_start`, `product`, `valid`, `reason` and one float64 column a feature.
+        features: `bar_start`, `product`, `valid`, `reason` and one float64 column per feature.
         labels: the frame of `LabelGrid.to_frame`.
         spec: bar length and horizon.
 
     Raises:
         LearningError: a needed column is missing, a key appears twice, or no row is left.
+
+    Examples:
+        >>> from cryptovol_dagster.core.features.compute import compute_features
+        >>> from cryptovol_dagster.core.learning.labels import forward_volatility
+        >>> from cryptovol_dagster.core.samples import SPEC, bars
+        >>> features, labels = compute_features(bars(), SPEC), forward_volatility(bars(), SPEC)
+        >>> rows = join_dataset(features.to_frame(), labels.to_frame(), SPEC)
+        >>> len(rows), rows.dropped
+        (7062, {'feature_reason_1': 106, 'feature_reason_5': 2, 'label_end_of_data': 30})
     """
     dataset = join_rows(features, labels, spec)
     if not len(dataset):
@@ -156,7 +165,7 @@ def join_dataset(features: pd.DataFrame, labels: pd.DataFrame, spec: TimescaleSp
 
 
 def join_rows(features: pd.DataFrame, labels: pd.DataFrame, spec: TimescaleSpec) -> Dataset:
-    """Join frames as `join_dataset` does, but let nothing be left: a part of a span may be empty.
+    """Join frames as `join_dataset` does, but allow an empty result: a part of a span may have no rows.
 
     Raises:
         LearningError: a needed column is missing, or a key appears twice.
@@ -210,10 +219,10 @@ def join_rows(features: pd.DataFrame, labels: pd.DataFrame, spec: TimescaleSpec)
 def _values(
     features: pd.DataFrame, names: list[str], may_lack: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-    """Give the values of a frame, features × rows, and which rows hold no infinity and lack nothing needed.
+    """Return the values of a frame, features × rows, and which rows are finite with every required feature.
 
-    In pieces of many rows: at once it would hold the frame again in float64, and asking a frame of an hour
-    for its columns one by one takes longer than the join.
+    In pieces of many rows: all at once would take a second copy of the frame in float64, and column by column
+    takes longer than the join.
     """
     values = np.empty((len(names), len(features)), dtype=FEATURE_DTYPE)
     usable = np.empty(len(features), dtype=bool)
@@ -226,13 +235,13 @@ def _values(
 
 
 def no_rows(dropped: dict[str, int]) -> NoRows:
-    """Say that a join left nothing, and where its rows went."""
+    """Return the error of a join without result, with the reasons why its rows were dropped."""
     found = ", ".join(f"{reason} {count}" for reason, count in dropped.items())
     return NoRows(f"no row has both valid features and a label ({found or 'the frames are empty'})")
 
 
 def concatenate(parts: Sequence[Dataset], dropped: dict[str, int]) -> Dataset:
-    """Put datasets of the same features, in order of time, into one; every value is copied once.
+    """Concatenate datasets of the same features, in order of time; every value is copied once.
 
     Args:
         parts: at least one.
@@ -252,18 +261,24 @@ def concatenate(parts: Sequence[Dataset], dropped: dict[str, int]) -> Dataset:
 
 
 def pose_problem(dataset: Dataset, split: Split, spec: TimescaleSpec) -> Problem:
-    """Take τ per product from the training rows and label every row with it.
+    """Compute τ per product from the training rows and label every row with it.
 
-    Optional features that training knows next to nothing of are left out; no other row decides that.
-
-    Rows of a product before its own training rows exist keep their place; those of a product that training
-    lacks altogether (one followed since yesterday) are left out and counted in `dropped` as
-    ``untrained_<product>``, because nothing says what a spike of it is.
+    Optional features that are almost never known in training are left out; only training rows decide that.
+    A product without training rows (one recorded since yesterday) has no threshold: its rows are left out and
+    counted in `dropped` as ``untrained_<product>``. Rows of a trained product stay, wherever they are.
 
     Raises:
         DegenerateThreshold: a product's τ separates nothing.
-        LearningError: a part of the split has no rows of a product that training knows.
+        LearningError: a part of the split has no rows of a trained product.
         SingleClassError: the training rows are all of one class.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import SPEC, dataset, problem
+        >>> posed = pose_problem(dataset(), problem().split, SPEC)
+        >>> {name: f"{tau:.2e}" for name, tau in posed.thresholds.items()}
+        {'BTC-USD': '1.91e-04', 'ETH-USD': '2.37e-04'}
+        >>> [len(rows) for rows, _ in map(posed.part, (posed.split.train, posed.split.test))]
+        [3426, 1440]
     """
     trained = pd.unique(dataset.product[slice(*split.train.rows(dataset.t_ns))])
     dataset = _without_newcomers(dataset, set(trained))
@@ -303,9 +318,15 @@ def _without_newcomers(dataset: Dataset, trained: set[str]) -> Dataset:
 
 
 def constant_features(rows: Dataset) -> list[str]:
-    """Name the columns that hold a single value (missing ones aside), from which nothing can be learned."""
+    """Return the names of the columns with a single value (missing values aside).
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import dataset
+        >>> constant_features(dataset().slice(0, 2))[:3]
+        ['age_s', 'cos_day', 'cos_week']
+    """
     found = []
-    for name in rows.features.columns:  # column by column: a week of seconds is too large to copy for a look
+    for name in rows.features.columns:  # column by column: a week of seconds is too large to copy
         values = rows.features[name].to_numpy()
         if np.nanmin(values) == np.nanmax(values):
             found.append(str(name))
@@ -332,7 +353,7 @@ def _require_columns(what: str, frame: pd.DataFrame, names: tuple[str, ...]) -> 
 def _row_keys(
     features: pd.DataFrame, labels: pd.DataFrame
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.object_]]:
-    """Number (product, bar start) pairs the same way in both frames; also the product of each feature row."""
+    """Return equal keys for equal (product, bar start) in both frames, and each feature row's product."""
     own = features["product"].to_numpy(dtype=object)
     codes, names = pd.factorize(np.concatenate([own, labels["product"].to_numpy(dtype=object)]))
     starts = np.concatenate([_starts_ns(features), _starts_ns(labels)])
@@ -346,12 +367,12 @@ def _row_keys(
 
 
 def _features(values: NDArray[np.float32], names: list[str]) -> pd.DataFrame:
-    """Show a matrix (features × rows) as a frame without copying it: one block, a column in one piece."""
+    """Return a matrix (features × rows) as a frame of one block, without copying."""
     return pd.DataFrame(values.T, columns=pd.Index(names), copy=False)
 
 
 def _renumbered(rows: pd.DataFrame) -> pd.DataFrame:
-    """Give freshly taken rows a default index, without the copy that `reset_index` makes."""
+    """Return rows with a default index, without the copy of `reset_index`."""
     rows.index = pd.RangeIndex(len(rows))
     return rows
 

@@ -1,4 +1,4 @@
-"""What can be wrong with rows to learn from."""
+"""Errors of rows to learn from."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from ingestor.errors import CryptovolError
 
 
 class LearningError(CryptovolError, ValueError):
-    """The data cannot be learned from; the message is one line that says what and where."""
+    """The data cannot be learned from; the message is one line with fault and place."""
 
 
-class DegenerateThreshold(LearningError):  # noqa: N818 - named for what it says
-    """The spike threshold of a product does not separate anything (no movement, or ties without end)."""
+class DegenerateThreshold(LearningError):  # noqa: N818 - the name states the fact
+    """The spike threshold of a product separates nothing (no movement, or too many equal values)."""

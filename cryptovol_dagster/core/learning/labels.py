@@ -1,7 +1,7 @@
-"""What there is to predict: the volatility of the next H bars, and when it counts as a spike.
+"""Labels: the volatility of the next H bars, and whether it is a spike.
 
-Nothing here looks at features or models. A row is keyed by the start `s` of its bar; it is decided at the
-bar's end `t = s + bar`, and its label speaks of the bars after it, `(t, t + H]`.
+Nothing here depends on features or models. A row's key is the start `s` of its bar. Its decision time is the
+bar's end `t = s + bar`, and its label covers the bars after it, `(t, t + H]`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from cryptovol_dagster.core.times import iso_utc
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Raised when the label changes its meaning without changing its parameters.
+#: Increased when the label changes its meaning without changing its parameters.
 LABELS_VERSION = 2
 #: Why a row has no label (the value of `LabelGrid.reason`).
 REASONS = {0: "ok", 1: "break", 2: "stale", 3: "end_of_data"}
 _OK, _BREAK, _STALE, _END = range(4)
 
-#: Returns are kept in whole nano-units of log price, so a volatility below this cannot be told from zero.
+#: Returns are whole nano-units of log price, so a volatility below this cannot be distinguished from zero.
 SIGMA_FLOOR = 1e-9
 
 
@@ -54,7 +54,7 @@ class LabelGrid:
     reason: NDArray[np.int8]
 
     def to_frame(self) -> pd.DataFrame:
-        """Long form: `bar_start`, `product`, `sigma`, `trailing_sigma`, `reason`; product by product."""
+        """Return the long form, product by product: keys, `sigma`, `trailing_sigma`, `reason`."""
         starts = self.start_ns + self.bar_ns * np.arange(self.sigma.shape[1], dtype=np.int64)
         return pd.DataFrame(
             {
@@ -67,7 +67,7 @@ class LabelGrid:
 
 
 def label_hash(spec: TimescaleSpec) -> str:
-    """Short stable hash of what a label means: bar, horizon, and the limits that leave a row without one."""
+    """Return a short stable hash of a label's definition: bar, horizon, and limits of usable bars."""
     meaning = {
         "version": LABELS_VERSION,
         "bar_interval_s": spec.bar_interval_s,
@@ -82,8 +82,8 @@ def label_hash(spec: TimescaleSpec) -> str:
 def rows_labelled_by(start_ns: int, end_ns: int, spec: TimescaleSpec) -> tuple[int, int]:
     """Return the row range (bar starts, half-open) whose last labelled bar starts in ``[start_ns, end_ns)``.
 
-    A partition of labels holds these rows: they end H before the partition does, so no row waits for the
-    next.
+    A partition of labels contains these rows: they end H before the partition does, so no row waits for the
+    next partition.
     """
     return start_ns - spec.horizon_ns, end_ns - spec.horizon_ns
 
@@ -93,30 +93,38 @@ def forward_volatility(
 ) -> LabelGrid:
     """Compute σ over the H bars after each bar: ``σ_s = sqrt((1/H) Σ_{k=1..H} r²_{s+k})``.
 
-    Where the target is Garman and Klass's, their term stands for r² (1980; it uses a bar's range, so a few
-    bars tell more). The sums are exact int64 sums of squared nano-returns (bars bound a return and a range to
-    5 %), so they do not depend on where the grid was cut. There is no label where any of the H bars is a
+    Where the target is Garman–Klass (1980), their term replaces r²; it uses a bar's range, so fewer bars
+    suffice. The sums are exact int64 sums of squared nano-returns (bars bound a return and a range
+    to 5 %), so they do not depend on where the grid begins. There is no label where any of the H bars is a
     break (new segment, no usable return, in a gap, no quote), carries a quote older than
     `spec.label_max_age_s`, or lies past the end of the grid.
 
     Args:
-        bars: the grid; it must reach H bars past the last row that shall have a label.
+        bars: the grid; it must reach H bars past the last row to label.
         spec: horizon and the oldest quote allowed.
         from_ns: first bar start to label; default: the grid's first.
         to_ns: end (exclusive) of the bar starts to label; default: the grid's end.
 
     Returns:
-        One label a (product, bar) with ``from_ns <= bar_start < to_ns``.
+        One label per (product, bar) with ``from_ns <= bar_start < to_ns``.
 
     Raises:
-        ValueError: the range asked for lies outside the grid.
+        ValueError: the requested range is outside the grid.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import SPEC, bars
+        >>> labels = forward_volatility(bars(), SPEC)
+        >>> [f"{sigma:.2e}" for sigma in labels.sigma[0, :3]]
+        ['2.54e-05', '2.46e-05', '1.91e-05']
+        >>> REASONS[int(labels.reason[0, -1])]
+        'end_of_data'
     """
     horizon = spec.horizon_bars
     from_ns = bars.start_ns if from_ns is None else from_ns
     to_ns = bars.end_ns if to_ns is None else to_ns
     if not bars.start_ns <= from_ns <= to_ns <= bars.end_ns:
         raise ValueError(
-            f"labels asked for [{iso_utc(from_ns)}, {iso_utc(to_ns)}), but the bars cover only "
+            f"labels requested for [{iso_utc(from_ns)}, {iso_utc(to_ns)}), but the bars cover only "
             f"[{iso_utc(bars.start_ns)}, {iso_utc(bars.end_ns)})"
         )
     first = -((bars.start_ns - from_ns) // bars.bar_ns)
@@ -149,17 +157,24 @@ def forward_volatility(
 def spike_thresholds(
     sigma: NDArray[np.float64], product: NDArray[np.object_], spec: TimescaleSpec, *, t_ns: NDArray[np.int64]
 ) -> dict[str, float]:
-    """Return τ per product: the `spec.quantile` quantile of σ over the (training) rows given.
+    """Return τ per product: the `spec.quantile` quantile of σ over training rows.
 
     Args:
         sigma: forward volatility of the training rows, no NaN.
         product: name of each row's product.
         spec: the quantile.
-        t_ns: each row's time, for the error's words only.
+        t_ns: each row's time, for the error message only.
 
     Raises:
-        DegenerateThreshold: τ is not above the resolution of a return, or ties put more than twice the
-            intended share of rows at or over it, so that it tells no spike from an ordinary span.
+        DegenerateThreshold: τ is not above the resolution of a return, or because of ties more than twice the
+            intended share of rows is at or above it.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import SPEC
+        >>> sigma, names = np.linspace(1e-5, 1e-4, 10), np.array(["BTC-USD"] * 10, dtype=object)
+        >>> thresholds = spike_thresholds(sigma, names, SPEC, t_ns=np.arange(10))
+        >>> {name: f"{tau:.2e}" for name, tau in thresholds.items()}
+        {'BTC-USD': '9.10e-05'}
     """
     thresholds: dict[str, float] = {}
     for name in sorted(pd.unique(product)):
@@ -171,7 +186,7 @@ def spike_thresholds(
             raise DegenerateThreshold(
                 f"degenerate spike threshold for {name}: the {spec.quantile:g} quantile of volatility over "
                 f"{iso_utc(int(t_ns[own].min()))} … {iso_utc(int(t_ns[own].max()))} is {tau:.3g}, "
-                f"and {share:.0%} of {values.size} rows are at or over it"
+                f"and {share:.0%} of {values.size} rows are at or above it"
             )
         thresholds[str(name)] = tau
     return thresholds
@@ -180,10 +195,15 @@ def spike_thresholds(
 def is_spike(
     sigma: NDArray[np.float64], product: NDArray[np.object_], thresholds: dict[str, float]
 ) -> NDArray[np.bool_]:
-    """Say for each row whether ``σ >= τ`` of its product; NaN (unknown) is False.
+    """Return for each row whether ``σ >= τ`` of its product; NaN (unknown) is False.
 
     Raises:
         LearningError: a product has no threshold.
+
+    Examples:
+        >>> names = np.array(["BTC-USD", "ETH-USD"], dtype=object)
+        >>> is_spike(np.array([3e-5, 3e-5]), names, {"BTC-USD": 2e-5, "ETH-USD": 4e-5})
+        array([ True, False])
     """
     index, names = pd.factorize(product)
     if missing := [str(name) for name in names if name not in thresholds]:
@@ -195,7 +215,7 @@ def is_spike(
 def _window_sums(
     values: NDArray[np.int64], horizon: int, first: int, last: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Sums over bars s+1 … s+H and s−H+1 … s for s in [first, last); cut short at the grid's ends."""
+    """Return sums over bars s+1 … s+H and s−H+1 … s for s in [first, last); shorter at the grid's ends."""
     n_bars = values.shape[1]
     running = np.zeros((values.shape[0], n_bars + 1), dtype=np.int64)
     # The running total may wrap around 2^63; differences of wrapped totals are exact all the same.

@@ -1,6 +1,6 @@
-"""How a labelled span is cut into training, validation and test: in time order, with purge and embargo.
+"""Splits of a labelled span into training, validation and test: in time order, with purge and embargo.
 
-All borders are times, never row numbers. A row is placed by its decision time `t`; its label covers
+All borders are times, never row numbers. A row is assigned by its decision time `t`; its label covers
 ``(t, t + H]``.
 Method: López de Prado, Advances in Financial Machine Learning (2018), chapter 7.
 """
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-class SpanTooShort(LearningError):  # noqa: N818 - named for what it says
-    """A span leaves nothing to train on once purge, embargo and test are taken off."""
+class SpanTooShort(LearningError):  # noqa: N818 - the name states the fact
+    """A span has no training rows left after purge, embargo and test."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class TimeRange:
     end_ns: int
 
     def mask(self, t_ns: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """Say which times lie inside."""
+        """Return which times are inside."""
         return (t_ns >= self.start_ns) & (t_ns < self.end_ns)
 
     def rows(self, t_ns: NDArray[np.int64]) -> tuple[int, int]:
-        """Return the first row inside and the first one after, of times in order."""
+        """Return the first row inside and the first one after, for ascending times."""
         first, stop = np.searchsorted(t_ns, [self.start_ns, self.end_ns])
         return int(first), int(stop)
 
@@ -62,12 +62,12 @@ class SplitMasks(NamedTuple):
 
 @dataclass(frozen=True)
 class Split:
-    """Three ranges in time order, no label of one reaching into the next.
+    """Three ranges in time order; no label of one reaches into the next.
 
     Attributes:
-        train: rows the models are fitted on and the spike thresholds are taken from.
+        train: rows for fitting models and for spike thresholds.
         validation: the last share of the training span: early stopping and operating points.
-        test: rows nothing was chosen on.
+        test: rows that no choice depends on.
         horizon_ns: H; ``train`` ends H before ``validation`` starts.
         embargo_ns: ``validation`` ends H plus this before ``test`` starts.
     """
@@ -79,11 +79,11 @@ class Split:
     embargo_ns: int
 
     def masks(self, t_ns: NDArray[np.int64]) -> SplitMasks:
-        """Place each decision time; rows in purge and embargo are in no mask."""
+        """Return the masks of the three ranges; rows in purge and embargo are in no mask."""
         return SplitMasks(self.train.mask(t_ns), self.validation.mask(t_ns), self.test.mask(t_ns))
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able form: nanoseconds, which `from_dict` reads, and UTC text, which people read."""
+        """Return the JSON-able form: nanoseconds, which `from_dict` reads, and UTC text for readers."""
         ranges = {"train": self.train, "validation": self.validation, "test": self.test}
         return {
             **{
@@ -101,7 +101,7 @@ class Split:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Split:
-        """Read what `to_dict` wrote.
+        """Build a split from the form of `to_dict`.
 
         Raises:
             KeyError: a part is missing.
@@ -114,14 +114,24 @@ class Split:
 
 
 def split_times(first_ns: int, end_ns: int, spec: TimescaleSpec) -> Split:
-    """Cut the decision times ``[first_ns, end_ns)`` into training, validation and test.
+    """Split the decision times ``[first_ns, end_ns)`` into training, validation and test.
 
     Test is the last ``min(test_span, max_test_share × available)``. The training span ends H (purge) plus
     ``max(H, embargo)`` before it and is at most `train_span_s` long; its last `validation_share` is
-    validation, and training rows end H before that. Borders lie on whole bars.
+    validation, and training rows end H before that. Borders are on whole bars.
 
     Raises:
         SpanTooShort: training or validation would be empty.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import SPEC
+        >>> start_ns = 1_775_001_600 * NS
+        >>> split = split_times(start_ns, start_ns + 5 * 3_600 * NS, SPEC)
+        >>> for part in (split.train, split.validation, split.test):
+        ...     print(part)
+        [2026-04-01T00:53:45Z, 2026-04-01T03:16:30Z)
+        [2026-04-01T03:17:45Z, 2026-04-01T03:53:45Z)
+        [2026-04-01T04:00:00Z, 2026-04-01T05:00:00Z)
     """
     cut = spec.splits
     available = end_ns - first_ns
@@ -148,10 +158,15 @@ def split_times(first_ns: int, end_ns: int, spec: TimescaleSpec) -> Split:
 
 
 def least_partitions(spec: TimescaleSpec) -> int:
-    """Return how many whole partitions from a start hold rows enough to be split.
+    """Return how many whole partitions have enough rows for a split.
 
     The first rows have no features (the longest required window is not warm), the last ones no labels.
     Whether the rows hold both classes is another matter.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import SPEC
+        >>> least_partitions(SPEC)
+        1
     """
     warm_ns = max(feature.window_bars for feature in feature_list(spec) if not feature.optional) * spec.bar_ns
     for count in itertools.count(1):

@@ -1,4 +1,4 @@
-"""Bars: a regular grid per product, made of as-of quotes, with every summable column in fixed point.
+"""Bars: a regular grid per product, built from as-of quotes, with every summable column in fixed point.
 
 Belongs here: the grid, its long form, and how ticks become bars. Does not belong here: windows over bars
 (features, labels), and any knowledge of where ticks come from.
@@ -23,13 +23,13 @@ from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from ingestor.errors import CryptovolError
 
 _LN2_TERM = 2 * np.log(2) - 1
-#: Raised when a column changes its meaning, or one is added.
+#: Increased when a column changes its meaning, or one is added.
 BARS_VERSION = 3
-#: For so long after a product's last trade a bar without one says that nothing was traded; later nobody knows
-#: whether the feed still tells of trades.
+#: For so long after a product's last trade, a bar without a trade means that nothing was traded. Later it is
+#: unknown whether the feed still publishes trades.
 TRADES_KNOWN_FOR_NS = 600 * NS
 
-#: Column → (dtype, value of a bar of which nothing is known, mask that says where it is known or None).
+#: Column → (dtype, value of an unknown bar, mask of the known bars or None).
 _COLUMNS: Mapping[str, tuple[type[np.generic], Any, str | None]] = {
     "open": (np.float64, np.nan, None),
     "high": (np.float64, np.nan, None),
@@ -63,13 +63,13 @@ BAR_COLUMNS: tuple[str, ...] = tuple(_COLUMNS)
 
 
 def bars_hash(spec: TimescaleSpec) -> str:
-    """Short stable hash of what a bar means: version, length, and the limits of its quote."""
+    """Return a short stable hash of the definition of a bar: version, length, and the limits of its quote."""
     meaning = (BARS_VERSION, spec.bar_interval_s, spec.stale_after_s, spec.gap_after_s)
     return hashlib.sha256(json.dumps(meaning).encode()).hexdigest()[:12]
 
 
 class BarsError(CryptovolError, ValueError):
-    """A span off the grid, ticks out of order, or a frame that is no bar frame."""
+    """A span is off the grid, ticks are out of order, or a frame is not a bar frame."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,11 +104,11 @@ class BarGrid:
         signed_volume_e8: the same, taker sells negative; 0 where not `has_trades`.
         ret_ok: the return is known, crosses no break, loses no message and lies inside the fixed-point bound.
         has_quote: a quote not older than the gap length exists; of candles, a price.
-        has_spread: that quote tells bid and ask, as ticks do and candles do not.
-        has_imbalance: that quote tells both sizes.
+        has_spread: that quote has bid and ask, as ticks do and candles do not.
+        has_imbalance: that quote has both sizes.
         has_trades: trades are known: the product's last one is at most `TRADES_KNOWN_FOR_NS` before the bar's
             end, there is a quote, and no message was lost.
-        has_volume: the traded size is known; candles tell it without a count of trades.
+        has_volume: the traded size is known; candles have it without a count of trades.
         stale: the quote is older than the spec allows for a prediction.
         in_gap: the last message is older than the gap length, or there was none.
         new_segment: the first bar with a quote after a gap, or one whose ticks lost a predecessor.
@@ -150,7 +150,7 @@ class BarGrid:
 
     @property
     def n_bars(self) -> int:
-        """Bars of each product."""
+        """Number of bars of each product."""
         return self.close.shape[1]
 
     @property
@@ -160,7 +160,7 @@ class BarGrid:
 
     @property
     def n_out_of_bounds(self) -> int:
-        """Bars left out of every sum because they moved more than the fixed-point bound."""
+        """Number of bars left out of every sum because they moved more than the fixed-point bound."""
         return int(self.out_of_bounds.sum())
 
     @property
@@ -169,23 +169,23 @@ class BarGrid:
         return self.start_ns + self.bar_ns * np.arange(self.n_bars, dtype=np.int64)
 
     def columns(self) -> dict[str, NDArray[Any]]:
-        """Every column by name."""
+        """Return every column by name."""
         return {name: getattr(self, name) for name in BAR_COLUMNS}
 
     def slice(self, start_ns: int, end_ns: int) -> BarGrid:
-        """The bars of ``[start_ns, end_ns)``, as views.
+        """Return the bars of ``[start_ns, end_ns)``, as views.
 
         Raises:
             BarsError: the span is off the grid or outside it.
         """
         first, last = self._index(start_ns), self._index(end_ns)
         if not 0 <= first <= last <= self.n_bars:
-            raise BarsError(f"bars [{start_ns}, {end_ns}) lie outside [{self.start_ns}, {self.end_ns})")
+            raise BarsError(f"bars [{start_ns}, {end_ns}) are outside [{self.start_ns}, {self.end_ns})")
         cut = {name: column[:, first:last] for name, column in self.columns().items()}
         return replace(self, start_ns=start_ns, **cut)
 
     def with_products(self, products: Sequence[str]) -> BarGrid:
-        """The same bars with rows for `products`; those that had none are in a gap throughout.
+        """Return the same bars with rows for `products`; those that had none are in a gap throughout.
 
         Raises:
             BarsError: a product of this grid is not among `products`.
@@ -193,7 +193,7 @@ class BarGrid:
         if tuple(products) == self.products:
             return self
         if strangers := sorted(set(self.products) - set(products)):
-            raise BarsError(f"the grid holds products that were not asked for: {', '.join(strangers)}")
+            raise BarsError(f"the grid contains products that were not requested: {', '.join(strangers)}")
         rows = [products.index(product) for product in self.products]
         columns: dict[str, NDArray[Any]] = {}
         for name, (dtype, unknown, _) in _COLUMNS.items():
@@ -204,15 +204,15 @@ class BarGrid:
     def _index(self, at_ns: int) -> int:
         bars, rest = divmod(at_ns - self.start_ns, self.bar_ns)
         if rest:
-            raise BarsError(f"{at_ns} is no edge of a grid of {self.bar_ns} ns from {self.start_ns}")
+            raise BarsError(f"{at_ns} is not an edge of a grid of {self.bar_ns} ns from {self.start_ns}")
         return bars
 
     @classmethod
     def concat(cls, parts: Sequence[BarGrid]) -> BarGrid:
-        """Adjoining grids of the same products as one.
+        """Join adjoining grids of the same products.
 
         Raises:
-            BarsError: nothing given, or parts that do not adjoin or differ in products or bar length.
+            BarsError: there are no parts, or they do not adjoin, or differ in products or bar length.
         """
         if not parts:
             raise BarsError("nothing to concatenate")
@@ -226,7 +226,7 @@ class BarGrid:
         return replace(head, **columns)
 
     def to_frame(self) -> pd.DataFrame:
-        """Long form: one row a (product, bar), `bar_start` and `product` first; unknown numbers are null."""
+        """Return the long form: one row per (product, bar), keys first; unknown numbers are null."""
         frame: dict[str, Any] = frame_keys(self.products, self.bar_starts_ns)
         for name, (_, _, mask) in _COLUMNS.items():
             values = getattr(self, name).ravel()
@@ -241,7 +241,7 @@ class BarGrid:
     def from_frame(
         cls, frame: pd.DataFrame, *, bar_ns: int, products: Sequence[str] | None = None
     ) -> BarGrid:
-        """Read `to_frame`'s form back, exactly; rows may be in any order and come from several partitions.
+        """Build the grid from the form of `to_frame`; rows may be in any order and of several partitions.
 
         Args:
             frame: at least one row.
@@ -253,27 +253,27 @@ class BarGrid:
             in a gap.
 
         Raises:
-            BarsError: an empty frame, a missing column, a repeated row, a row off the grid, or a stranger's
-                row.
+            BarsError: an empty frame, a missing column, a repeated row, a row off the grid, or a row of an
+                unknown product.
         """
         missing = [name for name in ("bar_start", "product", *BAR_COLUMNS) if name not in frame]
         if missing:
-            raise BarsError(f"no bar frame: columns are missing: {', '.join(missing)}")
+            raise BarsError(f"not a bar frame: columns are missing: {', '.join(missing)}")
         if frame.empty:
-            raise BarsError("no bar frame: it has no rows")
+            raise BarsError("not a bar frame: it has no rows")
         starts = frame["bar_start"].astype("datetime64[ns, UTC]").astype(np.int64).to_numpy()
         start_ns = int(starts.min())
         bar, rest = np.divmod(starts - start_ns, bar_ns)
         if rest.any():
-            raise BarsError(f"bar_start does not lie on a grid of {bar_ns} ns")
+            raise BarsError(f"bar_start is not on a grid of {bar_ns} ns")
         codes, words = pd.factorize(frame["product"])
         rows = tuple(words) if products is None else tuple(products)
         if strangers := sorted(set(words) - set(rows)):
-            raise BarsError(f"rows of products that were not asked for: {', '.join(strangers)}")
+            raise BarsError(f"rows of products that were not requested: {', '.join(strangers)}")
         n_bars = int(bar.max()) + 1
         cell = np.array([rows.index(word) for word in words])[codes] * n_bars + bar
         if len(np.unique(cell)) != len(cell):
-            raise BarsError("a (product, bar) stands in the frame twice")
+            raise BarsError("the frame contains a (product, bar) twice")
         columns: dict[str, NDArray[Any]] = {}
         for name, (dtype, unknown, mask) in _COLUMNS.items():
             flat = np.full(len(rows) * n_bars, unknown, dtype=dtype)
@@ -286,7 +286,7 @@ class BarGrid:
 
 
 def frame_keys(products: Sequence[str], bar_starts_ns: NDArray[np.int64]) -> dict[str, Any]:
-    """Key columns of a long frame over (product, bar): `bar_start` (UTC) and `product` (categorical)."""
+    """Return the key columns of a long frame: `bar_start` (UTC) and `product` (categorical)."""
     codes = np.repeat(np.arange(len(products)), len(bar_starts_ns))
     return {
         "bar_start": pd.to_datetime(np.tile(bar_starts_ns, len(products)), unit="ns", utc=True),
@@ -295,12 +295,12 @@ def frame_keys(products: Sequence[str], bar_starts_ns: NDArray[np.int64]) -> dic
 
 
 def tick_reach_ns(spec: TimescaleSpec) -> int:
-    """How far before the first bar ticks must reach, for bars that do not depend on where the ticks begin."""
+    """Return how far before the first bar ticks must begin, so that bars do not depend on their begin."""
     return round(spec.gap_after_s * NS) + spec.bar_ns
 
 
 def tick_ahead_ns(spec: TimescaleSpec) -> int:
-    """How far past the last bar ticks must reach, for bars that know of every loss that touches them."""
+    """Return how far past the last bar ticks must reach, so that every loss within the bars is known."""
     return round(spec.gap_after_s * NS)
 
 
@@ -312,16 +312,16 @@ def build_bars(
     spec: TimescaleSpec,
     trades: TradeColumns | None = None,
 ) -> BarGrid:
-    """Bars of ``[start_ns, end_ns)``.
+    """Compute the bars of ``[start_ns, end_ns)`` from ticks.
 
-    Bars depend on the ticks of `tick_reach_ns` before them and on nothing earlier. A bar depends on nothing
-    later but for one thing: that messages were lost is known by the next tick, so a tick with `gap_before`
-    makes the bars back to its predecessor `lossy`, those of at most `tick_ahead_ns`.
+    Bars depend on the ticks of `tick_reach_ns` before them and on nothing earlier. They depend on later
+    ticks in one respect: a loss of messages is known by the next tick. So a tick with `gap_before` marks
+    the bars back to its predecessor as `lossy`, those of at most `tick_ahead_ns`.
 
     Args:
         ticks: cleaned, ordered by (product, event time); they may begin before `start_ns` and should reach
-            back `tick_reach_ns`, and on to `tick_ahead_ns` after `end_ns` (of a product's ticks there only
-            the first counts, and only for what it says of a loss).
+            back `tick_reach_ns`, and on to `tick_ahead_ns` after `end_ns` (only the `gap_before` of each
+            product's first tick there is used).
         start_ns: start of the first bar.
         end_ns: end of the last bar; a whole number of bars later.
         spec: bar length, stale and gap limits.
@@ -329,7 +329,16 @@ def build_bars(
             (`has_trades` is then False).
 
     Raises:
-        BarsError: the span is empty or no whole number of bars, or ticks are not ordered.
+        BarsError: the span is empty or not a whole number of bars, or ticks are not ordered.
+
+    Examples:
+        >>> from cryptovol_dagster.core.market.synthetic import START_NS, synthetic_ticks
+        >>> from cryptovol_dagster.core.samples import SPEC
+        >>> ticks, trades = synthetic_ticks(SPEC, 3, products=("BTC-USD",))
+        >>> end_ns = START_NS + 3 * SPEC.bar_ns
+        >>> bars = build_bars(ticks, start_ns=START_NS, end_ns=end_ns, spec=SPEC, trades=trades)
+        >>> bars.n_updates, bars.spread_nano[0]
+        (array([[3, 3, 3]], dtype=int32), array([10000, 10000, 30000]))
     """
     grid = empty_grid(ticks.products, start_ns, end_ns, spec)
     _require_order(ticks)
@@ -348,14 +357,23 @@ def build_bars(
 
 
 def empty_grid(products: Sequence[str], start_ns: int, end_ns: int, spec: TimescaleSpec) -> BarGrid:
-    """Bars of which nothing is known.
+    """Return a grid of unknown bars.
 
     Raises:
-        BarsError: the span is empty or no whole number of bars.
+        BarsError: the span is empty or not a whole number of bars.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import SPEC
+        >>> empty_grid(["BTC-USD"], 0, 2 * SPEC.bar_ns, SPEC).has_quote
+        array([[False, False]])
+        >>> empty_grid(["BTC-USD"], 0, 1, SPEC)
+        Traceback (most recent call last):
+            ...
+        cryptovol_dagster.core.market.bars.BarsError: [0, 1) is not a whole number of bars of 5000000000 ns
     """
     n_bars, rest = divmod(end_ns - start_ns, spec.bar_ns)
     if n_bars <= 0 or rest:
-        raise BarsError(f"[{start_ns}, {end_ns}) is no whole number of bars of {spec.bar_ns} ns")
+        raise BarsError(f"[{start_ns}, {end_ns}) is not a whole number of bars of {spec.bar_ns} ns")
     columns: dict[str, NDArray[Any]] = {
         name: np.full((len(products), n_bars), unknown, dtype=dtype)
         for name, (dtype, unknown, _) in _COLUMNS.items()
@@ -371,7 +389,7 @@ def _require_order(ticks: TickColumns) -> None:
 
 
 def _lossy(ticks: TickColumns, own: slice, grid: BarGrid, spec: TimescaleSpec) -> NDArray[np.bool_]:
-    """Which bars overlap a loss of a product, whose ticks are `own`."""
+    """Return which bars overlap a loss of a product, whose ticks are `own`."""
     times = ticks.event_time_ns[own]
     lost = np.flatnonzero(ticks.gap_before[own])
     until = times[lost]
@@ -429,7 +447,7 @@ def _fill_quotes(row: int, ticks: TickColumns, own: slice, grid: BarGrid, spec: 
     _copy_rounded(grid.spread_nano[row], spread * NANO, has_quote)
     imbalance, sized = _imbalance(ticks.bid_size[own][as_of[1:]], ticks.ask_size[own][as_of[1:]])
     _copy_rounded(grid.imbalance_nano[row], imbalance * NANO, has_quote & sized)
-    # (bid·ask size + ask·bid size)/(sum of sizes) lies half a spread times the imbalance above the mid.
+    # (bid·ask size + ask·bid size)/(sum of sizes) is half a spread times the imbalance above the mid.
     _copy_rounded(grid.microprice_nano[row], imbalance * spread * (0.5 * NANO), has_quote & sized)
     grid.has_spread[row] = has_quote
     grid.has_imbalance[row] = has_quote & sized
@@ -449,9 +467,9 @@ def fill_moves(
     age_s: NDArray[np.float64],
     spec: TimescaleSpec,
 ) -> None:
-    """Fill what prices say of a product's bars: moves in fixed point, and which of them may be summed.
+    """Fill the price columns of a product's bars: moves in fixed point, and which of them may be summed.
 
-    `grid.lossy` must be there already.
+    `grid.lossy` must be filled already.
 
     Args:
         grid: is filled.
@@ -484,7 +502,7 @@ def fill_moves(
 
 
 def _move_nano(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.float64]:
-    """round(1e9·(ln after − ln before)), as whole floats (exact far beyond any move)."""
+    """Return round(1e9·(ln after − ln before)), as whole floats (exact far beyond any move)."""
     return np.rint((np.log(after) - np.log(before)) * NANO)
 
 
@@ -496,7 +514,7 @@ def _copy_rounded(out: NDArray[np.int64], values: NDArray[np.float64], where: ND
 def _imbalance(
     bid_size: NDArray[np.float64], ask_size: NDArray[np.float64]
 ) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-    """(bid − ask)/(bid + ask), and where both sizes are finite, not negative and not both zero."""
+    """Return (bid − ask)/(bid + ask), and where both sizes are finite, not negative and not both zero."""
     total = bid_size + ask_size
     known = (bid_size >= 0) & (ask_size >= 0) & (total > 0) & np.isfinite(total)
     return np.divide(bid_size - ask_size, total, out=np.zeros_like(total), where=known), known
@@ -512,7 +530,7 @@ def _mid_changes(
     changed = np.zeros(len(mid) + 1, dtype=np.int64)
     # A predecessor older than the gap length may lie before the ticks given, so it must not count.
     near = ~gap_before[1:] & (times[1:] - times[:-1] <= gap_ns)
-    # Half a nano is what a return can resolve; less is the rounding of (bid + ask)/2, no change of mid.
+    # A return resolves half a nano; less is the rounding of (bid + ask)/2, not a change of mid.
     changes = near & (np.abs(mid[1:] - mid[:-1]) > mid[:-1] * (0.5 / NANO))
     np.cumsum(changes, out=changed[2:])
     return np.diff(changed[edge])

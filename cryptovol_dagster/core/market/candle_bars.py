@@ -1,7 +1,7 @@
-"""Candles (open, high, low, close and volume of trades) as bars of the same grid that quotes make.
+"""Candles (open, high, low, close and volume of trades) as bars of the same grid as those of quotes.
 
-Belongs here: what a candle means as a bar. Does not belong here: where candles come from, and whether to
-believe them.
+Belongs here: what a candle means as a bar. Does not belong here: where candles come from, and whether they
+are valid.
 """
 
 from __future__ import annotations
@@ -16,21 +16,27 @@ from cryptovol_dagster.core.market.bars import BarGrid, BarsError, empty_grid, f
 from cryptovol_dagster.core.market.fixed_point import SIZE_SCALE
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
 
-#: Columns of a table of candles; `n_trades` and `signed_volume` are null where nobody counted.
+#: Columns of a table of candles; `n_trades` and `signed_volume` are null where unknown.
 CANDLE_COLUMNS = (
     "product", "bar_start", "open", "high", "low", "close", "volume", "n_trades", "signed_volume", "source",
 )  # fmt: skip
 
 
 def candle_reach_ns(spec: TimescaleSpec) -> int:
-    """How far before the first bar candles must reach, for bars that do not depend on where they begin."""
+    """Return how far before the first bar candles must begin, so that bars do not depend on where they begin.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import SPEC
+        >>> candle_reach_ns(SPEC) // NS
+        35
+    """
     return round(spec.gap_after_s * NS) + spec.bar_ns
 
 
 def candle_bars(
     candles: pd.DataFrame, products: Sequence[str], *, start_ns: int, end_ns: int, spec: TimescaleSpec
 ) -> BarGrid:
-    """Bars of ``[start_ns, end_ns)`` from candles.
+    """Compute the bars of ``[start_ns, end_ns)`` from candles.
 
     A bar without a candle carries the last close on, as a quote is carried: return 0, volume 0, while its age
     grows; beyond the spec's gap length the carry ends, and the next candle begins a new segment. A return
@@ -46,12 +52,22 @@ def candle_bars(
         spec: bar length, stale and gap limits.
 
     Raises:
-        BarsError: the span is empty or no whole number of bars, a candle lies off the grid or stands twice.
+        BarsError: the span is empty or not a whole number of bars, a candle is off the grid or appears twice.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import SPEC
+        >>> prices = {"open": 100.0, "high": 101.0, "low": 99.5, "close": 100.5, "volume": 2.0}
+        >>> start = pd.to_datetime([0], utc=True)
+        >>> candles = pd.DataFrame({"product": "BTC-USD", "bar_start": start, **prices})
+        >>> candles = candles.assign(n_trades=7, signed_volume=0.5)
+        >>> bars = candle_bars(candles, ["BTC-USD"], start_ns=0, end_ns=2 * SPEC.bar_ns, spec=SPEC)
+        >>> bars.close, bars.n_trades
+        (array([[100.5, 100.5]]), array([[7, 0]], dtype=int32))
     """
     grid = empty_grid(products, start_ns, end_ns, spec)
     starts = candles["bar_start"].astype("datetime64[ns, UTC]").astype(np.int64).to_numpy()
     if ((starts - start_ns) % spec.bar_ns).any():
-        raise BarsError(f"a candle does not lie on a grid of {spec.bar_ns} ns from {start_ns}")
+        raise BarsError(f"a candle is not on a grid of {spec.bar_ns} ns from {start_ns}")
     names = candles["product"].astype(str).to_numpy(dtype=object)
     first_ns = start_ns - candle_reach_ns(spec) // spec.bar_ns * spec.bar_ns
     near = (starts >= first_ns) & (starts < end_ns)
@@ -59,7 +75,7 @@ def candle_bars(
         own = np.flatnonzero(near & (names == product))
         own = own[np.argsort(starts[own], kind="stable")]
         if (np.diff(starts[own]) == 0).any():
-            raise BarsError(f"a candle of {product} stands twice")
+            raise BarsError(f"a candle of {product} appears twice")
         if own.size:
             _fill(grid, row, candles.iloc[own], (starts[own] - start_ns) // spec.bar_ns, spec)
     return grid
@@ -68,7 +84,7 @@ def candle_bars(
 def _fill(
     grid: BarGrid, row: int, candles: pd.DataFrame, bar: NDArray[np.int64], spec: TimescaleSpec
 ) -> None:
-    """Fill a product's row from its candles in order of time; `bar` < 0 lies before the grid."""
+    """Fill a product's row from its candles in order of time; `bar` < 0 is before the grid."""
     seeds = int(np.searchsorted(bar, 0))
     inside, has = bar[seeds:], np.zeros(grid.n_bars, dtype=bool)
     has[inside] = True

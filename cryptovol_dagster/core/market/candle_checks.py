@@ -1,7 +1,8 @@
-"""Whether to believe a table of minute candles: its columns, times, order, prices, and whose market it is of.
+"""Validation of a table of minute candles: columns, times, order, prices, and product.
 
-Belongs here: turning what others export into clean candles, or saying in one line why not. Does not belong
-here: reading files, asking the exchange, storing, and what a candle means as a bar (`candle_bars.py`).
+Belongs here: turning foreign exports into clean candles, or stating in one line why that is impossible. Does
+not belong here: reading files, requests to the exchange, storing, and what a candle means as a bar
+(`candle_bars.py`).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ NUMBERS = (*PRICES, "volume")
 #: Columns of clean candles, in order; `start_ns` is the first nanosecond of the minute, UTC.
 COLUMNS = ("product", "start_ns", *NUMBERS)
 
-#: Meaning → names under which exports have it, in lower case.
+#: Meaning → column names that exports use for it, in lower case.
 _ALIASES: Mapping[str, tuple[str, ...]] = {
     "product": ("product", "product_id", "symbol", "pair", "market"),
     "start": (
@@ -42,14 +43,14 @@ _PRODUCT = re.compile(r"[A-Z0-9]{1,20}-[A-Z0-9]{1,20}")
 _ZONE = re.compile(r"\d{1,2}:\d{2}\S*?\s?(?:Z|z|UTC|[+-]\d{2}:?\d{2})$")
 #: Epoch numbers by unit: (from this many on, nanoseconds in one). 1e9 s is 2001, 1e10 s is 2286.
 _EPOCH_UNITS = ((10**9, NS), (10**12, 10**6), (10**15, 10**3), (10**18, 1))
-#: Lengths, in minutes, in which candles are exported beside one minute.
+#: Candle lengths other than one minute that exports use, in minutes.
 _OTHER_INTERVALS = (3, 5, 10, 15, 30, 60, 120, 240, 360, 720, 1_440)
-#: So many equal steps in a row are another interval and no holes. In a market where most minutes have a trade
-#: six are less likely than one in a hundred million, in a thin one twelve.
+#: So many equal steps in a row are another interval, not holes. In a market where most minutes have a trade,
+#: six by chance are less likely than one in a hundred million; in a thin market, twelve.
 _RUN, _RUN_IN_A_THIN_MARKET = 6, 12
-#: A market may move by e^0.5 at once, and by 10 % × √days further; what moves more is another market.
+#: A market may move by e^0.5 at once, and by 10 % × √days further; a larger move means another market.
 _JUMP, _JUMP_A_ROOT_DAY = 0.5, 0.1
-#: Why a row is no candle, by the code of `_impossible`.
+#: Why a row is not a candle, by the code of `_impossible`.
 _FAULTS = (
     "",
     "not a number",
@@ -65,21 +66,21 @@ _SHOWN = 3
 
 
 class CandleError(CryptovolError, ValueError):
-    """A table cannot be taken for minute candles; the message is one line: expected, found, where."""
+    """A table is not a valid table of minute candles; the message is one line: expected, found, where."""
 
 
 @dataclass(frozen=True)
 class CandleCounts:
-    """What the checks met; `rows` = `kept` + `duplicates` + `unfinished` + `bad`.
+    """Rows by outcome of the checks; `rows` = `kept` + `duplicates` + `unfinished` + `bad`.
 
     Attributes:
         rows: in the table.
         kept: in the result.
-        duplicates: that say the same as another.
+        duplicates: equal to another row.
         unfinished: of minutes that were not over.
-        bad: impossible ones, left out because that was asked for.
-        steps_back: rows that were older than the row before them.
-        without_volume: of those kept, candles in which nothing was traded.
+        bad: impossible rows, left out on request.
+        steps_back: rows that are older than the row before them.
+        without_volume: kept candles in which nothing was traded.
     """
 
     rows: int = 0
@@ -97,8 +98,8 @@ class CheckedCandles:
 
     Attributes:
         candles: `COLUMNS`, ordered by product and time, each minute once.
-        bad: `product`, `start_ns`, `reason`: minutes of which only an impossible row was given.
-        counts: what the checks met.
+        bad: `product`, `start_ns`, `reason`: minutes that have impossible rows only.
+        counts: rows by outcome.
     """
 
     candles: pd.DataFrame
@@ -116,24 +117,31 @@ def check_candles(
     skip_bad: bool = False,
     known_interval: bool = False,
 ) -> CheckedCandles:
-    """Check a table of minute candles and bring it into order.
+    """Check a table of minute candles, and return it clean and ordered.
 
     Columns may have the names that exports commonly use; times may be timestamps, ISO 8601 text or seconds,
     milli-, micro- or nanoseconds since 1970. Equal duplicates and the minute that is not over yet are left
     out and counted, a wrong order is mended and counted.
 
     Args:
-        table: a row a candle.
-        where: what the rows came from, for messages.
+        table: one row per candle.
+        where: source of the rows, for messages.
         now_ns: the present.
-        product: whose candles they are; needed where no column says so.
-        assume_utc: take times without a zone for UTC.
+        product: the product of the candles; needed where no column names it.
+        assume_utc: treat times without a zone as UTC.
         skip_bad: leave impossible rows out instead of refusing the table.
-        known_interval: the rows are known to be of one minute (the exchange was asked for those).
+        known_interval: the rows are known to be of one minute (these were requested from the exchange).
 
     Raises:
-        CandleError: the table is none of minute candles of the product; two rows contradict each other; times
-            have no zone, cannot be read or lie ahead; rows are impossible and are not to be skipped.
+        CandleError: the table does not contain minute candles of the product; two rows contradict each other;
+            times have no zone, cannot be read or are in the future; rows are impossible and not skipped.
+
+    Examples:
+        >>> prices = {"open": [100.0] * 2, "high": [101.0] * 2, "low": [99.5] * 2, "close": [100.5] * 2}
+        >>> table = pd.DataFrame({"time": ["2026-04-04T03:00:00Z"] * 2, **prices, "volume": [2.0] * 2})
+        >>> checked = check_candles(table, "my.csv", now_ns=2_000_000_000 * NS, product="BTC-USD")
+        >>> checked.counts.kept, checked.counts.duplicates
+        (1, 1)
     """
     rows = _canonical(table, where, product, assume_utc)
     _require_past(rows, where, now_ns)
@@ -165,10 +173,16 @@ def check_candles(
 
 
 def require_product(name: str, where: str) -> str:
-    """Give a product's name back where it is one, such as BTC-USD.
+    """Return a product's name if it is valid, such as BTC-USD.
 
     Raises:
-        CandleError: it is none.
+        CandleError: it is not.
+
+    Examples:
+        >>> require_product("BTC-USD", "my.csv")
+        'BTC-USD'
+        >>> require_product("1INCH-USD", "my.csv")
+        '1INCH-USD'
     """
     if not _PRODUCT.fullmatch(name):
         raise CandleError(f"{where}: expected a product such as BTC-USD, found {name!r}")
@@ -176,14 +190,14 @@ def require_product(name: str, where: str) -> str:
 
 
 def foreign_price(stored: pd.DataFrame, new: pd.DataFrame) -> str | None:
-    """Say where candles of one product are a factor away from those beside them; None where they fit.
+    """Return a sentence that says where new candles do not fit the stored ones; None where they fit.
 
-    A market moves by less than e^(0.5 + 0.1 √days) from one candle to the next, so what moves more is
-    another product's. At a minute that both tables hold they must be as close as that.
+    A market moves by less than e^(0.5 + 0.1 √days) from one candle to the next, so a larger move means
+    another product. At a minute that both tables contain, prices must be as close as that.
 
     Args:
-        stored: `COLUMNS` of what is believed already; may be empty.
-        new: `COLUMNS` of what is to be believed.
+        stored: `COLUMNS` of the accepted candles; may be empty.
+        new: `COLUMNS` of the candles to check.
     """
     both = (
         pd.concat([stored.assign(new=False), new.assign(new=True)]) if len(stored) else new.assign(new=True)
@@ -211,7 +225,7 @@ def _origin(is_new: bool) -> str:
 
 
 def _canonical(table: pd.DataFrame, where: str, product: str | None, assume_utc: bool) -> pd.DataFrame:
-    """Give `COLUMNS` and `row` (counted from 1), whatever the table calls them."""
+    """Return `COLUMNS` and `row` (counted from 1), whatever the table calls them."""
     columns = _find_columns(table, where)
     out = pd.DataFrame({"row": np.arange(1, len(table) + 1)})
     out["product"] = _products(table, columns.get("product"), where, product)
@@ -243,11 +257,11 @@ def _products(
 ) -> pd.Categorical | str:
     if column is None:
         if product is None:
-            raise CandleError(f"{where}: no column says whose candles they are: name it with --product")
+            raise CandleError(f"{where}: no column names the product: name it with --product")
         return pd.Categorical.from_codes(np.zeros(len(table), np.int8), [require_product(product, where)])
     words = pd.Categorical(table[column])
     if words.isna().any():
-        raise CandleError(f"{where}: row {_first(words.isna())} names no product")
+        raise CandleError(f"{where}: row {_first(words.isna())} has no product")
     words = words.rename_categories([str(word) for word in words.categories])
     for word in words.categories:
         require_product(word, where)
@@ -316,12 +330,12 @@ def _require_zone(naive: NDArray[np.bool_], column: pd.Series, where: str, assum
         row = _first(naive)
         raise CandleError(
             f"{where}: expected times with a zone (…Z, …+00:00), found {int(naive.sum())} of {len(naive)} "
-            f"without, the first {str(column.iloc[row - 1])!r} in row {row}; --assume-utc takes them for UTC"
+            f"without, the first {str(column.iloc[row - 1])!r} in row {row}; --assume-utc treats them as UTC"
         )
 
 
 def _first(mask: pd.Series | NDArray[np.bool_]) -> int:
-    """Give the number, counted from 1, of the first row that a mask names."""
+    """Return the number, counted from 1, of the first row of a mask."""
     return int(np.flatnonzero(np.asarray(mask))[0]) + 1
 
 
@@ -343,7 +357,7 @@ def _steps_back(rows: pd.DataFrame) -> int:
 
 
 def _impossible(rows: pd.DataFrame) -> NDArray[np.int8]:
-    """Give each row's fault as an index into `_FAULTS`, the first that applies; 0 where it has none."""
+    """Return each row's fault as an index into `_FAULTS`, the first that applies; 0 where it has none."""
     opened, high, low, close, volume = (rows[name].to_numpy(np.float64) for name in NUMBERS)
     faults = (
         ~np.isfinite(opened + high + low + close + volume),
@@ -396,7 +410,7 @@ def _require_minutes(product: str, starts: NDArray[np.int64], where: str) -> Non
 
 
 def _once_each(rows: pd.DataFrame, where: str) -> pd.DataFrame:
-    """Leave out rows that say the same again; `rows` are in order of product, time and row."""
+    """Return the rows without repeats; `rows` are in order of product, time and row."""
     repeated = rows.duplicated(["product", "start_ns"]).to_numpy()
     if not repeated.any():
         return rows
@@ -415,7 +429,7 @@ def _once_each(rows: pd.DataFrame, where: str) -> pd.DataFrame:
 
 
 def _bad_minutes(bad: pd.DataFrame, reasons: Sequence[str], kept: pd.DataFrame) -> pd.DataFrame:
-    """Give the minutes of impossible rows of which no good row was given either."""
+    """Return the minutes that have impossible rows only."""
     minutes = pd.DataFrame(
         {
             "product": bad["product"].astype(str).to_numpy(),
@@ -428,7 +442,7 @@ def _bad_minutes(bad: pd.DataFrame, reasons: Sequence[str], kept: pd.DataFrame) 
 
 
 def same_values(name: str, one: NDArray[np.float64], other: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Tell where two sources say the same of a candle; exports round volumes to six digits, prices not.
+    """Return where two sources agree on a candle's value; exports round volumes to six digits, prices not.
 
     Args:
         name: which of `NUMBERS`.
@@ -441,7 +455,12 @@ def same_values(name: str, one: NDArray[np.float64], other: NDArray[np.float64])
 
 
 def runs_of_minutes(starts: NDArray[np.int64]) -> Sequence[tuple[int, int]]:
-    """Join ascending starts of minutes into half-open spans ``[start_ns, end_ns)`` without a hole."""
+    """Join ascending starts of minutes to half-open spans ``[start_ns, end_ns)`` without holes.
+
+    Examples:
+        >>> runs_of_minutes(MINUTE_NS * np.array([0, 1, 2, 7]))
+        [(0, 180000000000), (420000000000, 480000000000)]
+    """
     if not starts.size:
         return []
     breaks = np.flatnonzero(np.diff(starts) != MINUTE_NS)

@@ -1,7 +1,8 @@
 """Minute candles from the feed's own trades, and one table of them with the exchange's.
 
-Belongs here: how trades become a candle, which minutes the feed knows in full, how the two sources are joined
-and compared. Does not belong here: reading either, and what a candle means as a bar (`candle_bars.py`).
+Belongs here: how trades become a candle, for which minutes the feed is complete, how the two sources are
+joined and compared. Does not belong here: reading either source, and what a candle means as a bar
+(`candle_bars.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from cryptovol_dagster.core.times import iso_utc
 
 #: `source` of a candle: the exchange's own, or rolled up from the feed's trades.
 HISTORY, FEED = "history", "feed"
-#: The table that holds candles of both sources; `n_trades` and `signed_volume` are null where nobody counted.
+#: The table of candles of both sources; `n_trades` and `signed_volume` are null where unknown.
 CANDLES = pa.schema(
     [
         ("product", pa.dictionary(pa.int8(), pa.string())),
@@ -31,18 +32,18 @@ CANDLES = pa.schema(
         ("source", pa.dictionary(pa.int8(), pa.string())),
     ]
 )
-#: Raised when the same trades or candles give other rows than before.
+#: Increased when the same trades or candles give other rows than before.
 ROLLUP_VERSION = 1
 
 
 @dataclass(frozen=True)
 class RolledUp:
-    """Candles made of trades.
+    """Candles computed from trades.
 
     Attributes:
         candles: `product`, `start_ns`, open, high, low, close, volume, `n_trades`, `signed_volume`; one row
-            for each minute that has trades and is known in full, ordered by product and time.
-        incomplete: minutes left out because trades of theirs are missing.
+            for each minute that has trades and is complete, ordered by product and time.
+        incomplete: number of minutes left out because some of their trades are missing.
     """
 
     candles: pd.DataFrame
@@ -51,14 +52,14 @@ class RolledUp:
 
 @dataclass(frozen=True)
 class Difference:
-    """A value in which two candles of the same minute differ.
+    """A column in which two candles of the same minute differ.
 
     Attributes:
-        product: whose.
-        start_ns: of the minute.
-        column: which value.
-        history: the exchange's.
-        feed: of the feed's trades.
+        product: name of the product.
+        start_ns: start of the minute.
+        column: name of the column.
+        history: the exchange's value.
+        feed: the value of the feed's trades.
     """
 
     product: str
@@ -69,7 +70,7 @@ class Difference:
 
     @property
     def relative(self) -> float:
-        """By how much, as a share of the exchange's value."""
+        """Difference as a share of the exchange's value."""
         return abs(self.feed - self.history) / max(abs(self.history), 1e-12)
 
     def __str__(self) -> str:
@@ -81,7 +82,7 @@ class Difference:
 
 @dataclass(frozen=True)
 class Overlap:
-    """How candles of both sources compare.
+    """Comparison of the candles of both sources.
 
     Attributes:
         compared: minutes that both have.
@@ -95,19 +96,27 @@ class Overlap:
 
 
 def roll_up(trades: TradeColumns, start_ns: int, end_ns: int, *, interval_ns: int = MINUTE_NS) -> RolledUp:
-    """Make the exchange's candles out of its trades.
+    """Compute the exchange's candles from its trades.
 
     A candle covers ``[open, close)`` by the trades' own times: the first and last price in order of (time,
     trade id), the extremes, the summed sizes. Without a trade there is none. The exchange counts a product's
-    trades one by one, so a jump of the ids between two trades says that some are missing: no minute that such
-    a jump touches is made, nor the one in which the trades begin. The minute in which they end is made only
-    where it ends the span, as nobody knows whether more followed in it.
+    trades one by one, so a jump of the ids between two trades means that some are missing. A minute that such
+    a jump touches is left out, and so is the one in which the trades begin. The minute in which they end is
+    kept only at the end of the span, because elsewhere more trades may have followed in it.
 
     Args:
         trades: each once, in any order; those around the span serve to find jumps at its ends.
         start_ns: first minute.
         end_ns: end of the last one.
         interval_ns: length of a candle.
+
+    Examples:
+        >>> from cryptovol_dagster.core.market.synthetic import START_NS, synthetic_ticks
+        >>> from cryptovol_dagster.core.samples import SPEC
+        >>> _, trades = synthetic_ticks(SPEC, 36, products=("BTC-USD",))
+        >>> rolled = roll_up(trades, START_NS, START_NS + 3 * MINUTE_NS)
+        >>> rolled.candles["n_trades"].tolist(), rolled.incomplete
+        ([10, 11], 1)
     """
     order = np.lexsort((trades.trade_id, trades.trade_time_ns, trades.product))
     product, times = trades.product[order], trades.trade_time_ns[order]
@@ -146,7 +155,7 @@ def _complete(
     n_groups: int,
     last_minute_ns: int,
 ) -> NDArray[np.bool_]:
-    """Tell of which groups of trades (product, minute) no trade is missing."""
+    """Return which groups of trades (product, minute) are complete."""
     same = product[1:] == product[:-1]
     jump = same & (np.diff(trade_id) != 1)
     complete = np.ones(n_groups, dtype=bool)
@@ -160,7 +169,7 @@ def _complete(
 
 
 def _changes(*keys: NDArray) -> NDArray[np.bool_]:
-    """Tell at which rows any key differs from the row before; the first row always."""
+    """Return at which rows any key differs from the row before; the first row always."""
     changed = np.zeros(len(keys[0]), dtype=bool)
     changed[:1] = True
     for key in keys:
@@ -182,9 +191,9 @@ def _empty(products: Sequence[str]) -> pd.DataFrame:
 
 
 def join_candles(history: pd.DataFrame, feed: pd.DataFrame, products: Sequence[str]) -> pd.DataFrame:
-    """Put both sources into one table: the exchange's candle where there is one, the feed's elsewhere.
+    """Join both sources to one table: the exchange's candle where there is one, the feed's elsewhere.
 
-    Number and signed volume of the trades stand beside either where the feed knows them, else null. A minute
+    Number and signed volume of the trades are added where the feed has them, else they are null. A minute
     without a candle has no row.
 
     Args:
@@ -225,7 +234,14 @@ def compare_overlap(history: pd.DataFrame, feed: pd.DataFrame, shown: int = 5) -
     Args:
         history: `product`, `start_ns` and the five numbers of the exchange's candles.
         feed: `RolledUp.candles`.
-        shown: how many of the differing minutes to give.
+        shown: greatest number of differing minutes to return.
+
+    Examples:
+        >>> columns = {"open": 100.0, "high": 101.0, "low": 99.5, "close": 100.5, "volume": 2.0}
+        >>> history = pd.DataFrame({"product": "BTC-USD", "start_ns": [0], **columns})
+        >>> overlap = compare_overlap(history, history.assign(close=101.0))
+        >>> overlap.compared, overlap.agreeing, str(overlap.worst[0])
+        (1, 0, 'BTC-USD 1970-01-01T00:00:00Z: close 100.5 in the history, 101 from trades')
     """
     keys = ["product", "start_ns"]
     both = history.astype({"product": object}).merge(

@@ -1,4 +1,4 @@
-"""Raw ticks in, clean ticks out: ordered, each once, none too late, none impossible."""
+"""Cleaning of raw ticks: the result is ordered, without repeats, late ticks and impossible quotes."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from numpy.typing import NDArray
 
 from cryptovol_dagster.core.market.ticks import UNKNOWN_SEQUENCE, TickColumns, TradeColumns
 
-#: Raised when cleaning keeps other rows than before.
+#: Increased when cleaning keeps other rows than before.
 TICKS_VERSION = 1
 
 
 @dataclass(frozen=True)
 class TickCounts:
-    """What cleaning did; `read` equals the sum of all the others.
+    """Rows by outcome of cleaning; `read` equals the sum of all the others.
 
     Attributes:
-        read: rows given.
+        read: rows read.
         kept: rows in the result.
-        duplicates: rows whose key (or content, without a sequence number) had been seen.
+        duplicates: rows whose key (or content, without a sequence number) occurred before.
         late: rows older than their product's newest by more than the limit.
         nan_quote: bid or ask absent or not finite.
         non_positive_quote: bid or ask at or below zero.
@@ -40,7 +40,7 @@ class TickCounts:
 
     @property
     def rejected(self) -> int:
-        """Rows without a usable quote."""
+        """Number of rows without a usable quote."""
         return self.nan_quote + self.non_positive_quote + self.crossed_quote
 
     def __add__(self, other: TickCounts) -> TickCounts:
@@ -51,14 +51,14 @@ class TickCounts:
 
 @dataclass(frozen=True, eq=False)
 class CleanedTicks:
-    """Ticks ordered by (product, event time), stable, and what was left out."""
+    """Ticks ordered by (product, event time), stable, and the number of rows left out."""
 
     ticks: TickColumns
     counts: TickCounts
 
 
 def clean_ticks(ticks: TickColumns, late_after_ns: int) -> CleanedTicks:
-    """Leave out what was said twice, too late or without a usable quote, and order the rest.
+    """Remove rows that are repeated, too late or without a usable quote, and order the rest.
 
     The steps, in this order, for each product in offset order:
 
@@ -76,6 +76,15 @@ def clean_ticks(ticks: TickColumns, late_after_ns: int) -> CleanedTicks:
 
     Returns:
         The kept rows, ordered by (product, event time); rows of equal time keep their offset order.
+
+    Examples:
+        >>> from cryptovol_dagster.core.market.synthetic import synthetic_ticks
+        >>> from cryptovol_dagster.core.samples import SPEC
+        >>> ticks, _ = synthetic_ticks(SPEC, 1, products=("BTC-USD",))
+        >>> twice = TickColumns.concat([ticks, ticks])
+        >>> counts = clean_ticks(twice, late_after_ns=2_000_000_000).counts
+        >>> counts.read, counts.kept, counts.duplicates
+        (6, 3, 3)
     """
     judged = _judge(ticks, late_after_ns)
     kept = judged.ticks if judged.verdict is None else judged.ticks.take(judged.verdict == _KEPT)
@@ -109,17 +118,17 @@ def flag_gaps(ticks: TickColumns, gaps: Mapping[str, NDArray[np.int64]]) -> Tick
 def recent_ticks(
     ticks: TickColumns, gaps: Mapping[str, NDArray[np.int64]], late_after_ns: int, from_ns: int
 ) -> CleanedTicks:
-    """What must be kept of a stream so that what comes later is cleaned as if everything had been kept.
+    """Return the rows of a stream that must be kept, so that later rows are cleaned as if all had been kept.
 
     Args:
         ticks: raw rows, each product's in offset order.
-        gaps: as for `flag_gaps`; what is kept is flagged by them anew.
+        gaps: as for `flag_gaps`; the kept rows are flagged by them again.
         late_after_ns: as for `clean_ticks`.
-        from_ns: event time from which on cleaned rows must be right.
+        from_ns: event time from which on cleaned rows must be correct.
 
     Returns:
         Raw rows: each product's from its first at or after `from_ns` on (at least its last), without repeats.
-        They carry the flags for which the evidence is not kept. The counts are those of cleaning these rows.
+        They keep the flags whose evidence is dropped. The counts are those of cleaning these rows.
     """
     whole = _judge(flag_gaps(ticks, gaps), late_after_ns)
     raw = ticks if whole.order is None else ticks.take(whole.order)
@@ -139,7 +148,16 @@ def recent_ticks(
 
 
 def order_ticks(ticks: TickColumns) -> TickColumns:
-    """Rows ordered by (product, event time); rows of equal time keep their order."""
+    """Return the rows ordered by (product, event time); rows of equal time keep their order.
+
+    Examples:
+        >>> from cryptovol_dagster.core.market.synthetic import synthetic_ticks
+        >>> from cryptovol_dagster.core.samples import SPEC
+        >>> ticks, _ = synthetic_ticks(SPEC, 1, products=("BTC-USD",))
+        >>> backwards = ticks.take(slice(None, None, -1))
+        >>> bool((order_ticks(backwards).event_time_ns == ticks.event_time_ns).all())
+        True
+    """
     product, times = ticks.product, ticks.event_time_ns
     ordered = (product[1:] > product[:-1]) | ((product[1:] == product[:-1]) & (times[1:] >= times[:-1]))
     return ticks if ordered.all() else ticks.take(np.lexsort((times, product)))
@@ -148,18 +166,18 @@ def order_ticks(ticks: TickColumns) -> TickColumns:
 class TickCleaner:
     """`clean_ticks` for a stream in chunks: the same rows and counts, with bounded memory.
 
-    It remembers each product's raw rows of the last `horizon_ns` of event time, and its last row.
-    What that bound means: a repeat that comes later than the horizon is counted as late instead of as a
-    duplicate (it is older than its product's newest), and content without sequence numbers is compared
-    within the horizon only. Nothing else differs from cleaning the whole at once.
+    It keeps each product's raw rows of the last `horizon_ns` of event time, and its last row. The bound has
+    two effects. A repeat that comes later than the horizon is counted as late instead of as a duplicate (it
+    is older than its product's newest). Content without sequence numbers is compared within the horizon
+    only. Otherwise the result equals that of cleaning everything at once.
     """
 
     def __init__(self, late_after_ns: int, horizon_ns: int, products: Sequence[str] = ()) -> None:
-        """Allow `late_after_ns` of disorder; look for repeats within `horizon_ns`, which must not be less.
+        """Allow `late_after_ns` of disorder; find repeats within `horizon_ns`, which must not be shorter.
 
         Args:
             late_after_ns: as for `clean_ticks`.
-            horizon_ns: how much event time is remembered.
+            horizon_ns: how much event time is kept.
             products: the first of `products`, in this order; others follow as they appear.
 
         Raises:
@@ -172,7 +190,7 @@ class TickCleaner:
 
     @property
     def products(self) -> tuple[str, ...]:
-        """Products met so far; their order never changes."""
+        """Products seen so far; their order never changes."""
         return self._memory.products
 
     def add(self, ticks: TickColumns) -> CleanedTicks:
@@ -180,7 +198,7 @@ class TickCleaner:
 
         Returns:
             The rows kept, grouped by product in offset order (rows of a later chunk may be older by less
-            than the allowed disorder, so `order_ticks` is for whoever joins chunks), and this chunk's counts.
+            than the allowed disorder, so joined chunks need `order_ticks`), and this chunk's counts.
         """
         remembered = len(self._memory)
         together = TickColumns.concat([self._memory, ticks])
@@ -194,7 +212,7 @@ class TickCleaner:
 
 
 def _remember(ticks: TickColumns, horizon_ns: int) -> TickColumns:
-    """Each product's last `horizon_ns` of event time, and its last row."""
+    """Return each product's last `horizon_ns` of event time, and its last row."""
     wanted = np.zeros(len(ticks), dtype=np.bool_)
     for code in range(len(ticks.products)):
         own = np.flatnonzero(ticks.product == code)
@@ -211,12 +229,12 @@ _KEPT, _DUPLICATE, _LATE, _NAN, _NON_POSITIVE, _CROSSED = range(6)
 
 @dataclass(frozen=True, eq=False)
 class _Judged:
-    """Rows grouped by product, in offset order within each, with a verdict on every one.
+    """Rows grouped by product, in offset order within each, with a verdict per row.
 
     Attributes:
         ticks: the rows, their `gap_before` completed.
-        verdict: uint8 a row; None where all are kept.
-        order: where each row stood before; None where it did not move.
+        verdict: uint8 per row; None where all are kept.
+        order: earlier position of each row; None where no row moved.
     """
 
     ticks: TickColumns
@@ -224,7 +242,7 @@ class _Judged:
     order: NDArray[np.int64] | None
 
     def counts(self, rows: NDArray[np.bool_] | slice) -> TickCounts:
-        """Counts over some of the rows."""
+        """Return the counts of some of the rows."""
         if self.verdict is None:
             read = int(rows.sum()) if isinstance(rows, np.ndarray) else len(self.ticks)
             return TickCounts(read=read, kept=read)
@@ -263,9 +281,9 @@ def _judge(ticks: TickColumns, late_after_ns: int) -> _Judged:
 def _gap_flags(
     ticks: TickColumns, starts: NDArray[np.bool_], verdict: NDArray[np.uint8] | None
 ) -> NDArray[np.bool_]:
-    """`gap_before` with changes of connection added, and moved on from the rows that are left out.
+    """Return `gap_before` with changes of connection added, and moved on from the rows that are left out.
 
-    Repeats are passed over as if they had not come: they say nothing new about losses.
+    Repeats are ignored: they contain no information on losses.
     """
     if verdict is None:
         changed = np.zeros(len(ticks), dtype=np.bool_)
@@ -283,7 +301,7 @@ def _gap_flags(
 
 
 def clean_trades(trades: TradeColumns) -> TradeColumns:
-    """Trades once each, ordered by (product, time, id); those of snapshots are history and left out."""
+    """Return each trade once, ordered by (product, time, id); those of snapshots are history and left out."""
     trades = trades.take(~trades.is_snapshot)
     order = np.lexsort((trades.trade_id, trades.product))
     same = np.zeros(len(trades), dtype=np.bool_)
@@ -293,7 +311,7 @@ def clean_trades(trades: TradeColumns) -> TradeColumns:
 
 
 def _by_product(product: NDArray[np.int32]) -> NDArray[np.int64] | None:
-    """Stable order by product, or None where the rows have it."""
+    """Return the stable order by product, or None where the rows have it."""
     if not (product[1:] < product[:-1]).any():
         return None
     # NumPy sorts 8- and 16-bit keys by radix, several times faster than wider ones.
@@ -302,7 +320,7 @@ def _by_product(product: NDArray[np.int32]) -> NDArray[np.int64] | None:
 
 
 def _starts(product: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Where a product's rows begin."""
+    """Return where a product's rows begin."""
     starts = np.ones(len(product), dtype=np.bool_)
     np.not_equal(product[1:], product[:-1], out=starts[1:])
     return starts
@@ -335,7 +353,7 @@ def _carry_flags(
 
 
 def _duplicates(ticks: TickColumns) -> NDArray[np.bool_] | None:
-    """Rows (ordered by product) that repeat an earlier one; None where all differ."""
+    """Return which rows (ordered by product) repeat an earlier one; None where all differ."""
     known = ticks.sequence_num != UNKNOWN_SEQUENCE
     if known.all():
         return _repeated_keys(ticks)
@@ -378,7 +396,7 @@ def _repeated_contents(ticks: TickColumns) -> NDArray[np.bool_] | None:
 
 
 def _repeats(keys: tuple[NDArray[Any], ...]) -> NDArray[np.bool_] | None:
-    """Rows whose keys all equal those of an earlier row."""
+    """Return which rows have the same keys as an earlier row."""
     order = np.lexsort(keys[::-1])
     same = np.ones(max(len(order) - 1, 0), dtype=np.bool_)
     for key in keys:

@@ -1,6 +1,6 @@
 """Fixed-point units of every column that enters a window sum.
 
-Integers add associatively, so a sum over a window has the same bits whether it was built from a batch, an
+Integer addition is associative, so a sum over a window has the same bits whether it comes from a batch, an
 hour with its look-back, or one bar at a time. The bounds below keep such sums inside int64 for windows up
 to `MAX_WINDOW_BARS`.
 """
@@ -19,7 +19,7 @@ SIZE_SCALE = 1e8
 #: A bar whose return or range exceeds this (5 %) is not summed: 3600 · (5e7)² = 9.0e18 < 2^63, and no product
 #: of two returns is greater.
 MAX_MOVE_NANO = 50_000_000
-#: Longest window whose sum of squares is sure to fit.
+#: Longest window whose sum of squares always fits.
 MAX_WINDOW_BARS = 3_600
 #: Squares of imbalance are taken after dropping this many bits (units of 2048 nano): n·Σq² then fits for n
 #: ≤ 3600.
@@ -27,5 +27,12 @@ IMBALANCE_SHIFT = 11
 
 
 def nano(values: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Round to nano units (ties to even); NaN must have been replaced before."""
+    """Round to nano units (ties to even); NaN must have been replaced before.
+
+    Examples:
+        >>> nano(np.array([0.0001, -0.05]))
+        array([   100000, -50000000])
+        >>> int((nano(np.array([0.0001])) ** 2).sum())
+        10000000000
+    """
     return np.rint(values * NANO).astype(np.int64)

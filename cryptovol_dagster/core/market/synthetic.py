@@ -1,7 +1,6 @@
-"""A made-up market: bars with volatility that clusters, for audits and benchmarks that shall need no data.
+"""A synthetic market: bars with clustered volatility, for audits, benchmarks and examples without real data.
 
-Its quotes go through the function that makes bars of real ones. No number found on it says anything about a
-market.
+Its quotes become bars by the same function as real ones. No number found on it says anything about a market.
 """
 
 from __future__ import annotations
@@ -16,34 +15,47 @@ from cryptovol_dagster.core.times import DAY_NS
 #: A whole day, so that bars of any length begin here.
 START_NS = 20_545 * DAY_NS
 PRODUCTS = ("BTC-USD", "ETH-USD")
-#: At most so long between two quotes, and at least so many in a bar.
+#: Longest time between two quotes, and fewest quotes in a bar.
 _QUOTE_EVERY_S, _LEAST_QUOTES = 10, 3
-#: Volatility of a second in ordinary times, its scatter (of its logarithm), and its memory in horizons.
+#: Median volatility of a second, standard deviation of its logarithm, and its memory in horizons.
 _SIGMA_S, _SCATTER, _MEMORY_HORIZONS = 3e-5, 0.9, 2.0
 
 
-def made_up_bars(
+def synthetic_bars(
     timescale: TimescaleSpec, n_bars: int, *, products: tuple[str, ...] = PRODUCTS, seed: int = 7
 ) -> BarGrid:
-    """Bars of the market of `made_up_ticks`; same arguments."""
-    ticks, trades = made_up_ticks(timescale, n_bars, products=products, seed=seed)
+    """Return bars of the market of `synthetic_ticks`; same arguments.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import SPEC
+        >>> synthetic_bars(SPEC, 3).close.round(2)
+        array([[60001.3 , 60000.84, 59996.65],
+               [ 2999.93,  2999.95,  2999.94]])
+    """
+    ticks, trades = synthetic_ticks(timescale, n_bars, products=products, seed=seed)
     end_ns = START_NS + n_bars * timescale.bar_ns
     return build_bars(ticks, start_ns=START_NS, end_ns=end_ns, spec=timescale, trades=trades)
 
 
-def made_up_ticks(
+def synthetic_ticks(
     timescale: TimescaleSpec, n_bars: int, *, products: tuple[str, ...] = PRODUCTS, seed: int = 7
 ) -> tuple[TickColumns, TradeColumns]:
-    """Ticks and trades of a market whose log volatility is an autoregression with a memory of a few horizons.
+    """Return ticks and trades of a market whose log volatility is an autoregression.
 
     Args:
         timescale: length of the bars, horizon.
         n_bars: how many bars they fill.
-        products: their names.
-        seed: the same seed, the same market.
+        products: names of the products.
+        seed: the same seed gives the same market.
 
     Returns:
         Both ordered by product, then time.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import SPEC
+        >>> ticks, trades = synthetic_ticks(SPEC, 3)
+        >>> ticks.products, len(ticks), len(trades)
+        (('BTC-USD', 'ETH-USD'), 18, 4)
     """
     random = np.random.default_rng(seed)
     a_bar = max(_LEAST_QUOTES, -(-timescale.bar_interval_s // _QUOTE_EVERY_S))
@@ -89,7 +101,7 @@ def _ticks(products: tuple[str, ...], rows: list[dict[str, np.ndarray]]) -> Tick
         {
             **columns,
             "products": products,
-            "connections": ("made-up",),
+            "connections": ("synthetic",),
             "connection": np.zeros(total, dtype=np.int32),
             "sequence_num": np.arange(total),
             "event_index": np.zeros(total, dtype=np.int16),

@@ -1,4 +1,4 @@
-"""Ticks and trades as columns: the boundary between what the feed said and what the market did.
+"""Ticks and trades as columns: the boundary between messages of the feed and events of the market.
 
 Belongs here: the columnar form, its lake form, and the cleaning that every path (hourly asset, replay,
 live) shares. Does not belong here: reading files, parsing JSON, or anything that knows of bars.
@@ -51,14 +51,14 @@ UNKNOWN_SEQUENCE = -1
 
 
 class ColumnsError(CryptovolError, ValueError):
-    """Columns that are missing, of unequal length, or point outside their dictionary."""
+    """Columns are missing, of unequal length, or point outside their dictionary."""
 
 
 class _Columns:
     """Shared behaviour of frozen dataclasses whose array fields are equally long."""
 
     _DTYPES: Mapping[str, np.dtype[Any]]
-    #: index column → (field that holds its dictionary, name of the string column in the lake)
+    #: index column → (field of its dictionary, name of the string column in the lake)
     _DICTIONARIES: Mapping[str, tuple[str, str]]
 
     def __len__(self) -> int:
@@ -74,13 +74,13 @@ class _Columns:
                 raise ColumnsError(f"column {index!r} points outside its {size} {dictionary}")
 
     def take(self, rows: NDArray[Any] | slice) -> Self:
-        """The given rows (indices, mask or slice), in that order."""
+        """Return the given rows (indices, mask or slice), in that order."""
         columns = {field.name: getattr(self, field.name) for field in fields(self)}  # type: ignore[arg-type]
         return type(self)(**columns | {name: columns[name][rows] for name in self._DTYPES})
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, Any]) -> Self:
-        """Build from a mapping of arrays; keys that are no column of ours (counters, say) are not looked at.
+        """Build from a mapping of arrays; other keys (such as counters) are ignored.
 
         Args:
             arrays: every field by name; dictionaries as sequences of strings.
@@ -103,14 +103,14 @@ class _Columns:
 
     @classmethod
     def empty(cls, products: Sequence[str] = ()) -> Self:
-        """No rows, for the given products."""
+        """Return columns without rows, for the given products."""
         arrays: dict[str, Any] = {name: np.empty(0, dtype) for name, dtype in cls._DTYPES.items()}
         arrays |= {dictionary: () for dictionary, _ in cls._DICTIONARIES.values()}
         return cls.from_arrays(arrays | {"products": tuple(products)})
 
     @classmethod
     def concat(cls, parts: Sequence[Self]) -> Self:
-        """All rows of `parts`, in order; dictionaries are united in order of first appearance.
+        """Join all rows of `parts`, in order; dictionaries are united in order of first appearance.
 
         Raises:
             ColumnsError: `parts` is empty.
@@ -137,7 +137,7 @@ class _Columns:
         return cls(**united)
 
     def to_table(self) -> pa.Table:
-        """Long form for the lake: one row a tick, index columns as dictionary-encoded strings."""
+        """Return the long form for the lake: one row per tick, index columns as dictionary-encoded text."""
         columns: dict[str, pa.Array | pa.ChunkedArray] = {}
         for name in self._DTYPES:
             values = getattr(self, name)
@@ -151,7 +151,7 @@ class _Columns:
 
     @classmethod
     def from_table(cls, table: pa.Table, *, products: Sequence[str] | None = None) -> Self:
-        """Read `to_table`'s form back, row for row.
+        """Build from the form of `to_table`, row for row.
 
         Args:
             table: also one joined from several partitions (their dictionaries are united).
@@ -178,7 +178,7 @@ class _Columns:
             if name == "product" and products is not None:
                 used = {words[code] for code in np.unique(codes)}
                 if strangers := sorted(used - set(products)):
-                    raise ColumnsError(f"rows of products that were not asked for: {', '.join(strangers)}")
+                    raise ColumnsError(f"rows of products that were not requested: {', '.join(strangers)}")
                 place = np.array([products.index(w) if w in products else -1 for w in words], dtype=np.int32)
                 codes, words = (place[codes] if len(codes) else codes), tuple(products)
             arrays[name], arrays[cls._DICTIONARIES[name][0]] = codes, words
@@ -204,6 +204,12 @@ class TickColumns(_Columns):
         ask_size: quantity at the best ask (float64); NaN absent.
         price: last trade (float64); NaN absent.
         gap_before: messages were lost between the product's previous entry and this one (bool).
+
+    Examples:
+        >>> TickColumns.empty(["BTC-USD"]).products
+        ('BTC-USD',)
+        >>> len(TickColumns.empty(["BTC-USD"]))
+        0
     """
 
     products: tuple[str, ...]
@@ -238,6 +244,13 @@ class TradeColumns(_Columns):
         buy: the taker bought (bool).
         trade_id: the exchange's id, unique within a product (int64).
         is_snapshot: the trade came in a snapshot, which is history (bool).
+
+    Examples:
+        >>> from cryptovol_dagster.core.market.synthetic import synthetic_ticks
+        >>> from cryptovol_dagster.core.samples import SPEC
+        >>> _, trades = synthetic_ticks(SPEC, 10)
+        >>> trades.take(trades.buy).to_table().column_names[:4]
+        ['product_id', 'trade_time_ns', 'price', 'size']
     """
 
     products: tuple[str, ...]

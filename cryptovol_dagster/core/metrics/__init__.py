@@ -1,1 +1,1 @@
-"""How well scores rank, and how sure that is: functions of arrays, without any model or market."""
+"""Metrics of rankings and probabilities, with uncertainty: functions of arrays, independent of any model."""

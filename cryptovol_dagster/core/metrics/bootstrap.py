@@ -1,4 +1,4 @@
-"""How sure a number is: intervals by resampling whole blocks of time."""
+"""Uncertainty of metrics: intervals by resampling whole blocks of time."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 from cryptovol_dagster.core.metrics.ranking import Ranking
 
-#: Below these, intervals and verdicts are not to be trusted.
+#: With fewer, intervals and verdicts are unreliable.
 MIN_POSITIVES, MIN_POSITIVE_BLOCKS = 30, 10
 #: Level of every interval.
 INTERVAL_LEVEL = 0.95
@@ -24,18 +24,32 @@ _LEAST_BLOCK_S = 1_800
 
 
 def least_block_s(horizon_s: float) -> float:
-    """Distance from which spikes may count as two: 5 H, and at least 30 min."""
+    """Return the distance in seconds from which spikes may count as two: 5 H, and at least 30 min.
+
+    Examples:
+        >>> least_block_s(60), least_block_s(900)
+        (1800, 4500)
+    """
     return max(5 * horizon_s, _LEAST_BLOCK_S)
 
 
 def block_length_s(horizon_s: float, span_s: float) -> float:
-    """Length of a bootstrap block: at least 5 H and 30 min; a day where the span is ten days or more."""
+    """Return the length of a bootstrap block in seconds.
+
+    It is at least 5 H and 30 min; a day where the span is ten days or more.
+    """
     least = least_block_s(horizon_s)
     return max(least, DAY_S) if span_s >= 10 * DAY_S else least
 
 
 def count_positive_blocks(t_ns: NDArray[np.int64], y: NDArray[np.bool_], block_s: float) -> int:
-    """Count the disjoint blocks of time, from the first row on, in which a positive lies."""
+    """Count the disjoint blocks of time, from the first row on, that contain a positive.
+
+    Examples:
+        >>> t_ns = NS * np.array([0, 10, 20, 3_000])
+        >>> count_positive_blocks(t_ns, np.array([True, True, False, True]), block_s=1_800)
+        2
+    """
     if not y.any():
         return 0
     return int(np.unique((t_ns[y] - t_ns.min()) // int(block_s * NS)).size)
@@ -47,10 +61,10 @@ class BlockBootstrap:
 
     Attributes:
         t_ns: time of each row.
-        bar_ns: distance of neighbouring times.
+        bar_ns: distance between neighbouring times.
         block_s: length of a block.
-        resamples: how many.
-        seed: of the blocks drawn.
+        resamples: number of resamples.
+        seed: of the random blocks.
     """
 
     t_ns: NDArray[np.int64]
@@ -60,7 +74,7 @@ class BlockBootstrap:
     seed: int
 
     def weights(self) -> Iterator[NDArray[np.int32]]:
-        """Yield for each resample how often each row was drawn."""
+        """Yield, for each resample, how often each row was drawn."""
         slot, slots = self._slots()
         for drawn in self._drawn(slots):
             yield drawn[slot]
@@ -71,19 +85,26 @@ class BlockBootstrap:
         scores: Mapping[str, NDArray[np.float64]],
         rows: NDArray[np.bool_] | None = None,
     ) -> dict[str, NDArray[np.float64]]:
-        """Return AP of each score on the *same* resamples; NaN where no positive was drawn.
+        """Return each score's average precision on the *same* resamples; NaN where no positive was drawn.
 
         Args:
-            y: bool labels, one a row.
-            scores: one a row, by the name of their model.
-            rows: only these rows count (the resamples stay those of all); default: every row.
+            y: bool labels, shape (n,).
+            scores: shape (n,), by model name.
+            rows: only these rows count (the resamples are still those of all rows); default: every row.
+
+        Examples:
+            >>> t_ns = NS * np.arange(6)
+            >>> bootstrap = BlockBootstrap(t_ns, bar_ns=NS, block_s=2, resamples=3, seed=7)
+            >>> y = np.array([False, False, True, False, True, True])
+            >>> bootstrap.average_precisions(y, {"perfect": y.astype(float)})
+            {'perfect': array([1., 1., 1.])}
         """
         slot, slots = self._slots()
         own = slice(None) if rows is None else rows
 
         def precisions(score: NDArray[np.float64]) -> NDArray[np.float64]:
             ranking = Ranking(y[own], score[own], slot[own])
-            # Drawn again for each score: that is little beside the ranking, and nobody waits for anybody.
+            # Drawn again for each score: cheap compared with the ranking, and no thread waits for another.
             return np.array([ranking.average_precision(drawn) for drawn in self._drawn(slots)])
 
         return dict(zip(scores, on_all_cores(precisions, scores.values()), strict=True))
@@ -93,7 +114,7 @@ class BlockBootstrap:
         return slot, int(slot.max()) + 1
 
     def _drawn(self, slots: int) -> Iterator[NDArray[np.int32]]:
-        """Yield for each resample how often each bar of the span was drawn."""
+        """Yield, for each resample, how often each bar of the span was drawn."""
         block = min(max(round(self.block_s * NS / self.bar_ns), 1), slots)
         blocks = -(-slots // block)
         # The last block is cut so that every resample is as long as the span itself.
@@ -118,7 +139,13 @@ class Interval(NamedTuple):
 
 
 def interval(resampled: NDArray[np.float64]) -> Interval:
-    """Percentile interval over resamples; those without a positive (NaN) say nothing and are left out."""
+    """Return the percentile interval over resamples; those without a positive (NaN) are left out.
+
+    Examples:
+        >>> low, high = interval(np.array([0.2, 0.3, np.nan, 0.4]))
+        >>> round(low, 3), round(high, 3)
+        (0.205, 0.395)
+    """
     tail = (1 - INTERVAL_LEVEL) / 2
     low, high = np.nanquantile(resampled, [tail, 1 - tail])
     return Interval(float(low), float(high))

@@ -1,4 +1,4 @@
-"""Episodes instead of rows: how many are caught, how early, at how many false alarms."""
+"""Spike episodes instead of rows: how many are detected, how early, with how many false alarms."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-#: After an alarm the next one of the same product may sound this much later.
+#: Shortest time between two alarms of the same product.
 REFRACTORY_S = 300
 
 
@@ -28,19 +28,19 @@ class Event:
     end_ns: int
 
     def holds(self, product: str, t_ns: int) -> bool:
-        """Whether a product's row lies inside."""
+        """Return whether a row of a product is inside the episode."""
         return self.product == product and self.start_ns <= t_ns <= self.end_ns
 
 
 @dataclass(frozen=True)
 class Market:
-    """Rows of a test (or validation) block as somebody on duty lives through them.
+    """Rows of a test (or validation) block in the order in which an operator sees them.
 
     Attributes:
         product: name of each row's product.
         t_ns: decision times, ascending within a product.
         y: whether ``(t, t + H]`` is a spike.
-        visible: whether the trailing window already is one (False where unknown).
+        visible: whether the trailing window already is a spike (False where unknown).
         bar_ns: length of a bar.
         horizon_ns: H.
     """
@@ -54,12 +54,12 @@ class Market:
 
     @cached_property
     def hours(self) -> float:
-        """Hours in which at least one product was scored."""
+        """Number of hours in which at least one product was scored."""
         return np.unique(self.t_ns).size * self.bar_ns / NS / 3_600
 
     @cached_property
     def _own_rows(self) -> dict[str, NDArray[np.int64]]:
-        """The rows of each product, in order of time. Kept, because sorting names takes seconds."""
+        """Rows of each product, in order of time. Cached, because sorting names takes seconds."""
         codes, names = pd.factorize(self.product, sort=True)
         return {str(name): np.flatnonzero(codes == code) for code, name in enumerate(names)}
 
@@ -68,7 +68,16 @@ class Market:
         return {name: self.t_ns[own] for name, own in self._own_rows.items()}
 
     def events(self) -> list[Event]:
-        """Runs of positive rows of a product; gaps of at most H are bridged."""
+        """Return the runs of positive rows of each product; gaps of at most H are bridged.
+
+        Examples:
+            >>> y = np.array([False, True, True, False, False, True])
+            >>> t_ns = 1_000_000_000 * np.arange(6)
+            >>> names = np.array(["BTC-USD"] * 6, dtype=object)
+            >>> market = Market(names, t_ns, y, ~y & False, bar_ns=1_000_000_000, horizon_ns=1_000_000_000)
+            >>> [(event.start_ns // 10**9, event.end_ns // 10**9) for event in market.events()]
+            [(1, 2), (5, 5)]
+        """
         found = []
         for name, own in self._own_rows.items():
             times = self.t_ns[own[self.y[own]]]
@@ -79,14 +88,14 @@ class Market:
         return found
 
     def in_event(self, events: list[Event]) -> NDArray[np.bool_]:
-        """Return which rows lie inside an event, bridged gaps included."""
+        """Return which rows are inside an event, bridged gaps included."""
         inside = np.zeros(self.t_ns.size, dtype=bool)
         for event in events:
             inside[self._during(event)] = True
         return inside
 
     def alarms(self, flagged: NDArray[np.bool_]) -> NDArray[np.int64]:
-        """Return the rows at which an alarm sounds: flagged, no alarm of the product in the last 5 min."""
+        """Return the rows that raise an alarm: flagged, no alarm of the product in the last 5 min."""
         sounded: list[int] = []
         for own in self._own_rows.values():
             rows = own[flagged[own]]
@@ -98,11 +107,11 @@ class Market:
         return np.array(sorted(sounded), dtype=np.int64)
 
     def first_flags(self, flagged: NDArray[np.bool_], events: list[Event]) -> list[FirstFlag]:
-        """For each event that was flagged: how late the flag came, and how long before the spike showed.
+        """Return, for each flagged event, the delay of its first flag and its lead over the visible spike.
 
         The delay counts from the event's first positive row. The lead counts up to the first row of the
-        event whose own trailing window is a spike, which is when a measurement alone would have shown it;
-        negative = later than that.
+        event whose own trailing window is a spike, which is when a measurement alone would have shown it.
+        A negative lead means that the flag came later than that.
         """
         found = []
         for event in events:
@@ -123,7 +132,7 @@ class Market:
 
 
 class FirstFlag(NamedTuple):
-    """What an event's first flag was worth, in seconds."""
+    """Delay and lead of an event's first flag, in seconds."""
 
     delay_s: float
     lead_s: float | None
@@ -134,8 +143,16 @@ def alert_budget_threshold(
 ) -> float | None:
     """Return the lowest threshold down to which false alarms stay within the budget; None if none does.
 
-    False alarms are counted over all products together, with the refractory time, as one person would hear
+    False alarms are counted over all products together, with the refractory time, as one person receives
     them. Candidates are quantiles of the scores.
+
+    Examples:
+        >>> y = np.array([False, False, False, True])
+        >>> t_ns = 600_000_000_000 * np.arange(4)
+        >>> names = np.array(["BTC-USD"] * 4, dtype=object)
+        >>> market = Market(names, t_ns, y, ~y & False, bar_ns=600_000_000_000, horizon_ns=600_000_000_000)
+        >>> alert_budget_threshold(market, np.array([0.1, 0.2, 0.6, 0.9]), budget_per_hour=0.0)
+        0.9
     """
     inside = market.in_event(market.events())
     lowest = None

@@ -1,4 +1,4 @@
-"""How true probabilities are: Brier score, log loss, calibration."""
+"""Quality of probabilities: Brier score, log loss, calibration."""
 
 from __future__ import annotations
 
@@ -11,21 +11,31 @@ if TYPE_CHECKING:
 
 
 _PROBABILITY_FLOOR = 1e-15
-#: Log-odds of a calibration line stay within ± 13.8: one row of a certain error would turn it.
+#: Log-odds of a calibration line stay within ± 13.8: otherwise a single row could tilt the line.
 _LOGIT_FLOOR = 1e-6
-#: More than maximum likelihood with two numbers ever takes.
+#: More steps than maximum likelihood with two parameters ever takes.
 _NEWTON_STEPS = 50
-#: Steps of this size have arrived; a curvature of this condition has no summit.
+#: Step size at which the fit has converged; condition number at which the likelihood has no maximum.
 _CONVERGED, _FLAT = 1e-9, 1e12
 
 
 def brier(y: NDArray[np.bool_], probability: NDArray[np.float64]) -> float:
-    """Mean squared error of the probability; the constant base rate b scores b(1 − b)."""
+    """Return the mean squared error of the probability; the constant base rate b scores b(1 − b).
+
+    Examples:
+        >>> round(brier(np.array([True, False, False, False]), np.full(4, 0.25)), 4)
+        0.1875
+    """
     return float(np.mean((probability - y) ** 2))
 
 
 def log_loss(y: NDArray[np.bool_], probability: NDArray[np.float64]) -> float:
-    """Mean negative log likelihood in nats; probabilities are kept 1e-15 away from 0 and 1."""
+    """Return the mean negative log likelihood in nats; probabilities are kept 1e-15 away from 0 and 1.
+
+    Examples:
+        >>> round(log_loss(np.array([True, False]), np.array([0.5, 0.5])), 4)
+        0.6931
+    """
     bounded = np.clip(probability, _PROBABILITY_FLOOR, 1 - _PROBABILITY_FLOOR)
     return float(-np.mean(np.where(y, np.log(bounded), np.log1p(-bounded))))
 
@@ -43,7 +53,13 @@ class ReliabilityBin(NamedTuple):
 def reliability(
     y: NDArray[np.bool_], probability: NDArray[np.float64], bins: int = 10
 ) -> list[ReliabilityBin]:
-    """Compare mean probability and share of spikes in bins of equal width; empty bins are left out."""
+    """Compare mean probability and share of spikes in bins of equal width; empty bins are left out.
+
+    Examples:
+        >>> y = np.array([False, True, True, True])
+        >>> [(b.rows, round(b.observed, 2)) for b in reliability(y, np.array([0.2, 0.3, 0.8, 0.9]), bins=2)]
+        [(2, np.float64(0.5)), (2, np.float64(1.0))]
+    """
     index = np.minimum((probability * bins).astype(int), bins - 1)
     rows = np.bincount(index, minlength=bins)
     predicted = np.bincount(index, weights=probability, minlength=bins)
@@ -55,7 +71,7 @@ def reliability(
 
 
 def expected_calibration_error(table: list[ReliabilityBin]) -> float:
-    """Mean distance of predicted and observed over the bins, weighted by their rows."""
+    """Return the mean distance of predicted and observed over the bins, weighted by their rows."""
     rows = sum(part.rows for part in table)
     return sum(part.rows * abs(part.predicted - part.observed) for part in table) / rows
 
@@ -72,10 +88,10 @@ class Calibration(NamedTuple):
 
 
 def calibration_line(y: NDArray[np.bool_], probability: NDArray[np.float64]) -> Calibration | None:
-    """Fit the calibration line by maximum likelihood; None where there is none to fit.
+    """Fit the calibration line by maximum likelihood; None where no line can be fitted.
 
-    There is none with a single class, with a constant probability, and where the classes are separated, or
-    so nearly that the slope has no end.
+    That is so with a single class, with a constant probability, and where the classes are separated so
+    well that the slope has no finite optimum.
     """
     if not y.any() or y.all():
         return None
@@ -98,7 +114,7 @@ def calibration_line(y: NDArray[np.bool_], probability: NDArray[np.float64]) -> 
         if np.linalg.cond(curvature) > _FLAT:
             return None
         step = np.linalg.solve(curvature, columns.T @ (y - expected))
-        # Halved until it leads down: the loss is convex, so this always arrives.
+        # The step is halved until the loss falls: the loss is convex, so this always ends.
         before = loss(line)
         while loss(line + step) > before and np.abs(step).max() > _CONVERGED:
             step /= 2

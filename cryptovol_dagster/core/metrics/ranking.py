@@ -1,8 +1,8 @@
-"""Numbers that say how good a ranking, a probability or an alarm is: pure functions of arrays.
+"""Metrics of rankings: pure functions of arrays.
 
-Rankings are judged by average precision (the step-wise sum, not the trapezoid: Davis & Goadrich 2006), their
-uncertainty by a circular block bootstrap over time (Politis & Romano 1994), because neighbouring seconds
-share most of their label.
+A ranking is measured by average precision (the step-wise sum, not the trapezoid: Davis & Goadrich 2006). Its
+uncertainty comes from a circular block bootstrap over time (Politis & Romano 1994), because neighbouring
+seconds share most of their label.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 
 
 class Ranking:
-    """Labels in the order of falling scores, sorted once, so that AP under any weights is a single pass.
+    """Labels in the order of falling scores, sorted once; average precision then takes one pass.
 
     Args:
         y: bool labels, shape (n,).
-        score: the higher, the likelier; ties share one place in the ranking.
-        slot: which entry of the weights is each row's own; default: the row's number.
+        score: higher is likelier; ties share one place in the ranking.
+        slot: index of each row's entry in the weights; default: the row's number.
     """
 
     def __init__(
@@ -32,7 +32,7 @@ class Ranking:
         self._y = y[order]
         self.thresholds = score[order[self._ends]]
         self._slot = order if slot is None else slot[order]
-        # AP gains only in groups that hold a positive: for each, where its positives begin and where it ends.
+        # AP grows only in groups with a positive: for each, where its positives begin and where it ends.
         at = np.flatnonzero(self._y)
         group, self._first_positive = np.unique(np.searchsorted(self._ends, at), return_index=True)
         self._positive_slot, self._gaining_ends = self._slot[at], self._ends[group]
@@ -58,20 +58,20 @@ class Ranking:
         drawn, running = self._room
         np.take(weight, self._slot[: drawn.size], out=drawn, mode="clip")
         flagged = np.cumsum(drawn, out=running)[self._gaining_ends]
-        # Where nothing is flagged yet (all weights zero) nothing is gained either.
+        # Where nothing is flagged yet (all weights zero) there is no gain either.
         return float(np.sum(gained * hits / np.maximum(flagged, 1)) / hits[-1])
 
     @cached_property
     def _room(self) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Two arrays that every pass writes over: fresh ones cost more than what is computed in them."""
-        size = int(self._gaining_ends[-1]) + 1  # below the last positive nothing is gained any more
+        """Return two arrays that every pass overwrites: new ones would cost more than the computation."""
+        size = int(self._gaining_ends[-1]) + 1  # no gain below the last positive
         return np.empty(size, dtype=np.int32), np.empty(size, dtype=np.int32)
 
 
 def _falling(score: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Rows by falling score, and the last place of each group of equal scores.
+    """Return rows by falling score, and the last place of each group of equal scores.
 
-    Only at such places can a threshold lie.
+    A threshold can only be at such a place.
     """
     order = np.argsort(-score, kind="stable")
     falling = score[order]
@@ -79,18 +79,25 @@ def _falling(score: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.
 
 
 def average_precision(y: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
-    """Step-wise average precision; NaN without a positive."""
+    """Return the step-wise average precision; NaN without a positive.
+
+    Examples:
+        >>> y = np.array([True, False, True, False, False, False, False, True, False, False])
+        >>> score = np.array([0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1, 0.0])
+        >>> round(average_precision(y, score), 4)
+        0.6806
+    """
     return Ranking(y, score).average_precision()
 
 
 class ShiftNull(NamedTuple):
-    """Average precision by chance: what the same scores reach on labels shifted in time.
+    """Average precision by chance: that of the same scores on labels shifted in time.
 
     Attributes:
-        shifts: how many shifts were tried.
-        mean: of their average precisions.
-        quantile_95: of the same.
-        share_at_or_above: share of shifts that reach at least the unshifted one; small means skill.
+        shifts: number of shifts.
+        mean: mean of their average precisions.
+        quantile_95: 95 % quantile of the same.
+        share_at_or_above: share of shifts at or above the unshifted average precision; small means skill.
     """
 
     shifts: int
@@ -102,17 +109,17 @@ class ShiftNull(NamedTuple):
 def time_shift_null(
     y: NDArray[np.bool_], score: NDArray[np.float64], product: NDArray[np.object_], shifts: int = 100
 ) -> ShiftNull | None:
-    """Compare a ranking with its own chance level under serial dependence; None with a single class.
+    """Return the chance level of a ranking under serial dependence; None with a single class.
 
-    Each product's labels are moved along its test rows as on a circle, by the same share of their length
-    (15 % to 85 %). That destroys any relation to the scores and keeps the clustering of both, which random
-    permutations would not: with few spike episodes a lift of 2 comes up by chance.
+    Each product's labels are rotated along its test rows by the same share of their length (15 % to 85 %).
+    That destroys any relation to the scores and keeps the clustering of both. Random permutations would not
+    keep it: with few spike episodes a lift of 2 occurs by chance.
 
     Args:
         y: bool labels, shape (n,), in time order within a product.
-        score: the higher, the likelier.
+        score: higher is likelier.
         product: name of each row's product.
-        shifts: how many, evenly spaced.
+        shifts: number of shifts, evenly spaced.
     """
     if not y.any() or y.all():
         return None
@@ -136,7 +143,14 @@ def time_shift_null(
 
 
 def roc_auc(y: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
-    """Chance that a random positive outranks a random negative (ties count half); NaN with a single class."""
+    """Return the area under the ROC curve; NaN with a single class.
+
+    It is the probability that a random positive ranks above a random negative; ties count half.
+
+    Examples:
+        >>> roc_auc(np.array([True, False, True]), np.array([0.9, 0.5, 0.1]))
+        0.5
+    """
     from scipy.stats import rankdata
 
     positives = int(y.sum())
@@ -148,7 +162,12 @@ def roc_auc(y: NDArray[np.bool_], score: NDArray[np.float64]) -> float:
 
 
 def best_f1_threshold(y: NDArray[np.bool_], score: NDArray[np.float64]) -> float | None:
-    """Return the threshold of the highest F1 (of several the highest); None without a positive."""
+    """Return the threshold of the highest F1 (the highest of several); None without a positive.
+
+    Examples:
+        >>> best_f1_threshold(np.array([False, True, True]), np.array([0.1, 0.6, 0.9]))
+        0.6
+    """
     ranking = Ranking(y, score)
     hits, flagged = ranking.counts()
     if not hits.size or hits[-1] == 0:

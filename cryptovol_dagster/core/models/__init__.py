@@ -1,7 +1,7 @@
-"""The models: one interface, five ways to say how likely the next H bars are to be a spike.
+"""Models: estimators of the probability that the next H bars are a spike, with one interface.
 
-`train_model(name, problem, ...)` fits one, `model.to_bytes()` stores it without pickle, `load_model(data)`
-reads it.
+`train_model(name, problem, ...)` fits a model, `model.to_bytes()` stores it without pickle, and
+`load_model(data)` reads it.
 """
 
 from cryptovol_dagster.core.models.base import Model, ModelError, ModelMeta

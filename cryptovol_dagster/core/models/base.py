@@ -1,4 +1,4 @@
-"""What every model is: its interface, the checks all share, and the single file it is stored in."""
+"""Base class of every model: interface, shared checks, and the file it is stored in."""
 
 from __future__ import annotations
 
@@ -31,26 +31,26 @@ _META = "meta.json"
 
 
 class ModelError(LearningError):
-    """A model cannot be fitted, read or asked; the message is one line that names model and reason."""
+    """A model cannot be fitted, read or used; the message is one line with model and reason."""
 
 
 @dataclass(frozen=True)
 class ModelMeta:
-    """What stands beside a fitted model in its file.
+    """Metadata of a fitted model, stored in its file.
 
     Attributes:
         name: key in the registry.
         features: columns the model reads, in its own order.
-        inputs: every column a caller must give (what it was trained on); others are refused.
+        inputs: every column a caller must pass (those it was trained on); others are refused.
         horizon_s: H in seconds.
         train_start_ns: first decision time of training.
         train_end_ns: last decision time of training.
         versions: library versions at training.
         feature_hash: hash of the feature set it was trained on.
-        problem_hash: names the rows, cut and thresholds it was trained by; those of an evaluation must be
+        problem_hash: identifies the rows, split and thresholds it was trained with; an evaluation must use
             the same.
         timescale: name of the timescale.
-        thresholds: τ per product; what its probability speaks of.
+        thresholds: τ per product; its probability is that of a volatility at or above τ.
         optional: those of `features` that may lack a value.
     """
 
@@ -72,45 +72,54 @@ class Model(ABC):
     """An estimator of P(spike in ``(t, t + H]``).
 
     `fit`, `predict_proba`, `to_bytes` and `from_bytes` are the same for all. A kind of model implements the
-    abstract methods: which columns it reads, how it learns, and what its parameters look like as files.
-    Class attributes say which roles it plays.
+    abstract methods: the columns it reads, how it learns, and how its parameters are stored. Class
+    attributes define its roles.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import model, problem
+        >>> fitted = model("har_logit")
+        >>> fitted.name, fitted.meta.features
+        ('har_logit', ('ln_rv_15', 'ln_rv_60'))
+        >>> rows, _ = problem().part(problem().split.test)
+        >>> fitted.predict_proba(rows.features).shape
+        (1440,)
     """
 
     name: ClassVar[str]
-    #: Place among the kinds, from the plainest to the richest.
+    #: Position among the kinds, from the simplest to the most complex.
     rank: ClassVar[int]
     #: Libraries whose versions matter to the stored parameters.
     libraries: ClassVar[tuple[str, ...]] = ("numpy",)
     #: Whether a value may be missing from any column, not only from the optional ones.
     accepts_nan: ClassVar[bool] = False
 
-    # The roles it may play. `kinds.py` derives every list of models from them.
+    # Roles. `kinds.py` derives every list of models from them.
     #: Whether every other model is compared with it in an evaluation.
     is_baseline: ClassVar[bool] = False
     #: Whether it learns more than a scale, so that it may challenge the champion.
     may_challenge: ClassVar[bool] = True
-    #: Whether it may be the first champion: it follows one or four volatilities, and little can go wrong.
+    #: Whether it may be the first champion: it depends on a few volatilities only.
     may_be_first_champion: ClassVar[bool] = False
     #: Whether an expired champion falls back to it; true of one kind.
     is_fallback: ClassVar[bool] = False
-    #: Whether it is scored beside a challenger, which is not promoted below it.
+    #: Whether a challenger must rank at least as high to be promoted.
     is_reference: ClassVar[bool] = False
     #: Whether it reads a single column of the features.
     reads_one_column: ClassVar[bool] = False
 
-    # How it is shown.
-    #: Colour in every picture (Okabe & Ito palette, which colour-blind readers can tell apart).
+    # Display.
+    #: Colour in every picture (Okabe & Ito palette, which colour-blind readers can distinguish).
     colour: ClassVar[str] = "#CC79A7"
     #: Kind of its asset in Dagster's catalog.
     catalog_kind: ClassVar[str] = "python"
-    #: What its importances are: the label of their axis.
+    #: Meaning of its importances: the label of their axis.
     importance_label: ClassVar[str]
 
     _meta: ModelMeta | None = None
 
     @property
     def meta(self) -> ModelMeta:
-        """What the model was trained on.
+        """Metadata: columns, training span, hashes and thresholds.
 
         Raises:
             ModelError: the model has not been fitted.
@@ -131,7 +140,7 @@ class Model(ABC):
         y_validation: NDArray[np.bool_],
         spec: ModelSpec,
     ) -> Self:
-        """Learn from training rows; validation rows serve early stopping. Same input and seed, same model.
+        """Fit to training rows; validation rows serve early stopping. Equal input and seed: an equal model.
 
         Raises:
             SingleClassError: the training labels hold one class only.
@@ -153,7 +162,7 @@ class Model(ABC):
         return self
 
     def predict_proba(self, features: pd.DataFrame) -> NDArray[np.float64]:
-        """Return P(spike) in [0, 1], one a row, whatever the order of the columns.
+        """Return P(spike) in [0, 1], one per row, whatever the order of the columns.
 
         Raises:
             ModelError: a column is missing or unknown, or one the model reads holds infinity, or NaN though
@@ -163,7 +172,7 @@ class Model(ABC):
         return self._predict(matrix) if len(matrix) else np.empty(0, dtype=np.float64)
 
     def matrix(self, features: pd.DataFrame) -> NDArray[np.float32]:
-        """Return the columns the model reads, in its own order: what another back end must be given.
+        """Return the columns the model reads, in its own order: the input of another back end.
 
         Raises:
             ModelError: as `predict_proba`.
@@ -172,10 +181,17 @@ class Model(ABC):
 
     @abstractmethod
     def importances(self) -> dict[str, float]:
-        """Weight of each feature, largest magnitude first: standardised coefficient, or share of gain."""
+        """Return each feature's weight, largest first: standardised coefficient, or share of gain."""
 
     def to_bytes(self) -> bytes:
-        """Store the model in a single zip file: ``meta.json`` and the fitted parameters, never a pickle."""
+        """Store the model in a single zip file: ``meta.json`` and the fitted parameters, never a pickle.
+
+        Examples:
+            >>> from cryptovol_dagster.core.samples import model
+            >>> meta, parts = read_parts(model("ewma").to_bytes())
+            >>> meta.name, list(parts)
+            ('ewma', ['pipeline.skops'])
+        """
         meta = {"format_version": FORMAT_VERSION, **asdict(self.meta)}
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -185,14 +201,14 @@ class Model(ABC):
 
     @classmethod
     def from_bytes(cls, data: bytes) -> Self:
-        """Read what `to_bytes` wrote; predictions are the same bit for bit.
+        """Read the bytes of `to_bytes`; predictions are the same bit for bit.
 
         Raises:
-            ModelError: the bytes are no model of this kind.
+            ModelError: the bytes are not a model of this kind.
         """
         meta, parts = read_parts(data)
         if meta.name != cls.name:
-            raise ModelError(f"the file holds a model {meta.name}, not {cls.name}")
+            raise ModelError(f"the file contains a model {meta.name}, not {cls.name}")
         model = cls()
         model.meta = meta
         try:
@@ -214,11 +230,11 @@ class Model(ABC):
         y_validation: NDArray[np.bool_],
         spec: ModelSpec,
     ) -> None:
-        """Learn the parameters; columns are `meta.features`."""
+        """Fit the parameters; columns are `meta.features`."""
 
     @abstractmethod
     def _predict(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return one probability a row; never called without rows."""
+        """Return one probability per row; never called without rows."""
 
     @abstractmethod
     def _parts(self) -> dict[str, bytes]:
@@ -226,7 +242,7 @@ class Model(ABC):
 
     @abstractmethod
     def _restore(self, parts: dict[str, bytes]) -> None:
-        """Take the parameters back; a missing file is a KeyError."""
+        """Restore the parameters; a missing file is a KeyError."""
 
     def _matrix(self, features: pd.DataFrame) -> NDArray[np.float32]:
         meta = self.meta
@@ -240,7 +256,7 @@ class Model(ABC):
         def unusable(k: int) -> NDArray[np.bool_]:
             return np.isinf(matrix[:, k]) if may_lack[k] else ~np.isfinite(matrix[:, k])
 
-        # Column by column: a mask of a week of seconds is as large as a fourth of the week itself.
+        # Column by column: a mask of all columns would take a quarter of the memory of the rows.
         if bad := [k for k in range(matrix.shape[1]) if unusable(k).any()]:
             rows = int(np.logical_or.reduce([unusable(k) for k in bad]).sum())
             raise ModelError(
@@ -251,7 +267,7 @@ class Model(ABC):
 
 
 def _chosen(features: pd.DataFrame, names: tuple[str, ...]) -> NDArray[np.float32]:
-    """Return some columns as a matrix (rows × columns), without a copy where they are all there are."""
+    """Return some columns as a matrix (rows × columns); without a copy where they are all columns."""
     if tuple(features.columns) != names:
         features = features.loc[:, list(names)]
     return features.to_numpy(dtype=FEATURE_DTYPE)
@@ -261,7 +277,7 @@ def read_parts(data: bytes) -> tuple[ModelMeta, dict[str, bytes]]:
     """Open a model file.
 
     Raises:
-        ModelError: it is no model file, or of a version unknown here.
+        ModelError: it is not a model file, or has an unknown version.
     """
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
@@ -280,20 +296,25 @@ def read_parts(data: bytes) -> tuple[ModelMeta, dict[str, bytes]]:
 
 
 def need_columns(model: str, train: Dataset, wanted: tuple[str, ...]) -> tuple[str, ...]:
-    """Return `wanted` when the features offer every one of them.
+    """Return `wanted` if the features contain all of them.
 
     Raises:
         ModelError: some are not among the features.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import dataset
+        >>> need_columns("ewma", dataset(), ("ret_1",))
+        ('ret_1',)
     """
     if missing := [name for name in wanted if name not in train.features.columns]:
-        raise ModelError(f"model {model} needs {', '.join(missing)}, which the features do not offer")
+        raise ModelError(f"model {model} needs {', '.join(missing)}, which the features do not contain")
     return wanted
 
 
 def varying_columns(model: str, train: Dataset) -> tuple[str, ...]:
     """Return, sorted, the names of the features that vary in the training rows.
 
-    The mere presence of a constant would change which columns a boosted tree draws, hence every prediction.
+    A constant column would change which columns a boosted tree draws, hence every prediction.
 
     Raises:
         ModelError: all of them are constant.

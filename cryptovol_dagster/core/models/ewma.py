@@ -1,4 +1,4 @@
-"""The best single exponentially weighted volatility."""
+"""Model of a single exponentially weighted volatility."""
 
 from __future__ import annotations
 
@@ -18,7 +18,15 @@ _PREFIX = "ln_ewma_"
 
 
 class Ewma(LogisticModel):
-    """One EWMA of squared returns or Garman–Klass terms, chosen by AP in training, and a 1-D logistic."""
+    """One EWMA of squared returns or Garman–Klass terms, chosen by AP in training, and a 1-D logistic.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import model
+        >>> model("ewma").meta.features
+        ('ln_ewma_gk_5',)
+        >>> model("ewma").is_baseline, model("ewma").may_challenge
+        (True, False)
+    """
 
     name: ClassVar[str] = "ewma"
     rank: ClassVar[int] = 30
@@ -32,6 +40,8 @@ class Ewma(LogisticModel):
     def _choose(self, train: Dataset, y: NDArray[np.bool_]) -> tuple[str, ...]:
         offered = [name for name in train.features.columns if name.startswith(_PREFIX)]
         if not offered:
-            raise ModelError(f"model {self.name} needs a column {_PREFIX}*, which the features do not offer")
+            raise ModelError(
+                f"model {self.name} needs a column {_PREFIX}*, which the features do not contain"
+            )
         scores = {name: average_precision(y, train.features[name].to_numpy()) for name in sorted(offered)}
         return (max(scores, key=scores.__getitem__),)

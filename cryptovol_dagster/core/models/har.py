@@ -14,19 +14,27 @@ from cryptovol_dagster.core.specs import NS
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-#: Short, middle and long memory, in bars: of bars shorter than a minute from close to close, of longer ones
-#: from their ranges, of which a few tell as much as many returns.
+#: Short, middle and long memory, in bars. Bars shorter than a minute use close-to-close volatility. Longer
+#: ones use their ranges, because a few ranges contain as much information as many returns.
 WINDOWS_BARS = (15, 60, 300, 900, 3_600)
 MINUTE_WINDOWS_BARS = (5, 15, 60, 240, 1_440)
 MINUTE_NS = 60 * NS
 
 
 class HarLogit(LogisticModel):
-    """Logistic regression on ln volatility over a ladder of windows (Corsi 2009, log-odds in place of RV)."""
+    """Logistic regression on ln volatility over a ladder of windows (Corsi 2009, log-odds in place of RV).
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import model
+        >>> model("har_logit").meta.features
+        ('ln_rv_15', 'ln_rv_60')
+        >>> list(model("har_logit").importances())
+        ['ln_rv_15', 'ln_rv_60']
+    """
 
     name: ClassVar[str] = "har_logit"
     rank: ClassVar[int] = 40
-    # Both: richer models must beat it, and it learns more than a scale.
+    # Both: more complex models must beat it, and it learns more than a scale.
     is_baseline: ClassVar[bool] = True
     may_challenge: ClassVar[bool] = True
     may_be_first_champion: ClassVar[bool] = True

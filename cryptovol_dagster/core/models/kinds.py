@@ -1,7 +1,7 @@
-"""Which kinds of model there are, which roles they play, and how one is trained and read.
+"""Kinds of model, their roles, and how a model is trained and read.
 
-A kind is a module of this package: a subclass of `Model` that is written there is found, and its class
-attributes say which roles it plays. So a new model is one file, and its name in the settings.
+A kind is a module of this package: every subclass of `Model` in it is found, and its class attributes define
+its roles. So a new model is one file, and its name in the settings.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def _kinds() -> list[type[Model]]:
-    """Import the modules of this package and return their kinds of model, the plainest first."""
+    """Import the modules of this package and return their kinds of model, the simplest first."""
     package = __name__.rpartition(".")[0]
     names = (f"{package}.{module.name}" for module in pkgutil.iter_modules(sys.modules[package].__path__))
     modules = [import_module(name) for name in names if name != __name__]
@@ -39,7 +39,7 @@ def _names(plays_role: Callable[[type[Model]], bool]) -> tuple[str, ...]:
     return tuple(name for name, kind in MODELS.items() if plays_role(kind))
 
 
-#: By name, from the plainest to the richest; so are the tuples below. What a role means: `Model`.
+#: By name, from the simplest to the most complex, like the tuples below. `Model` defines the roles.
 MODELS: dict[str, type[Model]] = {kind.name: kind for kind in _kinds()}
 BASELINES = _names(lambda kind: kind.is_baseline)
 LEARNED = _names(lambda kind: kind.may_challenge)
@@ -62,15 +62,21 @@ def train_model(
 
     Args:
         name: key in `MODELS`.
-        problem: rows, cut, thresholds and labels.
-        timescale: what the problem was built by.
+        problem: rows, split, thresholds and labels.
+        timescale: spec of the problem.
         spec: parameters and seed.
         feature_hash: identifies the feature set.
-        problem_hash: identifies the problem among stored ones; empty for a model that is not stored.
+        problem_hash: identifies the stored problem; empty for a model that is not stored.
 
     Raises:
         ModelError: there is no such model, or it cannot be fitted.
         SingleClassError: the training labels hold one class only.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import MODEL_SPEC, SPEC, problem
+        >>> model = train_model("persistence", problem(), SPEC, MODEL_SPEC, feature_hash="sample")
+        >>> model.meta.features
+        ('ln_rv_15',)
     """
     train, y = problem.part(problem.split.train)
     validation, y_validation = problem.part(problem.split.validation)
@@ -86,10 +92,17 @@ def train_model(
 
 
 def load_model(data: bytes) -> Model:
-    """Read a model of any kind from the bytes `Model.to_bytes` wrote.
+    """Read a model of any kind from the bytes of `Model.to_bytes`.
 
     Raises:
-        ModelError: the bytes are no model file of ours.
+        ModelError: the bytes are not a cryptovol model file.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import model
+        >>> load_model(model("ewma").to_bytes()).name
+        'ewma'
+        >>> LEARNED, FALLBACK
+        (('har_logit', 'logreg', 'xgboost'), 'har_logit')
     """
     meta, _ = read_parts(data)
     return _kind(meta.name).from_bytes(data)
@@ -97,5 +110,5 @@ def load_model(data: bytes) -> Model:
 
 def _kind(name: str) -> type[Model]:
     if name not in MODELS:
-        raise ModelError(f"no model is called {name}; there are {', '.join(MODELS)}")
+        raise ModelError(f"there is no model {name}; there are {', '.join(MODELS)}")
     return MODELS[name]

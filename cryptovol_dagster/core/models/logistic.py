@@ -1,4 +1,4 @@
-"""What the linear models share: standardise, then a logistic regression, stored with skops."""
+"""Base class of the linear models: standardisation, then a logistic regression, stored with skops."""
 
 from __future__ import annotations
 
@@ -26,6 +26,11 @@ class FoldedLogit(NamedTuple):
         means: m, of the training rows, shape (n_features,).
         weights: w, coefficient over deviation.
         intercept: log-odds of the mean row.
+
+    Examples:
+        >>> logit = FoldedLogit(means=np.array([1.0]), weights=np.array([2.0]), intercept=-1.0)
+        >>> logit.predict(np.array([[1.0], [1.5]], np.float32)).round(4)
+        array([0.2689, 0.5   ])
     """
 
     means: NDArray[np.float64]
@@ -33,7 +38,7 @@ class FoldedLogit(NamedTuple):
     intercept: float
 
     def predict(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Return one probability a row."""
+        """Return one probability per row."""
         away = X - self.means
         np.nan_to_num(away, copy=False)
         return 1 / (1 + np.exp(-(away @ self.weights + self.intercept)))
@@ -51,7 +56,7 @@ class LogisticModel(Model):
 
     @property
     def pipeline(self) -> Any:
-        """The fitted scikit-learn pipeline, scaler and regression; it knows nothing of unknown values."""
+        """The fitted scikit-learn pipeline, scaler and regression; it does not accept unknown values."""
         return self._pipeline
 
     def importances(self) -> dict[str, float]:
@@ -65,6 +70,11 @@ class LogisticModel(Model):
 
         Raises:
             ModelError: the model has not been fitted.
+
+        Examples:
+            >>> from cryptovol_dagster.core.samples import model
+            >>> model("har_logit").folded().weights.shape
+            (2,)
         """
         if self._pipeline is None:
             raise ModelError(f"model {self.name} has not been fitted")
@@ -86,10 +96,10 @@ class LogisticModel(Model):
 
         scaler = StandardScaler()
         means = np.array([np.nanmean(column, dtype=np.float64) for column in X.T])
-        # In pieces: at once it would hold a copy of X in float64.
+        # In pieces: all at once would copy X in float64.
         for first in range(0, len(X), _PIECE_ROWS):
             scaler.partial_fit(_filled(X[first : first + _PIECE_ROWS], means))
-        standardised = np.empty(X.shape, dtype=X.dtype)  # by rows, as the solver wants it: no second copy
+        standardised = np.empty(X.shape, dtype=X.dtype)  # by rows, as the solver needs it: no second copy
         np.subtract(X, np.asarray(scaler.mean_, X.dtype), out=standardised)
         standardised /= np.asarray(scaler.scale_, X.dtype)
         np.nan_to_num(standardised, copy=False)
@@ -97,7 +107,7 @@ class LogisticModel(Model):
         self._pipeline = make_pipeline(scaler, logistic.fit(standardised, y))
 
     def _predict(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
-        # Sums in float32 would depend on how many rows are asked for at once. The scaler's mean is that of
+        # Sums in float32 would depend on the number of rows. The scaler's mean is that of
         # the filled columns, hence of the values known in training.
         return self._pipeline.predict_proba(_filled(X.astype(np.float64), self._pipeline[0].mean_))[:, 1]
 
@@ -111,14 +121,18 @@ class LogisticModel(Model):
 
         content = parts[_PIPELINE]
         try:
-            # skops loads only what it knows to be harmless; a pipeline of ours needs nothing beyond that.
+            # skops loads only types that it knows to be harmless; this pipeline needs no others.
             untrusted = skops.io.get_untrusted_types(data=content)
             if not untrusted:
                 self._pipeline = skops.io.loads(content)
         except (zipfile.BadZipFile, KeyError, ValueError, TypeError) as error:
-            raise ModelError(f"the file of model {self.name} holds no readable pipeline: {error}") from error
+            raise ModelError(
+                f"the file of model {self.name} contains no readable pipeline: {error}"
+            ) from error
         if untrusted:
-            raise ModelError(f"the file of model {self.name} holds types not trusted: {', '.join(untrusted)}")
+            raise ModelError(
+                f"the file of model {self.name} contains types that are not trusted: {', '.join(untrusted)}"
+            )
 
 
 def _filled(X: NDArray[Any], means: NDArray[np.float64]) -> NDArray[Any]:

@@ -1,4 +1,4 @@
-"""Logistic regression on everything the features offer."""
+"""Logistic regression on all features."""
 
 from __future__ import annotations
 
@@ -15,7 +15,16 @@ if TYPE_CHECKING:
 
 
 class FullLogit(LogisticModel):
-    """Regularised logistic regression on the full standardised feature set."""
+    """Regularised logistic regression on the full standardised feature set.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import model, problem
+        >>> fitted = model("logreg")
+        >>> len(fitted.meta.features), len(problem().dataset.features.columns)
+        (50, 55)
+        >>> list(fitted.importances())[:2]
+        ['ln_gk_5', 'downside_share_60']
+    """
 
     name: ClassVar[str] = "logreg"
     rank: ClassVar[int] = 50

@@ -1,10 +1,10 @@
-"""Fitted models as ONNX graphs, which answer for one row in microseconds, and the proof that they agree.
+"""Fitted models as ONNX graphs, which score one row in microseconds, and the check that both agree.
 
-The trees are written by hand: a converter would be three more packages, and the order in which leaves are
-added decides the last digits. Here the graph adds them as XGBoost does (the intercept first, then tree by
-tree, in float32) and takes the same logistic function, so the two are the same to the bit on most machines.
-The logits sum in float64, as they do at home. ONNX ML's `TreeEnsembleRegressor` sends an unknown value where
-`nodes_missing_value_tracks_true` says: that is XGBoost's default direction.
+The graph of trees is written here, without a converter: that would be three more packages, and the order in
+which leaves are added decides the last digits. The graph adds them as XGBoost does (the intercept first, then
+tree by tree, in float32) and uses the same logistic function, so both have the same bits on most machines.
+Logistic models sum in float64, as the original does. An unknown value follows XGBoost's default direction,
+which is `nodes_missing_value_tracks_true` of ONNX ML's `TreeEnsembleRegressor`.
 """
 
 from __future__ import annotations
@@ -25,22 +25,22 @@ if TYPE_CHECKING:
 
 #: Probabilities may differ by this much, on any row.
 MAX_DIFFERENCE = 1e-6
-#: Old enough for any runtime of the last years, and new enough for double sums.
+#: Old enough for any recent runtime, and new enough for double sums.
 _OPSET, _ML_OPSET, _IR_VERSION = 17, 3, 8
 _INPUT, _OUTPUT = "features", "probability"
 
 
 class ParityError(ModelError):
-    """Two back ends of one model do not say the same; the message is one line with the worst row."""
+    """Two back ends of one model disagree; the message is one line with the worst row."""
 
 
 class Parity(NamedTuple):
-    """How a back end compares with its model.
+    """Comparison of a back end with its model.
 
     Attributes:
-        rows: compared.
-        max_difference: of the probabilities.
-        flags_differ: rows on the very edge of the operating point that only one of them flags.
+        rows: number of rows compared.
+        max_difference: largest difference of the probabilities.
+        flags_differ: number of rows at the threshold of the operating point that only one of them flags.
     """
 
     rows: int
@@ -52,11 +52,17 @@ def to_onnx(model: Model, notes: Mapping[str, str] | None = None) -> bytes:
     """Write a fitted model as an ONNX graph: float32 rows of `meta.features`, in order, to probabilities.
 
     Args:
-        model: fitted.
-        notes: kept in the file beside name, features, horizon and hashes, for whoever finds it.
+        model: a fitted model.
+        notes: further metadata of the file, beside name, features, horizon and hashes.
 
     Raises:
-        ModelError: there is no such graph for the model's kind.
+        ModelError: the model's kind has no graph.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import model
+        >>> notes = OnnxScorer(to_onnx(model("ewma"))).notes
+        >>> notes["name"]
+        'ewma'
     """
     from onnx import TensorProto, helper
 
@@ -91,15 +97,22 @@ def to_onnx(model: Model, notes: Mapping[str, str] | None = None) -> bytes:
 
 
 def checked_graph(model: Model, features: pd.DataFrame) -> tuple[bytes, Parity]:
-    """Write a model as `to_onnx` does, compare the graph with it, and note in the file what came of that.
+    """Write a model as `to_onnx` does, compare the graph with it, and store the comparison in the file.
 
     Args:
-        model: fitted.
+        model: a fitted model.
         features: rows to compare on.
 
     Raises:
-        ParityError: the graph says something else.
-        ModelError: there is no such graph, or the model refuses the rows.
+        ParityError: the graph disagrees with the model.
+        ModelError: the model's kind has no graph, or the model refuses the rows.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import model, problem
+        >>> rows, _ = problem().part(problem().split.test)
+        >>> _, parity = checked_graph(model("xgboost"), rows.features)
+        >>> parity.rows, parity.max_difference < MAX_DIFFERENCE
+        (1440, True)
     """
     parity = compare(model, "its ONNX graph", OnnxScorer(to_onnx(model)).predict, features)
     notes = {"parity_rows": str(parity.rows), "parity_max_difference": f"{parity.max_difference:g}"}
@@ -107,14 +120,14 @@ def checked_graph(model: Model, features: pd.DataFrame) -> tuple[bytes, Parity]:
 
 
 class OnnxScorer:
-    """A graph in onnxruntime, on one thread: for single rows a second thread only waits."""
+    """A graph in onnxruntime, by default on one thread: single rows gain nothing from a second one."""
 
     def __init__(self, content: bytes, threads: int = 1) -> None:
-        """Load a graph that `to_onnx` wrote.
+        """Load a graph of `to_onnx`.
 
         Args:
-            content: the file.
-            threads: that one call may use.
+            content: bytes of the file.
+            threads: number of threads of a call.
         """
         import onnxruntime
 
@@ -125,7 +138,7 @@ class OnnxScorer:
         self.notes: dict[str, str] = dict(self._session.get_modelmeta().custom_metadata_map)
 
     def predict(self, X: NDArray[np.float32]) -> NDArray[Any]:
-        """Return one probability a row; columns as the model's `meta.features`."""
+        """Return one probability per row; columns as the model's `meta.features`."""
         answer: Any = self._session.run([_OUTPUT], {_INPUT: X})[0]
         return answer[:, 0]
 
@@ -140,30 +153,30 @@ def compare(
     """Score the same rows with a model and with another back end of it.
 
     Args:
-        model: fitted.
-        name: of the back end, for the error's words.
-        predict: the back end: rows of `meta.features` to one probability each.
-        features: every row must be one the model can score.
-        threshold: of the operating point; None where there is none.
+        model: a fitted model.
+        name: name of the back end, for the error message.
+        predict: the back end: maps rows of `meta.features` to one probability each.
+        features: rows that the model can score.
+        threshold: threshold of the operating point; None where there is none.
 
     Raises:
-        ParityError: a probability differs by more than `MAX_DIFFERENCE`, or a flag differs though the row
-            does not lie within that of the threshold.
-        ModelError: a column is missing, unknown, or holds a value it must not.
+        ParityError: a probability differs by more than `MAX_DIFFERENCE`, or a flag differs though the score
+            is farther than that from the threshold.
+        ModelError: a column is missing or unknown, or contains a value that is not allowed.
     """
     expected = model.predict_proba(features)
     found = predict(model.matrix(features)).astype(np.float64)
     difference = np.abs(found - expected)
-    # A difference that is no number is none that may be small.
+    # A difference that is not a number counts as too large.
     if difference.size and not np.all(difference <= MAX_DIFFERENCE):
         worst = int(np.argmax(difference))
         raise ParityError(
-            f"model {model.name}: {name} says {found[worst]:.9g} of row {worst}, the model itself "
-            f"{expected[worst]:.9g}; at most {MAX_DIFFERENCE:g} may lie between them"
+            f"model {model.name}: {name} gives {found[worst]:.9g} for row {worst}, the model itself "
+            f"{expected[worst]:.9g}; they may differ by {MAX_DIFFERENCE:g} at most"
         )
     flags_differ = 0
     if threshold is not None:
-        # The threshold is the score of a row: such a row lies on the edge, and any rounding moves it.
+        # The threshold is the score of a row: rounding can move such a row to either side.
         edge = np.abs(expected - threshold) <= MAX_DIFFERENCE
         unlike = (found >= threshold) != (expected >= threshold)
         if wrong := int(np.sum(unlike & ~edge)):
@@ -175,12 +188,12 @@ def compare(
     return Parity(int(expected.size), float(difference.max(initial=0.0)), flags_differ)
 
 
-#: Fields of an ensemble's node that only a split has, in the order in which `_Ensemble.split` is given them.
+#: Fields that only splits of an ensemble have, in the order of the argument of `_Ensemble.split`.
 _SPLIT_FIELDS = ("featureids", "values", "truenodeids", "falsenodeids", "missing_value_tracks_true")
 
 
 class _Ensemble:
-    """Attributes of a `TreeEnsembleRegressor`: one list per field, in step over all nodes or leaves."""
+    """Attributes of a `TreeEnsembleRegressor`: one list per field, over all nodes or leaves."""
 
     def __init__(self) -> None:
         names = ("treeids", "nodeids", "featureids", "modes", "values")
@@ -221,8 +234,8 @@ def _trees(model: BoostedTrees) -> tuple[list[Any], list[Any], int]:
         post_transform="NONE",
         **_ensemble(model).attributes(),
     )
-    # The logistic of XGBoost, step by step in float32. Sigmoid and the ensemble's own are approximations, and
-    # a last digit matters: the operating point is the score of a row, so that rows lie on its very edge.
+    # The logistic function of XGBoost in float32. ONNX's Sigmoid and the ensemble's own are approximations,
+    # and the last digit matters: the threshold of the operating point is the score of a row.
     one = numpy_helper.from_array(np.ones(1, dtype=np.float32), "one")
     logistic = [
         helper.make_node("Neg", ["log_odds"], ["negated"]),
@@ -252,7 +265,7 @@ def _ensemble(model: BoostedTrees) -> _Ensemble:
 
 
 def _intercept(learner: Mapping[str, Any]) -> float:
-    """Log-odds of XGBoost's base score, which its newer versions write as a list of one."""
+    """Return the log-odds of XGBoost's base score, which its newer versions write as a list of one."""
     text = str(learner["learner_model_param"]["base_score"]).strip("[]")
     share = np.float32(text)
     return float(-np.log(np.float32(1) / share - np.float32(1)))

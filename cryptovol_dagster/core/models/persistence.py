@@ -1,4 +1,4 @@
-"""Persistence: the next H bars are taken to be like the last H."""
+"""Persistence: the next H bars are assumed to be like the last H."""
 
 from __future__ import annotations
 
@@ -17,8 +17,14 @@ if TYPE_CHECKING:
 class Persistence(LogisticModel):
     """The label's own volatility over the last H bars, mapped to a probability by a 1-D logistic.
 
-    Where the label is made of returns from close to close this is `ZScoreBaseline`; where it is made of
-    ranges, so is this.
+    It uses the target of the label: returns from close to close, where it equals `ZScoreBaseline`, or ranges.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import SPEC, model
+        >>> SPEC.target, SPEC.horizon_bars, model("persistence").meta.features
+        ('rv', 15, ('ln_rv_15',))
+        >>> model("persistence").may_challenge
+        False
     """
 
     name: ClassVar[str] = "persistence"

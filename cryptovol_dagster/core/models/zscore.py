@@ -1,4 +1,4 @@
-"""The simplest baseline: how far the volatility of the last H bars stands from its training mean."""
+"""The simplest baseline: distance of the volatility of the last H bars from its training mean."""
 
 from __future__ import annotations
 
@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 class ZScoreBaseline(LogisticModel):
     """Persistence: the z-score of ln RV over the last H bars, mapped to a probability by a 1-D logistic.
 
-    The logistic is monotone: it leaves the ranking to the z-score and makes the Brier score mean something.
+    The logistic is monotone: the ranking is that of the z-score, and the Brier score is meaningful.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import model
+        >>> model("baseline_zscore").meta.features
+        ('ln_rv_15',)
+        >>> list(model("baseline_zscore").importances())
+        ['ln_rv_15']
     """
 
     name: ClassVar[str] = "baseline_zscore"

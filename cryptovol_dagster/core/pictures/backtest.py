@@ -1,6 +1,6 @@
 """Pictures of a walk-forward test as PNG bytes, from the scores of all folds together.
 
-Belongs here: which pictures, and what stands over them. How each is drawn: `evaluation.py`.
+Belongs here: the choice of pictures and their titles. How each is drawn: `evaluation.py`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from cryptovol_dagster.core.specs import DAY_S
 if TYPE_CHECKING:
     from cryptovol_dagster.core.evaluation.backtest import Backtest
 
-#: Features shown of a boosted model.
+#: Number of features shown of a boosted model.
 _TOP = 20
 
 
@@ -35,6 +35,11 @@ def draw_backtest(backtest: Backtest) -> dict[str, bytes]:
 
     AP by month, precision over recall of all test rows and of those at onset, calibration, and the gain of
     features where a model is made of trees.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import backtest
+        >>> list(draw_backtest(backtest()))
+        ['by_month', 'precision_recall', 'precision_recall_onset', 'reliability']
     """
     report, rows = backtest.report, backtest.predictions
     ahead = f"next {report['horizon_s'] // 60} min"
@@ -74,7 +79,7 @@ def draw_backtest(backtest: Backtest) -> dict[str, bytes]:
         pictures[f"gain_{name}"] = plot_weights(
             {feature: share["mean"] for feature, share in shown.items()},
             f"{MODELS[name].importance_label}: mean over folds, line from least to most",
-            f"{name}, {ahead}: what it looks at most",
+            f"{name}, {ahead}: most important features",
             f"trained {len(report['folds'])} times, each on {report['train_span_s'] // DAY_S} days, "
             f"{', '.join(report['data']['products'])}, as of {report['folds'][0]['as_of']} … "
             f"{report['folds'][-1]['as_of']}\n{len(gain)} features read, {len(shown)} shown",
@@ -89,7 +94,14 @@ def _calibration(found: Mapping[str, Any]) -> Calibration:
 
 
 def measured_on(backtest: Backtest) -> str:
-    """Return two lines: on what the pictures of all test rows were measured."""
+    """Return two lines that describe the test rows of the pictures.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import backtest
+        >>> print(measured_on(backtest()))
+        walk-forward test BTC-USD, ETH-USD, 2026-04-02T03:58:50Z … 2026-04-02T04:58:50Z, 1 fold
+        1,440 rows, 264 spikes
+    """
     report = backtest.report
     test, folds = report["test"], len(report["folds"])
     return (

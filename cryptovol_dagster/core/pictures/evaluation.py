@@ -24,13 +24,13 @@ if TYPE_CHECKING:
     from cryptovol_dagster.core.evaluation.report import ModelEvaluation, OperatingPoints, ReliabilityBin
     from cryptovol_dagster.core.learning.dataset import Problem
 
-#: Where a summary row holds AP and the ends of its interval.
+#: Keys of AP and the ends of its interval in a summary row.
 _AP = ("average_precision", "ap_low", "ap_high")
-#: Horizons shown before and after an episode, and for how many of them a market is calm that has no spike.
+#: Number of horizons shown before and after an episode, and without spike that count as calm.
 _CALM_HORIZONS = 10
-#: Share of the rows before an episode that must be there to say so.
+#: Share of rows that must be known for a calm.
 _LEAST_KNOWN = 0.9
-#: More steps of a curve than a picture has pixels only take time.
+#: Steps of a curve; more than the pixels of a picture are useless.
 _STEPS_SHOWN = 2_000
 
 
@@ -55,7 +55,7 @@ class Curve(NamedTuple):
 
 
 class Calibration(NamedTuple):
-    """How true a model's probabilities are.
+    """Calibration of a model's probabilities.
 
     Attributes:
         table: reliability, by bins of predicted probability.
@@ -74,11 +74,11 @@ class Stretch(NamedTuple):
     """A stretch of a product's test rows, bounds included.
 
     Attributes:
-        product: whose.
+        product: name of the product.
         start: first bar drawn.
         end: last bar drawn.
         has_spike: whether it is a spike episode; else the test has none.
-        after_calm: whether the calm before the episode is drawn; else no episode of the test has one.
+        after_calm: whether a calm before the episode is drawn; else no episode of the test has one.
     """
 
     product: str
@@ -92,8 +92,13 @@ def draw_evaluation(evaluation: Evaluation, mid: pd.DataFrame | None) -> dict[st
     """Draw the pictures of an evaluation: PNGs by name, the most instructive first.
 
     Args:
-        evaluation: what was measured.
-        mid: as `plot_episode` takes it.
+        evaluation: the evaluation to draw.
+        mid: as for `plot_episode`.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import evaluation
+        >>> list(draw_evaluation(evaluation(), mid=None))
+        ['episode', 'precision_recall', 'precision_recall_onset', 'by_period', 'reliability']
     """
     return {
         "episode": plot_episode(evaluation, mid),
@@ -107,11 +112,11 @@ def draw_evaluation(evaluation: Evaluation, mid: pd.DataFrame | None) -> dict[st
 def plot_pr_curves(evaluation: Evaluation, *, at_onset: bool = False) -> bytes:
     """Draw precision over recall of every model, with the base rate and AP (interval) in the legend.
 
-    Of all rows, marks show where the thresholds chosen on validation rows land on the test rows: a dot for
-    the largest F1, a triangle for the alert budget.
+    Without `at_onset`, marks show the thresholds chosen on validation rows: a dot for the largest F1, a
+    triangle for the alert budget.
 
     Args:
-        evaluation: what was measured.
+        evaluation: the evaluation to draw.
         at_onset: only rows whose own trailing window is not yet a spike.
     """
     report, rows = evaluation.report, evaluation.predictions
@@ -141,7 +146,7 @@ def plot_pr_curves(evaluation: Evaluation, *, at_onset: bool = False) -> bytes:
 
 
 def _marks(points: OperatingPoints) -> list[tuple[float, float, str]]:
-    """Return recall, precision and marker of the operating points that there are."""
+    """Return recall, precision and marker of the existing operating points."""
     return [
         (point.recall or 0.0, point.precision or 0.0, marker)
         for point, marker in ((points.max_f1, "o"), (points.alert_budget, "^"))
@@ -150,7 +155,7 @@ def _marks(points: OperatingPoints) -> list[tuple[float, float, str]]:
 
 
 def at_onset_only(y: NDArray[np.bool_]) -> str:
-    """Return how many rows and spikes a picture of onsets shows, to follow those of the whole test."""
+    """Return the text on rows and spikes at onset, which follows the text on the whole test."""
     return f"of these {y.size:,} rows and {int(y.sum()):,} spikes at onset"
 
 
@@ -159,9 +164,9 @@ def plot_curves(y: NDArray[np.bool_], curves: Sequence[Curve], heading: str, mea
 
     Args:
         y: labels of the rows shown, shape (n,).
-        curves: one a model; those without an AP are left out.
-        heading: what is shown.
-        measured_on: what it was measured on.
+        curves: one per model; those without an AP are left out.
+        heading: title of the picture.
+        measured_on: description of the rows.
     """
     figure, axes = canvas(7.5, 6)
     for curve in sorted(curves, key=lambda one: -(one.found or 0.0)):
@@ -197,7 +202,7 @@ def plot_curves(y: NDArray[np.bool_], curves: Sequence[Curve], heading: str, mea
 
 
 def _steps(y: NDArray[np.bool_], score: NDArray[np.float64]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return recall and precision from the highest threshold down, as many as a picture can show."""
+    """Return recall and precision from the highest threshold down, as many steps as a picture can show."""
     hits, flagged = Ranking(y, score).counts()
     recall, precision = hits / hits[-1], hits / flagged
     shown = np.unique(np.minimum(np.searchsorted(recall, np.linspace(0, 1, _STEPS_SHOWN)), recall.size - 1))
@@ -206,7 +211,7 @@ def _steps(y: NDArray[np.bool_], score: NDArray[np.float64]) -> tuple[NDArray[An
 
 
 def plot_by_period(evaluation: Evaluation) -> bytes:
-    """Draw AP of every model by calendar day or month over the base rate, and how many rows each holds."""
+    """Draw AP of every model by calendar day or month over the base rate, and the rows of each period."""
     report = evaluation.report
     models = [row["model"] for row in evaluation.summary_rows()]
     found = {name: report.models[name].by_period for name in models}
@@ -234,11 +239,11 @@ def plot_periods(
 
     Args:
         periods: their names, in order.
-        precisions: AP of each period by model; None where there was nothing to rank.
-        base_rates: of each period.
-        rows: of each period.
-        heading: what is shown.
-        measured_on: what it was measured on.
+        precisions: AP of each period by model; None with a single class.
+        base_rates: base rate of each period.
+        rows: number of rows of each period.
+        heading: title of the picture.
+        measured_on: description of the rows.
     """
     figure, (axes, counts) = canvas(
         max(7.5, 0.32 * len(periods)), 6, rows=2, height_ratios=(4, 1), sharex=True
@@ -259,7 +264,7 @@ def plot_periods(
 
 
 def plot_reliability(evaluation: Evaluation) -> bytes:
-    """Draw the observed share of spikes over the predicted probability, and how many rows each bin holds."""
+    """Draw the observed share of spikes over the predicted probability, and the rows of each bin."""
     models = {
         name: Calibration(
             result.reliability,
@@ -276,8 +281,8 @@ def plot_calibration(models: Mapping[str, Calibration], measured_on: str) -> byt
     """Draw reliability tables, with ECE, Brier and, where there is a calibration line, its slope.
 
     Args:
-        models: by name.
-        measured_on: what they were measured on.
+        models: calibration by model name.
+        measured_on: description of the rows.
     """
     figure, (axes, counts) = canvas(7.5, 7.5, rows=2, height_ratios=(3, 1), sharex=True)
     axes.plot([0, 1], [0, 1], color="black", linestyle=":", label="perfect")
@@ -309,7 +314,7 @@ def plot_importances(model: Model, top: int = 15) -> bytes:
     return plot_weights(
         dict(list(weights.items())[:top]),
         model.importance_label,
-        f"{model.name}: what it looks at most",
+        f"{model.name}: most important features",
         f"trained on {trained} UTC\n{len(weights)} features read, {used} with weight, {min(used, top)} shown",
     )
 
@@ -325,9 +330,9 @@ def plot_weights(
 
     Args:
         weights: by feature.
-        kind: what a weight is.
-        heading: what is shown.
-        measured_on: what the models were trained on.
+        kind: meaning of a weight.
+        heading: title of the picture.
+        measured_on: description of the training rows.
         ranges: the least and the largest weight of each feature, where it is a mean.
     """
     names = [name for name, weight in weights.items() if weight][::-1]
@@ -348,10 +353,10 @@ def plot_weights(
 
 
 def plot_episode(evaluation: Evaluation, mid: pd.DataFrame | None = None) -> bytes:
-    """Draw the most violent stretch of the test: mid, volatility with its threshold, the best model's score.
+    """Draw the most volatile stretch of the test: mid, volatility with its threshold, the best model's score.
 
     Args:
-        evaluation: its predictions hold the stretch.
+        evaluation: the evaluation, with predictions.
         mid: bars with `bar_start`, `product` and `close`; without it the picture starts with the volatility.
     """
     report = evaluation.report
@@ -416,9 +421,9 @@ def _draw_score(axes: Axes, own: pd.DataFrame, model: str, threshold: float | No
 
 
 def _episode_heading(stretch: Stretch) -> str:
-    what = f"The most violent spike episode {'after a calm' if stretch.after_calm else 'of the test'}"
+    what = f"The strongest spike episode {'after a calm' if stretch.after_calm else 'of the test'}"
     if not stretch.has_spike:
-        what = "No spike in the test; its worst"
+        what = "No spike in the test; its most volatile stretch"
     return f"{what}: {stretch.product}, {stretch.start:%Y-%m-%d %H:%M} – {stretch.end:%H:%M} UTC"
 
 
@@ -468,12 +473,18 @@ def plot_sigma_distribution(problem: Problem) -> bytes:
 def most_violent_stretch(evaluation: Evaluation) -> Stretch:
     """Find the spike episode to show, and the time around it.
 
-    It is the one with the largest σ/τ among those that a calm precedes: no spike in the 10 horizons before.
-    The picture begins at least as long before its onset as it goes on afterwards. Where no episode has a
-    calm before it, the worst one is shown; without any spike the row with the largest σ/τ.
+    It is the one with the largest σ/τ among those after a calm: no spike in the 10 horizons before. The
+    picture shows at least as much time before its onset as after it. Where no episode follows a calm, the one
+    with the largest σ/τ is shown; without any spike, the row with the largest σ/τ.
 
     Args:
         evaluation: with predictions.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import evaluation
+        >>> stretch = most_violent_stretch(evaluation())
+        >>> stretch.product, stretch.has_spike
+        ('ETH-USD', True)
     """
     rows, report = evaluation.predictions, evaluation.report
     market = Market(
@@ -532,7 +543,7 @@ def _stretch(product: str, start_ns: int, end_ns: int, has_spike: bool, after_ca
 
 
 def _between(frame: pd.DataFrame, stretch: Stretch, bar_s: float) -> pd.DataFrame:
-    """A product's rows on every bar of a stretch; absent ones are NaN, so that lines break at gaps."""
+    """Return a product's rows on every bar of a stretch; absent ones are NaN, so that lines break at gaps."""
     own = frame[
         (frame["product"] == stretch.product) & frame["bar_start"].between(stretch.start, stretch.end)
     ]
@@ -553,5 +564,5 @@ def _measured_on(evaluation: Evaluation) -> str:
 
 
 def _colour(model: str) -> str:
-    """The colour of a kind of model, the same in every picture."""
+    """Return the colour of a kind of model, the same in every picture."""
     return MODELS.get(model, Model).colour

@@ -23,6 +23,14 @@ def draw_bars(grid: BarGrid, window_bars: int = 60) -> bytes:
     Args:
         grid: bars of the span.
         window_bars: bars of the trailing realised volatility (root mean square of log returns, bps per bar).
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import bars
+        >>> hour = bars().slice(bars().start_ns, bars().start_ns + 3_600_000_000_000)
+        >>> draw_bars(hour)[:4]
+        b'\x89PNG'
+        >>> len(draw_bars(hour, window_bars=15)) > 1_000
+        True
     """
     figure, (top, bottom) = canvas(8, 4.2, rows=2, sharex=True)
     times = _times(grid.start_ns, grid.bar_ns, grid.n_bars)

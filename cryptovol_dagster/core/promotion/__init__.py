@@ -1,1 +1,1 @@
-"""Who is champion: the rule, its error budget and the stored decision."""
+"""Choice of the champion: the rule, its error budget and the stored decision."""

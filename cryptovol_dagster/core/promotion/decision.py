@@ -18,8 +18,8 @@ PROMOTE, HOLD, REJECT, INSUFFICIENT_DATA = "PROMOTE", "HOLD", "REJECT", "INSUFFI
 #: A person's verdict, which no rule returns.
 ROLLBACK = "ROLLBACK"
 VERDICTS = (PROMOTE, HOLD, REJECT, INSUFFICIENT_DATA, ROLLBACK)
-#: What a decision was about: there was no champion; the champion could not be scored any more; a challenger
-#: was analyzed; the champion had expired; a person's choice; nothing was due.
+#: Kinds of decision: there was no champion; the champion could not be scored any more; a challenger was
+#: analyzed; the champion had expired; a person decided; nothing was due.
 FIRST, SUCCESSION, GATE, EXPIRY, BY_HAND, NOTHING_DUE = (
     "first",
     "succession",
@@ -36,7 +36,7 @@ class DecisionError(CryptovolError):
 
 @dataclass(frozen=True)
 class Champion:
-    """A trained model that is in force, or may come to be.
+    """A trained model that is champion, or may become champion.
 
     Attributes:
         model: its kind.
@@ -45,9 +45,15 @@ class Champion:
             identifies the champion; a model trained again on the same rows is the same champion.
         feature_hash: of the feature set it was trained on.
         mlflow_run_id: its training run.
-        unproven: it was put in place because there had to be one, not because it won.
-        registry_version: its version in the model registry; None as long as it is in none.
-        unseen_from_ns: decision time from which on it has learned from no row, validation included.
+        unproven: it became champion without winning a comparison.
+        registry_version: its version in the model registry; None while it is not registered.
+        unseen_from_ns: decision time from which on it has not learned from any row, validation included.
+
+    Examples:
+        >>> old = Champion("ewma", "2026-04-04-03:00", "p1", "f1", "run1", unproven=True)
+        >>> again = Champion("ewma", "2026-04-04-03:00", "p1", "f1", "run2", unproven=False)
+        >>> str(old), old.is_same_model(again)
+        ('ewma of 2026-04-04-03:00', True)
     """
 
     model: str
@@ -60,7 +66,7 @@ class Champion:
     unseen_from_ns: int = 0
 
     def is_same_model(self, other: Champion | None) -> bool:
-        """Tell whether both are the same trained model."""
+        """Return whether both are the same trained model."""
         return other is not None and self.identity == other.identity
 
     @property
@@ -94,16 +100,16 @@ class Contest:
 
 @dataclass(frozen=True)
 class Challenge:
-    """What an analysis of a challenger found, both models scored on the same rows.
+    """Result of the analysis of a challenger, with both models scored on the same rows.
 
     Attributes:
-        challenger: the model analyzed.
-        champion: the one in force until then.
+        challenger: the analyzed model.
+        champion: the champion until then.
         start_ns: the hold-out's first decision time.
         end_ns: its end.
-        rows: in it.
-        positives: among them.
-        block_s: length of a block taken as independent, in seconds.
+        rows: number of its rows.
+        positives: number of spikes among them.
+        block_s: length of a block that counts as independent, in seconds.
         average_precision: of the challenger.
         brier: of the challenger.
         champion_average_precision: of the champion.
@@ -129,7 +135,7 @@ class Challenge:
 
 @dataclass(frozen=True)
 class Decision:
-    """What was decided as of a partition, and what later decisions must know of it.
+    """Decision as of a partition, with the state that later decisions need.
 
     Fields, here and in the records inside, are the keys of the stored JSON: renaming one breaks stored files.
 
@@ -137,18 +143,27 @@ class Decision:
         as_of: the partition.
         verdict: one of `VERDICTS`.
         reasons: sentences: what was expected, what was found.
-        champion: the one in force afterwards; None as long as nothing could be trained.
-        kind: what it was about.
-        contest: the challenger under comparison from here on; None where there is none.
-        challenge: what was found where a challenger was analyzed.
-        changed: whether another champion than before is in force.
-        decided_as_of: the newest partition, this one included, at which something was decided.
+        champion: the champion from now on; None while nothing could be trained.
+        kind: kind of decision.
+        contest: the challenger under comparison from now on; None where there is none.
+        challenge: result of the analysis of a challenger; None where none was analyzed.
+        changed: whether the champion is another one than before.
+        decided_as_of: the newest partition with a decision, this one included.
         used_until_ns: end of the rows that any decision has used.
         looks: the interim analyses that still count against the error budget.
-        barred: identities of models that a person took out of force; none of them comes back by itself.
-        data_hash: of the rows evaluated; empty where nothing was evaluated.
+        barred: identities of models that a person removed; the rule never promotes them again.
+        data_hash: of the evaluated rows; empty where nothing was evaluated.
         feature_hash: of their feature set.
         evaluation_hash: of the evaluation.
+
+    Examples:
+        >>> champion = Champion("ewma", "2026-04-04-03:00", "p1", "f1", "run1", unproven=True)
+        >>> reasons = ("there was no champion yet",)
+        >>> first = Decision("2026-04-04-03:00", PROMOTE, reasons, champion, kind=FIRST)
+        >>> Decision.from_dict(first.to_dict()) == first
+        True
+        >>> first.registered_as("1").champion.registry_version
+        '1'
     """
 
     as_of: str
@@ -187,10 +202,10 @@ class Decision:
 
     @classmethod
     def from_dict(cls, body: Mapping[str, Any]) -> Decision:
-        """Read what `to_dict` returned, in this schema version or an earlier one.
+        """Build a decision from the form of `to_dict`, in this schema version or an earlier one.
 
         Raises:
-            DecisionError: it is no decision of a schema version known here.
+            DecisionError: it is not a decision of a known schema version.
         """
         try:
             version = body["schema_version"]
@@ -208,8 +223,8 @@ class Decision:
 def _from_version_1(body: Mapping[str, Any]) -> Decision:
     """Read a decision of the rule before the gate, which compared kinds trained on the same rows.
 
-    Its partitions were hours. It does not say what its models had not seen: the end of the hour is on the
-    safe side, and all rows before it count as used. The challenge compared something else and is left out.
+    Its partitions were hours. It does not contain the rows its models had not seen: the end of the hour is a
+    safe bound, and all rows before it count as used. The challenge compared something else and is left out.
     """
     kept = {name: value for name, value in body.items() if name not in ("schema_version", "challenge")}
     if kept["champion"] is not None:

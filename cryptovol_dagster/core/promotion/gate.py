@@ -1,4 +1,4 @@
-"""The statistics of a promotion: when a challenger is analyzed, at which level, and what the analysis shows.
+"""The statistics of a promotion: when a challenger is analyzed, at which level, and with which result.
 
 A challenger is compared with the champion on rows that neither has learned from: the hold-out. The same pair
 is analyzed again as its hold-out grows, so the chance of a false promotion has a budget over time. The budget
@@ -33,7 +33,7 @@ class InterimAnalysis:
 
     Attributes:
         at_ns: end of the hold-out.
-        level: what was spent: the chance of promoting a model that is no better.
+        level: the spent part of the budget: the probability of promoting a model that is no better.
     """
 
     at_ns: int
@@ -41,13 +41,19 @@ class InterimAnalysis:
 
 
 def is_analysis_due(start_ns: int, analyzed_until_ns: int | None, end_ns: int, gate: GateSpec) -> bool:
-    """Tell whether a hold-out has grown enough since the last analysis of its pair.
+    """Return whether a hold-out has grown enough since the last analysis of its pair.
 
     Args:
         start_ns: start of the hold-out.
         analyzed_until_ns: its end at the last analysis; None before the first.
         end_ns: its end now.
         gate: the lengths.
+
+    Examples:
+        >>> from cryptovol_dagster.core.specs import DAY_S, NS
+        >>> day_ns = DAY_S * NS
+        >>> [is_analysis_due(0, day_ns, days * day_ns, GateSpec()) for days in (1, 2)]
+        [False, True]
     """
     length_s = (end_ns - start_ns) / NS
     if analyzed_until_ns is None:
@@ -58,7 +64,7 @@ def is_analysis_due(start_ns: int, analyzed_until_ns: int | None, end_ns: int, g
 
 
 def is_final_analysis(start_ns: int, end_ns: int, gate: GateSpec) -> bool:
-    """Tell whether a hold-out has reached its greatest length."""
+    """Return whether a hold-out has reached its greatest length."""
     return (end_ns - start_ns) / NS >= _NEARLY * gate.measured_for_s
 
 
@@ -69,7 +75,7 @@ def analysis_level(
     spent: Sequence[InterimAnalysis],
     gate: GateSpec,
 ) -> float:
-    """Return the level that an analysis may spend: what accrued with the rows it is the first to use.
+    """Return the level that an analysis may spend: the budget that accrued with rows not used before.
 
     Args:
         start_ns: start of the hold-out.
@@ -80,6 +86,11 @@ def analysis_level(
 
     Returns:
         At least 0; at 0 the budget of the window is used up.
+
+    Examples:
+        >>> from cryptovol_dagster.core.specs import DAY_S, NS
+        >>> round(analysis_level(0, None, 3 * DAY_S * NS, (), GateSpec()), 6)
+        0.0025
     """
     fresh_s = (end_ns - (analyzed_until_ns or start_ns)) / NS
     accrued = gate.error_rate * fresh_s / gate.error_window_s
@@ -109,7 +120,7 @@ def independent_block_s(rows: ScoredRows, horizon_s: float, gate: GateSpec) -> f
 
 
 def why_insufficient(rows: ScoredRows, block_s: float, gate: GateSpec) -> list[str]:
-    """Return what is lacking for a comparison, from the labels alone: asking spends nothing."""
+    """Return what is missing for a comparison, from the labels alone: this spends no error budget."""
     positives = int(rows.y.sum())
     blocks = count_positive_blocks(rows.t_ns, rows.y, block_s)
     reasons = []
@@ -130,7 +141,7 @@ class Difference:
     """Average precision of one model minus that of another, on the same rows and resamples.
 
     Attributes:
-        estimate: on the rows as they are.
+        estimate: on all rows.
         low: lower bound at the analysis' level, one-sided.
         high: upper bound at `GateSpec.reject_level`, one-sided.
         standard_error: of the estimate, by the block bootstrap.

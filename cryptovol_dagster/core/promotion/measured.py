@@ -1,4 +1,4 @@
-"""What an evaluation says, as far as a decision about the champion needs it."""
+"""The part of an evaluation that a decision about the champion needs."""
 
 from __future__ import annotations
 
@@ -34,16 +34,16 @@ class Compared:
 
 @dataclass(frozen=True)
 class Measured:
-    """What an evaluation says, as far as a decision needs it.
+    """The part of an evaluation that a decision needs.
 
     Attributes:
         as_of: the partition.
-        end_ns: end of its test rows: the time on the market's clock.
+        end_ns: end of its test rows, in market time.
         sufficient: whether its data suffice for intervals.
-        reasons: why not.
+        reasons: why they do not suffice.
         numbers: by kind of model.
         differences: by (model, other model); one direction is enough.
-        trained: every measured model, as the champion it would be.
+        trained: every measured model as a possible champion.
         data_hash: of the rows.
         feature_hash: of the feature set.
         evaluation_hash: of the stored evaluation.
@@ -74,14 +74,27 @@ class Measured:
 
         Args:
             report: of a partition.
-            test: where the test rows lie.
+            test: time range of the test rows.
             mlflow_run_ids: training run of each measured model.
             problem_hash: of the plan that models and evaluation share.
             evaluation_hash: of the stored evaluation.
 
         Raises:
-            EvaluationError: the report is of no partition.
+            EvaluationError: the report is not of a partition.
             KeyError: a run is missing.
+
+        Examples:
+            >>> import msgspec
+            >>> from cryptovol_dagster.core.samples import evaluation, problem
+            >>> report = msgspec.structs.replace(evaluation().report, as_of="2026-04-02-04:00")
+            >>> ids = {name: f"run of {name}" for name in report.models}
+            >>> hashes = {"problem_hash": "p1", "evaluation_hash": "e1"}
+            >>> test = problem().split.test
+            >>> found = Measured.from_report(report, test=test, mlflow_run_ids=ids, **hashes)
+            >>> str(found.trained["ewma"]), found.sufficient
+            ('ewma of 2026-04-02-04:00', False)
+            >>> found.candidates
+            ('har_logit',)
         """
         feature_hash, as_of = report.data.feature_hash, report.partition
         return cls(

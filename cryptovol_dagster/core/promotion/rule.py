@@ -1,11 +1,11 @@
-"""Which model is the champion: the one in force, the challenger compared with it, and the outcome.
+"""The rule that decides which model is champion: nomination, comparison, promotion, fallback, rollback.
 
-Pure: an evaluation, the earlier decision and scored rows go in, a `Decision` comes out. Where decisions are
-stored, and what a registry makes of them, is decided elsewhere. Champion and challenger are trained models,
-not kinds. The stored champion is scored, and the challenger stays the model it was when it was nominated.
-Both are compared on rows that neither has learned from; `gate.py` says when, and how sure one must be.
+Pure: an evaluation, the earlier decision and scored rows are the input, a `Decision` is the output. Storage
+and model registry are handled elsewhere. Champion and challenger are trained models, not kinds.
+The stored champion is scored, and the challenger stays the model it was at its nomination. Both are compared
+on rows that neither has learned from; `gate.py` defines when, and at which level.
 
-`decide` asks for rows through `ContestRows`, only where the decision depends on them.
+`decide` reads rows through `ContestRows`, only where the decision depends on them.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ THE_CHAMPION, THE_CHALLENGER = "champion", "challenger"
 
 
 class ContestRows(Protocol):
-    """Scored rows of champion and challenger, read when a decision asks for them.
+    """Scored rows of champion and challenger, read when a decision needs them.
 
     `decide` calls each method at most once, and none without a champion.
     """
@@ -71,12 +71,17 @@ class ContestRows(Protocol):
         ...
 
     def matured(self, champion: Champion) -> ScoredRows:
-        """Return the test rows, scored by `THE_CHAMPION` and by `FALLBACK` trained as of now."""
+        """Return the test rows, scored by `THE_CHAMPION` and by a newly trained `FALLBACK`."""
         ...
 
 
 def hold(as_of: str, before: Decision | None, reason: str) -> Decision:
-    """Leave everything as it is, as of a partition on which nothing was evaluated."""
+    """Return a decision without any change, as of a partition on which nothing was evaluated.
+
+    Examples:
+        >>> hold("2026-04-04-03:00", None, "no labelled rows").verdict
+        'HOLD'
+    """
     if before is None:
         return Decision(as_of, HOLD, (reason,), None)
     return _carried(before, as_of, HOLD, (reason,))
@@ -90,24 +95,24 @@ def decide(
     horizon_s: float,
     gate: GateSpec,
 ) -> Decision:
-    """Decide who is champion as of a partition.
+    """Decide which model is champion as of a partition.
 
-    * Without a champion the first is of a kind in `FIRST_CHAMPIONS`, unproven, whatever the data say.
+    * Without a champion the first is of a kind in `FIRST_CHAMPIONS`, unproven, whatever the data show.
     * A champion that cannot score the rows cannot serve either. The model of its kind takes its place,
       unproven again.
-    * On each day (market time) one decision at most is taken; later partitions of the day carry it.
+    * There is at most one decision per day (market time); later partitions of the day carry it over.
     * A challenger whose hold-out has grown enough is compared with the champion (`judge`).
     * A champion that has expired, and ranks below `FALLBACK` on rows it did not learn from, falls back to it.
 
     Args:
         measured: the evaluation.
-        before: the decision in force until then; None for the first.
-        rows: what is scored on demand.
+        before: the previous decision; None for the first.
+        rows: scored rows, read on demand.
         horizon_s: H, in seconds.
-        gate: how a challenger is compared.
+        gate: spec of the comparison.
 
     Returns:
-        The decision; it never promotes a challenger on data that do not suffice.
+        The decision; it never promotes a challenger on insufficient data.
     """
     if before is None or before.champion is None:
         return _appointed(measured, before, "there was no champion yet")
@@ -132,7 +137,7 @@ def decide(
 
 def _why_out_of_service(measured: Measured, champion: Champion, rows: ContestRows) -> str:
     """Return why a champion can neither be compared nor serve; empty where it can."""
-    # Asked first, because it reads the champion's file: a lost one is an error, whatever its features.
+    # First, because it reads the champion's file: a lost file is an error, whatever its features.
     unscorable = rows.why_unscorable(champion)
     if champion.feature_hash != measured.feature_hash:
         return (
@@ -159,13 +164,13 @@ def _is_due(contest: Contest, end_ns: int, gate: GateSpec) -> bool:
 def nominate(measured: Measured, validation: Mapping[str, float | None], before: Decision) -> Contest | None:
     """Choose the challenger: the learned kind that ranks best on validation rows, never on test rows.
 
-    Its hold-out begins where neither it nor the champion has learned, and after every row that an earlier
-    decision used.
+    Its hold-out begins after every row that it or the champion has learned from, and after every row that an
+    earlier decision used.
 
     Args:
         measured: the evaluation as of which the candidates were trained.
         validation: average precision of candidates on their validation rows; None where unknown.
-        before: the decision in force until then, with its champion.
+        before: the previous decision, with its champion.
 
     Returns:
         None where no candidate is ranked, or all are the champion itself or barred.
@@ -184,7 +189,7 @@ def nominate(measured: Measured, validation: Mapping[str, float | None], before:
 
 
 def _appointed(measured: Measured, before: Decision | None, why: str) -> Decision:
-    """Put an unproven model in place; without a fitting one everything stays as it is."""
+    """Return a decision with an unproven champion; without a suitable model nothing changes."""
     champion = None if before is None else before.champion
     kinds = (*((champion.model,) if champion else ()), *FIRST_CHAMPIONS)
     name = next((kind for kind in kinds if kind in measured.trained), None)
@@ -192,7 +197,7 @@ def _appointed(measured: Measured, before: Decision | None, why: str) -> Decisio
     kind = FIRST if champion is None else SUCCESSION
     if name is None:
         lacking = (
-            f"{why}; expected {' or '.join(FIRST_CHAMPIONS)} among the models measured, found "
+            f"{why}; expected {' or '.join(FIRST_CHAMPIONS)} among the measured models, found "
             f"{', '.join(measured.numbers)}"
         )
         return _settled(measured, before, verdict, (lacking, *measured.reasons), kind=kind)
@@ -200,7 +205,7 @@ def _appointed(measured: Measured, before: Decision | None, why: str) -> Decisio
         measured,
         before,
         PROMOTE if measured.sufficient else INSUFFICIENT_DATA,
-        (f"{why}; {name} takes the place, unproven", *measured.reasons),
+        (f"{why}; {name} becomes champion, unproven", *measured.reasons),
         kind=kind,
         champion=replace(measured.trained[name], unproven=True),
     )
@@ -215,12 +220,12 @@ def _not_analyzed(measured: Measured, before: Decision, contest: Contest | None,
     fresh = contest.length_days(measured.end_ns)
     if contest.looked_until_ns is None:
         needed = gate.first_look_s / DAY_S
-        what = f"a first look at {contest.challenger}"
+        what = f"a first analysis of {contest.challenger}"
         reason = f"expected {needed:g} days of hold-out for {what}, found {fresh:.2f}"
         return _settled(measured, before, INSUFFICIENT_DATA, (reason,), contest=contest)
     analyzed = contest.length_days(contest.looked_until_ns)
     needed = min(gate.growth * analyzed, gate.measured_for_s / DAY_S)
-    what = f"the next look at {contest.challenger}"
+    what = f"the next analysis of {contest.challenger}"
     reason = f"expected {needed:.2f} days of hold-out for {what}, found {fresh:.2f}"
     return _settled(measured, before, HOLD, (reason,), contest=contest)
 
@@ -228,7 +233,7 @@ def _not_analyzed(measured: Measured, before: Decision, contest: Contest | None,
 def _challenge(
     champion: Champion, contest: Contest, end_ns: int, rows: ScoredRows, horizon_s: float, gate: GateSpec
 ) -> Challenge:
-    """Return the numbers of both models on a hold-out, without the difference, which spends error budget."""
+    """Return the metrics of both models on a hold-out, without the difference, which spends error budget."""
     return Challenge(
         challenger=contest.challenger,
         champion=champion,
@@ -256,7 +261,7 @@ def _analyzed(
     """Analyze a challenger on a hold-out that has grown enough."""
     end_ns, challenger = measured.end_ns, contest.challenger
     is_final = is_final_analysis(contest.start_ns, end_ns, gate)
-    until = f"; {challenger} is let go after {contest.length_days(end_ns):.1f} days" if is_final else ""
+    until = f"; {challenger} is dropped after {contest.length_days(end_ns):.1f} days" if is_final else ""
     if lacking := why_insufficient(rows, challenge.block_s, gate):
         return _settled(
             measured,
@@ -270,8 +275,8 @@ def _analyzed(
     level = analysis_level(contest.start_ns, contest.looked_until_ns, end_ns, before.looks, gate)
     if level <= 0:
         reason = (
-            f"expected something left of the {gate.error_rate:.1%} of errors allowed in "
-            f"{gate.error_window_s / DAY_S:g} days, found it spent by {len(before.looks)} looks"
+            f"expected a rest of the error budget of {gate.error_rate:.1%} in "
+            f"{gate.error_window_s / DAY_S:g} days, found it spent by {len(before.looks)} analyses"
         )
         return _settled(measured, before, HOLD, (reason,), contest=contest)
     difference = paired_difference(
@@ -294,14 +299,25 @@ def _analyzed(
 
 
 def judge(challenge: Challenge, gate: GateSpec) -> tuple[str, str]:
-    """Compare a challenger with the champion, on data that suffice.
+    """Compare a challenger with the champion, on sufficient data.
 
     Args:
-        challenge: the numbers of both.
-        gate: what a gain must be, and the tolerance of Brier scores.
+        challenge: the metrics of both.
+        gate: the least gain, and the tolerance of Brier scores.
 
     Returns:
         Verdict and reason.
+
+    Examples:
+        >>> from cryptovol_dagster.core.promotion.gate import Difference
+        >>> one = Champion("har_logit", "2026-04-04-03:00", "p1", "f1", "run1", unproven=True)
+        >>> two = Champion("xgboost", "2026-04-05-03:00", "p2", "f1", "run2", unproven=False)
+        >>> better = Difference(estimate=0.03, low=0.01, high=0.05, standard_error=0.008, level=0.01)
+        >>> metrics = {"average_precision": 0.33, "champion_average_precision": 0.30}
+        >>> same = {"brier": 0.05, "champion_brier": 0.05}
+        >>> challenge = Challenge(two, one, 0, 1, 9_000, 300, 7_200.0, **metrics, **same, difference=better)
+        >>> judge(challenge, GateSpec())[0]
+        'PROMOTE'
     """
     name, champion, difference = challenge.challenger, challenge.champion, challenge.difference
     what = f"average precision of {name} minus that of {champion}"
@@ -313,7 +329,7 @@ def judge(challenge: Challenge, gate: GateSpec) -> tuple[str, str]:
     )
     if difference.high < 0:
         return REJECT, f"expected {what} not to be below 0, found {found}"
-    # Written so that a bound that is no number promotes nothing.
+    # Written so that a NaN bound promotes nothing.
     if not difference.low > 0:
         return HOLD, f"expected {what} to be above 0 with its lower bound, found {found}"
     if difference.estimate < gate.min_gain:
@@ -345,9 +361,9 @@ def _expired(
     horizon_s: float,
     gate: GateSpec,
 ) -> Decision:
-    """Let a champion that has grown old stay, or fall back, by how it ranks on rows that came after it."""
+    """Keep an expired champion, or fall back, depending on its ranking of rows after its training."""
     unlearned_days = (measured.end_ns - champion.unseen_from_ns) / NS / DAY_S
-    age = f"{champion} has learned nothing for {unlearned_days:.1f} days"
+    age = f"{champion} has had no training data for {unlearned_days:.1f} days"
     is_under, numbers = _is_under_fallback(rows, horizon_s, gate)
     if not is_under:
         reason = f"{age}; it stays: {numbers}"
@@ -356,7 +372,7 @@ def _expired(
         found,
         verdict=PROMOTE,
         kind=EXPIRY,
-        reasons=(f"{age} and ranks below {FALLBACK}, which takes the place: {numbers}", *found.reasons),
+        reasons=(f"{age} and ranks below {FALLBACK}, which becomes champion: {numbers}", *found.reasons),
         champion=replace(measured.trained[FALLBACK], unproven=True),
         contest=None,
         changed=True,
@@ -366,9 +382,9 @@ def _expired(
 
 
 def _is_under_fallback(rows: ScoredRows, horizon_s: float, gate: GateSpec) -> tuple[bool, str]:
-    """Compare a champion with the plain fallback; only data that suffice speak against it."""
+    """Compare a champion with the fallback; insufficient data never count against it."""
     if FALLBACK not in rows.scores:
-        return False, f"expected {FALLBACK} among the models measured, found none"
+        return False, f"expected {FALLBACK} among the measured models, found none"
     block_s = independent_block_s(rows, horizon_s, gate)
     if lacking := why_insufficient(rows, block_s, gate):
         return False, "; ".join(lacking)
@@ -377,17 +393,17 @@ def _is_under_fallback(rows: ScoredRows, horizon_s: float, gate: GateSpec) -> tu
 
 
 def roll_back(before: Decision, to: Champion, *, as_of: str, now_ns: int, reason: str) -> Decision:
-    """Put an earlier model in force by hand.
+    """Return the decision that makes an earlier model champion by hand.
 
-    The model taken out is barred, its challenger is let go, and all rows up to now count as used: whatever is
-    promoted next has won on later rows.
+    The removed model is barred, its challenger is dropped, and all rows up to now count as used: the next
+    promotion depends on later rows only.
 
     Args:
-        before: the decision in force until then.
-        to: the model to put in force.
+        before: the previous decision.
+        to: the model that becomes champion.
         as_of: the newest partition decided.
         now_ns: end of the newest rows.
-        reason: a person's words.
+        reason: the person's reason.
 
     Raises:
         DecisionError: there is no champion, or it is the same model.
@@ -403,7 +419,7 @@ def roll_back(before: Decision, to: Champion, *, as_of: str, now_ns: int, reason
         as_of=as_of,
         verdict=ROLLBACK,
         kind=BY_HAND,
-        reasons=(f"{champion} was taken out of force and {to} put in its place: {reason}",),
+        reasons=(f"{champion} was replaced by {to}: {reason}",),
         champion=to,
         contest=None,
         challenge=None,
@@ -429,7 +445,7 @@ def _settled(
     """Return the record of what was decided; without a new `champion` the one before stays."""
     carried = hold(measured.as_of, before, "")
     is_decision = kind != NOTHING_DUE
-    # An analysis that found too few spikes has used nothing: it only counted them.
+    # An analysis with too few spikes has used no rows: it only counted spikes.
     uses = kind == GATE and verdict != INSUFFICIENT_DATA
     return replace(
         carried,
@@ -450,7 +466,7 @@ def _settled(
 
 
 def _carried(before: Decision, as_of: str, verdict: str, reasons: tuple[str, ...]) -> Decision:
-    """Take over what later decisions must know."""
+    """Return a decision with the state that later decisions need."""
     return Decision(
         as_of,
         verdict,

@@ -103,7 +103,7 @@ def _metadata(scores: drift.DriftScores, path: Path) -> dict[str, Any]:
         numbers={
             "share_over": scores.drift.share_over,
             "limit": scores.limits.share,
-            "limits": scores.limits.told,
+            "limits": scores.limits.basis,
             "rows": scores.rows,
             "reference_hours": len(scores.reference_hours),
         },

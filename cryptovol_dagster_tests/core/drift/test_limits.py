@@ -49,14 +49,14 @@ def test_too_few_pairs_leave_the_fixed_limits_and_say_so() -> None:
     few, enough = _limits(random[1:]), _limits(random)
     assert few.columns == dict.fromkeys(COLUMNS, 1.2)
     assert (few.share, few.calibrated, few.pairs) == (0.3, False, MIN_PAIRS - 1)
-    assert few.told == "uncalibrated: 29 of the 30 past pairs needed"
+    assert few.basis == "uncalibrated: 29 of the 30 past pairs needed"
     assert few.to_dict()["calibration"]["quantile"] is None
     assert enough.calibrated
-    assert enough.told == "calibrated on 30 past pairs, 0000 … 0029"
+    assert enough.basis == "calibrated on 30 past pairs, 0000 … 0029"
     # The 95th percentile of 30 is the greatest: less would be over it more often than one time in 20.
     assert enough.columns == dict(zip(COLUMNS, random.max(axis=0), strict=True))
     nothing = limits_in_force([], COLUMNS, FIXED)
-    assert (nothing.calibrated, nothing.first, nothing.told[:14]) == (False, None, "uncalibrated: ")
+    assert (nothing.calibrated, nothing.first, nothing.basis[:14]) == (False, None, "uncalibrated: ")
 
 
 @given(st.lists(st.floats(0, 2), min_size=19, max_size=200))

@@ -218,7 +218,7 @@ def test_the_card_takes_its_facts_from_the_reports(rows: Dataset) -> None:
     report = {**found.report, "holdout": False, "holdout_looks": 0}
     card = render_backtest_card([report])
     assert "at or over the 0.9 quantile of the training span (4 days), per product" in card
-    assert "train 4 days, wait H and an embargo, test the next 2 days" in card
+    assert "train on 4 days, leave out H and an embargo, test on the next 2 days" in card
     assert "(persistence, ewma) are fitted" in card
     assert "* Tested on BTC-USD alone; another market" in card
     assert "* xgboost over ewma (the best model of a single feature): AP" in card

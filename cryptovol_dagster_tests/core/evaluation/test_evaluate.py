@@ -136,7 +136,7 @@ def test_a_report_of_another_form_or_version_is_refused_by_name(evaluation: Eval
         read_report(json.dumps(older).encode())
     with pytest.raises(EvaluationError, match=says):
         check_report(older)
-    for content, what in ((b"{", "no JSON: "), (b"[]", "no JSON object")):
+    for content, what in ((b"{", "not JSON: "), (b"[]", "not a JSON object")):
         with pytest.raises(EvaluationError, match=what):
             read_report(content)
 
@@ -563,7 +563,7 @@ def test_the_card_tells_who_is_champion_of_what_features_and_how_to_reproduce_it
     for heading in (
         "Intended use",
         "Out of scope",
-        "What the training span can teach",
+        "What the training span supports",
         "Data",
         "Results on the test span",
         "Onset",
@@ -602,7 +602,7 @@ def test_files_hold_their_keys_in_the_order_they_always_had(evaluation: Evaluati
 
 
 def test_a_report_of_no_partition_decides_nothing(evaluation: Evaluation) -> None:
-    with pytest.raises(EvaluationError, match="no partition"):
+    with pytest.raises(EvaluationError, match="not of a partition"):
         Measured.from_report(
             evaluation.report,
             mlflow_run_ids={},

@@ -52,7 +52,7 @@ def test_an_hour_is_too_little_and_keeps_its_numbers_and_a_day_has_intervals() -
     assert day.brier is not None
     assert 0.0 < day.brier < 0.05
     assert day.measured_on == (
-        "17,280 rows, one each 5 s, 1970-01-01T01:23:20Z … 1970-01-02T01:23:15Z; "
+        "17,280 rows, one every 5 s, 1970-01-01T01:23:20Z … 1970-01-02T01:23:15Z; "
         "2,880 spikes in 48 blocks of 30 min"
     )
 

@@ -412,7 +412,7 @@ def test_windows_that_cannot_be_exact_are_refused(change: dict, message: str) ->
 def test_spans_that_the_bars_do_not_hold_are_refused() -> None:
     bars = random_bars(1)
     for from_ns in (START_NS - NS, START_NS + 1, bars.end_ns + NS):
-        with pytest.raises(FeatureError, match="no bar of"):
+        with pytest.raises(FeatureError, match="not a bar of"):
             compute_features(bars, SPEC, from_ns=from_ns)
     with pytest.raises(FeatureError, match="do not fit"):
         compute_features(bars, spec(bar_interval_s=5))

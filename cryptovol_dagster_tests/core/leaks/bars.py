@@ -1,4 +1,4 @@
-"""A small made-up market of whole bars, for what needs every column of them."""
+"""A small synthetic market of whole bars, for what needs every column of them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import lru_cache
 
 from cryptovol_dagster.core.market.bars import BarGrid
-from cryptovol_dagster.core.market.synthetic import made_up_bars
+from cryptovol_dagster.core.market.synthetic import synthetic_bars
 from cryptovol_dagster.core.specs import SplitSpec
 from cryptovol_dagster_tests.core.clustered_market import MODEL_SPEC, SPEC
 
@@ -23,5 +23,5 @@ SMALL = replace(MODEL_SPEC, xgboost_trees=20, bootstrap_resamples=10)
 
 @lru_cache(maxsize=4)
 def made_up(seed: int, n_bars: int = 3_000) -> BarGrid:
-    """Bars of a made-up market, each seed's computed once."""
-    return made_up_bars(LEAK_SPEC, n_bars, seed=seed)
+    """Bars of a synthetic market, each seed's computed once."""
+    return synthetic_bars(LEAK_SPEC, n_bars, seed=seed)

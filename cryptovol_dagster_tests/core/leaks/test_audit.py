@@ -10,7 +10,7 @@ import pytest
 from cryptovol_dagster.core.leaks import audit as leak_audit
 from cryptovol_dagster.core.leaks import detectors, witnesses
 from cryptovol_dagster.core.leaks.audit import Verdict
-from cryptovol_dagster.core.leaks.detectors import Case, Made, read_claims
+from cryptovol_dagster.core.leaks.detectors import Artefacts, Case, read_claims
 from cryptovol_dagster.core.leaks.ladder import HONEST, LEAKS, Study
 from cryptovol_dagster.core.market.bars import BarGrid
 from cryptovol_dagster.core.models import MODELS
@@ -28,8 +28,8 @@ def case() -> Case:
     study = Study(made_up(1), LEAK_SPEC, SMALL, HONEST)
     scaled = replace(study, bars=witnesses.scale_prices(study.bars), _models={})
     claims = read_claims(study.evaluation("logreg").to_dict())
-    made = Made(study.problem, {"logreg": study.model("logreg")}, claims)
-    return Case(study.bars, LEAK_SPEC, made, study.dataset, scaled.problem.dataset)
+    artefacts = Artefacts(study.problem, {"logreg": study.model("logreg")}, claims)
+    return Case(study.bars, LEAK_SPEC, artefacts, study.dataset, scaled.problem.dataset)
 
 
 @pytest.mark.parametrize("leak", [leak.name for leak in LEAKS])
@@ -72,31 +72,33 @@ def test_what_lies_in_the_lake_is_looked_at_without_a_second_run(case: Case) -> 
 
 
 def test_a_model_that_standardised_by_all_rows_is_seen_in_the_model_itself(case: Case) -> None:
-    rows, y = case.made.problem.dataset, case.made.problem.y
+    rows, y = case.artefacts.problem.dataset, case.artefacts.problem.y
     model = MODELS["logreg"]().fit(rows, y, rows, y, SMALL)
-    finding = detectors.scaler(replace(case, made=replace(case.made, models={"logreg": model})))
+    finding = detectors.scaler(replace(case, artefacts=replace(case.artefacts, models={"logreg": model})))
     assert not finding.clean
     assert "logreg subtracts" in finding.said
     assert "training rows is" in finding.said
-    finding = detectors.purge(replace(case, made=replace(case.made, models={"logreg": model})))
+    finding = detectors.purge(replace(case, artefacts=replace(case.artefacts, models={"logreg": model})))
     assert finding.said.startswith("the last of training rows of logreg is decided at")
 
 
 def test_one_label_in_a_thousand_is_enough(case: Case) -> None:
-    problem = case.made.problem
+    problem = case.artefacts.problem
     sigma = problem.dataset.sigma.copy()
     sigma[0] *= 1.01
     wrong = replace(problem, dataset=replace(problem.dataset, sigma=sigma))
-    finding = detectors.labels(replace(case, made=replace(case.made, problem=wrong)))
+    finding = detectors.labels(replace(case, artefacts=replace(case.artefacts, problem=wrong)))
     assert not finding.clean
     assert finding.said.startswith("1 of 1,000 labels are not the volatility that follows, e.g. ")
 
 
 def test_a_row_on_the_wrong_side_of_its_threshold_is_seen(case: Case) -> None:
-    problem = case.made.problem
+    problem = case.artefacts.problem
     y = problem.y.copy()
     y[7] = ~y[7]
-    finding = detectors.thresholds(replace(case, made=replace(case.made, problem=replace(problem, y=y))))
+    finding = detectors.thresholds(
+        replace(case, artefacts=replace(case.artefacts, problem=replace(problem, y=y)))
+    )
     assert finding.said == "1 rows are not labelled by σ ≥ τ"
 
 

@@ -108,10 +108,10 @@ def test_counted_trades_are_kept_and_another_product_is_left_out() -> None:
 
 def test_a_candle_twice_or_off_the_grid_is_refused() -> None:
     candles = candles_of([0, 1])
-    with pytest.raises(BarsError, match=r"a candle of BTC-USD stands twice"):
+    with pytest.raises(BarsError, match=r"a candle of BTC-USD appears twice"):
         bars_of(pd.concat([candles, candles]), 0, 2)
     candles["bar_start"] += pd.Timedelta("1s")
-    with pytest.raises(BarsError, match=r"does not lie on a grid of 60000000000 ns"):
+    with pytest.raises(BarsError, match=r"is not on a grid of 60000000000 ns"):
         bars_of(candles, 0, 2)
     assert set(candles.columns) == set(CANDLE_COLUMNS)
 

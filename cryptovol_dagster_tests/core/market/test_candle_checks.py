@@ -97,7 +97,7 @@ def test_columns_are_known_by_the_names_that_exports_have() -> None:
         (
             GOOD.drop(columns="product"),
             {},
-            "t.csv: no column says whose candles they are: name it with --product",
+            "t.csv: no column names the product: name it with --product",
         ),
         (
             changed(4, product="ETH-USD"),
@@ -109,18 +109,18 @@ def test_columns_are_known_by_the_names_that_exports_have() -> None:
             {},
             "t.csv: expected a product such as BTC-USD, found '../x'",
         ),
-        (changed(4, product=None), {}, "t.csv: row 5 names no product"),
+        (changed(4, product=None), {}, "t.csv: row 5 has no product"),
         (
             starts_as(STARTS.dt.strftime("%Y-%m-%d %H:%M:%S")),
             {},
             "t.csv: expected times with a zone (…Z, …+00:00), found 30 of 30 without, the first "
-            "'2024-01-01 00:00:00' in row 1; --assume-utc takes them for UTC",
+            "'2024-01-01 00:00:00' in row 1; --assume-utc treats them as UTC",
         ),
         (
             starts_as(STARTS.dt.tz_localize(None)),
             {},
             "t.csv: expected times with a zone (…Z, …+00:00), found 30 of 30 without, the first "
-            "'2024-01-01 00:00:00' in row 1; --assume-utc takes them for UTC",
+            "'2024-01-01 00:00:00' in row 1; --assume-utc treats them as UTC",
         ),
         (
             starts_as(["soon", *STARTS.dt.strftime("%Y-%m-%dT%H:%M:%SZ")[1:]]),

@@ -157,7 +157,7 @@ def test_a_silent_product_keeps_its_place() -> None:
     ticks = ticks_of([{"product": 1}])
     read = TickColumns.from_table(ticks.to_table(), products=("SOL-USD", "ETH-USD", "BTC-USD"))
     assert (read.products, read.product.tolist()) == (("SOL-USD", "ETH-USD", "BTC-USD"), [1])
-    with pytest.raises(ColumnsError, match="not asked for: ETH-USD"):
+    with pytest.raises(ColumnsError, match="not requested: ETH-USD"):
         TickColumns.from_table(ticks.to_table(), products=("BTC-USD",))
 
 

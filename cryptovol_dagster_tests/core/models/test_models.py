@@ -225,7 +225,7 @@ def test_a_file_of_something_else_is_refused(name: str, models: dict[str, Model]
     with pytest.raises(ModelError, match="not a cryptovol model file"):
         load_model(data[: len(data) // 2])
     other = next(kind for kind in MODELS if kind != name)
-    with pytest.raises(ModelError, match=f"the file holds a model {name}, not {other}"):
+    with pytest.raises(ModelError, match=f"the file contains a model {name}, not {other}"):
         MODELS[other].from_bytes(data)
 
 
@@ -253,7 +253,7 @@ def test_a_damaged_file_is_refused(name: str, models: dict[str, Model]) -> None:
     with pytest.raises(ModelError, match="format 99"):
         load_model(rewritten(data, {"meta.json": newer}))
     renamed = json.dumps(meta | {"name": "oracle"}).encode()
-    with pytest.raises(ModelError, match="no model is called oracle"):
+    with pytest.raises(ModelError, match="there is no model oracle"):
         load_model(rewritten(data, {"meta.json": renamed}))
 
 
@@ -326,9 +326,7 @@ def test_boosting_stops_early_and_keeps_only_what_counts(problem: Problem) -> No
 
 
 def test_an_unknown_name_lists_the_known(problem: Problem) -> None:
-    with pytest.raises(
-        ModelError, match="no model is called prophet; there are persistence, baseline_zscore"
-    ):
+    with pytest.raises(ModelError, match="there is no model prophet; there are persistence, baseline_zscore"):
         train("prophet", problem)
 
 
@@ -343,7 +341,7 @@ def test_types_that_could_run_code_are_not_loaded(models: dict[str, Model]) -> N
 
     foreign = skops.io.dumps(FunctionTransformer(np.random.default_rng))
     data = rewritten(models["logreg"].to_bytes(), {"pipeline.skops": foreign})
-    with pytest.raises(ModelError, match="the file of model logreg holds types not trusted"):
+    with pytest.raises(ModelError, match="the file of model logreg contains types that are not trusted"):
         load_model(data)
 
 

@@ -91,7 +91,7 @@ def test_another_models_graph_is_found_out() -> None:
     rows, _ = dataset(np.random.default_rng(7), 80, 0.2)
     model, other = fitted("xgboost", 8), fitted("xgboost", 9)
     with pytest.raises(
-        ParityError, match=r"model xgboost: onnxruntime says .* at most 1e-06 may lie between"
+        ParityError, match=r"model xgboost: onnxruntime gives .* they may differ by 1e-06 at most"
     ):
         compare(model, "onnxruntime", OnnxScorer(to_onnx(other)).predict, rows.features)
 
@@ -107,7 +107,7 @@ def test_a_flag_that_turns_is_found_out_though_the_probabilities_are_near() -> N
     def nan_for_the_first(X: np.ndarray) -> np.ndarray:
         return np.where(np.arange(len(X)) == 0, np.nan, expected)
 
-    with pytest.raises(ParityError, match="model logreg: a stub says nan of row 0, the model itself 0"):
+    with pytest.raises(ParityError, match="model logreg: a stub gives nan for row 0, the model itself 0"):
         compare(model, "a stub", nan_for_the_first, rows.features, at)
     near = np.sort(expected)[[39, 40]]
     scores = np.where(expected == near[0], near[0] + MAX_DIFFERENCE / 2, expected)

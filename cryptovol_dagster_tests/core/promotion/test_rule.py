@@ -119,7 +119,7 @@ def test_the_first_champion_is_plain_and_unproven_whatever_the_data(
     assert decision.champion == replace(found.trained[first], unproven=True)
     assert (decision.changed, decision.kind, decision.decided_as_of) == (True, FIRST, NOW)
     assert decision.verdict == (PROMOTE if sufficient else INSUFFICIENT_DATA)
-    assert decision.reasons[0] == f"there was no champion yet; {first} takes the place, unproven"
+    assert decision.reasons[0] == f"there was no champion yet; {first} becomes champion, unproven"
     # It has won on no row: they are all there for the first challenger.
     assert decision.used_until_ns == 0
     assert given.asked == []
@@ -129,7 +129,7 @@ def test_without_a_plain_model_there_is_no_champion() -> None:
     decision = settle(GivenRows(), None, measured(("xgboost", "logreg")))
     assert (decision.champion, decision.verdict, decision.changed) == (None, HOLD, False)
     assert decision.reasons == (
-        "there was no champion yet; expected ewma or har_logit among the models measured, found xgboost, "
+        "there was no champion yet; expected ewma or har_logit among the measured models, found xgboost, "
         "logreg",
     )
 
@@ -148,7 +148,7 @@ def test_a_champion_of_other_features_is_followed_by_its_own_kind(
     assert (decision.kind, decision.verdict, decision.contest) == (SUCCESSION, PROMOTE, None)
     assert decision.reasons == (
         f"expected a champion of feature set beef, found ewma of {BEFORE} trained on f00d: not comparable; "
-        f"{successor} takes the place, unproven",
+        f"{successor} becomes champion, unproven",
     )
 
 
@@ -260,7 +260,7 @@ def test_an_undecided_challenger_is_let_go_after_the_longest_hold_out() -> None:
     alike = replace(seen, scores=dict.fromkeys((THE_CHAMPION, THE_CHALLENGER), seen.scores[THE_CHAMPION]))
     decision = settle(GivenRows(alike), replace(STANDING, contest=contest))
     assert (decision.verdict, decision.contest) == (HOLD, None)
-    assert decision.reasons[0].endswith(f"; xgboost of {BEFORE} is let go after 28.0 days")
+    assert decision.reasons[0].endswith(f"; xgboost of {BEFORE} is dropped after 28.0 days")
 
 
 @pytest.mark.parametrize(
@@ -284,14 +284,14 @@ def test_before_the_hold_out_is_long_enough_it_is_not_read() -> None:
     decision = settle(given, replace(STANDING, contest=short))
     assert (decision.verdict, decision.kind) == (INSUFFICIENT_DATA, NOTHING_DUE)
     assert decision.reasons == (
-        f"expected 1 days of hold-out for a first look at xgboost of {BEFORE}, found 0.25",
+        f"expected 1 days of hold-out for a first analysis of xgboost of {BEFORE}, found 0.25",
     )
     looked = replace(CONTEST, looked_until_ns=END_NS - DAY_NS // 2)
     decision = settle(given, replace(STANDING, contest=looked))
     assert given.asked == ["why_unscorable"] * 2
     assert (decision.verdict, decision.contest) == (HOLD, looked)
     assert decision.reasons == (
-        f"expected 3.00 days of hold-out for the next look at xgboost of {BEFORE}, found 2.00",
+        f"expected 3.00 days of hold-out for the next analysis of xgboost of {BEFORE}, found 2.00",
     )
 
 
@@ -310,7 +310,7 @@ def test_when_the_errors_allowed_are_spent_nobody_is_promoted() -> None:
     decision = settle(GivenRows(rows(champion=0.5, challenger=2.5)), spent)
     assert (decision.verdict, decision.champion, decision.looks) == (HOLD, REIGNING, spent.looks)
     assert decision.reasons == (
-        "expected something left of the 2.5% of errors allowed in 30 days, found it spent by 1 looks",
+        "expected a rest of the error budget of 2.5% in 30 days, found it spent by 1 analyses",
     )
 
 
@@ -389,7 +389,8 @@ def test_an_expired_champion_under_har_falls_back_to_it() -> None:
     assert decision.champion == replace(found, unproven=True)
     assert (decision.kind, decision.verdict, decision.contest) == (EXPIRY, PROMOTE, None)
     assert decision.reasons[0].startswith(
-        f"ewma of {BEFORE} has learned nothing for 8.0 days and ranks below har_logit, which takes the place"
+        f"ewma of {BEFORE} has had no training data for 8.0 days and ranks below har_logit, "
+        "which becomes champion"
     )
     assert (decision.used_until_ns, decision.decided_as_of) == (END_NS, NOW)
 
@@ -399,7 +400,7 @@ def test_an_expired_champion_under_har_falls_back_to_it() -> None:
     [
         (rows(champion=1.5, har_logit=0.5), "it stays: average precision"),
         (rows(share=0.005, champion=0.5, har_logit=1.5), "positives in the hold-out, 30 are needed"),
-        (rows(champion=0.5), "expected har_logit among the models measured, found none"),
+        (rows(champion=0.5), "expected har_logit among the measured models, found none"),
     ],
 )
 def test_an_expired_champion_not_under_har_stays_with_a_reason(matured: ScoredRows, says: str) -> None:
@@ -436,9 +437,7 @@ def test_a_rollback_bars_the_model_and_asks_for_fresh_rows() -> None:
     assert (decision.verdict, decision.champion, decision.contest) == (ROLLBACK, REIGNING, None)
     assert decision.barred == (CHALLENGER.identity,)
     assert (decision.used_until_ns, decision.decided_as_of, decision.looks) == (END_NS, NOW, before.looks)
-    assert decision.reasons == (
-        f"xgboost of {BEFORE} was taken out of force and ewma of {BEFORE} put in its place: alarms all night",
-    )
+    assert decision.reasons == (f"xgboost of {BEFORE} was replaced by ewma of {BEFORE}: alarms all night",)
     # What comes after carries it on.
     carried = hold("2026-04-04-07:00", decision, "nothing was trained")
     assert (carried.barred, carried.used_until_ns) == (decision.barred, END_NS)
