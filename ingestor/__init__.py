@@ -1,1 +1,1 @@
-"""The recorder: exchange → Kafka → raw storage, losing nothing. It knows nothing of the pipeline."""
+"""The recorder: exchange → Kafka → raw storage, without losses. It does not depend on the pipeline."""

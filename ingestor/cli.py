@@ -6,7 +6,7 @@ import click
 
 from ingestor.cli_group import VerbGroup
 
-#: In the order in which a newcomer meets them.
+#: In the order in which a new user needs them.
 VERBS = {
     "config": "ingestor.verbs.config:config",
     "ingest": "ingestor.verbs.ingest:ingest",

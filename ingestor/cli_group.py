@@ -1,6 +1,6 @@
-"""What every `cryptovol` command shares: failures as people see them, verbs imported late, ``--config``.
+"""Shared parts of every `cryptovol` command: error messages, verbs imported on demand, ``--config``.
 
-A `CryptovolError` is written for people: its message is the line. Anything else is a fault of ours and keeps
+A `CryptovolError` is written for users: its message is the line. Anything else is a bug and keeps
 its traceback.
 """
 
@@ -40,11 +40,11 @@ class OneLineErrorsGroup(click.Group):
 
 
 class VerbGroup(OneLineErrorsGroup):
-    """A group that also offers verbs of other rooms, imported only when one of them is asked for.
+    """A group that also offers verbs of other rooms, imported only when one of them is used.
 
     Args:
         elsewhere: verb → ``module:attribute`` of its click command.
-        unknown_verb: what to add to the error about a verb that this group does not have.
+        unknown_verb: text to add to the error about an unknown verb.
         kwargs: of `click.Group`.
     """
 
@@ -63,7 +63,7 @@ class VerbGroup(OneLineErrorsGroup):
         )
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Name the verbs: the group's own, then the others in the order given."""
+        """Return the names of the verbs: the group's own, then the others in order."""
         return [*super().list_commands(ctx), *self._elsewhere]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -77,10 +77,10 @@ class VerbGroup(OneLineErrorsGroup):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """Find the verb that the arguments begin with."""
+        """Return the verb that the arguments begin with."""
         if args[0].startswith("-") or self.get_command(ctx, args[0]) is not None:
             return super().resolve_command(ctx, args)
-        # Click knows of the verbs that it holds itself only.
+        # Click knows only the verbs that are registered in it.
         hint = did_you_mean(args[0], self.list_commands(ctx)) or f" {self._unknown_verb}"
         raise click.UsageError(f"No such command '{args[0]}'.{hint}".strip(), ctx)
 

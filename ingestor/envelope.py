@@ -1,4 +1,4 @@
-"""What a Kafka message of cryptovol looks like: typed, versioned JSON.
+"""Kafka messages of cryptovol: typed, versioned JSON.
 
 The exchange's own entry travels inside as raw JSON (`msgspec.Raw`), byte for byte, so that a field the
 exchange adds tomorrow reaches raw storage without a change here.
@@ -15,7 +15,7 @@ SCHEMA_VERSION = 1
 #: Topic names without the configured prefix.
 TICKS, TRADES, EVENTS, DEAD = "ticks.raw", "trades.raw", "feed.events", "feed.dead"
 TOPICS = (TICKS, TRADES, EVENTS, DEAD)
-#: Features of every bar: derived data, so the archive leaves it alone.
+#: Features of every bar: derived data, so the archive does not store them.
 FEATURES_TOPIC = "ticks.features"
 ALL_TOPICS = (*TOPICS, FEATURES_TOPIC)
 
@@ -46,7 +46,7 @@ class _Positioned(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class TickMessage(_Positioned, frozen=True, kw_only=True, gc=False):
-    """One entry of the exchange's ``ticker`` channel, and where in the connection it stood."""
+    """One entry of the exchange's ``ticker`` channel, and its position in the connection."""
 
     ticker: msgspec.Raw
 
@@ -101,7 +101,7 @@ class FeatureMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 Message = TickMessage | TradeMessage | FeedEvent | DeadLetter
 
-#: One reusable encoder; `encode(message)` gives the Kafka value.
+#: One reusable encoder; `encode(message)` returns the Kafka value.
 encode = msgspec.json.Encoder().encode
 
 DECODERS: dict[str, msgspec.json.Decoder[Any]] = {

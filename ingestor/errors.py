@@ -1,6 +1,6 @@
 """The base of every exception that people are meant to read.
 
-Whoever raises one writes the line that stands behind ``Error:``; anything else is a fault of this program and
+The message of such an exception is the line after ``Error:``; anything else is a bug of this program and
 keeps its traceback. The pure core may import this module of the recorder, and no other.
 """
 
@@ -12,7 +12,7 @@ from typing import ClassVar
 
 #: Exit code of a command: it failed; it was used or configured wrongly (as click has it).
 FAILED, USAGE = 1, 2
-#: Packages whose exceptions are written for people. For text alone, such as an event that Dagster stored:
+#: Packages whose exceptions are written for users. For text alone, such as an event that Dagster stored:
 #: there the class may be one of an earlier build.
 OUR_PACKAGES = ("ingestor.", "cryptovol_dagster.")
 
@@ -27,7 +27,7 @@ class CryptovolError(Exception):
     exit_code: ClassVar[int] = FAILED
 
     def _render_traceback_(self) -> list[str]:
-        """Give IPython the lines to show: a notebook shows the message, not where it was raised."""
+        """Return the lines for IPython: a notebook shows the message without a traceback."""
         return [f"{type(self).__name__}: {one_line(str(self))}"]
 
 
@@ -42,11 +42,11 @@ def one_line(text: str) -> str:
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """Return what to append to a message about a word that nobody knows: `` Did you mean 'status'?``.
+    """Return the hint for a message about an unknown word: `` Did you mean 'status'?``.
 
     Args:
         word: as it was typed.
-        known: what could have been meant; case does not matter.
+        known: the known words; case does not matter.
 
     Returns:
         The question with a space before it; empty where nothing is similar.

@@ -1,7 +1,7 @@
 """Posts each closed hour to Dagster's webserver: fire and forget, in a thread of its own.
 
 The sensor `closed_hours` reports whatever does not arrive this way. It posts with urllib and tries once: the
-recorder's image holds no HTTP library.
+recorder's image has no HTTP library.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _TIMEOUT_S = 5.0
 
 
 def describe(hour: ClosedHour) -> dict[str, Any]:
-    """What is reported of a closed hour beside its version: plain values, as metadata."""
+    """Return the metadata of a closed hour beside its version: plain values."""
     return {
         **{f"rows {topic}": rows for topic, rows in hour.rows.items()},
         "watermark_ns": hour.watermark_ns,
@@ -59,7 +59,7 @@ class HourReporter:
         self._url = f"{ui_url.rstrip('/')}/report_asset_materialization/{RAW_TICKS}"
         self._timeout_s = timeout_s
         self._hours: queue.SimpleQueue[ClosedHour | None] = queue.SimpleQueue()
-        # The webserver stands beside the recorder and is not reached through the environment's proxy.
+        # The webserver runs beside the recorder and is not reached through the environment's proxy.
         self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
         self._thread = threading.Thread(target=self._run, name="hour-reporter", daemon=True)
         self._thread.start()
@@ -69,7 +69,7 @@ class HourReporter:
         self._hours.put(hour)
 
     def close(self) -> None:
-        """Report what is waiting, as far as the webserver answers in time; then end."""
+        """Report the waiting hours, as far as the webserver answers in time; then end."""
         self._hours.put(None)
         self._thread.join(self._timeout_s)
 

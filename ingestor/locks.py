@@ -1,7 +1,7 @@
-"""Advisory locks on files: exclusive or shared, waited for or tried, with a record of who holds one.
+"""Advisory locks on files: exclusive or shared, blocking or not, with a record of the holder.
 
-A lock is the kernel's, so it goes with its holder, also when that is killed. It lasts as long as the open
-file that took it. What the file says about its holder only serves messages. Some network file systems do not
+A lock is the kernel's, so it ends with its holder, also when that is killed. It lasts as long as the open
+file that took it. The record of its holder is only used in messages. Some network file systems do not
 carry such locks from one machine to another.
 """
 
@@ -22,7 +22,7 @@ from ingestor.times import NS
 
 
 class Holder(msgspec.Struct, frozen=True):
-    """Who holds a lock.
+    """Holder of a lock.
 
     Attributes:
         pid: process id.
@@ -40,7 +40,7 @@ class Holder(msgspec.Struct, frozen=True):
 
 
 def lock(file: IO[Any]) -> None:
-    """Lock an open file for its holder alone; wait while others hold it.
+    """Lock an open file exclusively; wait while others hold it.
 
     Raises:
         OSError: the file system has no locks.
@@ -49,7 +49,7 @@ def lock(file: IO[Any]) -> None:
 
 
 def try_lock(file: IO[Any], *, shared: bool = False) -> bool:
-    """Lock an open file unless somebody else's lock forbids it.
+    """Lock an open file unless another lock forbids it.
 
     Args:
         file: keeps the lock until it is closed.
@@ -69,7 +69,7 @@ def try_lock(file: IO[Any], *, shared: bool = False) -> bool:
 
 
 def is_locked(path: Path) -> bool:
-    """Whether somebody holds an exclusive lock on a file.
+    """Return whether a file has an exclusive lock.
 
     Raises:
         OSError: the file cannot be opened, or its file system has no locks.
@@ -90,7 +90,7 @@ def write_holder(file: IO[bytes]) -> None:
 
 
 def read_holder(file: IO[bytes]) -> Holder | None:
-    """Return who wrote last: the holder, or of several that share the lock the one that came last.
+    """Return the last record: the holder, or the last one of several that share the lock.
 
     Returns:
         None where nothing readable was written.

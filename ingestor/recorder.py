@@ -42,18 +42,18 @@ PROGRESS_EVERY_S = 5.0
 
 
 class IngestError(CryptovolError):
-    """Recording failed or ended with something left over; the message is one line."""
+    """Recording failed or ended with unstored messages; the message is one line."""
 
 
 class IngestSetupError(IngestError):
-    """What was asked for cannot work together; the message is one line."""
+    """The options exclude each other; the message is one line."""
 
     exit_code = USAGE
 
 
 @dataclass(frozen=True)
 class IngestOptions:
-    """What to record, and until when.
+    """Options of a recording.
 
     Attributes:
         products: instead of the configured ones.
@@ -62,10 +62,10 @@ class IngestOptions:
         until_closed: stop when the server closes with code 1000.
         with_archive: write raw storage; an embedded broker needs it.
         with_feed: read the exchange; without it the archive runs alone on a real broker.
-        connect_timeout_s: with `duration_s` or `until_closed`, how long nothing readable may come before the
-            run fails; a run without an end tries for ever.
+        connect_timeout_s: with `duration_s` or `until_closed`, the run fails after this long without a
+            readable frame; a run without an end tries for ever.
         embedded_broker: never touch the configured broker, bring an embedded one.
-        shared_archive: let other archives that say so too write the same raw storage.
+        shared_archive: allow other shared archives to write the same raw storage.
     """
 
     products: Sequence[str] | None = None
@@ -80,11 +80,11 @@ class IngestOptions:
 
     @property
     def give_up_after_s(self) -> float | None:
-        """How long nothing readable may come; None where the run has no end."""
+        """Longest time without a readable frame; None where the run has no end."""
         return self.connect_timeout_s if self.until_closed or self.duration_s is not None else None
 
     def check(self) -> None:
-        """Check what is known before a broker answers.
+        """Check the options before a broker answers.
 
         Raises:
             IngestSetupError: the parts cannot work together.
@@ -101,7 +101,9 @@ class IngestOptions:
             IngestSetupError: an embedded broker needs both feed and archive.
         """
         if broker.is_embedded and not self.with_archive:
-            raise IngestSetupError("the embedded broker forgets what is not archived: it needs the archive")
+            raise IngestSetupError(
+                "the embedded broker drops records that are not archived: it needs the archive"
+            )
         if broker.is_embedded and not self.with_feed:
             raise IngestSetupError("an embedded broker is empty: the archive alone needs a real one")
 
@@ -133,7 +135,7 @@ class Started:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return {
             "event": "started",
             "bootstrap_servers": self.bootstrap_servers,
@@ -146,13 +148,13 @@ class Started:
 
 @dataclass(frozen=True)
 class IngestSummary:
-    """What a recording came to.
+    """Result of a recording.
 
     Attributes:
         ended: ``closed`` by the server, ``duration``, or ``signal``.
         seconds: how long it ran.
-        feed: what the feed counted; None for the archive alone.
-        kafka: what became of its messages; None for the archive alone.
+        feed: counts of the feed; None for the archive alone.
+        kafka: counts of its messages; None for the archive alone.
         archived_offsets: next offset by topic and partition that raw storage does not hold yet.
         waited_for_room_s: how long the socket was not read for want of room in the broker.
     """
@@ -165,7 +167,7 @@ class IngestSummary:
     waited_for_room_s: float
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return {
             "event": "summary",
             "ended": self.ended,
@@ -184,24 +186,24 @@ def run_ingest(
     on_started: Callable[[Started], None] | None = None,
     on_progress: Callable[[FeedCounters, PublishCounters], None] | None = None,
 ) -> IngestSummary:
-    """Record until a signal, or until what `options` says.
+    """Record until a signal, or until the end set in `options`.
 
     Args:
         settings: the effective configuration.
-        options: what to record, and until when.
+        options: options of the recording.
         on_started: called once, when the broker answers and a signal would stop cleanly.
         on_progress: called every few seconds.
 
     Raises:
-        IngestSetupError: the parts asked for cannot work together.
+        IngestSetupError: the options exclude each other.
         StorageHeldError: another archive writes the same raw storage.
-        AddressError: `options.url` is no WebSocket address.
-        IngestError: something was left unacknowledged or unarchived at the end.
-        BrokerError, FeedError, PublishError, ArchiveError: what their names say.
+        AddressError: `options.url` is not a WebSocket address.
+        IngestError: messages were unacknowledged or unarchived at the end.
+        BrokerError, FeedError, PublishError, ArchiveError: a part failed.
     """
     options.check()
     check_address(options.url or settings.coinbase.url)
-    # The default pool keeps memory for each thread that ever asked for some: 20 to 40 MB more at the peak.
+    # The default pool keeps memory for each thread that ever allocated: 20 to 40 MB more at the peak.
     pa.set_memory_pool(pa.system_memory_pool())
     kafka = settings.kafka
     if options.embedded_broker:
@@ -281,7 +283,7 @@ class _Recorder:
         )
 
     async def _record(self, url: str, archive: Archive | None) -> None:
-        """Run the feed; whatever ends it, wait for what it published to be acknowledged."""
+        """Run the feed; at any end, wait until its messages are acknowledged."""
         publisher = Publisher(
             self._broker,
             stored_offsets=archive.stored_offsets if archive else None,
@@ -303,7 +305,7 @@ class _Recorder:
         reporting = asyncio.create_task(self._report(feed.counters, publisher))
         try:
             await feed.run(self._stop)
-            self._stop.set()  # whatever comes from now on, that is why it ended
+            self._stop.set()  # later errors are not the reason of the end
             if self._logs.state.other_broker:
                 raise IngestError(self._logs.state.other_broker)
             if not await publisher.drain(FLUSH_TIMEOUT_S):
@@ -321,7 +323,7 @@ class _Recorder:
             self._waited_for_room_s = publisher.blocked_s
             publisher.close()
         if self._options.give_up_after_s is not None and not feed.heard and self._ended != "signal":
-            raise IngestError(f"{url}: nothing readable came: {feed.last_end}")
+            raise IngestError(f"{url}: no readable frame: {feed.last_end}")
 
     def _start_archive(self, loop: asyncio.AbstractEventLoop) -> Archive | None:
         if self._started.raw_dir is None:
@@ -344,7 +346,7 @@ class _Recorder:
         return archive
 
     def _finish(self, archive: Archive) -> None:
-        """Let the archive store everything this run published, then end it."""
+        """Wait until the archive has stored all messages of this run, then end it."""
         wanted = {
             (topic, partition): offset + 1
             for topic, partitions in self._acknowledged.items()
@@ -358,7 +360,7 @@ class _Recorder:
                 self._reporter.close()
 
     def _spill(self) -> Spill | None:
-        """Where messages wait while a real broker is away; the embedded one is never away."""
+        """Return the folder of messages that wait for a real broker; the embedded one is never away."""
         if self._broker.is_embedded:
             return None
         return Spill(self._settings.storage.data_dir, self._settings.ingest.spill_bytes)
@@ -377,7 +379,7 @@ class _Recorder:
     def _stopping_at_signals(self, loop: asyncio.AbstractEventLoop) -> Iterator[None]:
         """Stop cleanly at the first SIGINT or SIGTERM, also while the rest is being stored.
 
-        A second one ends the process at once: a KeyboardInterrupt would wait for the archive all the same.
+        A second one ends the process at once: a KeyboardInterrupt would wait for the archive.
         """
         if threading.current_thread() is not threading.main_thread():
             yield  # signals belong to the main thread

@@ -1,4 +1,4 @@
-"""What tells the folder of a synthetic market from one that the real market is recorded into."""
+"""Marker that distinguishes the folder of a synthetic market from one of a real recording."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ MARKET_LOCK = "market.lock"
 
 
 class SyntheticFolderError(CryptovolError):
-    """The real market was to be recorded into a synthetic one; the message says how not to."""
+    """The real market would be recorded into a synthetic one; the message contains the remedy."""
 
     exit_code = USAGE
 
 
 def is_synthetic(settings: Settings) -> bool:
-    """Tell whether the data folder is that of a synthetic market."""
+    """Return whether the data folder is that of a synthetic market."""
     return (settings.storage.data_dir / MARKET_LOCK).exists()
 
 
@@ -29,6 +29,6 @@ def require_real(settings: Settings, command: str) -> None:
     """
     if is_synthetic(settings):
         raise SyntheticFolderError(
-            f"{settings.storage.data_dir} holds a synthetic market, and `{command}` records the real one: "
-            "leave out --config (`cryptovol ui` opens this market)"
+            f"{settings.storage.data_dir} contains a synthetic market, and `{command}` records the real one: "
+            "omit --config (`cryptovol ui` opens this market)"
         )

@@ -30,6 +30,6 @@ def hour_from_key(key: str) -> int:
     """Return the start of the hour called ``YYYY-MM-DD-HH:00``, in nanoseconds.
 
     Raises:
-        ValueError: `key` is no such name.
+        ValueError: `key` is not such a name.
     """
     return int(datetime.strptime(key, _KEY_FORMAT).replace(tzinfo=UTC).timestamp()) * NS

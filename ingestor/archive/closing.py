@@ -49,16 +49,16 @@ LOG = logging.getLogger(__name__)
 
 _T = TypeVar("_T")
 
-#: A connection that left no event for this long while others did (a killed process) holds no hour open.
+#: A connection that left no event for this long while others did (a killed process) keeps no hour open.
 LOST_AFTER_NS = 60 * NS
 #: Data further apart than this are two recordings, not one with an outage: no empty hours between them.
 MAX_EMPTY_NS = 7 * DAY_NS
-#: How far back in ``feed.events`` a restart looks: several times what keeps a connection alive.
+#: How far back in ``feed.events`` a restart reads: several times the interval of checkpoints.
 _RECOVERED_NS = 10 * LOST_AFTER_NS
 
 #: How long nothing must have landed in a closed hour before it is closed again.
 REVISED_AFTER_S = 120.0
-#: A folder's time is the file system's, which may lag behind ours.
+#: A folder's time is the file system's, which may lag behind this machine's clock.
 _CLOCKS_APART_NS = 2 * NS
 
 _EVENT_COLUMNS = ["schema_version", "kind", "at_ns", "connection_id", "event_time_ns", "payload"]
@@ -66,7 +66,7 @@ _EVENT_COLUMNS = ["schema_version", "kind", "at_ns", "connection_id", "event_tim
 
 @dataclass(frozen=True)
 class _Offset:
-    """The last acknowledged offset of a partition; the log is None where the checkpoint does not say."""
+    """The last acknowledged offset of a partition; the log is None where the checkpoint lacks it."""
 
     topic: str
     partition: int
@@ -88,7 +88,7 @@ class _Connection:
     waiting: deque[_Checkpoint] = field(default_factory=deque)
 
     def settle(self, is_stored: Callable[[_Offset], bool]) -> None:
-        """Take over the checkpoints whose offsets are all stored by now, or can never be."""
+        """Settle the checkpoints whose offsets are all stored by now, or can never be."""
         while self.waiting and all(is_stored(offset) for offset in self.waiting[0].offsets):
             time_ns = self.waiting.popleft().event_time_ns
             self.watermark_ns = time_ns if self.watermark_ns is None else max(self.watermark_ns, time_ns)
@@ -117,20 +117,20 @@ class HourCloser:
         self._revised_after_s = revised_after_s
         #: Closed hours in which something landed, and when last (monotonic clock).
         self._landed_at_s: dict[int, float] = {}
-        #: Closed hours whose folders changed since, by whomever: to be checked, newest last.
+        #: Closed hours whose folders changed later, by any process: to be checked, newest last.
         self._suspected: list[int] = []
         self._connections: dict[str, _Connection] = {}
         self._newest_at_ns = 0
-        self._looked_up_to_ns: int | None = None
+        self._searched_up_to_ns: int | None = None
         self._log_ids: Mapping[str, str] = {}
-        #: (topic, log, partition) → offset up to which a log that is gone was checked.
-        self._looked_up_to: dict[tuple[str, str, int], int] = {}
+        #: (topic, log, partition) → offset up to which a deleted log was checked.
+        self._checked_up_to: dict[tuple[str, str, int], int] = {}
 
     @property
     def watermark_ns(self) -> int | None:
-        """Least event time over the connections in force, or the newest of those that are over.
+        """Return the least event time over the active connections, or the newest of the ended ones.
 
-        None without any connection, or while one in force has no stored checkpoint yet.
+        None without any connection, or while an active one has no stored checkpoint yet.
         """
         in_force, over = [], []
         for connection in self._connections.values():
@@ -151,24 +151,24 @@ class HourCloser:
         self._log_ids = dict(log_ids)
         self._connections.clear()
         self._newest_at_ns = 0
-        self._looked_up_to_ns = None
+        self._searched_up_to_ns = None
         self._landed_at_s.clear()
         self._suspect()
         for table in self._newest_events(log_ids[EVENTS]):
             self.observe(table)
 
     def observe_file(self, path: Path) -> None:
-        """Take in the events of a file that was just stored."""
+        """Process the events of a file that was just stored."""
         self.observe(read_rows(path, _EVENT_COLUMNS))
 
     def observe(self, events: pa.Table) -> None:
-        """Take in stored events, in offset order."""
+        """Process stored events, in offset order."""
         for event in events.to_pylist():
             if event["schema_version"] != UNREADABLE:
                 self._observe(event)
 
     def landed(self, hours_ns: Iterable[int]) -> None:
-        """Take note that rows of these hours were just stored."""
+        """Record that rows of these hours were just stored."""
         for hour_ns in hours_ns:
             if closing_path(self._raw_dir, hour_ns).exists():
                 self._landed_at_s[hour_ns] = time.monotonic()
@@ -195,31 +195,31 @@ class HourCloser:
         if event["kind"] == "checkpoint" and event["event_time_ns"] is not None:
             connection.waiting.append(_Checkpoint(event["event_time_ns"], _offsets(event["payload"])))
         elif event["kind"] == "log_recreated":
-            # What its old log had acknowledged and nobody stored is recorded as lost.
+            # Acknowledged offsets of the old log that were not stored are recorded as lost.
             for offset in _last_offsets(event["payload"]):
                 self._is_stored(offset)
 
     def _is_stored(self, wanted: _Offset) -> bool:
-        """Whether an offset is stored, or can never be because its log is gone."""
+        """Return whether an offset is stored, or can never be because its log was deleted."""
         log_id = self._log_ids.get(wanted.topic)
         if wanted.log_id is None or log_id is None or wanted.log_id == log_id:
             return self._next_stored(wanted.topic, wanted.partition) > wanted.offset
         key = (wanted.topic, wanted.log_id, wanted.partition)
-        if self._looked_up_to.get(key, -1) < wanted.offset:
-            self._looked_up_to[key] = wanted.offset
+        if self._checked_up_to.get(key, -1) < wanted.offset:
+            self._checked_up_to[key] = wanted.offset
             if positions.record_end(
                 self._raw_dir,
                 wanted.topic,
                 wanted.log_id,
                 wanted.partition,
                 wanted.offset + 1,
-                f"acknowledged, but the topic was made anew (log {log_id}) before they were stored",
+                f"acknowledged, but the topic was recreated (log {log_id}) before they were stored",
             ):
                 LOG.warning("%s partition %d: log %s was lost", wanted.topic, wanted.partition, wanted.log_id)
         return True
 
     def _is_over(self, connection: _Connection) -> bool:
-        """Whether a connection ended or fell silent, and its last checkpoint has counted."""
+        """Return whether a connection ended or fell silent, and its last checkpoint is settled."""
         lost = connection.last_at_ns < self._newest_at_ns - LOST_AFTER_NS
         return not connection.waiting and (connection.ended or lost)
 
@@ -227,16 +227,16 @@ class HourCloser:
         if watermark_ns is None:
             return []
         end_ns = hour_start(watermark_ns - self._closed_after_ns)
-        if end_ns == self._looked_up_to_ns:
+        if end_ns == self._searched_up_to_ns:
             return []
         self._suspect()
         reader = RawReader(self._raw_dir)  # it remembers footers: for these hours, not for ever
         closed = [self._close(hour_ns, watermark_ns, reader) for hour_ns in self._complete_hours(end_ns)]
-        self._looked_up_to_ns = end_ns
+        self._searched_up_to_ns = end_ns
         return [hour for hour in closed if hour is not None]
 
     def _complete_hours(self, end_ns: int) -> list[int]:
-        """Hours before `end_ns` that are not closed yet: those with data, and the empty ones between."""
+        """Return the hours before `end_ns` that are not closed yet: with data, or empty between others."""
         already = {hour_ns for hour_ns, _ in closing_paths(self._raw_dir)}
         with_data = {
             hour_ns for topic in (TICKS, TRADES) for hour_ns, _ in hour_folders(self._raw_dir / topic)
@@ -249,7 +249,7 @@ class HourCloser:
         return sorted(complete - already)
 
     def _close(self, hour_ns: int, watermark_ns: int, reader: RawReader) -> ClosedHour | None:
-        closed_at_ns = time.time_ns()  # before its rows are read: whatever lands meanwhile came late
+        closed_at_ns = time.time_ns()  # before its rows are read: rows stored meanwhile are late
         seals = _seals(reader, hour_ns)
         hour = ClosedHour(
             hour=hour_key(hour_ns),
@@ -268,17 +268,17 @@ class HourCloser:
             return None  # another archive of the same storage closed it
         return hour
 
-    # Rows that come late
+    # Late rows
 
     def _suspect(self) -> None:
-        """Find closed hours where a file may have landed since, whoever stored it: by their folders' times.
+        """Find closed hours that may have new files, stored by any process: by their folders' times.
 
         A file may hold rows of its neighbours' last and first seconds. An hour that is still open changes all
         the time, so the one before it is always among them.
         """
         try:
             recorded = {hour_from_key(hour.hour): hour for hour in RawReader(self._raw_dir).closed_hours()}
-        except ArchiveError as error:  # whoever reads closed hours hears of it; recording goes on
+        except ArchiveError as error:  # readers of closed hours report it; recording goes on
             LOG.error("closed hours are not checked for late rows: %s", error)
             return
         changed = {
@@ -298,7 +298,7 @@ class HourCloser:
 
     def _close_again(self, at_the_end: bool) -> list[ClosedHour]:
         now_s = time.monotonic()
-        if self._suspected:  # one at a look: after a conversion every folder is new
+        if self._suspected:  # one at a time: after a conversion every folder is new
             hour_ns = self._suspected.pop()
             if hour_ns not in self._landed_at_s and self._late_rows(hour_ns):
                 self._landed_at_s[hour_ns] = now_s
@@ -314,15 +314,15 @@ class HourCloser:
         return [hour for hour in revised if hour is not None]
 
     def _late_rows(self, hour_ns: int) -> int:
-        return self._looked_at(hour_ns, late_rows) or 0
+        return self._read_closed(hour_ns, late_rows) or 0
 
     def _revise(self, hour_ns: int) -> ClosedHour | None:
-        """Record an hour again with the rows that came late; None where it got none, or cannot be."""
-        revised = self._looked_at(hour_ns, _revised)
+        """Record an hour again with its late rows; None where it has none, or cannot be read."""
+        revised = self._read_closed(hour_ns, _revised)
         return None if revised is None else self._record(revised)
 
-    def _looked_at(self, hour_ns: int, look: Callable[[RawReader, ClosedHour], _T]) -> _T | None:
-        """What a look at a closed hour finds; None where it cannot be read: recording does not stop."""
+    def _read_closed(self, hour_ns: int, look: Callable[[RawReader, ClosedHour], _T]) -> _T | None:
+        """Return the result of `look` on a closed hour; None where it cannot be read: recording goes on."""
         reader, key = RawReader(self._raw_dir), hour_key(hour_ns)
         try:
             hour = reader.closed_hour(key)
@@ -332,7 +332,7 @@ class HourCloser:
             return None
 
     def _newest_events(self, log_id: str) -> list[pa.Table]:
-        """The newest stored events of each partition, back to `_RECOVERED_NS` before its last, in order."""
+        """Return the newest events of each partition, from `_RECOVERED_NS` before its last, in order."""
         newest_first: dict[int, list[tuple[FileName, Path]]] = {}
         for _, folder in hour_folders(self._raw_dir / EVENTS):
             for name, path in files_in(folder):
@@ -345,7 +345,7 @@ class HourCloser:
 
 
 def _seals(reader: RawReader, hour_ns: int) -> dict[str, Seal]:
-    """Seals of an hour by topic; none where a file cannot be read, for which recording must not stop."""
+    """Return the seals of an hour by topic; empty where a file cannot be read: recording must not stop."""
     try:
         return {topic: seal(reader, topic, hour_ns) for topic in TOPICS}
     except ArchiveError as error:
@@ -354,10 +354,10 @@ def _seals(reader: RawReader, hour_ns: int) -> dict[str, Seal]:
 
 
 def _revised(reader: RawReader, before: ClosedHour) -> ClosedHour | None:
-    """An hour's next record, with the rows that came late; None where none did.
+    """Return an hour's next record, with its late rows; None where it has none.
 
     Raises:
-        ArchiveError: what it was sealed with is no longer there, or cannot be read.
+        ArchiveError: its sealed rows are no longer there, or cannot be read.
     """
     late = late_rows(reader, before)
     if not late:
@@ -391,7 +391,7 @@ def _neighbours(hour_ns: int) -> tuple[int, int, int]:
 
 
 def _changed_at_ns(folder: Path) -> int:
-    """When a file was put into a folder; 0 where there is none."""
+    """Return when a folder got its last file; 0 where there is no folder."""
     try:
         return folder.stat().st_mtime_ns
     except OSError:
@@ -412,7 +412,7 @@ def _back_to(newest_first: list[tuple[FileName, Path]]) -> list[pa.Table]:
 
 
 def _last_offsets(payload: str) -> tuple[_Offset, ...]:
-    """The last acknowledged offset of each partition of the log that an event ``log_recreated`` is about."""
+    """Return the last acknowledged offset by partition of the deleted log of a ``log_recreated`` event."""
     detail = msgspec.json.decode(payload)
     return tuple(
         _Offset(detail["topic"], int(partition), offset, detail["old_log"])
@@ -421,7 +421,7 @@ def _last_offsets(payload: str) -> tuple[_Offset, ...]:
 
 
 def _offsets(payload: str) -> tuple[_Offset, ...]:
-    """The last acknowledged offset of each topic and partition in a checkpoint's detail."""
+    """Return the last acknowledged offset of each topic and partition in a checkpoint's detail."""
     detail = msgspec.json.decode(payload)
     logs = detail.get("logs", {})
     return tuple(

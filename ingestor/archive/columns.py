@@ -17,11 +17,11 @@ _NUMPY_TYPES = {pa.int16(): np.int16, pa.int32(): np.int32, pa.int64(): np.int64
 
 
 def column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """An Arrow column of integers, float64 or strings (str or UTF-8 bytes); None is null.
+    """Build an Arrow column of integers, float64 or strings (str or UTF-8 bytes); None is null.
 
     Raises:
         OverflowError: an integer does not fit.
-        pyarrow.ArrowInvalid: bytes that are no UTF-8.
+        pyarrow.ArrowInvalid: bytes are not UTF-8.
     """
     if kind == pa.string():
         return _strings(values)
@@ -31,12 +31,12 @@ def column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
 
 
 def as_int64(array: Any) -> np.ndarray:
-    """The values of an int64 column without nulls, not copied."""
+    """Return the values of an int64 column without nulls, not copied."""
     return np.frombuffer(array.buffers()[1], np.int64, len(array), array.offset * 8)
 
 
 def mask_of(flags: np.ndarray) -> pa.Array:
-    """A boolean column, for `Table.filter`."""
+    """Build a boolean column, for `Table.filter`."""
     return pa.Array.from_buffers(pa.bool_(), len(flags), [None, _bitmap(flags)])
 
 

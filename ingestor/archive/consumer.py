@@ -45,7 +45,7 @@ __all__ = ["Archive", "Offsets"]
 
 LOG = logging.getLogger(__name__)
 
-#: How often a waiting thread checks what is stored.
+#: How often a waiting thread checks the stored offsets.
 _POLL_S = 0.2
 #: How soon another archive takes over the partitions of a dead one.
 _SESSION_TIMEOUT_MS = 6_000
@@ -61,7 +61,7 @@ class Archive:
         closed_after_s: an hour closes when the watermark passes its end by this.
         revised_after_s: one in which rows landed late closes again when nothing more has for this long.
         group: consumer group; archives of one storage share it.
-        logs: knows which log stands behind each topic; by default the archive asks by itself.
+        logs: log of each topic; by default the archive asks the broker itself.
         on_progress: called from the archive's thread after each stored file, and once when it fails.
         on_hour_closed: called from there with each hour that it closed, or closed again.
     """
@@ -80,7 +80,7 @@ class Archive:
     ) -> None:
         self._broker = broker
         self._raw_dir = storage.raw_dir
-        # Systems that share a broker have prefixes of their own, and so have their groups.
+        # Systems that share a broker have their own prefixes, and so do their groups.
         self._group = broker.topic(group)
         self._logs = logs
         self._on_progress = on_progress
@@ -98,7 +98,7 @@ class Archive:
             on_hour_closed=on_hour_closed,
             owned=owned,
         )
-        # Guarded by the condition `changed` of what is stored: read by other threads.
+        # Guarded by the condition `changed` of the stored offsets: read by other threads.
         self._failure: ArchiveError | None = None
         self._ended = False
 
@@ -107,12 +107,12 @@ class Archive:
 
     @property
     def error(self) -> ArchiveError | None:
-        """Why the archive stopped by itself; None while it runs."""
+        """Reason why the archive stopped by itself; None while it runs."""
         with self._stored.changed:
             return self._failure
 
     def stored_offsets(self) -> dict[tuple[str, int], int]:
-        """For (topic without prefix, partition): the offset after the last one in raw storage.
+        """Return the offset after the last one in raw storage, by (topic without prefix, partition).
 
         Kept after `stop`. Partitions that another archive owns are missing, or as they were when it took
         them.
@@ -125,7 +125,7 @@ class Archive:
         self._thread.start()
 
     def stop(self, *, drain: bool = True, timeout_s: float = 30.0) -> None:
-        """Store what the topics hold by now (with `drain`; else only what was read), then end.
+        """Store all records of the topics (with `drain`; else only those already read), then end.
 
         Raises:
             ArchiveError: it failed before, or could not store everything within `timeout_s`.
@@ -142,10 +142,10 @@ class Archive:
             raise self._failure
 
     def drain_to(self, offsets: Offsets, timeout_s: float) -> None:
-        """Wait until raw storage holds everything before the given offsets, flushing early for it.
+        """Wait until raw storage contains everything before the given offsets, flushing early for it.
 
         Args:
-            offsets: for (topic without prefix, partition) the offset after the last one wanted.
+            offsets: offset after the last needed one, by (topic without prefix, partition).
             timeout_s: how long to wait.
 
         Raises:
@@ -170,9 +170,9 @@ class Archive:
                 self._stored.changed.wait(_POLL_S)
 
     def run(self, stop: threading.Event) -> None:
-        """Store until `stop` is set, then store what was read so far and let go of the partitions.
+        """Store until `stop` is set, then store all records read so far and release the partitions.
 
-        A full disk does not end it: it waits for room.
+        A full disk does not end it: it waits for space.
 
         Raises:
             ArchiveError: raw storage cannot be written, or contradicts the broker's log. Everything stored
@@ -197,8 +197,8 @@ class Archive:
         try:
             while shut_out < _JOIN_TRIES:
                 try:
-                    # Who comes back under its name is given what it had before, without a new division: too
-                    # little for ever, if that was while a topic was missing.
+                    # A member that comes back under its name gets its former partitions without a rebalance:
+                    # too little for ever, if that was while a topic was missing.
                     self._join_and_consume(f"{member}-{renamed}" if renamed else member, logs, stop)
                     return
                 except NoRoomError as error:
@@ -262,9 +262,9 @@ class Archive:
             self._failure = error
 
     def _wait_for_room(self, error: NoRoomError, stop: threading.Event) -> bool:
-        """Hold nothing and read nothing until raw storage takes bytes again; False where `stop` came first.
+        """Own and read nothing until raw storage takes bytes again; False where `stop` came first.
 
-        What was read and not stored is in Kafka: the archive joins again and reads it again.
+        Records that were read and not stored are in Kafka: the archive joins again and reads them again.
 
         Raises:
             NoRoomError: `stop` came first, and something is not stored.
@@ -279,7 +279,7 @@ class Archive:
         config = self._broker.consumer_config(self._group) | {
             "session.timeout.ms": _SESSION_TIMEOUT_MS,
             "heartbeat.interval.ms": _SESSION_TIMEOUT_MS // 4,
-            # What is fetched ahead is memory; by default a full queue pauses fetching for a second.
+            # Prefetched records take memory; by default a full queue pauses fetching for a second.
             "queued.max.messages.kbytes": 8 * 1024,
             "fetch.queue.backoff.ms": 10,
             "on_commit": _note_commit,

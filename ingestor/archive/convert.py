@@ -1,4 +1,4 @@
-"""Raw storage in one format → the same raw storage in the other, in another folder; the source is only read.
+"""Convert raw storage from one format to the other, into another folder; the source is only read.
 
 Every file is written by the rule of `writer.py`, read back and compared with its source: the same rows, the
 same footer. Offset gaps and closed hours are copied. What was converted before is compared and kept, so a
@@ -36,7 +36,7 @@ from ingestor.envelope import TOPICS
 from ingestor.errors import first_line
 from ingestor.settings.sections import RawFormat
 
-#: Says in a target what it is being made of.
+#: File in a target that names its source.
 _MARK = "_convert.json"
 
 
@@ -46,20 +46,20 @@ class ConvertError(ArchiveError):
 
 @dataclass
 class Conversion:
-    """What a conversion has come to.
+    """Result of a conversion.
 
     Attributes:
         to: format of the target.
         out: the target.
-        files: data files in the span asked for.
+        files: data files in the requested span.
         done: of these, converted or found converted, each compared with its source.
         kept: of these, found converted.
         rows: records in the files done, by topic.
         bytes_before: size of the files done in the source.
         bytes_after: size of the files done in the target.
-        gaps: records of lost offsets that the target holds too.
-        closed_hours: records of closed hours that the target holds too.
-        seconds: how long it took.
+        gaps: records of lost offsets that the target contains too.
+        closed_hours: records of closed hours that the target contains too.
+        seconds: duration.
     """
 
     to: RawFormat
@@ -75,7 +75,7 @@ class Conversion:
     seconds: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return asdict(self) | {"seconds": round(self.seconds, 3)}
 
 
@@ -99,12 +99,12 @@ def convert_raw(
         source: root of raw storage, in one format or mixed.
         out: root of the target: absent, empty, or begun by the same conversion.
         to: format of the target.
-        first_hour_ns: start of the first hour folder wanted; all by default.
+        first_hour_ns: start of the first hour folder to convert; all by default.
         last_hour_ns: start of the last one, inclusive. Offset gaps, which have no hour, are all copied.
         on_progress: called after each file.
 
     Raises:
-        ConvertError: the target is foreign, the source holds nothing, or a file did not come back as it was.
+        ConvertError: the target is foreign, the source is empty, or a converted file differs from its source.
         ArchiveError: something cannot be read or written.
     """
     began_s = time.monotonic()
@@ -117,7 +117,7 @@ def convert_raw(
         for _, path in sorted(files_in(folder))
     ]
     if not wanted:
-        raise ConvertError(f"{source}: no raw files there in the hours asked for")
+        raise ConvertError(f"{source}: no raw files in the requested hours")
     _check_target(source, out, to)
     with StorageLock(out):
         _begin(source, out, to)
@@ -178,11 +178,11 @@ def _convert_file(topic: str, path: Path, source: Path, out: Path, conversion: C
         _write(footer, table, path, target, out, conversion.to)
     if _read(topic, target) != (footer, table):
         if existed:
-            raise ConvertError(f"{target} is not what {path} holds: delete it and convert again")
+            raise ConvertError(f"{target} differs from {path}: delete it and convert again")
         target.unlink()
         footer_path(target).unlink(missing_ok=True)
         raise ConvertError(
-            f"{path} does not come back from {conversion.to} as it was; nothing was kept of it"
+            f"{path} differs after conversion to {conversion.to}; the converted file was deleted"
         )
     conversion.done += 1
     conversion.rows[topic] += footer.rows
@@ -205,9 +205,7 @@ def _write(footer: Footer, table: pa.Table, path: Path, target: Path, out: Path,
         for batch in table.to_batches(max_chunksize=ROW_GROUP_ROWS):
             file.append(batch, 0)
         if file.path != target:
-            raise ConvertError(
-                f"{path} does not stand where its first record belongs: {file.path.parent.name}"
-            )
+            raise ConvertError(f"{path} is not in the folder of its first record: {file.path.parent.name}")
         file.publish()
     except CollisionError as error:
         raise ConvertError(f"{path} cannot be converted: {error}") from error
@@ -222,12 +220,12 @@ def _closed_hours(source: Path, first_hour_ns: int | None, last_hour_ns: int | N
 
 
 def _copy(path: Path, target: Path, folder: Path) -> None:
-    """Copy a small record, byte for byte; one that stands there already must be the same."""
+    """Copy a small record, byte for byte; an existing one must be equal."""
     try:
         content = path.read_bytes()
         if not target.exists():
             write_exclusively(folder, target, content)
         if target.read_bytes() != content:
-            raise ConvertError(f"{target} is not what {path} holds: delete it and convert again")
+            raise ConvertError(f"{target} differs from {path}: delete it and convert again")
     except OSError as error:
         raise ConvertError(f"{path} cannot be copied to {target}: {error.strerror}") from error

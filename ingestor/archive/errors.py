@@ -1,4 +1,4 @@
-"""What can go wrong with raw storage."""
+"""Errors of raw storage."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from ingestor.errors import CryptovolError
 
 
 class ArchiveError(CryptovolError):
-    """Raw storage cannot be written or read; the message is one line that says what and where."""
+    """Raw storage cannot be written or read; the message is one line with fault and place."""
 
 
 class CollisionError(ArchiveError):
-    """Another writer has stored from this offset on: drop what was read, look again where to go on."""
+    """Another writer has stored from this offset on: drop the read records, and find the offset again."""
 
 
 class NoRoomError(ArchiveError):
-    """The disk is full, or the quota used up: nothing of the attempt is left, and it may be tried again."""
+    """The disk is full, or the quota used up: the attempt left nothing behind and may be repeated."""

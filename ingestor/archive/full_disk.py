@@ -1,4 +1,4 @@
-"""A full disk: remember what was refused, say so now and then, and wait until raw storage takes bytes."""
+"""A full disk: record the refusal, log it now and then, and wait until raw storage takes bytes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Refusal:
     """The disk is full, until a file was stored again. Times are of the monotonic clock.
 
     Attributes:
-        error: what was refused last.
+        error: the last refusal.
         since_s: when the first attempt failed.
         refused_at_s: when the last attempt failed.
         logged_at_s: when it was last logged.
@@ -36,7 +36,7 @@ class _Refusal:
 
 
 class FullDisk:
-    """Whether raw storage has room; readable from any thread, changed by the archive's own.
+    """State of the space of raw storage; readable from any thread, changed by the archive's own.
 
     Args:
         raw_dir: root of raw storage.
@@ -48,11 +48,11 @@ class FullDisk:
 
     @property
     def is_full(self) -> bool:
-        """Whether the last attempt to store something was refused."""
+        """Whether the last attempt to store was refused."""
         return self._refusal is not None
 
     def refused_after(self, began_s: float) -> NoRoomError | None:
-        """Return what was refused after `began_s` (monotonic clock); None where nothing was."""
+        """Return the refusal after `began_s` (monotonic clock); None where there was none."""
         refusal = self._refusal
         return refusal.error if refusal is not None and refusal.refused_at_s > began_s else None
 

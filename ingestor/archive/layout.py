@@ -1,4 +1,4 @@
-"""Where raw files stand and what they are called, and the footer each of them carries.
+"""Folders and names of raw files, and the footer of each file.
 
 ``<raw>/<topic>/date=YYYY-MM-DD/hour=HH/<log8>-p<partition>-<first offset, 20 digits>.parquet`` (``.ndjson``).
 Names that begin with ``_`` (temporary files, claims, footers, offset gaps, closed hours) are never data.
@@ -53,7 +53,7 @@ _CLOSING = re.compile(r"(hour=\d\d)(?:\.r([1-9]\d*))?\.json")
 
 @dataclass(frozen=True, order=True)
 class FileName:
-    """What the name of a raw file (or of an offset gap) says: whose offsets, and from which one on."""
+    """Content of the name of a raw file (or of an offset gap): log, partition, first offset."""
 
     log_id: str
     partition: int
@@ -64,7 +64,7 @@ class FileName:
 
     @classmethod
     def parse(cls, name: str) -> FileName | None:
-        """Read a file's name; None where it is no name of raw storage."""
+        """Parse a file's name; None where it is not a name of raw storage."""
         match = _NAME.fullmatch(name)
         if match is None:
             return None
@@ -72,7 +72,7 @@ class FileName:
 
 
 class Footer(msgspec.Struct, frozen=True, kw_only=True):
-    """What a raw file says about itself: the offsets, event times and sequence numbers in it (inclusive)."""
+    """Footer of a raw file: its offsets, event times and sequence numbers (inclusive)."""
 
     schema_version: int = FOOTER_VERSION
     topic: str
@@ -131,7 +131,7 @@ class FooterTally:
                 self._connections[name] = (min(known[0], low.as_py()), max(known[1], high.as_py()))
 
     def footer(self) -> Footer:
-        """The footer of what was counted."""
+        """Return the footer of the counted records."""
         return Footer(
             topic=self._topic,
             log_id=self._name.log_id,
@@ -146,7 +146,7 @@ class FooterTally:
 
 
 class OffsetGap(msgspec.Struct, frozen=True, kw_only=True):
-    """Offsets (inclusive) that the broker no longer had when the archive came to read them."""
+    """Offsets (inclusive) that the broker no longer had when the archive read them."""
 
     topic: str
     log_id: str
@@ -158,7 +158,7 @@ class OffsetGap(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SealedPart(msgspec.Struct, frozen=True, kw_only=True):
-    """What a partition of a log held of a closed hour; `sha256` is over every column of its rows."""
+    """Rows of a partition of a log in a closed hour; `sha256` is over every column of its rows."""
 
     log_id: str
     partition: int
@@ -169,7 +169,7 @@ class SealedPart(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Seal(msgspec.Struct, frozen=True, kw_only=True):
-    """What a topic held of a closed hour: its rows, one hash over all, and what it is made of."""
+    """Rows of a topic in a closed hour: their number, one hash over all, and the parts."""
 
     rows: int
     sha256: str
@@ -180,7 +180,7 @@ class ClosedHour(msgspec.Struct, frozen=True, kw_only=True):
     """An hour that is complete: every connection's event time has passed its end.
 
     `hour` is ``YYYY-MM-DD-HH:00`` (UTC), `rows` counts the stored records of that hour for each topic, and
-    `seals` say what they were; hours closed by earlier versions have none. When rows come late the hour is
+    `seals` describe its rows; hours closed by earlier versions have none. When rows come late the hour is
     recorded again with the next `revision`; `closed_at_ns` stays when it closed first, `late_rows` counts
     what came since.
     """
@@ -196,24 +196,24 @@ class ClosedHour(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def recorded_at_ns(self) -> int:
-        """Since when its contents are these: what was made of it before may lack rows."""
+        """Time since which its contents are unchanged: results computed earlier may lack rows."""
         return self.closed_at_ns if self.revised_at_ns is None else self.revised_at_ns
 
     @property
     def version(self) -> str:
-        """Name of its contents, short and stable: other rows, another version."""
+        """Short stable name of its contents: other rows have another version."""
         contents = {topic: seal.sha256 for topic, seal in self.seals.items()} or self.rows
         return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()[:12]
 
 
 def hour_folder(parent: Path, time_ns: int) -> Path:
-    """Folder under `parent` of the hour that holds `time_ns`."""
+    """Return the folder under `parent` of the hour of `time_ns`."""
     moment = datetime.fromtimestamp(hour_start(time_ns) // NS, UTC)
     return parent / f"date={moment:%Y-%m-%d}" / f"hour={moment:%H}"
 
 
 def closing_path(raw_dir: Path, hour_ns: int, revision: int = 0) -> Path:
-    """Where it is recorded that an hour closed, or closed again."""
+    """Return the path of the record that an hour closed, or closed again."""
     folder = hour_folder(raw_dir / CLOSED, hour_ns)
     return folder.with_name(f"{folder.name}.r{revision}.json" if revision else f"{folder.name}.json")
 
@@ -238,8 +238,8 @@ def hour_folders(parent: Path, since_ns: int = 0, until_ns: int = 2**63) -> Iter
 
     Args:
         parent: a topic's folder.
-        since_ns: days that end before are not looked into.
-        until_ns: nor are those that begin at this time or after it.
+        since_ns: days that end before are skipped.
+        until_ns: days that begin at this time or after it are skipped.
 
     Raises:
         ArchiveError: a folder cannot be read.
@@ -256,7 +256,7 @@ def files_in(folder: Path) -> Iterator[tuple[FileName, Path]]:
     """Yield the raw files of one hour folder.
 
     Raises:
-        ArchiveError: the folder cannot be read, or holds a file that raw storage did not write.
+        ArchiveError: the folder cannot be read, or contains a file that raw storage did not write.
     """
     for entry in _listed(folder):
         if entry.startswith(("_", ".")):
@@ -268,7 +268,7 @@ def files_in(folder: Path) -> Iterator[tuple[FileName, Path]]:
 
 
 def read_footer(path: Path) -> Footer:
-    """Read what a raw file says about itself.
+    """Read the footer of a raw file.
 
     Raises:
         ArchiveError: the file is corrupt, or not one of raw storage.
@@ -280,7 +280,7 @@ def read_footer(path: Path) -> Footer:
 
 
 def is_ndjson(path: Path) -> bool:
-    """Whether a raw file is NDJSON: by its name in raw storage, elsewhere by its content.
+    """Return whether a raw file is NDJSON: by its name in raw storage, elsewhere by its content.
 
     Raises:
         ArchiveError: the file cannot be opened.
@@ -295,17 +295,17 @@ def is_ndjson(path: Path) -> bool:
 
 
 def footer_path(path: Path) -> Path:
-    """Where the footer of an NDJSON file stands."""
+    """Return the path of the footer of an NDJSON file."""
     return path.with_name(f"_{path.stem}.footer.json")
 
 
 def footer_content(path: Path, footer: Footer) -> bytes:
-    """What to write at `footer_path` for a published NDJSON file."""
+    """Return the content of `footer_path` for a published NDJSON file."""
     return msgspec.json.encode(_FooterFile(data_bytes=path.stat().st_size, footer=footer))
 
 
 def computed_footer(path: Path) -> Footer:
-    """The footer of an NDJSON file, from its rows; `log_id` is empty where its name is none of raw storage.
+    """Compute the footer of an NDJSON file; `log_id` is empty where its name is not one of raw storage.
 
     Raises:
         ArchiveError: the file is corrupt, or its offsets are not those that its name promises.
@@ -326,7 +326,7 @@ def computed_footer(path: Path) -> Footer:
         first_offset = name.first_offset + tally.rows
         expected = np.arange(first_offset, first_offset + len(offsets))
         if not np.array_equal(offsets, expected) or (partitions != name.partition).any():
-            raise ArchiveError(f"{path} is damaged: lines {tally.rows + 1} and on hold other offsets")
+            raise ArchiveError(f"{path} is damaged: lines from {tally.rows + 1} on have other offsets")
         tally.add_times(as_int64(event_times(topic, batch)))
         tally.add_sequences(batch)
     assert tally is not None  # a file without a line has no topic

@@ -21,7 +21,7 @@ from ingestor.archive.layout import TEMPORARY
 
 
 class Slot:
-    """The first free slot of this machine, storage and group; held until the context ends.
+    """Lock the first free slot of this machine, storage and group until the context ends.
 
     Raises:
         ArchiveError: the storage cannot be written.
@@ -58,9 +58,9 @@ class Slot:
 
 
 def archive_runs(raw_dir: Path) -> bool:
-    """Whether an archive on this machine runs on this storage: it may yet store what is promised.
+    """Return whether an archive on this machine runs on this storage: it may still store promised offsets.
 
-    It holds the lock of its name, or that of the storage where it has that for itself alone.
+    It holds the lock of its name, or that of the storage if it uses the storage alone.
 
     Args:
         raw_dir: root of raw storage.

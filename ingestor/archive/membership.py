@@ -1,7 +1,7 @@
-"""One membership of the consumer group: partitions assigned to one consumer, read, stored, and let go of.
+"""One membership of the consumer group: partitions are assigned to one consumer, read, stored, and released.
 
 A membership ends for good when its consumer can no longer be relied on; the archive then joins again with a
-new one (`ingestor/archive/consumer.py`). What a later membership needs lives in `Kept`.
+new one (`ingestor/archive/consumer.py`). The state for later memberships is `Kept`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from ingestor.settings.sections import StorageSettings
 
 LOG = logging.getLogger(__name__)
 
-#: Records asked for at once, and how long a quiet broker may take to fill that (it bounds every reaction).
+#: Records per request, and longest wait for them at a quiet broker (it bounds every reaction).
 _BATCH_RECORDS = 2_000
 _POLL_S = 0.2
 #: How often it is checked whether an hour can close.
@@ -47,7 +47,7 @@ _NOTHING_ASSIGNED_AFTER_S = 10.0
 
 
 class FencedError(Exception):
-    """The broker takes another consumer for the member of our name."""
+    """The broker treats another consumer as the member of this name."""
 
 
 class NewLogError(Exception):
@@ -64,18 +64,18 @@ class OtherBrokerError(Exception):
 
 @dataclass
 class Kept:
-    """What an archive keeps from one membership to the next.
+    """State that an archive keeps from one membership to the next.
 
     Attributes:
         broker: where to read.
         storage: where to write, and how often.
-        stored: what raw storage holds.
+        stored: stored offsets.
         disk: whether it has room.
         closer: decides which hours are complete.
         on_progress: called after each stored file.
         on_hour_closed: called with each hour that closed, or closed again.
         owned: the partitions assigned at present, by topic without prefix and number.
-        orphans: partitions that were taken away, to be stored if it turns out that their log is gone.
+        orphans: revoked partitions, to be stored if their log turns out to be deleted.
         is_first_name: whether joining under another name was not tried yet.
     """
 
@@ -96,8 +96,8 @@ class Membership:
 
     Args:
         consumer: a new one; it is closed at the end of `run`.
-        logs: says which log stands behind each topic.
-        kept: what an archive keeps between memberships.
+        logs: log of each topic.
+        kept: state between memberships.
     """
 
     def __init__(self, consumer: Consumer, logs: LogWatch, kept: Kept) -> None:
@@ -118,7 +118,7 @@ class Membership:
         self._closing_due_s = 0.0
 
     def run(self, stop: threading.Event) -> None:
-        """Store until `stop` is set, then store what was read so far and leave the group.
+        """Store until `stop` is set, then store all records read so far and leave the group.
 
         Raises:
             FencedError, NewLogError: a new consumer is needed.
@@ -178,10 +178,10 @@ class Membership:
             )
 
     def _require_partitions(self) -> None:
-        """Once, not to be left without partitions: of many archives that share some may well have none.
+        """Check once for partitions: of many archives that share a group some may have none.
 
         Raises:
-            NothingAssignedError: none was given for so long that none will be.
+            NothingAssignedError: none was assigned for so long that none will be.
         """
         now_s = time.monotonic()
         if self._owned:
@@ -195,7 +195,7 @@ class Membership:
         before = self._stored.log_ids
         log_ids = self._broker.log_ids(TOPICS, patience_s=_ANSWER_WITHIN_S)
         self._stored.log_ids = log_ids
-        # A consumer that knew the old log may hold the leader of the new one for outdated, and wait for ever.
+        # A consumer that knew the old log may treat the leader of the new one as outdated, and wait for ever.
         self._is_outdated = bool(before) and before != log_ids
         self._retire_orphans(log_ids)
         stored: dict[str, dict[int, int]] = {}
@@ -224,7 +224,7 @@ class Membership:
         self._closes_hours = False
 
     def _retire_orphans(self, log_ids: Mapping[str, str]) -> None:
-        """Store what was read of logs that are gone; what was read of others, whoever owns it reads again."""
+        """Store the records of deleted logs; those of other logs are read again by their owner."""
         known, self._kept.orphans = self._kept.orphans, []
         for partition in known:
             log_id = log_ids.get(partition.topic)
@@ -233,7 +233,7 @@ class Membership:
             elif log_id == partition.log_id:
                 partition.drop()
             else:
-                partition.retire(f"the topic was made anew (log {log_id}) before they were stored")
+                partition.retire(f"the topic was recreated (log {log_id}) before they were stored")
 
     def _set_position(self, partition: Partition, stored: Mapping[int, int]) -> None:
         for _ in range(_POSITION_TRIES):
@@ -257,10 +257,10 @@ class Membership:
             f"{partition.topic} partition {partition.number}: another archive keeps storing the same offsets"
         )
 
-    # What the partitions ask for
+    # Called by the partitions
 
     def publish(self, partition: Partition) -> bool:
-        """Store what was gathered of a partition; False where another archive stored it first.
+        """Store the gathered file of a partition; False where another archive stored it first.
 
         Raises:
             NoRoomError: the disk is full.
@@ -287,7 +287,7 @@ class Membership:
         return True
 
     def reposition(self, partition: Partition) -> None:
-        """Drop what was read of a partition, and go on where raw storage ends by now.
+        """Drop the read records of a partition, and continue at the end of raw storage.
 
         Raises:
             ArchiveError: another archive stores the same offsets each time, or a file is damaged.
@@ -297,12 +297,12 @@ class Membership:
         self.seek(partition)
 
     def seek(self, partition: Partition) -> None:
-        """Drop what is staged of a partition, and read it again from its `next_offset` on."""
+        """Drop the staged records of a partition, and read again from its `next_offset` on."""
         partition.drop_staged()
         self._consumer.seek(self._place(partition, partition.next_offset))
 
     def mark_stored(self, partition: Partition, offset: int) -> None:
-        """Note that nothing before `offset` is left to store."""
+        """Record that everything before `offset` is stored."""
         partition.stored_offset = offset
         self._stored.mark(partition.topic, partition.number, offset)
 
@@ -322,7 +322,7 @@ class Membership:
             if partition is not None:  # else revoked while the batch was on its way
                 _, end = self._consumer.get_watermark_offsets(TopicPartition(name, number), cached=True)
                 partition.stage(batch, now_s, end)
-        # What was read before an error is stored first: the broker may not have it any more.
+        # Records read before an error are stored first: the broker may not have them any more.
         for message in errors:
             self._on_error(message)
 
@@ -332,7 +332,7 @@ class Membership:
         topic, number = message.topic(), message.partition()
         partition = self._owned.get((self._topics.get(topic or "", ""), -1 if number is None else number))
         if error.code() == KafkaError._AUTO_OFFSET_RESET and partition is not None:
-            # The log no longer has the next offset: keep what was read before it, then ask again.
+            # The log no longer has the next offset: keep the records before it, then ask again.
             ids = self._broker.log_ids([partition.topic], patience_s=_ANSWER_WITHIN_S)
             if ids != {partition.topic: partition.log_id}:
                 raise NewLogError
@@ -342,20 +342,20 @@ class Membership:
         elif error.code() in (*PASSING_ERRORS, *TOPIC_GONE) or error.retriable():
             LOG.warning("Kafka at %s: %s", self._broker.bootstrap_servers, error.str())
         elif error.code() in FENCED:
-            # A broker that restarted does it when a commit of ours overtakes our joining. That there is no
-            # second member of the name, the lock of the name says.
+            # A restarted broker does it when a commit overtakes the join. The lock of the name excludes a
+            # second member of that name.
             raise FencedError
         else:
             raise ArchiveError(f"reading {topic or 'from Kafka'} failed: {error.str()}")
 
-    # From reading to storing: a record belongs to a log once that log's id was asked for after it was read.
+    # From reading to storing: a record belongs to a log once that log's id was requested after the read.
 
     def _admit(self) -> None:
-        """Gather what is known to be of the logs that were assigned.
+        """Gather the records that are known to be of the assigned logs.
 
         Raises:
             NewLogError: a topic has another one by now.
-            OtherBrokerError: all topics are gone.
+            OtherBrokerError: no topic exists any more.
         """
         state = self._logs.state
         if state.other_broker:
@@ -371,7 +371,7 @@ class Membership:
             self._logs.ask()
 
     def _admit_last(self) -> None:
-        """At the end, wait for the answer; what is not confirmed by then stays in Kafka, to be read again."""
+        """Wait for the answer at the end; unconfirmed records stay in Kafka and are read again."""
         deadline_s = time.monotonic() + _ANSWER_WITHIN_S
         self._admit()
         while self._staged_records() and time.monotonic() < deadline_s:

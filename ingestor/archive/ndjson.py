@@ -1,7 +1,7 @@
 """Rows of raw storage as lines of JSON: a record a line, its keys the columns in the schema's order.
 
-Every value comes back as it was: floats are written with the fewest digits that tell them apart, absent
-values as null, and the payload as a string that holds the untouched entry. Belongs here: rows and lines. Does
+Every value is read back unchanged: floats are written with the fewest digits that distinguish them, absent
+values as null, and the payload as a string with the untouched entry. Belongs here: rows and lines. Does
 not belong here: names, footers and publication.
 """
 
@@ -21,7 +21,7 @@ from ingestor.archive.columns import column
 from ingestor.archive.errors import ArchiveError
 from ingestor.archive.schema import SCHEMAS
 
-#: How every file begins, whatever the topic.
+#: First bytes of every file, of any topic.
 LINE_START = b'{"kafka_partition":'
 #: Lines decoded at once, which bounds memory.
 BATCH_ROWS = 8_192
@@ -38,15 +38,15 @@ _TOPICS = {tuple(schema.names): topic for topic, schema in SCHEMAS.items()}
 
 
 def encode_lines(table: pa.Table) -> bytes:
-    """The rows of a table, one line each, every line ended."""
+    """Return the rows of a table, one line each, every line ended."""
     return _encoder.encode_lines(table.to_pylist())
 
 
 def topic_of(path: Path) -> str:
-    """The topic whose columns the file's first line has.
+    """Return the topic whose columns the file's first line has.
 
     Raises:
-        ArchiveError: the file cannot be read, or its lines are none of raw storage.
+        ArchiveError: the file cannot be read, or its lines are not of raw storage.
     """
     try:
         with path.open("rb") as file:
@@ -66,7 +66,7 @@ def iter_batches(
     """Yield a file's rows in the named columns, `batch_rows` at a time.
 
     Raises:
-        ArchiveError: the file cannot be read, or a line is none of raw storage.
+        ArchiveError: the file cannot be read, or a line is not of raw storage.
     """
     topic = topic_of(path)
     schema = pa.schema([SCHEMAS[topic].field(name) for name in columns])
@@ -87,7 +87,7 @@ def _batch(
     rows: list[Any] = []
     try:
         for line in lines:
-            rows.append(decode(line))  # noqa: PERF401 - how far it came tells which line is broken
+            rows.append(decode(line))  # noqa: PERF401 - the number of rows shows which line is broken
     except msgspec.MsgspecError as error:
         raise ArchiveError(f"{path} cannot be read: line {rows_before + len(rows) + 1}: {error}") from error
     if not lines[-1].endswith(b"\n"):

@@ -1,4 +1,4 @@
-"""One partition that the archive owns: what was read of it, and the file that gathers it."""
+"""One partition that the archive owns: its read records, and the file that gathers them."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ LOG = logging.getLogger(__name__)
 
 
 class Owner(Protocol):
-    """What a partition needs from the consumer that reads it."""
+    """Interface of the consumer that reads a partition."""
 
     def publish(self, partition: Partition) -> bool:
-        """Store what was gathered; False where another archive stored it first."""
+        """Store the gathered file; False where another archive stored it first."""
         ...
 
     def reposition(self, partition: Partition) -> None:
-        """Drop what was read, and go on where raw storage ends by now."""
+        """Drop the read records, and continue at the end of raw storage."""
         ...
 
     def seek(self, partition: Partition) -> None:
-        """Drop what is staged, and read again from `next_offset` on."""
+        """Drop the staged records, and read again from `next_offset` on."""
         ...
 
     def mark_stored(self, partition: Partition, offset: int) -> None:
-        """Note that nothing before `offset` is left to store."""
+        """Record that everything before `offset` is stored."""
         ...
 
 
 class Partition:
-    """Where a partition is read, and what is gathered of it.
+    """Reading position of a partition, and its gathered records.
 
     Args:
         owner: the consumer that reads it.
@@ -76,7 +76,7 @@ class Partition:
         self.stored_offset = 0
         self.seen_end = 0
         self._file: OpenFile | None = None
-        #: Records read, and when (monotonic clock): they may be of another log until its id is asked for.
+        #: Records read, and when (monotonic clock): they may be of another log until its id is confirmed.
         self._staged: deque[tuple[float, Sequence[Message]]] = deque()
         #: Offset from which on records seem to be missing; read twice before it is believed.
         self._doubted_offset: int | None = None
@@ -89,7 +89,7 @@ class Partition:
         Args:
             batch: records of this partition in the order of their offsets; at least one.
             read_at_s: when they were read (monotonic clock).
-            log_end: end of the log as far as the consumer knows it.
+            log_end: end of the log as known to the consumer.
         """
         self._staged.append((read_at_s, batch))
         self.seen_end = max(self.seen_end, cast("int", batch[-1].offset()) + 1, log_end)
@@ -100,16 +100,16 @@ class Partition:
         return sum(len(batch) for _, batch in self._staged)
 
     def take_staged(self, asked_at_s: float) -> None:
-        """Gather what was read before `asked_at_s` (monotonic clock): it is of the log asked for then."""
+        """Gather the records read before `asked_at_s` (monotonic clock): their log is confirmed."""
         while self._staged and self._staged[0][0] < asked_at_s:
             self._take_batch(self._staged.popleft()[1])
 
     def drop_staged(self) -> None:
-        """Forget what was read and not gathered yet."""
+        """Drop the records that were read and not gathered yet."""
         self._staged.clear()
 
     def drop(self) -> None:
-        """Forget everything that was read and not stored."""
+        """Drop all records that were read and not stored."""
         self.drop_staged()
         if self._file is not None:
             self._file.discard()
@@ -118,15 +118,15 @@ class Partition:
     # Storing
 
     def release_file(self) -> OpenFile | None:
-        """Hand over the file gathered so far; the next record begins another one."""
+        """Return the file gathered so far; the next record begins another one."""
         file, self._file = self._file, None
         return file
 
     def is_due(self, wanted_offset: int, now_s: float, *, at_once: bool) -> bool:
-        """Whether what was gathered should be stored although the file is not full.
+        """Return whether the gathered records should be stored although the file is not full.
 
         Args:
-            wanted_offset: somebody waits for everything before it to be stored.
+            wanted_offset: a thread waits until everything before it is stored.
             now_s: monotonic clock.
             at_once: store whatever there is.
         """
@@ -136,7 +136,7 @@ class Partition:
         return wanted or at_once or now_s - self._file.opened_at_s >= self._storage.flush_s
 
     def retire(self, why_lost: str) -> None:
-        """Store what is known to be of a log that is gone, and record what else was seen of it as lost.
+        """Store the records known to be of a deleted log, and record the other seen offsets as lost.
 
         Raises:
             ArchiveError: raw storage cannot be written.
@@ -144,13 +144,13 @@ class Partition:
         if (file := self.release_file()) is not None:
             with suppress(CollisionError):  # another archive had read as much
                 file.publish()
-        # What is staged may be of either log: the new one is read from its start.
+        # Staged records may be of either log: the new one is read from its start.
         self.drop_staged()
         if positions.record_end(
             self._storage.raw_dir, self.topic, self.log_id, self.number, self.seen_end, why_lost
         ):
             LOG.warning(
-                "%s partition %d: log %s is gone, and its offsets before %d that were not stored are lost",
+                "%s partition %d: log %s was deleted; its unstored offsets before %d are lost",
                 self.topic,
                 self.number,
                 self.log_id,
@@ -171,7 +171,7 @@ class Partition:
             batch, offsets = batch[length:], offsets[length:]
 
     def _confirm_hole(self, offset: int) -> bool:
-        """Whether the log truly has nothing from the next offset up to `offset`; it is read again to know."""
+        """Return whether the log has nothing from the next offset up to `offset`, by reading it again."""
         if not self._owner.publish(self):
             return False
         if self._doubted_offset != self.next_offset:
@@ -196,7 +196,7 @@ class Partition:
         return True
 
     def _append(self, messages: Sequence[Message]) -> bool:
-        """Gather consecutive records; False where another archive turned out to own them."""
+        """Gather consecutive records; False where another archive owns them."""
         values = [message.value() for message in messages]
         batch = to_batch(
             self.topic,
@@ -236,7 +236,7 @@ class Partition:
 
 
 def _run_length(offsets: Sequence[int]) -> int:
-    """How many of the offsets follow each other without a hole."""
+    """Return how many of the offsets follow each other without a hole."""
     first = offsets[0]
     if offsets[-1] == first + len(offsets) - 1:
         return len(offsets)

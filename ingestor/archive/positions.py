@@ -1,7 +1,7 @@
 """Where to go on reading, according to raw storage alone: one past the last stored offset of each partition.
 
 Names carry the first offset, so the newest file of a partition is found by name and only its footer is read.
-(Whoever compacts files must therefore delete the ones it replaced oldest first.)
+(Compaction must therefore delete replaced files oldest first.)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ingestor.errors import first_line
 
 
 def stored_offsets(raw_dir: Path, topic: str, log_id: str) -> dict[int, int]:
-    """For each partition of a log with anything stored: the offset to go on with.
+    """Return the next offset to read of each partition of a log with stored records.
 
     Recorded gaps count as stored: the broker no longer has those offsets.
 
@@ -45,18 +45,18 @@ def stored_offsets(raw_dir: Path, topic: str, log_id: str) -> dict[int, int]:
 def resume_at(
     raw_dir: Path, topic: str, log_id: str, partition: int, stored: int | None, log: tuple[int, int]
 ) -> int:
-    """Offset to read next, given what is stored and what the log still has; records what the log lost.
+    """Return the next offset to read, and record the offsets that the log lost.
 
     Args:
         raw_dir: root of raw storage.
         topic: name without prefix.
         log_id: identity of the log.
         partition: the partition.
-        stored: the offset to go on with by `stored_offsets`, None where nothing is stored.
+        stored: the next offset by `stored_offsets`; None where nothing is stored.
         log: first offset that the log still has, and the one its next record will get.
 
     Raises:
-        ArchiveError: storage holds offsets that the log has not given out.
+        ArchiveError: storage contains offsets that the log has not assigned yet.
         CollisionError: another writer stored this offset meanwhile.
     """
     start, end = log
@@ -64,7 +64,7 @@ def resume_at(
         return start
     if stored > end:
         raise ArchiveError(
-            f"raw storage holds {topic} partition {partition} up to offset {stored - 1}, but the broker's "
+            f"raw storage contains {topic} partition {partition} up to offset {stored - 1}, but the broker's "
             f"log {log_id} ends at {end - 1}: the broker lost data, or {raw_dir} belongs to another broker"
         )
     if stored < start:
@@ -95,7 +95,7 @@ def record_gap(
 
 
 def record_end(raw_dir: Path, topic: str, log_id: str, partition: int, end: int, reason: str) -> bool:
-    """Record that a log that is gone held offsets before `end` which nobody stored; whether it did."""
+    """Record offsets of a deleted log before `end` that were not stored; return whether there were any."""
     first = stored_offsets(raw_dir, topic, log_id).get(partition, 0)
     if first >= end:
         return False
@@ -107,7 +107,7 @@ def record_end(raw_dir: Path, topic: str, log_id: str, partition: int, end: int,
 
 
 def offset_gaps(raw_dir: Path, topic: str) -> list[OffsetGap]:
-    """Every recorded offset gap of a topic, ordered by log, partition and offset.
+    """Return every recorded offset gap of a topic, ordered by log, partition and offset.
 
     Raises:
         ArchiveError: a record cannot be read.

@@ -40,17 +40,17 @@ from ingestor.times import HOUR_NS, hour_from_key
 
 @dataclass(frozen=True)
 class RawFile:
-    """One file of raw storage and what its footer says."""
+    """One file of raw storage, with its footer."""
 
     path: Path
     footer: Footer
 
     def within(self, start_ns: int, end_ns: int) -> bool:
-        """Whether every record's event time lies in ``[start_ns, end_ns)``."""
+        """Return whether every record's event time is in ``[start_ns, end_ns)``."""
         return start_ns <= self.footer.min_time_ns and self.footer.max_time_ns < end_ns
 
     def touches(self, start_ns: int, end_ns: int) -> bool:
-        """Whether some record's event time may lie in ``[start_ns, end_ns)``."""
+        """Return whether a record's event time may be in ``[start_ns, end_ns)``."""
         return self.footer.min_time_ns < end_ns and start_ns <= self.footer.max_time_ns
 
 
@@ -62,7 +62,7 @@ class RawReader:
         self._footers: dict[Path, tuple[int, int, Footer]] = {}
 
     def files(self, topic: str, start_ns: int, end_ns: int) -> list[RawFile]:
-        """Files that may hold records with event time in ``[start_ns, end_ns)``, by (log, partition, offset).
+        """Return files with possible event times in ``[start_ns, end_ns)``, by (log, partition, offset).
 
         Raises:
             ArchiveError: a file in one of the folders is foreign or corrupt.
@@ -80,13 +80,13 @@ class RawReader:
         return _without_contained(found)
 
     def read(self, topic: str, start_ns: int, end_ns: int, columns: Sequence[str] | None = None) -> pa.Table:
-        """Records with event time in ``[start_ns, end_ns)``, ordered by (log, partition, offset).
+        """Return records with event time in ``[start_ns, end_ns)``, ordered by (log, partition, offset).
 
         Args:
             topic: name without prefix.
-            start_ns: first event time wanted, ns since the epoch.
+            start_ns: first event time, ns since the epoch.
             end_ns: event time at which to stop.
-            columns: names of the columns wanted, in that order; all by default.
+            columns: names of the columns, in order; all by default.
 
         Raises:
             ArchiveError: a file is foreign or corrupt.
@@ -99,7 +99,7 @@ class RawReader:
     def tables(
         self, topic: str, start_ns: int, end_ns: int, columns: Sequence[str]
     ) -> Iterator[tuple[str, int, pa.Table]]:
-        """What `read` gives, file by file: (log id, partition, rows).
+        """Yield the records of `read`, file by file: (log id, partition, rows).
 
         Raises:
             ArchiveError: a file is foreign or corrupt.
@@ -111,11 +111,11 @@ class RawReader:
             yield file.footer.log_id, file.footer.partition, table.select(wanted).cast(schema)
 
     def hours(self, topic: str) -> list[int]:
-        """Starts (ns) of the hours under which anything is filed, oldest first; from names alone."""
+        """Return the starts (ns) of the hours with files, oldest first; from names alone."""
         return [hour_ns for hour_ns, _ in hour_folders(self._raw_dir / topic)]
 
     def count(self, topic: str, start_ns: int, end_ns: int) -> int:
-        """How many records `read` would give."""
+        """Return the number of records of `read`."""
         rows = 0
         for file, after_offset in _each_after_the_last(self.files(topic, start_ns, end_ns)):
             if file.within(start_ns, end_ns) and file.footer.first_offset > after_offset:
@@ -127,13 +127,14 @@ class RawReader:
         return rows
 
     def offset_gaps(self, topic: str) -> list[OffsetGap]:
-        """Offsets that the broker had lost before the archive could read them."""
+        """Return offsets that the broker had lost before the archive could read them."""
         return positions.offset_gaps(self._raw_dir, topic)
 
     def closed_hours(self, after: str | None = None) -> list[ClosedHour]:
-        """Hours recorded as complete, oldest first; with `after` (``YYYY-MM-DD-HH:00``) only later ones.
+        """Return the hours recorded as complete, oldest first.
 
-        Of an hour that closed again, with rows that came late, the newest record.
+        With `after` (``YYYY-MM-DD-HH:00``) only later ones are returned. An hour that closed again with late
+        rows has its newest record.
 
         Raises:
             ArchiveError: a record cannot be read.
@@ -146,7 +147,7 @@ class RawReader:
         ]
 
     def closed_hour(self, hour: str) -> ClosedHour | None:
-        """The newest record of an hour (``YYYY-MM-DD-HH:00``); None while it is not complete.
+        """Return the newest record of an hour (``YYYY-MM-DD-HH:00``); None while it is not complete.
 
         Raises:
             ArchiveError: the record cannot be read.
@@ -155,7 +156,7 @@ class RawReader:
         return records[-1] if records else None
 
     def closings(self, hour: str) -> list[ClosedHour]:
-        """Every record of an hour: as it closed first, and each time that it closed again.
+        """Return every record of an hour: its first close, and each later one.
 
         Raises:
             ArchiveError: a record cannot be read.
@@ -206,9 +207,9 @@ def _values(column: pa.ChunkedArray) -> npt.NDArray[np.int64]:
 
 
 def _without_contained(files: list[RawFile]) -> list[RawFile]:
-    """Drop each file whose offsets another one holds; order by (log, partition, first offset)."""
+    """Drop each file whose offsets another one contains; order by (log, partition, first offset)."""
     kept: list[RawFile] = []
-    # Of two that start alike the longer comes first, so whoever is contained comes after its container.
+    # Of two with the same start the longer comes first, so a contained file comes after its container.
     for file in sorted(
         files, key=lambda file: (*_log(file), file.footer.first_offset, -file.footer.last_offset)
     ):
@@ -219,7 +220,7 @@ def _without_contained(files: list[RawFile]) -> list[RawFile]:
 
 
 def _each_after_the_last(files: list[RawFile]) -> Iterator[tuple[RawFile, int]]:
-    """Each file with the last offset that the files of its log and partition before it hold, −1 for none."""
+    """Yield each file with the last offset of earlier files of its log and partition, −1 for none."""
     for _, group in itertools.groupby(files, _log):
         last_offset = -1
         for file in group:

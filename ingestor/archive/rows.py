@@ -27,21 +27,21 @@ class RowWriter(Protocol):
         ...
 
     def finish(self, footer: Footer) -> None:
-        """End the content, with the footer in it where the format has a place for one."""
+        """End the content, with the footer where the format has one."""
         ...
 
     def abandon(self) -> None:
-        """Let go of it: the file is being thrown away."""
+        """Release the writer: the file is dropped."""
         ...
 
 
 def row_writer(raw_format: RawFormat, file: IO[bytes], topic: str) -> RowWriter:
-    """A writer of the topic's rows into `file`."""
+    """Return a writer of the topic's rows into `file`."""
     return _ParquetRows(file, topic) if raw_format == "parquet" else _NdjsonRows(file)
 
 
 def read_rows(path: Path, columns: Sequence[str]) -> pa.Table:
-    """The named columns of a raw file of either format.
+    """Read the named columns of a raw file of either format.
 
     Raises:
         ArchiveError: the file cannot be read.
@@ -89,7 +89,7 @@ class _ParquetRows:
         self._parquet.close()
 
     def abandon(self) -> None:
-        # A full disk may refuse even the end of it, and that failure is on its way up already.
+        # A full disk may refuse even the end of the file, and that error is raised already.
         with suppress(OSError, pa.ArrowException):
             self._parquet.close()
 

@@ -96,7 +96,7 @@ class _Trade(msgspec.Struct, gc=False):
 # Not strict: the exchange writes its numbers as strings.
 _QUOTE = msgspec.json.Decoder(_Quote, strict=False)
 _TRADE = msgspec.json.Decoder(_Trade, strict=False)
-# Field by field: one number that no float holds must not cost the others.
+# Field by field: one number outside of float64 must not cost the others.
 _ENTRY = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _COLUMN_ERRORS = (msgspec.MsgspecError, pa.ArrowInvalid, OverflowError, UnicodeDecodeError, RecursionError)
 
@@ -105,12 +105,12 @@ _Columns = dict[str, Any]
 
 
 def time_columns(topic: str) -> tuple[str, ...]:
-    """Columns that give a record's event time: the first that is not null counts."""
+    """Return the columns of a record's event time: the first that is not null counts."""
     return {EVENTS: ("event_time_ns", "at_ns"), DEAD: ("at_ns",)}.get(topic, ("event_time_ns",))
 
 
 def event_times(topic: str, columns: pa.RecordBatch | pa.Table) -> Any:
-    """Event time (int64 ns) of each record: what files it under an hour."""
+    """Return the event time (int64 ns) of each record, which determines its hour."""
     names = time_columns(topic)
     if len(names) == 1:
         return columns.column(names[0])
@@ -304,7 +304,7 @@ def _decimal(value: object) -> float | None:
 
 
 def _times(texts: list[str | None]) -> pa.Array:
-    """RFC 3339 texts to integer nanoseconds; null where one is absent or unreadable."""
+    """Convert RFC 3339 texts to integer nanoseconds; null where one is absent or unreadable."""
     try:
         return _parse_times(texts)
     except pa.ArrowInvalid:

@@ -1,4 +1,4 @@
-"""Seals: what an hour held when it closed, so that a later change is noticed.
+"""Seals: the rows of an hour when it closed, so that a later change is detected.
 
 The hash is over the values of the rows in order of offset, column by column, not over files: it survives
 compaction and another file format. A part is one partition of one log, because offsets order only that; rows
@@ -26,7 +26,7 @@ _Part = tuple[str, int]
 
 
 def seal(reader: RawReader, topic: str, hour_ns: int) -> Seal:
-    """Seal what is stored of a topic's hour by now.
+    """Seal the stored rows of a topic's hour.
 
     Raises:
         ArchiveError: a file is foreign or corrupt.
@@ -39,10 +39,10 @@ def seal(reader: RawReader, topic: str, hour_ns: int) -> Seal:
 
 
 def differences(reader: RawReader, hour: ClosedHour) -> tuple[int, list[tuple[str, int, str]]]:
-    """Hold a sealed hour against what is stored of it now.
+    """Compare a sealed hour with its stored rows.
 
     Returns:
-        How many rows came after it closed, and what else differs: (topic and partition, rows, one line).
+        Number of rows that came after it closed, and differences: (topic and partition, rows, one line).
 
     Raises:
         ArchiveError: a file is foreign or corrupt.
@@ -58,12 +58,12 @@ def differences(reader: RawReader, hour: ClosedHour) -> tuple[int, list[tuple[st
             other = now.get((part.log_id, part.partition))
             rows = other.rows if other is not None else 0
             if rows != part.rows:
-                what = "rows are gone" if rows < part.rows else "rows more stand among them"
-                text = f"expected the {part.rows} rows it held when it closed, found {rows}: "
+                what = "rows are missing" if rows < part.rows else "rows were added among them"
+                text = f"expected the {part.rows} rows of the close, found {rows}: "
                 different.append((where, abs(part.rows - rows), f"{text}{abs(part.rows - rows)} {what}"))
             elif other is not None and other.sha256 != part.sha256:
                 text = (
-                    f"expected the {rows} rows it held when it closed (sha256 {part.sha256[:12]}), "
+                    f"expected the {rows} rows of the close (sha256 {part.sha256[:12]}), "
                     f"found as many that differ ({other.sha256[:12]})"
                 )
                 different.append((where, rows, text))
@@ -139,7 +139,7 @@ class _Rows:
 
 
 def _hash_chunk(chunk: Any, values: Any, shape: Any) -> None:
-    """Feed a chunk's values to one hash, and to the other what is null and how long each text is."""
+    """Feed a chunk's values to one hash, and its nulls and text lengths to the other."""
     validity, *buffers = chunk.buffers()
     first, end = chunk.offset, chunk.offset + len(chunk)
     valid = None

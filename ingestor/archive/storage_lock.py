@@ -18,20 +18,20 @@ from ingestor.errors import USAGE, first_line
 
 
 class StorageHeldError(ArchiveError):
-    """Another archive holds the storage; the message names it and what to do."""
+    """Another archive holds the storage; the message names the archive and what to do."""
 
     exit_code = USAGE
 
 
 class StorageLock:
-    """Holds a raw storage for one archive, or for several that all say so; held until the context ends.
+    """Lock a raw storage for one archive, or for several shared ones, until the context ends.
 
     Args:
         raw_dir: root of raw storage.
-        shared: let others in that are shared as well.
+        shared: allow others that are shared as well.
 
     Raises:
-        StorageHeldError: another archive holds it, or holds it for itself alone.
+        StorageHeldError: another archive holds it, or holds it exclusively.
         ArchiveError: the storage cannot be written.
     """
 
@@ -67,7 +67,7 @@ class StorageLock:
             self._file.close()
 
     def _refusal(self, file: IO[bytes]) -> StorageHeldError:
-        holder = locks.read_holder(file) or "it left no name"
+        holder = locks.read_holder(file) or "it wrote no name"
         return StorageHeldError(
             f"raw storage {self._raw_dir} has an archive already ({holder}): stop that one, or "
             "start both with --shared-archive to share a real broker's partitions"

@@ -1,4 +1,4 @@
-"""Which offsets raw storage holds: stored by this archive, or by others that share the storage."""
+"""Stored offsets of raw storage: by this archive, or by others that share the storage."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ingestor.kafka.broker import BrokerError
 
 #: How old an answer about other archives' files may be.
 _OTHERS_STORED_S = 2.0
-#: How long the broker may take to say which logs it has.
+#: Longest wait for the broker's answer about its logs.
 _ANSWER_WITHIN_S = 30.0
 
 #: (topic without prefix, partition) → the offset after the last one meant.
@@ -23,7 +23,7 @@ Offsets = Mapping[tuple[str, int], int]
 
 
 class Logs(Protocol):
-    """What is asked of a broker about its logs."""
+    """Questions to a broker about its logs."""
 
     is_embedded: bool
 
@@ -37,7 +37,7 @@ class Logs(Protocol):
 
 
 class Stored:
-    """What raw storage holds of the current logs, and what other threads wait for.
+    """Stored offsets of the current logs, and the offsets that other threads wait for.
 
     Args:
         raw_dir: root of raw storage.
@@ -72,7 +72,7 @@ class Stored:
             return dict(self._own)
 
     def want(self, offsets: Offsets) -> None:
-        """Ask for everything before these offsets to be stored early."""
+        """Request that everything before these offsets is stored early."""
         with self.changed:
             self._wanted |= offsets
 
@@ -82,7 +82,7 @@ class Stored:
             return dict(self._wanted)
 
     def in_files(self, topic: str) -> dict[int, int]:
-        """Return the offset to go on with by partition, as the files of the topic's current log say.
+        """Return the next offset of each partition, from the files of the topic's current log.
 
         Raises:
             ArchiveError: a file is foreign or corrupt.
@@ -90,7 +90,7 @@ class Stored:
         return positions.stored_offsets(self._raw_dir, topic, self.log_ids[topic])
 
     def next_offset(self, topic: str, partition: int) -> int:
-        """Return the offset after the last stored one of a partition, whoever owns it."""
+        """Return the offset after the last stored one of a partition, also of another owner."""
         if (topic, partition) in self._owned:
             return self.own().get((topic, partition), 0)
         return self._stored_by_others(topic).get(partition, 0)
@@ -123,7 +123,7 @@ class Stored:
             raise ArchiveError(str(error)) from error
 
     def left_in_kafka(self, lacking: Offsets) -> str:
-        """Describe what is not stored, and whether it still can be."""
+        """Describe the records that are not stored, and whether they still can be."""
         stored = self.own()
         records = sum(end - stored.get(key, 0) for key, end in lacking.items())
         (topic, partition), end = next(iter(lacking.items()))

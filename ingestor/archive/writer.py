@@ -1,15 +1,15 @@
 """Publish one file of one partition's consecutive offsets, whole or not at all, whatever its format.
 
 Steps: write a temporary file and fsync it; *claim* its offsets by an exclusive `os.link` to a hidden name
-that does not tell the format; look that nobody has stored them; give the file its name by a second link; take
-the claim away; fsync the folder. A crash at any step leaves at worst a temporary file, a claim, or an NDJSON
-file without its footer, and of two writers that start at one offset one is refused, also where one writes
-Parquet and the other NDJSON.
+that does not depend on the format; check that no file has these offsets; give the file its name by a second
+link; remove the claim; fsync the folder. A crash at any step leaves at worst a temporary file, a claim, or an
+NDJSON file without its footer, and of two writers that start at one offset one is refused, also where one
+writes Parquet and the other NDJSON.
 
-Why that holds: a claim is a complete file, and it is taken away only once a file of its offsets has its name
-(or they are recorded as lost). So between two writers' looks at the names there is always a claim or a name
-that the second one meets. Whoever meets a claim finishes it (its writer may have died) and is refused: nobody
-waits, and a file that once had its name never loses it, so that a position read from the names stays true.
+Why this is safe: a claim is a complete file, and it is removed only once a file of its offsets has its name
+(or they are recorded as lost). So a second writer always finds a claim or a name. A writer that finds a claim
+finishes it (its writer may have died) and is refused. No writer waits. A published file never loses its name,
+so a position read from the names stays valid.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ from ingestor.times import HOUR_NS, hour_start
 
 LOG = logging.getLogger(__name__)
 
-#: Rows held in memory before they go to the temporary file as one row group.
+#: Rows kept in memory before they go to the temporary file as one row group.
 ROW_GROUP_ROWS = 8_192
 _CLAIM = ".claim"
 _PROBE_BYTES = 256 * 1024
-#: A temporary file that nobody holds is left alone this long: its writer may be about to lock it.
+#: An unlocked temporary file is kept this long: its writer may be about to lock it.
 _ABANDONED_AFTER_S = 60.0
 
 
@@ -100,7 +100,7 @@ class OpenFile:
 
     @property
     def rows(self) -> int:
-        """Records it holds."""
+        """Number of its records."""
         return self._tally.rows
 
     @property
@@ -111,11 +111,11 @@ class OpenFile:
 
     @property
     def path(self) -> Path:
-        """Where the file will stand, known from its first record on."""
+        """Final path of the file, known from its first record on."""
         return hour_folder(self._raw_dir / self._topic, self._hour_ns) / f"{self._name}.{self._format}"
 
     def fitting(self, batch: pa.RecordBatch) -> int:
-        """How many of the batch's first rows belong in this file's hour; an empty file takes the first's."""
+        """Return how many of the batch's first rows are of this file's hour, or of the first row's."""
         times = as_int64(event_times(self._topic, batch))
         hour_ns = self._hour_ns if self.rows else hour_start(int(times[0]))
         low, high = hour_ns - DISORDER_NS, hour_ns + HOUR_NS + DISORDER_NS
@@ -143,7 +143,7 @@ class OpenFile:
             self._write_row_group()
 
     def publish(self) -> Path:
-        """Make the file visible and durable under its name; returns that name.
+        """Make the file visible and durable under its name; return that name.
 
         Raises:
             CollisionError: another writer has stored this offset; this file is gone.
@@ -165,7 +165,7 @@ class OpenFile:
         return self.path
 
     def discard(self) -> None:
-        """Drop what was gathered and the temporary file."""
+        """Drop the gathered rows and the temporary file."""
         self._pending = []
         if self._output is None:
             return
@@ -206,7 +206,7 @@ class _Place:
         self._claim = folder / f"_{name}{_CLAIM}"
 
     def fill(self, temporary: _TemporaryFile, path: Path) -> None:
-        """Give a complete file its name, durably.
+        """Publish a complete file under its name, durably.
 
         Raises:
             CollisionError: another writer was first.
@@ -217,18 +217,18 @@ class _Place:
         except FileExistsError as error:
             self.finish_claim()
             raise CollisionError(f"{path}: another writer had these offsets ready to store") from error
-        # From here on anyone may finish it, so a name of ours may stand there already.
+        # From here on any writer may finish it, so the name may exist already.
         if not temporary.is_at(path):
             if (taken := self._taken()) is not None:
                 self._claim.unlink(missing_ok=True)
                 raise CollisionError(f"{path}: {taken}")
-            with suppress(FileExistsError):  # finished by another between the look and now
+            with suppress(FileExistsError):  # finished by another since the check
                 os.link(temporary.path, path)
         self._claim.unlink(missing_ok=True)
         _fsync_folder(self._folder)
 
     def finish_claim(self) -> None:
-        """Give the file behind a claim its name, unless its offsets have one, and take the claim away."""
+        """Publish the file of a claim, unless its offsets are stored already, and remove the claim."""
         own = self._temporary / f"{self._name}-{uuid.uuid4().hex}"
         try:
             _ensure_folder(self._temporary)
@@ -247,7 +247,7 @@ class _Place:
         _fsync_folder(self._folder)
 
     def _taken(self) -> str | None:
-        """Who has these offsets; None while nobody does."""
+        """Return the file with these offsets; None while there is none."""
         for suffix in DATA_SUFFIXES:
             if (self._folder / f"{self._name}{suffix}").exists():
                 return f"another writer has stored from this offset on ({self._name}{suffix})"
@@ -255,7 +255,7 @@ class _Place:
 
 
 def mend(topic_dir: Path) -> None:
-    """Finish what killed writers began: give claimed files their names, and NDJSON files their footers.
+    """Finish the work of killed writers: publish claimed files, and write footers of NDJSON files.
 
     Raises:
         ArchiveError: a folder cannot be read or written.
@@ -271,7 +271,7 @@ def mend(topic_dir: Path) -> None:
                 continue
             try:
                 footer = computed_footer(path)
-            except ArchiveError as error:  # whoever reads it hears of it; the recorder goes on
+            except ArchiveError as error:  # readers report it; the recorder goes on
                 LOG.warning("%s", error)
                 continue
             _write_footer(path, footer)
@@ -279,17 +279,17 @@ def mend(topic_dir: Path) -> None:
 
 
 def _write_footer(path: Path, footer: Footer) -> None:
-    """Put the footer beside a published NDJSON file; without it the file counts all the same."""
+    """Write the footer beside a published NDJSON file; the file is valid without it."""
     try:
         write_exclusively(path.parents[2], footer_path(path), footer_content(path, footer))
     except CollisionError:
-        pass  # mended by another, with the same content
+        pass  # written by another, with the same content
     except NoRoomError as error:
         LOG.warning("%s; its footer is computed from the file until there is room to write it", error)
 
 
 def write_exclusively(folder: Path, path: Path, content: bytes) -> None:
-    """Publish `content` as `path` by the same steps; the temporary file stands in `folder`.
+    """Publish `content` as `path` by the same steps; the temporary file is in `folder`.
 
     Raises:
         CollisionError: `path` exists.
@@ -324,7 +324,7 @@ def probe_room(raw_dir: Path) -> None:
 
 
 def remove_abandoned(topic_dir: Path) -> None:
-    """Delete temporary files whose writer has died: nobody holds their lock."""
+    """Delete temporary files whose writer has died: they are not locked."""
     folder = topic_dir / TEMPORARY
     with _named(folder):
         for path in folder.glob("*") if folder.is_dir() else ():
@@ -370,7 +370,7 @@ class _TemporaryFile:
         _fsync_folder(path.parent)
 
     def is_at(self, path: Path) -> bool:
-        """Whether this very file stands at `path`."""
+        """Return whether `path` is this very file."""
         try:
             return os.path.samestat(os.fstat(self.file.fileno()), path.stat())
         except FileNotFoundError:
@@ -405,7 +405,7 @@ def _fsync_folder(folder: Path) -> None:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """Turn the operating system's refusals into one line that names the path."""
+    """Convert errors of the operating system to one line with the path."""
     try:
         yield
     except OSError as error:

@@ -1,5 +1,5 @@
-"""Conservation made visible: every sequence number that the exchange sent is stored, accounted for, or named.
+"""Audit of conservation: every sequence number of the exchange is stored, accounted for, or reported as lost.
 
-Belongs here: what raw storage alone can show, pure and in hours. Does not belong here: a clock, a
+Belongs here: checks of raw storage alone, pure and by hour. Does not belong here: a clock, a
 broker, or repairing anything.
 """

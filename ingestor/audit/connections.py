@@ -1,4 +1,4 @@
-"""The numbers of one connection, hour by hour: what is stored against what its checkpoints promise."""
+"""The numbers of one connection, hour by hour: stored numbers compared with those of its checkpoints."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ DATA_TOPICS = (TICKS, TRADES)
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What the feed said of the numbers ``[from_sequence, to_sequence]`` of a connection.
+    """The feed's account of the numbers ``[from_sequence, to_sequence]`` of a connection.
 
     Attributes:
         from_sequence: first number.
@@ -52,7 +52,7 @@ class Checkpoint:
         """Read a checkpoint's detail.
 
         Raises:
-            KeyError, TypeError: it is no checkpoint's.
+            KeyError, TypeError: it is not of a checkpoint.
         """
         frames, empty = detail["frames"], detail["empty_frames"]
         return cls(
@@ -79,7 +79,7 @@ class ConnectionAccount:
     Args:
         connection_id: the connection.
         dead: numbers of its dead letters, ascending, each once.
-        explain: asks the offsets that the broker lost.
+        explain: returns how many numbers are among the offsets that the broker lost.
     """
 
     def __init__(self, connection_id: str, dead: Numbers, explain: Explain) -> None:
@@ -90,7 +90,7 @@ class ConnectionAccount:
         #: Event times of the first and the last thing known of it.
         self.first_ns: int | None = None
         self.last_ns: int | None = None
-        #: The last number accounted for; None while it is not known where the span begins.
+        #: The last number accounted for; None while the start of the span is unknown.
         self._edge: int | None = None
         self._edge_ns = 0
         self._dead = dead
@@ -101,7 +101,7 @@ class ConnectionAccount:
         self._waiting: list[Checkpoint] = []
 
     def begin(self) -> None:
-        """Its first number lies in the span."""
+        """Record that its first number is in the span."""
         if self._edge is None and not self._waiting:
             self._edge = -1
 
@@ -113,7 +113,7 @@ class ConnectionAccount:
         gaps: list[tuple[int, int, int]],
         checkpoints: list[Checkpoint],
     ) -> None:
-        """Take in an hour: all that is stored of the connection in it.
+        """Process an hour: all stored numbers of the connection.
 
         Args:
             hour_ns: its start.
@@ -130,7 +130,7 @@ class ConnectionAccount:
             self._numbers, first = np.unique(np.concatenate([self._numbers, numbers]), return_index=True)
             self._times = np.concatenate([self._times, times])[first]
         for first_missing, last_missing, time_ns in gaps:
-            if self._edge is None or last_missing > self._edge:  # else said twice
+            if self._edge is None or last_missing > self._edge:  # else reported twice
                 self._note_gap(first_missing, last_missing, time_ns)
         for checkpoint in checkpoints:
             self.seen(checkpoint.time_ns, checkpoint.time_ns)
@@ -140,21 +140,21 @@ class ConnectionAccount:
         self._forget()
 
     def seen(self, first_ns: int, last_ns: int) -> None:
-        """Something of the connection is known at these event times."""
+        """Extend the connection's known event times."""
         self.first_ns = first_ns if self.first_ns is None else min(self.first_ns, first_ns)
         self.last_ns = last_ns if self.last_ns is None else max(self.last_ns, last_ns)
 
     def finish(
         self, *, ended: bool, last_sequence: int | None, lost: bool, still_storing: bool, next_ns: int | None
     ) -> None:
-        """Account for what follows the last checkpoint that is stored in full.
+        """Account for the numbers after the last checkpoint that is stored in full.
 
         Args:
-            ended: the connection said `disconnected`.
+            ended: the connection published `disconnected`.
             last_sequence: the last number it had then.
             lost: it did not, and will not any more.
-            still_storing: an archive may still store what a checkpoint promises.
-            next_ns: first event time of the connection after it, None where there is none.
+            still_storing: an archive may still store the numbers of a checkpoint.
+            next_ns: first event time of the next connection; None where there is none.
         """
         pending, self._waiting = self._waiting, []
         # A killed recorder's last messages wait in the broker for the next archive.
@@ -180,17 +180,17 @@ class ConnectionAccount:
         elif missing:
             self._line_of_end().in_gaps += missing
             start_ns = self._edge_ns or self.first_ns or 0
-            detail = {"note": "at least: what followed the last number that is known cannot be counted"}
+            detail = {"note": "at least: numbers after the last known one cannot be counted"}
             end_ns = max(next_ns or 0, self.last_ns or start_ns)
             self.losses.append(
                 Loss(self.connection_id, "in_flight", edge + 1, newest, missing, start_ns, end_ns, detail)
             )
 
     def _settle(self, checkpoint: Checkpoint) -> None:
-        """Hold a checkpoint against what is stored in its window."""
+        """Compare a checkpoint with the stored numbers of its window."""
         first, last = checkpoint.from_sequence, checkpoint.to_sequence
         if self._edge is not None and last <= self._edge:
-            return  # said twice
+            return  # reported twice
         window = (self._edge_ns, checkpoint.time_ns)
         hour_ns = hour_start(checkpoint.time_ns)
         line = self._line(hour_ns)
@@ -217,7 +217,7 @@ class ConnectionAccount:
         for topics, name, promised, found in (
             (DATA_TOPICS, "frames with entries", checkpoint.data, stored),
             ((DEAD,), "dead letters", checkpoint.dead, dead),
-            ((EVENTS,), "numbers told as gaps", checkpoint.missing, in_gaps),
+            ((EVENTS,), "numbers reported as gaps", checkpoint.missing, in_gaps),
         ):
             absent = promised - found
             absent -= self._excuse(line, topics, absent, window)
@@ -230,7 +230,7 @@ class ConnectionAccount:
         self._edge, self._edge_ns = last, checkpoint.time_ns
 
     def _inside(self, first: int, last: int) -> tuple[int, int, int]:
-        """Numbers of ``[first, last]`` that are stored, only in dead letters, and reported as gaps."""
+        """Count the numbers of ``[first, last]`` that are stored, in dead letters only, and in gaps."""
         low, high = np.searchsorted(self._numbers, (first, last + 1))
         dead = self._dead[slice(*np.searchsorted(self._dead, (first, last + 1)))]
         in_gaps = sum(max(0, min(last, b) - max(first, a) + 1) for a, b in self._gaps)
@@ -239,7 +239,7 @@ class ConnectionAccount:
         return int(high - low), only_dead, in_gaps
 
     def _count_tail(self, edge: int, newest: int, line: Line | None = None) -> int:
-        """Numbers of ``(edge, newest]`` that are not there; counts the dead and those reported as gaps."""
+        """Return the missing numbers of ``(edge, newest]``; dead letters and reported gaps do not count."""
         if newest <= edge:
             return 0
         stored, dead, in_gaps = self._inside(edge + 1, newest)
@@ -254,7 +254,7 @@ class ConnectionAccount:
         self._line_of_end().unconfirmed += max(0, self._count_tail(edge, newest))
 
     def _known_edge(self) -> int:
-        """The last number accounted for; without a checkpoint, the one before the first that is stored."""
+        """Return the last number accounted for; without a checkpoint, the one before the first stored."""
         if self._edge is not None:
             return self._edge
         return int(self._numbers[0]) - 1 if len(self._numbers) else -1
@@ -268,7 +268,7 @@ class ConnectionAccount:
         *,
         whole: bool = False,
     ) -> int:
-        """How many numbers are absent because the broker lost offsets; `whole`: one record explains all."""
+        """Count the numbers whose offsets the broker lost; `whole`: one record explains all."""
         if absent <= 0:
             return 0
         explained = self._explain(topics, 1 if whole else absent, *window)
@@ -325,7 +325,7 @@ class ConnectionAccount:
         return self._line(hour_start(self.last_ns or self._edge_ns))
 
     def _forget(self) -> None:
-        """Drop the numbers that are accounted for; the last of them says when a gap began."""
+        """Drop the numbers that are accounted for; the last of them is the time at which a gap began."""
         if self._edge is None or self._waiting:
             return
         keep = max(int(np.searchsorted(self._numbers, self._edge + 1)) - 1, 0)

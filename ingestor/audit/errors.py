@@ -1,4 +1,4 @@
-"""What an audit refuses, and what it found."""
+"""Errors of an audit."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from ingestor.errors import CryptovolError
 
 
 class AuditError(CryptovolError):
-    """There is nothing to audit, or the span makes no sense; the message is one line."""
+    """There is nothing to audit, or the span is invalid; the message is one line."""
 
 
 class UnaccountedError(CryptovolError):
-    """Something in raw storage is unaccounted for; the message is one line that says what."""
+    """Something in raw storage is unaccounted for; the message is one line that names it."""

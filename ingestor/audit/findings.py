@@ -1,4 +1,4 @@
-"""What an audit says: lines of a table, losses (the gap ledger), offsets, and what is unaccounted for."""
+"""Results of an audit: lines of a table, losses (the gap ledger), offsets, and unaccounted numbers."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ FindingKind = Literal["checkpoint", "tail", "offsets", "seal"]
 
 @dataclass(frozen=True)
 class Loss:
-    """A row of the gap ledger: something that was lost, and is known to be.
+    """A row of the gap ledger: a known loss.
 
     Attributes:
-        connection_id: the connection it happened to, or that came after it; empty for `offsets`.
+        connection_id: the connection of the loss, or the one after it; empty for `offsets`.
         kind: ``sequence`` (numbers that never came, reported by the feed), ``in_flight`` (numbers after the
             last checkpoint of a recorder that was killed, at least), ``between`` (from one connection to the
             next), ``offsets`` (records that the broker lost before they were stored).
         from_sequence: first number lost; None where numbers do not apply.
         to_sequence: last number lost, inclusive.
-        count: numbers (or offsets) lost; None where nobody knows.
+        count: numbers (or offsets) lost; None where unknown.
         start_ns: event time of the last thing known before.
         end_ns: event time of the first thing known after.
-        detail: what else is known, as plain values.
+        detail: further facts, as plain values.
     """
 
     connection_id: str
@@ -48,7 +48,7 @@ class Finding:
         hour: ``YYYY-MM-DD-HH:00``, UTC.
         where: connection, or topic and partition.
         count: numbers, offsets or rows concerned.
-        text: one line that says expected, found and where.
+        text: one line: expected, found, and where.
     """
 
     kind: FindingKind
@@ -60,7 +60,7 @@ class Finding:
 
 @dataclass
 class Line:
-    """What became of the numbers of one connection in one hour; counts of distinct sequence numbers.
+    """Numbers of one connection in one hour, by outcome; counts of distinct sequence numbers.
 
     Attributes:
         hour_ns: start of the hour.
@@ -69,7 +69,7 @@ class Line:
         control: checkpointed frames without an entry: acknowledgements, heartbeats, empty and unknown ones.
         dead: in feed.dead.
         in_gaps: in the gap ledger.
-        unconfirmed: after what the last checkpoint confirms of a connection that may still run.
+        unconfirmed: after the last checkpoint of a connection that may still run.
         unaccounted: none of these.
     """
 
@@ -88,7 +88,7 @@ class Line:
         return self.stored + self.control + self.dead + self.in_gaps + self.unconfirmed + self.unaccounted
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         values = asdict(self)
         return {"hour": hour_key(values.pop("hour_ns")), "frames": self.frames, **values}
 
@@ -120,12 +120,12 @@ class PartitionOffsets:
 
 @dataclass(frozen=True)
 class SealState:
-    """Whether a closed hour is as it was when it closed.
+    """State of a closed hour compared with its seal.
 
     Attributes:
         hour: its key.
         state: ``unchanged``, ``changed``, or ``not sealed`` (closed by an earlier version).
-        late_rows: rows that came after it closed, which changes nothing that was sealed.
+        late_rows: rows that came after it closed; the sealed rows are unchanged.
         revision: how often it was closed again with such rows.
     """
 
@@ -140,12 +140,12 @@ class Audit:
     """An audit of a span of raw storage.
 
     Attributes:
-        hours: keys of the hours that hold anything, oldest first.
+        hours: keys of the hours with records, oldest first.
         lines: by hour and connection.
         losses: the gap ledger of the span, by time.
         offsets: by topic, log and partition.
         seals: of the closed hours, oldest first.
-        findings: what is unaccounted for; empty where everything is.
+        findings: unaccounted numbers and offsets; empty where everything is accounted for.
     """
 
     hours: tuple[str, ...]
@@ -156,12 +156,12 @@ class Audit:
     findings: tuple[Finding, ...]
 
     def total(self, name: str) -> int:
-        """Sum of a column of the table."""
+        """Return the sum of a column of the table."""
         return sum(getattr(line, name) for line in self.lines)
 
     @property
     def verdict(self) -> str:
-        """One line: everything is accounted for, or what is not."""
+        """Return one line: everything is accounted for, or what is not."""
         if not self.findings:
             pending = self.total("unconfirmed")
             rest = f"; {pending:,} not confirmed yet" if pending else ""
@@ -171,7 +171,7 @@ class Audit:
         return f"unaccounted for: {first.text}{more}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return {
             "hours": list(self.hours),
             "table": [line.as_dict() for line in self.lines],

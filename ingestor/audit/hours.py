@@ -1,4 +1,4 @@
-"""The audit of a span of raw storage, hour by hour: what was promised is compared with what is stored."""
+"""The audit of a span of raw storage, hour by hour: checkpoints are compared with stored records."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def audit(
 ) -> Audit:
     """Account for every sequence number and every offset of a span of raw storage.
 
-    Memory holds an hour at a time, and the numbers that no checkpoint has confirmed yet.
+    Memory use: one hour at a time, and the numbers that no checkpoint has confirmed yet.
 
     Args:
         reader: of the storage.
         start_ns: first event time; all that is stored by default.
         end_ns: event time at which to stop.
-        still_storing: an archive may still store what was promised; then it is unconfirmed, not missing.
-        with_seals: hold closed hours against their seals, which reads every column.
+        still_storing: an archive may still store promised numbers; then they are unconfirmed, not missing.
+        with_seals: compare closed hours with their seals, which reads every column.
 
     Raises:
         ArchiveError: a file is foreign or corrupt.
@@ -69,7 +69,7 @@ def _with_seals(reader: RawReader, result: Audit, start_ns: int, end_ns: int) ->
             states.append(SealState(hour.hour, "not sealed"))
             continue
         late_rows, different = 0, {}
-        for record in reader.closings(hour.hour):  # a revision adds to what was sealed, it excuses nothing
+        for record in reader.closings(hour.hour):  # a revision adds rows to a seal, it excuses nothing
             late_rows, found = differences(reader, record)
             different = {where: (rows, text) for where, rows, text in found} | different
         state = "changed" if different else "unchanged"
@@ -84,7 +84,7 @@ def _with_seals(reader: RawReader, result: Audit, start_ns: int, end_ns: int) ->
 
 @dataclass
 class _Known:
-    """What the events of the span say of a connection as a whole."""
+    """Facts of a connection as a whole, from the events of the span."""
 
     last_at_ns: int = 0
     log_id: str = ""
@@ -136,7 +136,7 @@ class _Auditor:
         return self._report(hours, offsets, findings)
 
     def _hours(self) -> list[int]:
-        """Hours of the loaded span that any file touches."""
+        """Return the hours of the loaded span that any file touches."""
         hours: set[int] = set()
         for files in self._files.values():
             for file in files:
@@ -146,7 +146,7 @@ class _Auditor:
     def _window(self, hour_ns: int) -> tuple[int, int]:
         return max(hour_ns, self._loaded[0]), min(hour_ns + HOUR_NS, self._loaded[1])
 
-    # What the events say
+    # Events
 
     def _events(self, hour_ns: int) -> Iterator[dict[str, Any]]:
         for log_id, _, table in self._reader.tables(EVENTS, *self._window(hour_ns), _EVENT_COLUMNS):
@@ -165,7 +165,7 @@ class _Auditor:
             self._replaced.add((detail["topic"], detail["old_log"]))
 
     def _order_logs(self) -> None:
-        """Tell which log of a partition followed which, by the connections in them; and where each ends."""
+        """Find the order of a partition's logs, by the connections in them, and the end of each."""
         newest: dict[_Log, tuple[bool, int, int]] = {}
         for topic, files in self._files.items():
             for file in files:
@@ -189,7 +189,7 @@ class _Auditor:
             self._logs.setdefault((topic, partition), []).append(log_id)
 
     def _is_stored(self, connection_id: str, detail: dict[str, Any]) -> bool:
-        """Whether all that a checkpoint promises can be stored; what a replaced log never gave up is lost."""
+        """Return whether all promised offsets can be stored; missing ones of a replaced log are lost."""
         stored = True
         for topic, partitions in detail.get("offsets", {}).items():
             for partition, offset in partitions.items():
@@ -268,7 +268,7 @@ class _Auditor:
             self._known[row["connection_id"]].last_sequence = detail.get("last_sequence")
 
     def _stored(self, hour_ns: int) -> dict[str, tuple[Numbers, Numbers]]:
-        """Sequence numbers and event times of each connection's entries in the hour, in no order."""
+        """Return sequence numbers and event times of each connection's entries in the hour, unordered."""
         parts: dict[str, list[tuple[Numbers, Numbers]]] = defaultdict(list)
         columns = ["connection_id", "sequence_num", "event_time_ns"]
         for topic in DATA_TOPICS:
@@ -289,7 +289,7 @@ class _Auditor:
         return account
 
     def _dead(self, name: str) -> Numbers:
-        """Numbers of a connection's dead letters: filed by wall clock, so all files are read."""
+        """Return the numbers of a connection's dead letters: stored by wall clock, so all files are read."""
         if self._dead_numbers is None:
             self._dead_numbers = defaultdict(list)
             for _, _, table in self._reader.tables(DEAD, 0, EVER_NS, ["connection_id", "sequence_num"]):
@@ -304,7 +304,7 @@ class _Auditor:
         newest_log = max(self._known.values(), key=lambda known: known.last_at_ns, default=_Known()).log_id
         in_order = _in_order(self._accounts)
         next_ns = [*(account.first_ns for _, account in in_order[1:]), None]
-        for (name, account), after in zip(in_order, next_ns, strict=False):  # of no account there is no next
+        for (name, account), after in zip(in_order, next_ns, strict=False):  # the last account has no next
             known = self._known[name]
             lost = known.last_at_ns < newest_ns - LOST_AFTER_NS or known.log_id != newest_log
             account.finish(
@@ -345,7 +345,7 @@ class _Auditor:
         )
 
     def _between(self) -> list[Loss]:
-        """Holes between connections: nobody knows what the exchange would have sent."""
+        """Record the holes between connections: the exchange's messages there are unknown."""
         losses: list[Loss] = []
         previous, known_ns = self._before_the_span()
         for name, account in _in_order(self._accounts):
@@ -360,7 +360,7 @@ class _Auditor:
         return losses
 
     def _before_the_span(self) -> tuple[str, int | None]:
-        """The newest connection before what was loaded, and its last event time."""
+        """Return the newest connection before the loaded span, and its last event time."""
         if self._loaded[0] == 0:
             return "", None
         earlier = [
@@ -387,7 +387,7 @@ def _footers(files: Iterable[RawFile], log_id: str, partition: int) -> list[Foot
 
 
 def _in_order(accounts: dict[str, ConnectionAccount]) -> list[tuple[str, ConnectionAccount]]:
-    """Connections of which an event time is known, by the first."""
+    """Return connections with a known event time, ordered by the first."""
     known = [(name, one) for name, one in accounts.items() if one.first_ns is not None]
     return sorted(known, key=lambda pair: (pair[1].first_ns, pair[0]))
 

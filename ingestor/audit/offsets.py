@@ -27,7 +27,7 @@ class LostOffsets:
         reason: why.
         start_ns: event time of the last record stored before them; 0 where nothing is.
         end_ns: event time of the first one after; `EVER_NS` where nothing is.
-        left: records of them that explain nothing yet.
+        left: records that explain nothing yet.
     """
 
     topic: str
@@ -41,7 +41,7 @@ class LostOffsets:
     left: int
 
     def as_loss(self) -> Loss:
-        """As a row of the gap ledger."""
+        """Return the row of the gap ledger."""
         detail = {
             name: getattr(self, name)
             for name in ("topic", "log_id", "partition", "first_offset", "last_offset", "reason")
@@ -52,7 +52,7 @@ class LostOffsets:
         return Loss("", "offsets", None, None, count, start_ns, end_ns, detail)
 
     def explain(self, count: int, start_ns: int, end_ns: int) -> int:
-        """Take `count` records lost in a span of event time upon itself, as far as there are that many."""
+        """Explain `count` records lost in a span of event time, as far as it has that many."""
         if start_ns > self.end_ns or end_ns < self.start_ns:
             return 0
         taken = min(count, self.left)
@@ -63,12 +63,12 @@ class LostOffsets:
 def partition_offsets(
     reader: RawReader, topic: str, files: Sequence[RawFile]
 ) -> Iterator[tuple[PartitionOffsets, list[Finding]]]:
-    """Hold the offsets of neighbouring files against each other, partition by partition.
+    """Compare the offsets of neighbouring files, partition by partition.
 
     Args:
-        reader: of the same storage; asked for recorded gaps, and for files elsewhere that fill a hole.
+        reader: of the same storage; for recorded gaps, and for files elsewhere that fill a hole.
         topic: name without prefix.
-        files: what `RawReader.files` gave for the span.
+        files: result of `RawReader.files` for the span.
     """
     recorded = reader.offset_gaps(topic)
     elsewhere: list[RawFile] | None = None
@@ -85,7 +85,7 @@ def partition_offsets(
                 continue
             in_gaps = _covered(hole, known)
             if in_gaps < hole[1] - hole[0] + 1:
-                # Rows of quite another time may stand between two files of this one.
+                # Rows of another time may have offsets between two files of this span.
                 elsewhere = reader.files(topic, 0, EVER_NS) if elsewhere is None else elsewhere
                 others = [
                     (file.footer.first_offset, file.footer.last_offset)
@@ -113,7 +113,7 @@ def partition_offsets(
 
 
 def recorded_losses(reader: RawReader, topic: str, files: Sequence[RawFile]) -> list[LostOffsets]:
-    """The recorded offset gaps that touch the files' span, with the event times around them."""
+    """Return the recorded offset gaps that touch the files' span, with the event times around them."""
     losses = []
     for gap in reader.offset_gaps(topic):
         own = [file for file in files if _log(file) == _gap_log(gap)]
@@ -150,7 +150,7 @@ def _missing(topic: str, before: RawFile, after: RawFile, hole: tuple[int, int],
 
 
 def _covered(hole: tuple[int, int], ranges: Iterable[tuple[int, int]]) -> int:
-    """How many offsets of `hole` lie in some of the ascending ranges."""
+    """Return how many offsets of `hole` are in some of the ascending ranges."""
     covered, at = 0, hole[0]
     for first, last in ranges:
         first, last = max(first, at), min(last, hole[1])

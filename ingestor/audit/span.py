@@ -14,7 +14,7 @@ from ingestor.times import HOUR_NS, hour_from_key, hour_key
 def stored_span(
     raw_dir: Path, from_key: str | None, to_key: str | None
 ) -> tuple[RawReader, int | None, int | None, bool]:
-    """Give a reader, the span of event time to audit (None: no bound), and whether an archive runs.
+    """Return a reader, the span of event time to audit (None: no bound), and whether an archive runs.
 
     Args:
         raw_dir: root of raw storage.
@@ -22,7 +22,7 @@ def stored_span(
         to_key: last hour, inclusive.
 
     Raises:
-        AuditError: nothing is stored (in these hours), or a key is no hour.
+        AuditError: nothing is stored (in these hours), or a key is not an hour.
     """
     reader = RawReader(raw_dir)
     start_ns, end_ns = (None if key is None else _hour(key) for key in (from_key, to_key))
@@ -34,7 +34,7 @@ def stored_span(
         raise AuditError(f"{raw_dir}: raw storage is empty: nothing to audit")
     if not any((start_ns or 0) <= hour and (end_ns is None or hour < end_ns) for hour in hours):
         raise AuditError(
-            f"{raw_dir}: nothing is stored in these hours; raw storage holds {hour_key(hours[0])} … "
+            f"{raw_dir}: nothing is stored in these hours; raw storage has {hour_key(hours[0])} … "
             f"{hour_key(hours[-1])}"
         )
     return reader, start_ns, end_ns, archive_runs(raw_dir)
@@ -44,4 +44,4 @@ def _hour(key: str) -> int:
     try:
         return hour_from_key(key)
     except ValueError:
-        raise AuditError(f"{key!r} is no hour: expected 2026-01-31-00:00") from None
+        raise AuditError(f"{key!r} is not an hour: expected for example 2026-01-31-00:00") from None

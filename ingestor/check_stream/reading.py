@@ -1,6 +1,7 @@
-"""Look at the live stream from outside: read the topics for a while and keep statistics of what arrives.
+"""Observe the live stream from outside: read the topics for a while and keep statistics of the records.
 
-Partitions are assigned, never subscribed, and nothing is committed: a look changes nothing for anyone.
+Partitions are assigned, never subscribed, and nothing is committed: an observation does not affect other
+consumers.
 """
 
 from __future__ import annotations
@@ -32,19 +33,19 @@ def check_stream(
     on_progress: Callable[[StreamReport], None] | None = None,
     progress_every_s: float = 0.5,
 ) -> StreamReport:
-    """Read every topic for a while, ``ticks.features`` too where there is one. Ctrl-C ends the look early.
+    """Read every topic for a while, ``ticks.features`` too where there is one. Ctrl-C ends early.
 
     Args:
         broker: where the topics are.
-        duration_s: how long to look.
-        from_beginning: read what the topics hold already, too.
-        on_progress: called with what was seen so far.
+        duration_s: duration of the observation.
+        from_beginning: read the existing records of the topics, too.
+        on_progress: called with the statistics so far.
         progress_every_s: how often.
 
     Raises:
         BrokerError: a topic is missing, or the broker fails while it is read.
     """
-    look = _Look(broker, from_beginning)
+    look = _Observation(broker, from_beginning)
     try:
         look.run(duration_s, on_progress, progress_every_s)
     except KeyboardInterrupt:
@@ -58,8 +59,8 @@ def check_stream(
     return look.report
 
 
-class _Look:
-    """One look: a consumer, the statistics, and questions about the archive beside them."""
+class _Observation:
+    """One observation: a consumer, the statistics, and questions about the archive."""
 
     def __init__(self, broker: Broker, from_beginning: bool) -> None:
         self.report = StreamReport(
@@ -141,7 +142,7 @@ class _Look:
 
     def _partition(self, topic: str, partition: int) -> PartitionSeen:
         place: Any = TopicPartition(self._broker.topic(topic), partition)
-        # What the fetches have reported already; nobody is asked.
+        # From the reports of earlier fetches; the broker is not asked.
         _, end = self._consumer.get_watermark_offsets(place, cached=True)
         key = topic, partition
         self._ends[key] = max(self._ends[key], end)
@@ -167,7 +168,7 @@ class _Look:
         self._question = None
 
     def _await_stored(self) -> None:
-        """The last word on the archive, so that the final table is of one moment."""
+        """Ask for the archive's positions once more, so that the final table is of one moment."""
         self._asked_s = -_ASK_STORED_EVERY_S
         self._question = self._question or self._asking.submit(self._ask_stored)
         try:

@@ -1,4 +1,4 @@
-"""What a look at the stream has seen, in bounded memory: exact counts, quantiles to one percent. Pure.
+"""Statistics of the stream in bounded memory: exact counts, quantiles to one percent. Pure.
 
 Messages go in as bytes with the time they arrived at; no Kafka and no clock here.
 """
@@ -37,9 +37,9 @@ _LOG_GAMMA = math.log(_GAMMA)
 _LEAST_NS = 1_000
 _SLOT_S = 0.5
 _FIRST_ERRORS = 5
-#: Whoever writes nonsense to the topic must not fill our memory with its names.
+#: Invalid messages must not fill the memory with their names.
 _MOST_PRODUCTS, _OTHERS = 1_000, "(others)"
-#: Events this old were not sent now, whatever the clocks say.
+#: Events this old were not sent now, even if the clocks differ.
 _RECORDING_NS = DAY_NS
 
 
@@ -48,7 +48,7 @@ class Quantiles:
 
     The DDSketch of Masson, Rim and Lee (VLDB 2019) without merging: a quantile is within `RELATIVE_ERROR` of
     the value of its rank (1 µs where that is nearer to 0); counts, least and greatest are exact. Some 3,700
-    buckets hold everything 64 bits can say.
+    buckets cover the range of 64 bits.
     """
 
     def __init__(self) -> None:
@@ -56,11 +56,11 @@ class Quantiles:
         self.negative = 0
         self.least_ns: int | None = None
         self.greatest_ns: int | None = None
-        #: bucket → count; −k mirrors k, 0 holds what is shorter than 1 µs.
+        #: bucket → count; −k mirrors k, 0 has durations below 1 µs.
         self._buckets: Counter[int] = Counter()
 
     def add(self, value_ns: int) -> None:
-        """Take in one duration."""
+        """Add one duration."""
         self.count += 1
         self.negative += value_ns < 0
         if self.least_ns is None or value_ns < self.least_ns:
@@ -72,7 +72,7 @@ class Quantiles:
         self._buckets[-bucket if value_ns < 0 else bucket] += 1
 
     def quantile_ns(self, share: float) -> float | None:
-        """The value that a `share` of all is at or below; None of nothing.
+        """Return the value that a `share` of all is at or below; None without values.
 
         Args:
             share: from 0 to 1.
@@ -88,7 +88,7 @@ class Quantiles:
         return float(self.greatest_ns)
 
     def as_dict(self) -> dict[str, Any]:
-        """Milliseconds, for JSON."""
+        """Return milliseconds, for JSON."""
         values = {f"p{share:g}": self.quantile_ns(share / 100) for share in (50, 90, 99)}
         values["max"] = self.greatest_ns
         return {
@@ -106,13 +106,13 @@ def _middle_ns(bucket: int) -> float:
 
 
 class RecentCount:
-    """How many came within the last `RECENT_S` seconds, to half a second."""
+    """Rate of the last `RECENT_S` seconds, to half a second."""
 
     def __init__(self) -> None:
         self._slots: deque[list[int]] = deque(maxlen=int(RECENT_S / _SLOT_S) + 1)
 
     def add(self, at_s: float) -> None:
-        """Count one at `at_s`, which never goes back."""
+        """Count one at `at_s`, which never decreases."""
         slot = int(at_s / _SLOT_S)
         if self._slots and self._slots[-1][0] == slot:
             self._slots[-1][1] += 1
@@ -120,14 +120,14 @@ class RecentCount:
             self._slots.append([slot, 1])
 
     def per_second(self, now_s: float) -> float:
-        """The rate of the last seconds, or of all of them where there were fewer."""
+        """Return the rate of the last seconds, or of all of them where there were fewer."""
         first = int(now_s / _SLOT_S) - int(RECENT_S / _SLOT_S)
         return sum(count for slot, count in self._slots if slot > first) / max(min(now_s, RECENT_S), _SLOT_S)
 
 
 @dataclass
 class ProductSeen:
-    """What arrived for one product.
+    """Statistics of one product.
 
     Attributes:
         ticks: messages of ``ticks.raw``.
@@ -151,14 +151,14 @@ class ProductSeen:
 
 @dataclass(frozen=True)
 class PartitionSeen:
-    """Where a partition's log ends, how far this look has read, how far the archive has stored.
+    """End of a partition's log, and the positions of this observation and of the archive.
 
     Attributes:
         topic: without prefix.
         partition: its number.
         log_end: offset that the next record gets.
-        position: offset this look reads next.
-        stored: offset that the archive has committed; None where it has not, or where nobody could be asked.
+        position: offset that this observation reads next.
+        stored: offset that the archive has committed; None where there is none, or where it is unknown.
     """
 
     topic: str
@@ -169,21 +169,21 @@ class PartitionSeen:
 
     @property
     def behind(self) -> int:
-        """Records that this look has not read yet."""
+        """Number of records that this observation has not read yet."""
         return max(0, self.log_end - self.position)
 
     @property
     def archive_lag(self) -> int | None:
-        """Records that the archive has not stored yet; None where unknown."""
+        """Number of records that the archive has not stored yet; None where unknown."""
         return None if self.stored is None else max(0, self.log_end - self.stored)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return {**vars(self), "behind": self.behind, "archive_lag": self.archive_lag}
 
 
 class _Row(msgspec.Struct):
-    """What is counted of a row of ``ticks.features``, whatever else it holds."""
+    """Counted fields of a row of ``ticks.features``; others are ignored."""
 
     revision: int = 0
 
@@ -198,19 +198,19 @@ _decode_entry = msgspec.json.Decoder(_Entry).decode
 
 @dataclass
 class StreamReport:
-    """What a look at the stream saw.
+    """Result of an observation of the stream.
 
     Attributes:
-        bootstrap_servers: where it looked.
+        bootstrap_servers: address of the broker.
         topic_prefix: put before every topic's name there.
-        seconds: how long it has looked.
+        seconds: duration so far.
         now_ns: wall clock of this state.
         products: by product id.
         messages: valid messages by topic.
-        invalid: messages that are not what their topic should hold, by topic.
+        invalid: messages that are invalid on their topic, by topic.
         first_errors: the reasons of the first of them.
         events: messages of ``feed.events`` by kind.
-        missing_frames: frames that the gaps among them say were lost.
+        missing_frames: lost frames according to their gaps.
         last_dead_reason: why the newest dead letter is one.
         revisions: rows of ``ticks.features`` that correct an earlier one.
         partitions: the newest known positions.
@@ -237,15 +237,15 @@ class StreamReport:
     def take_in(
         self, topic: str, key: bytes | str | None, value: bytes, *, place: str, now_ns: int, at_s: float
     ) -> None:
-        """Take in one message.
+        """Add one message.
 
         Args:
             topic: without prefix.
             key: its key.
             value: its value.
-            place: where it stood, for people.
+            place: its topic, partition and offset, as text.
             now_ns: wall clock at which it arrived.
-            at_s: seconds since the look began.
+            at_s: seconds since the start.
         """
         try:
             self._count(topic, key, value, now_ns, at_s)
@@ -258,7 +258,7 @@ class StreamReport:
 
     @property
     def problem(self) -> str | None:
-        """Why the stream is not healthy, in one line; None where it is."""
+        """Return why the stream is not healthy, in one line; None where it is."""
         if count := self.invalid.total():
             return f"{count} invalid messages at {self.bootstrap_servers}: {self.first_errors[0]}"
         if not self.messages[TICKS]:
@@ -268,15 +268,15 @@ class StreamReport:
 
     @property
     def notes(self) -> list[str]:
-        """What must be known to read the numbers."""
+        """Return notes that are needed to interpret the numbers."""
         notes = []
         if self.newest_event_time_ns and self.age_ns(self.newest_event_time_ns) > _RECORDING_NS:
             notes.append(
-                "event times are not of today: a recording or a simulated market, so age and exchange→read "
-                "tell how old it is, not how slow"
+                "event times are not of today: this is a recording or a simulated market, so age and "
+                "exchange→read show how old it is, not how slow"
             )
         if self.archive_unknown:
-            notes.append(f"what {self.archive_group} has stored is not available: {self.archive_unknown}")
+            notes.append(f"the position of {self.archive_group} is not available: {self.archive_unknown}")
         return notes
 
     @property
@@ -285,22 +285,22 @@ class StreamReport:
         return max((seen.newest_event_time_ns for seen in self.products.values()), default=0)
 
     def age_ns(self, event_time_ns: int) -> int:
-        """How long before now an event was."""
+        """Return the age of an event."""
         return self.now_ns - event_time_ns
 
     @property
     def archive_lag(self) -> int | None:
-        """Records of all partitions that the archive has not stored yet; None where unknown."""
+        """Return the number of records that the archive has not stored yet; None where unknown."""
         lags = [partition.archive_lag for partition in self.partitions]
         known = [lag for lag in lags if lag is not None]
         return sum(known) if known else None
 
     def per_second(self, seen: ProductSeen) -> float:
-        """Ticks of a product a second, over the whole look."""
+        """Return a product's ticks per second, over the whole observation."""
         return seen.ticks / self.seconds if self.seconds else 0.0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON; latencies in milliseconds."""
+        """Return plain values, for JSON; latencies in milliseconds."""
         return {
             "bootstrap_servers": self.bootstrap_servers,
             "topic_prefix": self.topic_prefix,
@@ -359,7 +359,7 @@ class StreamReport:
     def _checked(
         self, message: TickMessage | TradeMessage, entry: msgspec.Raw, key: bytes | str | None
     ) -> ProductSeen:
-        """The product a message speaks of, which its key and its entry must confirm."""
+        """Return the product of a message, which its key and its entry must confirm."""
         name = message.product_id
         if key != name.encode():
             raise ValueError(f"key {key!r} is not the product {name}")

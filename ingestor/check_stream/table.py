@@ -1,4 +1,4 @@
-"""How a look at the stream is shown: tables for a terminal, one line for a log."""
+"""Display of stream statistics: tables for a terminal, one line for a log."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _UNITS = (
 
 
 def human_duration(ns: float | None) -> str:
-    """A duration in the unit in which people read it: ``-60 ms``, ``5.2 s``, ``230 d``."""
+    """Return a duration with a readable unit: ``-60 ms``, ``5.2 s``, ``230 d``."""
     if ns is None:
         return _UNKNOWN
     if ns == 0:
@@ -40,16 +40,16 @@ def human_duration(ns: float | None) -> str:
 
 
 def render(report: StreamReport, *, left_s: float = 0.0) -> RenderableType:
-    """Everything a look has seen.
+    """Return all statistics as tables.
 
     Args:
-        report: what it saw.
-        left_s: how much longer it will look.
+        report: the statistics.
+        left_s: remaining seconds.
     """
     going_on = f", {left_s:.0f} s to go" if left_s >= 1 else ""
     prefix = f" (topics {report.topic_prefix}*)" if report.topic_prefix else ""
     return Group(
-        Text(f"{report.bootstrap_servers}{prefix}, looked for {report.seconds:.0f} s{going_on}"),
+        Text(f"{report.bootstrap_servers}{prefix}, observed for {report.seconds:.0f} s{going_on}"),
         _products(report),
         _latencies(report),
         _partitions(report),
@@ -58,7 +58,7 @@ def render(report: StreamReport, *, left_s: float = 0.0) -> RenderableType:
 
 
 def progress_line(report: StreamReport) -> str:
-    """The state of a look in one line."""
+    """Return the state of an observation in one line."""
     newest_ns = report.newest_event_time_ns
     newest = (
         f"newest {ns_to_rfc3339(newest_ns)[:19]} ({human_duration(report.age_ns(newest_ns))} old)"
@@ -132,7 +132,7 @@ def _partitions(report: StreamReport) -> Table:
 
 
 def _in_use(report: StreamReport) -> list[PartitionSeen]:
-    """Partitions that have ever held a record; most of a small feed's have not."""
+    """Return the partitions that ever had a record; most of a small feed's have not."""
     return [seen for seen in report.partitions if seen.log_end]
 
 

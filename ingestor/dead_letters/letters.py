@@ -1,4 +1,4 @@
-"""Letters of ``feed.dead`` as raw storage holds them, some files in memory at a time."""
+"""Letters of ``feed.dead`` from raw storage, some files in memory at a time."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from ingestor.feed.connection import check_entry_bounds
 
 _COLUMNS = ["schema_version", "at_ns", "connection_id", "sequence_num", "reason", "payload"]
 _NO_LETTER = "not a message of ours on feed.dead"
-#: Letters may be 800 kB each: so much of their files (compressed) is read at once.
+#: Letters may be 800 kB each: this many (compressed) bytes of their files are read at once.
 _BYTES_AT_ONCE = 8 * 1024 * 1024
 _ROWS_AT_ONCE = 100
 
 
 @dataclass(frozen=True)
 class Letter:
-    """Bytes that could not be read, and what was known of them.
+    """Bytes that could not be read, and the facts known about them.
 
     Attributes:
         at_ns: receiving clock, ns UTC.
@@ -48,21 +48,21 @@ class Letter:
 
     @property
     def reason_class(self) -> str:
-        """What is alike in the reasons of all letters of this fault."""
+        """Class of the reason, the same for all letters of this fault."""
         return reason_class(self.reason)
 
     @property
     def whole_bytes(self) -> int:
-        """How many bytes came; more than `data` where the letter was cut."""
+        """Number of received bytes; more than `data` where the letter was cut."""
         return cut_from(self.reason) or len(self.data)
 
     def beginning(self, characters: int) -> str:
-        """The first characters, safe to print: what is no text, or would move a terminal, is escaped."""
+        """Return the first characters, safe to print: other bytes and control characters are escaped."""
         text = printable(self.data[: 4 * characters].decode("utf-8", "backslashreplace"))
         return text if len(text) <= characters else f"{text[:characters]}…"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON: the bytes in base64, and as text where they are UTF-8."""
+        """Return plain values, for JSON: the bytes in base64, and as text where they are UTF-8."""
         values = {
             "at": ns_to_rfc3339(self.at_ns),
             "at_ns": self.at_ns,
@@ -83,15 +83,17 @@ def iter_letters(raw_dir: Path, start_ns: int, end_ns: int, reason: str | None =
 
     Args:
         raw_dir: root of raw storage.
-        start_ns: first receiving time wanted, ns UTC.
+        start_ns: first receiving time, ns UTC.
         end_ns: receiving time at which to stop.
-        reason: only letters whose reason contains this text, whatever its case.
+        reason: only letters whose reason contains this text, ignoring case.
 
     Raises:
         ArchiveError: there is no raw storage, or a file in it is foreign or corrupt.
     """
     if not raw_dir.is_dir():
-        raise ArchiveError(f"{raw_dir} is no folder: nothing was recorded there (cryptovol config: storage)")
+        raise ArchiveError(
+            f"{raw_dir} is not a folder: nothing was recorded there (cryptovol config: storage)"
+        )
     reader = RawReader(raw_dir)
     for begin_ns, stop_ns in _spans(reader.files(DEAD, start_ns, end_ns), start_ns, end_ns):
         table = reader.read(DEAD, begin_ns, stop_ns, _COLUMNS)
@@ -105,12 +107,12 @@ def read_again(letter: Letter, now_ns: int, future_limit_ns: int) -> str | None:
     """Read a letter with the parser of today.
 
     Args:
-        letter: what could not be read then.
+        letter: the letter to read.
         now_ns: the clock against which a time of the future is judged.
         future_limit_ns: how far ahead of it a frame may be.
 
     Returns:
-        Why it still cannot be used, in one line; None where it could be.
+        The reason why it still cannot be used, in one line; None where it can be.
     """
     if letter.whole_bytes > len(letter.data):
         return f"only {len(letter.data)} of its {letter.whole_bytes} bytes were kept"
@@ -130,7 +132,7 @@ def read_again(letter: Letter, now_ns: int, future_limit_ns: int) -> str | None:
 
 
 def _spans(files: Sequence[RawFile], start_ns: int, end_ns: int) -> Iterator[tuple[int, int]]:
-    """Cut a span of time so that each part touches a bounded amount of files."""
+    """Split a span of time so that each part touches a bounded amount of files."""
     bounds, size = [start_ns], 0
     for file in sorted(files, key=lambda file: file.footer.min_time_ns):
         if size > _BYTES_AT_ONCE and file.footer.min_time_ns > bounds[-1]:

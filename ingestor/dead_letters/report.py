@@ -1,4 +1,4 @@
-"""What a look at the dead letters found: a row for each class of reason; and the letters, written out."""
+"""Report of the dead letters: a row for each class of reason, and the exported letters."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class ReasonSeen:
 
     Attributes:
         letters: how many.
-        bytes: how many bytes came in them.
+        bytes: number of their received bytes.
         first_ns: receiving time of the oldest.
         last_ns: receiving time of the newest.
-        connections: ids of the connections they came on.
-        readable_now: how many the parser of today reads; None where that was not asked.
+        connections: ids of their connections.
+        readable_now: how many the present parser reads; None where that was not requested.
     """
 
     letters: int = 0
@@ -46,7 +46,7 @@ class ReasonSeen:
         self.connections.add(letter.connection_id)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         retried = {} if self.readable_now is None else {"readable_now": self.readable_now}
         return {
             "letters": self.letters,
@@ -60,12 +60,12 @@ class ReasonSeen:
 
 @dataclass
 class DeadLetterReport:
-    """What was found.
+    """The dead letters of a span.
 
     Attributes:
         raw_dir: where.
         reasons: by class, the commonest first once `survey` is done.
-        shown: the first letters, as many as were asked for.
+        shown: the first letters, as many as requested.
     """
 
     raw_dir: Path
@@ -83,7 +83,7 @@ class DeadLetterReport:
         return sum(seen.readable_now or 0 for seen in self.reasons.values())
 
     def as_dict(self, *, show: bool) -> dict[str, Any]:
-        """Plain values, for JSON; with `show` the letters too."""
+        """Return plain values, for JSON; with `show` the letters too."""
         shown = {"shown": [letter.as_dict() for letter in self.shown]} if show else {}
         return {
             "raw_dir": str(self.raw_dir),
@@ -99,10 +99,10 @@ def survey(
     """Group letters by the class of their reason.
 
     Args:
-        raw_dir: where they come from.
+        raw_dir: root of raw storage.
         letters: iterated once.
         keep: how many of the first to keep for showing.
-        retry_at_ns: read each again, judged by this clock; None leaves that out.
+        retry_at_ns: read each again, with this time as the present; None: do not.
         future_limit_ns: how far ahead of the clock a frame may be.
     """
     report = DeadLetterReport(raw_dir)
@@ -119,10 +119,10 @@ def survey(
 
 
 def exporting(letters: Iterable[Letter], path: Path) -> Iterator[Letter]:
-    """Pass letters on, writing each to `path` as a line of JSON; the file is there once all have passed.
+    """Yield letters, and write each to `path` as a line of JSON; the file appears after the last one.
 
     Raises:
-        ExportError: it cannot be written; what stood there before still does.
+        ExportError: it cannot be written; an earlier file is unchanged.
     """
     part = path.with_name(path.name + ".part")
     try:

@@ -29,7 +29,7 @@ def rfc3339_to_ns(text: str) -> int:
     Zero to nine fractional digits; ``Z`` or an offset such as ``+00:00``.
 
     Raises:
-        ValueError: not such a time, or outside of what 64-bit nanoseconds hold (1677 to 2262).
+        ValueError: not such a time, or outside of 64-bit nanoseconds (1677 to 2262).
     """
     minute_ns = _minutes.get(text[:16])
     # The exchange's own shape. A known minute proves the first 16 characters; isascii keeps int() to 0-9.

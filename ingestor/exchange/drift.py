@@ -1,6 +1,6 @@
-"""Names for what differs from the documented protocol: the slow way, where a typed decoder refused.
+"""Names of differences from the documented protocol: the slow path, where a typed decoder refused.
 
-A name is stable and holds no value that changes from frame to frame, so that it can be counted:
+A name is stable and contains no value that changes from frame to frame, so that it can be counted:
 ``ticker: unknown field 'foo'``, ``ticker: missing field 'best_bid'``,
 ``market_trades: field 'size' is a number, not text``. Fields of the event and of the frame itself say so:
 ``ticker: unknown field 'foo' of the event``.
@@ -32,7 +32,7 @@ _KIND_BY_BYTE = {
     b"f": "true or false",
     b"n": "null",
 }
-# The envelope leaves its events undecoded; it is they that must be an array.
+# The envelope leaves its events undecoded; they must be an array.
 _KIND_BY_TYPE = {str: _TEXT, int: _NUMBER, float: _NUMBER, list: _ARRAY, dict: _OBJECT, msgspec.Raw: _ARRAY}
 
 
@@ -58,15 +58,15 @@ def documented(part: type[wire.Documented]) -> dict[str, Field]:
 
 
 def in_frame(channel: str, data: bytes | str) -> tuple[str, ...]:
-    """Name what differs in the envelope of a frame of a known channel."""
+    """Return the differences in the envelope of a frame of a known channel."""
     return tuple(_differences(channel, msgspec.Raw(data), wire.Envelope, " of the frame"))
 
 
 def in_events(channel: str, events: msgspec.Raw) -> tuple[str, ...]:
-    """Name what differs in a frame's events, and in their entries where these are not kept whole.
+    """Return the differences in a frame's events, and in their entries where these are not kept whole.
 
     Raises:
-        msgspec.DecodeError: `events` is no array.
+        msgspec.DecodeError: `events` is not an array.
     """
     part = wire.CHANNELS[channel]
     found: list[str] = []
@@ -79,7 +79,7 @@ def in_events(channel: str, events: msgspec.Raw) -> tuple[str, ...]:
 
 
 def in_entry(channel: str, entry: msgspec.Raw) -> tuple[str, ...]:
-    """Name what differs in an entry of ``ticker`` or ``market_trades`` that the typed decoder refused."""
+    """Return the differences in an entry of ``ticker`` or ``market_trades`` that the decoder refused."""
     part = wire.CHANNELS[channel].entry
     found = () if part is None else tuple(_differences(channel, entry, part, ""))
     return found or (f"{channel}: an entry of another shape",)
@@ -89,7 +89,7 @@ def _entries(event: msgspec.Raw, name: str | None) -> list[msgspec.Raw]:
     try:
         return _elements.decode(_fields.decode(event).get(name or "", msgspec.Raw(b"[]")))
     except _ERRORS:
-        return []  # told as a field of another kind
+        return []  # reported as a field of another kind
 
 
 def _differences(channel: str, raw: msgspec.Raw, part: type[wire.Documented], of: str) -> Iterator[str]:

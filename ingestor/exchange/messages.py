@@ -1,4 +1,4 @@
-"""The exchange's messages as they stand on the wire (Coinbase Advanced Trade), typed with msgspec.
+"""The exchange's wire messages (Coinbase Advanced Trade), typed with msgspec.
 
 The structs here are the documented protocol, field for field: `docs/reference/protocol.md` is their list for
 people, and `ingestor.exchange.drift` names whatever differs from them. What is kept whole stays
@@ -24,7 +24,7 @@ TICKER, HEARTBEATS, TRADES, BOOK, CANDLES, SUBSCRIPTIONS, ERROR = (
     "error",
 )
 
-#: Names, times and what an error says end up in messages of ours, which a broker refuses over 1 MB.
+#: Names, times and error texts are copied to Kafka messages, which a broker refuses over 1 MB.
 Short = Annotated[str, msgspec.Meta(max_length=64)]
 Name = Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
 SequenceNum = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
@@ -36,7 +36,7 @@ class Documented(msgspec.Struct, frozen=True, gc=False, forbid_unknown_fields=Tr
 
 
 class Envelope(Documented, frozen=True, gc=False):
-    """What every frame has; `client_id`, though documented, is absent from every real frame."""
+    """Fields of every frame; `client_id`, though documented, is absent from every real frame."""
 
     channel: Short
     timestamp: Short
@@ -78,7 +78,7 @@ class TradesEvent(Documented, frozen=True, gc=False):
 
 
 class Trade(Documented, frozen=True, gc=False):
-    """One trade; `side` is the maker's side as the exchange gives it, `time` the trade's own."""
+    """One trade; `side` is the maker's side as the exchange sends it, `time` the trade's own."""
 
     product_id: Name
     trade_id: str
@@ -99,7 +99,7 @@ class HeartbeatEvent(Documented, frozen=True, gc=False):
         """The counter as a number, whichever way it was written.
 
         Raises:
-            ValueError: text that is no number.
+            ValueError: the text is not a number.
         """
         return int(self.heartbeat_counter)
 
@@ -122,7 +122,7 @@ class BookEvent(Documented, frozen=True, gc=False):
 
 
 class BookEventUnread(Documented, frozen=True, gc=False):
-    """A `BookEvent` whose updates are skipped: nobody records them, and they are most of a feed's bytes."""
+    """A `BookEvent` whose updates are skipped: they are not recorded, and are most of a feed's bytes."""
 
     type: EventType
     product_id: Name
@@ -155,21 +155,21 @@ class SubscriptionsEvent(Documented, frozen=True, gc=False):
 
 
 class AnyTickerEvent(msgspec.Struct, frozen=True, gc=False):
-    """A `TickerEvent` with no more than what its entries need to be placed; other fields are let pass."""
+    """A `TickerEvent` with the fields that its entries need; other fields are ignored."""
 
     type: Short
     tickers: list[msgspec.Raw]
 
 
 class AnyTradesEvent(msgspec.Struct, frozen=True, gc=False):
-    """A `TradesEvent` with no more than what its trades need to be placed; other fields are let pass."""
+    """A `TradesEvent` with the fields that its trades need; other fields are ignored."""
 
     type: Short
     trades: list[msgspec.Raw]
 
 
 class Part(msgspec.Struct, frozen=True):
-    """What a channel's events and their entries look like.
+    """Types of a channel's events and their entries.
 
     Attributes:
         event: one element of the frame's ``events``.
@@ -182,7 +182,7 @@ class Part(msgspec.Struct, frozen=True):
     entry: type[Documented] | None = None
 
 
-#: Every channel of which this module knows what it carries.
+#: Every channel whose content is known here.
 CHANNELS: dict[str, Part] = {
     TICKER: Part(TickerEvent, "tickers", Ticker),
     TRADES: Part(TradesEvent, "trades", Trade),
@@ -206,7 +206,7 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True, gc=False):
             content is not recorded sends another shape.
         message: text of an error.
         known: whether the channel is one of this module's.
-        drift: what of the envelope and the events differs from the documented protocol, one name a finding
+        drift: differences of envelope and events from the documented protocol, one name per finding
             (`ingestor.exchange.drift`); entries of tickers and trades are judged by `read_entry`.
     """
 
@@ -220,7 +220,7 @@ class Frame(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
 
 class Subscribe(msgspec.Struct, frozen=True, omit_defaults=True, tag_field="type", tag="subscribe"):
-    """What the client sends: one channel a message; ``heartbeats`` names no products."""
+    """A subscription of the client: one channel per message; ``heartbeats`` has no products."""
 
     channel: str
     product_ids: tuple[str, ...] = ()

@@ -1,8 +1,8 @@
 """Bytes of the socket → `Frame`. Pure: no clock, no state, no I/O.
 
-What is as documented takes one typed decode a level and no more. Only what the typed decoders refuse is read
-again, as leniently as it can be used, and what differs is named (`ingestor.exchange.drift`): drift is kept
-and told, never a reason to lose a frame.
+Documented frames take one typed decode per level. Only parts that the typed decoders refuse are read again,
+as leniently as possible, and differences are named (`ingestor.exchange.drift`): drift is kept and reported,
+never a reason to lose a frame.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _ERRORS = (msgspec.DecodeError, RecursionError)
 
 
 class FrameError(CryptovolError, ValueError):
-    """Bytes that are no frame of the exchange's protocol.
+    """Bytes that are not a frame of the exchange's protocol.
 
     Attributes:
         reason: one line for people, safe to print.
@@ -41,7 +41,7 @@ class _AnyEnvelope(msgspec.Struct, frozen=True, gc=False):
     channel: wire.Short | None = None
     timestamp: wire.Short | None = None
     sequence_num: wire.SequenceNum | None = None
-    # Raw cannot be optional in msgspec; empty bytes, which no JSON value is, stand for an absent field.
+    # Raw cannot be optional in msgspec; empty bytes, which are not JSON, mean an absent field.
     events: msgspec.Raw = msgspec.Raw(b"")
     type: msgspec.Raw = msgspec.Raw(b"")
     message: msgspec.Raw = msgspec.Raw(b"")
@@ -65,7 +65,7 @@ _events = {channel: _list_decoder(part.event) for channel, part in wire.CHANNELS
 #: Checking every update of the book would halve the speed of the whole feed for data that are not recorded.
 BOOK_CHECKED_EVERY = 16
 _book_unread = _list_decoder(wire.BookEventUnread)
-#: Channels whose entries are recorded: less than this and they cannot be placed.
+#: Channels whose entries are recorded: they need at least these fields.
 _any_events = {
     wire.TICKER: _list_decoder(wire.AnyTickerEvent),
     wire.TRADES: _list_decoder(wire.AnyTradesEvent),
@@ -88,7 +88,7 @@ def parse_frame(data: bytes | str) -> wire.Frame:
             and ``market_trades`` whose entries cannot be placed.
     """
     if isinstance(data, bytes) and not data.isascii():
-        # msgspec skips over raw parts without looking at their encoding.
+        # msgspec skips over raw parts without checking their encoding.
         try:
             data.decode()
         except UnicodeDecodeError as error:
@@ -101,10 +101,10 @@ def parse_frame(data: bytes | str) -> wire.Frame:
 
 
 def read_entry(channel: str, entry: msgspec.Raw) -> tuple[str, tuple[str, ...]]:
-    """Name the product of an entry of ``ticker`` or ``market_trades``, and what of it is not as documented.
+    """Return the product of an entry of ``ticker`` or ``market_trades``, and its differences.
 
     Raises:
-        FrameError: the entry is no object or names no product.
+        FrameError: the entry is not an object or has no product.
     """
     try:
         return _entry[channel](entry).product_id, ()
@@ -113,10 +113,10 @@ def read_entry(channel: str, entry: msgspec.Raw) -> tuple[str, tuple[str, ...]]:
 
 
 def product_of(entry: msgspec.Raw) -> str:
-    """Name the product of a ticker entry or a trade, whatever else it holds.
+    """Return the product of a ticker entry or a trade; other fields are ignored.
 
     Raises:
-        FrameError: the entry is no object or names no product.
+        FrameError: the entry is not an object or has no product.
     """
     try:
         return _any_entry(entry).product_id
@@ -179,7 +179,7 @@ def _read_leniently(channel: str, raw_events: msgspec.Raw, sequence_num: int) ->
         _array(raw_events)
     except _ERRORS as error:
         raise FrameError(f"{channel}: events: {error}", sequence_num) from None
-    # Of these channels nothing is recorded; the frame counts all the same, and so does its time.
+    # These channels are not recorded; the frame and its time still count.
     return ()
 
 

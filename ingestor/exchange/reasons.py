@@ -1,6 +1,6 @@
 """The words of a dead letter: why bytes could not be read, safe to print, and grouped into classes.
 
-A reason is for people and holds what varies (a byte's place, a time); its class holds what stays, so that a
+A reason is for readers and contains variable parts (a byte's place, a time); its class is constant, so that a
 million letters of one fault are one row.
 """
 
@@ -25,7 +25,7 @@ _VARYING = (
 
 
 def printable(text: str) -> str:
-    r"""Escape what a terminal would act on or could not show: control characters, lone surrogates.
+    r"""Escape characters that a terminal interprets or cannot show: control characters, lone surrogates.
 
     >>> printable("bid\x1b[2J")
     'bid\\x1b[2J'
@@ -40,29 +40,29 @@ def quoted(text: str) -> str:
 
 
 def entry_reason(channel: str, event_index: int, entry_index: int, reason: str) -> str:
-    """Say why one entry of a frame is a dead letter; the rest of the frame is not."""
+    """Return the reason of a dead letter that is one entry of a frame."""
     return f"{channel}: event {event_index}, entry {entry_index}: {reason}"
 
 
 def entry_place(reason: str) -> tuple[str, int, int] | None:
-    """Give (channel, event, entry) of a letter that is one entry; None for a letter that is a whole frame."""
+    """Return (channel, event, entry) of a letter that is one entry; None for a whole frame."""
     match = _ENTRY.match(reason)
     return (match[1], int(match[2]), int(match[3])) if match else None
 
 
 def cut_reason(reason: str, kept_bytes: int, whole_bytes: int) -> str:
-    """Say that only the beginning of a letter's bytes was kept."""
+    """Add to a reason that only the beginning of a letter's bytes was kept."""
     return f"{reason} (first {kept_bytes} of {whole_bytes} bytes)"
 
 
 def cut_from(reason: str) -> int | None:
-    """Give the bytes that came for a letter that was cut; None for one that is whole."""
+    """Return the number of received bytes of a letter that was cut; None for a whole one."""
     match = _CUT.search(reason)
     return int(match[1]) if match else None
 
 
 def reason_class(reason: str) -> str:
-    """Reduce a reason to what is alike in all letters of that fault.
+    """Return the class of a reason: the part that all letters of that fault share.
 
     >>> reason_class("ticker: event 0, entry 3: entry: Expected `object`, got `int`")
     'ticker: an entry: entry: Expected `object`, got `int`'

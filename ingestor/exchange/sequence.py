@@ -11,7 +11,7 @@ from enum import Enum
 
 
 class Verdict(Enum):
-    """What a frame's number says, apart from a gap."""
+    """Verdict on a frame's number, apart from a gap."""
 
     OK = "ok"
     #: At or below the newest number: seen before, or already recorded as missing.
@@ -20,7 +20,7 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Gap:
-    """Numbers that never came, both ends inclusive; the frame that showed it is itself in order."""
+    """Numbers that never came, both ends inclusive; the frame after them is in order."""
 
     from_sequence: int
     to_sequence: int

@@ -11,7 +11,7 @@ class Backoff:
     Args:
         initial_s: first ceiling, in seconds.
         max_s: last ceiling, in seconds.
-        rng: source of the jitter; give a seeded one to repeat a run.
+        rng: source of the jitter; a seeded one repeats a run.
     """
 
     def __init__(self, initial_s: float, max_s: float, rng: random.Random | None = None) -> None:
@@ -24,12 +24,12 @@ class Backoff:
         """Draw the next wait, in seconds.
 
         Args:
-            at_least_s: what the server asked for (Retry-After); obeyed up to `max_s`.
+            at_least_s: the server's Retry-After; obeyed up to `max_s`.
         """
         wait_s = self._rng.uniform(0, self._ceiling_s)
         self._ceiling_s = min(self._ceiling_s * 2, self._max_s)
         return max(wait_s, min(at_least_s, self._max_s))
 
     def reset(self) -> None:
-        """Begin again at `initial_s`, after a connection that was worth something."""
+        """Begin again at `initial_s`, after a connection with readable frames."""
         self._ceiling_s = self._initial_s

@@ -33,9 +33,9 @@ _MAX_DEAD_BYTES = 600_000
 _MAX_EVENT_BYTES = 900_000
 #: Raw storage keeps places in a frame as 16-bit numbers.
 _MAX_INDEX = 2**15 - 1
-#: A server that begins its numbers again would otherwise be ignored for ever.
+#: Otherwise a server that restarts its numbers would be ignored for ever.
 _MAX_REPEATS_IN_A_ROW = 100
-#: A frame below this holds no entry whose place is beyond that: each takes two bytes at the least.
+#: A frame below this size has no entry beyond that index: each takes at least two bytes.
 _MAX_BYTES_UNCHECKED = 2 * _MAX_INDEX
 _MAX_DRIFT_EVENTS = 20
 
@@ -45,15 +45,15 @@ class SequenceBrokenError(CryptovolError):
 
 
 class Outlet(Protocol):
-    """What a connection needs of the publisher."""
+    """Interface of the publisher that a connection needs."""
 
     @property
     def logs(self) -> Mapping[str, str]:
-        """For each topic the id of the log that the offsets given to `after_acknowledged` belong to."""
+        """Return, for each topic, the id of the log of the offsets passed to `after_acknowledged`."""
         ...
 
     def publish(self, topic: str, key: bytes, value: bytes) -> None:
-        """Hand over one message; never waits."""
+        """Publish one message; never waits."""
         ...
 
     def after_acknowledged(self, then: Callable[[Offsets], None]) -> None:
@@ -99,14 +99,14 @@ class Connection:
         return self._sequence.newest
 
     def on_frame(self, data: bytes, received_at_ns: int) -> str | None:
-        """Take in one frame.
+        """Process one frame.
 
         Args:
             data: the frame as received.
             received_at_ns: wall clock, ns UTC.
 
         Returns:
-            The frame's channel, or None where it is no readable frame.
+            The frame's channel, or None where the frame is unreadable.
 
         Raises:
             SequenceBrokenError: the numbers do not go forward any more.
@@ -165,7 +165,7 @@ class Connection:
         self._outlet.publish(envelope.EVENTS, self._key, event)
 
     def checkpoint(self) -> None:
-        """Promise a checkpoint over the frames since the last one: published once all of it is acknowledged.
+        """Schedule a checkpoint over the frames since the last one: published once all are acknowledged.
 
         Does nothing where no frame with a number came since.
         """
@@ -174,7 +174,7 @@ class Connection:
             self._outlet.after_acknowledged(checkpoint)
 
     def disconnected(self, detail: dict[str, Any]) -> None:
-        """Promise the last checkpoint and, behind it, the end: nothing of this connection comes after."""
+        """Schedule the last checkpoint and, after it, the end: nothing of this connection follows."""
         checkpoint = self._take_checkpoint()
         ended = self._event("disconnected", detail, time.time_ns(), self.event_time_ns)
 
@@ -235,7 +235,7 @@ class Connection:
         self._span_drift: Counter[str] = Counter()
 
     def _in_order(self, sequence_num: int, event_time_ns: int | None, received_at_ns: int) -> bool:
-        """Check the number before anything else is done with a frame; tell about gaps."""
+        """Check the number of a frame before all else; publish gaps."""
         verdict = self._sequence.observe(sequence_num)
         if verdict is Verdict.OK:
             self._repeats_in_a_row = 0
@@ -280,7 +280,7 @@ class Connection:
         return name
 
     def _note_drift(self, found: tuple[str, ...], sequence_num: int, at_ns: int) -> None:
-        """Count what differs from the documented protocol; tell each kind of it once a connection."""
+        """Count differences from the documented protocol; publish each kind once per connection."""
         for finding in found:
             name = count_bounded(self._counters.drift, finding)
             self._span_drift[name] += 1
@@ -389,15 +389,15 @@ class Connection:
         # A server that only sends errors must not fill feed.events.
         self._drift_events += 1
         if self._drift_events <= _MAX_DRIFT_EVENTS:
-            LOG.warning("the exchange sent what its protocol does not document: %s", detail)
+            LOG.warning("the exchange sent a message that its protocol does not document: %s", detail)
             self.publish_event("protocol_drift", detail, at_ns)
 
 
 def check_entry_bounds(entry: msgspec.Raw, event_index: int, entry_index: int) -> None:
-    """Refuse an entry that a message or raw storage cannot hold.
+    """Raise an error for an entry that does not fit into a message or raw storage.
 
     Raises:
-        FrameError: too many bytes, or a place beyond what raw storage numbers.
+        FrameError: too many bytes, or an index beyond the range of raw storage.
     """
     size = len(memoryview(entry))
     if size > _MAX_ENTRY_BYTES:

@@ -1,4 +1,4 @@
-"""What the feed has counted since it started."""
+"""Counts of the feed since its start."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-#: What a broken server can make up without end is counted by name up to here, the rest of it together.
+#: So many names are counted one by one, others together: a broken server may send any number of names.
 MOST_NAMES = 100
 OTHERS = "(others)"
 
@@ -21,7 +21,7 @@ def count_bounded(counted: Counter[str], name: str) -> str:
 
 
 def commonest(counted: Mapping[str, int]) -> str:
-    """Name what was counted most; empty where nothing was."""
+    """Return the most frequent names with counts, as text; empty without counts."""
     return max(counted, key=lambda name: counted[name], default="")
 
 
@@ -31,14 +31,14 @@ class FeedCounters:
 
     Attributes:
         frames: frames that arrived, of any kind, repeats and unreadable ones included.
-        missing: frames that gaps say were lost.
+        missing: lost frames according to gaps.
         dead_letters: frames or entries that went to ``feed.dead``.
         reconnects: connections opened after the first.
         failed_attempts: connections that never opened.
         last_event_time_ns: newest event time accepted; 0 before the first.
         lag_ms: receiving time minus event time of the newest frame; months for a recording.
-        unknown_channels: frames by channel of which we know nothing.
-        drift: findings by name: what differed from the documented protocol and was kept all the same.
+        unknown_channels: frames of unknown channels, by channel.
+        drift: differences from the documented protocol that were kept, by name.
         dead_reasons: dead letters by the class of their reason.
     """
 
@@ -62,7 +62,7 @@ class FeedCounters:
     dead_reasons: Counter[str] = field(default_factory=Counter)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         # asdict would take a Counter apart into pairs and count those.
         names = ("unknown_channels", "drift", "dead_reasons")
         return {**asdict(self), **{name: dict(getattr(self, name)) for name in names}}

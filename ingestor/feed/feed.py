@@ -1,7 +1,7 @@
-"""The feed: connections for ever, each one's frames and events to the publisher.
+"""The feed: connects for ever, and passes each connection's frames and events to the publisher.
 
 A clean end of the server (1000), a restart of it (1001), a broken line (1006), silence: all are reconnected.
-Only `until_closed` takes a clean end for the end of the recording.
+Only with `until_closed` a clean end is the end of the recording.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class FeedError(CryptovolError):
 
 
 class Feed:
-    """Keeps a connection to the exchange and publishes what comes.
+    """Keeps a connection to the exchange and publishes its frames.
 
     Args:
         url: ws:// or wss:// address, checked by `check_address`.
@@ -49,7 +49,7 @@ class Feed:
         publisher: where messages go.
         until_closed: end when the server closes cleanly (code 1000) instead of reconnecting.
         give_up_after_s: end with an error after this long without a readable frame; None never gives up. With
-            `until_closed` it holds throughout, otherwise only until the first readable frame.
+            `until_closed` this applies always, otherwise only until the first readable frame.
         rng: source of the backoff's jitter.
     """
 
@@ -66,7 +66,7 @@ class Feed:
         rng: random.Random | None = None,
     ) -> None:
         self.counters = FeedCounters()
-        #: How the last connection or attempt ended, or what is known of it, in one line.
+        #: End of the last connection or attempt, in one line.
         self.last_end = "no connection was opened"
         self._url = url
         self._channels = tuple(channels)
@@ -84,17 +84,17 @@ class Feed:
 
     @property
     def heard(self) -> bool:
-        """Whether any connection brought a readable frame."""
+        """Whether any connection had a readable frame."""
         return self._previous is not None
 
     async def run(self, stop: asyncio.Event) -> None:
         """Feed until `stop` is set, or until the server ends the recording with `until_closed`.
 
-        Whatever ends it, the last connection's final checkpoint is promised to the publisher; drain that
+        At any end, the last connection's final checkpoint is scheduled at the publisher; drain that
         after.
 
         Raises:
-            FeedError: nothing readable came for too long.
+            FeedError: there was no readable frame for too long.
             PublishError: the broker finally refused a message.
         """
         background = [asyncio.create_task(self._poll()), asyncio.create_task(self._checkpoints())]
@@ -146,7 +146,7 @@ class Feed:
         if not self._until_closed and self.heard:
             return
         if time.monotonic() - self._heard_at >= self._give_up_after_s:
-            raise FeedError(f"{self._url}: nothing readable for {self._give_up_after_s:g} s: {end.detail}")
+            raise FeedError(f"{self._url}: no readable frame for {self._give_up_after_s:g} s: {end.detail}")
 
     async def _poll(self) -> None:
         while True:
@@ -177,10 +177,10 @@ class Feed:
         else:
             self._unpublished.append(detail)
 
-    # What a connection's life means for the feed; called by its _Link.
+    # Life of a connection; called by its _Link.
 
     def connected(self, connection: Connection, server: str) -> None:
-        """A handshake succeeded."""
+        """Process a successful handshake."""
         self.last_end = "connected, but nothing readable was sent"
         counters = self.counters
         counters.connections += 1
@@ -192,7 +192,7 @@ class Feed:
         self._unpublished.clear()
 
     def heard_first(self, connection: Connection) -> None:
-        """A connection's first readable frame came."""
+        """Process a connection's first readable frame."""
         previous = self._previous
         if previous is not None and previous.event_time_ns is not None and connection.event_time_ns:
             detail: dict[str, Any] = {
@@ -204,7 +204,7 @@ class Feed:
         self._previous = connection
 
     def over(self, connection: Connection) -> None:
-        """A connection ended after it had carried frames."""
+        """Process the end of a connection that had carried frames."""
         self._heard_at = time.monotonic()
         begin_ns, end_ns = connection.first_event_time_ns, connection.event_time_ns
         if begin_ns is not None and end_ns is not None and end_ns - begin_ns >= _WORTHWHILE_NS:
@@ -212,7 +212,7 @@ class Feed:
 
 
 class _Link:
-    """Stands between one session and the connection's bookkeeping (the session's `Receiver`)."""
+    """Links one session to the connection's bookkeeping (the session's `Receiver`)."""
 
     def __init__(self, feed: Feed, publisher: Publisher, connection: Connection) -> None:
         self.connection = connection
@@ -249,7 +249,9 @@ class _Link:
             return end
         if not connection.readable_frames and connection.last_error:
             end = SessionEnd(
-                EndReason.REFUSED, f"{end.detail}; it said: {connection.last_error}", end.close_code
+                EndReason.REFUSED,
+                f"{end.detail}; the exchange reported: {connection.last_error}",
+                end.close_code,
             )
         if end.reason in (EndReason.FRAME_SILENCE, EndReason.HEARTBEAT_SILENCE):
             connection.publish_event("stale", {"reason": end.reason.value, "detail": end.detail})

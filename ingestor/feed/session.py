@@ -1,8 +1,8 @@
-"""One connection to the exchange, from handshake to end: subscribe, read, watch it live, say why it ended.
+"""One connection to the exchange, from handshake to end: subscribe, read, check liveness, report the end.
 
-Reading goes without a timer or a task switch per frame: a watchdog beside the reader looks at when the last
-one came. Pings of the WebSocket layer are off: the exchange's own heartbeats say more, and while the broker
-has no room the socket is deliberately not read, which must not look like a dead peer.
+Reading needs no timer or task switch per frame: a watchdog beside the reader checks the time of the last
+frame. Pings of the WebSocket layer are off: the exchange's own heartbeats are a better sign, and while the
+broker has no room the socket is deliberately not read, which must not count as a dead peer.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class AddressError(CryptovolError):
 
 
 def check_address(url: str) -> None:
-    """Refuse what is no WebSocket address, before anything is started for it.
+    """Check that a URL is a WebSocket address, before anything is started for it.
 
     Raises:
         AddressError: wrong scheme, no host, a port out of range.
@@ -51,9 +51,9 @@ def check_address(url: str) -> None:
     try:
         parse_uri(url)
     except InvalidURI as error:
-        raise AddressError(f"{url!r} is no WebSocket address: {error.msg}") from None
+        raise AddressError(f"{url!r} is not a WebSocket address: {error.msg}") from None
     except ValueError as error:
-        raise AddressError(f"{url!r} is no WebSocket address: {error}") from None
+        raise AddressError(f"{url!r} is not a WebSocket address: {error}") from None
 
 
 class EndReason(StrEnum):
@@ -77,7 +77,7 @@ class SessionEnd:
         reason: the kind of end.
         detail: one line for people.
         close_code: the WebSocket close code; 1006 where it broke without one, None where none applies.
-        retry_after_s: what the server asked for in its refusal.
+        retry_after_s: the server's Retry-After in its refusal.
     """
 
     reason: EndReason
@@ -87,19 +87,19 @@ class SessionEnd:
 
 
 class Receiver(Protocol):
-    """What a session needs of the one who takes its frames."""
+    """Interface of the receiver of a session's frames."""
 
     @property
     def blocked(self) -> bool:
-        """Whether the socket must not be read for now."""
+        """Return whether the socket must not be read for now."""
         ...
 
     def opened(self, server: str) -> None:
-        """The handshake is done; `server` is how the other side calls itself."""
+        """Process the end of the handshake; `server` is the name of the other side."""
         ...
 
     def on_frame(self, data: bytes, received_at_ns: int) -> str | None:
-        """Take in a frame; returns its channel, or None where it cannot be read."""
+        """Process a frame; return its channel, or None where it cannot be read."""
         ...
 
     async def wait_for_room(self) -> None:
@@ -187,7 +187,7 @@ class Session:
         headers = socket.response.headers if socket.response else {}
         self._receiver.opened(headers.get("Server", ""))
         self._hear()
-        # Many products take seconds to subscribe to: what comes meanwhile is read.
+        # Subscribing to many products takes seconds: frames are read meanwhile.
         reading = asyncio.create_task(self._read_until_closed(socket))
         others = asyncio.create_task(self._watch()), asyncio.create_task(self._subscribe(socket))
         running = {reading, *others}
@@ -207,7 +207,7 @@ class Session:
             await asyncio.gather(reading, *others, return_exceptions=True)
 
     async def _subscribe(self, socket: ClientConnection) -> SessionEnd | None:
-        """Send every subscription; None where that went well, or where the reader will find out why not."""
+        """Send every subscription; None where that succeeded, or where the reader will find the fault."""
         limit_s = self._settings.subscribe_timeout_s
         try:
             for count, message in enumerate(_subscriptions(self._channels, self._products)):
@@ -272,7 +272,7 @@ class Session:
 
 
 def _subscriptions(channels: Sequence[str], products: Sequence[str]) -> Iterator[wire.Subscribe]:
-    """One message per channel first, so that each is open within the exchange's 5 s; then more products."""
+    """Return one message per channel first, so that each is open within the exchange's 5 s; then others."""
     for start in range(0, len(products), _PRODUCTS_PER_MESSAGE):
         for channel in channels:
             if channel != wire.HEARTBEATS:
@@ -288,7 +288,7 @@ def _closed(error: ConnectionClosed) -> SessionEnd:
             EndReason.SERVER_CLOSED, f"the server closed with code {error.rcvd.code}{why}", error.rcvd.code
         )
     if error.sent is not None:
-        # We gave up on the server: a frame over the limit, or not WebSocket at all.
+        # This side closed: a frame over the limit, or not WebSocket at all.
         return SessionEnd(
             EndReason.LOST, f"closed for {error.sent.code}: {error.sent.reason}", error.sent.code
         )

@@ -1,1 +1,1 @@
-"""Kafka: reaching a broker (real or embedded), its topics, the identity of their logs, publishing."""
+"""Kafka: connection to a broker (real or embedded), its topics, the identity of their logs, publishing."""

@@ -1,4 +1,4 @@
-"""Reach a Kafka broker, real or embedded, and tell what its topics and their logs are.
+"""Connection to a Kafka broker, real or embedded: its topics and their logs.
 
 The embedded broker is librdkafka's mock cluster: it speaks the wire protocol on a loopback port, so other
 processes can connect to it, but it lives in this process's memory, keeps about 5 MiB a partition, has no
@@ -55,11 +55,11 @@ _ZERO_TOPIC_ID = "AAAAAAAAAAAAAAAAAAAAAA"
 
 
 class BrokerError(CryptovolError):
-    """A broker cannot be reached or used; the message is one line saying which and why."""
+    """A broker cannot be reached or used; the message is one line with address and reason."""
 
 
 def connect(settings: KafkaSettings) -> Broker:
-    """Reach the configured broker, starting an embedded one where the settings ask for it.
+    """Connect to the configured broker; start an embedded one if the settings select it.
 
     Args:
         settings: the ``kafka`` section of the configuration.
@@ -68,7 +68,7 @@ def connect(settings: KafkaSettings) -> Broker:
         A `Broker`, also a context manager; closing it ends an embedded broker and its data.
 
     Raises:
-        BrokerError: nobody answers within ``connect_timeout_s``, or a security option is refused.
+        BrokerError: there is no answer within ``connect_timeout_s``, or a security option is refused.
     """
     if not settings.is_embedded:
         return Broker(settings, settings.bootstrap_servers)
@@ -84,7 +84,7 @@ class Broker:
     Attributes:
         settings: the configuration it was reached with.
         bootstrap_servers: the address other clients (and processes) connect to.
-        cluster_id: what the cluster calls itself.
+        cluster_id: the cluster's id.
         is_embedded: whether it is librdkafka's mock cluster, in this process or another.
     """
 
@@ -124,20 +124,20 @@ class Broker:
         self.close()
 
     def close(self) -> None:
-        """Let go of the broker; an embedded one ends with its data."""
+        """Release the broker; an embedded one ends with its data."""
         for client in (self._client, *self._old_clients):
             client.close()
         self._embedded_cluster = None
 
     def topic(self, name: str) -> str:
-        """Name of a topic on the broker: the configured prefix and `name`."""
+        """Return the name of a topic on the broker: the configured prefix and `name`."""
         return self.settings.topic_prefix + name
 
     def producer_config(self) -> dict[str, Any]:
-        """Options of an idempotent producer that retries for ever.
+        """Return the options of an idempotent producer that retries for ever.
 
         A delivery that times out and is sent again can double a record, so no delivery ever times out; the
-        caller bounds what it hands over instead.
+        caller bounds the number of messages instead.
         """
         return self._client_config() | {
             "enable.idempotence": True,
@@ -146,13 +146,13 @@ class Broker:
         }
 
     def consumer_config(self, group: str) -> dict[str, Any]:
-        """Options of a consumer that never jumps over evicted data and commits nothing by itself."""
+        """Return the options of a consumer that never skips evicted data and commits nothing by itself."""
         config = self._client_config() | {
             "group.id": group,
             "auto.offset.reset": "error",
             "enable.auto.commit": False,
-            # Topics that were made a moment ago may be unknown to whom a group member asks: by default it
-            # has nothing assigned then, and looks again after five minutes.
+            # New topics may be unknown to the broker that a group member asks: by default it then has
+            # nothing assigned, and asks again after five minutes.
             "topic.metadata.refresh.interval.ms": _METADATA_REFRESH_MS,
         }
         if self.is_embedded:
@@ -191,7 +191,7 @@ class Broker:
         self._await_topics(missing)
 
     def partitions(self, topic: str) -> int:
-        """How many partitions `topic` has.
+        """Return the number of partitions of `topic`.
 
         Raises:
             BrokerError: the topic does not exist, or the broker does not answer.
@@ -208,10 +208,10 @@ class Broker:
         return len(found.partitions)
 
     def log_id(self, topic: str) -> str:
-        """Eight hex digits that identify the log behind `topic`: others once the topic was recreated.
+        """Return eight hex digits that identify the log of `topic`: others after the topic was recreated.
 
         They are a hash of the topic's id. A mock cluster's topics have none, and its own id is a memory
-        address that its successor may get again; there it is a marker topic that the cluster was given.
+        address that its successor may get again; there the id is that of a marker topic.
 
         Raises:
             BrokerError: the topic does not exist, or the broker is too old to give topics an id.
@@ -224,7 +224,7 @@ class Broker:
     def log_ids(
         self, topics: Sequence[str], *, timeout_s: float | None = None, patience_s: float = 0.0
     ) -> dict[str, str]:
-        """`log_id` of several topics in one question; those that do not exist are left out.
+        """Return the `log_id` of several topics in one request; topics that do not exist are left out.
 
         Args:
             topics: without prefix.
@@ -243,17 +243,17 @@ class Broker:
         }
 
     def renew_clients(self) -> None:
-        """Ask through new clients from now on: those in use may have cached logs that are gone.
+        """Use new clients from now on: the present ones may have cached deleted logs.
 
         librdkafka takes the leader epoch of a recreated log for outdated, and never finds its leader.
         """
-        # Another thread may be asking through the old one, so it is let go of at the end.
+        # Another thread may be using the old one, so it is released at the end.
         self._old_clients.append(self._client)
         self._client = self._new_client()
         self._admin_client = None
 
     def offsets(self, topic: str, partition: int, *, patience_s: float = _PATIENCE_S) -> tuple[int, int]:
-        """First offset still kept, and the offset the next record will get.
+        """Return the first offset still kept, and the offset of the next record.
 
         Raises:
             BrokerError: the broker does not answer within `patience_s`, or has no such partition.
@@ -268,27 +268,27 @@ class Broker:
         )
 
     def end_offsets(self, topic: str, *, patience_s: float = _PATIENCE_S) -> dict[int, int]:
-        """For each partition of `topic` the offset that the next record will get."""
+        """Return the offset of the next record of each partition of `topic`."""
         return {
             partition: self.offsets(topic, partition, patience_s=patience_s)[1]
             for partition in range(self.partitions(topic))
         }
 
     def current_cluster_id(self) -> str:
-        """What the cluster at the address calls itself now; `cluster_id` is what it did at first.
+        """Return the present id of the cluster at the address; `cluster_id` is the first one.
 
         Raises:
             BrokerError: the broker does not answer.
         """
         answer: Future[Any] = self._admin().describe_cluster(request_timeout=self._timeout_s)
         try:
-            # The request's own timeout comes first: it says why.
+            # The request's own timeout comes first: it has the reason.
             return answer.result(2 * self._timeout_s).cluster_id or ""
         except KafkaException as error:
-            raise self._unanswered("what it is called", error) from error
+            raise self._unanswered("for its id", error) from error
 
     def has_topic(self, topic: str) -> bool:
-        """Whether the broker has `topic`. Unlike asking for it by name, this never creates it.
+        """Return whether the broker has `topic`. Unlike a request by name, this never creates it.
 
         Raises:
             BrokerError: the broker does not answer.
@@ -299,14 +299,14 @@ class Broker:
         return self.topic(topic) in found.topics
 
     def committed(self, group: str, topic: str) -> dict[int, int]:
-        """For each partition of `topic` the offset that a consumer group has committed, where it has.
+        """Return the offset that a consumer group has committed in each partition of `topic`, if any.
 
         Args:
-            group: its name without the prefix; the group is asked about, not joined.
+            group: its name without the prefix; the group is not joined.
             topic: a topic's name without the prefix.
 
         Raises:
-            BrokerError: the broker does not answer, or will not tell.
+            BrokerError: the broker does not answer, or refuses.
         """
         consumer = Consumer(self.consumer_config(self.topic(group)))
         name = self.topic(topic)
@@ -314,7 +314,7 @@ class Broker:
         try:
             answer = consumer.committed(places, timeout=self._timeout_s)
         except KafkaException as error:
-            raise self._unanswered(f"what {self.topic(group)} has committed", error) from error
+            raise self._unanswered(f"for the offsets of {self.topic(group)}", error) from error
         finally:
             consumer.close()
         for place in answer:
@@ -382,7 +382,7 @@ class Broker:
             found: dict[str, str] = {}
             for name, future in described.items():
                 try:
-                    # The request's own timeout comes first: it says why.
+                    # The request's own timeout comes first: it has the reason.
                     found[names[name]] = str(future.result(2 * timeout_s).topic_id)
                 except KafkaException as error:
                     if error.args[0].code() != KafkaError.UNKNOWN_TOPIC_OR_PART:
@@ -392,12 +392,12 @@ class Broker:
         ids = self._ask(f"for topics {', '.join(names)}", describe, patience_s)
         if _ZERO_TOPIC_ID in ids.values():
             raise BrokerError(
-                f"Kafka broker at {self.bootstrap_servers} gives its topics no id; 2.8 or newer is needed"
+                f"Kafka broker at {self.bootstrap_servers} has no topic ids; 2.8 or newer is needed"
             )
         return ids
 
     def _ask(self, question: str, ask: Callable[[], T], patience_s: float) -> T:
-        """Ask until the broker answers: a restart of the broker must not end whoever asks.
+        """Ask until the broker answers: a restart of the broker must not end the caller.
 
         Raises:
             BrokerError: an error that does not pass, or one that lasts.
@@ -415,7 +415,7 @@ class Broker:
         self._errors.append(error.str())
 
     def _reason(self, error: KafkaException) -> str:
-        """The cause librdkafka reported beside a timeout: connection refused, unknown host, bad password."""
+        """Return librdkafka's cause of a timeout: connection refused, unknown host, bad password."""
         self._client.poll(0)
         causes = [text for text in self._errors if "brokers are down" not in text]
         return _plain(causes[0]) if causes else _text(error)
@@ -427,7 +427,7 @@ class Broker:
 
 
 def _mark(producer: Producer, timeout_s: float) -> str:
-    """Give a mock cluster an identity of its own: a topic, made by asking for it, that every client sees."""
+    """Give a mock cluster an identity: a topic, created by a request, that every client sees."""
     marker = _MARKER + uuid.uuid4().hex
     producer.list_topics(marker, timeout=timeout_s)
     return marker
@@ -438,7 +438,7 @@ def _text(error: KafkaException) -> str:
 
 
 def _plain(text: str) -> str:
-    """Reduce one of librdkafka's messages to the cause in it."""
+    """Return the cause in one of librdkafka's messages."""
     text = re.sub(r" \(after .*", "", text)
     text = re.sub(r"^\S+: (?=Connect to|Failed to resolve|SASL|SSL)", "", text)
     text = re.sub(r"^Connect to \S+ failed: ", "", text)

@@ -1,4 +1,4 @@
-"""What came back from the broker: which messages it has, up to which offset, and which it gave back."""
+"""Delivery reports: acknowledged messages, their offsets, and returned messages."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ingestor.kafka.spill import Spilled
 #: topic (without prefix) → partition → last acknowledged offset.
 Offsets = dict[str, dict[int, int]]
 
-#: What a record costs in a broker's log besides key and value.
+#: Bytes of a record in a broker's log besides key and value.
 RECORD_OVERHEAD_BYTES = 70
 
-#: With these a message comes back that was not written: its topic is gone, the broker no longer knows this
-#: client, or the client was made to let go of it.
+#: Errors of a message that was not written: its topic was deleted, the broker no longer knows this client, or
+#: the client was purged.
 _GIVEN_BACK = (
     KafkaError._PURGE_QUEUE,
     KafkaError._PURGE_INFLIGHT,
@@ -34,12 +34,12 @@ _GIVEN_BACK = (
 
 
 class PublishError(CryptovolError):
-    """The broker finally refused a message; the message is one line saying which topic and why."""
+    """The broker finally refused a message; the text is one line with topic and reason."""
 
 
 @dataclass
 class _Partition:
-    """What is acknowledged in one partition, and how much of it the archive has not stored."""
+    """Acknowledged offset of one partition, and bytes that the archive has not stored."""
 
     #: Whether bytes are followed until they are stored; a real broker keeps them anyway.
     follows_storage: bool
@@ -95,7 +95,7 @@ class Epoch:
         self.then: Callable[[Offsets], None] | None = None
 
     def delivered(self, error: KafkaError | None, message: Message) -> None:
-        """Take in a delivery report."""
+        """Process a delivery report."""
         self.deliveries.delivered(self, error, message)
 
 
@@ -104,8 +104,8 @@ class Reached:
     """A mark whose messages are all acknowledged.
 
     Attributes:
-        then: what waits for it.
-        offsets: what was acknowledged then, fresh.
+        then: called when it is reached.
+        offsets: the offsets acknowledged by then.
         at_s: when, by the monotonic clock.
     """
 
@@ -133,14 +133,14 @@ class Deliveries:
         #: Of the fullest partition, as of the archive's last word.
         self.unstored_bytes = 0
         self.failure: PublishError | None = None
-        #: What the client gave back, in its order within a partition, and why it gave back the first.
+        #: Messages that the client returned, in order within a partition, and the reason of the first.
         self.given_back: list[Spilled] = []
         self.given_back_why = ""
-        #: Marks that are reached, oldest first; their owner runs what waits for them.
+        #: Reached marks, oldest first; their owner calls `then`.
         self.reached: deque[Reached] = deque()
 
     def delivered(self, epoch: Epoch, error: KafkaError | None, message: Message) -> None:
-        """Take in a delivery report."""
+        """Process a delivery report."""
         topic, partition_id = message.topic() or "", message.partition() or 0
         if error is not None:
             self._undelivered(epoch, error, message, topic)
@@ -168,11 +168,11 @@ class Deliveries:
                 (topic[self._prefix_length :], message.key() or b"", message.value() or b"", epoch.number)
             )
             return
-        # What can never succeed (no delivery times out): going on would lose a message.
+        # This can never succeed (no delivery times out): going on would lose a message.
         self.failure = self.failure or PublishError(f"Kafka refused a message for {topic}: {error.str()}")
 
     def epoch(self, number: int) -> Epoch:
-        """The epoch of that number; it is kept as long as a message of it is not acknowledged."""
+        """Return the epoch of a number; it is kept while one of its messages is not acknowledged."""
         return self.epochs[number - self.epochs[0].number]
 
     def mark(self, then: Callable[[Offsets], None]) -> None:
@@ -183,13 +183,13 @@ class Deliveries:
         self.settle()
 
     def stored(self, next_offsets: Mapping[tuple[str, int], int]) -> None:
-        """Forget what the archive holds."""
+        """Drop the bytes that the archive has stored."""
         for key, partition in self.partitions.items():
             partition.stored(next_offsets.get(key, 0))
         self.unstored_bytes = max((p.unstored_bytes for p in self.partitions.values()), default=0)
 
     def unknown_offsets(self) -> list[tuple[str, int]]:
-        """Name the partitions whose last acknowledged offset is unknown and held a mark back."""
+        """Return the partitions whose unknown last acknowledged offset delays a mark."""
         if self.epochs[0].then is None or self.epochs[0].outstanding:
             return []
         return [key for key, partition in self.partitions.items() if partition.uncertain]
@@ -200,7 +200,7 @@ class Deliveries:
         return self.epochs[-1].number - 1
 
     def is_settled(self, number: int) -> bool:
-        """Whether everything up to that epoch is acknowledged."""
+        """Return whether everything up to that epoch is acknowledged."""
         return self.epochs[0].number > number
 
     def settle(self) -> None:
@@ -215,7 +215,7 @@ class Deliveries:
                 self.reached.append(Reached(then, self.offsets(), time.monotonic()))
 
     def offsets(self) -> Offsets:
-        """Last acknowledged offset by topic and partition."""
+        """Return the last acknowledged offset by topic and partition."""
         result: Offsets = {}
         for (topic, partition_id), partition in sorted(self.partitions.items()):
             if partition.last_offset >= 0:
@@ -223,7 +223,7 @@ class Deliveries:
         return result
 
     def log_was_recreated(self, topic: str) -> dict[int, int]:
-        """Forget the offsets of a log that is gone; for each partition the last acknowledged one.
+        """Drop the offsets of a deleted log; return the last acknowledged one of each partition.
 
         Call it once everything published before the loss was noticed is acknowledged: until then an
         acknowledgement of the old log may still come.
@@ -237,9 +237,9 @@ class Deliveries:
         return last
 
     def log_ends_at(self, topic: str, ends: Mapping[int, int], asked_at_s: float) -> None:
-        """Take in where the successor of a log that is gone ended, asked for at `asked_at_s`.
+        """Process the end of the successor of a deleted log, requested at `asked_at_s`.
 
-        What was acknowledged while nobody knew that the log is another one lies before that.
+        Offsets acknowledged before the change was known are below that end.
         """
         for partition, end in ends.items():
             known = self.partitions.setdefault((topic, partition), _Partition(self._follows_storage))

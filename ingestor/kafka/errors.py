@@ -1,4 +1,4 @@
-"""Which errors of Kafka pass by themselves, and which mean that another consumer took our place."""
+"""Kafka errors that pass by themselves, and errors of a member whose place another consumer took."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ PASSING_ERRORS = (
     KafkaError._MAX_POLL_EXCEEDED,
 )
 
-#: The topic or partition is gone for now. It passes for a reader that watches for the topic's successor.
+#: The topic or partition does not exist for now. It passes for a reader that waits for the topic's successor.
 TOPIC_GONE = (
     KafkaError.UNKNOWN_TOPIC_OR_PART,
     KafkaError.UNKNOWN_TOPIC_ID,
@@ -20,10 +20,10 @@ TOPIC_GONE = (
     KafkaError._UNKNOWN_PARTITION,
 )
 
-#: The broker takes another consumer for the member of our name. Nothing else is fatal to a consumer.
+#: The broker treats another consumer as the member of this name. Nothing else is fatal to a consumer.
 FENCED = (KafkaError.FENCED_INSTANCE_ID, KafkaError._FATAL)
 
-#: What a broker that is starting, or handing a partition over, answers to a question for a moment.
+#: Temporary answers of a broker that is starting, or moving a partition.
 ASK_AGAIN = (
     KafkaError.NOT_LEADER_FOR_PARTITION,
     KafkaError.LEADER_NOT_AVAILABLE,

@@ -1,8 +1,8 @@
-"""Which log stands behind each topic: asked again and again, beside whoever publishes and stores.
+"""Log of each topic: requested again and again, beside publisher and archive.
 
-A topic that is deleted and recreated, or a broker that lost its data, gives out the same offsets again, and
-clients may go on without a word. An offset belongs to a log for certain only when the log's id was asked for
-after the offset was seen, and was still the same: `LogState.asked_at_s` says up to when that holds.
+A topic that is deleted and recreated, or a broker that lost its data, assigns the same offsets again, and
+clients may go on without an error. An offset certainly belongs to a log only if the log's id was requested
+after the offset was seen, and was still the same: `LogState.asked_at_s` is the time up to which that holds.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ from ingestor.kafka.broker import Broker, BrokerError
 
 LOG = logging.getLogger(__name__)
 
-#: How often a quiet recorder asks, and how soon after an answer at the earliest.
+#: Interval of requests of a quiet recorder, and shortest time after an answer.
 _ASK_EVERY_S = 2.0
 _ASK_AT_EARLIEST_S = 0.2
 _ANSWER_WITHIN_S = 3.0
-#: Whoever deletes a topic may be about to recreate it with other settings: they go first.
+#: A deleted topic may be recreated by its owner with other settings: wait for that.
 _RECREATE_AFTER_S = 3.0
 
 
@@ -32,7 +32,7 @@ class Recreation:
 
     Attributes:
         topic: without prefix.
-        old_log: id of the log that is gone.
+        old_log: id of the deleted log.
         new_log: id of its successor.
     """
 
@@ -43,15 +43,15 @@ class Recreation:
 
 @dataclass(frozen=True)
 class LogState:
-    """What was answered last.
+    """The last answer.
 
     Attributes:
-        asked_at_s: when it was asked for (monotonic clock).
+        asked_at_s: time of the request (monotonic clock).
         ids: log id by topic.
         recreations: every change since the watch began, oldest first.
         ends: for each recreated topic, by partition, the offset after its last record; asked for
             after `asked_at_s`.
-        other_broker: why nothing more can come of the logs: another cluster answers at the address. Empty
+        other_broker: why the logs cannot be used any more: another cluster answers at the address. Empty
             while that is not so.
     """
 
@@ -63,7 +63,7 @@ class LogState:
 
 
 class LogWatch:
-    """Asks a broker in a thread of its own. A context manager; `state` may be read from any thread.
+    """Asks a broker in its own thread. A context manager; `state` may be read from any thread.
 
     The embedded broker cannot lose a log without ending: there, one answer holds for ever.
 
@@ -71,7 +71,7 @@ class LogWatch:
         broker: whom to ask.
 
     Raises:
-        BrokerError: the broker does not answer, or gives its topics no id.
+        BrokerError: the broker does not answer, or has no topic ids.
     """
 
     def __init__(self, broker: Broker) -> None:
@@ -113,11 +113,11 @@ class LogWatch:
             if self._stop.is_set():
                 return
             try:
-                self._look()
+                self._refresh()
             except BrokerError as error:
-                self._say(str(error))
+                self._log(str(error))
 
-    def _look(self) -> None:
+    def _refresh(self) -> None:
         asked_at_s = time.monotonic()
         ids = self._broker.log_ids(TOPICS, timeout_s=_ANSWER_WITHIN_S)
         if (
@@ -135,7 +135,7 @@ class LogWatch:
             Recreation(topic, old, ids[topic]) for topic, old in self.state.ids.items() if ids[topic] != old
         )
         if recreations:
-            # What the clients cached of the old logs would mislead every further question.
+            # Cached metadata of the old logs would spoil every further request.
             self._broker.renew_clients()
         for each in recreations:
             LOG.warning(
@@ -149,14 +149,14 @@ class LogWatch:
         self.state = LogState(asked_at_s, ids, so_far, self._ends({each.topic for each in so_far}))
 
     def _end_with(self, cluster_id: str) -> None:
-        """Another cluster answers: whoever has a client of the old one cannot rely on it any more.
+        """Record that another cluster answers: clients of the old one cannot be used any more.
 
         Clients cached leader epochs and a producer id that mean something else here; what they would do
         next ranges from waiting for ever to records that are stored twice (measured with Kafka 4.1).
         """
         text = (
             f"Kafka at {self._broker.bootstrap_servers} is another cluster ({cluster_id}) than when "
-            f"recording began ({self._broker.cluster_id}): what the old one held and nobody stored is lost; "
+            f"recording began ({self._broker.cluster_id}): its unstored records are lost; "
             "start again"
         )
         self._stop.set()
@@ -178,7 +178,7 @@ class LogWatch:
             LOG.warning("recreating topic %s", ", ".join(missing))
             self._broker.ensure_topics()
 
-    def _say(self, text: str) -> None:
+    def _log(self, text: str) -> None:
         # The publisher reports an outage; here it would be logged every few seconds.
         if text != self._said:
             self._said = text

@@ -1,4 +1,4 @@
-"""Tell when Kafka stops acknowledging, how that goes on, and when it ends. Pure: the clock is passed in."""
+"""Report outages of Kafka: start, progress and end. Pure: the clock is passed in."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Outage:
     def observe(
         self, now_s: float, acknowledged: int, in_flight: int, spilled_bytes: int, limit_bytes: int
     ) -> None:
-        """Take in how things stand.
+        """Process the present state.
 
         Args:
             now_s: monotonic clock.
             acknowledged: messages acknowledged so far.
             in_flight: messages published and not acknowledged.
-            spilled_bytes: what waits in the spill, of `limit_bytes`.
-            limit_bytes: what the spill takes.
+            spilled_bytes: bytes waiting in the spill.
+            limit_bytes: limit of the spill.
         """
         self._now_s = now_s
         if acknowledged != self._acknowledged or not in_flight:

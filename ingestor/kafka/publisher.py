@@ -1,9 +1,9 @@
-"""The idempotent producer: nothing is dropped, nothing is sent twice, and what is acknowledged is known.
+"""The idempotent producer: no message is dropped or sent twice, and acknowledged offsets are known.
 
-`Publisher.publish` never waits and never loses a message. What librdkafka's queue has no room for, because
-the broker is away, goes to a bounded spill and follows in order. Only where that is full, too (or where the
-embedded broker would evict what the archive has not stored yet), `blocked` becomes true, and the caller stops
-reading its socket until `wait_for_room` returns.
+`Publisher.publish` never waits and never loses a message. Messages that do not fit into librdkafka's queue,
+because the broker is away, go to a bounded spill and follow in order. Only where that is full, too (or where
+the embedded broker would evict what the archive has not stored yet), `blocked` becomes true, and the caller
+stops reading its socket until `wait_for_room` returns.
 """
 
 from __future__ import annotations
@@ -44,12 +44,12 @@ _SPILL_FULL = 1_000_000
 
 @dataclass
 class PublishCounters:
-    """What has become of the messages since the start.
+    """Messages since the start, by outcome.
 
     Attributes:
         acknowledged: messages that the broker has.
         spilled_messages: messages that had to wait in the spill.
-        spilled_bytes: their keys and values, with what a record costs beside.
+        spilled_bytes: their keys and values, with the overhead of records.
         outages: how often the broker acknowledged nothing for some seconds.
         outage_s: seconds of these.
         recreated_logs: topics that were found recreated.
@@ -65,7 +65,7 @@ class PublishCounters:
     renewed_clients: int = 0
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return {**asdict(self), "outage_s": round(self.outage_s, 3)}
 
 
@@ -74,10 +74,10 @@ class Publisher:
 
     Args:
         broker: where to; its topic prefix is applied here.
-        stored_offsets: what the archive has stored; needed on an embedded broker, which evicts unread data.
+        stored_offsets: offsets that the archive has stored; needed on an embedded broker, which evicts data.
         unarchived_limit_bytes: on an embedded broker, acknowledged but unarchived bytes a partition, at most.
         spill: where messages wait that the client has no room for; by default the first of them blocks.
-        logs: knows which log offsets belong to; without it they are taken for those of one log.
+        logs: log of each topic; without it there is one log per topic.
         options: further librdkafka options (tests).
     """
 
@@ -92,7 +92,9 @@ class Publisher:
         options: Mapping[str, Any] | None = None,
     ) -> None:
         if broker.is_embedded and stored_offsets is None:
-            raise ValueError("an embedded broker forgets what is not archived: stored_offsets is needed")
+            raise ValueError(
+                "an embedded broker drops records that are not archived: stored_offsets is needed"
+            )
         self._broker = broker
         self._stored_offsets = stored_offsets if broker.is_embedded else None
         self._limit_bytes = unarchived_limit_bytes
@@ -106,7 +108,7 @@ class Publisher:
         self.on_recreation: Callable[[Recreation, dict[int, int]], None] | None = None
         #: Recreated topics, and the last epoch in which an acknowledgement of the old log may come.
         self._unsettled: list[tuple[Recreation, int]] = []
-        #: Topics whose new log has an end that is not known yet, and since when; marks wait for it.
+        #: Topics whose new log has an unknown end, and since when; marks wait for it.
         self._unknown_ends: dict[str, float] = {}
         self._counters = PublishCounters()
         self._outage = Outage(time.monotonic())
@@ -136,17 +138,17 @@ class Publisher:
 
     @property
     def blocked(self) -> bool:
-        """Whether the caller must stop producing and `wait_for_room`."""
+        """Return whether the caller must stop producing and `wait_for_room`."""
         return self._spill.is_full or self._deliveries.failure is not None or self._over_limit()
 
     @property
     def logs(self) -> Mapping[str, str]:
-        """For each topic the id of the log that the offsets given to `after_acknowledged` belong to."""
+        """Return, for each topic, the id of the log of the offsets passed to `after_acknowledged`."""
         return self._state.ids
 
     @property
     def counters(self) -> PublishCounters:
-        """What has become of the messages so far."""
+        """Return the counts of messages so far."""
         self._counters.acknowledged = self._deliveries.acknowledged
         self._counters.outages = self._outage.count
         self._counters.outage_s = self._outage.total_s
@@ -154,7 +156,7 @@ class Publisher:
         return self._counters
 
     def publish(self, topic: str, key: bytes, value: bytes) -> None:
-        """Hand over one message; returns at once, whatever the broker does.
+        """Publish one message; returns at once, whatever the state of the broker.
 
         Args:
             topic: without the configured prefix.
@@ -167,7 +169,7 @@ class Publisher:
         self._check()
         epoch = self._deliveries.epochs[-1]
         size = len(value) + len(key) + RECORD_OVERHEAD_BYTES
-        # Nothing may overtake what waits in the spill.
+        # No message may overtake those in the spill.
         if self._spill.count or not self._produce(topic, key, value, epoch):
             self._spill.append((topic, key, value, epoch.number))
             self._counters.spilled_messages += 1
@@ -182,13 +184,13 @@ class Publisher:
     def after_acknowledged(self, then: Callable[[Offsets], None]) -> None:
         """Call `then` with the acknowledged offsets once everything published so far is acknowledged.
 
-        It is called from `poll`, and may publish; `logs` then says whose offsets they are.
+        It is called from `poll`, and may publish; `logs` then has the logs of the offsets.
         """
         self._deliveries.mark(then)
         self._run_reached()
 
     def poll(self) -> None:
-        """Take in acknowledgements; returns at once.
+        """Process acknowledgements; returns at once.
 
         Raises:
             PublishError: the broker finally refused a message.
@@ -227,7 +229,7 @@ class Publisher:
             return
         started = said = time.monotonic()
         if self._spill.limit_bytes and self._spill.is_full:
-            self._say_rarely(_SPILL_FULL, f"not reading the feed: {self._reason_for_waiting()}")
+            self._log_rarely(_SPILL_FULL, f"not reading the feed: {self._reason_for_waiting()}")
         try:
             while self.blocked:
                 await asyncio.sleep(_WAIT_STEP_S)
@@ -242,10 +244,10 @@ class Publisher:
             self.blocked_s += time.monotonic() - started
 
     async def drain(self, timeout_s: float) -> bool:
-        """Wait until everything published, and what waits for its acknowledgement, is acknowledged.
+        """Wait until all published messages, and those scheduled after them, are acknowledged.
 
         Returns:
-            Whether that came true without a pause of `timeout_s`: a long spill takes its time.
+            Whether that succeeded without a pause of `timeout_s`: a long spill takes time.
 
         Raises:
             PublishError: the broker finally refused a message.
@@ -265,11 +267,11 @@ class Publisher:
             await asyncio.sleep(_WAIT_STEP_S)
 
     def acknowledged_offsets(self) -> Offsets:
-        """Last acknowledged offset by topic (without prefix) and partition."""
+        """Return the last acknowledged offset by topic (without prefix) and partition."""
         return self._deliveries.offsets()
 
     def close(self) -> int:
-        """Let go of the broker.
+        """Release the broker.
 
         Returns:
             How many messages it never acknowledged.
@@ -290,12 +292,14 @@ class Publisher:
             return False
         except KafkaException as error:
             if error.args[0].code() in (KafkaError._UNKNOWN_TOPIC, KafkaError._FATAL):
-                return False  # its topic is gone, or the client is: both are noticed, and it is sent later
+                return (
+                    False  # topic or client no longer exist: both are noticed, and the message is sent later
+                )
             raise PublishError(f"Kafka refused a message for {name}: {error.args[0].str()}") from None
         return True
 
     def _resend(self) -> None:
-        """Hand over what waits in the spill, as far as there is room."""
+        """Publish the messages of the spill, as far as there is room."""
         if not self._client.may_resend(self._state.asked_at_s):
             return
         spill = self._spill
@@ -308,7 +312,7 @@ class Publisher:
     # Logs
 
     def _take_in_logs(self) -> None:
-        """Notice recreated topics, and where their new logs end."""
+        """Process recreated topics, and the ends of their new logs."""
         if self._watch is None:
             return
         before, self._state = self._state, self._watch.state
@@ -331,7 +335,7 @@ class Publisher:
             self._watch.ask()
 
     def _run_reached(self) -> None:
-        """Run what waits for marks that are reached, once it is certain whose offsets they have."""
+        """Call `then` of reached marks, once the log of their offsets is certain."""
         reached = self._deliveries.reached
         waits = self._unsettled or self._unknown_ends
         while reached and not waits and reached[0].at_s < self._state.asked_at_s:
@@ -341,9 +345,9 @@ class Publisher:
             self._watch.ask()
 
     def _learn_offsets(self) -> None:
-        """Ask the broker for what an acknowledgement did not tell: the message lies before the log's end.
+        """Ask the broker for an offset that an acknowledgement lacks: the message is before the log's end.
 
-        The next message of that partition would tell too, but it may be one that waits for this.
+        The next message of that partition would have it too, but it may be one that waits for this.
         """
         unknown = self._deliveries.unknown_offsets()
         if not unknown or time.monotonic() < self._ask_again_at:
@@ -365,7 +369,7 @@ class Publisher:
         return self._is_full()
 
     def _is_full(self) -> bool:
-        # What is in flight will land in a partition that is not known yet: it counts for each.
+        # Messages in flight will be in a partition that is unknown yet: they count for each.
         return self._deliveries.unstored_bytes + self._deliveries.in_flight_bytes >= self._limit_bytes
 
     def _reason_for_waiting(self) -> str:
@@ -387,9 +391,9 @@ class Publisher:
             self._client.fail(error.str())
             return
         # Every attempt to reconnect reports the same again.
-        self._say_rarely(error.code(), f"Kafka: {error.str()}")
+        self._log_rarely(error.code(), f"Kafka: {error.str()}")
 
-    def _say_rarely(self, kind: int, text: str) -> None:
+    def _log_rarely(self, kind: int, text: str) -> None:
         now = time.monotonic()
         if now >= self._say_again_at.get(kind, 0.0):
             self._say_again_at[kind] = now + _SAY_AGAIN_AFTER_S

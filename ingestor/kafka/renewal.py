@@ -1,6 +1,6 @@
-"""A Kafka client that is replaced when it cannot go on; what it had not brought through is sent again.
+"""A Kafka client that is replaced when it cannot go on; its undelivered messages are sent again.
 
-Clients end with a fatal error, give messages back whose topic is gone, or wait for ever: one that knew the
+Clients end with a fatal error, return messages whose topic was deleted, or wait for ever: one that knew the
 old log of a recreated topic may never find the new one.
 """
 
@@ -21,13 +21,13 @@ LOG = logging.getLogger(__name__)
 
 #: A client that brings nothing through to a new log for this long has not understood that there is one.
 _STUCK_AFTER_S = 5.0
-#: So many new clients in a row that bring nothing through are no remedy.
+#: After so many new clients in a row without a delivery another one does not help.
 _MAX_RENEWALS = 5
 _LETTING_GO_S = 5.0
 
 
 class Client(Protocol):
-    """What is used of a `confluent_kafka.Producer`."""
+    """The used methods of a `confluent_kafka.Producer`."""
 
     def produce(
         self,
@@ -46,11 +46,11 @@ class Client(Protocol):
         ...
 
     def flush(self, timeout: float, /) -> int:
-        """Wait for messages; return how many are left."""
+        """Wait for messages; return the number of remaining ones."""
         ...
 
     def purge(self) -> None:
-        """Give back every message that was not delivered."""
+        """Return every message that was not delivered."""
         ...
 
     def __len__(self) -> int: ...
@@ -58,7 +58,7 @@ class Client(Protocol):
 
 @dataclass
 class _Doubt:
-    """Whether the client has understood that a topic has a new log.
+    """Return whether the client has noticed that a topic has a new log.
 
     Attributes:
         epoch: number of the last epoch published before that was noticed; with it acknowledged, it has.
@@ -75,16 +75,16 @@ class RenewedClient:
     """A client, and its successor where it cannot go on.
 
     Args:
-        new_client: makes a client; called once at the start and for each renewal.
-        deliveries: what the broker acknowledged, and what the client gave back.
+        new_client: creates a client; called at the start and for each renewal.
+        deliveries: acknowledged and returned messages.
         spill: takes the messages that have to be sent again.
-        ask_logs: makes somebody ask soon which log stands behind each topic; None where nobody does, and then
-            a message that comes back is a refusal.
+        ask_logs: requests a new answer about the logs; None where the logs are not watched, and then a
+            returned message is a refusal.
 
     Attributes:
         current: the client in use.
-        is_serving: whether delivery callbacks are running. What they publish must not poll again: that aborts
-            the process (an assertion of confluent-kafka).
+        is_serving: whether delivery callbacks are running. Messages published there must not poll again: that
+            aborts the process (an assertion of confluent-kafka).
         renewals: how often the client was replaced.
     """
 
@@ -103,7 +103,7 @@ class RenewedClient:
         self._doubt: _Doubt | None = None
         self._in_vain = 0
         self._acknowledged_before = 0
-        #: Topics are missing: what is sent would come back, so it waits for an answer asked for later.
+        #: Topics are missing: messages would be returned, so they wait for a later answer.
         self._holds_since_s: float | None = None
         self.is_serving = False
         self.renewals = 0
@@ -119,10 +119,10 @@ class RenewedClient:
         self._doubt = _Doubt(deliveries.epochs[-1].number, time.monotonic(), deliveries.acknowledged)
 
     def may_resend(self, asked_at_s: float) -> bool:
-        """Whether spilled messages may be sent; after a renewal not before a newer answer about the logs.
+        """Return whether spilled messages may be sent; after a renewal only with a newer answer.
 
         Args:
-            asked_at_s: when the logs were asked for last (monotonic clock).
+            asked_at_s: time of the last request of the logs (monotonic clock).
         """
         if self._holds_since_s is not None and asked_at_s < self._holds_since_s:
             return False
@@ -133,7 +133,7 @@ class RenewedClient:
         """Run delivery callbacks; a fatal error of the client is raised there, not called back.
 
         Returns:
-            What `serve` returns: a number of messages.
+            Result of `serve`: a number of messages.
         """
         try:
             return serve()
@@ -142,13 +142,13 @@ class RenewedClient:
             return len(self.current)
 
     def renew_where_needed(self, asked_at_s: float) -> None:
-        """Replace the client where it failed, gave messages back, or brings nothing through.
+        """Replace the client where it failed, returned messages, or delivers nothing.
 
         Args:
-            asked_at_s: when the logs were asked for last (monotonic clock).
+            asked_at_s: time of the last request of the logs (monotonic clock).
 
         Raises:
-            PublishError: a message came back for good, or new clients do not help.
+            PublishError: a message was finally refused, or new clients do not help.
         """
         deliveries = self._deliveries
         if deliveries.given_back and self._ask_logs is None and not self._fatal:
@@ -160,7 +160,7 @@ class RenewedClient:
             self._renew("it does not find the new log of a recreated topic")
 
     def _is_stuck(self, doubt: _Doubt, asked_at_s: float) -> bool:
-        """Whether a client brings nothing through though the broker answers others."""
+        """Return whether a client delivers nothing although the broker answers others."""
         deliveries, now = self._deliveries, time.monotonic()
         if deliveries.epochs[0].number > doubt.epoch or not deliveries.in_flight_messages:
             self._doubt = None
@@ -171,10 +171,10 @@ class RenewedClient:
         return now - doubt.since_s > _STUCK_AFTER_S and asked_at_s > doubt.since_s
 
     def _renew(self, why: str) -> None:
-        """Go on with a new client, and have sent again what the old one had not brought through, in order.
+        """Continue with a new client, and send the undelivered messages of the old one again, in order.
 
         Raises:
-            PublishError: new clients do not help, or the old one does not let go of its messages.
+            PublishError: new clients do not help, or the old one does not return its messages.
         """
         deliveries = self._deliveries
         progress = deliveries.acknowledged != self._acknowledged_before
@@ -198,7 +198,7 @@ class RenewedClient:
         self.current = self._new_client()
 
     def _let_go(self) -> int:
-        """Make the client give back what it holds; return how many messages it keeps."""
+        """Purge the client; return how many messages it keeps."""
         client = self.current
         self.is_serving = True
         try:

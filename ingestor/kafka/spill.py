@@ -1,8 +1,8 @@
-"""Where messages wait that the Kafka client has no room for: first in, first out, on disk beyond a few MiB.
+"""Queue of messages that do not fit into the Kafka client: first in, first out, on disk beyond a few MiB.
 
-The oldest and the newest messages stand in memory, what lies between in files without a name: whatever ends
-this process, the system gives their room back. What a killed process had not sent is a recorded gap anyway,
-so nothing is made durable here.
+The oldest and the newest messages are in memory, those between in files without a name: when this process
+ends in any way, the system frees their space. Unsent messages of a killed process are a recorded gap anyway,
+so nothing here is durable.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import IO
 
 import msgspec
 
-#: What a message costs beside its key and value, roughly.
+#: Approximate overhead of a message beside its key and value.
 _OVERHEAD_BYTES = 70
-#: A file holds this much; as much stands in memory before it, and as much behind it.
+#: Size of a file; as much is in memory before it, and as much after it.
 CHUNK_BYTES = 4 * 1024 * 1024
 
 #: Topic, key, value, and the number of the epoch it counts for.
@@ -29,17 +29,17 @@ _DECODER = msgspec.msgpack.Decoder(list[Spilled])
 
 
 class Spill:
-    """A bounded queue of messages. Past its bound it still takes what it is given: its owner asks `is_full`.
+    """A bounded queue of messages. It accepts messages beyond its bound: its owner checks `is_full`.
 
     Args:
-        folder: where files may stand, made when the first is written; None keeps all in memory.
-        limit_bytes: it is full with this much; with 0, as soon as it holds anything.
+        folder: folder of files, created with the first one; None keeps all in memory.
+        limit_bytes: it is full with this many bytes; with 0, as soon as it has a message.
         chunk_bytes: size of a file (tests).
     """
 
     def __init__(self, folder: Path | None, limit_bytes: int, *, chunk_bytes: int = CHUNK_BYTES) -> None:
         self.limit_bytes = limit_bytes
-        #: What is held now.
+        #: Present content.
         self.count = 0
         self.held_bytes = 0
         #: Why the newest messages cannot be written to a file; empty while they can.
@@ -56,7 +56,7 @@ class Spill:
 
     @property
     def is_full(self) -> bool:
-        """Whether nothing should be added; also where a file cannot be written and memory must not grow."""
+        """Return whether nothing should be added; also where a file cannot be written and memory is full."""
         return bool(self.count) and (self.held_bytes >= self.limit_bytes or bool(self.error))
 
     def append(self, message: Spilled) -> None:
@@ -77,20 +77,20 @@ class Spill:
         self._oldest.extendleft(reversed(messages))
 
     def first(self) -> Spilled:
-        """The oldest message, which stays.
+        """Return the oldest message, which stays.
 
         Raises:
-            IndexError: nothing is held.
+            IndexError: the queue is empty.
         """
         if not self._oldest:
             self._load()
         return self._oldest[0]
 
     def pop(self) -> Spilled:
-        """Take out the oldest message.
+        """Remove and return the oldest message.
 
         Raises:
-            IndexError: nothing is held.
+            IndexError: the queue is empty.
         """
         message = self.first()
         self._oldest.popleft()
@@ -99,7 +99,7 @@ class Spill:
         return message
 
     def write(self) -> None:
-        """Bring the newest messages to a file where they are too many for memory; `error` says why not."""
+        """Write the newest messages to a file where they are too many for memory; `error` has a failure."""
         if self._folder is None or self._newest_bytes < self._chunk_bytes:
             return
         try:
@@ -119,7 +119,7 @@ class Spill:
         self._newest, self._newest_bytes = [], 0
 
     def close(self) -> None:
-        """Forget everything and give its room back."""
+        """Drop all messages and free their space."""
         while self._files:
             self._files.popleft().close()
         self._oldest.clear()

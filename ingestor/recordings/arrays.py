@@ -1,4 +1,4 @@
-"""What a reader hands out: tick arrays, and what it counted on the way."""
+"""Output of a reader: tick arrays and counts."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class TickArrays(TypedDict):
 
 
 class UnreadableLine(NamedTuple):
-    """A line (counted from 1) that is no frame of the exchange, and why."""
+    """A line (counted from 1) that is not a frame of the exchange, with the reason."""
 
     line: int
     reason: str
@@ -44,14 +44,14 @@ class UnreadableLine(NamedTuple):
 
 @dataclass
 class RecordingCounts:
-    """What a reader met; grows while the recording is read.
+    """Counts of a reader; they grow while the recording is read.
 
     Attributes:
         format: Name of the recognised format.
         lines: Lines read, blank ones left out (rows, for raw files).
         frames: Frames by channel.
         ticks: Entries of the ticker channel, of every product, before any product filter.
-        unreadable: Lines that hold no readable frame.
+        unreadable: Lines without a readable frame.
         first_unreadable: The first of them.
         unknown_channels: Frames of channels that `ingestor.exchange` does not know (also counted in
             `frames`).
@@ -110,13 +110,13 @@ ARRAY_FIELDS = tuple(_DTYPES)
 def tick_arrays(
     products: tuple[str, ...], connections: tuple[str, ...], columns: Mapping[str, npt.ArrayLike]
 ) -> TickArrays:
-    """Typed arrays from columns of any array-like, in the contract's dtypes."""
+    """Build typed arrays from columns of any array-like, in the contract's dtypes."""
     arrays = {name: np.asarray(columns[name], dtype=dtype) for name, dtype in _DTYPES.items()}
     return TickArrays(products=products, connections=connections, **arrays)  # type: ignore[typeddict-item]
 
 
 def concatenate(chunks: list[TickArrays], products: tuple[str, ...] = ()) -> TickArrays:
-    """One recording's chunks as one; of none, empty arrays of these `products`."""
+    """Join one recording's chunks; without chunks, return empty arrays of these `products`."""
     if not chunks:
         return tick_arrays(products, (), dict.fromkeys(ARRAY_FIELDS, ()))
     columns = {name: np.concatenate([chunk[name] for chunk in chunks]) for name in ARRAY_FIELDS}

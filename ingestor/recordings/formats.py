@@ -30,7 +30,7 @@ _SequenceNum = Annotated[int, msgspec.Meta(ge=0, le=_MAX_INT64)]
 
 
 class Ticker(msgspec.Struct, gc=False):
-    """What is needed of one entry of the ticker channel; NaN where a number is absent."""
+    """Needed fields of one entry of the ticker channel; NaN where a number is absent."""
 
     product_id: str
     price: float = math.nan
@@ -62,11 +62,11 @@ class LineFormat(Protocol):
     name: str
 
     def decode(self, line: bytes, /) -> Frame | None:
-        """The line's frame; None for a line that is the recorder's own. Raises msgspec.MsgspecError."""
+        """Decode the line's frame; None for a line of the recorder itself. Raises msgspec.MsgspecError."""
         ...
 
     def decode_exact(self, line: bytes, /) -> Frame | None:
-        """As `decode`, slowly and patiently. Raises ValueError with the reason."""
+        """Decode like `decode`, slowly and leniently. Raises ValueError with the reason."""
         ...
 
 
@@ -79,7 +79,7 @@ class VerbatimFrames:
         self.decode = msgspec.json.Decoder(Frame, strict=False).decode
 
     def decode_exact(self, line: bytes) -> Frame | None:
-        """The frame, tolerant of single unreadable numbers."""
+        """Decode the frame, tolerant of single unreadable numbers."""
         return _frame(_json_object(line))
 
 
@@ -96,11 +96,11 @@ class ReceivedFrames:
         self._decode = msgspec.json.Decoder(_ReceivedFrame, strict=False).decode
 
     def decode(self, line: bytes) -> Frame | None:
-        """The frame inside."""
+        """Decode the frame inside."""
         return self._decode(line).frame
 
     def decode_exact(self, line: bytes) -> Frame | None:
-        """The frame inside, tolerant of single unreadable numbers."""
+        """Decode the frame inside, tolerant of single unreadable numbers."""
         return _frame(_member(_json_object(line), "frame", dict))
 
 
@@ -128,11 +128,11 @@ class FlattenedTickers:
         self._decode = msgspec.json.Decoder(_FlatLine, strict=False).decode
 
     def decode(self, line: bytes) -> Frame | None:
-        """A frame with this one entry."""
+        """Return a frame with this one entry."""
         return _unflatten(self._decode(line))
 
     def decode_exact(self, line: bytes) -> Frame | None:
-        """A frame with this one entry, tolerant of single unreadable numbers."""
+        """Return a frame with this one entry, tolerant of single unreadable numbers."""
         found = _json_object(line)
         sequence = found.get("sequence_num")
         flat = _FlatLine(_member(found, "product_id", str))
@@ -178,7 +178,7 @@ class SessionLog:
 
     Attributes:
         connection: Name of the connection of the frame decoded last.
-        holds_opening: Whether the log holds this connection's opening, so that its numbers begin at 0.
+        holds_opening: Whether the log contains this connection's opening, so that its numbers begin at 0.
     """
 
     name = "session log"
@@ -191,12 +191,12 @@ class SessionLog:
         self.holds_opening = False
 
     def decode(self, line: bytes) -> Frame | None:
-        """The received frame; None for what was not received from the exchange's socket."""
+        """Decode the received frame; None for lines that did not come from the exchange's socket."""
         entry = self.received(line)
         return None if entry is None else self._decode_frame(entry.data)
 
     def decode_exact(self, line: bytes) -> Frame | None:
-        """As `decode`, tolerant of single unreadable numbers."""
+        """Decode like `decode`, tolerant of single unreadable numbers."""
         found = _json_object(line)
         if found.get("t") != "recv":
             _member(found, "t", str)
@@ -205,7 +205,7 @@ class SessionLog:
         return _frame(_json_object(_member(found, "data", str).encode()))
 
     def received(self, line: bytes) -> SessionLine | None:
-        """The line, where it is a received frame. Raises msgspec.MsgspecError."""
+        """Return the line, where it is a received frame. Raises msgspec.MsgspecError."""
         entry = self._decode_line(line)
         self._note(entry)
         return entry if entry.t == "recv" else None
@@ -220,10 +220,10 @@ class SessionLog:
 
 
 def recognise(path: Path) -> LineFormat:
-    """Find out by its first lines what a text recording holds.
+    """Detect the format of a text recording by its first lines.
 
     Raises:
-        RecordingError: The file is empty, unreadable, or none of its first 200 lines is of a known format.
+        RecordingError: The file is empty, unreadable, or none of its first 200 lines has a known format.
     """
     first_reason = ""
     probed = 0
@@ -330,7 +330,7 @@ def _sequence_num(value: object) -> int:
 
 
 def _number(value: object) -> float:
-    """The number, or NaN: whether a quote is usable is for `core.market.cleaning` to judge and count."""
+    """Return the number, or NaN: `core.market.cleaning` judges and counts unusable quotes."""
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
         return math.nan
     try:

@@ -20,7 +20,7 @@ class RecordedFrame(NamedTuple):
     """One frame as it was received.
 
     Attributes:
-        received_at_ns: When the recorder received it; None where it did not say.
+        received_at_ns: When the recorder received it; None where unknown.
         connection: Index of the connection in the recording.
         channel: The frame's channel.
         event_time_ns: The frame's own time.
@@ -60,13 +60,13 @@ def iter_frames(path: Path | str, counts: RecordingCounts | None = None) -> Iter
             repeats.
 
     Raises:
-        RecordingError: The file is absent, empty, no recording, or holds no verbatim frames (flattened
-            ticker lines and our raw files keep entries only).
+        RecordingError: The file is absent, empty, not a recording, or has no verbatim frames (flattened
+            ticker lines and raw files have entries only).
     """
     path = Path(path)
     counts = RecordingCounts() if counts is None else counts
     if (ours := raw_format(path)) is not None:
-        raise RecordingError(f"{path}: {ours} holds ticker entries, not the exchange's frames")
+        raise RecordingError(f"{path}: {ours} contains ticker entries, not the exchange's frames")
     line_format = recognise(path)
     if isinstance(line_format, FlattenedTickers):
         raise RecordingError(f"{path}: flattened ticker lines are not the exchange's frames")
@@ -102,7 +102,7 @@ def iter_frames(path: Path | str, counts: RecordingCounts | None = None) -> Iter
 
 
 def _received(line: bytes, line_format: LineFormat) -> tuple[int | None, bytes] | None:
-    """Receive time and verbatim frame of a line; None for what the socket did not deliver."""
+    """Return receive time and verbatim frame of a line; None for lines that are not from the socket."""
     if isinstance(line_format, SessionLog):
         entry = line_format.received(line)
         return None if entry is None else (round(entry.ts * 1e9), entry.data.encode())

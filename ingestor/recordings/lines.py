@@ -10,7 +10,7 @@ from typing import BinaryIO
 from ingestor.errors import CryptovolError
 
 _BLOCK_BYTES = 1 << 20
-#: The largest frame the exchange sends passes 4 MiB; a longer line is no recording of it.
+#: The largest frame the exchange sends passes 4 MiB; a longer line is not from its recording.
 _MAX_LINE_BYTES = 64 << 20
 _GZIP_MAGIC = b"\x1f\x8b"
 
@@ -26,7 +26,7 @@ def iter_line_blocks(path: Path) -> Iterator[list[bytes]]:
         path: A text file, plain or gzipped (recognised by its first bytes).
 
     Yields:
-        Lists of lines. A gzip stream that ends early (its writer was killed) yields what it holds.
+        Lists of lines. A gzip stream that ends early (its writer was killed) yields its complete part.
 
     Raises:
         RecordingError: The file cannot be opened, its compression is broken, or a line passes 64 MiB.
@@ -60,7 +60,7 @@ def iter_line_blocks(path: Path) -> Iterator[list[bytes]]:
 
 
 def starts_with(path: Path, magic: bytes) -> bool:
-    """Whether the file begins with these bytes.
+    """Return whether the file begins with these bytes.
 
     Raises:
         RecordingError: The file cannot be opened.

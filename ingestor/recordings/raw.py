@@ -1,4 +1,4 @@
-"""Our own raw files (`ticks.raw`, Parquet or NDJSON) as tick arrays."""
+"""Raw files of this recorder (`ticks.raw`, Parquet or NDJSON) as tick arrays."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ingestor.recordings.arrays import RecordingCounts, TickArrays, tick_arrays
 from ingestor.recordings.lines import RecordingError, starts_with
 from ingestor.times import NS
 
-#: `RecordingCounts.format` of our own files.
+#: `RecordingCounts.format` of raw files.
 RAW_PARQUET, RAW_NDJSON = "raw Parquet", "raw NDJSON"
 RAW_FORMATS = (RAW_PARQUET, RAW_NDJSON)
 _COLUMNS = (
@@ -39,14 +39,14 @@ _COLUMNS = (
 )
 #: Connection id → (n, 3): first and last missing number of its recorded gaps, ascending, and event time.
 _Gaps = dict[str, npt.NDArray[np.int64]]
-#: Codes of the rows, and the names they stand for.
+#: Codes of the rows, and their names.
 _Coded = tuple[npt.NDArray[np.int32], tuple[str, ...]]
-#: A product's previous row is looked for this far before a file, as the hourly assets do.
+#: A product's previous row is searched this far before a file, as the hourly assets do.
 _BEFORE_NS = 300 * NS
 
 
 def raw_format(path: Path) -> str | None:
-    """Which of `RAW_FORMATS` a file begins like; None where it is none of ours.
+    """Return which of `RAW_FORMATS` a file begins like; None where it is not a raw file.
 
     Raises:
         RecordingError: The file cannot be opened.
@@ -62,16 +62,16 @@ def iter_raw(
     """Read one file of raw storage.
 
     `gap_before` comes from the `gap` events in `feed.events` of the same raw folder; a file that stands
-    elsewhere cannot tell a lost message from a heartbeat: no gap is flagged and `counts.gaps_known` is
+    elsewhere cannot distinguish a lost message from a heartbeat: no gap is flagged and `counts.gaps_known` is
     False. Rows of records that raw storage could not decode are counted as unreadable.
 
     Raises:
-        RecordingError: The file is none of ours, is damaged, or holds another topic.
+        RecordingError: The file is not a raw file, is damaged, or has another topic.
     """
     try:
         footer = read_footer(path)
         if footer.topic != TICKS:
-            raise RecordingError(f"{path}: holds {footer.topic}, not {TICKS}")
+            raise RecordingError(f"{path}: contains {footer.topic}, not {TICKS}")
         gaps = _recorded_gaps(path, footer)
         passed = _passed_before(path, footer, gaps) if gaps else {}
     except ArchiveError as error:
@@ -133,7 +133,7 @@ def _chunks(
 
 
 def _readable(batch: pa.RecordBatch, counts: RecordingCounts) -> pa.RecordBatch:
-    """Count the rows; leave out those that hold no tick."""
+    """Count the rows; leave out those without a tick."""
     unreadable = np.flatnonzero(batch["product_id"].is_null().to_numpy(zero_copy_only=False))
     for row in unreadable.tolist():
         counts.add_unreadable(counts.lines + row + 1, "a record that raw storage could not decode")
@@ -156,7 +156,7 @@ def _gap_flags(
     gaps: _Gaps,
     gaps_passed: dict[tuple[str, str], int],
 ) -> npt.NDArray[np.bool_]:
-    """Flag rows before which a gap lies; `gaps_passed` carries (connection, product) from chunk to chunk."""
+    """Flag rows after a gap; `gaps_passed` carries (connection, product) from chunk to chunk."""
     (products, product_names), (connections, connection_names) = product, connection
     flags = np.zeros(len(products), dtype=np.bool_)
     for connection_code in np.unique(connections).tolist():
@@ -175,7 +175,7 @@ def _gap_flags(
 
 
 def _recorded_gaps(path: Path, footer: Footer) -> _Gaps | None:
-    """The gaps that the feed recorded up to the file's end; None where no `feed.events` stand beside it."""
+    """Return the gaps that the feed recorded up to the file's end; None without `feed.events` beside it."""
     topic_dir = _topic_dir(path)
     if topic_dir is None or not topic_dir.with_name(EVENTS).is_dir():
         return None
@@ -196,7 +196,7 @@ def _recorded_gaps(path: Path, footer: Footer) -> _Gaps | None:
 
 
 def _passed_before(path: Path, footer: Footer, gaps: _Gaps) -> dict[tuple[str, str], int]:
-    """How many gaps of its connection each product had passed with its last row before the file."""
+    """Return how many gaps of its connection each product had passed with its last row before the file."""
     topic_dir = _topic_dir(path)
     if topic_dir is None or not gaps.keys() & footer.connections.keys():
         return {}

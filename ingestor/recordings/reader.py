@@ -62,11 +62,11 @@ def iter_recording(
 
     Where the recorder did not name connections, a new one begins where the sequence falls back to 0, or
     falls back at all while time goes on (a repeated frame carries an old time). Lines of two connections
-    interleaved without names cannot be told apart and show up as many short connections.
+    interleaved without names cannot be distinguished and appear as many short connections.
 
     Args:
         path: The recording, plain or gzipped.
-        chunk_lines: Lines a chunk is made of, which bounds memory.
+        chunk_lines: Lines per chunk, which bounds memory.
         products: Keep only these, with their codes in this order; default: all, in order of appearance.
 
     Returns:
@@ -204,7 +204,7 @@ class _LineParser:
         self._line_number = line_number
 
     def _exactly(self, line: bytes, line_number: int) -> tuple[Frame, int] | None:
-        """A frame that the fast path refused, and its time; None where it holds no tick and is counted."""
+        """Return a frame that the fast path refused, and its time; None (and count it) without a tick."""
         if not line.strip():
             self._counts.lines -= 1
             return None

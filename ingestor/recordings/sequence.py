@@ -1,4 +1,4 @@
-"""Which connection a frame belongs to, and which of its numbers never came."""
+"""Connection of each frame, and missing sequence numbers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Connection:
         self._gaps_at_entry: dict[str, int] = {}
 
     def gap_before(self, product: str) -> bool:
-        """Whether a gap lies between this entry of the product and its previous one; call once an entry."""
+        """Return whether a gap precedes this entry since the product's last one; call once per entry."""
         before = self._gaps_at_entry.get(product)
         if before == self.gaps:
             return False
@@ -44,11 +44,11 @@ class ConnectionLog:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Names of the connections met so far, by code."""
+        """Return the names of the connections so far, by code."""
         return tuple(self._names)
 
     def unnumbered(self) -> Connection:
-        """The connection of a frame without a sequence number: the one at hand."""
+        """Return the connection of a frame without a sequence number: the present one."""
         return self._current or self._open(None)
 
     def observe(self, sequence_num: int, time_ns: int) -> Connection:

@@ -1,4 +1,4 @@
-"""The one configuration of cryptovol: what may be set, and where each value came from.
+"""The configuration of cryptovol: all settings, and the source of each value.
 
 `model` declares every field with its unit and meaning; `load` merges the defaults, ``config.yaml``, ``.env``
 and the environment, and turns every mistake into one line that names the key, the file and the line.

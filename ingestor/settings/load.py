@@ -1,4 +1,4 @@
-"""Merge defaults, ``config.yaml``, ``.env`` and the environment, remembering where each value came from."""
+"""Merge defaults, ``config.yaml``, ``.env`` and the environment, with the source of each value."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class SettingsError(CryptovolError):
 
 @dataclass(frozen=True)
 class LoadedSettings:
-    """The effective settings, and for each dotted key the place its value came from."""
+    """The effective settings, and the source of the value of each dotted key."""
 
     settings: Settings
     sources: Mapping[str, str]
@@ -136,7 +136,7 @@ def _mark_lines(node: yaml.Node | None, prefix: str, path: Path, places: dict[st
         name = str(key_node.value)
         line = key_node.start_mark.line + 1
         if name in seen:
-            raise SettingsError(f"{path}:{line}: {prefix}{name}: given twice")
+            raise SettingsError(f"{path}:{line}: {prefix}{name}: set twice")
         seen.add(name)
         places[prefix + name] = f"{path}:{line}"
         _mark_lines(value_node, f"{prefix}{name}.", path, places)
@@ -196,7 +196,7 @@ def _refuse_unknown(names: Mapping[str, str], where: str) -> None:
 
 
 def _unknown_key(key: str) -> str:
-    """Say that there is no such key, and which one is similar: of the same name elsewhere, else any."""
+    """Return the error of an unknown key, with a similar one: of the same name elsewhere, else any."""
     known = list(_keys(Settings))
     same_name = [one for one in known if one.rpartition(".")[2] == key.rpartition(".")[2]]
     only = len(same_name) == 1

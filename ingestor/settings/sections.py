@@ -29,7 +29,7 @@ class Section(BaseModel):
 
 
 class CoinbaseSettings(Section):
-    """Where the market data come from."""
+    """Source of the market data."""
 
     url: str = Field(
         default="wss://advanced-trade-ws.coinbase.com", description="WebSocket address of the feed"
@@ -81,7 +81,7 @@ class KafkaSettings(Section):
 
     @property
     def is_embedded(self) -> bool:
-        """Whether the ingestor brings its own ephemeral broker."""
+        """Whether the ingestor starts its own ephemeral broker."""
         return self.bootstrap_servers == EMBEDDED
 
 
@@ -105,7 +105,7 @@ class StorageSettings(Section):
     flush_s: PositiveFloat = Field(
         default=60.0, description="a raw file is published at least this often (wall clock)"
     )
-    flush_rows: PositiveInt = Field(default=50_000, description="or as soon as it holds this many rows")
+    flush_rows: PositiveInt = Field(default=50_000, description="or as soon as it has this many rows")
 
     @property
     def raw_dir(self) -> Path:
@@ -119,7 +119,7 @@ class StorageSettings(Section):
 
     @property
     def lake_dir(self) -> Path:
-        """Folder of what Dagster writes."""
+        """Folder of Dagster's files."""
         return self.data_dir / "lake"
 
     @property
@@ -129,7 +129,7 @@ class StorageSettings(Section):
 
 
 class HistorySettings(Section):
-    """Where past minute candles come from, how hard they are asked for, and how many `cryptovol up` wants."""
+    """Source of past minute candles, limits of requests, and the days that `cryptovol up` imports."""
 
     url: str = Field(
         default="https://api.coinbase.com", description="address of the exchange's REST interface"
@@ -139,19 +139,19 @@ class HistorySettings(Section):
     )
     timeout_s: PositiveFloat = Field(default=20.0, description="how long an answer may take")
     tries: PositiveInt = Field(
-        default=6, description="how often a page is asked for that does not come (429, 5xx, broken, silent)"
+        default=6, description="attempts for a page whose request fails (429, 5xx, broken, silent)"
     )
     backoff_initial_s: PositiveFloat = Field(default=1.0, description="first wait before asking again")
     backoff_max_s: PositiveFloat = Field(
         default=60.0, description="longest wait before asking again (full jitter)"
     )
     retry_after_max_s: PositiveFloat = Field(
-        default=600.0, description="a server that asks to wait longer than this (Retry-After) is given up"
+        default=600.0, description="an import ends when the server's Retry-After is longer than this"
     )
     first_import_days: int = Field(
         default=120,
         ge=0,
-        description="`cryptovol up` imports what is missing of the minutes of so many last days, in the "
+        description="`cryptovol up` imports the missing minutes of so many last days, in the "
         "background, and models learn from them (0: none)",
     )
 
@@ -184,9 +184,7 @@ class IngestSettings(Section):
     max_queue_frames: PositiveInt = Field(
         default=1024, description="frames buffered before the socket is no longer read"
     )
-    checkpoint_s: PositiveFloat = Field(
-        default=10.0, description="how often a checkpoint goes to feed.events"
-    )
+    checkpoint_s: PositiveFloat = Field(default=10.0, description="interval of checkpoints in feed.events")
     future_limit_s: PositiveFloat = Field(
         default=300.0, description="a frame further in the future is a dead letter"
     )
@@ -200,7 +198,7 @@ class IngestSettings(Section):
         default=1024 * 1024 * 1024,
         ge=0,
         le=4 * 1024 * 1024 * 1024,  # in files of 4 MiB, each of them open
-        description="while a real broker is away: bytes kept on disk in storage.data_dir for it before the "
+        description="while a real broker is away: bytes kept on disk in storage.data_dir before the "
         "feed is no longer read (0: none)",
     )
 
@@ -257,7 +255,7 @@ class SplitSettings(Section):
     )
 
 
-# What both timescales declare alike. Not a base class: its fields would come first, and the order of the keys
+# Fields of both timescales. Not a base class: its fields would come first, and the order of the keys
 # in `cryptovol config` would change.
 BarInterval = Annotated[PositiveInt, Field(description="length of a bar")]
 Windows = Annotated[tuple[PositiveInt, ...], Field(description="feature windows, in bars")]
@@ -274,12 +272,12 @@ class TimescaleSettings(Section):
     bar_interval_s: BarInterval
     windows_bars: Windows
     ewma_half_lives_bars: HalfLives
-    horizon_bars: PositiveInt = Field(description="H: the label looks at (t, t+H]")
+    horizon_bars: PositiveInt = Field(description="H: the label covers (t, t+H]")
     quantile: Quantile = DEFAULT_QUANTILE
     stale_after_s: PositiveFloat = Field(default=10.0, description="a quote older than this is stale")
     gap_after_s: PositiveFloat = Field(default=30.0, description="no message for this long opens a gap")
     label_max_age_s: PositiveFloat = Field(
-        default=15.0, description="no label where its span holds an older quote"
+        default=15.0, description="no label where its span contains an older quote"
     )
     late_after_s: PositiveFloat = Field(
         default=2.0, description="a message older than its product's newest by more is late"
@@ -310,7 +308,7 @@ def _seconds() -> TimescaleSettings:
 class HorizonSettings(Section):
     """One thing to learn on the minutes: how far ahead, and the volatility meant."""
 
-    bars: PositiveInt = Field(description="H in bars: the label looks at (t, t+H]")
+    bars: PositiveInt = Field(description="H in bars: the label covers (t, t+H]")
     target: Literal["garman_klass", "close_to_close"] = Field(
         description="volatility of these bars: from their ranges (Garman-Klass), or from close to close"
     )
@@ -346,7 +344,7 @@ class MinutesSettings(Section):
     stale_after_s: PositiveFloat = Field(default=180.0, description="an older price is stale")
     gap_after_s: PositiveFloat = Field(default=300.0, description="no trade for this long opens a gap")
     label_max_age_s: PositiveFloat = Field(
-        default=180.0, description="no label where its span holds an older price"
+        default=180.0, description="no label where its span contains an older price"
     )
     retrain_every_days: PositiveInt = Field(
         default=30,
@@ -359,7 +357,7 @@ class MinutesSettings(Section):
     )
     holdout_from: date = Field(
         default=date(2025, 1, 1),
-        description="days from here on are looked at only by `cryptovol backtest --holdout`",
+        description="days from here on are evaluated only by `cryptovol backtest --holdout`",
     )
     splits: SplitSettings = Field(
         default_factory=lambda: SplitSettings(train_span_s=60 * 86_400, test_span_s=30 * 86_400),
@@ -381,7 +379,7 @@ class LiveSettings(Section):
     """Live features: `cryptovol featurize`."""
 
     lateness_s: PositiveFloat = Field(
-        default=2.0, description="a bar closes this long after its end; what comes later makes revisions"
+        default=2.0, description="a bar closes this long after its end; later ticks cause revisions"
     )
     flush_s: PositiveFloat = Field(
         default=60.0, description="features.parquet is brought up to date this often (wall clock)"
@@ -400,15 +398,15 @@ class MonitoringSettings(Section):
     )
     report_pages_kept: PositiveInt = Field(
         default=100,
-        description="HTML pages kept of a kind of report, the last made; numbers are kept for ever",
+        description="HTML pages kept of each kind of report, the newest; numbers are kept for ever",
     )
     drift_reference_hours: PositiveInt = Field(
         default=24, description="hours before an hour with which its features are compared"
     )
     drift_calibration_hours: PositiveInt = Field(
         default=720,
-        description="hours before an hour whose own comparisons calibrate its limits, once 30 of them were "
-        "made; until then, and where fewer than 30 are asked for, the two limits below hold",
+        description="hours before an hour whose own comparisons calibrate its limits, once there are 30 of "
+        "them; until then, and where fewer than 30 are set, the two limits below apply",
     )
     drift_distance_limit: PositiveFloat = Field(
         default=1.2,
@@ -423,17 +421,17 @@ class MonitoringSettings(Section):
         "limits are uncalibrated",
     )
     drift_hours_needed: PositiveInt = Field(
-        default=3, description="hours over the limit that make the drift sensor ask for a report"
+        default=3, description="hours over the limit after which the drift sensor requests a report"
     )
     drift_hours_looked_at: PositiveInt = Field(
         default=6, description="newest closed hours in which the sensor counts them"
     )
     drift_cool_down_hours: PositiveInt = Field(
         default=24,
-        description="hours of the market from one drift report to the next that the sensor asks for",
+        description="hours of the market between two drift reports that the sensor requests",
     )
     alert_webhook_url: SecretStr | None = Field(
-        default=None, description="takes each alert as JSON by POST; without it alerts stand in the log alone"
+        default=None, description="receives each alert as JSON by POST; without it alerts are in the log only"
     )
     alert_timeout_s: PositiveFloat = Field(
         default=5.0, description="how long the receiver of an alert may take to answer"
@@ -486,7 +484,7 @@ class DagsterSettings(Section):
     )
     revised_after_s: PositiveFloat = Field(
         default=120.0,
-        description="a closed hour into which rows came late closes again once none has for this long",
+        description="a closed hour with late rows closes again after this long without another",
     )
     retrain_every_closed_hours: int = Field(
         default=0,
@@ -495,7 +493,7 @@ class DagsterSettings(Section):
         "hourly schedule; for a market played faster than the clock (0: only the schedule)",
     )
     report_closed_hours: bool = Field(
-        default=False, description="the recorder tells the webserver at ui_url of each closed hour"
+        default=False, description="the recorder reports each closed hour to the webserver at ui_url"
     )
 
     @field_validator("partitions_start", "partitions_end")
@@ -551,5 +549,5 @@ class Settings(Section):
 
     @property
     def mlflow_tracking_uri(self) -> str:
-        """The tracking URI in force: the configured one, or sqlite in the data folder."""
+        """Effective tracking URI: the configured one, or sqlite in the data folder."""
         return self.mlflow.tracking_uri or f"sqlite:///{self.storage.data_dir / 'mlflow' / 'mlflow.db'}"

@@ -10,7 +10,7 @@ from ingestor.simulator.faults import Damage
 from ingestor.simulator.frames import MarketFrame, own_frame
 
 UNKNOWN_CHANNEL = "simulated_unknown"
-#: What `drifted` puts in the place of the field that it takes away.
+#: Replacement of `drifted` for the removed field.
 UNKNOWN_FIELD, MISSING_FIELD = "simulated_field", "volume_24_h"
 _TIME = re.compile(rb'("timestamp"\s*:\s*)"[^"]*"')
 _TIME_TEXT = re.compile(rb'"timestamp"\s*:\s*"([^"]*)"')
@@ -19,7 +19,7 @@ _TAKEN_AWAY = re.compile(rb'"%b"\s*:\s*"[^"]*"' % MISSING_FIELD.encode())
 
 
 def spoilt(data: bytes, damage: Damage) -> bytes:
-    """A frame as it must not be."""
+    """Return a damaged frame."""
     match damage:
         case Damage.TRUNCATED:
             return data[: len(data) // 2]
@@ -34,13 +34,13 @@ def spoilt(data: bytes, damage: Damage) -> bytes:
 
 
 def drifted(frame: MarketFrame) -> MarketFrame | None:
-    """A frame whose first entry has a field too many and one too few; None where it has nothing to lose."""
+    """Return a frame whose first entry has an unknown field and lacks a known one; None without entries."""
     tail, changed = _TAKEN_AWAY.subn(b'"%b":"1"' % UNKNOWN_FIELD.encode(), frame.tail, count=1)
     return frame._replace(tail=tail) if changed else None
 
 
 def skewed(frame: MarketFrame, ahead_ns: int) -> MarketFrame:
-    """A frame whose timestamp is `ahead_ns` later; where it stands in the market stays."""
+    """Return a frame whose timestamp is `ahead_ns` later; its position in the market stays."""
     return frame._replace(head=_later(frame.head, ahead_ns), tail=_later(frame.tail, ahead_ns))
 
 
@@ -53,12 +53,12 @@ def _later(part: bytes, ahead_ns: int) -> bytes:
 
 
 def unheard_of(time_ns: int) -> MarketFrame:
-    """A frame of a channel that no client knows."""
+    """Return a frame of a channel that no client knows."""
     return own_frame(UNKNOWN_CHANNEL, time_ns, b'[{"type":"update","of":"something new"}]')
 
 
 def giant(time_ns: int, size_bytes: int, number: int) -> MarketFrame:
-    """An order book of just `size_bytes` once it is sent as `number`."""
+    """Return an order book of exactly `size_bytes` when sent as `number`."""
     small = _book(time_ns, b"")
     return _book(time_ns, b"x" * (size_bytes - len(small.head) - len(str(number)) - len(small.tail)))
 

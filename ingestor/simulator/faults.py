@@ -36,9 +36,9 @@ from enum import StrEnum
 from ingestor.errors import USAGE, CryptovolError
 from ingestor.times import NS
 
-#: Close code that stands for a connection cut without a close frame.
+#: Close code of a connection cut without a close frame.
 ABORTED = 1006
-#: A giant must hold an envelope, and fit into memory many times over.
+#: A giant must contain an envelope, and fit into memory many times.
 LEAST_GIANT_BYTES, MOST_GIANT_BYTES = 1_000, 256 * 1024 * 1024
 _MOST_FRAMES = 1_000_000
 _TOO_MANY_REQUESTS = 429
@@ -238,7 +238,7 @@ def _malformed(text: str, at_ns: int, argument: str) -> Malformed:
         return Malformed(at_ns, Damage(argument or Damage.TRUNCATED))
     except ValueError:
         kinds = ", ".join(Damage)
-        raise FaultScriptError(f"fault {text!r}: {argument!r} is no kind of damage ({kinds})") from None
+        raise FaultScriptError(f"fault {text!r}: {argument!r} is not a kind of damage ({kinds})") from None
 
 
 def _giant(text: str, at_ns: int, argument: str) -> Giant:

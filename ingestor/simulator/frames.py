@@ -1,4 +1,4 @@
-"""What both sources hand to the playback: frames not yet numbered, in segments of one connection each."""
+"""Input of the playback from both sources: frames without numbers, in segments of one connection each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class MarketFrame(NamedTuple):
     Attributes:
         time_ns: The frame's time, which is the market's.
         channel: Its channel, as frames name it.
-        products: The products it speaks of; empty where it speaks of none.
+        products: Its products; empty where it has none.
         head: Bytes before the sequence number.
         tail: Bytes after it.
         sequence_num: The number that a recorded frame had; −1 for a synthetic one.
@@ -38,8 +38,8 @@ class Segment:
     Attributes:
         start_ns: Its first moment.
         blocks: Its frames in order, in lists of any length; iterated once.
-        opening: What a snapshot at `start_ns` says; empty where the frames begin with snapshots of their own.
-        recorded_channels: Channels whose frames it holds, where it is a recorded connection. Such a
+        opening: Content of a snapshot at `start_ns`; empty where the frames begin with their own snapshots.
+        recorded_channels: Channels of its frames, where it is a recorded connection. Such a
             connection can be sent with its own numbers to a client that has subscribed to just these.
         recorded_products: Products of these frames.
     """
@@ -52,12 +52,12 @@ class Segment:
 
 
 def frame_head(channel: str, time_ns: int) -> bytes:
-    """A frame up to its sequence number, as the exchange writes it."""
+    """Return a frame up to its sequence number, as the exchange writes it."""
     return f'{{"channel":"{channel}","timestamp":"{ns_to_rfc3339(time_ns)}","sequence_num":'.encode()
 
 
 def own_frame(channel: str, time_ns: int, events: bytes) -> MarketFrame:
-    """A frame that the simulator makes itself, about no product in particular.
+    """Return a frame of the simulator itself, without a product.
 
     Args:
         channel: Its channel.

@@ -1,4 +1,4 @@
-"""A synthetic market that looks like the exchange's feed: seeded, endless, generated minute by minute.
+"""A synthetic market in the form of the exchange's feed: seeded, endless, generated minute by minute.
 
 Model, per product (returns in natural logarithms, time in seconds):
 
@@ -50,7 +50,7 @@ CALM, WILD = 0, 1
 
 @dataclass(frozen=True)
 class ProductModel:
-    """What distinguishes a product.
+    """Parameters of a product.
 
     Attributes:
         price: Opening price, in the quote currency.
@@ -81,7 +81,7 @@ _OTHER = ProductModel(25.0, 0.001, 3, 9.0e-5, 80.0, 0.3, 400_000.0)
 
 @dataclass(frozen=True)
 class MarketModel:
-    """What the products share; durations in seconds.
+    """Shared parameters of all products; durations in seconds.
 
     Attributes:
         calm_stay_s: Mean stay in the calm regime.
@@ -95,7 +95,7 @@ class MarketModel:
         moves_share: Share of slots in which the price moves, calm and wild.
         filled_share: Share of slots that carry a ticker frame, calm and wild.
         branching: Mean number of trades that a trade begets.
-        excitation_s: Mean delay until they come.
+        excitation_s: Mean delay of excited trades.
     """
 
     calm_stay_s: float = 1_200.0
@@ -129,13 +129,13 @@ class _Product:
     log_vol: float = 0.0
     traded: float = 0.0
     next_trade_id: int = 1
-    #: Trades that earlier minutes have begotten in later ones.
+    #: Trades of later minutes that earlier minutes have excited.
     pending: _Trades = field(default_factory=lambda: _Trades(np.empty(0, np.int64), np.empty(0, np.bool_)))
     day_text: str = ""
 
 
 class _Trades(NamedTuple):
-    """Trades as points in time: ns since the market's start, and whether a buyer took the ask."""
+    """Trades as times: ns since the market's start, and whether a buyer took the ask."""
 
     times_ns: npt.NDArray[np.int64]
     buys: npt.NDArray[np.bool_]
@@ -169,10 +169,10 @@ class SyntheticMarket:
     """The market from `start_ns` on; iterate `minutes()` once.
 
     Args:
-        products: Product ids; those without a model of their own get a small coin's.
+        products: Product ids; those without their own parameters get those of a small coin.
         start_ns: The market's first moment, ns UTC.
         seed: Everything random follows from it.
-        model: What the products share.
+        model: Shared parameters.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class SyntheticMarket:
         self._states = [self._product(name, index) for index, name in enumerate(products)]
 
     def opening(self) -> list[MarketFrame]:
-        """The quotes and last trades at the start: what a snapshot of that moment says."""
+        """Return the quotes and last trades at the start: the content of a snapshot."""
         text = ns_to_rfc3339(self.start_ns)
         frames = []
         for state in self._states:
@@ -211,7 +211,7 @@ class SyntheticMarket:
             yield self._minute(minute)
 
     def segment(self, hours: float | None = None) -> Segment:
-        """The market as something to play, cut after so many hours; default: endless."""
+        """Yield the market as segments to play, of so many hours; default: endless."""
         end_ns = None if hours is None else self.start_ns + round(hours * 3_600 * NS)
         return Segment(self.start_ns, self._until(end_ns), tuple(self.opening()))
 
@@ -255,7 +255,7 @@ class SyntheticMarket:
         return frames
 
     def _regimes(self, rng: np.random.Generator) -> npt.NDArray[np.bool_]:
-        """The regime of each second of the minute."""
+        """Return the regime of each second of the minute."""
         stay_s = (self._model.calm_stay_s, self._model.wild_stay_s)
         wild = np.empty(60, dtype=np.bool_)
         for second, draw in enumerate(rng.random(60)):
@@ -309,7 +309,7 @@ class SyntheticMarket:
         return _Path(wild, relative_vol, returns, bid_ticks, ask_ticks)
 
     def _hawkes(self, rng: np.random.Generator, state: _Product, path: _Path, begin_ns: int) -> _Trades:
-        """The minute's trades in order of time; what they beget later is kept for the minutes to come."""
+        """Return the minute's trades in order of time; excited trades of later minutes are kept."""
         end_ns = begin_ns + _MINUTE_NS
         rate = state.model.trades_per_s * path.relative_vol**0.8
         arrivals = np.repeat(np.arange(_SLOTS), rng.poisson(rate / _SLOTS_PER_S))
@@ -345,7 +345,7 @@ class SyntheticMarket:
         path: _Path,
         trades: _Trades,
     ) -> list[MarketFrame]:
-        """A minute's ticker frames and batches of trades, as they go over the wire."""
+        """Return a minute's ticker frames and batches of trades, in wire format."""
         median_trade = state.model.quote_size / 10
         sizes = np.maximum(1e-8, rng.lognormal(math.log(median_trade), 1.3, len(trades.times_ns)))
         slots = (trades.times_ns - begin_ns) // _SLOT_NS
@@ -396,7 +396,7 @@ class SyntheticMarket:
         trade_ticks: npt.NDArray[np.int64],
         sizes: _FLOATS,
     ) -> list[MarketFrame]:
-        """`market_trades` frames: the trades of 250 ms, newest first."""
+        """Return `market_trades` frames: the trades of 250 ms, newest first."""
         batches: dict[int, list[str]] = {}
         # A batch is sent just before its quarter of a second ends, products one after the other.
         last_offset_ns = _BATCH_NS - 1_000 * (index + 1)
@@ -420,7 +420,7 @@ def _frame_time(frame: MarketFrame) -> int:
 
 
 def _refresh_day(state: _Product) -> None:
-    """Renew the day's figures, which the exchange refreshes about every 10 s."""
+    """Update the day's figures, which the exchange refreshes about every 10 s."""
     state.low_ticks = min(state.low_ticks, state.last_ticks)
     state.high_ticks = max(state.high_ticks, state.last_ticks)
     opened = state.model.price * 0.997

@@ -1,7 +1,7 @@
-"""The market's clock and the connections that listen to it; pure, so that a socket and a file hear the same.
+"""The market's clock and its connections; pure, so that a socket and a file get the same frames.
 
-A `Playback` is a position in the market. A `Line` is one connection to it: what it subscribed to and how
-far its numbers are. The market goes on where the last line left it.
+A `Playback` is a position in the market. A `Line` is one connection to it: its subscriptions and its sequence
+number. The market continues where the last line ended.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from ingestor.simulator.frames import MarketFrame, Segment, frame_head, own_fram
 from ingestor.times import NS
 
 NORMAL, GOING_AWAY = 1000, 1001
-#: What a client subscribes to → how the frames of it are called.
+#: Channel of a subscription → channel of its frames.
 CHANNEL_OF_SUBSCRIPTION = {
     "ticker": TICKER,
     "heartbeats": HEARTBEATS,
@@ -73,7 +73,7 @@ _decode_client_message = msgspec.json.Decoder(_ClientMessage).decode
 
 @dataclass
 class Sent:
-    """What went out so far, over all connections; the truth a client's counts are held against.
+    """Counts of sent frames over all connections, which a client's counts are compared with.
 
     Attributes:
         frames: Frames sent, by channel; repeats included, malformed ones left out.
@@ -82,11 +82,11 @@ class Sent:
         dropped_ticks: Ticker entries in them.
         repeated_frames: Frames sent a second time.
         malformed_frames: Frames numbered and sent, but spoilt.
-        malformed_ticks: Ticker entries that they would have held.
+        malformed_ticks: Ticker entries that they would have had.
         skipped_frames: Frames of silences, neither numbered nor sent.
         connections: Connections that were played to.
         refused_handshakes: Handshakes answered with an HTTP status of refusal.
-        faults: Faults that came to pass, by kind.
+        faults: Executed faults, by kind.
     """
 
     frames: Counter[str] = field(default_factory=Counter)
@@ -102,7 +102,7 @@ class Sent:
     faults: Counter[str] = field(default_factory=Counter)
 
     def as_dict(self) -> dict[str, Any]:
-        """Every count, for JSON."""
+        """Return every count, for JSON."""
         return {**vars(self), "frames": dict(self.frames), "faults": dict(self.faults)}
 
 
@@ -115,7 +115,7 @@ class Quiet:
 
 @dataclass(frozen=True)
 class Close:
-    """The connection is to end; `finished` where the whole market has been played. Code 1006: cut it."""
+    """End of a connection; `finished` where the whole market has been played. Code 1006: cut it."""
 
     code: int
     finished: bool = False
@@ -133,7 +133,7 @@ class Playback:
     """A position in the market, shared by the connections that listen one after the other.
 
     Args:
-        segments: Makes the segments anew; called once for each time the market is played.
+        segments: Creates the segments; called each time the market is played.
         faults: Misfortunes, in order of time since the market's start.
     """
 
@@ -143,7 +143,7 @@ class Playback:
         self._skews = tuple(fault for fault in faults if isinstance(fault, Skew))
         self._late_acks = tuple(fault for fault in faults if isinstance(fault, LateAck))
         self._heart_stops = tuple(fault for fault in faults if isinstance(fault, NoHeartbeats))
-        #: Whether the script leaves no recorded connection its own numbers.
+        #: Whether the script excludes recorded connections with their own numbers.
         self.renumbers = any(isinstance(fault, RENUMBERING) for fault in faults)
         self.sent = Sent()
         self.finished = False
@@ -158,7 +158,7 @@ class Playback:
         self.start_ns = self._reached_ns = self.segment.start_ns
 
     def restart(self) -> None:
-        """Play the market from its start once more."""
+        """Play the market from its start again."""
         self._begin()
 
     def _enter(self, segment: Segment) -> None:
@@ -168,13 +168,13 @@ class Playback:
         self._index = 0
         #: Whether no frame of the segment has been taken yet.
         self.at_segment_start = True
-        #: Newest frame of each (channel, product): what a snapshot says.
+        #: Newest frame of each (channel, product): the content of a snapshot.
         self.latest: dict[tuple[str, str], MarketFrame] = {}
         for frame in segment.opening:
             self._remember(frame)
 
     def peek(self) -> MarketFrame | None:
-        """The segment's next frame; None at its end."""
+        """Return the segment's next frame; None at its end."""
         while self._index >= len(self._block):
             block = next(self.segment.blocks, None)
             if block is None:
@@ -183,7 +183,7 @@ class Playback:
         return self._block[self._index]
 
     def take(self) -> MarketFrame:
-        """Go on by the frame that `peek` showed."""
+        """Advance by the frame of `peek`."""
         frame = self._block[self._index]
         self._index += 1
         self.at_segment_start = False
@@ -192,7 +192,7 @@ class Playback:
         return frame
 
     def end_segment(self) -> Close:
-        """Leave the segment that has been played: on to the next one, or the market is over."""
+        """Advance to the next segment, or end the market."""
         segment = next(self._segments, None)
         if segment is None:
             self.finished = True
@@ -201,7 +201,7 @@ class Playback:
         return Close(GOING_AWAY)
 
     def due_fault(self, time_ns: int) -> Fault | None:
-        """Take the next fault, where its time has come."""
+        """Return the next fault, where its time has come."""
         self._reached_ns = max(self._reached_ns, time_ns)
         if self._faults and self.start_ns + self._faults[0].at_ns <= time_ns:
             return self._take(self._faults[0])
@@ -215,9 +215,9 @@ class Playback:
         return fault
 
     def refuse_handshake(self) -> int | None:
-        """The HTTP status with which the next handshake is to be refused; None where it is welcome."""
+        """Return the HTTP status of the refusal of the next handshake; None where it is accepted."""
         for fault in tuple(self._faults):
-            # It befalls whoever comes, so it does not wait for a frame to be due.
+            # It applies to the next client, so it does not wait for a frame to be due.
             if isinstance(fault, Refuse) and self.start_ns + fault.at_ns <= self._reached_ns:
                 self._take(fault)
         if not self._refusals:
@@ -226,23 +226,23 @@ class Playback:
         return self._refusals.popleft()
 
     def ahead_ns(self, time_ns: int) -> int:
-        """How far timestamps are ahead of the market at `time_ns`."""
+        """Return how far timestamps are ahead of the market at `time_ns`."""
         begun = [skew.ahead_ns for skew in self._skews if self.start_ns + skew.at_ns <= time_ns]
         return begun[-1] if begun else 0
 
     def heart_beats(self, time_ns: int) -> bool:
-        """Whether heartbeats are sent at `time_ns`."""
+        """Return whether heartbeats are sent at `time_ns`."""
         since_ns = time_ns - self.start_ns
         return not any(stop.at_ns <= since_ns < stop.at_ns + stop.duration_ns for stop in self._heart_stops)
 
     @property
     def ack_delay_ns(self) -> int:
-        """How late an acknowledgement asked for now comes."""
+        """Return the delay of an acknowledgement requested now."""
         begun = [late.delay_ns for late in self._late_acks if self.start_ns + late.at_ns <= self.now_ns]
         return begun[-1] if begun else 0
 
     def skip_until(self, time_ns: int) -> None:
-        """Let the market go on to `time_ns` of this segment, unheard."""
+        """Skip the market to `time_ns` of this segment."""
         while (frame := self.peek()) is not None and frame.time_ns < time_ns:
             self.take()
             self.sent.skipped_frames += 1
@@ -259,9 +259,9 @@ class Line:
 
     A recorded connection is sent with its own numbers where the client could not tell the difference: it
     starts at the recorded connection's beginning, has subscribed to all that was recorded, and the
-    recording has its own acks and (where subscribed to) heartbeats. Otherwise frames are numbered anew,
-    recorded acks give way to this connection's own, and heartbeats that the recording lacks are added, one
-    a second. Trades are never made up.
+    recording has its own acks and (where subscribed to) heartbeats. Otherwise frames are renumbered, this
+    connection's acks replace recorded ones, and missing heartbeats are added, one per second. Trades are
+    never invented.
     """
 
     def __init__(self, playback: Playback) -> None:
@@ -276,16 +276,16 @@ class Line:
         self._verbatim = False
         self._next_heartbeat_ns: int | None = None
         self._unanswered = 0
-        #: Acknowledgements that come late: when, and with what events.
+        #: Delayed acknowledgements: time and events.
         self._late_acks: deque[tuple[int, bytes]] = deque()
 
     @property
     def subscribed(self) -> bool:
-        """Whether the client has subscribed to anything."""
+        """Return whether the client has a subscription."""
         return bool(self._subscriptions)
 
     def receive(self, message: str | bytes) -> list[bytes]:
-        """Take a client's message.
+        """Process a client's message.
 
         Returns:
             What to send at once: snapshots of what was subscribed to, then the ack with the full current
@@ -304,17 +304,17 @@ class Line:
         else:
             self._unsubscribe(asked)
         if self._may_be_verbatim():
-            # The recording brings its own acks, if the client turns out to have asked for what it holds.
+            # The recording has its own acks, if the client requested its channels.
             self._unanswered += 1
         else:
             self._ack(answer)
         return answer
 
     def start(self) -> list[bytes]:
-        """Begin to play: the client has said what it wants.
+        """Begin to play: the client has subscribed.
 
         Returns:
-            What to send first: an ack, where none was sent yet.
+            The first frames: an ack, where none was sent yet.
         """
         self._sent.connections += 1
         playback, answer = self._playback, []
@@ -328,7 +328,7 @@ class Line:
 
     @property
     def next_due_ns(self) -> int | None:
-        """Time of what comes next; None at the end of the segment."""
+        """Return the time of the next frame; None at the end of the segment."""
         frame = self._playback.peek()
         if frame is None:
             return None
@@ -336,7 +336,7 @@ class Line:
         return frame.time_ns if own_ns is None else min(frame.time_ns, own_ns)
 
     def advance(self, until_ns: int | None, most_frames: int) -> Step:
-        """Let the market go on.
+        """Advance the market.
 
         Args:
             until_ns: Up to this time of the market; None: as far as `most_frames` goes.
@@ -435,7 +435,7 @@ class Line:
         self._send(own_frame(HEARTBEATS, time_ns, events), frames)
 
     def _own_frame_ns(self) -> int | None:
-        """When the next frame of the connection's own is due: a heartbeat, or a late acknowledgement."""
+        """Return the time of the connection's next own frame: a heartbeat, or a late acknowledgement."""
         beat_ns = self._heartbeat_ns()
         if not self._late_acks:
             return beat_ns
@@ -510,6 +510,6 @@ _SUBSCRIPTION_OF_CHANNEL = {channel: asked for asked, channel in CHANNEL_OF_SUBS
 
 
 def _snapshot(frame: MarketFrame, now_ns: int) -> MarketFrame:
-    """What the newest frame says, as the exchange greets a new subscriber."""
+    """Return the newest frame as a snapshot, which the exchange sends to a new subscriber."""
     tail = _UPDATE.sub(rb'"type":"snapshot"', frame.tail, count=1)
     return frame._replace(time_ns=now_ns, head=frame_head(frame.channel, now_ns), tail=tail)

@@ -1,4 +1,4 @@
-"""Recordings as segments to play: real frames, verbatim but (where it must be) for their numbers."""
+"""Recordings as segments to play: real frames, verbatim except (where necessary) for their numbers."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class RecordedMarket:
         paths: Recordings that keep the exchange's frames.
 
     Raises:
-        RecordingError: A file is absent, unreadable, or holds no frames.
+        RecordingError: A file is absent, unreadable, or has no frames.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
         self._files: list[tuple[Path, list[_Summary]]] = []
-        #: Lines that are left out because they hold no readable frame.
+        #: Lines that are left out because they have no readable frame.
         self.unreadable_lines = 0
         #: Lines that are left out because the recorder wrote the one before them twice.
         self.repeated_lines = 0
@@ -37,7 +37,7 @@ class RecordedMarket:
             frames = _Once(iter_frames(path, counts))
             summaries = _summaries(frames)
             if not summaries:
-                raise RecordingError(f"{path}: holds no frame of the exchange")
+                raise RecordingError(f"{path}: contains no frame of the exchange")
             self._files.append((path, summaries))
             self.unreadable_lines += counts.unreadable
             self.repeated_lines += frames.repeated
@@ -49,7 +49,7 @@ class RecordedMarket:
         return tuple(sorted(set().union(*(connection.products for connection in connections))))
 
     def segments(self) -> Iterator[Segment]:
-        """One segment a connection; use each up before asking for the next. Memory stays flat."""
+        """Yield one segment per connection; consume each before the next. Memory use is constant."""
         for path, summaries in self._files:
             by_connection = groupby(_Once(iter_frames(path)), key=lambda frame: frame.connection)
             for (_, frames), summary in zip(by_connection, summaries, strict=True):
@@ -62,7 +62,7 @@ class RecordedMarket:
 
 
 class _Summary:
-    """What one connection of a recording holds."""
+    """Content of one connection of a recording."""
 
     def __init__(self, start_ns: int) -> None:
         self.start_ns = start_ns

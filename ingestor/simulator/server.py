@@ -1,4 +1,4 @@
-"""The socket: plays a market to whoever connects, at the speed asked for."""
+"""The socket: plays a market to each client, at the requested speed."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _STEP_FRAMES = 256
 #: Sending oftener than this would cost more than the pacing is worth; sleeping longer would miss messages.
 _LEAST_SLEEP_S, _LONGEST_SLEEP_S = 0.005, 0.1
 _POLICY_VIOLATION = 1008
-#: What a refused client is asked to wait.
+#: Retry-After of a refusal, in seconds.
 _RETRY_AFTER_S = "1"
 
-#: Told what happens: a name and its particulars.
+#: Called at each event with a name and details.
 Report = Callable[[str, dict[str, Any]], None]
 
 
@@ -43,12 +43,12 @@ class Simulator:
     """Serves a playback on loopback, to one listener at a time.
 
     A client that subscribes takes the market over from one that is still connected (which is cut, as a
-    connection that its client has given up). The market stands still while nobody listens.
+    connection that its client has given up). The market pauses without a client.
 
     Args:
         playback: The market.
         speed: Market seconds a wall-clock second; infinite: as fast as the client reads.
-        report: Told what happens.
+        report: Called at each event.
     """
 
     def __init__(self, playback: Playback, speed: float, report: Report) -> None:
@@ -77,8 +77,8 @@ class Simulator:
                 _HOST,
                 port,
                 compression=None,
-                # A client that is busy with our frames is not dead, and one that reads slowly loses nothing
-                # at the end.
+                # A client that is busy with frames is not dead, and one that reads slowly loses nothing at
+                # the end.
                 ping_interval=None,
                 close_timeout=None,
                 max_size=1 << 16,
@@ -147,12 +147,12 @@ class Simulator:
     async def _play(
         self, socket: ServerConnection, inbox: asyncio.Queue[str | bytes], line: Line
     ) -> Close | None:
-        """Send until the market says how the connection ends; None where the client left before."""
+        """Send until the end of the connection; return how the market ends it; None where the client left."""
         loop = asyncio.get_running_loop()
         began_s, began_ns = loop.time(), self._playback.now_ns
         paced = math.isfinite(self._speed)
         until_ns = None
-        # A frame taken from the market is gone: none is taken for a client that has left.
+        # A frame is taken from the market only once: none is taken for a client that has left.
         while socket.state is State.OPEN:
             while not inbox.empty():
                 await self._send(socket, line.receive(inbox.get_nowait()))
@@ -179,7 +179,7 @@ class Simulator:
     async def _end(self, socket: ServerConnection, close: Close) -> None:
         self._report("closing", {"code": close.code, "market_time_ns": self._playback.now_ns})
         if close.code == ABORTED:
-            # What was sent still arrives, then the connection ends without a close frame.
+            # Sent frames still arrive, then the connection ends without a close frame.
             socket.transport.close()
             await socket.wait_closed()
         else:

@@ -1,4 +1,4 @@
-"""A playback as a file: what a patient recorder would have written down."""
+"""A playback as a file: the recording of a client that receives every frame."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def write_recording(playback: Playback, products: tuple[str, ...], path: Path) -
     playback gives the same bytes.
 
     Raises:
-        SimulatorError: The file cannot be written; what stood there before still does.
+        SimulatorError: The file cannot be written; an earlier file is unchanged.
     """
     part = path.with_name(path.name + ".part")
     try:

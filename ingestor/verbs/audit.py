@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 def audit(from_key: str | None, to_key: str | None, as_json: bool) -> None:
     """Account for every sequence number and offset in raw storage.
 
-    Each number that the exchange sent is stored, a control frame (acknowledgement, heartbeat, empty frame), a
-    dead letter, or in the gap ledger; every checkpoint of the feed is compared with what is stored. Numbers
-    after the last checkpoint of a connection that may still run are unconfirmed, which is no fault. Sealed
-    hours must hold what they held when they closed.
+    Each sequence number of the exchange is stored, a control frame (acknowledgement, heartbeat, empty frame),
+    a dead letter, or in the gap ledger. Every checkpoint of the feed is compared with raw storage. Numbers
+    after the last checkpoint of a connection that may still run are unconfirmed, which is not a fault. Sealed
+    hours must have the same rows as when they closed.
 
-    Exit code 1 when anything is unaccounted for; the last line says what.
+    Exit code 1 when a number or an offset is unaccounted for; the last line names it.
 
     \b
-    All that is stored:   cryptovol audit
+    All hours:            cryptovol audit
     Some hours:           cryptovol audit --from 2026-04-04-03:00 --to 2026-04-04-05:00
     For another program:  cryptovol audit --json
     """
@@ -62,7 +62,7 @@ def _print_audit(result: Audit) -> None:
     totals = ("all hours", "", *(f"{result.total(name):,}" for name in COUNTS))
     click.echo("sequence numbers, by hour of event time and connection")
     print_table(("hour", "connection", *titles), [*rows, totals], words=("hour", "connection"))
-    click.echo(f"gap ledger: {len(result.losses) or 'nothing is known to be lost'}")
+    click.echo(f"gap ledger: {len(result.losses) or 'no known losses'}")
     if result.losses:
         columns = ("kind", "connection", "sequence", "lost", "after", "before", "detail")
         print_table(columns, [_loss_row(loss) for loss in result.losses])

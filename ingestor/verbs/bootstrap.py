@@ -1,4 +1,4 @@
-"""The broker that a verb looks at from outside: the configured one, or one named by ``--bootstrap``."""
+"""Broker of a verb that observes from outside: the configured one, or that of ``--bootstrap``."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ bootstrap_option = click.option(
 
 
 def outside_kafka(kafka: KafkaSettings, bootstrap: str | None) -> KafkaSettings:
-    """Settings to reach a broker that another process runs.
+    """Return the settings to reach a broker of another process.
 
     Raises:
         click.UsageError: the configured one is embedded, so it lives inside the recorder.

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from ingestor.check_stream.statistics import StreamReport
     from ingestor.kafka.broker import Broker
 
-#: How often a line is written where there is no terminal to draw on.
+#: Interval of lines where the output is not a terminal.
 _LINE_EVERY_S = 5.0
 
 
@@ -25,28 +25,29 @@ _LINE_EVERY_S = 5.0
     default=60.0,
     show_default=True,
     metavar="S",
-    help="How long to look.",
+    help="Seconds to observe.",
 )
 @bootstrap_option
-@click.option("--from-beginning", is_flag=True, help="Also look at what the topic holds already.")
+@click.option("--from-beginning", is_flag=True, help="Also read the existing records of the topics.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as one JSON object at the end.")
 def check_stream(duration: float, bootstrap: str | None, from_beginning: bool, as_json: bool) -> None:
-    """Watch the stream for a while: what arrives, how fresh, in what order, whether valid, how far archived.
+    """Watch the stream for a while: rates, latencies, order, validity, and progress of the archive.
 
-    On a terminal the table is kept up to date and left standing at the end (Ctrl-C ends early). Otherwise a
-    line goes to stderr every few seconds and the table to stdout at the end.
+    On a terminal the table is updated and stays at the end (Ctrl-C ends early). Otherwise a line goes to
+    stderr every few seconds, and the table to stdout at the end.
 
     \b
     exchange→read: from the exchange's timestamp to reading the socket; negative where
-                   its clock is ahead of ours by more than the way takes
+                   its clock is ahead of this machine's by more than the transport takes
     read→here:     from reading the socket, through Kafka, to this command
 
-    Exit code 1 when nothing arrives or a message is invalid. Nothing is committed: looking changes nothing.
+    Exit code 1 when nothing arrives or a message is invalid. Nothing is committed: other consumers are not
+    affected.
 
     \b
     The configured broker:          cryptovol check-stream --duration 60
     The embedded one of `ingest`:   cryptovol check-stream --bootstrap 127.0.0.1:39511
-    What is there already:          cryptovol check-stream --from-beginning --duration 10
+    The existing records:           cryptovol check-stream --from-beginning --duration 10
     For another program:            cryptovol check-stream --duration 10 --json
     """
     from ingestor.kafka.broker import BrokerError, connect
@@ -54,13 +55,13 @@ def check_stream(duration: float, bootstrap: str | None, from_beginning: bool, a
     settings = load_settings().settings
     kafka = outside_kafka(settings.kafka, bootstrap)
     with connect(kafka) as broker:
-        report = _looked(broker, duration, from_beginning=from_beginning, as_json=as_json)
+        report = _observe(broker, duration, from_beginning=from_beginning, as_json=as_json)
     if report.problem is not None:
         raise BrokerError(report.problem)
 
 
-def _looked(broker: Broker, duration_s: float, *, from_beginning: bool, as_json: bool) -> StreamReport:
-    """Watch the stream, showing it as whoever looks on can read it."""
+def _observe(broker: Broker, duration_s: float, *, from_beginning: bool, as_json: bool) -> StreamReport:
+    """Watch the stream, and show the statistics in the form that the output supports."""
     from rich.live import Live
 
     from ingestor.check_stream.reading import check_stream as look
@@ -81,7 +82,7 @@ def _looked(broker: Broker, duration_s: float, *, from_beginning: bool, as_json:
         )
         console.print(render(report))
         return report
-    # The last picture gives way to the same table in full, which a small terminal could not hold.
+    # The full table replaces the last picture, which a small terminal cuts.
     with Live(console=console, auto_refresh=False, transient=True) as live:
         report = look(
             broker,

@@ -11,7 +11,7 @@ from ingestor.verbs.output import print_json, print_table
 @click.command()
 @click.option("--json", "as_json", is_flag=True, help="Print {key: {value, source}} as JSON.")
 def config(as_json: bool) -> None:
-    """Show the configuration in force, and where each value came from.
+    """Show the effective configuration, and the source of each value.
 
     Order of precedence: environment (CRYPTOVOL__SECTION__KEY), .env beside the file, the file, the default.
 

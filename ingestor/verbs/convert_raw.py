@@ -30,7 +30,7 @@ class _Hour(click.ParamType):
         try:
             return hour_from_key(value)
         except ValueError:
-            self.fail(f"{value!r} is no hour such as 2026-04-04-03:00", param, ctx)
+            self.fail(f"{value!r} is not an hour such as 2026-04-04-03:00", param, ctx)
 
 
 @click.command("convert-raw")
@@ -42,7 +42,7 @@ class _Hour(click.ParamType):
     type=click.Path(path_type=Path),
     required=True,
     metavar="DIR",
-    help="Folder to write; new, empty, or of a conversion that broke off.",
+    help="Folder to write: new, empty, or of an interrupted conversion.",
 )
 @click.option("--from", "first_hour_ns", type=_Hour(), metavar="HOUR", help="First hour, UTC (default: all).")
 @click.option("--until", "last_hour_ns", type=_Hour(), metavar="HOUR", help="Last hour, inclusive.")
@@ -52,8 +52,8 @@ def convert_raw(
 ) -> None:
     """Convert raw storage to the other format, into another folder.
 
-    Each file is read back and compared; the source is only read. The result is raw storage itself: a data
-    folder may hold it as `raw`. Start it again to go on after it broke off, or to add what came since.
+    Each file is read back and compared; the source is only read. The result is raw storage itself: it may be
+    the `raw` of a data folder. Run it again to continue after an interruption, or to add newer files.
 
     \b
     All, for other tools:  cryptovol convert-raw --to ndjson --out export/raw
@@ -86,7 +86,7 @@ def convert_raw(
 def _progress() -> Callable[[Conversion], None]:
     said_s = time.monotonic()
 
-    def tell(so_far: Conversion) -> None:
+    def report(so_far: Conversion) -> None:
         nonlocal said_s
         if time.monotonic() - said_s >= _PROGRESS_EVERY_S:
             said_s = time.monotonic()
@@ -94,4 +94,4 @@ def _progress() -> Callable[[Conversion], None]:
                 f"{so_far.done:,} of {so_far.files:,} files, {so_far.bytes_before:,} bytes read", err=True
             )
 
-    return tell
+    return report

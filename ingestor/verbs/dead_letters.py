@@ -33,7 +33,7 @@ class _Moment(click.ParamType):
                 continue
             return int(moment.timestamp()) * NS
         known = "2026-04-04, 2026-04-04-03:00 or 2026-04-04T03:15:00Z"
-        raise click.BadParameter(f"{value!r} is no UTC time such as {known}", ctx, param)
+        raise click.BadParameter(f"{value!r} is not a UTC time such as {known}", ctx, param)
 
 
 @click.command("dead-letters")
@@ -41,7 +41,7 @@ class _Moment(click.ParamType):
     "--from", "from_ns", type=_Moment(), default="1970-01-01", help="Received at this time or later, UTC."
 )
 @click.option("--to", "to_ns", type=_Moment(), help="Received before this time, UTC.")
-@click.option("--reason", metavar="TEXT", help="Only letters whose reason contains TEXT, whatever its case.")
+@click.option("--reason", metavar="TEXT", help="Only letters whose reason contains TEXT, ignoring case.")
 @click.option(
     "--limit", type=click.IntRange(1), default=20, show_default=True, help="Letters shown by --show."
 )
@@ -49,7 +49,7 @@ class _Moment(click.ParamType):
     "--show", is_flag=True, help="Also each letter: time, connection, sequence, reason, first bytes."
 )
 @click.option(
-    "--retry", is_flag=True, help="Read each again with the parser of today; count what it can read."
+    "--retry", is_flag=True, help="Read each letter again with the present parser; count the readable ones."
 )
 @click.option(
     "--export",
@@ -68,16 +68,16 @@ def dead_letters(
     export: Path | None,
     as_json: bool,
 ) -> None:
-    """List what the recorder could not read: a row for each class of reason, and the bytes.
+    """List messages that the recorder could not read: a row for each class of reason, and the bytes.
 
-    Reads raw storage, so it sees what `cryptovol ingest` has stored (a running one: up to the last minute).
-    Times are of receiving. No letters is good news, exit code 0. docs/reference/protocol.md lists
+    Reads raw storage, so a running `cryptovol ingest` is seen up to the last minute. Times are those of
+    receiving. No letters is a good result, exit code 0. docs/reference/protocol.md lists
     the reasons.
 
     \b
-    What there is, by reason:      cryptovol dead-letters
-    Of one day, the bytes too:     cryptovol dead-letters --from 2026-04-04 --to 2026-04-05 --show
-    After the parser was mended:   cryptovol dead-letters --retry
+    All letters, by reason:        cryptovol dead-letters
+    One day, with the bytes:       cryptovol dead-letters --from 2026-04-04 --to 2026-04-05 --show
+    After a fix of the parser:     cryptovol dead-letters --retry
     For a bug report:              cryptovol dead-letters --reason product_id --export letters.ndjson
     """
     if to_ns is not None and to_ns <= from_ns:

@@ -32,20 +32,22 @@ if TYPE_CHECKING:
 @click.option(
     "--shared-archive",
     is_flag=True,
-    help="Let other archives that say so too write this raw storage, sharing a real broker's partitions. "
-    "Without it a second archive is refused.",
+    help="Allow other archives with this option to write this raw storage and share a real broker's "
+    "partitions. Without it a second archive is refused.",
 )
-@click.option("--no-kafka", is_flag=True, help="Leave the configured broker alone: use the embedded one.")
+@click.option("--no-kafka", is_flag=True, help="Use the embedded broker instead of the configured one.")
 @click.option(
     "--connect-timeout",
     type=click.FloatRange(0, min_open=True),
     default=20.0,
     show_default=True,
     metavar="S",
-    help="With --duration or --until-closed: fail when nothing readable comes for S seconds. "
-    "Without them, keep trying for ever.",
+    help="With --duration or --until-closed: fail after S seconds without a readable frame. "
+    "Without them, try for ever.",
 )
-@click.option("--json", "as_json", is_flag=True, help="First line: what was started. Last line: the summary.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="First line: the started parts. Last line: the summary."
+)
 def ingest(
     products: str | None,
     url: str | None,
@@ -146,7 +148,7 @@ def _log_progress(counters: FeedCounters, published: PublishCounters) -> None:
 
 
 def _mostly(counted: Mapping[str, int], text: str) -> str:
-    """`text` around what was counted most; nothing where nothing was."""
+    """Print `text` with the most frequent names; print nothing without counts."""
     from ingestor.feed.counters import commonest
 
     name = commonest(counted)
@@ -170,7 +172,7 @@ def _print_summary(summary: IngestSummary) -> None:
     print_table(("what", "count"), rows, words=("what",))
     if summary.feed is not None:
         _print_counted("dead letters by reason (cryptovol dead-letters)", summary.feed.dead_reasons)
-        _print_counted("unlike the documented protocol, kept all the same", summary.feed.drift)
+        _print_counted("different from the documented protocol, kept", summary.feed.drift)
 
 
 def _print_counted(title: str, counted: Mapping[str, int]) -> None:

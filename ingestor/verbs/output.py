@@ -1,4 +1,4 @@
-"""How verbs print: tables as wide as what they are written to, JSON a line, the log beside them."""
+"""Output of verbs: tables as wide as their destination, JSON lines, and the log on stderr."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-#: Of what is drawn in a file or a pipe, where there is no terminal's 80 columns to fold at.
+#: Width of tables in a file or a pipe, which have no terminal's 80 columns.
 _WIDTH_WITHOUT_TERMINAL = 160
 #: Wider than any table: in a file or a pipe a row is a line.
 _WIDTH_OF_A_PIPE = 10_000
@@ -31,8 +31,8 @@ def print_table(
     Args:
         columns: headings.
         rows: cells as they are shown; nothing in them is taken for markup.
-        words: headings of the columns that hold words, which stand at the left. The others hold numbers.
-            None: all hold words.
+        words: headings of the columns with words, which are aligned left. The others have numbers.
+            None: all have words.
     """
     from rich.console import Console
     from rich.table import Table
@@ -56,7 +56,7 @@ def print_table(
 def _widths(
     columns: Sequence[str], rows: Sequence[Sequence[str]], words: Collection[str], available: int
 ) -> list[int]:
-    """Return each column's width: what its cells need, and less for words where the terminal is narrow.
+    """Return each column's width: that of its cells, and less for words where the terminal is narrow.
 
     Rich's own choice shrinks a column below its longest word, which cuts links and names in two.
     """
@@ -75,7 +75,7 @@ def _widths(
 
 
 def open_console() -> Console:
-    """A console as wide as what it writes to."""
+    """Return a console as wide as its destination."""
     from rich.console import Console
 
     return Console(width=None if sys.stdout.isatty() else _WIDTH_WITHOUT_TERMINAL)
@@ -88,12 +88,12 @@ def print_json(value: Any) -> None:
 
 
 def log_to_stderr() -> None:
-    """Let what happens be read on stderr, a line each."""
+    """Log to stderr, one line per event."""
     logging.basicConfig(
         stream=sys.stderr,
         level=logging.INFO,
         format="%(asctime)s %(levelname)s %(message)s",
         datefmt="%H:%M:%S",
     )
-    # librdkafka repeats each failed attempt; what matters reaches us as errors and is said once.
+    # librdkafka repeats each failed attempt; important errors are raised and logged once.
     logging.getLogger("ingestor.kafka.librdkafka").setLevel(logging.CRITICAL)

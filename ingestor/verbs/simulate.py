@@ -52,7 +52,7 @@ class _Time(click.ParamType):
         try:
             return rfc3339_to_ns(value)
         except ValueError:
-            self.fail(f"{value!r} is no UTC time such as {_DEFAULT_START}", param, ctx)
+            self.fail(f"{value!r} is not a UTC time such as {_DEFAULT_START}", param, ctx)
 
 
 class _Products(click.ParamType):
@@ -65,7 +65,7 @@ class _Products(click.ParamType):
             return value
         products = tuple(product.strip() for product in value.split(","))
         if not all(_is_product(product) for product in products):
-            self.fail(f"{value!r} is no list of products such as BTC-USD,ETH-USD", param, ctx)
+            self.fail(f"{value!r} is not a list of products such as BTC-USD,ETH-USD", param, ctx)
         if len(set(products)) != len(products):
             self.fail(f"{value!r} names a product twice", param, ctx)
         return products
@@ -78,33 +78,33 @@ def _is_product(text: str) -> bool:
 _HELP = """\
 Serve the exchange's protocol on loopback: real recordings, or a synthetic market.
 
-The synthetic market (stochastic volatility with calm and wild spells, jumps, self-exciting trades) is the
-same for the same seed, whatever the speed. A recording of several connections is played as several: the
-server closes with 1001 after each and goes on at the next one. At the end of the market it closes with
-1000; the next client then hears it from the start (--once: the command ends). One client listens at a
-time, and the market stands still while nobody does.
+The synthetic market (stochastic volatility with calm and volatile periods, jumps, self-exciting trades) is
+the same for the same seed, at any speed. A recording of several connections is played as several: the
+server closes with 1001 after each and continues with the next one. At the end of the market it closes with
+1000; the next client then gets it from the start (--once: the command ends). One client is served at a
+time, and the market pauses without a client.
 
 \b
 Faults, separated by ';', at seconds of the market since its start:
   gap@600s:3              the next 3 frames are numbered but never sent
   repeat@900s             the next frame is sent twice
   disconnect@1800s:1006   the connection is cut (any other code: closed with it)
-  silence@5400s:12s       nothing is sent for 12 s of the wall clock; the market
-                          moves on by 12 s of its own, unheard
+  silence@5400s:12s       nothing is sent for 12 s of the wall clock; 12 s of the
+                          market are skipped
   no_heartbeats@900s:20s  no heartbeat for 20 s of the market, all else goes on
-  malformed@10s:not_json  the next frame arrives spoilt: truncated (default),
+  malformed@10s:not_json  the next frame is damaged: truncated (default),
                           not_json, not_utf8, wrong_types or bad_time
-  giant@10s:17000000      an order book of that many bytes comes besides
-  unknown_channel@10s:3   3 frames of an unheard-of channel come besides
+  giant@10s:17000000      an additional order book of that many bytes
+  unknown_channel@10s:3   3 additional frames of an unknown channel
   drift@10s               an entry has an unknown field and lacks a known one
   skew@10s:120s           timestamps are 120 s ahead from then on (-2s: behind,
-                          0s: right again)
+                          0s: correct again)
   late_ack@0s:3s          subscriptions are acknowledged 3 s of the market late
                           from then on (late_ack:3s: from the start)
   refuse@10s:429:2        the next 2 handshakes get HTTP 429 and Retry-After: 1
 
-Frames that are spoilt or come besides have numbers like any other. What went out
-is counted and printed at the end: what a client should have heard.
+Damaged and additional frames have numbers like any other. All sent frames are
+counted, and the counts printed at the end: a client should have received them.
 
 \b
 Examples:
@@ -163,7 +163,7 @@ Examples:
     help="Write the market as a recording (.gz: compressed) instead of serving it.",
 )
 @click.option(
-    "--json", "as_json", is_flag=True, help="Print events as JSON lines; the first holds the address."
+    "--json", "as_json", is_flag=True, help="Print events as JSON lines; the first contains the address."
 )
 def simulate(
     recordings: tuple[Path, ...],
@@ -198,12 +198,12 @@ def simulate(
 
 @dataclass(frozen=True)
 class _Market:
-    """What is played.
+    """The market that is played.
 
     Attributes:
         playback: its frames and faults.
-        products: whose market it is.
-        about: what is printed of it.
+        products: its products.
+        about: its description.
     """
 
     playback: Playback
@@ -237,7 +237,7 @@ def _recorded(
 
     for option, value in given.items():
         if value is not None:
-            raise click.UsageError(f"{option} belongs to the synthetic market; leave it out with --recording")
+            raise click.UsageError(f"{option} is for the synthetic market; omit it with --recording")
     recorded = RecordedMarket(recordings)
     products = recorded.products
     left_out = {
@@ -254,7 +254,7 @@ def _synthetic(
     seed: int | None,
     script: tuple[Fault, ...],
 ) -> _Market:
-    """Return a synthetic market; None stands for the default."""
+    """Return a synthetic market; None means the default."""
     from ingestor.simulator.market import SyntheticMarket
     from ingestor.simulator.playback import Playback
 

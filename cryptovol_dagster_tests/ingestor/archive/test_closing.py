@@ -116,7 +116,7 @@ def test_a_checkpoint_does_not_wait_for_a_log_that_is_gone(story: Story) -> None
         ("0000aaaa", 0, 7),
         ("0000aaaa", 8, 9),
     ]
-    assert "the topic was made anew (log abcd1234)" in gaps[0].reason
+    assert "the topic was recreated (log abcd1234)" in gaps[0].reason
 
 
 def test_a_checkpoint_of_the_log_there_is_waits(story: Story) -> None:

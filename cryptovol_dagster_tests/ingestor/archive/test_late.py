@@ -143,7 +143,7 @@ def test_a_revision_made_over_a_change_excuses_nothing(tmp_path: Path) -> None:
         msgspec.json.encode(msgspec.structs.replace(forged, revision=1))
     )
     (finding,) = audit(RawReader(tmp_path)).findings
-    assert "expected the 4 rows it held when it closed (sha256 " in finding.text
+    assert "expected the 4 rows of the close (sha256 " in finding.text
 
 
 def test_an_hour_that_was_not_sealed_is_closed_again_by_its_number_of_rows(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_a_shortened_file_is_noticed_by_its_footer(tmp_path: Path, damage: objec
         (lambda content: content[:-1], "line 3 breaks off"),
         (
             lambda content: content.replace(b'"kafka_offset":1', b'"kafka_offset":8'),
-            "lines 1 and on hold other",
+            "lines from 1 on have other",
         ),
         (
             lambda content: content.replace(b'"sequence_num":0', b'"sequence_num":99999999999999999999'),
@@ -134,7 +134,7 @@ def test_a_shortened_file_is_noticed_by_its_footer(tmp_path: Path, damage: objec
         ),
         (
             lambda content: content.replace(b'"kafka_partition":0', b'"kafka_partition":1'),
-            "hold other offsets",
+            "have other offsets",
         ),
         (lambda content: content.replace(b'"price":67000.01', b'"price":"a"', 2), "line 1: Expected `float"),
         (lambda content: b"", r"not written by raw storage"),

@@ -193,9 +193,7 @@ def test_a_log_that_is_gone_leaves_what_was_confirmed_and_a_gap(
     assert (gap.first_offset, gap.last_offset, gap.reason) == (2, 5, "its log is gone")
     assert partition.staged_records == 0
     (line,) = (record.getMessage() for record in caplog.records)
-    assert line == (
-        f"{TICKS} partition 0: log {LOG_ID} is gone, and its offsets before 6 that were not stored are lost"
-    )
+    assert line == (f"{TICKS} partition 0: log {LOG_ID} was deleted; its unstored offsets before 6 are lost")
 
 
 def test_dropping_leaves_no_file(partition: Partition, storage: StorageSettings) -> None:

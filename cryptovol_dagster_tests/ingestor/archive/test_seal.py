@@ -112,20 +112,20 @@ def test_a_value_changed_afterwards_is_found(tmp_path: Path, spoil: Spoil) -> No
     result = audited(story)
     (finding,) = result.findings
     assert (finding.kind, finding.where) == ("seal", f"{TICKS} partition 0 of log {story.log_id}")
-    assert "expected the 4 rows it held when it closed (sha256 " in finding.text
+    assert "expected the 4 rows of the close (sha256 " in finding.text
     assert [state.state for state in result.seals] == ["changed"]
 
 
 def test_rows_lost_afterwards_are_found(tmp_path: Path) -> None:
     story = closed(tmp_path)
     rewrite(story.files(TICKS)[0], lambda table: table.slice(0, 3), rows=3, last_offset=2)
-    assert any("found 3: 1 rows are gone" in finding.text for finding in audited(story).findings)
+    assert any("found 3: 1 rows are missing" in finding.text for finding in audited(story).findings)
 
 
 def test_rows_added_among_the_sealed_are_found(tmp_path: Path) -> None:
     story = closed(tmp_path)
     rewrite(story.files(TICKS)[0], lambda table: pa.concat_tables([table.slice(0, 1), table]), rows=5)
-    assert any("found 5: 1 rows more stand among them" in finding.text for finding in audited(story).findings)
+    assert any("found 5: 1 rows were added among them" in finding.text for finding in audited(story).findings)
 
 
 def test_rows_that_come_late_are_told_apart(tmp_path: Path) -> None:

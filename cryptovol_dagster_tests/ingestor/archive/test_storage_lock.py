@@ -76,7 +76,7 @@ def test_only_those_who_all_say_so_share(
 def test_a_holder_without_a_name_is_refused_for_all_that(tmp_path: Path) -> None:
     with StorageLock(tmp_path):
         (tmp_path / "_tmp" / "archive.lock").write_bytes(b"")
-        with pytest.raises(StorageHeldError, match="it left no name"), StorageLock(tmp_path):
+        with pytest.raises(StorageHeldError, match="it wrote no name"), StorageLock(tmp_path):
             pass
 
 

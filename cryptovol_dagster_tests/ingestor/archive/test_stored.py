@@ -1,4 +1,4 @@
-"""What raw storage holds, asked of files and of a broker that is a dictionary."""
+"""Stored offsets, from files and a broker that is a dictionary."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ def test_a_gap_that_was_not_told_is_found(story: Story) -> None:
     told.frames("ticker").end()
     story.store()
     (finding,) = audited(story).findings
-    assert finding.text.endswith("expected 1 numbers told as gaps, found 0")
+    assert finding.text.endswith("expected 1 numbers reported as gaps, found 0")
 
 
 def test_numbers_that_no_checkpoint_speaks_of_are_found(story: Story) -> None:

@@ -113,4 +113,4 @@ def test_archive_offsets_that_nobody_tells_are_said_to_be_unknown(
     put(embedded_broker, *MESSAGES)
     report = looked_until(embedded_broker, lambda seen: seen.messages.total() == len(MESSAGES))
     assert report.problem is None
-    assert report.notes[-1].endswith("cryptovol-archive has stored is not available: not authorized")
+    assert report.notes[-1].endswith("cryptovol-archive is not available: not authorized")

@@ -165,4 +165,4 @@ def test_lags_are_told_where_they_are_known() -> None:
     assert [seen["behind"] for seen in told["partitions"]] == [2, 0]
     assert [seen["archive_lag"] for seen in told["partitions"]] == [6, None]
     assert told["archive_lag"] == 6
-    assert "cryptovol-archive has stored is not available: no answer in time" in told["notes"][0]
+    assert "cryptovol-archive is not available: no answer in time" in told["notes"][0]

@@ -70,7 +70,7 @@ def text_of(report: StreamReport, width: int, left_s: float = 0.0) -> str:
 
 def test_the_table_shows_every_number() -> None:
     lines = [re.sub(r" {2,}", " | ", line.strip()) for line in text_of(seen(), 160, 12).splitlines()]
-    assert "here:9092 (topics mine.*), looked for 10 s, 12 s to go" in lines
+    assert "here:9092 (topics mine.*), observed for 10 s, 12 s to go" in lines
     assert "BTC-USD | 2 | 0.20 | 0.0 | 1 | 2026-05-01T10:00:00Z | 40 d | 1" in lines
     assert "BTC-USD | exchange→read | -60 ms | 40 d | 40 d | 40 d | 50.0%, least -60 ms" in lines
     here = re.compile(r"BTC-USD \| read→here \| (1\.9\d|2|2\.0\d) ms \| 40 d \| 40 d \| 40 d \| none")

@@ -381,7 +381,7 @@ async def test_nobody_listening_is_retried_and_given_up_only_when_asked() -> Non
     async with tcp_server(lambda *_: None) as port:
         pass
     url = f"ws://127.0.0.1:{port}"
-    with pytest.raises(FeedError, match=r"nothing readable for 0\.2 s"):
+    with pytest.raises(FeedError, match=r"no readable frame for 0\.2 s"):
         await make_feed(url, RememberingPublisher(), give_up_after_s=0.2).run(asyncio.Event())
     publisher = RememberingPublisher()
     feed = make_feed(url, publisher)

@@ -103,7 +103,7 @@ def test_it_is_known_by_its_content(tmp_path: Path) -> None:
     path = store(tmp_path / "raw", TICKS, ticks(0, 5))
     renamed = path.rename(tmp_path / "recording")
     assert read_recording(renamed).ticks["sequence_num"].tolist() == [0, 5]
-    with pytest.raises(RecordingError, match=f"{NAMES[FORMAT]} holds ticker entries, not the exchange's"):
+    with pytest.raises(RecordingError, match=f"{NAMES[FORMAT]} contains ticker entries, not the exchange's"):
         next(iter_frames(renamed))
 
 
@@ -120,7 +120,7 @@ def test_other_and_damaged_files_are_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"open": [1.0]}), foreign)
     with pytest.raises(RecordingError, match="no cryptovol footer"):
         read_recording(foreign)
-    with pytest.raises(RecordingError, match=r"holds trades\.raw"):
+    with pytest.raises(RecordingError, match=r"contains trades\.raw"):
         read_recording(store(tmp_path, TRADES, [trade(entry=TRADE)]))
     damaged = store(tmp_path / "other", TICKS, ticks(*range(2_000)))
     content = damaged.read_bytes()

@@ -89,7 +89,7 @@ def test_secrets_are_hidden(config):
         ("timescales:\n  seconds:\n    quantile: 2\n", {}, "config.yaml:3: timescales.seconds.quantile: "),
         ("coinbase:\n  url: http://x\n", {}, "config.yaml:2: coinbase.url: must start with ws:// or wss://"),
         ("coinbase:\n  products: []\n", {}, "config.yaml:2: coinbase.products: names no product"),
-        ("models:\n  seed: 1\n  seed: 2\n", {}, "config.yaml:3: models.seed: given twice"),
+        ("models:\n  seed: 1\n  seed: 2\n", {}, "config.yaml:3: models.seed: set twice"),
         ("dagster:\n  partitions_start: soon\n", {}, "must look like 2026-01-31-00:00"),
         ("dagster:\n  partitions_end: 2026-01-31-00:30\n", {}, "must be a full hour"),
         (

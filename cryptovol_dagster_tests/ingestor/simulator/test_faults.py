@@ -85,7 +85,7 @@ def test_defaults() -> None:
         ("gap@1s:1; gap@2s:3:4", "gap@2s:3:4"),
         ("repeat", "expected kind@<seconds>s"),
         ("no_heartbeats@5s", "no_heartbeats needs a duration"),
-        ("malformed@5s:mangled", "'mangled' is no kind of damage (truncated, not_json"),
+        ("malformed@5s:mangled", "'mangled' is not a kind of damage (truncated, not_json"),
         ("giant@5s", "'' is not a number of bytes"),
         ("giant@5s:999", "'999' is not a number of bytes (1000 to "),
         ("unknown_channel@5s:-1", "'-1' is not a number of frames"),

@@ -412,7 +412,7 @@ def test_recordings_without_frames_are_refused(recordings: Path, tmp_path: Path)
         RecordedMarket([recordings / "faulty_every_line_twice.ndjson.gz"])
     only_header = tmp_path / "log.jsonl"
     only_header.write_text('{"t":"connect","conn":"a","ts":1.0}\n')
-    with pytest.raises(RecordingError, match="holds no frame"):
+    with pytest.raises(RecordingError, match="contains no frame"):
         RecordedMarket([only_header])
 
 

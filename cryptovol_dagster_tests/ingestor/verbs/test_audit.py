@@ -64,8 +64,8 @@ def test_hours_that_hold_nothing_are_said_to(raw_dir: Path) -> None:
     recorded(raw_dir)
     later = run("--from", hour_key(T0_NS + HOUR_NS))
     assert later.exit_code == 1
-    assert f"raw storage holds {hour_key(T0_NS)} … {hour_key(T0_NS)}" in later.stderr
-    assert "'2026-05' is no hour: expected" in run("--to", "2026-05").stderr
+    assert f"raw storage has {hour_key(T0_NS)} … {hour_key(T0_NS)}" in later.stderr
+    assert "'2026-05' is not an hour: expected" in run("--to", "2026-05").stderr
     assert "is after --to" in run("--from", hour_key(T0_NS + HOUR_NS), "--to", hour_key(T0_NS)).stderr
 
 

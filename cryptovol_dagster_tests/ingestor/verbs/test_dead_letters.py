@@ -136,6 +136,6 @@ def test_no_raw_storage_is_one_line_and_exit_1(environment: Path) -> None:
     found = run("dead-letters")
     assert found.exit_code == 1
     assert found.stderr == (
-        f"Error: {environment / 'data' / 'raw'} is no folder: nothing was recorded there "
+        f"Error: {environment / 'data' / 'raw'} is not a folder: nothing was recorded there "
         "(cryptovol config: storage)\n"
     )

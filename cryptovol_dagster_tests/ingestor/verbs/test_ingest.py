@@ -108,7 +108,7 @@ def test_a_duration_ends_a_live_feed(settings: Settings, feed_server: FeedServer
 
 
 def test_a_bounded_run_that_hears_nothing_fails(settings: Settings) -> None:
-    with pytest.raises(IngestError, match="nothing readable came"):
+    with pytest.raises(IngestError, match="no readable frame"):
         run_ingest(settings, IngestOptions(url="ws://127.0.0.1:9", duration_s=0.5))
 
 
