@@ -11,6 +11,7 @@ import pytest
 from cryptovol_dagster_tests.brokers import any_broker, embedded_broker, real_broker, real_kafka  # noqa: F401
 from cryptovol_dagster_tests.pipeline import market, own_dagster_home, pipeline  # noqa: F401
 from cryptovol_dagster_tests.places import SHARED_DATA
+from cryptovol_dagster_tests.quick_stores import quick_stores, shared_by_workers  # noqa: F401
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and so would every process they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
