@@ -13,6 +13,9 @@ from cryptovol_dagster_tests.pipeline import market, own_dagster_home, pipeline 
 from cryptovol_dagster_tests.places import SHARED_DATA
 from cryptovol_dagster_tests.quick_stores import quick_stores, shared_by_workers  # noqa: F401
 
+#: Files that wait for minutes: for a tick of a schedule, and for a browser.
+LONGEST = ("test_browser.py", "test_dagster_cli.py")
+
 # A shell that runs the tests in the background has them ignore Ctrl-C, and so would every process they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -39,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     `make test` has xdist hand files out in this order.
     """
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: item.path not in slow)
+    items.sort(key=lambda item: (item.path.name not in LONGEST, item.path not in slow))
 
 
 def _allowed_skips() -> set[str]:
