@@ -13,6 +13,7 @@ from cryptovol_dagster_tests.pipeline import market, own_dagster_home, pipeline 
 from cryptovol_dagster_tests.places import SHARED_DATA
 from cryptovol_dagster_tests.quick_stores import quick_stores, shared_by_workers  # noqa: F401
 
+TESTS = Path(__file__).parent
 #: Files that wait for minutes: for a tick of a schedule, and for a browser.
 LONGEST = ("test_browser.py", "test_dagster_cli.py")
 
@@ -35,18 +36,29 @@ def recordings(shared_data: Path) -> Path:
     return shared_data / "recordings"
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the files that take long: one left for the end keeps a single worker busy.
+    """Decide which worker of `make test` takes what, and in which order.
 
-    `make test` has xdist hand files out in this order.
+    A file stays with one worker. So do all files that look at the pipeline, which takes 15 s of CPU to make.
+    Files that take long begin: one left for the end keeps a single worker busy.
     """
+    of_pipeline = {item.path for item in items if "pipeline" in getattr(item, "fixturenames", ())}
+    for item in items:
+        group = "pipeline" if item.path in of_pipeline else str(item.path.relative_to(TESTS))
+        item.add_marker(pytest.mark.xdist_group(group))
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    items.sort(key=lambda item: (item.path.name not in LONGEST, item.path not in slow))
+    items.sort(
+        key=lambda item: (
+            item.path.name not in LONGEST,
+            item.path not in of_pipeline,
+            item.path not in slow,
+        )
+    )
 
 
 def _allowed_skips() -> set[str]:
-    lines = (Path(__file__).parent / "allowed_skips.txt").read_text(encoding="utf-8").splitlines()
+    lines = (TESTS / "allowed_skips.txt").read_text(encoding="utf-8").splitlines()
     return {line.split("#")[0].strip() for line in lines} - {""}
 
 
@@ -68,4 +80,6 @@ def _forbidden_skips(reporter: pytest.TerminalReporter) -> list[str]:
     if not os.environ.get("CRYPTOVOL_FAIL_ON_SKIP"):
         return []
     allowed = _allowed_skips()
-    return sorted({report.nodeid for report in reporter.stats.get("skipped", [])} - allowed)
+    # Behind an "@" xdist writes the group.
+    skipped = {report.nodeid.partition("@")[0] for report in reporter.stats.get("skipped", [])}
+    return sorted(skipped - allowed)
