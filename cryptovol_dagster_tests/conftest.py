@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +17,27 @@ from cryptovol_dagster_tests.quick_stores import quick_stores, shared_by_workers
 TESTS = Path(__file__).parent
 #: Files that wait for minutes: for a tick of a schedule, and for a browser.
 LONGEST = ("test_browser.py", "test_dagster_cli.py")
+#: Files that look at the pipeline, which takes 15 s of CPU: one worker has them all.
+OF_PIPELINE = {
+    "api/test_document.py",
+    "api/test_market.py",
+    "champion/test_rollback.py",
+    "champion/test_scoring.py",
+    "champion/test_succession.py",
+    "defs/assets/test_champion.py",
+    "defs/assets/test_reports.py",
+    "defs/automation/test_closed_hours.py",
+    "defs/chains/test_seconds.py",
+    "defs/checks/test_poison.py",
+    "defs/checks/test_rules.py",
+    "defs/test_traps.py",
+    "inference/test_scorer.py",
+    "test_replay.py",
+    "verbs/test_export.py",
+    "verbs/test_infer.py",
+    "verbs/test_leak_audit_of_lake.py",
+    "verbs/test_train_evaluate_backfill.py",
+}
 
 # A shell that runs the tests in the background has them ignore Ctrl-C, and so would every process they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -36,17 +58,15 @@ def recordings(shared_data: Path) -> Path:
     return shared_data / "recordings"
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Decide which worker of `make test` takes what, and in which order.
+    """Begin with the files that take long: one left for the end keeps a single worker busy.
 
-    A file stays with one worker. So do all files that look at the pipeline, which takes 15 s of CPU to make.
-    Files that take long begin: one left for the end keeps a single worker busy.
+    `make test` has xdist hand files out in this order.
     """
     of_pipeline = {item.path for item in items if "pipeline" in getattr(item, "fixturenames", ())}
-    for item in items:
-        group = "pipeline" if item.path in of_pipeline else str(item.path.relative_to(TESTS))
-        item.add_marker(pytest.mark.xdist_group(group))
+    if missing := sorted({str(path.relative_to(TESTS)) for path in of_pipeline} - OF_PIPELINE):
+        raise pytest.UsageError(f"{', '.join(missing)}: uses the pipeline, so name it in OF_PIPELINE")
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(
         key=lambda item: (
@@ -55,6 +75,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.path not in slow,
         )
     )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Leave a file with one worker, and with one worker also all files that look at the pipeline.
+
+    xdist's own groups (`--dist loadgroup`) do nothing under pytest 9.2.
+    """
+    if config.getvalue("dist") != "loadfile":
+        return None
+    from xdist.scheduler import LoadFileScheduling
+
+    class ByFileOrPipeline(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "pipeline" if file.removeprefix(f"{TESTS.name}/") in OF_PIPELINE else file
+
+    return ByFileOrPipeline(config, log)
 
 
 def _allowed_skips() -> set[str]:
@@ -80,6 +118,4 @@ def _forbidden_skips(reporter: pytest.TerminalReporter) -> list[str]:
     if not os.environ.get("CRYPTOVOL_FAIL_ON_SKIP"):
         return []
     allowed = _allowed_skips()
-    # Behind an "@" xdist writes the group.
-    skipped = {report.nodeid.partition("@")[0] for report in reporter.stats.get("skipped", [])}
-    return sorted(skipped - allowed)
+    return sorted({report.nodeid for report in reporter.stats.get("skipped", [])} - allowed)
