@@ -245,11 +245,15 @@ STEPS = {
 
 def begin(world: World, skill: Skill, case: str) -> tuple[str, dict[str, str]]:
     """Bring a world to where the case's hour is decided next; returns that hour and the aliases before."""
-    world.forget()
     skill.challenger = skill.champion
-    world.settle(HOURS[0])
-    if case == "promoted later":
-        world.settle(HOURS[1])
+    if case in world.kept:
+        world.restore(case)
+    else:
+        world.forget()
+        world.settle(HOURS[0])
+        if case == "promoted later":
+            world.settle(HOURS[1])
+        world.keep(case)
     if case != "measured on":
         skill.challenger = 3.0
     return HOURS[2 if case == "promoted later" else 1], world.aliases()

@@ -17,7 +17,7 @@ import pytest
 from cryptovol_dagster.core.times import DAY_NS
 from cryptovol_dagster.history.last_days import PAGES_AT_ONCE
 from cryptovol_dagster_tests.candle_server import made_candles, serving_candles
-from cryptovol_dagster_tests.e2e.processes import CRYPTOVOL, cryptovol
+from cryptovol_dagster_tests.e2e.processes import CRYPTOVOL, cryptovol, cryptovol_here
 
 
 def _event(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -103,13 +103,14 @@ def _up(env: dict[str, str], log: Path) -> Iterator[None]:
 
 
 def _minutes(env: dict[str, str]) -> str | None:
-    return json.loads(cryptovol("status", "--json", env=env).stdout)["minutes"]
+    return json.loads(cryptovol_here("status", "--json", env=env).stdout)["minutes"]
 
 
 def _wait_until_status_says(env: dict[str, str], says: str) -> None:
     deadline = time.monotonic() + 120
     while says not in ((said := _minutes(env)) or ""):
         assert time.monotonic() < deadline, said
+        time.sleep(0.1)
 
 
 @pytest.mark.slow
