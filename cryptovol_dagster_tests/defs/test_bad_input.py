@@ -132,7 +132,7 @@ def backfill(market: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
             "2026-05-01-01:00",
             "nothing was recorded in 2026-05-01-00:00 … 2026-05-01-01:00",
         ),
-        ("2099-01-01-00:00", "2099-01-01-01:00", "2099-01-01-01:00 lies in the future"),
+        ("2099-01-01-00:00", "2099-01-01-01:00", "2099-01-01-01:00 is in the future"),
     ],
 )
 def test_a_backfill_of_hours_that_do_not_exist_is_refused_in_one_line(

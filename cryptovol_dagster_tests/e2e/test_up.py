@@ -141,4 +141,4 @@ def test_the_last_days_are_imported_beside_the_recorder_and_the_next_start_goes_
         with _up(env, log):
             _wait_until_status_says(env, "imported minutes: BTC-USD 3 of 3 days, as of ")
         assert answered.isdisjoint(server.asked[PAGES_AT_ONCE:])
-        assert "minutes  what is missing of the last 3 days is imported in the background" in log.read_text()
+        assert "minutes  missing minutes of the last 3 days are imported in the background" in log.read_text()

@@ -63,7 +63,7 @@ def test_nobody_at_the_other_end(env: dict[str, str], tmp_path: Path) -> None:
         assert "Kafka broker at 127.0.0.1:9 cannot be reached within 1 s: Connection refused" in line
     wait = ("--until-closed", "--connect-timeout", "0.5")
     line = failure(cryptovol("ingest", "--url", NOBODY, *wait, env=env))
-    assert f"{NOBODY}: nothing readable for 0.5 s: connection refused" in line
+    assert f"{NOBODY}: no readable frame for 0.5 s: connection refused" in line
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_file_stands_where_the_data_folder_should_be(env: dict[str, str], tmp_
     line = failure(cryptovol_here("backfill", env=env))
     assert f"raw storage cannot read {standing / 'raw' / TICKS}: Not a directory" in line
     line = failure(cryptovol_here("train", "--partition", FIRST_HOUR, env=env))
-    assert f"{standing / 'dagster_home'}: cannot hold the Dagster instance: Not a directory" in line
+    assert f"{standing / 'dagster_home'}: cannot contain the Dagster instance: Not a directory" in line
     assert standing.read_text() == "mine"
 
 

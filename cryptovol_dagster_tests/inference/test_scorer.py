@@ -37,8 +37,8 @@ def test_without_a_champion_an_exported_model_serves_and_says_so(pipeline: Pipel
     assert scorer.version == "ewma, as-of time unknown here"
     empty = Reports(tmp_path, tmp_path)
     for name, says in (
-        (None, f"there is no champion yet and {tmp_path} holds no model"),
-        ("champion", "there is no champion yet: `cryptovol evaluate` decides who it is"),
+        (None, f"there is no champion yet and {tmp_path} has no model"),
+        ("champion", "there is no champion yet: `cryptovol evaluate` decides"),
         ("ewma", f"{tmp_path}/seconds-ewma.zip: no model was exported there"),
     ):
         with pytest.raises(InferError, match=says):
@@ -48,7 +48,7 @@ def test_without_a_champion_an_exported_model_serves_and_says_so(pipeline: Pipel
 def test_a_lake_without_features_names_the_way_out(tmp_path: Path) -> None:
     settings = small_settings(tmp_path)
     spec = timescale_spec(settings.timescales.seconds, "seconds")
-    with pytest.raises(InferError, match="holds no features yet: name a file with --features"):
+    with pytest.raises(InferError, match="has no features yet: name a file with --features"):
         read_features(Lake(settings.storage.lake_dir), spec, None)
 
 

@@ -240,7 +240,7 @@ class ModelSettings(Section):
 
 
 class SplitSettings(Section):
-    """How a labelled span is cut into training, validation and test."""
+    """Split of a labelled span into training, validation and test."""
 
     train_span_s: PositiveInt = Field(description="longest training span before the test block")
     test_span_s: PositiveInt = Field(description="longest test block, at the end of the span")
