@@ -263,7 +263,7 @@ COVERAGE_KIND = Kind(
     (
         Column("recorded", SHARE, "bars that are not in a gap; 0 where nothing is stored"),
         Column("messages", "count", "quote updates"),
-        Column("trades", "count", "trades; null where the feed told of none"),
+        Column("trades", "count", "trades; null where the feed reported none"),
         Column("stale", SHARE, "bars whose quote is too old to predict from"),
         Column("lossy", SHARE, "bars in or around which messages were lost"),
         Column("features", SHARE, "rows of features that may be scored; null: no features stored"),
@@ -276,7 +276,7 @@ _GAPS = Kind(
     (
         Column("end", "UTC", "event time of the first thing known after the loss"),
         Column("seconds", "s", "end minus start"),
-        Column("kind", "", "sequence, in_flight, between or offsets (docs/concepts: Conservation)"),
+        Column("kind", "", "sequence, in_flight, between or offsets (docs/concepts: How nothing is lost)"),
         Column("lost", "count", "sequence numbers or offsets lost; null: nobody knows"),
         Column("connection_id", "", "the connection; empty where the broker lost offsets"),
         Column("from_sequence", "", "first number lost"),
