@@ -276,7 +276,7 @@ _GAPS = Kind(
     (
         Column("end", "UTC", "event time of the first thing known after the loss"),
         Column("seconds", "s", "end minus start"),
-        Column("kind", "", "sequence, in_flight, between or offsets (docs/concepts: Conservation)"),
+        Column("kind", "", "sequence, in_flight, between or offsets (docs/concepts: How nothing is lost)"),
         Column("lost", "count", "sequence numbers or offsets lost; null: unknown"),
         Column("connection_id", "", "the connection; empty where the broker lost offsets"),
         Column("from_sequence", "", "first number lost"),

@@ -44,7 +44,8 @@ def require_champion(lake: Lake, spec: TimescaleSpec) -> tuple[Decision, Champio
     newest = decisions.newest_decision(lake, spec)
     if newest is None or newest.champion is None:
         raise DecisionError(
-            f"{spec.name} has no champion to roll back: `cryptovol evaluate` decides who is the first"
+            f"{spec.name} has no champion to roll back: "
+            f"`{decisions.evaluate_command(spec.name)}` decides who is the first"
         )
     return newest, newest.champion
 

@@ -87,6 +87,7 @@ def find_scorer(
     """
     if path is not None:
         return _from_file(lake, spec, path, f"file {path}")
+    evaluate = decisions.evaluate_command(spec.name)
     if name is None or name == CHAMPION:
         decision = decisions.newest_decision(lake, spec)
         champion = None if decision is None else decision.champion
@@ -99,15 +100,14 @@ def find_scorer(
             content = decisions.read_champion_file(lake, spec, champion)
             return _scorer(lake, spec, content, f"champion by the decision of {decision.as_of}", version)
         if name == CHAMPION:
-            raise InferError("there is no champion yet: `cryptovol evaluate` decides")
+            raise InferError(f"there is no champion yet: `{evaluate}` decides")
         return _exported(lake, spec, reports)
     exported = reports.model(spec.name, name)
     if not exported.is_file():
         there = [path.stem.removeprefix(f"{spec.name}-") for path in _exported_files(spec, reports)]
-        raise InferError(
-            f"{exported}: no model was exported there; train it with `cryptovol train`."
-            + did_you_mean(name, [CHAMPION, *there])
-        )
+        found = f"exported are {', '.join(there)}" if there else "none was exported yet"
+        hint = did_you_mean(name, [CHAMPION, *there]) or f" `{evaluate}` exports models."
+        raise InferError(f"{exported}: no such model; {found}.{hint}")
     return _from_file(lake, spec, exported, f"exported model {exported}")
 
 
@@ -116,7 +116,8 @@ def _exported(lake: Lake, spec: TimescaleSpec, reports: Reports) -> Scorer:
     found = next((path for path in (*plain, *_exported_files(spec, reports)) if path.is_file()), None)
     if found is None:
         raise InferError(
-            f"there is no champion yet and {reports.artifacts_dir} has no model: run `cryptovol evaluate`"
+            f"there is no champion yet and {reports.artifacts_dir} has no model: "
+            f"run `{decisions.evaluate_command(spec.name)}`"
         )
     return _from_file(lake, spec, found, f"exported model {found}, there is no champion yet")
 

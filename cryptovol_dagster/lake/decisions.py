@@ -13,7 +13,7 @@ import json
 from cryptovol_dagster.core.evaluation.report import read_report
 from cryptovol_dagster.core.promotion.decision import Champion, Decision, DecisionError
 from cryptovol_dagster.core.promotion.measured import Measured
-from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.core.specs import SECONDS, TimescaleSpec
 from cryptovol_dagster.lake import datasets, models
 from cryptovol_dagster.lake.files import ROLLED_BACK, Lake
 from cryptovol_dagster.lake.market import hash_bytes
@@ -22,6 +22,16 @@ from cryptovol_dagster.lake.plans import SplitPlan
 DECIDED = "json"
 #: File of the champion before there were challengers.
 _EARLIER_FILE = "zip"
+
+
+def evaluate_command(chain: str) -> str:
+    """Return what to type for an evaluation, and with it a decision, of a chain.
+
+    Examples:
+        >>> evaluate_command("minutes_h5")
+        'cryptovol evaluate --chain minutes_h5'
+    """
+    return "cryptovol evaluate" if chain == SECONDS else f"cryptovol evaluate --chain {chain}"
 
 
 def decision_asset(spec: TimescaleSpec) -> str:

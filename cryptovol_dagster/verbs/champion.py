@@ -50,7 +50,7 @@ def champion(chain_name: str, show_all: bool, as_json: bool) -> None:
         click.echo(json.dumps({"newest": newest, "history": [one.to_dict() for one in shown]}))
         return
     if not every:
-        click.echo(f"{spec.name}: nothing was decided yet: `cryptovol evaluate` decides")
+        click.echo(f"{spec.name}: nothing was decided yet: `{decisions.evaluate_command(spec.name)}` decides")
         return
     for line in standing_lines(every):
         click.echo(line)

@@ -40,13 +40,16 @@ def validate_range(settings: Settings, from_key: str, to_key: str) -> None:
     if from_key > to_key:
         raise NothingToDo(f"the range is empty: {from_key} is after {to_key}")
     starts = settings.dagster
-    name, first = (
-        ("minutes_start", starts.minutes_start.isoformat())
+    name, first, unit = (
+        ("minutes_start", starts.minutes_start.isoformat(), "days")
         if lengths == {DAY_NS}
-        else ("partitions_start", starts.partitions_start)
+        else ("partitions_start", starts.partitions_start, "hours")
     )
     if from_key < first:
-        raise NothingToDo(f"{from_key} is before dagster.{name}, {first}")
+        raise NothingToDo(
+            f"{from_key} is before dagster.{name}, {first}: choose {unit} from {first} on, or set "
+            f"dagster.{name} to an earlier one"
+        )
     end = starts.partitions_end
     if end is not None and partition_window(to_key)[0] >= hour_window(end)[0]:
         raise NothingToDo(f"{to_key} is after the end of the market (dagster.partitions_end, {end})")

@@ -91,8 +91,14 @@ def _render(found: Status) -> RenderableType:
     for problem in found.problems:
         table.add_row(Text("wrong", style="bold red"), Text(problem, style="red"))
     if not found.problems:
-        table.add_row(Text("fine", style="bold green"), "")
+        table.add_row(Text("fine", style="bold green"), _calm(found))
     return table
+
+
+def _calm(found: Status) -> str:
+    if any(one.runs for one in found.services):
+        return "nothing is wrong"
+    return "nothing runs, nothing is wrong: `cryptovol up` starts everything"
 
 
 def _rows(found: Status) -> list[tuple[str, str]]:
@@ -109,7 +115,7 @@ def _rows(found: Status) -> list[tuple[str, str]]:
     rows += [("report", f"{name}  {_when(at)}") for name, at in list(found.reports.items())[:_REPORTS_SHOWN]]
     if found.waits_for is not None:
         rows.append(("waits for", found.waits_for))
-    rows.append(("room", f"{found.free_bytes / 1024**3:,.1f} GiB"))
+    rows.append(("free disk", f"{found.free_bytes / 1024**3:,.1f} GiB"))
     return rows
 
 

@@ -126,7 +126,11 @@ def backfill(market: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("first", "last", "says"),
     [
-        ("2026-04-03-00:00", "2026-04-03-01:00", "is before dagster.partitions_start, 2026-04-04-03:00"),
+        (
+            "2026-04-03-00:00",
+            "2026-04-03-01:00",
+            "is before dagster.partitions_start, 2026-04-04-03:00: choose hours from 2026-04-04-03:00 on,",
+        ),
         (
             "2026-05-01-00:00",
             "2026-05-01-01:00",

@@ -252,6 +252,8 @@ def test_the_verb_shows_it_and_its_exit_code_says_whether_it_is_fine(tmp_path: P
     assert fine.exit_code == 0, fine.output
     assert "no tick yet" in fine.output
     assert "fine" in fine.output
+    assert "nothing runs, nothing is wrong" in fine.output
+    assert "free disk" in fine.output
     wrong = CliRunner().invoke(main, ["status", "--json", "--require", "dagster"], env=env)
     assert wrong.exit_code == 1
     assert json.loads(wrong.output)["problems"] == ["dagster does not run (http://127.0.0.1:1)"]

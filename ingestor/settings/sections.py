@@ -446,6 +446,12 @@ class MonitoringSettings(Section):
         description="a live market on which no hour closed for this long since one ended raises an alert",
     )
 
+    @field_validator("alert_webhook_url", mode="before")
+    @classmethod
+    def _unset_if_empty(cls, url: object) -> object:
+        # compose.yaml passes the variable on, empty where docker/.env does not set it.
+        return url or None
+
     @field_validator("alert_webhook_url")
     @classmethod
     def _is_http(cls, url: SecretStr | None) -> SecretStr | None:
