@@ -131,5 +131,6 @@ def test_a_receiver_that_fails_does_not_fail_the_sensor(
     with dg.DagsterInstance.ephemeral() as instance:
         _tell(instance, _fail(instance, ValueError("nothing")), alerts)
     assert (
-        "alert given up: 127.0.0.1 did not accept it: retrain 2026-04-04-03:00 failed at breaks" in caplog.text
+        "alert given up: 127.0.0.1 did not accept it: retrain 2026-04-04-03:00 failed at breaks"
+        in caplog.text
     )
