@@ -332,8 +332,8 @@ def test_the_next_hour_goes_on_from_what_is_there(went_on: Stores) -> None:
         assert history["partitions"][asset] == [*recorded["partitions"][asset], hour]
 
 
-#: What differs at every run; and what differs with a last bit.
-RUN_KEYS = ("mlflow_run_id", "evaluation_hash")
+#: What differs at every run, or is a sentence for people; and what differs with a last bit.
+RUN_KEYS = ("mlflow_run_id", "evaluation_hash", "summary")
 HASHES = ("data_hash", "problem_hash", "hash")
 
 
