@@ -145,7 +145,7 @@ def test_overlapping_files_in_any_order_equal_one_recording(tmp_path: Path) -> N
         write_recording(tmp_path / "early.ndjson", first.take(early)),
     ]
     result = replay(files, spec=SPEC, out=tmp_path / "rows.csv")
-    assert (result.files, result.kept, result.products) == (3, len(ticks), ("P0-USD", "P1-USD"))
+    assert (result.files, result.kept, result.products) == (3, len(ticks), ("BTC-USD", "ETH-USD"))
     rows = pd.read_csv(tmp_path / "rows.csv", parse_dates=["bar_start"])
     single = replay(
         [write_recording(tmp_path / "all.ndjson", ticks)], spec=SPEC, out=tmp_path / "one.parquet"
@@ -153,7 +153,7 @@ def test_overlapping_files_in_any_order_equal_one_recording(tmp_path: Path) -> N
     expected = pd.read_parquet(tmp_path / "one.parquet")
     # Where one file ends and the next goes on, the connection changes: a break that the single file lacks.
     assert single.rows == result.rows
-    own = by_key(rows)["product"] == "P1-USD"
+    own = by_key(rows)["product"] == "ETH-USD"
     names = list(feature_names(SPEC))
     np.testing.assert_allclose(
         by_key(rows).loc[own, names], by_key(expected).loc[own, names], rtol=1e-9, atol=1e-12
@@ -179,8 +179,8 @@ def test_a_product_that_appears_later_has_rows_from_its_first_hour() -> None:
         grids += list(stream.close_until(int(part.event_time_ns.max())))
     grids += list(stream.finish())
     frame = pd.concat([grid.to_frame().astype({"product": str}) for grid in grids])
-    second = by_key(frame)[lambda rows: rows["product"] == "P1-USD"]
-    expected = by_key(at_once(late))[lambda rows: rows["product"] == "P1-USD"]
+    second = by_key(frame)[lambda rows: rows["product"] == "ETH-USD"]
+    expected = by_key(at_once(late))[lambda rows: rows["product"] == "ETH-USD"]
     assert_same_rows(second, expected[expected["bar_start"] >= second["bar_start"].min()])
 
 

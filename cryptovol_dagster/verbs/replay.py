@@ -44,14 +44,14 @@ def replay(files: tuple[Path, ...], out: Path | None, products: str | None, as_j
       cryptovol replay --out features.parquet               its rows, for `cryptovol infer --features`
       cryptovol replay --data-file recording.ndjson --products BTC-USD --json
     """
-    from cryptovol_dagster.chains import timescale_spec
+    from cryptovol_dagster.chains import spec_of
     from cryptovol_dagster.core.specs import SECONDS
     from cryptovol_dagster.core.times import hour_window
     from cryptovol_dagster.replay import newest_closed_hour, product_ids
     from cryptovol_dagster.replay import replay as compute
 
     settings = load_settings().settings
-    spec = timescale_spec(settings.timescales.seconds, SECONDS)
+    spec = spec_of(settings, SECONDS)
     hour, recordings = None, list(files)
     if not files:
         hour, recordings = newest_closed_hour(settings.storage.raw_dir, spec)
