@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -501,6 +501,19 @@ def with_reference_set(version: str, products: Sequence[str]) -> str:
     if tuple(products) == DEFAULT_REFERENCE_SET:
         return version
     return f"{version}+{_short_hash(list(products))}"
+
+
+def reference_set_before(products: Iterable[str]) -> tuple[str, ...]:
+    """Return the reference set of what was computed from these products before there was one.
+
+    Each mean ran over all other products. Over those of the default set that is what it computes.
+
+    Examples:
+        >>> reference_set_before(["ETH-USD"]), reference_set_before(["BTC-USD", "SOL-USD"])
+        (('BTC-USD', 'ETH-USD'), ('BTC-USD', 'SOL-USD'))
+    """
+    products = tuple(products)
+    return DEFAULT_REFERENCE_SET if set(products) <= set(DEFAULT_REFERENCE_SET) else products
 
 
 def _short_hash(meaning: Any) -> str:
