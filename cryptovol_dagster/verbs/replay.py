@@ -79,6 +79,7 @@ def _text(result: ReplayResult) -> str:
     lines = [
         f"read     {result.lines:,} lines, {result.unreadable:,} unreadable ({', '.join(result.formats)})",
         f"ticks    {result.ticks:,}: {result.kept:,} kept, {left_out}",
+        f"trades   {result.trades:,}" + ("" if result.trades else ": the features of trades are null"),
         f"span     {result.start} … {result.end}, {', '.join(result.products)}",
         f"rows     {result.rows:,}, {result.valid_rows:,} fit for scoring"
         + (f" ({reasons})" if reasons else ""),
