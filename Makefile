@@ -57,10 +57,9 @@ ui: $(STAMP) ## Open Dagster (webserver, daemon) and MLflow on your own data
 notebook: $(DEV_STAMP) ## Run notebooks/eda.ipynb on the configured data; writes eda.html beside its reports
 	@$(BIN)/cryptovol notebook
 
-# Half of the tests wait (for a broker, a socket, a page), so two files run at a time; more would make those that
-# measure silence see it where there is none.
+# Half of the tests wait (for a broker, a socket, a page), so three files run at a time on two cores.
 test: $(DEV_STAMP) ## Every test; what needs Java, Maven or Chromium skips loudly where they are absent
-	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 20
 
 # What these measure is published in docs/performance; `python -m benchmarks.NAME` only prints.
 bench bench-%: export PUBLISH := 1

@@ -22,8 +22,8 @@ from ingestor.settings import Settings
 from ingestor.settings.sections import MinutesSettings, ModelSettings, TimescaleSettings
 
 
-class UnknownChain(CryptovolError):  # noqa: N818 - named for what it says
-    """There is no chain of that name; the message lists those there are."""
+class UnknownChain(CryptovolError):  # noqa: N818 - the name states the fact
+    """There is no chain of that name; the message lists the existing ones."""
 
     exit_code = USAGE
 
@@ -110,7 +110,7 @@ def spec_of(settings: Settings, name: str) -> TimescaleSpec:
     known = timescale_specs(settings)
     if name not in known:
         hint = did_you_mean(name, known)
-        raise UnknownChain(f"{name} is no chain of this configuration: {', '.join(known)}.{hint}")
+        raise UnknownChain(f"{name} is not a chain of this configuration: {', '.join(known)}.{hint}")
     return known[name]
 
 

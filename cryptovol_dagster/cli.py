@@ -7,7 +7,7 @@ import click
 from ingestor.cli import VERBS as RECORDER_VERBS
 from ingestor.cli_group import VerbGroup
 
-#: In the order in which a newcomer meets them.
+#: In the order in which a new user needs them.
 VERBS = {
     "demo": "cryptovol_dagster.verbs.demo:demo",
     "up": "cryptovol_dagster.verbs.up:up",
@@ -41,8 +41,8 @@ def main() -> None:
     Try it without the exchange:   cryptovol demo
     Everything on this machine:    cryptovol up        (offline: cryptovol up --simulate)
     Only record the real market:   cryptovol ingest
-    See how things stand:          cryptovol status
-    See what is configured:        cryptovol config
+    Show the status:               cryptovol status
+    Show the configuration:        cryptovol config
     """
 
 

@@ -36,7 +36,7 @@ class AttemptError(CryptovolError):
 
 
 class NoAnswerError(AttemptError):
-    """No answer came: no connection, a timeout, or bytes that are no HTTP."""
+    """There was no answer: no connection, a timeout, or bytes that are not HTTP."""
 
 
 def open_client(timeout_s: float, **options: Any) -> httpx.Client:
@@ -70,7 +70,7 @@ def send(client: httpx.Client, method: str, url: str, **options: Any) -> httpx.R
         The answer, whatever its status.
 
     Raises:
-        NoAnswerError: none came.
+        NoAnswerError: there was no answer.
     """
     try:
         return client.request(method, url, **options)
@@ -86,7 +86,7 @@ def retrying(
     on_failure: Callable[[RetryCallState], None] = lambda state: None,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Retrying:
-    """Return what calls a function again after each `AttemptError`.
+    """Return a caller that repeats a function after each `AttemptError`.
 
     Args:
         tries: attempts at most, at least 1; the last failure is raised.

@@ -40,11 +40,11 @@ from ingestor.errors import CryptovolError
 from ingestor.recordings import RecordingCounts, RecordingReader, iter_recording
 from ingestor.recordings.raw import RAW_FORMATS, raw_dir_of
 
-#: An hour closes when the recording has passed its end by this, as in the live archive.
+#: An hour closes when the recording is past its end by this, as in the live archive.
 SETTLE_NS = 120 * NS
-#: Frames with trades of a span are looked for within this much event time around it, as by the hourly assets.
+#: Frames with trades of a span are searched within this much event time around it, as by the hourly assets.
 FRAMES_AROUND_NS = 300 * NS
-#: Repeats are looked for within this much event time (see `TickCleaner`).
+#: Repeats are searched within this much event time (see `TickCleaner`).
 REPEAT_HORIZON_NS = 120 * NS
 #: Hours computed in one go once they are closed; more would only cost memory.
 HOURS_AT_ONCE = 6
@@ -62,22 +62,22 @@ class ReplayError(CryptovolError):
 
 @dataclass(frozen=True)
 class ReplayResult:
-    """What a replay read and computed.
+    """Result of a replay.
 
     Attributes:
         files: recordings read.
         formats: the formats they were recognised as.
-        products: products found (or asked for).
+        products: products of the recording (or the requested ones).
         start: start of the first hour, UTC.
         end: end of the last hour, UTC.
         lines: lines read, those before the span of the rows included; so are all counts up to `rejected`.
-        unreadable: lines that held no frame of the exchange.
+        unreadable: lines without a frame of the exchange.
         missing: sequence numbers missing within connections.
         ticks: ticker entries read.
         kept: ticks used.
         duplicates: ticks left out as repeats.
         late: ticks left out as too late.
-        rejected: ticks left out for want of a usable quote.
+        rejected: ticks left out without a usable quote.
         trades: trades in the hours computed, each once.
         rows: (product, bar) rows computed.
         valid_rows: rows that may be scored.
@@ -115,7 +115,7 @@ class FeatureStream:
     """Ticks in chunks → features in runs of whole UTC hours, with a look-back of bars carried along.
 
     The rows are those of one computation over everything at once. State is bounded: the ticks of hours that
-    are still open, the bars of the longest window, and what `TickCleaner` remembers.
+    are still open, the bars of the longest window, and the rows kept by `TickCleaner`.
     """
 
     def __init__(
@@ -464,7 +464,7 @@ class _FileSink(_Sink):
 
     @contextmanager
     def _failing(self) -> Iterator[None]:
-        """Name the target where the system refuses to write it."""
+        """Convert errors of writing to one line with the path."""
         try:
             yield
         except OSError as error:
@@ -483,7 +483,7 @@ def _sink(out: Path | str | None, spec: TimescaleSpec) -> _Sink:
 def newest_closed_hour(raw_dir: Path, spec: TimescaleSpec) -> tuple[str, list[Path]]:
     """Return the newest closed hour with ticks, and the raw files of it and of what its windows reach into.
 
-    Not the running hour: its newest rows would say of most of it that nothing was recorded.
+    Not the running hour: most of it is not recorded yet.
 
     Raises:
         ReplayError: no hour with ticks has closed; the message says what to do.

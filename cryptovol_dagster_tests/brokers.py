@@ -10,12 +10,14 @@ import socket
 import subprocess
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from cryptovol_dagster_tests.places import REPOSITORY
+from ingestor import locks
 from ingestor.kafka.broker import Broker, connect
 from ingestor.settings.sections import KafkaSettings
 
@@ -66,16 +68,45 @@ def new_instance(directory: Path) -> KafkaInstance:
 
 
 @pytest.fixture(scope="session")
-def real_kafka(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """Address of a real Kafka: the one named in the environment, or one started for this session."""
+def real_kafka(shared_by_workers: Path) -> Iterator[str]:
+    """Address of a real Kafka: the one named in the environment, or one started for this session.
+
+    The first worker that needs it starts it, the last one that needed it stops it.
+    """
     named = os.environ.get(ENV_KAFKA)
     if named:
         yield named
         return
-    instance = new_instance(tmp_path_factory.mktemp("kafka"))
+    folder = shared_by_workers / "kafka"
+    folder.mkdir(exist_ok=True)
+    with (folder / "users.lock").open("a+") as users:
+        with _alone(folder):
+            instance = _running_in(folder)
+            assert locks.try_lock(users, shared=True)
+        yield instance.bootstrap_servers
+        with _alone(folder):
+            if locks.try_lock(users):  # nobody else uses it
+                (folder / "port").unlink()
+                instance.run("stop")
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keep other workers from starting or stopping the broker of a folder."""
+    with (folder / "changes.lock").open("a+") as file:
+        locks.lock(file)
+        yield
+
+
+def _running_in(folder: Path) -> KafkaInstance:
+    """Return the broker of a folder, which notes its port there while it runs."""
+    port = folder / "port"
+    if port.exists():
+        return KafkaInstance(folder, int(port.read_text()))
+    instance = new_instance(folder)
     instance.start()
-    yield instance.bootstrap_servers
-    instance.run("stop")
+    port.write_text(str(instance.port))
+    return instance
 
 
 @pytest.fixture

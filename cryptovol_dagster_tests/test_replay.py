@@ -303,7 +303,7 @@ def test_failures_are_one_line(recordings: Path, tmp_path: Path) -> None:
         (["--data-file", file, "--out", str(tmp_path / "folder.parquet")], "cannot be written"),
         (["--data-file", file, "--out", "/proc/rows.csv"], "cannot be written"),
         (["--data-file", file, "--products", "SOL-USD,SOL-USD,"], "but none of SOL-USD"),
-        (["--data-file", file, "--products", ","], "names no product"),
+        (["--data-file", file, "--products", ","], "has no product"),
         (["--data-file", str(unusable)], f"none of {len(crossed)} ticks has a usable quote"),
     ):
         done = run(*arguments)

@@ -37,6 +37,14 @@ class OneLineErrorsGroup(click.Group):
             return super().invoke(ctx)
         except CryptovolError as error:
             raise _Failure(one_line(str(error)), error.exit_code) from None
+        except click.NoSuchOption as error:
+            if error.option_name != "--config" or error.ctx is None:
+                raise
+            program = ctx.command_path
+            verb = error.ctx.command_path.removeprefix(program).strip()
+            raise click.UsageError(
+                f"--config comes before the verb: {program} --config FILE {verb}", error.ctx
+            ) from None
 
 
 class VerbGroup(OneLineErrorsGroup):

@@ -114,7 +114,7 @@ _DEFAULT_OPTIONS = IngestOptions()
 
 @dataclass(frozen=True)
 class Started:
-    """Where things are, reported once the broker answers and before the first frame."""
+    """Addresses and folders, reported once the broker answers and before the first frame."""
 
     bootstrap_servers: str
     embedded: bool

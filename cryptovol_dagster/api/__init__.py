@@ -4,8 +4,8 @@
 >>> market = api.open("data/demo")
 >>> market.features("BTC-USD", "-2h")
 
-`docs/guides/python-api.md` shows each method. Belongs here: reading what is stored, in units that
-people read. Does not belong here: computing what is stored, writing anything.
+`docs/guides/python-api.md` shows each method. Belongs here: reading stored data, in readable units.
+Does not belong here: computing stored data, writing.
 """
 
 from cryptovol_dagster.api.errors import ApiError

@@ -1,4 +1,4 @@
-"""What the API's tables hold: each column with its unit, and how it is made of what is stored.
+"""Columns of the API's tables: each with its unit, and its computation from stored columns.
 
 Belongs here: names and units for people. Does not belong here: reading files.
 """
@@ -23,9 +23,9 @@ from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.units import BPS
 from ingestor.errors import did_you_mean
 
-#: Kinds of rows that lie in the lake, in the order in which one is made of the other.
+#: Kinds of rows in the lake, in the order of their computation.
 TICKS, TRADES, BARS, FEATURES, LABELS = "ticks", "trades", "bars", "features", "labels"
-#: What is computed when it is asked for.
+#: Kinds that are computed on request.
 SCORES, COVERAGE, GAPS = "scores", "coverage", "gaps"
 KINDS = (TICKS, TRADES, BARS, FEATURES, LABELS, SCORES, COVERAGE, GAPS)
 PRODUCT = "product"
@@ -42,8 +42,8 @@ class Column:
         name: its name.
         unit: of the value; empty for words and flags.
         text: its meaning.
-        sources: stored columns it is made of.
-        make: computes it from a table of those; None where the one stored column is taken as it is.
+        sources: stored columns it is computed from.
+        make: computes it from a table of those; None where the one stored column is used unchanged.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Kind:
         time: stored column of the time, where rows are stored.
         product: stored column of the product.
         known: stored column, and its values in rows of which something is known.
-        version: of the meaning that this build gives the rows; None where files have no version.
+        version: version of the rows' meaning in this build; None where files have no version.
         reference_set: products whose means the cross features are; empty where there are none.
     """
 
@@ -90,7 +90,7 @@ class Kind:
         return tuple(known[name] for name in dict.fromkeys(names) if name in known)
 
     def require(self, names: Collection[str], known: Collection[str]) -> None:
-        """Make sure that columns exist.
+        """Check that columns exist.
 
         Raises:
             ApiError: one does not.
@@ -131,7 +131,7 @@ def _call(function: str, *arguments: Any) -> Any:
 def _over(source: str, divisor: float) -> _Make:
     """Return a maker of a fixed-point column as a number.
 
-    A division gives the double that is nearest to the decimals; a product may miss it.
+    A division returns the double nearest to the decimals; a product may not.
     """
     return lambda table: _call("divide", table[source].cast(pa.float64()), pa.scalar(divisor))
 
@@ -196,7 +196,7 @@ _TRADES = Kind(
         Column("size", BASE, "quantity traded", ("size",)),
         Column("side", "", "buy or sell, of the taker", ("buy",), _side),
         Column("trade_id", "", "the exchange's number", ("trade_id",)),
-        Column("is_snapshot", "", "it came in a snapshot, as history", ("is_snapshot",)),
+        Column("is_snapshot", "", "part of a snapshot, which is history", ("is_snapshot",)),
     ),
     time="trade_time_ns",
     product="product_id",
@@ -246,7 +246,7 @@ _BARS = Kind(
         Column("in_gap", "", "no message for longer than the gap limit", ("in_gap",)),
         Column("new_segment", "", "first bar after a break; no return crosses it", ("new_segment",)),
         Column("lossy", "", "messages were lost in it or around it", ("lossy",)),
-        Column("out_of_bounds", "", "it moved more than 5 %; left out of all sums", ("out_of_bounds",)),
+        Column("out_of_bounds", "", "moved more than 5 %; left out of all sums", ("out_of_bounds",)),
     ),
     known=("in_gap", (False,)),
 )  # fmt: skip
@@ -265,8 +265,8 @@ COVERAGE_KIND = Kind(
     (
         Column("recorded", SHARE, "bars that are not in a gap; 0 where nothing is stored"),
         Column("messages", "count", "quote updates"),
-        Column("trades", "count", "trades; null where the feed told of none"),
-        Column("stale", SHARE, "bars whose quote is too old to predict from"),
+        Column("trades", "count", "trades; null where the feed reported none"),
+        Column("stale", SHARE, "bars whose quote is too old for a prediction"),
         Column("lossy", SHARE, "bars in or around which messages were lost"),
         Column("features", SHARE, "rows of features that may be scored; null: no features stored"),
         Column("labels", SHARE, "rows with a label; null: no labels stored"),
@@ -278,12 +278,12 @@ _GAPS = Kind(
     (
         Column("end", "UTC", "event time of the first thing known after the loss"),
         Column("seconds", "s", "end minus start"),
-        Column("kind", "", "sequence, in_flight, between or offsets (docs/concepts: Conservation)"),
-        Column("lost", "count", "sequence numbers or offsets lost; null: nobody knows"),
+        Column("kind", "", "sequence, in_flight, between or offsets (docs/concepts: How nothing is lost)"),
+        Column("lost", "count", "sequence numbers or offsets lost; null: unknown"),
         Column("connection_id", "", "the connection; empty where the broker lost offsets"),
         Column("from_sequence", "", "first number lost"),
         Column("to_sequence", "", "last number lost"),
-        Column("detail", "", "what else is known, JSON"),
+        Column("detail", "", "further facts, JSON"),
     ),
 )
 _FIXED = {kind.name: kind for kind in (_TICKS, _TRADES, _BARS, _SCORES, COVERAGE_KIND, _GAPS)}
@@ -301,7 +301,7 @@ def kind_of(name: str, spec: TimescaleSpec) -> Kind:
     if name == LABELS:
         return _labels(spec)
     if name not in _FIXED:
-        raise ApiError(f"{name!r} is no kind of rows: {', '.join(KINDS)}.{did_you_mean(name, KINDS)}")
+        raise ApiError(f"{name!r} is not a kind of rows: {', '.join(KINDS)}.{did_you_mean(name, KINDS)}")
     return _FIXED[name]
 
 

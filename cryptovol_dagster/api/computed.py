@@ -1,4 +1,4 @@
-"""What is computed when it is asked for: scores of stored features, coverage by hour, the gap ledger."""
+"""Tables that are computed on request: scores of stored features, coverage by hour, the gap ledger."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from cryptovol_dagster.lake.market import TICKS as TICKS_ASSET
 if TYPE_CHECKING:
     from cryptovol_dagster.inference.scorer import Scorer
 
-#: Stated, because a partition may hold no row that is wanted, and then no value tells its type.
+#: Explicit types, because a partition may have no requested row, and then no value has a type.
 _SCORES_SCHEMA = pa.schema(
     [
         ("bar_start", pa.timestamp("ns", "UTC")),
@@ -38,11 +38,11 @@ _SCORES_SCHEMA = pa.schema(
 
 
 def scorer_of(lake: Lake, spec: TimescaleSpec, reports: Reports, model: str | Path | None) -> Scorer:
-    """Find the model that scores: a name, a file, or the champion in force.
+    """Find the model that scores: a name, a file, or the champion.
 
     Raises:
         InferError: there is none, or it is another chain's.
-        ModelError: the file is no model file.
+        ModelError: the file is not a model file.
         DecisionError: the newest decision cannot be read.
     """
     from cryptovol_dagster.inference.scorer import find_scorer
@@ -67,7 +67,7 @@ def score_partitions(query: Query, scorer: Scorer) -> Iterator[tuple[str, pa.Tab
     """Score stored features partition by partition.
 
     Args:
-        query: of features; its columns are not looked at.
+        query: of features; its columns are ignored.
         scorer: the model.
 
     Raises:
@@ -104,12 +104,12 @@ def _wanted_rows(table: pa.Table, query: Query) -> pd.DataFrame:
 
 
 def coverage(bars: Query, features: Query, labels: Query, partition_ns: int) -> pd.DataFrame:
-    """Return what there is of each product in each hour (or day), holes included.
+    """Return the counts of each product in each hour (or day), holes included.
 
     Args:
         bars: of the span.
         features: of the same span, of any product: one may have none.
-        labels: as features; a partition of them holds the labels that matured in it.
+        labels: as features; a partition of them contains the labels that matured in it.
         partition_ns: length of an hour or a day.
 
     Raises:
@@ -168,7 +168,7 @@ def gaps(lake: Lake, span: tuple[int | None, int | None], products: tuple[str, .
         LakeError: a file cannot be read.
     """
     start_ns, end_ns = span
-    # Filed under the hour in which it ends, which may be after the span.
+    # Stored under the hour in which it ends, which may be after the span.
     keys = [key for key in lake.partitions(LEDGER) if start_ns is None or partition_window(key)[1] > start_ns]
     tables = [lake.read_partition(LEDGER, key) for key in keys]
     if not tables:
@@ -204,7 +204,7 @@ def _ledger_frame(losses: pd.DataFrame) -> pd.DataFrame:
 def _concerns(
     lake: Lake, carried: Callable[[str], dict[str, set[str]]], loss: Any, products: tuple[str, ...]
 ) -> bool:
-    """Tell whether a loss may be one of these products: its connection carried no others alone."""
+    """Return whether a loss may affect these products: its connection carried at least one of them."""
     keys = lake.written(TICKS_ASSET, loss.start_ns, loss.end_ns + 1)
     found = set[str]().union(*(carried(key).get(loss.connection_id, ()) for key in keys))
     return not found or bool(found & set(products))

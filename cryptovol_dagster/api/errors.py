@@ -1,4 +1,4 @@
-"""What a caller of the API did that cannot be answered, said in one line."""
+"""Errors of calls of the API; messages are one line."""
 
 from __future__ import annotations
 
@@ -6,4 +6,4 @@ from ingestor.errors import CryptovolError
 
 
 class ApiError(CryptovolError):
-    """The question cannot be answered; the message says what exists and what to type."""
+    """The call cannot be answered; the message contains what exists and what to type."""

@@ -46,19 +46,19 @@ if TYPE_CHECKING:
 CONFIG = "config.yaml"
 Products = str | Sequence[str] | None
 Columns = Sequence[str] | None
-#: What a market's methods return.
+#: Return type of a market's methods.
 Frame = TypeVar("Frame", pd.DataFrame, pa.Table)
 
 
 def open(where: str | Path | None = None) -> Market[pd.DataFrame]:
     """Open a market's data.
 
-    A folder that holds a `config.yaml` (``data/demo``, ``data/simulated``) is read with that configuration,
-    any other one with the configuration in force. A relative path is looked for here, then in the folders
-    above, up to the first that holds a `config.yaml`: so it means the same in a notebook's folder.
+    A folder with a `config.yaml` (``data/demo``, ``data/simulated``) is read with that configuration, any
+    other one with the effective configuration. A relative path is searched here, then in the folders above,
+    up to the first with a `config.yaml`: so it means the same in a notebook's folder.
 
     Args:
-        where: a data folder, or a configuration file; by default the configuration in force:
+        where: a data folder, or a configuration file; by default the effective configuration:
             ``$CRYPTOVOL_CONFIG``, else the nearest `config.yaml` here or above.
 
     Raises:
@@ -75,7 +75,7 @@ def open(where: str | Path | None = None) -> Market[pd.DataFrame]:
     folder = _find(Path(where))
     config = folder if folder.is_file() else folder / CONFIG
     if config.is_file():
-        # The file says all of it: what the environment adds is meant for the market in force.
+        # The file is complete: values of the environment are for the default market.
         return Market(load_settings(config, environ={}).settings, config, to_pandas)
     settings = in_force().settings
     storage = settings.storage.model_copy(update={"data_dir": folder})
@@ -83,7 +83,7 @@ def open(where: str | Path | None = None) -> Market[pd.DataFrame]:
 
 
 def in_force() -> Market[pd.DataFrame]:
-    """Open the market of the configuration in force; see `open`.
+    """Open the market of the effective configuration; see `open`.
 
     Raises:
         SettingsError: the configuration cannot be used.
@@ -93,13 +93,13 @@ def in_force() -> Market[pd.DataFrame]:
 
 
 def market_of(loaded: LoadedSettings) -> Market[pd.DataFrame]:
-    """Open the market of a configuration in force that was read already, as every verb reads it."""
+    """Open the market of a configuration that was read already, as in every verb."""
     named = loaded.config_file if os.environ.get(ENV_CONFIG_FILE) else None
     return Market(loaded.settings, named, to_pandas)
 
 
 def _upwards(path: Path) -> Iterator[Path]:
-    """Give the places that a relative path may mean: here, and above up to a folder with a configuration."""
+    """Return the candidates of a relative path: here, and above up to a folder with a configuration."""
     for folder in (Path.cwd(), *Path.cwd().parents):
         yield folder / path
         if (folder / CONFIG).is_file() or path.is_absolute():
@@ -110,7 +110,7 @@ def _find(path: Path) -> Path:
     found = next((place for place in _upwards(path) if place.exists()), None)
     if found is None:
         known = [str(Path("data", config.parent.name)) for config in _markets()]
-        there = f"there is {', '.join(known)}" if known else "`cryptovol demo` makes data/demo"
+        there = f"there is {', '.join(known)}" if known else "`cryptovol demo` creates data/demo"
         raise ApiError(f"{path}: no such folder; {there}.{did_you_mean(str(path), known)}")
     return found.resolve()
 
@@ -122,25 +122,25 @@ def _markets() -> list[Path]:
 
 @dataclass(frozen=True)
 class Market(Generic[Frame]):
-    """One market's data as frames; made by `cryptovol_dagster.api.open`.
+    """One market's data as frames; returned by `cryptovol_dagster.api.open`.
 
     Methods share their arguments:
 
-    * `product`: one (``"BTC-USD"``), several, or None for all that are stored.
+    * `product`: one (``"BTC-USD"``), several, or None for all stored ones.
     * `start`, `end`: the span ``[start, end)``, as text (``"2025-12-01T10:30"``), datetimes or Timestamps.
       Without a zone they are UTC. A day (``"2025-12-01"``) or an hour (``"2025-12-01T10"``) alone is that
-      period. ``"-6h"`` counts back from the end. None is the beginning, or the end, of what is stored.
-    * `columns`: those wanted beside time and product; only these are read. `describe` lists them.
+      period. ``"-6h"`` counts back from the end. None is the beginning, or the end, of the stored data.
+    * `columns`: columns beside time and product; only these are read. `describe` lists them.
     * `chain`: ``seconds``, or of the minutes ``minutes_h5`` and ``minutes_h15``. Bars and features do not
       depend on the horizon: there ``minutes`` will do.
-    * `any_version`: also read files that other versions of the code wrote. What such a file lacks is null,
-      and columns that this build does not know are given as they are.
+    * `any_version`: also read files that other versions of the code wrote. Missing columns are null,
+      and unknown columns are returned unchanged.
 
     Rows are in order of time, then product. The index of a frame is the time, in UTC; `product` is its first
     column. A bar, and what is computed from it, carries the bar's start; it is known at the bar's end.
 
-    A span that was recorded in part gives what is there; `coverage` and `gaps` show what is not. Where
-    nothing is stored, an `ApiError` says what exists. A file that cannot be read is a `LakeError`.
+    A partly recorded span returns its rows; `coverage` and `gaps` show the missing parts. Where nothing is
+    stored, an `ApiError` names what exists. A file that cannot be read is a `LakeError`.
 
     Attributes:
         settings: the configuration the data were computed under.
@@ -153,7 +153,7 @@ class Market(Generic[Frame]):
 
     @property
     def arrow(self) -> Market[pa.Table]:
-        """The same market in Arrow: tables whose first column is the time; fields say unit and meaning."""
+        """The same market in Arrow: tables with the time first; fields contain unit and meaning."""
         return Market(self.settings, self.config_file, _as_it_is)
 
     @property
@@ -163,7 +163,7 @@ class Market(Generic[Frame]):
 
     @cached_property
     def chains(self) -> dict[str, TimescaleSpec]:
-        """What is learned, by name: ``seconds``, ``minutes_h5`` and so on."""
+        """Names of the chains: ``seconds``, ``minutes_h5`` and so on."""
         return timescale_specs(self.settings)
 
     def ticks(
@@ -192,7 +192,7 @@ class Market(Generic[Frame]):
     ) -> Frame:
         """Return bars on a regular grid, with prices, volume, log return, spread and flags.
 
-        Prices of the seconds are mids, those of the minutes trades'. What is unknown is NaN (Arrow: null).
+        Prices of the seconds are mids, those of the minutes trades'. Unknown values are NaN (Arrow: null).
         """
         return self._give(self._query(BARS, chain, product, start, end, columns).table())
 
@@ -206,7 +206,7 @@ class Market(Generic[Frame]):
         chain: str = SECONDS,
         any_version: bool = False,
     ) -> Frame:
-        """Return what a model sees at the end of each bar; `valid` says whether the row may be scored."""
+        """Return the features at the end of each bar; `valid` is whether the row may be scored."""
         return self._give(self._query(FEATURES, chain, product, start, end, columns, any_version).table())
 
     def labels(
@@ -233,15 +233,15 @@ class Market(Generic[Frame]):
     ) -> Frame:
         """Return the probability of a spike in the next H bars, computed now from stored features.
 
-        `attrs` of the frame (metadata of an Arrow schema) say which model scored, its operating point, and
-        until when it has learned: rows before that are no test of it.
+        `attrs` of the frame (metadata of an Arrow schema) contain the model, its operating point, and the end
+        of its training: rows before that are not a test of it.
 
         Args:
             product: see `Market`, as `start`, `end` and `chain`.
             start: first time.
             end: end of the times.
-            model: the champion in force (None), the name of an exported model (``"xgboost"``), or a model
-                file (``….zip``). Where there is no champion, None is an exported model; `attrs` say so.
+            model: the champion (None), the name of an exported model (``"xgboost"``), or a model
+                file (``….zip``). Where there is no champion, None is an exported model; `attrs` name it.
             chain: which horizon.
 
         Raises:
@@ -255,7 +255,7 @@ class Market(Generic[Frame]):
     def coverage(
         self, product: Products = None, start: Time = None, end: Time = None, *, chain: str = SECONDS
     ) -> Frame:
-        """Return what there is of each product in each hour (of the minutes: day), holes included."""
+        """Return the counts of each product in each hour (of the minutes: day), holes included."""
         measures = ["in_gap", "updates", "trades", "stale", "lossy"]
         bars = self._query(BARS, chain, product, start, end, measures, any_version=True)
         # "-6h" is back from the newest bar, not from the newest of each.
@@ -271,7 +271,7 @@ class Market(Generic[Frame]):
         return self._give(joined([to_table(found.reset_index())], self._kind(COVERAGE, chain)))
 
     def gaps(self, product: Products = None, start: Time = None, end: Time = None) -> Frame:
-        """Return what the feed is known to have lost: the rows of the gap ledger that touch the span.
+        """Return the known losses of the feed: the rows of the gap ledger that touch the span.
 
         A loss is a connection's, and so of every product that the connection carried. A span in which nobody
         recorded is answered too, between the first hour recorded and the last.
@@ -293,21 +293,21 @@ class Market(Generic[Frame]):
         any_version: bool = False,
         model: str | Path | None = None,
     ) -> Iterator[Frame]:
-        """Give the rows of a kind partition by partition, in order of time: a year need not fit in memory.
+        """Yield the rows of a kind partition by partition, in order of time: a year need not fit in memory.
 
         Args:
             kind: ``"ticks"``, …, as the methods are called.
             product: see `Market`, as the other arguments.
             start: first time.
             end: end of the times.
-            columns: those wanted.
+            columns: the columns.
             chain: which timescale or horizon.
             any_version: also read files of other versions; all parts have the same columns nevertheless.
             model: of `scores`, and of no other kind.
         """
         of_kind = self._kind(kind, chain)
         if model is not None and kind != SCORES:
-            raise ApiError(f"a model goes with scores: {kind} are not computed by one")
+            raise ApiError(f"a model is for scores: {kind} are not computed by one")
         if kind not in (SCORES, COVERAGE, GAPS):
             query = self._query(kind, chain, product, start, end, columns, any_version)
             return (self._give(joined([part], of_kind)) for _, part in query.batches())
@@ -324,7 +324,7 @@ class Market(Generic[Frame]):
     def partitions(
         self, kind: str, start: Time = None, end: Time = None, *, chain: str = SECONDS
     ) -> list[str]:
-        """Name the hours (of the minutes: days) of a span that are stored, oldest first, if any."""
+        """Return the stored hours (of the minutes: days) of a span, oldest first."""
         stored = {SCORES: FEATURES, COVERAGE: BARS, GAPS: TICKS}.get(kind, kind)
         return self._query(stored, chain, None, start, end, None).stored_partitions()
 
@@ -350,11 +350,11 @@ class Market(Generic[Frame]):
         )
 
     def served_by(self) -> dict[str, int]:
-        """Count the recorded connections by server: ``cryptovol-simulator`` is no real market."""
+        """Count the recorded connections by server: ``cryptovol-simulator`` is not a real market."""
         return RawStore(self.settings.storage.raw_dir).servers()
 
     def study(self, as_of: str | None = None, *, chain: str = SECONDS) -> Study:
-        """Return what a training as of a partition learns from, with numbers and pictures about it.
+        """Return the training data as of a partition, with numbers and pictures.
 
         Args:
             as_of: an hour (``"2025-12-01-17:00"``) or, of the minutes, a day; the newest with labels by
@@ -398,7 +398,7 @@ class Market(Generic[Frame]):
         )
 
     def _spec(self, chain: str, *, of_grid: bool = False) -> TimescaleSpec:
-        """Return the chain of a name; of what horizons share, any chain of the timescale."""
+        """Return the chain of a name; for shared assets of horizons, any chain of the timescale."""
         if chain in self.chains:
             return self.chains[chain]
         on_grid = [name for name, spec in self.chains.items() if spec.grid == chain]
@@ -406,7 +406,9 @@ class Market(Generic[Frame]):
             return self.chains[on_grid[0]]
         if on_grid:
             raise ApiError(f"{chain} have several horizons: chain={' or '.join(map(repr, on_grid))}")
-        raise ApiError(f"{chain!r} is no chain: {', '.join(self.chains)}.{did_you_mean(chain, self.chains)}")
+        raise ApiError(
+            f"{chain!r} is not a chain: {', '.join(self.chains)}.{did_you_mean(chain, self.chains)}"
+        )
 
     def _kind(self, name: str, chain: str) -> Kind:
         return kind_of(name, self._spec(chain, of_grid=name != LABELS))
@@ -444,10 +446,10 @@ def _as_it_is(table: pa.Table) -> pa.Table:
 
 
 def _required(columns: Columns, kind: Kind, *, any_version: bool = False) -> list[str] | None:
-    """Return the names of the columns wanted, once it is known that the kind has them; None means all.
+    """Return the names of the requested columns, after the check that the kind has them; None means all.
 
     Raises:
-        ApiError: there is no such column, or the names are no list.
+        ApiError: there is no such column, or the names are not a list.
     """
     if isinstance(columns, str):
         raise ApiError(f"columns is a list: columns=[{columns!r}]")

@@ -1,7 +1,7 @@
-"""Partitions of the lake as one table: in order of time, in units for people, only the columns asked for.
+"""Partitions of the lake as one table: in order of time, in readable units, only the requested columns.
 
-Belongs here: which files a span needs, and rows out of them. Does not belong here: what a column means
-(`columns.py`), what a time means (`spans.py`).
+Belongs here: the files of a span, and their rows. Does not belong here: the meaning of a column
+(`columns.py`), the meaning of a time (`spans.py`).
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ _Result = TypeVar("_Result")
 
 @dataclass(frozen=True)
 class Query:
-    """What is asked of one asset.
+    """A query of one asset.
 
     Attributes:
         lake: where its partitions are.
         kind: of rows.
         asset: its name in the lake.
-        reach_ns: how far after a row's time its partition may end (a label waits for what it tells).
+        reach_ns: how far after a row's time its partition may end (a label waits for its horizon).
         start_ns: first time; None is an open end.
         end_ns: end of the times, exclusive; None is an open end.
-        products: those wanted; None: all.
-        names: columns wanted, in order; None: all.
+        products: the products; None: all.
+        names: the columns, in order; None: all.
         any_version: read files whatever their version.
         verb: writes a command that works on this lake.
     """
@@ -58,10 +58,10 @@ class Query:
     verb: Callable[[str], str]
 
     def partitions(self) -> list[str]:
-        """Name the partitions to read, oldest first.
+        """Return the partitions to read, oldest first.
 
         Raises:
-            ApiError: none was written; or none holds a product that is asked for.
+            ApiError: none was written; or none contains a requested product.
         """
         keys = self.stored_partitions()
         if not keys:
@@ -70,17 +70,17 @@ class Query:
         return keys
 
     def require_recorded(self) -> None:
-        """Make sure that the span touches the time from the first partition to the last, holes included.
+        """Check that the span touches the time from the first partition to the last, holes included.
 
         Raises:
-            ApiError: it does not; or no partition holds a product that is asked for.
+            ApiError: it does not; or no partition contains a requested product.
         """
         stored = replace(self, start_ns=None, end_ns=None).partitions()
         if not self._touches(partition_window(stored[0])[0], partition_window(stored[-1])[1]):
             raise self._nothing()
 
     def stored_partitions(self) -> list[str]:
-        """Name the partitions that the span touches, oldest first; there may be none."""
+        """Return the partitions that the span touches, oldest first; there may be none."""
         if self.start_ns is not None and self.end_ns is not None:
             return self.lake.written(self.asset, self.start_ns, self.end_ns + self.reach_ns)
         return [key for key in self.lake.partitions(self.asset) if self._touches(*partition_window(key))]
@@ -93,7 +93,7 @@ class Query:
         stored = self.lake.partitions(self.asset)
         if not stored:
             return ApiError(
-                f"{self.lake.root} holds no {self.asset} yet: {_first_steps(self.asset, self.verb)}"
+                f"{self.lake.root} has no {self.asset} yet: {_first_steps(self.asset, self.verb)}"
             )
         first_ns, last_ns = partition_window(stored[0])[0], partition_window(stored[-1])[1]
         start = shown(first_ns if self.start_ns is None else self.start_ns)
@@ -105,7 +105,7 @@ class Query:
         )
 
     def _require_products(self, keys: Sequence[str]) -> None:
-        """Make sure that every product asked for is stored in at least one partition.
+        """Check that every requested product is stored in at least one partition.
 
         Raises:
             ApiError: one is not.
@@ -120,12 +120,12 @@ class Query:
             missing -= set(words)
         if missing:
             raise ApiError(
-                f"{self.asset} hold no product {', '.join(sorted(missing))} in {keys[0]} … {keys[-1]}: "
+                f"{self.asset} have no product {', '.join(sorted(missing))} in {keys[0]} … {keys[-1]}: "
                 f"there are {', '.join(sorted(met)) or 'none'}.{did_you_mean(min(missing), met)}"
             )
 
     def require_versions(self, keys: Sequence[str]) -> None:
-        """Make sure that every file means what this build means by its columns.
+        """Check that every file has this build's version of its columns.
 
         Raises:
             ApiError: some files are of other versions.
@@ -177,18 +177,18 @@ class Query:
             columns = self._columns_in(schema)
             sources = dict.fromkeys([kind.time, kind.product, *(s for c in columns for s in c.sources)])
             table = file.read(columns=list(sources), use_threads=threads)
-        return self._made(table, columns)
+        return self._computed(table, columns)
 
     def _version_of(self, key: str) -> str:
         return self.lake.versions(self.asset, *partition_window(key))[key]
 
-    def _made(self, table: pa.Table, columns: Sequence[Column]) -> pa.Table:
-        """Compute these columns of the rows wanted."""
+    def _computed(self, table: pa.Table, columns: Sequence[Column]) -> pa.Table:
+        """Compute these columns of the requested rows."""
         kind = self.kind
         times, codes, words = _keys_of(table, kind)
         rows = self._rows(times, codes, words)
         if len(rows) < table.num_rows or (np.diff(rows) != 1).any():
-            # Also where the rows lie in one run: a slice of them would keep the whole file in memory.
+            # Also where the rows are consecutive: a slice of them would keep the whole file in memory.
             table = table.take(pa.array(rows))
         made = [column.make(table) if column.make else table[column.sources[0]] for column in columns]
         return pa.Table.from_arrays(
@@ -209,7 +209,7 @@ class Query:
     def _rows(
         self, times: NDArray[np.int64], codes: NDArray[np.int32], words: list[str]
     ) -> NDArray[np.int64]:
-        """Return the rows wanted, in order of time; of equal times as they are stored, by product."""
+        """Return the requested rows, in order of time; rows of equal time in stored order, by product."""
         order = np.argsort(times, kind="stable")
         if self.products is not None and set(words) - set(self.products):
             wanted = np.array([word in self.products for word in words], dtype=bool)
@@ -219,7 +219,7 @@ class Query:
         return order[first:stop]
 
     def _products(self, codes: NDArray[np.int32], words: list[str]) -> pa.DictionaryArray:
-        """Encode products by those asked for, so that every partition has the same dictionary."""
+        """Encode products by the requested ones, so that every partition has the same dictionary."""
         if self.products is not None:
             place = {word: index for index, word in enumerate(self.products)}
             codes = np.array([place.get(word, -1) for word in words], dtype=np.int32)[codes]
@@ -238,7 +238,7 @@ class Query:
         return table if self.names is None else self.kind.pick(table, self.names)
 
     def each(self, work: Callable[[str], _Result]) -> list[tuple[str, _Result]]:
-        """Work on every partition, several at a time; returns results in order of time.
+        """Process every partition, several at a time; return results in order of time.
 
         Files are small and columns many, so a thread a file is faster than a thread a column.
         """
@@ -247,7 +247,7 @@ class Query:
             return list(zip(keys, pool.map(work, keys), strict=True))
 
     def batches(self) -> Iterator[tuple[str, pa.Table]]:
-        """Read it partition by partition, so that memory holds one of them; all have the same columns."""
+        """Yield partition by partition, so that memory has one of them; all have the same columns."""
         keys = self.partitions()
         self.require_versions(keys)
         every = self._no_rows(keys) if self.any_version else None
@@ -260,17 +260,17 @@ class Query:
             yield key, part
 
     def _no_rows(self, keys: Sequence[str]) -> pa.Table:
-        """Return a table without rows that has the columns wanted of all these files.
+        """Return a table without rows that has the requested columns of all these files.
 
         Raises:
-            ApiError: no file has a column that is asked for.
+            ApiError: no file has a requested column.
         """
         schemas: list[pa.Schema] = []
         for key in keys:
             with self.lake.open_partition(self.asset, key) as file:
                 if not any(file.schema_arrow.equals(schema) for schema in schemas):
                     schemas.append(file.schema_arrow)
-        parts = [self._made(schema.empty_table(), self._columns_in(schema)) for schema in schemas]
+        parts = [self._computed(schema.empty_table(), self._columns_in(schema)) for schema in schemas]
         table = pa.concat_tables(parts, promote_options="permissive")
         return table if self.names is None else self.kind.pick(table, self.names)
 
@@ -281,7 +281,7 @@ def _own(version: str | None) -> str:
 
 
 def newest_time(lake: Lake, kind: Kind, asset: str, spec: TimescaleSpec) -> int:
-    """Return the end of the newest rows of which something is known, in UTC nanoseconds.
+    """Return the end of the newest known rows, in UTC nanoseconds.
 
     A day of minutes has all its bars from the beginning, those to come too.
     """
@@ -310,7 +310,7 @@ def _keys_of(table: pa.Table, kind: Kind) -> tuple[NDArray[np.int64], NDArray[np
 
 
 def joined(parts: Sequence[pa.Table], kind: Kind) -> pa.Table:
-    """Join partitions; columns that only some have are null in the others. Fields say unit and meaning."""
+    """Join partitions; columns of only some are null in the others. Fields contain unit and meaning."""
     table = pa.concat_tables(parts, promote_options="permissive").unify_dictionaries()
     known = {column.name: column for column in kind.columns}
     fields = [
@@ -323,7 +323,7 @@ def joined(parts: Sequence[pa.Table], kind: Kind) -> pa.Table:
 
 
 def _counted(keys: Sequence[str]) -> str:
-    """Say how many hours or days there are, and of how many between the first and the last."""
+    """Return the number of hours or days as text, and of all between the first and the last."""
     length_ns, name = (HOUR_NS, "hour") if ":" in keys[0] else (DAY_NS, "day")
     span = (partition_window(keys[-1])[1] - partition_window(keys[0])[0]) // length_ns
     holes = f", {span - len(keys)} of them missing in between" if span > len(keys) else ""

@@ -13,7 +13,7 @@ from cryptovol_dagster.api.errors import ApiError
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.times import DAY_NS, HOUR_NS
 
-#: A time, or how far before the end of the data one lies.
+#: A time, or a distance back from the end of the data.
 Time = str | date | timedelta | np.datetime64 | None
 
 _KEY = re.compile(r"(\d{4}-\d{2}-\d{2})-(\d{2}):00$")
@@ -39,7 +39,7 @@ def parse_span(start: Time, end: Time, newest_ns: Callable[[], int]) -> tuple[in
     Args:
         start: beginning of the span.
         end: end of the span; rows at this time are not part of it.
-        newest_ns: says where the data end; called only where something is counted back from there.
+        newest_ns: returns the end of the data; called only where a time is counted back from there.
 
     Raises:
         ApiError: no time, a start that is not before the end, or a zone on one side only.
@@ -74,12 +74,12 @@ def shown(time_ns: int) -> str:
 
 
 def _back_ns(time: Time) -> int | None:
-    """Return how far back a time is counted; None where it is no such time."""
+    """Return how far back a time is counted; None where it is not such a time."""
     if isinstance(time, str) and _BACK.match(time):
         length = time[1:].lower()
     elif isinstance(time, timedelta):
         if time >= timedelta(0):
-            raise ApiError(f'{time} lies after the end of the data: a length must be negative, as in "-6h"')
+            raise ApiError(f'{time} is after the end of the data: a length must be negative, as in "-6h"')
         length = -time
     else:
         return None

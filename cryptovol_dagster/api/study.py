@@ -91,7 +91,7 @@ class Study:
 
     @cached_property
     def plan(self) -> plans.SplitPlan:
-        """How the rows are split; `plan.trainable` and `plan.reason` say whether and why not."""
+        """Split of the rows; `plan.trainable` is whether models are trained, `plan.reason` why not."""
         return plans.plan_split(self._lake, self.spec, self.as_of)
 
     @cached_property
@@ -138,7 +138,7 @@ class Study:
 
     @cached_property
     def ladder(self) -> tuple[Rung, ...]:
-        """What a model reaches honestly, and with each known leak; on the newest day of bars at most.
+        """Return the results of the honest pipeline, and with each known leak; on at most a day of bars.
 
         Raises:
             ApiError: the day cannot be learned from.

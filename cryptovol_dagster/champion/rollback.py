@@ -1,8 +1,8 @@
-"""Put an earlier model back in force by hand, in an order in which a crash loses nothing.
+"""Rollback to an earlier model by hand, in an order in which a crash loses nothing.
 
-The order is that of `succession`: verdict on the version that goes → model copy and decision in the lake →
-aliases. The decision lies beside the one it follows (`decisions.ROLLED_BACK`). So deciding that partition
-again does not undo it, and the next partition continues from it.
+The order is that of `succession`: verdict on the replaced version → model copy and decision in the lake →
+aliases. The decision is stored beside the one it follows (`decisions.ROLLED_BACK`). So deciding that
+partition again does not undo it, and the next partition continues from it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from cryptovol_dagster.tracking.registry import Registry
 
 @dataclass(frozen=True)
 class Rollback:
-    """What a rollback did, or would do.
+    """Result of a rollback, or of a dry run.
 
     Attributes:
         taken_out: the champion before.
-        decision: what is in force now.
+        decision: the new decision.
         aliases: how the registry's aliases moved, in a sentence; empty for a dry run.
     """
 
@@ -38,15 +38,16 @@ class Rollback:
 
 
 def require_champion(lake: Lake, spec: TimescaleSpec) -> tuple[Decision, Champion]:
-    """Return the newest decision and its champion; to be asked before a registry is opened, which makes one.
+    """Return the newest decision and its champion; to be called before opening a registry, which creates one.
 
     Raises:
-        DecisionError: nothing was decided yet, or nobody is in force.
+        DecisionError: there is no decision yet, or no champion.
     """
     newest = decisions.newest_decision(lake, spec)
     if newest is None or newest.champion is None:
         raise DecisionError(
-            f"{spec.name} has no champion to roll back: `cryptovol evaluate` decides who is the first"
+            f"{spec.name} has no champion to roll back: "
+            f"`{decisions.evaluate_command(spec.name)}` decides who is the first"
         )
     return newest, newest.champion
 
@@ -61,7 +62,7 @@ def roll_back_to(
     reason: str,
     dry_run: bool = False,
 ) -> Rollback:
-    """Put the model of a registry version in force, and bar the champion it replaces.
+    """Make the model of a registry version champion, and bar the champion it replaces.
 
     Args:
         lake: decisions, models, and the partitions with labels.
@@ -70,7 +71,7 @@ def roll_back_to(
         registry: versions and aliases.
         to: ``previous``, or a version number.
         reason: a person's words.
-        dry_run: return what would be done, and write nothing.
+        dry_run: return the changes, and write nothing.
 
     Raises:
         DecisionError: nothing was decided yet, or the model is champion already or has other features.

@@ -1,6 +1,6 @@
-"""Score the stored rows that a decision about the champion asks for, with models trained at different times.
+"""Score the stored rows that a decision about the champion needs, with models of different times.
 
-Belongs here: which rows, and which models score them. Does not belong here: what follows from the scores.
+Belongs here: the rows, and the models that score them. Does not belong here: conclusions from the scores.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ class StoredRows:
         lake: rows, models and the copies of champion and challenger.
         spec: the timescale.
         plan: of the partition; trainable.
-        measured: what the partition's evaluation says.
+        measured: the partition's evaluation.
 
     The methods raise:
         LakeError: a file is missing or cannot be read.
         ChainError: rows or a model were materialized under another configuration or plan.
-        ModelError: a file is no model file, or a model refuses the rows.
+        ModelError: a file is not a model file, or a model refuses the rows.
     """
 
     lake: Lake
@@ -128,10 +128,10 @@ def why_unscorable(model: Model, columns: tuple[str, ...], reference_set: tuple[
 
 
 def score(model: Model, features: pd.DataFrame) -> NDArray[np.float64]:
-    """Score rows with a model that may know more, or fewer, optional columns than they have.
+    """Score rows with a model that may have more, or fewer, optional columns than they have.
 
     Raises:
-        ModelError: a column the model needs is missing, or holds a value it must not.
+        ModelError: a column the model needs is missing, or contains a value that is not allowed.
     """
     inputs = list(model.meta.inputs)
     return model.predict_proba(
@@ -165,7 +165,7 @@ def score_span(
     """Score the labelled rows with decision times in ``[start_ns, end_ns)``, a piece at a time.
 
     Args:
-        lake: holds features and labels.
+        lake: the lake with features and labels.
         spec: the timescale.
         start_ns: the first decision time.
         end_ns: exclusive.

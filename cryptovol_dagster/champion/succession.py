@@ -2,7 +2,7 @@
 
 The order is: versions and verdict in the registry → model copies and decision in the lake → aliases. Where
 MLflow cannot be reached, nothing of the partition is written. Whatever was the last step, deciding the
-partition again, or the next one, brings the registry to what the newest decision says.
+partition again, or the next one, updates the registry to the newest decision.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Settled:
 
     Attributes:
         decision: as stored.
-        standing: what is in force: the decision, or a rollback made after it.
-        path: where the decision lies.
+        standing: the effective decision: this one, or a later rollback.
+        path: path of the decision.
         aliases: how the registry's aliases moved, or why not, in a sentence.
     """
 
@@ -64,7 +64,7 @@ def why_aliases_stay(
     if BACKFILL_TAG in run_tags:
         return f"this run belongs to backfill {run_tags[BACKFILL_TAG]}"
     if BACKFILL_VERB_TAG in run_tags:
-        return "this run was made by `cryptovol backfill`"
+        return "this run is of `cryptovol backfill`"
     (key,) = partition_keys
     if spec.partition_s != HOUR_S:
         newest = max(lake.partitions(spec.asset("labels")), default="none")
@@ -97,7 +97,7 @@ def settle(
         reports: the latest copy.
         tracking: versions and aliases.
         key: the partition.
-        before: the newest earlier decision in force.
+        before: the newest earlier effective decision.
         gate: how a challenger is compared with the champion.
         aliases_stay: why the registry must not change; empty where it may.
         tags: of a new version in the registry.
@@ -132,10 +132,10 @@ def settle(
 
 
 def _require_standing(lake: Lake, spec: TimescaleSpec, before: Decision | None) -> None:
-    """Refuse to go on where somebody rolled back while the rows were scored.
+    """Check that there was no rollback while the rows were scored.
 
     Raises:
-        DecisionError: somebody rolled back; nothing has been written.
+        DecisionError: there was a rollback; nothing has been written.
     """
     if before is None or not lake.exists(decisions.decision_asset(spec), before.as_of, decisions.DECIDED):
         return
@@ -156,7 +156,7 @@ def _decide(lake: Lake, spec: TimescaleSpec, key: str, before: Decision | None, 
 
 
 def _named(decision: Decision) -> list[Champion]:
-    """Return the models that a decision leaves in force or under comparison."""
+    """Return the champion and the challenger after a decision."""
     challenger = [] if decision.contest is None else [decision.contest.challenger]
     return [*([] if decision.champion is None else [decision.champion]), *challenger]
 

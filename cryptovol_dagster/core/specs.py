@@ -31,7 +31,7 @@ class _Hashable:
 
 @dataclass(frozen=True)
 class SplitSpec(_Hashable):
-    """How a labelled span is split; all spans in seconds of time, never in rows."""
+    """Split of a labelled span; all spans in seconds of time, never in rows."""
 
     train_span_s: int
     test_span_s: int
@@ -174,7 +174,7 @@ class ModelSpec(_Hashable):
 
 @dataclass(frozen=True)
 class GateSpec(_Hashable):
-    """How a challenger is compared with the champion.
+    """Rule of the comparison of a challenger with the champion.
 
     Attributes:
         first_look_s: length of the hold-out at the first interim analysis.

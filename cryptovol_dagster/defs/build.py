@@ -82,7 +82,7 @@ def _assemble(settings: Settings, retrain_cron: str, resources: dict[str, Any]) 
             *minutes.schedules,
         ],
         resources=described(resources),
-        # Steps are short and their imports long: a process for each would spend its time importing.
+        # Steps are short and their imports long: one process per step would spend its time importing.
         executor=dg.in_process_executor,
     )
 
@@ -95,7 +95,7 @@ def _retrains_by_the_market(
 
 
 class _Minutes(NamedTuple):
-    """What the minutes add to the code location; nothing where they are switched off."""
+    """Return the definitions of the minutes; none where they are switched off."""
 
     assets: list[dg.AssetSpec | dg.AssetsDefinition]
     checks: list[dg.AssetChecksDefinition]

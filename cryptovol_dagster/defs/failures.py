@@ -1,4 +1,4 @@
-"""What went wrong in a run, in a line for people: unwrapped from Dagster's layers of errors."""
+"""Errors of a run as one readable line: unwrapped from Dagster's layers of errors."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from ingestor.errors import OUR_PACKAGES, one_line
 
 
 def failure_line(event: dg.DagsterEvent) -> str:
-    """Give a failed step's message in one line.
+    """Return a failed step's message in one line.
 
-    An exception of ours was written for people; what caused it, an ``[Errno 20]`` perhaps, was not.
+    The message of a `CryptovolError` is for users; that of its cause, such as ``[Errno 20]``, is not.
 
     Args:
         event: the failure of a step.
@@ -24,7 +24,7 @@ def failure_line(event: dg.DagsterEvent) -> str:
 
 
 def error_line(error: Any) -> str:
-    """Give an error that Dagster recorded in one line: the innermost, or the first of ours on the way.
+    """Return an error recorded by Dagster in one line: the first `CryptovolError`, else the innermost.
 
     Args:
         error: a ``SerializableErrorInfo``, or None where Dagster recorded nothing.
@@ -32,11 +32,11 @@ def error_line(error: Any) -> str:
     while error is not None and error.cause is not None and not error.message.startswith(OUR_PACKAGES):
         error = error.cause
     message = error.message if error is not None else "unknown failure"
-    # "module.Class: text" says more to a developer than to whoever reads a line.
+    # "module.Class: text" is for developers; the line is for operators.
     kind, _, text = message.partition(": ")
     return one_line(text if text.strip() and " " not in kind else message)
 
 
 def step_name(event: dg.DagsterEvent) -> str:
-    """Name a step as people name its asset."""
+    """Return the name of a step's asset as users write it."""
     return (event.step_key or "").replace("__", "/")

@@ -1,4 +1,4 @@
-"""What the UI shows of every asset in the same way: results, numbers, links, hashes, schema, pictures.
+"""Metadata of every asset in the UI, in one form: results, numbers, links, hashes, schema, pictures.
 
 The UI lists what an asset reports in the order in which it was added, so all of a partition is added at once.
 """
@@ -21,11 +21,11 @@ OWNERS = ["team:cryptovol"]
 #: Part of a chain: candles to labels, splits to model card, drift numbers to reports.
 Part = Literal["market", "training", "monitoring"]
 _GROUPS = {"market": "market", "training": "train", "monitoring": "watch"}
-#: Columns named in a table of distances; the file holds all of them.
+#: Columns shown in a table of distances; the file has all of them.
 SHOWN_DISTANCES = 10
 #: An event log keeps everything for ever; a larger picture stays out of it.
 MAX_PICTURE_BYTES = 100 * 1024
-#: Significant digits of a number in the UI; the stored files hold all of them.
+#: Significant digits of a number in the UI; the stored files have all of them.
 DIGITS = 4
 
 
@@ -37,8 +37,8 @@ def asset_key(spec: TimescaleSpec, name: str) -> dg.AssetKey:
 def group_name(spec: TimescaleSpec, part: Part) -> str:
     """Return the group under which the UI draws a part of a chain, e.g. ``minutes_h5_train``.
 
-    Horizons on one grid share their market: ``minutes_market`` holds the labels of all of them. The names are
-    short because the lineage page cuts those of more than 17 characters in the middle.
+    Horizons on one grid share their market: ``minutes_market`` contains the labels of all of them. The names
+    are short because the lineage page cuts those of more than 17 characters in the middle.
     """
     return f"{spec.grid if part == 'market' else spec.name}_{_GROUPS[part]}"
 
@@ -67,7 +67,7 @@ def schema_metadata(schema: pa.Schema, descriptions: Mapping[str, str] | None = 
 
 
 def lineage_metadata(sources: Mapping[str, Sequence[tuple[dg.AssetKey, str]]]) -> dict[str, Any]:
-    """Return the metadata entry from which the catalog shows what each column is computed from."""
+    """Return the metadata entry of column lineage for the catalog."""
     return {
         "dagster/column_lineage": dg.TableColumnLineage(
             {
@@ -86,14 +86,14 @@ def shown(
     links: Mapping[str, Any] | None = None,
     hashes: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """Return metadata in the order in which people want to see them, numbers rounded; empty ones left out.
+    """Return metadata in the order of display, numbers rounded; empty ones left out.
 
     Args:
         first: results: pictures and tables, a verdict and its reason.
         rows: of the partition.
-        numbers: what the UI charts over partitions, and further facts.
+        numbers: numbers that the UI charts over partitions, and further facts.
         links: pages and files; a `Path` is a file of this machine.
-        hashes: what identifies contents.
+        hashes: hashes of contents.
     """
     named = {
         **(first or {}),
@@ -146,6 +146,6 @@ def inline_picture(png: bytes, alt: str) -> str:
 
 
 def distances_table(distances: Mapping[str, float]) -> dg.MarkdownMetadataValue:
-    """Show columns and their distances from the reference."""
+    """Return a table of columns and their distances from the reference."""
     rows = [[name, f"{distance:.2f}"] for name, distance in distances.items()]
     return dg.MetadataValue.md("\n".join(table(["column", "distance"], rows)))

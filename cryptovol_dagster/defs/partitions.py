@@ -1,4 +1,4 @@
-"""The partitions of both timescales, and how far one looks back."""
+"""The partitions of both timescales, and their look-back."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def hours(settings: Settings) -> dg.HourlyPartitionsDefinition:
 
     The hour that is running is a partition too (`end_offset`), so that `cryptovol train` works minutes
     after the first message. Nothing automatic touches it: sensor and schedule speak of closed hours only.
-    Of a market that has ended, no later hour is a partition, so that none looks missing.
+    A market that has ended has no later partitions, so that none appears missing.
     """
     return dg.HourlyPartitionsDefinition(
         start_date=settings.dagster.partitions_start, end_date=settings.dagster.partitions_end, end_offset=1
@@ -26,7 +26,7 @@ def hours(settings: Settings) -> dg.HourlyPartitionsDefinition:
 def days(settings: Settings) -> dg.DailyPartitionsDefinition:
     """Build the one partitions definition of the minutes; the day that is running is one too."""
     end = settings.dagster.partitions_end
-    # A day that ends too early is left out, so the end is that of the day in which the last hour lies.
+    # An incomplete day would be left out, so the end is that of the day of the last hour.
     end_date = None if end is None else partition_at(hour_window(end)[0] - 1 + DAY_NS, DAY_NS)
     return dg.DailyPartitionsDefinition(
         start_date=settings.dagster.minutes_start.isoformat(), end_date=end_date, end_offset=1

@@ -1,4 +1,4 @@
-"""What Dagster calls resources: the objects injected into assets, checks, sensors and schedules."""
+"""Dagster resources: the objects injected into assets, checks, sensors and schedules."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from cryptovol_dagster.monitoring.alerts import Alerts
 from cryptovol_dagster.tracking.runs import tracking_resource
 from ingestor.settings import Settings
 
-#: What the UI says of each.
+#: Descriptions in the UI.
 _DESCRIPTIONS = {
     "lake": "The tables, models and numbers that assets store: a file for each partition.",
-    "raw": "What the recorder has stored, and which of its hours are closed.",
+    "raw": "The recorder's raw storage, and its closed hours.",
     "history": "Imported candles of the exchange.",
     "reports": "The latest copies for people: reports, pictures, exported models.",
-    "alerts": "Where an alert goes when a run fails.",
+    "alerts": "Receiver of alerts about failed runs.",
 }
 
 
 def described(resources: Mapping[str, Any]) -> dict[str, Any]:
-    """Give each resource the description that the UI shows; those that bring their own keep it."""
+    """Add the UI's description to each resource that has none of its own."""
     return {
         name: one
         if isinstance(one, dg.ResourceDefinition)
@@ -36,7 +36,7 @@ def described(resources: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def build_resources(settings: Settings) -> dict[str, Any]:
-    """Build what assets, checks, sensor and schedule hold on to."""
+    """Build the resources of assets, checks, sensors and schedules."""
     return {
         "lake": Lake(settings.storage.lake_dir),
         "raw": RawStore(settings.storage.raw_dir),

@@ -18,14 +18,14 @@ R = TypeVar("R")
 
 MAX_RETRIES = 3
 WAIT_S = 5.0
-#: What a network file system says when it is away for a moment. A file that is corrupt has no such number.
+#: Errors of a network file system that is away for a moment. A corrupt file has no such number.
 PASSING = frozenset(
     {errno.EIO, errno.EAGAIN, errno.EBUSY, errno.ESTALE, errno.ETIMEDOUT, errno.ECONNRESET, errno.EHOSTDOWN}
 )
 
 
 def retried(step: Callable[P, R]) -> Callable[P, R]:
-    """Let Dagster retry a step after a pause, if its error or a cause of it is a passing one."""
+    """Request a retry of a step after a pause, if its error or a cause of it is temporary."""
 
     @functools.wraps(step)
     def tried(*args: P.args, **kwargs: P.kwargs) -> R:

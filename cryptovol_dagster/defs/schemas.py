@@ -1,6 +1,6 @@
-"""Columns of the chain's tables, for catalog and checks: made by the code that writes them, on one bar.
+"""Columns of the chain's tables, for catalog and checks: from the code that writes them, on one bar.
 
-So a schema cannot drift from what is written, and the catalog shows it before anything was materialized.
+So a schema cannot differ from the written files, and the catalog shows it before any materialization.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ BAR_DESCRIPTIONS = {
     "range_nano": "log of high over low x 1e9",
     "imbalance_nano": "(bid size - ask size) / sum x 1e9",
     "microprice_nano": "(microprice - mid) / mid x 1e9",
-    "has_spread": "the quote tells bid and ask (candles do not)",
+    "has_spread": "the quote has bid and ask (candles do not)",
     "has_volume": "the traded size is known (of candles too)",
     "has_trades": "trades are known: a recent one, a quote, and no message lost",
     "age_s": "age of the quote at the bar's end, seconds",
@@ -38,7 +38,7 @@ BAR_DESCRIPTIONS = {
 }
 _TIME, _QUOTE, _SIZES = ("event_time_ns",), ("event_time_ns", "bid", "ask"), ("bid_size", "ask_size")
 _UNBROKEN = (*_QUOTE, "gap_before")
-#: Columns of `ticks` that a column of `bars` is made of. Trades lie beside the ticks, they are no columns.
+#: Columns of `ticks` that a column of `bars` is computed from. Trades are stored beside the ticks.
 BAR_SOURCES = {
     "product": ("product_id",),
     **dict.fromkeys(("open", "high", "low", "close", "out_of_bounds"), _QUOTE),
@@ -49,7 +49,7 @@ BAR_SOURCES = {
     **dict.fromkeys(("n_updates", "age_s", "has_quote", "has_spread", "stale", "in_gap"), _TIME),
     **dict.fromkeys(("new_segment", "lossy"), (*_TIME, "gap_before")),
 }
-#: Columns of `candles` that a column of bars made of them is made of; the rest is unknown of such bars.
+#: Columns of `candles` that a column of bars is computed from; the others are unknown for such bars.
 _PRICES = ("open", "high", "low", "close")
 CANDLE_BAR_SOURCES = {
     "bar_start": ("bar_start",),
@@ -67,7 +67,7 @@ CANDLE_BAR_SOURCES = {
     ),
     **dict.fromkeys(("ret_ok", "out_of_bounds"), ("bar_start", *_PRICES)),
 }
-#: Columns of `bars` that a column of `features` which is no feature is made of.
+#: Columns of `bars` that the key columns of `features` are computed from.
 _FEATURE_KEY_SOURCES = {
     "bar_start": ("bar_start",),
     "product": ("product",),
@@ -118,10 +118,10 @@ def label_sources(spec: TimescaleSpec) -> dict[str, tuple[str, ...]]:
 
 
 def feature_sources(spec: TimescaleSpec) -> dict[str, tuple[str, ...]]:
-    """Give the columns of `bars` that each column of `features` is made of."""
+    """Return the columns of `bars` that each column of `features` is computed from."""
     return _FEATURE_KEY_SOURCES | {feature.name: feature.sources for feature in feature_list(spec)}
 
 
 def feature_descriptions(spec: TimescaleSpec) -> dict[str, str]:
-    """Give each feature's formula and unit."""
+    """Return each feature's formula and unit."""
     return {feature.name: f"{feature.formula} [{feature.unit}]" for feature in feature_list(spec)}

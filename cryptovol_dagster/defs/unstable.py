@@ -10,7 +10,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-#: message (regular expression, from its start) → why we use the feature all the same.
+#: message (regular expression, from its start) → why the feature is used.
 ACCEPTED = {
     r"Parameter `backfill_policy` of function `asset`": "a range of hours in one run, in order",
     r"Parameter `allow_nonexistent_upstream_partitions`": "look-back at the first hours of the data",
@@ -20,7 +20,7 @@ ACCEPTED = {
 
 @contextmanager
 def accepted_warnings() -> Iterator[None]:
-    """Silence the warnings of the features listed."""
+    """Silence the warnings of the listed features."""
     with warnings.catch_warnings():
         for message in ACCEPTED:
             warnings.filterwarnings("ignore", message=message)

@@ -4,7 +4,7 @@
 `start` and `end` in seconds since 1970, both inclusive; at most 350 candles a call, more is refused; newest
 first, every value text. Minutes in which nothing was traded are left out.
 
-Belongs here: asking for a page, at the allowed pace. Does not belong here: what to ask for, and storing.
+Belongs here: requests of pages, at the allowed rate. Does not belong here: which pages, and storing.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from cryptovol_dagster.http_client import (
 from ingestor.errors import CryptovolError
 from ingestor.settings.sections import HistorySettings
 
-#: Minutes asked for in one call. Fewer than the documented 350: how its ends are counted has varied, and an
-#: answer that was cut would look like a hole.
+#: Minutes per request. Fewer than the documented 350: the counting of its ends has varied, and a cut answer
+#: would look like a hole.
 PAGE_MINUTES = 300
 _LIMIT = 350
 _TOO_MANY = 429
@@ -48,7 +48,7 @@ class CandleApiError(CryptovolError):
 
 
 class CandleRefusedError(CandleApiError):
-    """The exchange answered, and will give no candles of this product: it lists none of that name."""
+    """The exchange answered that it does not list this product."""
 
 
 class _Candle(msgspec.Struct, frozen=True):
@@ -65,7 +65,7 @@ class _Answer(msgspec.Struct, frozen=True):
 
 
 class CandleApi:
-    """Asks for pages of minute candles, at the allowed pace, and again after a failure that may pass.
+    """Requests pages of minute candles, at the allowed rate, and again after a temporary failure.
 
     Args:
         settings: address, pace and patience.
@@ -103,16 +103,16 @@ class CandleApi:
         self._client.close()
 
     def page(self, product: str, start_ns: int, end_ns: int) -> pd.DataFrame:
-        """Ask for the candles that begin in ``[start_ns, end_ns)``; a row is a candle.
+        """Request the candles that begin in ``[start_ns, end_ns)``; one row per candle.
 
         Args:
-            product: whose.
+            product: name of the product.
             start_ns: of the first minute.
             end_ns: of the last minute, at most `PAGE_MINUTES` later.
 
         Raises:
             CandleRefusedError: the product is unknown, or the question refused.
-            CandleApiError: no answer came in all the tries.
+            CandleApiError: all tries failed.
         """
         try:
             answer = self._retrying(self._ask, product, start_ns, end_ns)
@@ -120,9 +120,9 @@ class CandleApi:
             why = f"no answer ({error})" if isinstance(error, NoAnswerError) else str(error)
             end = f"; given up after {self._settings.tries} tries"
             if error.after_s > self._settings.retry_after_max_s:
-                end = f", and wants to be left alone for {error.after_s:.0f} s"
+                end = f", and requires a pause of {error.after_s:.0f} s"
             raise CandleApiError(f"{self._settings.url}: {why}{end}") from error
-        # An answer may begin earlier than the question.
+        # An answer may begin earlier than requested.
         inside = [row for row in answer.candles if start_ns // NS <= row.start < end_ns // NS]
         return pd.DataFrame(
             {name: [getattr(row, name) for row in inside] for name in _Candle.__struct_fields__}
@@ -146,7 +146,7 @@ class CandleApi:
             raise AttemptError(f"it answered {response.status_code}", retry_after_s(response))
         if response.status_code != httpx.codes.OK:
             raise CandleRefusedError(
-                f"{self._settings.url} refused candles of {product}: {response.status_code} {_said(response)}"
+                f"{self._settings.url} refused candles of {product}: {response.status_code} {_text(response)}"
             )
         try:
             return msgspec.json.decode(response.content, type=_Answer, strict=False)
@@ -160,7 +160,7 @@ class CandleApi:
         self._next_s = max(self._next_s, time.monotonic()) + 1 / self._settings.requests_per_s
 
 
-def _said(response: httpx.Response) -> str:
+def _text(response: httpx.Response) -> str:
     """Return the text of an error answer, on one line."""
     try:
         body = msgspec.json.decode(response.content, type=dict[str, str | int | None])

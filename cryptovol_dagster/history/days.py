@@ -1,4 +1,4 @@
-"""A day's candles from what is stored: the imported history and the feed's trades.
+"""A day's candles from stored data: the imported history and the feed's trades.
 
 Belongs here: reading both, and counting candles by source. Does not belong here: how trades become candles
 and how the two are joined (`core/market/candle_rollup.py`).
@@ -36,9 +36,9 @@ class SpanCandles:
     Attributes:
         candles: the columns of `core.market.candle_rollup.CANDLES`.
         overlap: how the two sources compare.
-        incomplete: minutes of the feed left out because trades of theirs are missing.
+        incomplete: minutes of the feed left out because some of their trades are missing.
         minutes: of the span.
-        products: whose candles were wanted.
+        products: the requested products.
     """
 
     candles: pd.DataFrame

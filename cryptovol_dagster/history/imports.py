@@ -1,6 +1,6 @@
 """Bringing candles into the history: from files, or from the exchange, page by page.
 
-Belongs here: what to read or ask for next, and what an answer says about minutes without a candle. Does not
+Belongs here: what to read or request next, and what an answer means for minutes without a candle. Does not
 belong here: checks (`core/market/candle_checks.py`), storing (`store.py`), HTTP (`api.py`).
 """
 
@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from cryptovol_dagster.history.api import CandleApi, CandleApiError
 
 Format = Literal["csv", "parquet"]
-#: A minute is asked for once it has been over for this long: trades are published late, and an answer that
-#: comes too early would make a hole of a minute that has a candle.
+#: A minute is requested once it has been over for this long: trades are published late, and an early answer
+#: would record a hole for a minute that has a candle.
 SETTLED_NS = 120 * NS
 _PARQUET_MAGIC = b"PAR1"
 
@@ -51,7 +51,7 @@ class Choices:
     Attributes:
         skip_bad: leave impossible rows out and record their minutes as holes.
         assume_utc: take times without a zone for UTC.
-        replace: take the new values of a minute where other ones are stored.
+        replace: replace stored values that differ.
         any_price: do not compare prices with those beside them.
     """
 
@@ -66,15 +66,15 @@ class Imported:
     """The result of an import, by product.
 
     Attributes:
-        counts: what the checks met in each source (a file's name, or `REST`).
-        recorded: what changed in the history.
+        counts: rows by outcome of the checks, by source (a file's name, or `REST`).
+        recorded: changes of the history.
     """
 
     counts: Mapping[str, CandleCounts] = field(default_factory=dict)
     recorded: Mapping[str, Recorded] = field(default_factory=dict)
 
     def with_recorded(self, product: str, recorded: Recorded) -> Imported:
-        """Return the same with more of a product."""
+        """Return the result with further changes of a product."""
         known = self.recorded.get(product, Recorded())
         return replace(self, recorded={**self.recorded, product: known + recorded})
 
@@ -94,13 +94,13 @@ def import_file(
         history: where to.
         path: the file.
         now_ns: the present.
-        product: whose candles; needed where no column says so.
+        product: name of the product; needed where no column names it.
         file_format: by default recognised by its first bytes.
-        choices: what is to be let through.
+        choices: options of the import.
 
     Raises:
         CandleError: the file cannot be read, or taken for minute candles.
-        HistoryError: it contradicts what is stored. What products before it in the file brought is stored.
+        HistoryError: it contradicts stored values. Earlier products of the file are stored.
     """
     table = read_table(path, file_format)
     checked = check_candles(
@@ -111,7 +111,7 @@ def import_file(
         assume_utc=choices.assume_utc,
         skip_bad=choices.skip_bad,
     )
-    del table  # a year of candles is not held twice
+    del table  # keep a year of candles in memory only once
     done = Imported({str(path): checked.counts})
     bad = checked.bad
     for name in sorted({*checked.candles["product"].astype(str).unique(), *bad["product"]}):
@@ -154,9 +154,9 @@ def read_table(path: Path, file_format: Format | None = None) -> pd.DataFrame:
 
 
 def pages(unknown: NDArray[np.int64], page_minutes: int) -> Iterator[tuple[int, int]]:
-    """Cut ascending starts of minutes into spans of at most `page_minutes`, each from one of them to one.
+    """Group ascending starts of minutes into spans of at most `page_minutes`.
 
-    Minutes between them that are known already are asked for again: a call for one of two minutes costs as
+    Known minutes between them are requested again: a call for one of two minutes costs as
     much as a call for both.
     """
     at = 0
@@ -167,7 +167,7 @@ def pages(unknown: NDArray[np.int64], page_minutes: int) -> Iterator[tuple[int, 
 
 
 def settled_until(now_ns: int) -> int:
-    """Return the end of the last minute that the exchange may be asked for."""
+    """Return the end of the last minute that may be requested."""
     return (now_ns - SETTLED_NS) // MINUTE_NS * MINUTE_NS
 
 
@@ -183,29 +183,29 @@ def import_span(
     page_minutes: int | None = None,
     pages_at_once: int = 1,
 ) -> Iterator[tuple[int, int, Imported]]:
-    """Ask the exchange for what is missing of a product's candles in ``[start_ns, end_ns)``, oldest first.
+    """Request the missing candles of a product in ``[start_ns, end_ns)``, oldest first.
 
-    Pages are stored before the next ones are asked for, minutes that the answers leave out as holes, so
-    whoever starts again goes on where it broke off.
+    Pages are stored before the next ones are requested, with minutes that the answers lack as holes. So the
+    next import continues where an interrupted one ended.
 
     Args:
         history: where to.
         api: whom to ask.
-        product: whose candles.
+        product: name of the product.
         start_ns: first time.
-        end_ns: end of the times; minutes that have not been over for two minutes are not asked for.
-        clock_ns: gives the present.
-        choices: what is to be let through; with `replace`, minutes that are stored are asked for as well.
+        end_ns: end of the times; minutes that have not been over for two minutes are not requested.
+        clock_ns: returns the present time.
+        choices: options of the import; with `replace`, stored minutes are requested as well.
         page_minutes: of a call.
         pages_at_once: so many are stored together, which costs little more than one; a kill loses as many.
 
     Yields:
-        After each time, minutes asked for so far, minutes to ask for in all, and what came of these pages.
+        After each step, minutes requested so far, minutes to request in all, and the result of these pages.
 
     Raises:
-        CandleApiError: the exchange does not give them. What came before is stored.
+        CandleApiError: the exchange does not return them. Earlier pages are stored.
         CandleError: an answer cannot be taken for candles.
-        HistoryError: an answer contradicts what is stored.
+        HistoryError: an answer contradicts stored values.
     """
     from cryptovol_dagster.history.api import PAGE_MINUTES
 
@@ -233,7 +233,7 @@ def import_span(
 def _ask(
     api: CandleApi, product: str, group: Sequence[tuple[int, int]]
 ) -> tuple[list[pd.DataFrame], CandleApiError | None]:
-    """Ask for pages; return the answers, and what went wrong at the page after them."""
+    """Request pages; return the answers, and the error at the page after them."""
     from cryptovol_dagster.history.api import CandleApiError
 
     answers = []
@@ -258,11 +258,11 @@ def _record_rows(
 
     Args:
         history: where to.
-        product: whose candles.
+        product: name of the product.
         rows: the answers, a row a candle.
-        asked: starts of the minutes asked for, ascending.
+        asked: starts of the requested minutes, ascending.
         now_ns: the present.
-        choices: what is to be let through.
+        choices: options of the import.
     """
     checked = check_candles(
         rows,

@@ -1,7 +1,7 @@
-"""Importing the minutes of the last days while nobody looks on.
+"""Import of the minutes of the last days in the background.
 
-Belongs here: the order of the work, and how a failure is met without anybody to ask. Does not belong here:
-what a page is (`imports.py`), the record of how far it is (`progress.py`), processes.
+Belongs here: the order of the work, and the handling of failures without a user. Does not belong here: pages
+(`imports.py`), the record of progress (`progress.py`), processes.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ from cryptovol_dagster.history.store import History, HistoryError, HistoryWriteE
 from cryptovol_dagster.http_client import NoAnswerError
 from ingestor.settings.sections import HistorySettings
 
-#: The feed gives no candle of the minute in which it began, and the exchange is asked for a minute only two
-#: minutes after its end. What lies around the start is asked for once so much time has passed.
+#: The feed has no candle of the minute in which it began, and a minute is requested only two minutes after
+#: its end. The minutes around the start are requested after this time.
 AROUND_START_S = 240.0
 #: Storing a page takes 0.1 s of CPU, of which the recorder has the first claim; storing ten, little more.
 PAGES_AT_ONCE = 10
-#: Nobody is there to choose: an impossible candle becomes a hole that says why.
+#: There is no user to choose: an impossible candle becomes a hole with the reason.
 _CHOICES = Choices(skip_bad=True)
 
 
@@ -48,10 +48,10 @@ class LastDays:
     Args:
         history: where to.
         settings: whom to ask, how hard, and how many days.
-        products: whose minutes, in this order.
-        first_day_ns: no earlier day is asked for.
-        tell: given each thing that people should know, as one line.
-        clock_ns: gives the present.
+        products: the products, in this order.
+        first_day_ns: earlier days are not requested.
+        tell: called with each message for the operator, one line.
+        clock_ns: returns the present time.
         sleep: how to wait.
     """
 
@@ -67,10 +67,10 @@ class LastDays:
     _reached: dict[str, Reached] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Import what is missing, until it is there or refused; whatever else goes wrong is waited for.
+        """Import missing minutes until they are stored or refused; wait after other failures.
 
-        What one product is refused for does not stop the others. A few minutes after the start, what lies
-        around it is asked for as well.
+        A refusal of one product does not stop the others. A few minutes after the start, the minutes around
+        it are requested as well.
 
         Raises:
             ImportRunsError: another process is at it.
@@ -79,7 +79,7 @@ class LastDays:
         with the_only_import(self.history.root):
             self._began_ns = self.clock_ns()
             while (why := self._ask_all()) is not None:
-                with contextlib.suppress(HistoryWriteError):  # `why` says so, and is told
+                with contextlib.suppress(HistoryWriteError):  # `why` reports it
                     self._record(WAITING, why)
                 self.tell(f"{why}; tried again in {AGAIN_AFTER_S / 60:g} min")
                 self.sleep(AGAIN_AFTER_S)
@@ -91,7 +91,7 @@ class LastDays:
             self._record(DONE)
 
     def _ask_all(self) -> str | None:
-        """Ask for what is missing of each product; return why that cannot go on, None where all is done."""
+        """Request the missing minutes of each product; return why that cannot go on; None at the end."""
         start_ns, end_ns = self._span()
         minutes = (end_ns - start_ns) // MINUTE_NS
         for product in self.products:
@@ -140,7 +140,7 @@ class LastDays:
         return start_ns, max(settled_until(now_ns), start_ns)
 
     def _record_step(self) -> None:
-        """Record how far the import is, except around the start: whoever computes then would begin early."""
+        """Record the progress, except around the start: otherwise computation would begin too early."""
         if self._state != DONE:
             self._record(self._state)
 

@@ -1,7 +1,7 @@
-"""How far the import of the last days is: a record beside the candles that everybody may read.
+"""Progress of the import of the last days: a record beside the candles that any process may read.
 
-Belongs here: the record and its sentence. Does not belong here: importing (`last_days.py`). Whoever looks at
-a machine every few seconds needs no HTTP client for that.
+Belongs here: the record and its sentence. Does not belong here: importing (`last_days.py`). A process that
+reads it every few seconds needs no HTTP client for that.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ingestor import locks
 from ingestor.errors import CryptovolError
 
 IMPORTING, WAITING, DONE = "importing", "waiting", "done"
-#: How long an import waits after the exchange gave no answer in all the tries of a page, or on a full disk.
+#: Pause of an import after all tries of a page failed, or on a full disk.
 AGAIN_AFTER_S = 600.0
 _STATE, _LOCK = "last_days.json", ".last_days.lock"
 _MINUTES_A_DAY = DAY_NS // MINUTE_NS
@@ -32,12 +32,12 @@ class ImportRunsError(CryptovolError):
 
 
 class Reached(msgspec.Struct, frozen=True):
-    """How far a product is.
+    """Progress of a product.
 
     Attributes:
         minutes: of the span that are known, with a candle or without one.
         of: minutes of the span.
-        refused: why no more of them will come; empty where they may.
+        refused: why no further minutes will come; empty where they may.
     """
 
     minutes: int
@@ -55,7 +55,7 @@ class Progress(msgspec.Struct, frozen=True):
         products: how far each is.
         began_ns: when the import began.
         at_ns: when this was written. Once done it changes once more, after the minutes around the start.
-        why: what it waits for, in a line; empty where it waits for nothing.
+        why: reason of waiting, in one line; empty where it does not wait.
     """
 
     state: str
@@ -68,7 +68,7 @@ class Progress(msgspec.Struct, frozen=True):
 
     @property
     def share(self) -> float:
-        """Minutes known, as a share of those wanted; what was refused is not wanted any more."""
+        """Share of known minutes among the requested ones; refused minutes do not count."""
         wanted = [one for one in self.products.values() if not one.refused]
         return sum(one.minutes for one in wanted) / max(sum(one.of for one in wanted), 1)
 
@@ -135,14 +135,14 @@ def write_progress(root: Path, progress: Progress) -> None:
 
 
 def is_importing(root: Path) -> bool:
-    """Tell whether a process imports the last days into a history now."""
+    """Return whether a process imports the last days into a history now."""
     path = root / _LOCK
     return path.exists() and locks.is_locked(path)
 
 
 @contextmanager
 def the_only_import(root: Path) -> Iterator[None]:
-    """Be the only one to import the last days into a history.
+    """Lock a history for the import of the last days.
 
     Raises:
         ImportRunsError: another process is at it.

@@ -41,7 +41,7 @@ def read_candle_files(paths: Sequence[Path], *, to_ns: int, now_ns: int) -> pd.D
         The columns of `CANDLE_COLUMNS`.
 
     Raises:
-        CandleError: a file holds none, or candles that an import refuses.
+        CandleError: a file has none, or candles that an import refuses.
     """
     files = [file for path in paths for file in _files_of(path)]
     frames = [check_candles(read_table(file), str(file), now_ns=now_ns).candles for file in files]
@@ -58,7 +58,7 @@ def read_history(history: History, products: Sequence[str], *, to_ns: int) -> pd
     spans = [span for product in products if (span := history.span(product)) is not None]
     if not spans:
         raise CandleError(
-            f"{history.root} holds no candles of {', '.join(products)}: import some with "
+            f"{history.root} has no candles of {', '.join(products)}: import some with "
             "`cryptovol import-bars`, or name files with --bars"
         )
     start_ns = min(span[0] for span in spans)
@@ -77,7 +77,7 @@ def _files_of(path: Path) -> list[Path]:
 def _as_candles(found: pd.DataFrame, to_ns: int) -> pd.DataFrame:
     candles = found.loc[found["start_ns"] < to_ns]
     if candles.empty:
-        raise CandleError("no candle within the span asked for")
+        raise CandleError("no candle within the requested span")
     starts = pd.to_datetime(candles["start_ns"], unit="ns", utc=True)
     return candles.assign(bar_start=starts).reindex(columns=list(CANDLE_COLUMNS))
 
@@ -88,7 +88,7 @@ def candle_grid(candles: pd.DataFrame, spec: TimescaleSpec, *, end_ns: int | Non
     Args:
         candles: columns of `CANDLE_COLUMNS`.
         spec: bar and partition length, stale and gap limits.
-        end_ns: end of the bars; default: of the partition that holds the last candle.
+        end_ns: end of the bars; default: of the partition of the last candle.
     """
     starts = candles["bar_start"].astype(np.int64)
     length = spec.partition_ns

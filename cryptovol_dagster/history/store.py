@@ -1,7 +1,7 @@
 """Imported minute candles of many months, and the minutes known to be missing, in one folder.
 
-``<root>/<product>/<YYYY-MM>.parquet`` holds a month's candles (`CANDLES`), ``<YYYY-MM>.holes.parquet`` beside
-it the minutes known to have none (`HOLES`). Each file is replaced as a whole, so a killed
+``<root>/<product>/<YYYY-MM>.parquet`` contains a month's candles (`CANDLES`), ``<YYYY-MM>.holes.parquet``
+beside it the minutes known to have none (`HOLES`). Each file is replaced as a whole, so a killed
 import loses at most what it was about to write.
 
 Belongs here: storing and reading, and the rule that a stored minute keeps its values. Does not belong here:
@@ -37,12 +37,12 @@ from cryptovol_dagster.lake.atomic import replace_file
 from ingestor import locks
 from ingestor.errors import CryptovolError, first_line
 
-#: Why a minute has no candle: the exchange was asked and has none; only an impossible row was given; nobody
-#: asked the exchange (never stored: it is what remains).
+#: Why a minute has no candle: the exchange answered that it has none; there was only an impossible row; it
+#: was not requested from the exchange (never stored: these are the remaining minutes).
 NO_CANDLE, BAD_ROW, NOT_ASKED = "no_candle", "bad_row", "not_asked"
 #: The external asset that the history is in Dagster.
 ASSET = "minutes/history"
-#: `source` of candles that the exchange's REST interface gave.
+#: `source` of candles from the exchange's REST interface.
 REST = "rest"
 
 CANDLES = pa.schema(
@@ -60,11 +60,11 @@ HOLES = pa.schema(
 
 
 class HistoryError(CryptovolError):
-    """The history cannot be read, or contradicts what is to be stored; the message is one line."""
+    """The history cannot be read, or contradicts new values; the message is one line."""
 
 
 class HistoryWriteError(HistoryError):
-    """The folder cannot be written: the disk is full, or it belongs to somebody else."""
+    """The folder cannot be written: the disk is full, or permissions are missing."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ def day_of(start_ns: int) -> str:
 
 
 def hole_minutes(starts: NDArray[np.int64], kind: str, detail: str | Sequence[str] = "") -> pd.DataFrame:
-    """Describe minutes without a candle, as `History.record` takes them."""
+    """Return minutes without a candle in the form for `History.record`."""
     return pd.DataFrame({"start_ns": starts, "kind": kind, "detail": detail})
 
 
@@ -149,7 +149,7 @@ class History:
         return _joined([self.read(product, start_ns, end_ns) for product in products])
 
     def unknown(self, product: str, start_ns: int, end_ns: int) -> NDArray[np.int64]:
-        """List the starts of the minutes without a candle that the exchange was not asked for.
+        """Return the starts of the minutes without a candle that were not requested from the exchange.
 
         Raises:
             HistoryError: a file cannot be read.
@@ -188,12 +188,12 @@ class History:
         forgotten once its minute has a candle.
 
         Args:
-            product: whose.
+            product: name of the product.
             candles: `COLUMNS`, checked (`check_candles`).
             source: where they are from (``file:<name>`` or `REST`).
             now_ns: the present.
-            holes: as `hole_minutes` gives them.
-            replace: take the new values where other ones are stored.
+            holes: in the form of `hole_minutes`.
+            replace: replace stored values that differ.
             any_price: do not compare prices with those beside them.
 
         Raises:
@@ -208,7 +208,7 @@ class History:
             new["product"] = product
             stored = self._around(product, new)
             if not any_price and (sentence := foreign_price(stored, new)) is not None:
-                raise HistoryError(f"{product}, {source}: {sentence} --any-price stores them all the same")
+                raise HistoryError(f"{product}, {source}: {sentence} --any-price stores them anyway")
             differing, same = _compare(stored, new)
             if differing.size and not replace:
                 raise HistoryError(_contradiction(product, stored, new, differing))
@@ -259,7 +259,7 @@ class History:
             if old.empty and own.empty:
                 continue
             stored = self.read(product, start_ns, end_ns)["start_ns"]
-            # What the exchange answers stands over what a file was like.
+            # An answer of the exchange overrides a fault of a file.
             both = _joined([old, own])
             both = both.loc[~both["start_ns"].isin(stored)]
             order = both["kind"].map({NO_CANDLE: 0, BAD_ROW: 1})
@@ -292,7 +292,7 @@ class History:
 
     @contextmanager
     def _lock(self, product: str) -> Iterator[None]:
-        """Let one import at a time change a product; another one waits for the moment that takes."""
+        """Lock a product for one import at a time; another one waits for that moment."""
         path = self.root / product / ".lock"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -388,7 +388,7 @@ def _contradiction(
     return (
         f"{product}: other values are stored for {differing.size} of {len(new)} minutes: {minutes}{more}; "
         f"in the first {name} {old[name]:.10g} ({old['source']}), now {given[name]:.10g} "
-        f"({given['source']}); --replace takes the new ones"
+        f"({given['source']}); --replace stores the new ones"
     )
 
 
@@ -411,7 +411,7 @@ def _read(path: Path, schema: pa.Schema) -> pd.DataFrame:
 
 @lru_cache(maxsize=8)
 def _read_state(path: Path, schema: pa.Schema, state: tuple[int, int, int]) -> pd.DataFrame:
-    """Read a file once as long as it stays what it is: a day is read from the month it lies in."""
+    """Read a file once while it is unchanged: a day is read from the file of its month."""
     try:
         with pq.ParquetFile(path) as file:
             table = file.read()

@@ -1,6 +1,6 @@
-"""How long a prediction takes: by back end and number of rows, and from a tick to a probability.
+"""Duration of a prediction: by back end and number of rows, and from a tick to a probability.
 
-Belongs here: the back ends of a model, the proof that they agree, and the stop-watch. How it is shown is the
+Belongs here: the back ends of a model, the check that they agree, and the timing. The display is the
 verb's.
 """
 
@@ -36,7 +36,7 @@ BATCHES = (1, 16, 256, 1_000)
 TARGET_MS = 0.1
 ONNX, MODEL = "onnxruntime", "cryptovol model"
 _SECONDS, _WARM_UP, _LEAST_CALLS, _MOST_CALLS = 1.0, 50, 20, 5_000
-#: Bars told one by one; as many as a 99 % quantile needs to mean something.
+#: Bars timed one by one; enough for a meaningful 99 % quantile.
 _LIVE_BARS = 200
 _LIBRARIES = ("numpy", "onnxruntime", "scikit-learn", "xgboost")
 
@@ -44,9 +44,9 @@ Predict = Callable[["NDArray[np.float32]"], "NDArray[Any]"]
 
 
 def measure(rows: FeatureRows, scorer: Scorer, spec: TimescaleSpec) -> dict[str, Any]:
-    """Time calls of a model on rows of features, and the way of one bar from ticks to probabilities.
+    """Time calls of a model on rows of features, and the path of one bar from ticks to probabilities.
 
-    No number is given before every back end has said the same of every row that may be scored.
+    Before any timing, all back ends must agree on every row that may be scored.
 
     Raises:
         InferError: no row may be scored, or the rows are of another feature set.
@@ -85,7 +85,7 @@ def measure(rows: FeatureRows, scorer: Scorer, spec: TimescaleSpec) -> dict[str,
 
 
 def backends_of(model: Model) -> dict[str, Predict]:
-    """Give the ways to ask a model for probabilities of a matrix, onnxruntime first.
+    """Return the back ends of a model for a matrix, onnxruntime first.
 
     Raises:
         ModelError: the model has no graph.
@@ -104,7 +104,7 @@ def backends_of(model: Model) -> dict[str, Predict]:
 
 
 def machine() -> dict[str, str]:
-    """Name the processor and the versions that the numbers are of."""
+    """Return the processor and the versions of the measurement."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text().splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
@@ -116,10 +116,10 @@ def machine() -> dict[str, str]:
 
 
 def _live(model: Model, predict: Predict, spec: TimescaleSpec) -> dict[str, Any] | None:
-    """Time what a second costs live: its ticks in, bars, features, the matrix, the probabilities.
+    """Time a live second: its ticks, bars, features, the matrix, the probabilities.
 
-    The market is made up; the step is the one of `cryptovol featurize`. None where live rows lack a feature
-    that the model cannot do without, and of bars made of candles, which no live step makes.
+    The market is synthetic; the step is that of `cryptovol featurize`. None where live rows lack a required
+    feature of the model, and for bars of candles, which have no live step.
     """
     if not spec.quotes:
         return None
@@ -145,12 +145,12 @@ def _live(model: Model, predict: Predict, spec: TimescaleSpec) -> dict[str, Any]
         gc.disable()
         began = time.perf_counter()
         live.add(given)
-        told = live.close(until_ns, until_ns)
-        padded = np.pad(told.values, ((0, 0), (0, 1)), constant_values=np.nan)
+        rows_out = live.close(until_ns, until_ns)
+        padded = np.pad(rows_out.values, ((0, 0), (0, 1)), constant_values=np.nan)
         predict(padded[:, wanted].astype(np.float32))
         seconds.append(time.perf_counter() - began)
         gc.enable()
-        rows, first, at_ns = rows + len(told), last, until_ns
+        rows, first, at_ns = rows + len(rows_out), last, until_ns
     return {
         "rows_a_bar": rows / _LIVE_BARS,
         "bar_s": spec.bar_interval_s,

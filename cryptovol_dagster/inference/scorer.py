@@ -1,7 +1,7 @@
 """Features in, probabilities out: which model, which rows, and where it flags.
 
 Belongs here: finding the model and its operating point, reading features however they were written, and
-refusing what does not fit together. How it is shown is the verb's.
+refusing combinations that do not match. The display is the verb's.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
     from cryptovol_dagster.core.models.base import ModelMeta
 
 CHAMPION = "champion"
-#: Where `cryptovol featurize` puts the version of its own features.
+#: Metadata key of the version of own features that `cryptovol featurize` writes.
 _LIVE_VERSION_KEY = b"cryptovol_feature_version"
-#: Columns of live rows that are no features.
+#: Columns of live rows that are not features.
 _LIVE_COLUMNS = ("revision", "provisional")
 
 
@@ -65,7 +65,7 @@ class FeatureRows:
     Attributes:
         frame: `KEY_COLUMNS` and a column a feature.
         source: the file or partition.
-        version: of the feature set, where the file says so.
+        version: of the feature set, where the file has one.
         reference_set: products whose means the cross features are; empty where there are none.
     """
 
@@ -81,15 +81,16 @@ def find_scorer(
     """Find a model: a file, the champion, or an exported one by name; by default the champion.
 
     Without a champion the default is an exported model, of the kinds that may be the first champion before
-    others; its `source` says so.
+    others; its `source` names it.
 
     Raises:
         InferError: there is none, or it is another chain's.
-        ModelError: the file is no model file.
+        ModelError: the file is not a model file.
         DecisionError: the newest decision cannot be read.
     """
     if path is not None:
         return _from_file(lake, spec, path, f"file {path}")
+    evaluate = decisions.evaluate_command(spec.name)
     if name is None or name == CHAMPION:
         decision = decisions.newest_decision(lake, spec)
         champion = None if decision is None else decision.champion
@@ -102,15 +103,14 @@ def find_scorer(
             content = decisions.read_champion_file(lake, spec, champion)
             return _scorer(lake, spec, content, f"champion by the decision of {decision.as_of}", version)
         if name == CHAMPION:
-            raise InferError("there is no champion yet: `cryptovol evaluate` decides who it is")
+            raise InferError(f"there is no champion yet: `{evaluate}` decides")
         return _exported(lake, spec, reports)
     exported = reports.model(spec.name, name)
     if not exported.is_file():
         there = [path.stem.removeprefix(f"{spec.name}-") for path in _exported_files(spec, reports)]
-        raise InferError(
-            f"{exported}: no model was exported there; train it with `cryptovol train`."
-            + did_you_mean(name, [CHAMPION, *there])
-        )
+        found = f"exported are {', '.join(there)}" if there else "none was exported yet"
+        hint = did_you_mean(name, [CHAMPION, *there]) or f" `{evaluate}` exports models."
+        raise InferError(f"{exported}: no such model; {found}.{hint}")
     return _from_file(lake, spec, exported, f"exported model {exported}")
 
 
@@ -119,7 +119,8 @@ def _exported(lake: Lake, spec: TimescaleSpec, reports: Reports) -> Scorer:
     found = next((path for path in (*plain, *_exported_files(spec, reports)) if path.is_file()), None)
     if found is None:
         raise InferError(
-            f"there is no champion yet and {reports.artifacts_dir} holds no model: run `cryptovol evaluate`"
+            f"there is no champion yet and {reports.artifacts_dir} has no model: "
+            f"run `{decisions.evaluate_command(spec.name)}`"
         )
     return _from_file(lake, spec, found, f"exported model {found}, there is no champion yet")
 
@@ -142,7 +143,7 @@ def _scorer(lake: Lake, spec: TimescaleSpec, content: bytes, source: str, versio
     model = load_model(content)
     if model.meta.timescale != spec.name:
         raise InferError(
-            f"{source} is of {model.meta.timescale}, asked for is {spec.name}: --chain {model.meta.timescale}"
+            f"{source} is of {model.meta.timescale}, requested is {spec.name}: --chain {model.meta.timescale}"
         )
     as_of = _trained_as_of(lake, spec, model)
     threshold = None
@@ -172,7 +173,7 @@ def read_features(lake: Lake, spec: TimescaleSpec, path: Path | None) -> Feature
     Args:
         lake: where the partitions are.
         spec: the timescale.
-        path: Parquet as `replay --out` and `featurize` write it or the lake holds it, a folder of such
+        path: Parquet of `replay --out`, `featurize` or the lake, a folder of such
             files, or a CSV of `KEY_COLUMNS` and just the model's columns.
 
     Raises:
@@ -182,7 +183,7 @@ def read_features(lake: Lake, spec: TimescaleSpec, path: Path | None) -> Feature
         asset = spec.asset("features")
         keys = lake.partitions(asset)
         if not keys:
-            raise InferError(f"{lake.root} holds no features yet: name a file with --features")
+            raise InferError(f"{lake.root} has no features yet: name a file with --features")
         window = partition_window(keys[-1])
         version = lake.versions(asset, *window)[keys[-1]]
         frame = lake.read_table(asset, *window).to_pandas()
@@ -205,8 +206,8 @@ def read_features(lake: Lake, spec: TimescaleSpec, path: Path | None) -> Feature
         )
     if not pd.api.types.is_integer_dtype(frame["reason"]):
         raise InferError(
-            f"{path}: reason is no number; expected features as `cryptovol replay --out` writes them. "
-            "`cryptovol export` writes for people: `cryptovol export scores` scores what is stored"
+            f"{path}: reason is not a number; expected features of `cryptovol replay --out`. "
+            "`cryptovol export` has another format: `cryptovol export scores` scores stored features"
         )
     frame["bar_start"] = pd.to_datetime(frame["bar_start"], utc=True)
     return FeatureRows(frame, str(path), version, reference_set)
@@ -221,13 +222,13 @@ def _meaning_of(file: Path) -> tuple[str | None, tuple[str, ...]]:
 
 
 def inputs_of(rows: FeatureRows, scorer: Scorer) -> pd.DataFrame:
-    """Give the feature columns of every row, once it is known that the model can read them.
+    """Return the feature columns of every row, after the check that the model can read them.
 
-    Two writers of one feature set may differ in optional columns: training left out what it hardly knew, and
-    live rows lack the cross features. What the model does not know is dropped, what the rows lack is unknown.
+    Two writers of one feature set may differ in optional columns: training leaves out rarely known ones, and
+    live rows lack the cross features. Columns that the model lacks are dropped, missing ones are unknown.
 
     Raises:
-        InferError: the rows are of another feature set than the model was trained on, or do not say of which
+        InferError: the rows are of another feature set than the model was trained on, or have no version
             and differ in their columns.
     """
     meta = scorer.model.meta
@@ -257,7 +258,7 @@ def require_same_features(meta: ModelMeta, source: str, version: str, reference_
     if own != meta.feature_hash:
         raise InferError(
             f"{source}: features of version {own}, model {meta.name} was trained on version "
-            f"{meta.feature_hash}: make the features again, or train a new model"
+            f"{meta.feature_hash}: compute the features again, or train a new model"
         )
     if reference_set and meta.cross_set and reference_set != meta.cross_set:
         raise InferError(
@@ -268,10 +269,10 @@ def require_same_features(meta: ModelMeta, source: str, version: str, reference_
 
 
 def _require_same_columns(rows: FeatureRows, inputs: pd.DataFrame, scorer: Scorer) -> None:
-    """Refuse rows that do not say their version and do not have the model's columns either.
+    """Raise an error for rows without a version that do not have the model's columns either.
 
     Raises:
-        InferError: a column is missing or unknown; the message says how to write rows that say their version.
+        InferError: a column is missing or unknown; the message contains how to write rows with a version.
     """
     found, expected = set(map(str, inputs.columns)), set(scorer.model.meta.inputs)
     kinds = {"missing": sorted(expected - found), "unknown to the model": sorted(found - expected)}
@@ -292,13 +293,13 @@ def score(rows: FeatureRows, scorer: Scorer) -> pd.DataFrame:
     """Score every row that may be scored.
 
     Returns:
-        One row a row, by time and product: `bar_start`, `product`, `probability` (NaN where there is no
-        prediction), `flag` (null there, and without an operating point) and `reason` (``ok``, or why there is
-        no prediction).
+        One row per row of features, by time and product: `bar_start`, `product`, `probability` (NaN where
+        there is no prediction), `flag` (null there, and without an operating point) and `reason` (``ok``, or
+        why there is no prediction).
 
     Raises:
-        InferError: the rows are of another feature set, or do not say of which and differ in their columns.
-        ModelError: a column that the model reads holds infinity, or NaN though it is not optional.
+        InferError: the rows are of another feature set, or have no version and differ in their columns.
+        ModelError: a column that the model reads contains infinity, or NaN though it is not optional.
     """
     frame = rows.frame
     valid = frame["valid"].to_numpy(dtype=bool)

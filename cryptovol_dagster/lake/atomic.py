@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, then put there in one step."""
+"""Files that are whole or absent: written beside their path, then renamed in one step."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _sync_folder(path: Path) -> None:
     try:
         os.fsync(folder)
     except OSError as error:
-        # Some network and FUSE file systems have no such call; the file itself is written by now.
+        # Some network and FUSE file systems lack this call; the file itself is written already.
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:

@@ -1,4 +1,4 @@
-"""The labelled rows of a span, with a hash of what they were made from."""
+"""The labelled rows of a span, with a hash of their inputs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def read_dataset(lake: Lake, spec: TimescaleSpec, partition_key: str) -> Dataset
 
     Raises:
         LakeError: the as-of partition has no features or no labels.
-        ChainError: some hours were made under another configuration.
+        ChainError: some hours were computed with another configuration.
         LearningError: nothing is left to learn from.
     """
     return dataset_and_hash(lake, spec, partition_key)[0]
@@ -46,20 +46,20 @@ def read_span(lake: Lake, spec: TimescaleSpec, start_ns: int, end_ns: int) -> Da
 
     Raises:
         LakeError: a file cannot be read.
-        ChainError: some partitions were made under another configuration.
+        ChainError: some partitions were computed with another configuration.
         NoRows: nothing has both features and a label.
     """
     return _rows_and_hash(lake, spec, start_ns, end_ns)[0]
 
 
 def read_matured(lake: Lake, spec: TimescaleSpec, partition_key: str) -> Dataset:
-    """Join the rows whose labels a partition holds, in order of time; there may be none.
+    """Join the rows whose labels are in a partition, in order of time; there may be none.
 
-    Nothing of it is kept: the window that training learns from stays at hand.
+    They are not cached: the cache keeps the training window.
 
     Raises:
         LakeError: the partition has no labels or no features, or a file cannot be read.
-        ChainError: some partitions were made under another configuration.
+        ChainError: some partitions were computed with another configuration.
         LearningError: a column is missing, or a key appears twice.
     """
     labels, features = spec.asset("labels"), spec.asset("features")
@@ -80,7 +80,7 @@ def _rows_and_hash(lake: Lake, spec: TimescaleSpec, start_ns: int, end_ns: int) 
 
 
 def require_features(lake: Lake, spec: TimescaleSpec, window: tuple[int, int]) -> None:
-    """Make sure that features are never joined with others that mean something else.
+    """Check that features are joined only with features of the same meaning.
 
     Raises:
         ChainError: some partitions are of another configuration, reference set or version of the code.
@@ -110,7 +110,7 @@ def why_other_features(lake: Lake, spec: TimescaleSpec, outdated: Sequence[str])
     version = lake.versions(asset, *partition_window(first))[first]
     own = with_reference_set(feature_hash(spec), found)
     if not found or found == spec.reference_set or version != own:
-        return f"{which} was made under another configuration: materialize {again} again"
+        return f"{which} was computed with another configuration: materialize {again} again"
     return (
         f"{which} has cross features over {', '.join(found)}; timescales.reference_set is "
         f"{', '.join(spec.reference_set)}: `cryptovol reference-set --apply` recomputes them"
@@ -118,15 +118,15 @@ def why_other_features(lake: Lake, spec: TimescaleSpec, outdated: Sequence[str])
 
 
 def _require_labels(lake: Lake, spec: TimescaleSpec, window: tuple[int, int]) -> None:
-    """Make sure that labels are never joined with others that mean something else.
+    """Check that labels are joined only with labels of the same meaning.
 
     Raises:
-        ChainError: some partitions were made under another configuration or by another version of the code.
+        ChainError: some partitions are of another configuration or another version of the code.
     """
     asset = spec.asset("labels")
     outdated = [key for key, found in lake.versions(asset, *window).items() if found != label_hash(spec)]
     if outdated:
         raise ChainError(
-            f"{asset} of {len(outdated)} partitions, {outdated[0]} … {outdated[-1]}, was made under another "
-            "configuration: materialize these again"
+            f"{asset} of {len(outdated)} partitions, {outdated[0]} … {outdated[-1]}, was computed with "
+            "another configuration: materialize these again"
         )

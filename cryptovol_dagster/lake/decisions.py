@@ -1,7 +1,7 @@
-"""Decisions in the lake, as of each partition, and the files of the models they put in force.
+"""Decisions in the lake, as of each partition, and the files of their champions and challengers.
 
-A decision's partition holds ``part.json``, and ``part.rollback.json`` where a person rolled back after it.
-The rollback then stands, however often the partition is decided again. Champions and challengers lie beside
+A decision's partition contains ``part.json``, and ``part.rollback.json`` where a person rolled back after it.
+The rollback stays, however often the partition is decided again. Champions and challengers are beside
 the decision of the partition they were trained as of, as ``part.<kind>.<problem>.zip``: the copy survives
 whatever happens to that partition.
 """
@@ -13,28 +13,38 @@ import json
 from cryptovol_dagster.core.evaluation.report import read_report
 from cryptovol_dagster.core.promotion.decision import Champion, Decision, DecisionError
 from cryptovol_dagster.core.promotion.measured import Measured
-from cryptovol_dagster.core.specs import TimescaleSpec
+from cryptovol_dagster.core.specs import SECONDS, TimescaleSpec
 from cryptovol_dagster.lake import datasets, models
 from cryptovol_dagster.lake.files import ROLLED_BACK, Lake
 from cryptovol_dagster.lake.market import hash_bytes
 from cryptovol_dagster.lake.plans import SplitPlan
 
 DECIDED = "json"
-#: Where the champion's file lay before there were challengers.
+#: File of the champion before there were challengers.
 _EARLIER_FILE = "zip"
 
 
+def evaluate_command(chain: str) -> str:
+    """Return what to type for an evaluation, and with it a decision, of a chain.
+
+    Examples:
+        >>> evaluate_command("minutes_h5")
+        'cryptovol evaluate --chain minutes_h5'
+    """
+    return "cryptovol evaluate" if chain == SECONDS else f"cryptovol evaluate --chain {chain}"
+
+
 def decision_asset(spec: TimescaleSpec) -> str:
-    """Return the name of the asset that holds the decisions."""
+    """Return the name of the asset of decisions."""
     return spec.asset("champion")
 
 
 def read_decision(lake: Lake, spec: TimescaleSpec, partition_key: str, suffix: str = DECIDED) -> Decision:
-    """Read what was decided as of a partition, by rule or (`ROLLED_BACK`) by hand.
+    """Read the decision as of a partition, by rule or (`ROLLED_BACK`) by hand.
 
     Raises:
         LakeError: nothing was decided.
-        DecisionError: the file is no decision of a version known here; the message names it.
+        DecisionError: the file is not a decision of a known version; the message names it.
     """
     asset = decision_asset(spec)
     content = lake.read_bytes(asset, partition_key, suffix)
@@ -46,18 +56,18 @@ def read_decision(lake: Lake, spec: TimescaleSpec, partition_key: str, suffix: s
 
 
 def standing_decision(lake: Lake, spec: TimescaleSpec, partition_key: str) -> Decision:
-    """Read what is in force after a partition: a rollback takes precedence over the decision by rule.
+    """Read the effective decision of a partition: a rollback takes precedence over the decision by rule.
 
     Raises:
         LakeError: nothing was decided.
-        DecisionError: the file is no decision of a version known here.
+        DecisionError: the file is not a decision of a known version.
     """
     by_hand = lake.exists(decision_asset(spec), partition_key, ROLLED_BACK)
     return read_decision(lake, spec, partition_key, ROLLED_BACK if by_hand else DECIDED)
 
 
 def newest_decision(lake: Lake, spec: TimescaleSpec, *, before: str | None = None) -> Decision | None:
-    """Read the newest decision in force, if there is any.
+    """Read the newest effective decision, if there is any.
 
     Args:
         lake: where decisions are.
@@ -65,7 +75,7 @@ def newest_decision(lake: Lake, spec: TimescaleSpec, *, before: str | None = Non
         before: only decisions as of an earlier partition than this one.
 
     Raises:
-        DecisionError: the file is no decision of a version known here.
+        DecisionError: the file is not a decision of a known version.
     """
     keys = lake.partitions(decision_asset(spec), DECIDED)
     earlier = [key for key in keys if before is None or key < before]
@@ -73,10 +83,10 @@ def newest_decision(lake: Lake, spec: TimescaleSpec, *, before: str | None = Non
 
 
 def history(lake: Lake, spec: TimescaleSpec) -> list[Decision]:
-    """Read every decision, oldest first; a rollback follows the decision after which it was made.
+    """Read every decision, oldest first; a rollback follows the decision that it replaced.
 
     Raises:
-        DecisionError: a file is no decision of a version known here.
+        DecisionError: a file is not a decision of a known version.
     """
     found = []
     for key in lake.partitions(decision_asset(spec), DECIDED):
@@ -87,7 +97,7 @@ def history(lake: Lake, spec: TimescaleSpec) -> list[Decision]:
 
 
 def write_decision(lake: Lake, spec: TimescaleSpec, decision: Decision, suffix: str = DECIDED) -> bytes:
-    """Store a decision and return its bytes; the same decision is the same bytes.
+    """Store a decision and return its bytes; equal decisions have equal bytes.
 
     Raises:
         LakeError: the folder cannot be written.
@@ -102,12 +112,12 @@ def _copy_suffix(model: Champion) -> str:
 
 
 def has_file(lake: Lake, spec: TimescaleSpec, model: Champion) -> bool:
-    """Tell whether a copy of a champion or challenger lies in the lake."""
+    """Return whether a copy of a champion or challenger is in the lake."""
     return lake.exists(decision_asset(spec), model.as_of, _suffix_of(lake, spec, model))
 
 
 def _suffix_of(lake: Lake, spec: TimescaleSpec, model: Champion) -> str:
-    """Return the suffix of the copy; one kept under the earlier name counts where it holds this model."""
+    """Return the suffix of the copy; one under the earlier name counts if it contains this model."""
     from cryptovol_dagster.core.models.base import read_parts
 
     asset, suffix = decision_asset(spec), _copy_suffix(model)
@@ -132,7 +142,7 @@ def read_champion_file(lake: Lake, spec: TimescaleSpec, champion: Champion) -> b
 
     Raises:
         LakeError: it is missing.
-        ModelError: a file kept under the earlier name is no model file.
+        ModelError: a file under the earlier name is not a model file.
     """
     return lake.read_bytes(decision_asset(spec), champion.as_of, _suffix_of(lake, spec, champion))
 
@@ -143,7 +153,7 @@ def read_model_file(lake: Lake, spec: TimescaleSpec, model: Champion) -> bytes:
     Raises:
         LakeError: neither exists.
         ChainError: the asset was trained with another plan since.
-        ModelError: the file is no model file.
+        ModelError: the file is not a model file.
     """
     from cryptovol_dagster.core.models.base import read_parts
 
@@ -159,7 +169,7 @@ def read_model_file(lake: Lake, spec: TimescaleSpec, model: Champion) -> bytes:
 
 
 def read_measured(lake: Lake, spec: TimescaleSpec, plan: SplitPlan) -> Measured:
-    """Read what the evaluation of a plan's partition says.
+    """Read the evaluation of a plan's partition for a decision.
 
     Raises:
         LakeError: there is no evaluation, or a model's run was not recorded.

@@ -1,4 +1,4 @@
-"""The lake: what the assets write, one file a partition, replaced atomically.
+"""The lake: files of the assets, one per partition, replaced atomically.
 
 Belongs here: partition key ↔ time window ↔ path, reading and writing whole partitions. Does not belong here:
 what the rows mean. The class knows nothing of Dagster, so that notebooks and tests read the same files.
@@ -32,8 +32,8 @@ from ingestor.errors import CryptovolError, first_line
 FileState = tuple[str, int, int, int]
 #: Suffix of a decision by hand, beside the one by rule (`lake/decisions.py`).
 ROLLED_BACK = "rollback.json"
-#: Metadata of a Parquet file: what its rows mean, of features their version; and the products whose means
-#: its cross features are, in order.
+#: Metadata of a Parquet file: version of the meaning of its rows, and the products whose means its cross
+#: features are, in order.
 VERSION_KEY, REFERENCE_KEY = b"cryptovol.version", b"cryptovol.reference_set"
 _PARTITION_FOLDER = re.compile(r"date=(\d{4}-\d{2}-\d{2})(?:/hour=(\d{2}))?$")
 
@@ -46,13 +46,13 @@ class LakeError(CryptovolError):
 class Lake:
     """Partitioned files under `root`: ``<asset>/date=YYYY-MM-DD/hour=HH/part.<suffix>``.
 
-    An asset's partitions are hours, or days (without the folder of the hour); what is stored says which.
+    An asset's partitions are hours, or days (without the folder of the hour); the stored files show which.
     """
 
     root: Path
 
     def path(self, asset: str, partition_key: str, suffix: str = "parquet") -> Path:
-        """Give where a partition's file lies, existing or not."""
+        """Return the path of a partition's file, existing or not."""
         partition_window(partition_key)
         folder = f"date={partition_key[:10]}"
         if not _DAY_KEY.match(partition_key):
@@ -60,11 +60,11 @@ class Lake:
         return self.root / f"{asset}/{folder}/part.{suffix}"
 
     def exists(self, asset: str, partition_key: str, suffix: str = "parquet") -> bool:
-        """Tell whether the partition has been written."""
+        """Return whether the partition has been written."""
         return self.path(asset, partition_key, suffix).is_file()
 
     def is_newer(self, asset: str, partition_key: str, time_ns: int, suffix: str = "parquet") -> bool:
-        """Tell whether the partition was written after `time_ns` (wall clock)."""
+        """Return whether the partition was written after `time_ns` (wall clock)."""
         path = self.path(asset, partition_key, suffix)
         return path.is_file() and path.stat().st_mtime_ns > time_ns
 
@@ -91,7 +91,7 @@ class Lake:
         return keys
 
     def is_newest(self, asset: str, partition_key: str, suffix: str = "parquet") -> bool:
-        """Tell whether nothing later was written: a backfill of old hours leaves latest copies alone."""
+        """Return whether no later partition was written: a backfill of old hours keeps latest copies."""
         return all(key <= partition_key for key in self.partitions(asset, suffix))
 
     def write_table(
@@ -109,7 +109,7 @@ class Lake:
             asset: name in the lake.
             partition_key: the hour or day.
             table: its rows.
-            version: what the rows mean, for `versions`.
+            version: version of the rows' meaning, for `versions`.
             reference_set: products whose means the cross features are; empty where there are none.
 
         Raises:
@@ -126,7 +126,7 @@ class Lake:
     ) -> pa.Table:
         """Read the partitions that ``[start_ns, end_ns)`` touches, whole, oldest first.
 
-        What was never written is left out: a look-back may reach before the first data.
+        Missing partitions are left out: a look-back may begin before the first data.
 
         Raises:
             LakeError: none of them was written, or a file cannot be read.
@@ -140,7 +140,7 @@ class Lake:
         return pa.concat_tables(self.read_partition(asset, key, columns) for key in keys)
 
     def versions(self, asset: str, start_ns: int, end_ns: int) -> dict[str, str]:
-        """Give the version each partition of a span was written with, oldest first; empty where none was.
+        """Return the version of each partition of a span, oldest first; empty where none was recorded.
 
         Raises:
             LakeError: a file cannot be read.
@@ -175,7 +175,7 @@ class Lake:
             raise LakeError(f"{path}: cannot be read as Parquet: {first_line(error)}") from error
 
     def fingerprint(self, asset: str, start_ns: int, end_ns: int) -> tuple[FileState, ...]:
-        """Give key, inode, time and size of the partitions in a span: another state, other numbers."""
+        """Return key, inode, time and size of the partitions in a span: a change gives other values."""
         states = []
         for key in self.written(asset, start_ns, end_ns):
             found = self.path(asset, key).stat()
@@ -209,7 +209,7 @@ class Lake:
             raise LakeError(f"{path}: cannot be read as Parquet: {first_line(error)}") from error
 
     def require(self, asset: str, partition_keys: Iterable[str], suffix: str = "parquet") -> None:
-        """Make sure that partitions were written.
+        """Check that partitions were written.
 
         Raises:
             LakeError: one is missing.
@@ -245,14 +245,14 @@ class Lake:
             raise LakeError(f"{path}: cannot be read: {error.strerror or error}") from error
 
     def delete(self, asset: str, partition_key: str) -> None:
-        """Remove a partition's files, if any: what a re-run could not produce must not outlive it."""
+        """Remove a partition's files, if any: files that a re-run does not write must not stay."""
         for path in self.path(asset, partition_key).parent.glob("part.*"):
             path.unlink(missing_ok=True)
 
     def keep_last_written(self, asset: str, suffix: str, count: int) -> list[str]:
         """Remove an asset's files of a kind but the `count` written last; returns the keys of those removed.
 
-        By time of writing and not by hour, so that what was just made of an old hour is there to be opened.
+        By time of writing and not by hour, so that a new file of an old hour can be opened.
         """
         written = sorted(
             self.partitions(asset, suffix),
@@ -266,7 +266,7 @@ class Lake:
 
 @lru_cache(maxsize=4_096)
 def _meaning_of(path: Path, state: FileState) -> tuple[str, tuple[str, ...]]:
-    """Read what a file in this state means; each step of a training asks for a window's.
+    """Read the meaning of a file in this state; each step of a training reads those of a window.
 
     Raises:
         LakeError: the file cannot be read.

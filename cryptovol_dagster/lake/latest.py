@@ -1,6 +1,6 @@
 """The latest copies that people open without Dagster: reports and exported models.
 
-Belongs here: where each copy lies, and that it appears in one step. Does not belong here: what is in them.
+Belongs here: paths of the copies, and their replacement in one step. Does not belong here: their content.
 The history by partition stays in the lake.
 """
 
@@ -26,52 +26,52 @@ class Reports:
     artifacts_dir: Path
 
     def of(self, chain: str) -> Reports:
-        """Return the copies of a chain: those of the seconds lie in `reports/` itself, others in a folder."""
+        """Return the copies of a chain: those of the seconds are in `reports/` itself, others in a folder."""
         return self if chain == SECONDS else Reports(self.reports_dir / chain, self.artifacts_dir)
 
     @property
     def evaluation(self) -> Path:
-        """Where the newest evaluation lies."""
+        """Path of the newest evaluation."""
         return self.reports_dir / "model_eval.json"
 
     @property
     def evaluation_page(self) -> Path:
-        """Where the page of the newest evaluation lies."""
+        """Path of the page of the newest evaluation."""
         return self.reports_dir / "evaluation.html"
 
     @property
     def model_card(self) -> Path:
-        """Where the newest model card lies."""
+        """Path of the newest model card."""
         return self.reports_dir / "model_card_v1.md"
 
     @property
     def decision(self) -> Path:
-        """Where the newest decision about the champion lies."""
+        """Path of the newest decision about the champion."""
         return self.reports_dir / "decision.json"
 
     @property
     def index(self) -> Path:
-        """Where the page over all reports lies."""
+        """Path of the page of all reports."""
         return self.reports_dir / "index.html"
 
     def evidently(self, kind: str, suffix: str) -> Path:
-        """Where the newest Evidently report of a kind lies (`suffix`: ``html`` or ``json``).
+        """Return the path of the newest Evidently report of a kind (`suffix`: ``html`` or ``json``).
 
-        That of training against test keeps the name people know, ``evidently_report``.
+        The comparison of training and test keeps its former name, ``evidently_report``.
         """
         name = "evidently_report" if kind == "train_test_report" else kind
         return self.reports_dir / "evidently" / f"{name}.{suffix}"
 
     def plot(self, name: str) -> Path:
-        """Where the newest picture of a kind lies, e.g. ``episode``."""
+        """Return the path of the newest picture of a kind, e.g. ``episode``."""
         return self.reports_dir / "plots" / f"{name}.png"
 
     def model(self, timescale: str, model: str) -> Path:
-        """Where the newest model of a kind is exported."""
+        """Return the path of the newest exported model of a kind."""
         return self.artifacts_dir / f"{timescale}-{model}.zip"
 
     def graph(self, timescale: str, model: str) -> Path:
-        """Where the newest model of a kind is exported as an ONNX graph."""
+        """Return the path of the newest exported ONNX graph of a kind."""
         return self.artifacts_dir / f"{timescale}-{model}.onnx"
 
     def write(self, path: Path, content: bytes) -> Path:

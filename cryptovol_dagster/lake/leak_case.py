@@ -1,6 +1,6 @@
-"""What lies in the lake of one as-of partition, as the leak audit wants to see it.
+"""Stored artefacts of one as-of partition as a case of the leak audit.
 
-Belongs here: reading it, and computing again from the bars what it can be compared with. Does not belong
+Belongs here: reading them, and recomputing from the bars what they are compared with. Does not belong
 here: any judgement (`core/leaks/audit.py`).
 """
 
@@ -29,12 +29,12 @@ def stored_case(lake: Lake, spec: TimescaleSpec, models: Sequence[str], partitio
     Args:
         lake: where they are.
         spec: the timescale.
-        models: those to look at, as far as they were evaluated.
+        models: models to examine, as far as they were evaluated.
         partition_key: the as-of partition.
 
     Raises:
         LakeError: splits, evaluation or bars were never written for it.
-        ChainError: nothing was trained as of it, or what is stored does not fit together.
+        ChainError: nothing was trained as of it, or the artefacts do not match.
         LearningError: the test has no row that can be computed again.
     """
     plan = plans.read_plan(lake, spec, partition_key)
@@ -45,7 +45,7 @@ def stored_case(lake: Lake, spec: TimescaleSpec, models: Sequence[str], partitio
     wanted_ns = problem.split.test.start_ns - lookback_bars(spec) * spec.bar_ns
     back = max(0, -(-(start_ns - wanted_ns) // (end_ns - start_ns)))
     bars = read_bars(lake, spec, partition_key, back)
-    # Where bars begin later than asked for there are none before, and the stored features began there too.
+    # Where bars begin later than requested there are no earlier ones, and the features began there too.
     from_ns = problem.split.test.start_ns if bars.start_ns <= wanted_ns else bars.start_ns
     return Case(
         bars=bars,

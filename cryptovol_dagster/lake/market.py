@@ -1,7 +1,7 @@
 """Typed reads of the chain's partitions: lake tables in, the core's values out.
 
-Belongs here: joining partitions into what a core function takes. Does not belong here: any computation, or
-anything that knows of Dagster.
+Belongs here: joining partitions to the input of a core function. Does not belong here: computation, and
+anything that depends on Dagster.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.look_back import window_back
 
 LEDGER = "gap_ledger"
-#: Beside the ticks of an hour lie its trades, and each product's first tick after it.
+#: Files beside the ticks of an hour: its trades, and each product's first tick after it.
 TICKS, TRADES, NEXT_TICKS = "ticks", "trades", "next_ticks"
 
 
 def read_ticks(lake: Lake, partition_key: str, products: tuple[str, ...]) -> TickColumns:
     """Read the clean ticks of an hour, of the one before it and each product's first after it.
 
-    Quotes carry over the hour's edge, and so do losses: the next tick tells whether there was one.
+    Quotes carry over the hour's edge, and so do losses: the next tick shows whether there was one.
     """
     for asset in (TICKS, NEXT_TICKS):
         lake.require(asset, [partition_key])
@@ -115,10 +115,10 @@ def write_features(lake: Lake, spec: TimescaleSpec, partition_key: str, table: p
 
 
 def to_table(frame: pd.DataFrame) -> pa.Table:
-    """Turn a core frame into a lake table; pandas' own types (nullable integers) survive the round trip."""
+    """Convert a core frame to a lake table; pandas' own types (nullable integers) survive the round trip."""
     return pa.Table.from_pandas(frame, preserve_index=False)
 
 
 def hash_bytes(content: bytes) -> str:
-    """Digest stored bytes, for names of versions."""
+    """Return a digest of stored bytes, for names of versions."""
     return hashlib.blake2b(content, digest_size=8).hexdigest()

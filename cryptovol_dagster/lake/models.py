@@ -15,32 +15,32 @@ from cryptovol_dagster.lake.plans import SplitPlan, read_plan
 
 
 def newest_trained(lake: Lake, spec: TimescaleSpec, names: Iterable[str], before: str) -> str:
-    """Name the newest hour before `before` of which all these models are there; empty where there is none.
+    """Return the newest hour before `before` with all these models; empty where there is none.
 
     Raises:
         ChainError: a plan on the way is of another version.
-        ModelError: a stored file is no model file.
+        ModelError: a stored file is not a model file.
     """
     names = list(names)
     for key in reversed(lake.partitions(spec.asset("splits"), "json")):
         if key < before:
             plan = read_plan(lake, spec, key)
-            # Splits may have been made for a report alone.
+            # Splits may exist for a report alone.
             if plan.trainable and not outdated_models(lake, spec, plan, names):
                 return key
     return ""
 
 
 def model_asset(spec: TimescaleSpec, model: str) -> str:
-    """Name a model's partitions in the lake."""
+    """Return a model's partitions in the lake."""
     return spec.asset(f"model_{model}")
 
 
 def outdated_models(lake: Lake, spec: TimescaleSpec, plan: SplitPlan, names: Iterable[str]) -> list[str]:
-    """Name the models that are missing as of the plan's partition, or were trained by another plan.
+    """Return the models that are missing as of the plan's partition, or were trained by another plan.
 
     Raises:
-        ModelError: a stored file is no model file.
+        ModelError: a stored file is not a model file.
     """
     from cryptovol_dagster.core.models.base import read_parts
 
@@ -58,7 +58,7 @@ def read_models(lake: Lake, spec: TimescaleSpec, plan: SplitPlan, names: Iterabl
 
     Raises:
         ChainError: a model is missing or was trained by another plan.
-        ModelError: a stored file is no model file.
+        ModelError: a stored file is not a model file.
     """
     from cryptovol_dagster.core.models import load_model
 

@@ -26,19 +26,19 @@ TRAINABLE, NOT_TRAINABLE, CARRIED = "trainable", "not_trainable", "carried"
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """What the `splits` asset stores for an as-of partition: where to cut, on which data, or why not.
+    """Record of the `splits` asset for an as-of partition: the split and its data, or why there is none.
 
     Attributes:
         as_of: the partition.
         reason: why nothing is trained; empty where it is.
         split: the ranges; None where nothing is trained.
         thresholds: τ per product, from training rows.
-        counts: rows and positives of each part, rows that the join left out, by reason, the features that
-            training knows next to nothing of, and what the training rows can teach.
+        counts: rows and positives of each part, rows that the join left out, by reason, the features that are
+            almost never known in training, and the sufficiency of the training rows.
         data_hash: of every row of the dataset.
         feature_hash: of the feature set.
-        carried_from: between two trainings of a run over a range, the hour whose models hold on; empty when
-            no earlier hour has any. None where training was tried.
+        carried_from: between two trainings of a run over a range, the hour whose models are carried over;
+            empty when no earlier hour has any. None where training was tried.
     """
 
     as_of: str
@@ -63,7 +63,7 @@ class SplitPlan:
 
     @property
     def status(self) -> str:
-        """``trainable``, ``not_trainable``, or ``carried``: the models of an earlier hour hold on."""
+        """``trainable``, ``not_trainable``, or ``carried``: models of an earlier hour are carried over."""
         if self.carried_from is not None:
             return CARRIED
         return TRAINABLE if self.trainable else NOT_TRAINABLE
@@ -81,7 +81,7 @@ class SplitPlan:
             "data_hash": self.data_hash,
             "feature_hash": self.feature_hash,
         }
-        if self.carried_from is not None:  # nowhere else, so that plans of before are what they were
+        if self.carried_from is not None:  # only there, so that earlier plans stay the same
             body["carried_from"] = self.carried_from
         return json.dumps(body, indent=2, sort_keys=True).encode()
 
@@ -90,7 +90,7 @@ class SplitPlan:
         """Read the stored form.
 
         Raises:
-            ChainError: the bytes are no plan of this version.
+            ChainError: the bytes are not a plan of this version.
         """
         try:
             body = json.loads(data)
@@ -138,7 +138,7 @@ def trains_at(spec: TimescaleSpec, partition_key: str) -> bool:
 
 
 def carry_plan(spec: TimescaleSpec, partition_key: str, trained: str) -> SplitPlan:
-    """Return the plan of a partition between two trainings, which names the models that stay in force.
+    """Return the plan of a partition between two trainings, which names the carried models.
 
     Args:
         spec: the timescale.
@@ -146,7 +146,7 @@ def carry_plan(spec: TimescaleSpec, partition_key: str, trained: str) -> SplitPl
         trained: the newest earlier partition that has models; empty where none has.
     """
     unit, word = ("h", "hour") if spec.partition_s == HOUR_S else ("days", "day")
-    holding = f"the models of {trained} hold on" if trained else f"no earlier {word} has models"
+    holding = f"the models of {trained} are carried over" if trained else f"no earlier {word} has models"
     reason = f"a run over a range trains every {spec.retrain_every} {unit} and at its end; {holding}"
     return SplitPlan(partition_key, reason, None, {}, {}, "", feature_hash(spec), carried_from=trained)
 
@@ -161,10 +161,10 @@ def read_plan(lake: Lake, spec: TimescaleSpec, partition_key: str) -> SplitPlan:
 
 
 def read_problem(lake: Lake, spec: TimescaleSpec, plan: SplitPlan) -> Problem:
-    """Pose the learning problem that a plan describes, on the very rows it was made from.
+    """Build the learning problem of a plan, on the rows it was computed from.
 
     Raises:
-        ChainError: features, labels or the configuration changed since the plan was made, or the plan is
+        ChainError: features, labels or the configuration changed after the plan was computed, or the plan is
             not trainable.
     """
     if plan.split is None:
@@ -172,13 +172,13 @@ def read_problem(lake: Lake, spec: TimescaleSpec, plan: SplitPlan) -> Problem:
     dataset, found = dataset_and_hash(lake, spec, plan.as_of)
     if (found, feature_hash(spec)) != (plan.data_hash, plan.feature_hash):
         raise ChainError(
-            f"{spec.asset('splits')} of {plan.as_of} was made from other rows (data {plan.data_hash}, now "
-            f"{found}; features {plan.feature_hash}, now {feature_hash(spec)}): materialize splits again"
+            f"{spec.asset('splits')} of {plan.as_of} was computed from other rows (data {plan.data_hash}, "
+            f"now {found}; features {plan.feature_hash}, now {feature_hash(spec)}): materialize splits again"
         )
     problem = pose_problem(dataset, plan.split, spec)
     if problem.thresholds != plan.thresholds:
         raise ChainError(
-            f"{spec.asset('splits')} of {plan.as_of} was made with other thresholds ({plan.thresholds}, now "
-            f"{problem.thresholds}): materialize splits again"
+            f"{spec.asset('splits')} of {plan.as_of} was computed with other thresholds ({plan.thresholds}, "
+            f"now {problem.thresholds}): materialize splits again"
         )
     return problem

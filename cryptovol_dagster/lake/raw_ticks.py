@@ -1,6 +1,6 @@
 """Raw storage as the pipeline sees it: the core's columns out of the recorder's files, and closed hours.
 
-Belongs here: order of rows, gap flags, and what raw storage counts. Does not belong here: cleaning (core)
+Belongs here: order of rows, gap flags, and the counts of raw storage. Does not belong here: cleaning (core)
 or the file rule (`ingestor.archive`).
 """
 
@@ -64,14 +64,14 @@ class RawStore:
         return audit(self.reader, start_ns, end_ns, still_storing=still_storing, with_seals=with_seals)
 
     def hours_with_ticks(self) -> list[str]:
-        """List the hours that hold ticks, closed or not, oldest first; from footers alone."""
+        """Return the hours with ticks, closed or not, oldest first; from footers alone."""
         files = self.reader.files(TICKS, 0, 2**62)
         return sorted(
             {key for file in files for key in hour_keys(file.footer.min_time_ns, file.footer.max_time_ns + 1)}
         )
 
     def recorded_hours(self) -> set[str]:
-        """Give the hours under which ticks or trades are filed; from names alone."""
+        """Return the hours with files of ticks or trades; from names alone."""
         return {hour_key(hour_ns) for topic in (TICKS, TRADES) for hour_ns in self.reader.hours(topic)}
 
     def closed_hours(self, after: str | None = None) -> list[ClosedHour]:
@@ -79,13 +79,14 @@ class RawStore:
         return self.reader.closed_hours(after)
 
     def closed_hour(self, key: str) -> ClosedHour | None:
-        """Give the newest record of a closed hour; None while it is not closed."""
+        """Return the newest record of a closed hour; None while it is not closed."""
         return self.reader.closed_hour(key)
 
     def servers(self) -> dict[str, int]:
         """Count the connections by who served them, as the server called itself, else its address.
 
-        The simulator calls itself ``cryptovol-simulator``, so what it played is told from the market.
+        The simulator's name is ``cryptovol-simulator``, which distinguishes its recordings from the real
+        market.
         """
         table = self.reader.read(EVENTS, 0, 2**62, ["kind", "payload"])
         details = [
@@ -115,7 +116,7 @@ class RawStore:
     def trades(self, start_ns: int, end_ns: int, products: Sequence[str]) -> TradeColumns:
         """Read the trades whose frames fall into ``[start_ns, end_ns)``; none where the feed had no trades.
 
-        A trade that lacks id, price, size, side or time is no trade; it stays in raw storage.
+        A trade that lacks id, price, size, side or time is left out; it stays in raw storage.
         """
         table = self._in_order(TRADES, start_ns, end_ns, _TRADE_COLUMNS, products)
         return trade_columns(table, products)
@@ -126,7 +127,7 @@ class RawStore:
         table = self.reader.read(topic, start_ns, end_ns, list(columns))
         if len({file.footer.log_id for file in self.reader.files(topic, start_ns, end_ns)}) > 1:
             # Offsets order one log. A recorder with an embedded broker begins a new log at every start, and
-            # the logs' names say nothing about which came first; the clock of reception does.
+            # the logs' names do not show their order; the clock of reception does.
             order = np.argsort(table["received_at_ns"].to_numpy(), kind="stable")
             table = table.take(pa.array(order))
         return table.filter(
@@ -138,7 +139,7 @@ class RawStore:
         )
 
     def gaps(self, start_ns: int, end_ns: int) -> dict[str, NDArray[np.int64]]:
-        """Give the first missing number of every gap that the feed told of, ascending, by connection."""
+        """Return the first missing number of every gap that the feed reported, ascending, by connection."""
         table = self.reader.read(EVENTS, start_ns, end_ns, ["kind", "connection_id", "payload"])
         found: dict[str, list[int]] = {}
         for row in table.filter(_equal(table["kind"], "gap")).to_pylist():
@@ -148,11 +149,11 @@ class RawStore:
 
 
 def tick_columns(table: pa.Table, products: Sequence[str] | None = None) -> TickColumns:
-    """Ticks in the columns of raw storage, wherever they came from, as the core's; no gap is flagged.
+    """Convert ticks in the columns of raw storage to the core's; no gap is flagged.
 
     Args:
-        table: at least the columns that a quote is made of, every row a tick.
-        products: dictionary of the result, by default the products met.
+        table: at least the columns of a quote, every row a tick.
+        products: dictionary of the result, by default the products of the table.
     """
     product, known = _codes(table["product_id"], None if products is None else tuple(products))
     connection, connections = _codes(table["connection_id"], None)
@@ -169,11 +170,11 @@ def tick_columns(table: pa.Table, products: Sequence[str] | None = None) -> Tick
 
 
 def trade_columns(table: pa.Table, products: Sequence[str] | None = None) -> TradeColumns:
-    """Trades in the columns of raw storage, wherever they came from, as the core's.
+    """Convert trades in the columns of raw storage to the core's.
 
     Args:
-        table: at least the columns that a trade is made of; a row that lacks one is no trade.
-        products: dictionary of the result, by default the products met.
+        table: at least the columns of a trade; a row that lacks one is left out.
+        products: dictionary of the result, by default the products of the table.
     """
     table = table.select(list(_TRADE_COLUMNS)).drop_null()
     table = table.filter(_call("match_substring_regex", table["trade_id"], options=_NUMERIC_ID))
@@ -185,7 +186,7 @@ def trade_columns(table: pa.Table, products: Sequence[str] | None = None) -> Tra
             "trade_time_ns": table["trade_time_ns"].to_numpy(),
             "price": table["price"].to_numpy(),
             "size": table["size"].to_numpy(),
-            # The exchange names the maker's side: whoever took a sell order bought.
+            # The exchange reports the maker's side: the taker of a sell order bought.
             "buy": _equal(table["side"], "SELL").to_numpy(),
             "trade_id": table["trade_id"].cast(pa.int64()).to_numpy(),
             "is_snapshot": _equal(table["event_type"], "snapshot").to_numpy(),
@@ -196,7 +197,7 @@ def trade_columns(table: pa.Table, products: Sequence[str] | None = None) -> Tra
 def _codes(
     column: pa.ChunkedArray, words: tuple[str, ...] | None
 ) -> tuple[NDArray[np.int32], tuple[str, ...]]:
-    """Encode strings as indices into `words`, or into those met, in order of appearance."""
+    """Encode strings as indices into `words`, or into their distinct values in order of appearance."""
     known = words if words is not None else tuple(column.unique().to_pylist())
     indices = _call("index_in", column, options=pc.SetLookupOptions(pa.array(known, pa.string())))
     return indices.to_numpy().astype(np.int32), known

@@ -1,7 +1,7 @@
 """The ledger of the reserved months: days of the minutes, from `holdout_from` on, on which nothing is chosen.
 
-Belongs here: recording an evaluation on those days before anybody sees a number, and counting the earlier
-ones. One ledger lies beside the default reports, wherever a backtest writes its own. These months are not the
+Belongs here: recording an evaluation on those days before its numbers are shown, and counting earlier ones.
+There is one ledger beside the default reports, wherever a backtest writes its own. These months are not the
 hold-out of a promotion contest (`core/promotion`), which are the rows that champion and challenger have not
 learned from.
 """
@@ -35,7 +35,7 @@ def record_evaluation(ledger: Path, evaluation: Mapping[str, Any]) -> int:
 
     Args:
         ledger: a JSON object a line; created if missing.
-        evaluation: `products` and `horizon_bars`, and what else identifies the evaluation.
+        evaluation: `products` and `horizon_bars`, and further identifying fields.
 
     Raises:
         LedgerError: the ledger cannot be read or written.

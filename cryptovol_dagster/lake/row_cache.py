@@ -2,9 +2,9 @@
 
 Splits, every model, evaluation and report of an hour learn from the same rows, and the next hour from nearly
 the same. So each pair of files (an hour's labels, the features they speak of) is read and joined once. A
-window is a view on what is kept, or one copy of it when hours come and go at its ends.
+window is a view of the cached rows, or one copy of them when hours are added and removed at its ends.
 
-Belongs here: reading, joining and keeping. Does not belong here: which window, or what is learned from it.
+Belongs here: reading, joining and caching. Does not belong here: the choice of windows, and learning.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from cryptovol_dagster.lake.files import FileState, Lake
 
 @dataclass(frozen=True)
 class _Files:
-    """The states of an hour's features and of labels, of the same hour or a later one, that speak of them."""
+    """The states of an hour's features and of their labels, which may be in a later hour."""
 
     features: FileState
     labels: FileState
@@ -53,7 +53,7 @@ class _Piece:
 
 @dataclass
 class _Kept:
-    """Pieces in order of time, the one dataset they are views of, and the windows given out of it."""
+    """Pieces in order of time, the dataset that they are views of, and the windows returned from it."""
 
     pieces: dict[_Files, _Piece] = field(default_factory=dict)
     dataset: Dataset | None = None
@@ -68,7 +68,7 @@ def read_rows(lake: Lake, spec: TimescaleSpec, start_ns: int, end_ns: int) -> tu
     """Join the features and labels of the hours in a window, as far as they were written.
 
     Args:
-        lake: holds features and labels.
+        lake: the lake with features and labels.
         spec: the timescale.
         start_ns: of the first hour.
         end_ns: of the last hour, exclusive.
@@ -95,7 +95,7 @@ def read_rows(lake: Lake, spec: TimescaleSpec, start_ns: int, end_ns: int) -> tu
     kept = _KEPT.get((lake, spec), _Kept())
     if wanted not in kept.given:
         if not _is_run_of(wanted, kept.pieces):
-            kept = _kept_anew(lake, spec, wanted, kept)
+            kept = _rebuilt(lake, spec, wanted, kept)
             _KEPT.clear()
             _KEPT[lake, spec] = kept
         totals = (
@@ -107,7 +107,7 @@ def read_rows(lake: Lake, spec: TimescaleSpec, start_ns: int, end_ns: int) -> tu
 
 
 def _is_run_of(wanted: tuple[_Files, ...], pieces: dict[_Files, _Piece]) -> bool:
-    """Tell whether the pieces wanted are kept, one beside the other."""
+    """Return whether the requested pieces are cached, one after the other."""
     if not wanted or wanted[0] not in pieces:
         return False
     keys = list(pieces)
@@ -115,8 +115,8 @@ def _is_run_of(wanted: tuple[_Files, ...], pieces: dict[_Files, _Piece]) -> bool
     return tuple(keys[first : first + len(wanted)]) == wanted
 
 
-def _kept_anew(lake: Lake, spec: TimescaleSpec, wanted: tuple[_Files, ...], before: _Kept) -> _Kept:
-    """Join what is not kept yet, put all of it into one dataset, and forget what is not wanted any more."""
+def _rebuilt(lake: Lake, spec: TimescaleSpec, wanted: tuple[_Files, ...], before: _Kept) -> _Kept:
+    """Join pieces that are not cached yet, concatenate all, and drop pieces that are no longer needed."""
     pieces = {files: before.pieces[files] for files in wanted if files in before.pieces}
     new = [files for files in wanted if files not in pieces]
     with ThreadPoolExecutor(1) as reader:
@@ -138,14 +138,14 @@ def _kept_anew(lake: Lake, spec: TimescaleSpec, wanted: tuple[_Files, ...], befo
 
 
 class _Ahead:
-    """Files read in the order in which they are wanted, each while the one before is worked on.
+    """Files read in the order of their use, each while the one before is processed.
 
     Args:
         reader: reads them.
         lake: where they are.
-        asset: whose they are.
-        states: as they will be wanted. Labels of a partition speak of as long a span of features, so these
-            are wanted in order of time, too, though often twice in a row.
+        asset: the asset of the files.
+        states: in the order of use. Labels of a partition refer to as long a span of features, so these
+            are used in order of time, too, though often twice in a row.
     """
 
     def __init__(self, reader: Executor, lake: Lake, asset: str, states: Iterable[FileState]) -> None:
@@ -157,16 +157,16 @@ class _Ahead:
         self._ask()
 
     def read(self, state: FileState) -> pd.DataFrame:
-        """Give a file's rows: those given last, or the next ones.
+        """Return a file's rows: those returned last, or the next ones.
 
         Raises:
             LakeError: it cannot be read.
-            ValueError: it is not what was said to be wanted next.
+            ValueError: it is not the next file.
         """
         if state != self._at:
             at, frame = self._coming.popleft()
             if state != at:
-                raise ValueError(f"{state[0]} is wanted, {at[0]} was to be next")
+                raise ValueError(f"{state[0]} was requested, {at[0]} is next")
             self._at, self._frame = at, frame.result()
             self._ask()
         return self._frame
@@ -192,7 +192,7 @@ def _join(features: pd.DataFrame, labels: pd.DataFrame, files: _Files, spec: Tim
 
 
 def between(frame: pd.DataFrame, start_ns: int, end_ns: int) -> pd.DataFrame:
-    """Cut a frame to the rows of the bars that start in ``[start_ns, end_ns)``."""
+    """Return the rows of a frame whose bars start in ``[start_ns, end_ns)``."""
     start, end = (pd.Timestamp(ns, unit="ns", tz="UTC") for ns in (start_ns, end_ns))
     inside = (frame["bar_start"] >= start) & (frame["bar_start"] < end)
     return frame if inside.all() else frame.loc[inside]
@@ -201,7 +201,7 @@ def between(frame: pd.DataFrame, start_ns: int, end_ns: int) -> pd.DataFrame:
 def _window(
     kept: _Kept, wanted: tuple[_Files, ...], features_total: int, labels_total: int
 ) -> tuple[Dataset, str]:
-    """Cut a window out of what is kept, and count what was left out of it.
+    """Return a window of the cached rows, with counts of dropped rows.
 
     Raises:
         LearningError: no row is left.
@@ -228,7 +228,7 @@ def _window(
 
 
 def _digest(rows: Dataset) -> bytes:
-    """Digest every row: keys, both σ and features, in order."""
+    """Return a digest of every row: keys, both σ and features, in order."""
     digest = hashlib.blake2b(digest_size=8)
     digest.update("\n".join([*rows.features.columns, *rows.products]).encode())
     codes, _ = pd.factorize(rows.product, sort=True)

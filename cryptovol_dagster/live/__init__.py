@@ -1,1 +1,1 @@
-"""Live features: from Kafka as the market goes, by the functions that the hourly assets use."""
+"""Live features: from Kafka in real time, by the functions that the hourly assets use."""

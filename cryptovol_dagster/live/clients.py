@@ -1,4 +1,4 @@
-"""The Kafka clients of a featurizer, and how it takes their errors."""
+"""The Kafka clients of a featurizer, and the handling of their errors."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class LiveClients:
         ticks: member of the group; its partitions decide which products are followed.
         trades: reads the trades of the same partitions.
         events: reads feed.events whole.
-        reader: reads back what a log already holds.
+        reader: reads existing records of a log.
         producer: publishes rows.
     """
 
@@ -47,7 +47,7 @@ class LiveClients:
 @contextmanager
 def open_clients(broker: Broker) -> Iterator[LiveClients]:
     """Open the clients; at the end close them, and drop rows that were not acknowledged."""
-    # Systems that share a broker have prefixes of their own, and so have their groups.
+    # Systems that share a broker have their own prefixes, and so do their groups.
     group = broker.topic(GROUP)
     membership = {
         "session.timeout.ms": _SESSION_TIMEOUT_MS,
@@ -73,12 +73,12 @@ def open_clients(broker: Broker) -> Iterator[LiveClients]:
 
 
 def check_error(error: KafkaError, broker: Broker, topic: str) -> None:
-    """Log an error that passes by itself; the end of a partition is none.
+    """Log an error that passes by itself; the end of a partition is not an error.
 
     Args:
         error: of a consumer.
         broker: where it reads.
-        topic: what it reads, without prefix.
+        topic: its topic, without prefix.
 
     Raises:
         LiveError: the error does not pass.
@@ -92,7 +92,7 @@ def check_error(error: KafkaError, broker: Broker, topic: str) -> None:
 
 
 class LogReader:
-    """Reads back what a log already holds."""
+    """Reads existing records of a log."""
 
     def __init__(self, broker: Broker, consumer: Consumer) -> None:
         self._broker, self._consumer = broker, consumer

@@ -9,10 +9,10 @@ from collections import deque
 
 
 class FeedClock:
-    """Event time of the feed: the newest so far, carried on by the wall clock while nothing comes."""
+    """Event time of the feed: the newest so far, advanced by the wall clock between messages."""
 
     def __init__(self, carry_ns: int) -> None:
-        """Carry on for at most `carry_ns`: after a longer silence the time stands still."""
+        """Advance for at most `carry_ns`: after a longer silence the time stops."""
         self._carry_ns = carry_ns
         self._heard_at_ns = 0
         #: Newest event time so far; None before the first.

@@ -1,4 +1,4 @@
-"""What goes wrong in the live path, in one line."""
+"""Errors of the live path; messages are one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What feed.events says: messages that were lost, and the feed's time."""
+"""Content of feed.events: lost messages, and the feed's time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class EventReader:
     """Reads feed.events whole; every instance does, whichever partitions it has."""
 
     def __init__(self, broker: Broker, consumer: Consumer, gaps: KnownGaps) -> None:
-        """Read with `consumer`, and add what was lost to `gaps`."""
+        """Read with `consumer`, and add lost messages to `gaps`."""
         self._broker, self._consumer, self._gaps = broker, consumer, gaps
         #: Newest event time since the last `take_newest_ns`.
         self._newest_ns: int | None = None
@@ -52,7 +52,7 @@ class EventReader:
             if time.monotonic() >= deadline_s:
                 raise LiveError(f"{name} could not be read to its end within {READ_TIMEOUT_S:g} s")
             waiting -= self.read(POLL_S)
-        # What happened before the start says nothing about whether the feed is alive.
+        # Events before the start do not show that the feed is alive.
         self._newest_ns = None
 
     def read(self, timeout_s: float = 0.0) -> set[int]:
@@ -72,7 +72,7 @@ class EventReader:
         return ended
 
     def add(self, values: list[bytes]) -> None:
-        """Add encoded events. What cannot be decoded is left out: raw storage keeps and counts it."""
+        """Add encoded events. Undecodable events are left out: raw storage keeps and counts them."""
         gaps: dict[str, list[int]] = {}
         for value in values:
             try:

@@ -1,6 +1,6 @@
 """The loop of ``cryptovol featurize``: ticks, trades and events in, ticks.features and files out.
 
-Belongs here: which partitions are followed, and what is done when. What has been published is the truth: each
+Belongs here: the followed partitions, and the order of steps. Published rows are the reference: each
 partition resumes after the newest published rows (see `recovery`), and no row is published twice. Committed
 offsets only show the lag.
 """
@@ -80,7 +80,7 @@ class Featurizer:
             on_progress: called every few seconds.
 
         Raises:
-            LiveError: `out` cannot be used, or holds features of another version.
+            LiveError: `out` cannot be used, or contains features of another version.
         """
         self.broker, self.spec, self.live = broker, spec, live
         self.raw_dir, self.out = raw_dir, out
@@ -125,7 +125,7 @@ class Featurizer:
         if (others := broker.partitions(TRADES)) != partitions:
             raise LiveError(
                 f"{broker.topic(TICKS)} has {partitions} partitions and {broker.topic(TRADES)} "
-                f"{others}: trades are looked for in the partition of their ticks, so give both as many"
+                f"{others}: trades are read from the partition of their ticks, so both need the same number"
             )
         return partitions
 
@@ -180,7 +180,7 @@ class _Loop:
         self.progress = LiveProgress()
 
     def read_past_events(self) -> None:
-        """Know of every loss before the first tick that follows it."""
+        """Read every loss before the first tick that follows it."""
         self._events.read_to_end()
 
     def run(self, began: float, duration_s: float | None, until_idle_s: float | None) -> str:
@@ -206,7 +206,7 @@ class _Loop:
             self._update_progress()
             return ended
         finally:
-            # Closing the clients gives the partitions back: nothing of them is left to publish then.
+            # Closing the clients revokes the partitions: then no row of them is left to publish.
             self._partitions.clear()
 
     def _turn(self) -> None:
@@ -231,7 +231,7 @@ class _Loop:
             self._on_progress(self.progress)
 
     def _is_idle(self, until_idle_s: float) -> bool:
-        """Whether nothing came for so long, all was read, and every second that had a tick is closed."""
+        """Return whether the feed was silent so long, all was read, and every second with ticks is closed."""
         if time.monotonic_ns() - self._heard_at_ns < until_idle_s * NS:
             return False
         return bool(self._partitions) and all(each.is_finished for each in self._partitions.values())
@@ -280,7 +280,7 @@ class _Loop:
             self._publish(rows)
         self.progress.recovered[number] = recovered.summary
         if partition.state.newest_ns is not None:
-            # Raw storage does not say whether the feed is alive: its time is not carried on from there.
+            # Raw storage does not show whether the feed is alive: its time is not advanced from there.
             self._feed.hear(partition.state.newest_ns, time.monotonic_ns() - DAY_NS)
         self._partitions[number] = partition
         self._learn_gaps()
@@ -315,14 +315,14 @@ class _Loop:
         self._assign_trades()
 
     def _lost(self, consumer: Consumer, partitions: list[TopicPartition]) -> None:
-        # Another instance has them already, and computes what was not written.
+        # Another instance has them already, and computes the unwritten rows.
         self._parts.drop()
         for each in partitions:
             self._partitions.pop(each.partition, None)
         self._assign_trades()
 
     def _leave(self, leaving: Collection[int]) -> None:
-        """Publish and write everything, then commit how far it goes."""
+        """Publish and write all rows, then commit the offsets."""
         self._update_progress()
         if left := self._publisher.flush(_DELIVERY_TIMEOUT_S):
             raise LiveError(
@@ -333,7 +333,7 @@ class _Loop:
         self._commit(leaving, asynchronous=False)
 
     def _commit(self, numbers: Collection[int], *, asynchronous: bool) -> None:
-        """Commit how far was read, once all rows computed from it are acknowledged."""
+        """Commit the read offsets, once all rows computed from them are acknowledged."""
         if self._broker.is_embedded or not numbers:
             return
         offsets = [place for place in self._places(TICKS) if place.partition in numbers]
@@ -395,7 +395,7 @@ class _Loop:
                 self._count(added)
 
     def _count(self, added: Added) -> int:
-        """Count what a batch held; return the wall clock."""
+        """Count the records of a batch; return the wall clock."""
         now_ns = time.monotonic_ns()
         self.progress.unreadable += added.unreadable
         if added.is_news:
@@ -406,7 +406,7 @@ class _Loop:
         self._events.read()
         self._learn_gaps()
         newest_ns = self._events.take_newest_ns()
-        # Without a tick so far, an event says nothing of the time that the ticks have.
+        # Before the first tick, an event does not show the time of ticks.
         if newest_ns is not None and any(
             each.state.newest_ns is not None for each in self._partitions.values()
         ):

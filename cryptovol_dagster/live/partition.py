@@ -25,7 +25,7 @@ from ingestor.envelope import TICKS, TRADES
 
 
 class Added(NamedTuple):
-    """What a batch of records held.
+    """Content of a batch of records.
 
     Attributes:
         rows: ticks or trades.
@@ -49,7 +49,7 @@ class Partition:
         state: its rows so far.
         clock: until when its ticks are complete.
         next_offset: of ticks.raw.
-        next_trade: offset in trades.raw, where the trades of the same products lie.
+        next_trade: offset in trades.raw, which has the trades of the same products.
         trades_at_end: whether all trades in the log have been read.
         trades_until_ns: event time of the last one read; None before the first.
         closed_until_ns: event time until which bars are closed, with rows or without; None before the first.
@@ -143,13 +143,13 @@ class Partition:
 
     @property
     def is_finished(self) -> bool:
-        """Whether both logs were read to their end, and every second that had a tick is closed."""
+        """Return whether both logs were read to their end, and every second with a tick is closed."""
         newest_ns, end_ns = self.state.newest_ns, self.state.end_ns
         is_closed = newest_ns is None or (end_ns is not None and end_ns > newest_ns)
         return self.clock.at_end and self.trades_at_end and is_closed
 
     def count_into(self, progress: LiveProgress) -> None:
-        """Add to `progress` what cleaning counted since the last call."""
+        """Add the counts of cleaning since the last call to `progress`."""
         counts, before = self.state.counts, self._counted
         progress.late += counts.late - before.late
         progress.duplicates += counts.duplicates - before.duplicates
@@ -160,7 +160,7 @@ class Partition:
 
 @dataclass
 class Polled:
-    """Messages of one poll by partition, and what else the consumer reported.
+    """Messages of one poll by partition, with other reports of the consumer.
 
     Attributes:
         records: by partition, in offset order.
@@ -194,7 +194,7 @@ class Polled:
 
 
 def _table(topic: str, partition: int, records: Sequence[Message]) -> Any:
-    """Decode records into the columns of raw storage; records that hold no product are left out."""
+    """Decode records into the columns of raw storage; records without a product are left out."""
     values = [record.value() for record in records]
     batch = to_batch(topic, partition, records[0].offset() or 0, values, lambda _: 0, None)
     table = pa.Table.from_batches([batch])

@@ -28,7 +28,7 @@ class FeatureParts:
         """Use `folder`, created when needed.
 
         Raises:
-            LiveError: it cannot be used, or holds features of another version.
+            LiveError: it cannot be used, or contains features of another version.
         """
         self._folder, self._version = folder, feature_version
         self._pending: list[LiveRows] = []
@@ -100,7 +100,7 @@ class FeatureParts:
         version = (table.schema.metadata or {}).get(_VERSION_KEY, b"unknown").decode()
         if version != self._version:
             raise LiveError(
-                f"{self._folder} holds features of version {version}, not {self._version}: "
+                f"{self._folder} contains features of version {version}, not {self._version}: "
                 "move it away, or name another folder with --out"
             )
         return table.to_pandas()

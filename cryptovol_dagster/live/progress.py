@@ -1,4 +1,4 @@
-"""What a featurizer reports of itself while it runs."""
+"""Progress of a running featurizer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from cryptovol_dagster.core.features.live_rows import LiveRows
 
 @dataclass(frozen=True)
 class LiveStarted:
-    """Where things are, reported once the topics can be read."""
+    """Addresses and topics, reported once the topics can be read."""
 
     bootstrap_servers: str
     topic: str
@@ -18,7 +18,7 @@ class LiveStarted:
     feature_version: str
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return {"event": "started", **asdict(self)}
 
 
@@ -33,15 +33,15 @@ class LiveProgress:
         known: rows an earlier run had published, computed again and equal.
         ticks: ticker entries read from Kafka.
         trades: trades read from Kafka.
-        unreadable: records on ticks.raw and trades.raw that are none (raw storage keeps them).
+        unreadable: unreadable records on ticks.raw and trades.raw (raw storage keeps them).
         late: ticks left out as too late for their product.
         duplicates: ticks left out as repeats.
-        rejected: ticks left out for want of a usable quote.
+        rejected: ticks left out without a usable quote.
         beyond_reach: ticks and trades that came too late to revise their seconds.
         restarts: how often another recording began: event time went back, or far ahead.
         products: products followed.
         newest_bar_end_ns: end of the newest bar published.
-        behind_s: how far that lies behind the feed's time.
+        behind_s: distance from there to the feed's time.
         recovered: by partition, where it resumed.
     """
 
@@ -84,7 +84,7 @@ class LiveProgress:
 
 @dataclass(frozen=True)
 class LiveSummary:
-    """Result of a run: why it ended, how long it took, and what `LiveProgress` counted."""
+    """Result of a run: reason of the end, duration, and the counts of `LiveProgress`."""
 
     ended: str
     seconds: float
@@ -92,7 +92,7 @@ class LiveSummary:
     out: str
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return {
             "event": "summary",
             "ended": self.ended,

@@ -1,4 +1,4 @@
-"""What ticks.features already holds: the rows an earlier run published, and where the next run resumes."""
+"""Existing rows of ticks.features: those of an earlier run, and the point at which the next run resumes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TAIL_MESSAGES = 2_000
 
 
 class LogValues(Protocol):
-    """Reads back what a log holds; see `LogReader`."""
+    """Reads existing records of a log; see `LogReader`."""
 
     def values(self, topic: str, partition: int, first: int, end: int) -> list[bytes]:
         """Return the values of the records in ``[first, end)``."""
@@ -69,7 +69,7 @@ class PublishedLog:
             LiveError: a message cannot be read or decoded.
         """
         outputs = self._broker.partitions(FEATURES_TOPIC)
-        # With as many partitions, the same keys lie in the partition of the same number.
+        # With equal numbers of partitions, the same keys are in the partition of the same number.
         numbers = [partition] if outputs == self._partitions else list(range(outputs))
         logs = {number: self._broker.offsets(FEATURES_TOPIC, number) for number in numbers}
         size = _TAIL_MESSAGES
@@ -91,7 +91,7 @@ class PublishedLog:
             size *= 4
 
     def resume_ns(self, rows: Sequence[PublishedRow]) -> int:
-        """Return the bar end up to which rows are final, published and in the files, as far as `rows` say."""
+        """Return the bar end up to which rows are final, published and in the files, according to `rows`."""
         newest: dict[str, int] = {}
         for row in rows:
             newest[row.product_id] = max(row.bar_end_ns, newest.get(row.product_id, 0))
@@ -108,7 +108,7 @@ class PublishedLog:
                 message: FeatureMessage = DECODERS[FEATURES_TOPIC].decode(value)
             except msgspec.MsgspecError as error:
                 raise LiveError(
-                    f"{self._broker.topic(FEATURES_TOPIC)} holds a message that is no row: {error}"
+                    f"{self._broker.topic(FEATURES_TOPIC)} contains a message that is not a row: {error}"
                 ) from error
             if self._partition_of(message.product_id) == partition:
                 yield message

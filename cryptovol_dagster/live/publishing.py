@@ -1,4 +1,4 @@
-"""Rows out: encoded, handed to the producer, and acknowledged by the broker."""
+"""Publishing of rows: encoded, passed to the producer, and acknowledged by the broker."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class RowPublisher:
         self._failure: LiveError | None = None
 
     def publish(self, rows: LiveRows) -> None:
-        """Hand rows to the producer; waits while its queue is full.
+        """Pass rows to the producer; wait while its queue is full.
 
         Raises:
             LiveError: the broker refused a row, or the queue is full and the run is stopping.
@@ -84,7 +84,7 @@ class RowPublisher:
             self._produce(message.product_id.encode(), encode(message), output)
 
     def poll(self, timeout_s: float = 0.0) -> None:
-        """Take in acknowledgements.
+        """Process acknowledgements.
 
         Raises:
             LiveError: the broker refused a row.
@@ -118,6 +118,6 @@ class RowPublisher:
                     ) from None
 
     def _delivered(self, error: KafkaError | None, message: Message) -> None:
-        # No delivery times out, so a row that comes back can never succeed.
+        # No delivery times out, so a returned row can never succeed.
         if error is not None and self._failure is None:
             self._failure = LiveError(f"Kafka refused a row for {message.topic()}: {error.str()}")

@@ -1,6 +1,6 @@
-"""Where a partition resumes: after the rows that were published, with its look-back from raw storage.
+"""Resumption of a partition: after its published rows, with its look-back from raw storage.
 
-What was published decides; committed offsets only show the lag. Nothing is published here: rows that an
+Published rows decide; committed offsets only show the lag. Nothing is published here: rows that an
 earlier run did not publish are returned.
 """
 
@@ -101,7 +101,7 @@ class Recovery:
         published, resume_ns = self._newest_published(number)
         log_id = self._broker.log_id(TICKS)
         log = self._broker.offsets(TICKS, number)
-        # Looked up before raw storage is read: what it gains meanwhile is read twice, and counts once.
+        # Read before raw storage: records stored meanwhile are read twice, and count once.
         stored = self._stored_offset(TICKS, log_id, number)
         stored_trades = self._stored_offset(TRADES, self._broker.log_id(TRADES), number)
         log_of_trades = self._broker.offsets(TRADES, number)
@@ -145,13 +145,13 @@ class Recovery:
     def replay_raw(
         self, state: LiveFeatures, number: int, from_ns: int, *, trades_wait: bool
     ) -> tuple[list[LiveRows], int | None]:
-        """Add to `state` what raw storage holds since `from_ns`.
+        """Add the records of raw storage since `from_ns` to `state`.
 
         Args:
-            state: of the partition; its `silent_until_ns` says what was published.
+            state: of the partition; its `silent_until_ns` is the end of its published rows.
             number: of the partition.
             from_ns: event time to read from.
-            trades_wait: whether the log of trades holds some that are not stored.
+            trades_wait: whether the log of trades has records that are not stored.
 
         Returns:
             Rows that an earlier run did not publish, in order.
@@ -174,7 +174,7 @@ class Recovery:
         for first_ns, last_ns in pairwise(edges):
             state.add_trades(self._store.trades(first_ns, last_ns, products))
             if state.add(self._store.ticks(first_ns, last_ns, products, {})):
-                # Raw storage also holds an earlier recording: its rows were published long ago.
+                # Raw storage also contains an earlier recording, whose rows were published already.
                 rows.clear()
                 state.silent_until_ns = silent_until_ns
             if state.newest_ns is not None:
@@ -191,7 +191,7 @@ class Recovery:
             topic: without prefix.
             number: of the partition.
             stored: offset after the last stored record; None where nothing of this log is stored.
-            log: first offset that the log holds, and the one its next record will get.
+            log: first offset of the log, and that of its next record.
             published_from_ns: event time from which the log is needed; None where all of it is.
         """
         start, end = log
@@ -199,7 +199,7 @@ class Recovery:
             return stored
         if stored is not None:
             LOG.warning(
-                "%s partition %d: raw storage ends at offset %d, the log holds %d … %d; reading from %d",
+                "%s partition %d: raw storage ends at offset %d, the log has %d … %d; reading from %d",
                 *(topic, number, stored, start, end, start),
             )
             return start
@@ -230,7 +230,7 @@ class Recovery:
     def _first_bar_ns(self, log_id: str, number: int, log_start: int) -> int | None:
         """Return the start of the bar of the log's first stored tick; None where none is stored.
 
-        Only ticks that Kafka still holds count; with an embedded broker all of them.
+        Only ticks that Kafka still has count; with an embedded broker all of them.
         """
         times = [
             file.footer.min_time_ns

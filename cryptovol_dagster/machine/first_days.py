@@ -1,7 +1,7 @@
-"""The first days on the real market: the process that imports past minutes, and how far a chain has come.
+"""The first days on the real market: the process that imports past minutes, and its progress.
 
-Belongs here: what `cryptovol up` starts beside the recorder, and what `up` and `status` say of it. Does not
-belong here: the import (`history/last_days.py`), what is computed of it (`defs/automation/imported_days.py`).
+Belongs here: the import process beside the recorder, and its lines in `up` and `status`. Does not belong
+here: the import (`history/last_days.py`), computation on it (`defs/automation/imported_days.py`).
 
     python -m cryptovol_dagster.machine.first_days
 """
@@ -26,17 +26,17 @@ from cryptovol_dagster.lake.files import Lake, LakeError
 from ingestor.errors import CryptovolError
 from ingestor.settings import Settings, load_settings
 
-#: The recorder goes first.
+#: The recorder has priority.
 NICENESS = 5
 
 
 def is_wanted(settings: Settings) -> bool:
-    """Tell whether the configuration asks for the minutes of the last days."""
+    """Return whether the configuration requests the minutes of the last days."""
     return settings.timescales.minutes.enabled and settings.history.first_import_days > 0
 
 
 def announcement(settings: Settings, *, trains: bool = True) -> str:
-    """Say in one line what `cryptovol up` is about to import.
+    """Return one line on the coming import of `cryptovol up`.
 
     Args:
         settings: the configuration.
@@ -50,7 +50,7 @@ def announcement(settings: Settings, *, trains: bool = True) -> str:
         return f"{'minutes':<9}days before {first} (dagster.minutes_start) are not imported"
     history = History(settings.storage.history_dir)
     if any(history.months(product) for product in products):
-        return f"{'minutes':<9}what is missing of the last {days} days is imported in the background"
+        return f"{'minutes':<9}missing minutes of the last {days} days are imported in the background"
     pages = math.ceil(days * 1_440 / PAGE_MINUTES) * len(products)
     took = math.ceil(pages / settings.history.requests_per_s / 60)
     then = ", then models learn from them" if trains else ""
@@ -61,9 +61,9 @@ def announcement(settings: Settings, *, trains: bool = True) -> str:
 
 
 def minutes_line(settings: Settings, lake: Lake) -> str | None:
-    """Say how far the import of the last days is, and what was computed of them; None where none has begun.
+    """Return one line on the progress of import and computation; None where no import has begun.
 
-    Where the record of the import cannot be read, the line says so: nothing else depends on it.
+    Where the record of the import cannot be read, the line states that: nothing else depends on it.
     """
     if not settings.timescales.minutes.enabled:
         return None
@@ -86,10 +86,10 @@ def minutes_line(settings: Settings, lake: Lake) -> str | None:
 
 
 def learning_line(lake: Lake, spec: TimescaleSpec) -> str:
-    """Say how far a chain without an evaluation is from its first models."""
+    """Return how far a chain without an evaluation is from its first models."""
     labelled = lake.partitions(spec.asset("labels"))
     unit = "hours" if spec.partition_s == HOUR_S else "days"
-    # The first one is seldom whole: a recording begins when somebody starts it.
+    # The first one is seldom whole: a recording may begin at any time.
     needed = least_partitions(spec) + 1
     if len(labelled) < needed:
         return f"learning: {len(labelled)} of {needed} {unit}"
@@ -106,7 +106,7 @@ def learning_line(lake: Lake, spec: TimescaleSpec) -> str:
 
 
 def main() -> None:
-    """Import what is missing of the last days; see the module."""
+    """Import the missing minutes of the last days; see the module."""
     from cryptovol_dagster.history.last_days import LastDays
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -1,7 +1,7 @@
-"""Ends the supervisor's process groups when the supervisor is gone, however it went.
+"""Ends the supervisor's process groups when the supervisor has ended in any way.
 
 A process of its own, run by its path with nothing imported but the standard library. It reads lines on its
-stdin, a pipe that only the supervisor holds: ``+GROUP`` for a group that was started, ``-GROUP`` for one
+stdin, a pipe of the supervisor alone: ``+GROUP`` for a group that was started, ``-GROUP`` for one
 that has ended. The pipe closes when the supervisor ends, also when it is killed; what is left then is told to
 stop, and killed when it does not.
 
@@ -18,7 +18,7 @@ from collections.abc import Iterable
 
 
 def remaining(lines: Iterable[str]) -> list[int]:
-    """Follow what the supervisor tells until it is gone; give the groups that are left, oldest first."""
+    """Read the supervisor's lines until its end; return the remaining groups, oldest first."""
     groups: dict[int, None] = {}
     for line in lines:
         group = int(line[1:])
@@ -30,12 +30,12 @@ def remaining(lines: Iterable[str]) -> list[int]:
 
 
 def alive(group: int) -> bool:
-    """Tell whether a process group has a member."""
+    """Return whether a process group has a member."""
     try:
         os.killpg(group, 0)
     except ProcessLookupError:
         return False
-    except PermissionError:  # a member that is not ours is a member
+    except PermissionError:  # a member of another user is a member
         return True
     return True
 
@@ -49,7 +49,7 @@ def tell(group: int, signum: int) -> None:
 
 
 def end(groups: list[int], patience_s: float) -> None:
-    """Stop groups, then kill those that are still there when patience ends."""
+    """Stop groups, then kill those that still exist after a timeout."""
     deadline_s = time.monotonic() + patience_s
     for group in groups:
         tell(group, signal.SIGTERM)

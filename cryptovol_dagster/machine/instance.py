@@ -70,7 +70,7 @@ retention:
       failure: 30
       success: -1
 """
-#: SHA-256 of what earlier versions wrote: a file that nobody has changed since is ours to replace.
+#: SHA-256 of files of earlier versions: such a file is unchanged and may be replaced.
 EARLIER_YAML = frozenset(
     {
         "e3debc3929289db6b91e0c498dce5abd30185a4a7a6cbd4f8fb591503cab33a8",
@@ -87,13 +87,13 @@ class InstanceError(CryptovolError):
 
 @dataclass(frozen=True)
 class Running:
-    """Who runs the instance, and where it can be opened.
+    """Supervisor of the instance, and its addresses.
 
     Attributes:
         pid: of the supervisor (`cryptovol up` or `cryptovol ui`).
         dagster_url: the Dagster UI.
         mlflow_url: the MLflow UI.
-        services: what it keeps running, by name; empty where an earlier version wrote this.
+        services: its services, by name; empty where an earlier version wrote this.
         began_s: when it began (seconds since the epoch).
     """
 
@@ -105,7 +105,7 @@ class Running:
 
 
 def dagster_home(settings: Settings) -> Path:
-    """Give the Dagster instance's folder: ``$DAGSTER_HOME``, else ``dagster_home`` in the data folder.
+    """Return the Dagster instance's folder: ``$DAGSTER_HOME``, else ``dagster_home`` in the data folder.
 
     A synthetic market is always run by the home in its own folder: a variable that is exported for the real
     market must not mix the two.
@@ -115,9 +115,9 @@ def dagster_home(settings: Settings) -> Path:
 
 
 def ensure_dagster_home(settings: Settings) -> Path:
-    """Create the Dagster home and its ``dagster.yaml``, or bring up to date what an earlier version wrote.
+    """Create the Dagster home and its ``dagster.yaml``, or update that of an earlier version.
 
-    A ``dagster.yaml`` that somebody has changed is left alone; `own_config_note` tells of it.
+    A ``dagster.yaml`` with changes of a user is kept; `own_config_note` reports it.
 
     Raises:
         InstanceError: the folder cannot be written.
@@ -129,19 +129,19 @@ def ensure_dagster_home(settings: Settings) -> Path:
             replace_file(config, DAGSTER_YAML.encode())
     except OSError as error:
         raise InstanceError(
-            f"{home}: cannot hold the Dagster instance: {error.strerror or error}; name a folder that can be "
-            "written, as DAGSTER_HOME or storage.data_dir"
+            f"{home}: cannot contain the Dagster instance: {error.strerror or error}; name a writable "
+            "folder as DAGSTER_HOME or storage.data_dir"
         ) from error
     return home
 
 
 @contextmanager
 def opening(home: Path) -> Iterator[None]:
-    """Be the only one to open the instance; to be held until it is open.
+    """Lock the opening of the instance, until it is open.
 
-    The first to open a home makes its SQLite databases: tables, then the revision of their schema. Another
-    process that looks between the two takes the tables for those of an old Dagster and adds that one's
-    revision. From then on nothing can open the home ("more than one head present").
+    The first process that opens a home creates its SQLite databases: tables, then the revision of their
+    schema. Another process that reads between the two treats the tables as those of an old Dagster and adds
+    that one's revision. From then on nothing can open the home ("more than one head present").
 
     Raises:
         InstanceError: the home cannot be written.
@@ -158,7 +158,7 @@ def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
     Raises:
         InstanceError: the home cannot be written.
     """
-    import dagster as dg  # a second, which those who only look at the folder need not spend
+    import dagster as dg  # takes a second, which callers that only read the folder need not spend
 
     with opening(home):
         instance = dg.DagsterInstance.from_config(str(home))
@@ -167,12 +167,12 @@ def open_instance(home: Path) -> Iterator[dg.DagsterInstance]:
 
 
 def own_config_note(home: Path) -> str | None:
-    """Say that the home's ``dagster.yaml`` is somebody's own; None where it is ours."""
+    """Return a note that the home's ``dagster.yaml`` has changes of a user; None where it has none."""
     config = home / "dagster.yaml"
     if config.read_bytes() == DAGSTER_YAML.encode():
         return None
     return (
-        f"{config} is your own and was left alone; remove it to get the settings of this version "
+        f"{config} has your own changes and was kept; remove it to get the settings of this version "
         "(pools, run monitoring, retries)"
     )
 
@@ -181,7 +181,7 @@ def own_config_note(home: Path) -> str | None:
 def hold_instance(
     home: Path, dagster_url: str, mlflow_url: str, services: Sequence[str] = ()
 ) -> Iterator[None]:
-    """Be the only supervisor of the instance: a second daemon on it would launch everything twice.
+    """Lock the instance for one supervisor: a second daemon would launch every run twice.
 
     Args:
         home: the instance's folder.
@@ -209,18 +209,18 @@ def hold_instance(
 
 
 def running_instance(settings: Settings) -> Running | None:
-    """Tell who runs the instance; None when nobody does, or somebody has just begun (`is_held`)."""
+    """Return the supervisor of the instance; None where there is none, or before its record (`is_held`)."""
     return _read_lock(dagster_home(settings) / _LOCK) if is_held(settings) else None
 
 
 def is_held(settings: Settings) -> bool:
-    """Tell whether somebody runs the instance, also where they have not yet written who they are."""
+    """Return whether the instance has a supervisor, also one that has not written its record yet."""
     path = dagster_home(settings) / _LOCK
     return path.exists() and locks.is_locked(path)
 
 
 def _lock_file(path: Path) -> TextIO:
-    """Open a file to lock, what it holds left as it is.
+    """Open a file to lock, without changing its content.
 
     Raises:
         InstanceError: it cannot be written.
@@ -232,7 +232,7 @@ def _lock_file(path: Path) -> TextIO:
 
 
 def _read_lock(path: Path) -> Running | None:
-    """Read what the holder wrote; None while it is about to."""
+    """Read the holder's record; None while it is not written yet."""
     text = path.read_text()
     if not text:
         return None

@@ -1,7 +1,7 @@
 """Runs that a killed code server left behind, and their end.
 
 Belongs here: what a code server does around its start (``docker/code-server.sh``). Dagster's default launcher
-cannot tell whether a worker still lives: a run of a server that was killed would stay STARTED, and where one
+does not notice the death of a worker: a run of a server that was killed would stay STARTED, and where one
 run is allowed at a time nothing else would ever run.
 
     python -m cryptovol_dagster.machine.lost_runs list      before the server starts: print their ids
@@ -24,13 +24,13 @@ _OPEN = [dg.DagsterRunStatus.STARTING, dg.DagsterRunStatus.STARTED, dg.DagsterRu
 
 
 def lost_runs(instance: dg.DagsterInstance) -> list[str]:
-    """List the ids of unfinished runs of code servers; to be asked while none runs on the instance."""
+    """Return the ids of unfinished runs of code servers; to be called while none runs on the instance."""
     unfinished = instance.get_runs(dg.RunsFilter(statuses=_OPEN))
     return [run.run_id for run in unfinished if SERVED_BY in run.tags]
 
 
 def end_runs(instance: dg.DagsterInstance, run_ids: Sequence[str]) -> None:
-    """Report lost runs as failed, or as canceled where that was under way; finished ones are left alone."""
+    """Report lost runs as failed, or as canceled where that was requested; finished ones are unchanged."""
     for run in instance.get_runs(dg.RunsFilter(run_ids=list(run_ids), statuses=_OPEN)):
         if run.status == dg.DagsterRunStatus.CANCELING:
             instance.report_run_canceled(run, MESSAGE)

@@ -1,7 +1,8 @@
-"""Which folder a Dagster or MLflow serves that nobody here is known to have started.
+"""Data folder of a Dagster or MLflow that was not started by `cryptovol up` or `ui`.
 
-Belongs here: asking what answers at an address, and comparing that with the configuration. A service started
-by `cryptovol up` or `ui` needs no question: the lock of its Dagster home says where it is (`instance.py`).
+Belongs here: requests to the service at an address, and the comparison with the configuration. A service
+started by `cryptovol up` or `ui` needs no request: the lock of its Dagster home has its address
+(`instance.py`).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ OTHER_PROGRAM = "another program answers there"
 
 
 def not_this_dagster(settings: Settings, url: str) -> str:
-    """Say why the Dagster that answers at an address is not that of this data folder; empty where it is.
+    """Return why the Dagster at an address is not that of this data folder; empty where it is.
 
     It is where its home is ours. It may be where its home is a folder of another machine or container, or
     where it does not tell: only of a deployment, whose address or tracking server is configured and does not
@@ -38,7 +39,7 @@ def not_this_dagster(settings: Settings, url: str) -> str:
 
 
 def not_this_mlflow(settings: Settings, url: str) -> str:
-    """Say why the MLflow that answers at an address has not this data folder's runs; empty where it has.
+    """Return why the MLflow at an address has not this data folder's runs; empty where it has.
 
     A local store is recognised by where its experiment keeps files.
     """
@@ -60,7 +61,7 @@ def experiment(url: str, name: str) -> Mapping[str, str] | None:
 
 
 def _home_of(url: str) -> Path | None:
-    """Ask a webserver for its instance's folder; None where it does not tell."""
+    """Ask a webserver for its instance's folder; None where it does not answer that."""
     found = ask(f"{url}/graphql", {"query": "{instance{info}}"})
     try:
         info = yaml.safe_load(found["data"]["instance"]["info"])

@@ -1,4 +1,4 @@
-"""Whether something answers at an address, asked once and briefly."""
+"""Short checks whether a service answers at an address."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TIMEOUT_S = 2.0
 
 
 def answers(url: str, timeout_s: float = TIMEOUT_S) -> bool:
-    """Tell whether a web server gives a page, or any answer below 400."""
+    """Return whether a web server answers with a status below 400."""
     try:
         with urllib.request.urlopen(url, timeout=timeout_s):
             return True
@@ -21,7 +21,7 @@ def answers(url: str, timeout_s: float = TIMEOUT_S) -> bool:
 
 
 def ask(url: str, body: Any = None, timeout_s: float = TIMEOUT_S) -> Any:
-    """Return the JSON that a web server answers, by POST where there is a body; None where it is none."""
+    """Return the JSON answer of a web server, by POST where there is a body; None where it is not JSON."""
     content = None if body is None else json.dumps(body).encode()
     request = urllib.request.Request(url, content, {"Content-Type": "application/json"})
     try:
@@ -32,7 +32,7 @@ def ask(url: str, body: Any = None, timeout_s: float = TIMEOUT_S) -> Any:
 
 
 def accepts(address: str, timeout_s: float = TIMEOUT_S) -> bool:
-    """Tell whether a connection can be opened to ``host:port``."""
+    """Return whether a connection can be opened to ``host:port``."""
     host, _, port = address.strip().rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=timeout_s):
@@ -42,14 +42,14 @@ def accepts(address: str, timeout_s: float = TIMEOUT_S) -> bool:
 
 
 def free_port(host: str = "127.0.0.1") -> int:
-    """Give a port that nobody uses now."""
+    """Return a free port."""
     with socket.socket() as probe:
         probe.bind((host, 0))
         return probe.getsockname()[1]
 
 
 def why_taken(port: int, host: str = "127.0.0.1") -> str | None:
-    """Say why a port cannot be listened on; None when it can."""
+    """Return why a port cannot be listened on; None when it can."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

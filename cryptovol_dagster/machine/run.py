@@ -1,4 +1,4 @@
-"""Keeps the services of this machine running and shows how they fare, until somebody asks for the end."""
+"""Keeps the services of this machine running and shows their status, until it is stopped."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from ingestor.verbs.output import print_json
 
 #: Between two status lines: on a terminal it is one line that changes, in a file each is a new one.
 TERMINAL_EVERY_S, FILE_EVERY_S = 5.0, 60.0
-#: What the recorder says every few seconds (`ingestor/verbs/ingest.py`).
+#: Line of the recorder every few seconds (`ingestor/verbs/ingest.py`).
 _PROGRESS = re.compile(rb"^(\d\d:\d\d:\d\d) INFO (\d+) frames, ", re.MULTILINE)
 _PROGRESS_LINES = 7
 
@@ -44,7 +44,7 @@ class _Show:
         click.echo(text)
 
     def status(self, text: str) -> None:
-        """Show how things stand."""
+        """Print the status."""
         if self.as_json:
             return
         if not sys.stdout.isatty():
@@ -66,7 +66,7 @@ def keep_running(
     """Run the services until a signal, then stop them in order.
 
     Args:
-        machine: what they share.
+        machine: shared parameters of the services.
         services: in the order of start and stop.
         as_json: print events as JSON lines, the first with the addresses.
         notes: lines to print below the addresses.
@@ -106,7 +106,7 @@ def keep_running(
 
 @contextmanager
 def _temporary(services: Sequence[Service]) -> Iterator[list[Service]]:
-    """Give the services a temporary folder of their own, which is removed when they have ended.
+    """Create a temporary folder for the services, which is removed when they have ended.
 
     MLflow's server leaves a file in it each time, and a Dagster that had to be killed its sockets. Not in the
     data folder: the path of a socket has 107 characters at most.
@@ -141,7 +141,7 @@ def _addresses(machine: Machine, services: Sequence[Service], notes: Sequence[st
 
 
 def _line(machine: Machine, supervisor: Supervisor) -> str:
-    """Say in one line how things stand."""
+    """Return the status in one line."""
     parts = [f"{datetime.now().astimezone():%H:%M:%S}"]
     if "recorder" in supervisor.states:
         rate = frames_per_s(machine.logs / "recorder.log")
@@ -169,7 +169,7 @@ def _stand(status: Status) -> list[str]:
 
 
 def frames_per_s(log: Path) -> float | None:
-    """Give the recorder's rate over its last half minute, from what it wrote; None before it can be told."""
+    """Return the recorder's rate over its last half minute, from its log; None before there is one."""
     if not log.exists():
         return None
     with log.open("rb") as file:
@@ -190,7 +190,7 @@ def _second_of_day(text: bytes) -> int:
 
 
 def port_option(title: str, default: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make the option for the port of a user interface."""
+    """Return the option for the port of a user interface."""
     return click.option(
         f"--{title.lower()}-port",
         default=default,

@@ -22,7 +22,7 @@ from ingestor.errors import USAGE, CryptovolError
 from ingestor.settings import Settings
 
 HOST = "127.0.0.1"
-#: The name that ``-m`` and ``workspace.yaml`` give: a backfill launched from anywhere is found by the daemon.
+#: The location name of ``-m`` and ``workspace.yaml``: the daemon finds a backfill launched from anywhere.
 LOCATION = "cryptovol_dagster.definitions"
 _CRYPTOVOL = (sys.executable, "-m", "cryptovol_dagster.cli")
 _MLFLOW_STORE = (sys.executable, "-m", "cryptovol_dagster.tracking.store")
@@ -38,7 +38,7 @@ class PortError(CryptovolError):
 
 
 def choose_port(wanted: int, option: str) -> int:
-    """Give the port wanted, or a free one for 0.
+    """Return the requested port, or a free one for 0.
 
     Raises:
         PortError: something listens there.
@@ -55,7 +55,7 @@ def choose_port(wanted: int, option: str) -> int:
 
 @dataclass(frozen=True)
 class Machine:
-    """What all services share.
+    """Shared parameters of all services.
 
     Attributes:
         settings: the configuration, which the services read by themselves.
@@ -81,27 +81,27 @@ class Machine:
 
     @property
     def workspace(self) -> Path:
-        """Where webserver and daemon read the address of the code server."""
+        """Path of the file with the address of the code server, for webserver and daemon."""
         return self.home / "workspace.yaml"
 
     @property
     def dagster_url(self) -> str:
-        """Where people open Dagster."""
+        """Address of Dagster."""
         return f"http://{HOST}:{self.dagster_port}"
 
     @property
     def mlflow_url(self) -> str:
-        """Where people open MLflow."""
+        """Address of MLflow."""
         return f"http://{HOST}:{self.mlflow_port}"
 
     def mlflow_runs(self) -> str:
-        """Give the page of our runs in MLflow; where it does not tell, that of all experiments."""
+        """Return the address of the runs in MLflow; where that is unknown, of all experiments."""
         found = experiment(self.mlflow_url, self.settings.mlflow.experiment)
         page = "experiments" if found is None else f"experiments/{found['experiment_id']}"
         return mlflow_page(self.mlflow_url, page)
 
     def environment(self, **more: str) -> Mapping[str, str]:
-        """Give the environment of a service: links lead to the ports that were chosen."""
+        """Return the environment of a service: links lead to the chosen ports."""
         return {
             **os.environ,
             "DAGSTER_HOME": str(self.home),
@@ -111,14 +111,14 @@ class Machine:
         }
 
     def recorder(self) -> Service:
-        """Give the recorder: the real feed for ever, or the simulator's market to its end."""
+        """Return the recorder service: the real feed for ever, or the simulator's market to its end."""
         simulated = self.simulator_port is not None
         source = ("--until-closed", "--url", f"ws://{HOST}:{self.simulator_port}") if simulated else ()
         log = self.logs / "recorder.log"
         return Service(
             name="recorder",
             command=(*_CRYPTOVOL, "ingest", "--json", *source),
-            # The webserver is ours, so a closed hour may be told to it at once.
+            # This supervisor runs the webserver, so a closed hour may be reported to it at once.
             environment=self.environment(CRYPTOVOL__DAGSTER__REPORT_CLOSED_HOURS="true"),
             log=log,
             is_ready=_says(log, '"event": "started"'),
@@ -127,7 +127,7 @@ class Machine:
         )
 
     def minutes_import(self) -> Service:
-        """Give the import of the last days' minutes, which ends once they are there."""
+        """Return the import of the last days' minutes, which ends when they are complete."""
         return Service(
             name="minutes",
             command=(sys.executable, "-m", "cryptovol_dagster.machine.first_days"),
@@ -139,7 +139,7 @@ class Machine:
         )
 
     def simulator(self, arguments: Sequence[str]) -> Service:
-        """Give the simulator, which plays its market once; `arguments` are options of ``simulate``."""
+        """Return the simulator, which plays its market once; `arguments` are options of ``simulate``."""
         log = self.logs / "simulator.log"
         address = ("--port", str(self.simulator_port), "--once", "--json")
         return Service(
@@ -152,7 +152,7 @@ class Machine:
         )
 
     def dagster(self, *, essential: bool) -> list[Service]:
-        """Give webserver, daemon and code server, in the order in which they stop; the last starts first.
+        """Return webserver, daemon and code server, in the order in which they stop; the last starts first.
 
         `dagster dev` runs the same three below a process of 100 MB, and ends all of them when one dies.
         """
@@ -195,7 +195,7 @@ class Machine:
         return [webserver, daemon, code]
 
     def mlflow(self, *, essential: bool) -> Service:
-        """Give the MLflow UI; runs write to its store directly."""
+        """Return the MLflow UI service; runs write to its store directly."""
         return Service(
             name="MLflow",
             command=(
@@ -214,9 +214,9 @@ class Machine:
         )
 
     def _prepare_mlflow(self) -> None:
-        """Make the store before the server does: a run that starts beside it must not find half of it.
+        """Create the store before the server does: a run that starts beside it must not find half of it.
 
-        A failure is the server's to report: it meets the same.
+        A failure is reported by the server, which meets the same.
         """
         store = local_store(self.settings)
         if store is not None and not is_prepared(store):
@@ -234,9 +234,9 @@ class Machine:
         self._list_lost_runs()
 
     def _list_lost_runs(self) -> None:
-        """Note the runs whose worker went with an earlier Dagster: they would hold the queue for ever.
+        """Record the runs whose worker ended with an earlier Dagster: they would block the queue for ever.
 
-        In a new home this makes the databases before Dagster's processes start, with nobody beside it.
+        In a new home this creates the databases before Dagster's processes start.
         """
         with opening(self.home):
             listed = subprocess.run(
@@ -251,7 +251,7 @@ class Machine:
         self._lost[:] = listed.stdout.split()
 
     def _end_lost_runs(self) -> None:
-        """End them now that Dagster serves, so that they are tried again."""
+        """End the recorded runs when Dagster serves, so that they are tried again."""
         if not self._lost:
             return
         ended = subprocess.run(
@@ -267,7 +267,7 @@ class Machine:
 
 
 def _says(log: Path, words: str) -> Callable[[int], bool]:
-    """Make a sign of life out of words in a log, looked for from where this start began."""
+    """Return a readiness check that searches words in a log, from the beginning of this start."""
 
     def says(start: int) -> bool:
         with log.open("rb") as file:

@@ -1,6 +1,6 @@
-"""The status of this machine: raw storage, lake, models, services, disk, and what is wrong.
+"""The status of this machine: raw storage, lake, models, services, disk, and problems.
 
-Belongs here: what is inspected, and what counts as wrong. It reads file names and a few footers and nothing
+Belongs here: inspection, and the definition of problems. It reads file names and a few footers and nothing
 of Dagster, so that it may run every few seconds. Does not belong here: how it is shown (`verbs/status.py`).
 """
 
@@ -30,7 +30,7 @@ from ingestor.settings import Settings
 
 #: How long after its closing an hour may lack its market assets.
 PATIENCE_S = 900.0
-#: The archive publishes each `storage.flush_s`, and checkpoints come every few seconds.
+#: The archive stores every `storage.flush_s`, and checkpoints come every few seconds.
 SILENT_AFTER_FLUSHES = 3
 LEAST_FREE_BYTES = 1024**3
 SERVICES = ("recorder", "dagster", "mlflow", "kafka")
@@ -46,7 +46,7 @@ class RawLook:
         folder: its root.
         newest_tick_ns: event time of the newest tick stored; None without any.
         rows_today: ticks stored with today's event time (UTC).
-        hours: hours that hold ticks.
+        hours: hours with ticks.
         closed: of all hours, those recorded as complete.
         newest_closed: the last of them.
         open: hours with ticks that are not closed, newest first.
@@ -86,16 +86,16 @@ class AssetLook:
 
 @dataclass(frozen=True)
 class ModelsLook:
-    """What the newest evaluation and the newest decision of a timescale say.
+    """The newest evaluation and the newest decision of a timescale.
 
     Attributes:
         timescale: its name.
         evaluated: the newest evaluation's as-of hour.
         verdict: of that evaluation.
-        sufficiency: what its training rows can teach, in one line; None where that was not counted.
+        sufficiency: models that its training rows support, in one line; None where unknown.
         decided: the newest decision's as-of hour.
         decision: its verdict; ROLLBACK where a person decided after it.
-        champion: the kind of the model in force.
+        champion: the kind of the champion.
         champion_as_of: as of when that was trained.
         learning: how far it is from its first models; None once there are some.
     """
@@ -119,7 +119,7 @@ class ServiceLook:
         name: one of `SERVICES`.
         address: where it should be.
         runs: whether it answers there, for this data folder.
-        state: the same in words, e.g. that it is starting, or that another folder's answers there.
+        state: a description, e.g. that it is starting, or that another folder's service answers there.
     """
 
     name: str
@@ -133,15 +133,15 @@ class Status:
     """Everything.
 
     Attributes:
-        at_ns: when it was looked at.
+        at_ns: time of the inspection.
         raw: raw storage.
         lake: its assets.
         models: by timescale.
         reports: latest copies, newest first, with the time they were written (ns).
         services: recorder, Dagster, MLflow and Kafka.
         free_bytes: room for data.
-        waits_for: what comes next while there are no models yet, or None.
-        problems: what is wrong, a sentence each.
+        waits_for: the next step while there are no models yet, or None.
+        problems: problems, one sentence each.
         minutes: how far the import of the last days is, in one line; None where none has begun.
     """
 
@@ -157,7 +157,7 @@ class Status:
     minutes: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, for JSON."""
+        """Return plain values, for JSON."""
         return json.loads(json.dumps(asdict(self), default=str))
 
     @property
@@ -182,7 +182,7 @@ def look(settings: Settings, now_ns: int, required: Sequence[str] = ()) -> Statu
     closings, first = _closings(storage.raw_dir), settings.dagster.partitions_start
     closed_after_ns = round(settings.dagster.closed_after_s * NS)
     raw, lake = _raw(storage.raw_dir, closings, now_ns, closed_after_ns), Lake(storage.lake_dir)
-    # Keys sort as their hours do. An hour before the first partition is never made.
+    # Keys sort like their hours. Hours before the first partition are never materialized.
     closed_at_ns = {key: at_ns for key, at_ns in closings.items() if key >= first}
     due = _due_assets(spec_of(settings, SECONDS))
     assets = [_asset(lake, name, closed_at_ns if name in due else {}) for name in _assets(storage.lake_dir)]
@@ -232,7 +232,7 @@ def _raw(raw_dir: Path, closings: Mapping[str, int], now_ns: int, closed_after_n
         open=[hour_key(hour_ns) for hour_ns in reversed(open_hours)],
         recorder_runs=archive_runs(raw_dir),
         stored_ago_s=(now_ns - max(stored)) / NS if stored else None,
-        # An hour that is overdue was left open by a recorder that stopped in it.
+        # An overdue hour was left open by a recorder that stopped in it.
         next_closing_ns=min((at_ns for at_ns in due_ns if newest_ns and at_ns > newest_ns), default=None),
     )
 
@@ -248,13 +248,13 @@ def _closings(raw_dir: Path) -> dict[str, int]:
 
 
 def _assets(lake_dir: Path) -> list[str]:
-    """Name the assets that the lake holds, by its folders."""
+    """Return the assets in the lake, by its folders."""
     found = {path.parent for pattern in ("*/date=*", "*/*/date=*") for path in lake_dir.glob(pattern)}
     return sorted(path.relative_to(lake_dir).as_posix() for path in found)
 
 
 def _due_assets(spec: TimescaleSpec) -> list[str]:
-    """Name the assets that every closed hour must have.
+    """Return the assets that every closed hour must have.
 
     Drift scores are not among them, nor the assets after labels, which follow the schedule of retrains.
     """
@@ -339,7 +339,7 @@ def _interface(
 ) -> ServiceLook:
     """Inspect a user interface: that of `cryptovol up` or `ui`, else what is at the configured address."""
     if running is not None and running.services and title not in running.services:
-        return _seen(name, "–", False, f"was not asked for by `cryptovol up` or `ui` (pid {running.pid})")
+        return _seen(name, "–", False, f"was not requested from `cryptovol up` or `ui` (pid {running.pid})")
     if not answers(f"{url}/{sign}"):
         return _seen(name, url, False, _not_yet(running, now_ns))
     other = "" if running is not None else whose(settings, url)
@@ -351,7 +351,7 @@ def _seen(name: str, address: str, runs: bool, otherwise: str = "does not run") 
 
 
 def _not_yet(running: Running | None, now_ns: int) -> str:
-    """Say of a service that does not answer when its start began, where somebody looks after it."""
+    """Return the state of a service that does not answer: when its supervisor began to start it."""
     if running is None or not running.began_s:
         return "does not run"
     ago_s = now_ns / NS - running.began_s
@@ -365,7 +365,7 @@ def _waits_for(
     services: Sequence[ServiceLook],
     now_ns: int,
 ) -> str | None:
-    """Say what comes next on the way from nothing to the first models; None once there are any."""
+    """Return the next step on the way to the first models; None once there are any."""
     if any(one.evaluated for one in models):
         return None
     recorder, dagster = services[0], services[1]
@@ -412,7 +412,7 @@ def _lake_problems(
             by_hours.setdefault(tuple(hours), []).append(name)
     for hours, names in by_hours.items():
         yield (
-            f"{', '.join(names)}: {len(hours)} closed hours were not made ({_some(hours)}): "
+            f"{', '.join(names)}: {len(hours)} closed hours are missing ({_some(hours)}): "
             "start `cryptovol up`, or `cryptovol backfill --only-missing`"
         )
 
@@ -435,7 +435,7 @@ def _service_problems(
 
 def _room_problems(data_dir: Path, free_bytes: int) -> Iterator[str]:
     if free_bytes < LEAST_FREE_BYTES:
-        yield f"{data_dir}: {free_bytes / 1024**2:.0f} MiB of room left; expected 1024 or more"
+        yield f"{data_dir}: {free_bytes / 1024**2:.0f} MiB of disk space left; expected 1024 or more"
 
 
 def _some(hours: Sequence[str]) -> str:

@@ -4,7 +4,7 @@ Belongs here: processes, their ends and their order. Does not belong here: what 
 (`services.py`) and how it is shown (`verbs/up.py`).
 
 Each service is the leader of a process group of its own, so a Ctrl-C in the terminal reaches the supervisor
-alone, and a service ends with everything it started. `guard.py` ends them should the supervisor be killed.
+alone, and a service ends with everything it started. `guard.py` ends them if the supervisor is killed.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ import click
 from cryptovol_dagster.machine import guard
 from ingestor.errors import CryptovolError
 
-#: A service that lived this long had come up properly: its next end counts as the first one again.
+#: A service that ran this long had started properly: its next end counts as the first one again.
 HEALTHY_AFTER_S = 60.0
 MAX_RESTARTS = 8
 BACKOFF_FIRST_S, BACKOFF_LONGEST_S = 1.0, 30.0
-#: What a guard grants the services when the supervisor was killed. A recorder drains in less.
+#: Time for the services to stop when the supervisor was killed. A recorder drains in less.
 GUARD_PATIENCE_S = 120.0
 _LOOK_EVERY_S = 0.2
-#: What is left of a service that has ended, or had its time to end, gets this much more.
+#: Further time for the remaining processes of an ended service.
 _SWEEP_S = 1.0
 
 
@@ -43,7 +43,7 @@ class SupervisorError(CryptovolError):
 
 
 class State(Enum):
-    """Where a service is."""
+    """State of a service."""
 
     STARTING = "starting"
     READY = "ready"
@@ -52,7 +52,7 @@ class State(Enum):
     GIVEN_UP = "given up"
 
 
-#: Whoever needs a service in one of these states waits.
+#: Services that need a service in one of these states wait.
 _NOT_YET = (State.STARTING, State.WAITING)
 _SETTLED = (State.READY, State.FINISHED, State.GIVEN_UP)
 
@@ -66,15 +66,16 @@ class Service:
         command: program and arguments.
         environment: the whole environment of the process.
         log: file that gets its stdout and stderr, appended.
-        is_ready: asked until it says yes; given where in the log this start began (bytes).
-        essential: whether everything ends when this one cannot be kept running.
+        is_ready: called until it returns True, with the position in the log at which this start began
+            (bytes).
+        essential: whether all services end when this one cannot be kept running.
         finishes: whether exit code 0 is the end of its work, not a failure.
-        hopeless: exit codes after which another start would end alike.
-        start_s: how long it may take to come up.
+        hopeless: exit codes after which another start would fail again.
+        start_s: longest time of a start.
         stop_s: how long a stop may take before it is killed.
         before: called before every start; an error of it (`CryptovolError`, `OSError`) counts as an end.
         after: called every time it has become ready; an error of it counts as an end, too.
-        needs: name of a service that comes up before this one, or is given up; where it ends, this one is
+        needs: name of a service that starts before this one, or is given up; where it ends, this one is
             stopped, and started again after it.
     """
 
@@ -112,8 +113,8 @@ class Supervisor:
     """Services, in the order in which they are started and stopped.
 
     Args:
-        services: what to keep running.
-        tell: given each thing that people should know, as one line.
+        services: the services to keep running.
+        tell: called with each message for the operator, one line.
         clock: seconds, never backwards.
     """
 
@@ -145,16 +146,16 @@ class Supervisor:
 
     @property
     def is_ready(self) -> bool:
-        """Whether every service is up, has done its work, or is given up: nothing more is to come."""
+        """Whether every service is up, has finished, or is given up."""
         return all(kept.state in _SETTLED for kept in self._kept)
 
     @property
     def stop_asked(self) -> bool:
-        """Whether a signal has asked for the end."""
+        """Whether a signal has requested the end."""
         return self._signals > 0
 
     def watch(self, seconds: float) -> None:
-        """Start what is due and look after the services for so long, or until a signal asks for the end.
+        """Start due services and watch all of them for so long, or until a signal requests the end.
 
         Raises:
             SupervisorError: an essential service cannot be kept running.
@@ -210,7 +211,7 @@ class Supervisor:
         if kept.service.is_ready(kept.log_start):
             self._ready(kept)
         elif self.clock() - kept.started_s > kept.service.start_s:
-            self._ended(kept, None, f"did not come up in {kept.service.start_s:g} s")
+            self._ended(kept, None, f"did not start within {kept.service.start_s:g} s")
 
     def _ready(self, kept: _Kept) -> None:
         kept.state = State.READY
@@ -219,7 +220,7 @@ class Supervisor:
                 kept.service.after()
             except (CryptovolError, OSError) as error:
                 self._end_with_dependents(kept)
-                self._again_or_never(kept, f"{kept.service.name} came up, but {error}")
+                self._again_or_never(kept, f"{kept.service.name} started, but {error}")
                 return
         if kept.was_ready:
             self.tell(f"{kept.service.name} is up again")
@@ -232,7 +233,7 @@ class Supervisor:
             kept.state = State.FINISHED
             self.tell(f"{service.name} has finished")
             return
-        # Whoever is killed has no last words.
+        # A killed service has no last log line.
         words = "" if code is not None and code < 0 else _last_words(service.log, kept.log_start)
         self._again_or_never(kept, f"{service.name} {what}{words}", hopeless=code in service.hopeless)
 
@@ -245,7 +246,7 @@ class Supervisor:
         self._sweep(kept)
 
     def _again_or_never(self, kept: _Kept, line: str, *, hopeless: bool = False) -> None:
-        """Start a service again after a pause, or give it up, and say so.
+        """Start a service again after a pause, or give it up, and report that.
 
         Raises:
             SupervisorError: it is given up and essential.
@@ -253,7 +254,7 @@ class Supervisor:
         service = kept.service
         if self.clock() - kept.started_s >= HEALTHY_AFTER_S:
             kept.restarts = 0
-        # What never came up is set up wrongly; what did come up has met with an accident.
+        # A service that never started is configured wrongly; one that did may be started again.
         if not (hopeless or not kept.was_ready or kept.restarts >= MAX_RESTARTS):
             pause_s = min(BACKOFF_FIRST_S * 2**kept.restarts, BACKOFF_LONGEST_S)
             kept.restarts += 1
@@ -263,7 +264,7 @@ class Supervisor:
         kept.state = State.GIVEN_UP
         if service.essential:
             raise SupervisorError(f"{line} (log: {service.log})")
-        self.tell(f"{line}; it is given up, the rest goes on (log: {service.log})")
+        self.tell(f"{line}; it is given up, the others continue (log: {service.log})")
 
     def _stop(self) -> None:
         """Stop the services one after the other; a further signal ends the waiting."""
@@ -283,20 +284,20 @@ class Supervisor:
             self._guard.wait()
 
     def _sweep(self, kept: _Kept) -> None:
-        """End what a service has left behind, itself included, and forget it."""
+        """End the remaining processes of a service, itself included, and drop it."""
         child, kept.child = kept.child, None
         if child is None:
             return
         guard.tell(child.pid, signal.SIGTERM)
         with suppress(subprocess.TimeoutExpired):
             child.wait(_SWEEP_S)
-        # Children that the leader did not tell.
+        # Children that the leader did not stop.
         guard.end([child.pid], _SWEEP_S)
         child.wait()
         self._tell_guard(f"-{child.pid}")
 
     def _keep_guard(self) -> None:
-        """Have a guard that knows every child; one that was killed is replaced."""
+        """Start a guard that knows every child; a killed one is replaced."""
         if self._guard is not None and self._guard.poll() is None:
             return
         self._guard = subprocess.Popen(
@@ -317,7 +318,7 @@ class Supervisor:
         try:
             print(line, file=self._guard.stdin, flush=True)
         except BrokenPipeError:
-            # The guard was killed: the next look replaces it and tells it of every child.
+            # The guard was killed: the next pass replaces it and passes it every child.
             return
 
 
@@ -326,7 +327,7 @@ def _how(code: int) -> str:
 
 
 def _last_words(log: Path, start: int) -> str:
-    """Give the last line a service wrote since it was started, in a form to append."""
+    """Return the last log line of a service since its start, in a form to append."""
     with log.open("rb") as file:
         file.seek(max(start, os.fstat(file.fileno()).st_size - 4_096))
         lines = [line.strip() for line in file.read().decode(errors="replace").splitlines() if line.strip()]

@@ -19,11 +19,11 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Alerts:
-    """Where alerts go.
+    """Receiver of alerts.
 
     Attributes:
-        webhook_url: an address that takes a JSON body by POST; None for the log alone. It may hold a secret,
-            so messages name its host only.
+        webhook_url: an address that takes a JSON body by POST; None for the log alone. It may contain a
+            secret, so messages name its host only.
         timeout_s: how long the receiver may take to answer.
         tries: how often it is tried.
         pause_s: between two tries.
@@ -70,7 +70,7 @@ class Alerts:
                     _post, client, self.webhook_url, alert
                 )
         except AttemptError:
-            LOG.error("alert given up: %s did not take it: %s", host, alert["text"])
+            LOG.error("alert given up: %s did not accept it: %s", host, alert["text"])
             return False
         return True
 
@@ -79,7 +79,7 @@ def _post(client: httpx.Client, url: str, alert: Mapping[str, Any]) -> None:
     """Post an alert once.
 
     Raises:
-        AttemptError: no answer came, or one that is no success.
+        AttemptError: there was no answer, or a failure.
     """
     from cryptovol_dagster.http_client import AttemptError, send
 

@@ -1,11 +1,11 @@
-"""The drift numbers of an hour: which rows are compared with which, by which limits, and what is stored.
+"""The drift numbers of an hour: the compared rows, the limits, and the stored record.
 
 Past pairs are the stored numbers of earlier hours, never of the hour itself or a later one. So an hour that
 is scored again years later has the same limits, as long as the numbers before it are the same.
 
-Beside the numbers lies a thin sample of the hour's rows. With it an hour reads its reference of a day in some
-hundredths of a second, instead of 24 files of a hundred columns. Windows span minutes, so neighbouring rows
-are nearly equal, and a row a minute describes an hour.
+Beside the numbers a small sample of the hour's rows is stored. With it an hour reads its reference of a day
+in some hundredths of a second, instead of 24 files of a hundred columns. Windows span minutes, so
+neighbouring rows are nearly equal, and a row a minute describes an hour.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ COLUMNS_VERSION = 1
 SCORED, NO_REFERENCE, NO_DATA = "scored", "no_reference", "no_data"
 #: Rows of a product in the sample of an hour.
 SAMPLE_ROWS = 60
-#: An hour is compared with no fewer of the hours before it than this part of those wanted.
+#: Share of the reference hours that must have rows.
 LEAST_REFERENCE = 4
 #: A sample is an Arrow file: of some hundred rows it is read ten times as fast as Parquet.
 _ARROW, _VERSION = "arrow", b"cryptovol.version"
@@ -56,13 +56,13 @@ class DriftError(CryptovolError):
     """Drift cannot be computed; the message is one line."""
 
 
-class OtherSchema(DriftError):  # noqa: N818 - named for what it says
+class OtherSchema(DriftError):  # noqa: N818 - the name states the fact
     """Stored numbers are of another schema version: they may mean something else."""
 
 
 @dataclass(frozen=True)
 class DriftWindow:
-    """How far back an hour is compared, and how far back its limits come from.
+    """Length of the reference of an hour, and of the calibration of its limits.
 
     Attributes:
         reference_hours: hours before it that it is compared with.
@@ -88,7 +88,7 @@ class DriftScores:
         reference_hours: those of them that had rows, oldest first.
         products: rows and distances of each product.
         drift: the verdict over all products.
-        limits: in force for the hour.
+        limits: limits of the hour.
     """
 
     as_of: str
@@ -147,8 +147,8 @@ def scores_asset(spec: TimescaleSpec) -> str:
 def score_hour(lake: Lake, spec: TimescaleSpec, key: str, window: DriftWindow) -> DriftScores:
     """Compare the valid rows of an hour with those of the hours before it, and keep a sample of them.
 
-    Hours of another feature version are no reference: their columns mean something else. Features of the
-    calendar are not compared: an hour of the day always differs from the other 23.
+    Hours of another feature version cannot serve as reference: their columns have another meaning. Features
+    of the calendar are not compared: an hour of the day always differs from the other 23.
 
     Raises:
         LakeError: the hour has no features, or a file cannot be read.
@@ -202,7 +202,7 @@ def read_samples(lake: Lake, spec: TimescaleSpec, keys: Sequence[str]) -> dict[s
 
     Raises:
         LakeError: a file cannot be read.
-        DriftError: a sample is no table.
+        DriftError: a sample is not a table.
     """
     return {
         key: sample
@@ -216,7 +216,7 @@ class _Reference(msgspec.Struct):
 
 
 class _PastScores(msgspec.Struct):
-    """The part of an hour's stored numbers that makes it a past pair."""
+    """Past pair from an hour's stored numbers."""
 
     version: str
     reference: _Reference
@@ -236,12 +236,12 @@ def past_pairs(
         asset: which numbers.
         key: the hour.
         window: how far back, and the length of reference that a pair must have.
-        version: what a pair's columns must mean.
+        version: required version of a pair's columns.
         products: those that a pair must be of.
 
     Raises:
         LakeError: a file cannot be read.
-        DriftError: a file is no JSON of drift numbers.
+        DriftError: a file is not JSON of drift numbers.
     """
     alike = (version, window.reference_hours, sorted(products))
     found = []
@@ -291,7 +291,7 @@ def read_scores(lake: Lake, spec: TimescaleSpec, key: str) -> dict[str, Any] | N
     Raises:
         LakeError: the file cannot be read.
         OtherSchema: it is of another schema version.
-        DriftError: it is no JSON.
+        DriftError: it is not JSON.
     """
     return read_numbers(lake, scores_asset(spec), key)
 
@@ -302,7 +302,7 @@ def read_numbers(lake: Lake, asset: str, key: str) -> dict[str, Any] | None:
     Raises:
         LakeError: the file cannot be read.
         OtherSchema: it is of another schema version.
-        DriftError: it is no JSON.
+        DriftError: it is not JSON.
     """
     if not lake.exists(asset, key, "json"):
         return None
@@ -332,7 +332,7 @@ def valid_rows(
 
 
 def read_sample(lake: Lake, spec: TimescaleSpec, key: str) -> pa.Table | None:
-    """Read the sample of an hour, which later hours take as their reference.
+    """Read the sample of an hour, which later hours use as their reference.
 
     A sample older than its features is ignored; then the features themselves are read.
 
@@ -341,7 +341,7 @@ def read_sample(lake: Lake, spec: TimescaleSpec, key: str) -> pa.Table | None:
 
     Raises:
         LakeError: a file cannot be read.
-        DriftError: the sample is no table.
+        DriftError: the sample is not a table.
     """
     features, sample, wanted = spec.asset("features"), _sample_asset(spec), features_version(spec).encode()
     path = lake.path(features, key)
@@ -383,7 +383,7 @@ def _valid_rows(lake: Lake, spec: TimescaleSpec, key: str, also: Sequence[str] =
 
 
 def _thinned(rows: pd.DataFrame, version: bytes) -> pa.Table:
-    """Take rows evenly over the time of each product that has enough."""
+    """Return rows spread evenly over the time of each product that has enough."""
     kept = [
         found.iloc[:: max(1, len(found) // SAMPLE_ROWS)]
         for found in _by_product(rows).values()

@@ -13,13 +13,13 @@ from cryptovol_dagster.core.evaluation.report import ModelEvaluation
 from cryptovol_dagster.lake.latest import Reports
 from cryptovol_dagster.monitoring.pages import render_page
 
-#: What the pictures show, by name.
+#: Captions of the pictures, by name.
 CAPTIONS = {
     "episode": "The most violent stretch of the test: mid, score and threshold",
     "precision_recall": "Precision over recall",
-    "precision_recall_onset": "Precision over recall where a spike begins",
+    "precision_recall_onset": "Precision over recall at onset",
     "by_period": "Average precision by day or month, over the base rate",
-    "reliability": "Reliability: how often it happened when a probability was said",
+    "reliability": "Reliability: observed share of spikes by predicted probability",
 }
 
 
@@ -28,7 +28,7 @@ def render_evaluation(report: ModelEvaluation, reports: Reports, plots: Sequence
 
     Args:
         report: the numbers.
-        reports: where the page, its pictures and the other latest copies lie.
+        reports: folder of the page, its pictures and the other latest copies.
         plots: names of the pictures, in the order shown.
     """
     head, rows = sections.result_table(report)

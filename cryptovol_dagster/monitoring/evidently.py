@@ -1,12 +1,12 @@
 """The one way to Evidently: its input is checked and bounded, its verdict qualified.
 
-Evidently lets a missing column pass in silence and raises from deep inside on an all-null column or an
+Evidently ignores a missing column silently and raises an internal error on an all-null column or an
 empty frame, so frames are compared with the declared schema here first. It is imported inside, because the
 import alone takes 10–20 s.
 
 Its verdicts take rows as independent, which seconds of a market are not: by its default tests most hours
-of a market have drifted. So it is given our distances (`core.drift`) and the limits that were in force for
-each column, and page and summary say what these were calibrated on, or that they were not.
+of a market have drifted. So it gets the distances of `core.drift` and the limits of each column, and page
+and summary state the data of their calibration, or that they are uncalibrated.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SUMMARY_SCHEMA_VERSION = 1
 _DISTANCE = "The distance is Wasserstein's over the mixture's standard deviation, 0 to 2."
 UNCALIBRATED = (
     "Rows of a market depend on their neighbours, so “drift detected” below is uncalibrated: a description "
-    f"of a difference, no alarm. {_DISTANCE}"
+    f"of a difference, not an alarm. {_DISTANCE}"
 )
 CALIBRATED = (
     "A column's limit is the 95th percentile of its own distance over past pairs of windows: where nothing "
@@ -59,11 +59,11 @@ class EvidentlyError(CryptovolError):
 
 @dataclass(frozen=True)
 class Side:
-    """Rows of a report, and what they are.
+    """Rows of a report, with their description.
 
     Attributes:
-        name: what the rows are to the report, e.g. ``training``.
-        hours: the span they come from, for people.
+        name: role of the rows in the report, e.g. ``training``.
+        hours: their span, as text.
         frame: the rows.
     """
 
@@ -79,7 +79,7 @@ class EvidentlyReport:
     Attributes:
         html: the page people open.
         json: the same as data; under ``cryptovol`` the summary.
-        summary: what the report says in short: kind, what it was measured on, columns, verdict.
+        summary: summary of the report: kind, measured rows, columns, verdict.
     """
 
     html: bytes
@@ -94,11 +94,11 @@ class EvidentlyReport:
 
 @dataclass(frozen=True)
 class Criteria:
-    """What the columns of a comparison are judged by.
+    """Criteria for the columns of a comparison.
 
     Attributes:
         limits: above which distance a column has moved, and above which share of columns the whole has.
-        measured: distances that the limits are for; None: they are measured on the sampled rows.
+        measured: distances of the limits; None: they are measured on the sampled rows.
         beside: limits of further columns of the schema, which are shown and not counted in the share.
         without: columns of the schema that are not compared, and why.
     """
@@ -124,7 +124,7 @@ class Criteria:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How many rows of a side Evidently sees.
+    """Sampling of the rows for Evidently.
 
     Attributes:
         max_rows: a longer side is sampled to this many rows, in their order.
@@ -135,7 +135,7 @@ class Sampling:
     seed: int
 
     def of(self, frame: pd.DataFrame) -> pd.DataFrame:
-        """Return a frame, numbered anew where it is short enough, else a sample of its rows."""
+        """Return a frame with a new index if it is short enough, else a sample of its rows."""
         frame = frame.reset_index(drop=True)
         if len(frame) <= self.max_rows:
             return frame
@@ -159,7 +159,7 @@ def comparison_report(
         reference: rows to compare with.
         current: the rows in question.
         schema: the columns both sides must have.
-        criteria: what the columns are judged by.
+        criteria: criteria of the columns.
         sampling: of each side.
 
     Raises:
@@ -243,10 +243,10 @@ def _compared(
 
 
 def _shown_limit(limit: float, share: float | None, is_over: bool) -> float:
-    """Return the share at which Evidently shall say "drift": the limit, rounded so that it says what we say.
+    """Return the share from which Evidently reports drift: the limit, rounded so that both verdicts agree.
 
-    We say so above the limit, Evidently at it. The number stands on its page, so it has few digits: where the
-    share is the limit itself, the next one.
+    Here drift is above the limit, in Evidently at it. The page shows the number, so it has few digits: where
+    the share is the limit itself, the next one.
     """
     for digits in range(3, 15):
         for near in (round(limit, digits), round(limit + 10**-digits, digits)):
@@ -300,8 +300,8 @@ def data_quality_report(
         as_of: the hour.
         side: its rows.
         schema: the columns they must have.
-        key: columns that tell one row from another.
-        sampling: of the rows that Evidently sees; what is counted here is of all.
+        key: columns that identify a row.
+        sampling: of the rows for Evidently; the counts here cover all rows.
 
     Raises:
         EvidentlyError: there are no rows, or their columns are not those of the schema.
@@ -335,7 +335,7 @@ def data_quality_report(
         "constant columns": len(constant),
         "columns with infinite values": len(infinite := _infinite(side.frame, numeric)),
     }
-    told = [f"{count} {name}" for name, count in found.items() if count]
+    faults = [f"{count} {name}" for name, count in found.items() if count]
     summary = {
         **_summary(DATA_QUALITY, as_of, [(side, len(sampled))], columns, left_out),
         "share_over": None,
@@ -343,7 +343,7 @@ def data_quality_report(
         "constant": constant,
         "infinite": infinite,
         "missing_share": missing,
-        "verdict": ", ".join(told) or "nothing missing, constant or twice",
+        "verdict": ", ".join(faults) or "nothing missing, constant or twice",
     }
     return _finished(snapshot, snapshot.dict(), summary, summary["verdict"])
 
@@ -358,7 +358,7 @@ def validate(kind: str, side: Side, schema: pa.Schema, *, numbers_only: bool) ->
         numbers_only: whether a declared column must be a number.
 
     Raises:
-        EvidentlyError: says what was expected and what was found.
+        EvidentlyError: a column is wrong; the message contains expected and found.
     """
     where = f"{kind}: {side.name} ({side.hours})"
     if side.frame.empty:
@@ -377,7 +377,7 @@ def validate(kind: str, side: Side, schema: pa.Schema, *, numbers_only: bool) ->
         wanted, is_now = _kind_of_type(field.type), _kind_of_dtype(side.frame.dtypes[field.name])
         if numbers_only and wanted != "number":
             raise EvidentlyError(f"{where}: {field.name} is declared as {field.type}, expected a number")
-        # A column without values may have come back as any type: it is left out, and said.
+        # A column without values may have any type: it is left out, and reported.
         if is_now != wanted and _has_value(side.frame, field.name):
             raise EvidentlyError(
                 f"{where}: {field.name}: expected {wanted} ({field.type}), found {is_now} "
@@ -416,7 +416,7 @@ def _numbers(frame: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def _register_distance(distances: Mapping[str, float]) -> None:
-    """Register our distances with Evidently, so that page, summary and drift numbers show the same ones."""
+    """Register the distances of `core.drift` with Evidently: page, summary and drift numbers then agree."""
     from evidently.legacy.calculations.stattests import StatTest, register_stattest
     from evidently.legacy.core import ColumnType
 
@@ -451,7 +451,7 @@ def _summary(
 
 
 def measured_on(summary: Mapping[str, Any]) -> str:
-    """Describe in a line what a report was measured on."""
+    """Describe the measured rows of a report in one line."""
     return "; ".join(
         f"{side['name']}: {side['rows']:,} rows"
         + (f" sampled from {side['sampled_from']:,}" if side["sampled_from"] > side["rows"] else "")
@@ -467,13 +467,13 @@ def _finished(snapshot: Any, body: dict[str, Any], summary: dict[str, Any], note
         page = path.read_text(encoding="utf-8")
     head, body_tag, rest = page.partition("<body>")
     if not body_tag:
-        raise EvidentlyError("Evidently's page has no <body> to say in what it was measured on")
+        raise EvidentlyError("Evidently's page has no <body> for the measured rows")
     content = json.dumps({"cryptovol": summary, **body}, default=str).encode()
     return EvidentlyReport(f"{head}{body_tag}{_banner(summary, note)}{rest}".encode(), content, summary)
 
 
 def _banner(summary: Mapping[str, Any], note: str) -> str:
-    """Render what stands above Evidently's own page: title, rows, verdict and columns left out."""
+    """Render the head above Evidently's own page: title, rows, verdict and columns left out."""
     left_out: dict[str, list[str]] = {}
     for name, why in summary["left_out"].items():
         left_out.setdefault(why, []).append(name)

@@ -1,7 +1,7 @@
-"""The page over all reports: what is newest, and every report over time; one file that requests nothing.
+"""The page of all reports: the newest ones, and every report over time; one file that requests nothing.
 
-Belongs here: finding the summaries beside the reports, and placing their numbers in charts. Does not belong
-here: what a report says, and HTML (`templates/index.html`). Links are relative to the page, so that it works
+Belongs here: finding the summaries beside the reports, and the geometry of charts. Does not belong here: the
+content of a report, and HTML (`templates/index.html`). Links are relative to the page, so that it works
 from a folder and from a server whose root holds both `reports/` and the lake.
 """
 
@@ -39,7 +39,7 @@ class Entry:
     Attributes:
         as_of: the hour.
         kind: which report.
-        rows: what it was measured on, in words.
+        rows: description of the measured rows.
         share_over: share of the columns over the distance limit; None where nothing was compared.
         verdict: in words.
         path: of the page; None once it was removed from the lake.
@@ -62,7 +62,7 @@ def entries(lake: Lake, spec: TimescaleSpec, limit: int = MAX_ENTRIES) -> list[E
 
     Raises:
         LakeError: a summary cannot be read.
-        ReportIndexError: a summary is no JSON.
+        ReportIndexError: a summary is not JSON.
     """
     found = sorted(
         ((key, kind) for kind in TITLES for key in lake.partitions(spec.asset(kind), SUMMARY)),
@@ -91,8 +91,8 @@ def write_index(lake: Lake, reports: Reports, spec: TimescaleSpec) -> Path:
 
     Raises:
         LakeError: a summary cannot be read.
-        DriftError: drift numbers are no JSON.
-        ReportIndexError: a summary is no JSON.
+        DriftError: drift numbers are not JSON.
+        ReportIndexError: a summary is not JSON.
         ReportError: the folder cannot be written.
     """
     scores, outcomes = (_numbers(lake, spec.asset(name)) for name in ("drift_scores", "performance"))
@@ -114,7 +114,7 @@ def _numbers(lake: Lake, asset: str) -> list[dict[str, Any]]:
 
 
 def _newest_files(reports: Reports) -> list[tuple[str, Path]]:
-    """List the latest copies that exist, each with the name people know it by."""
+    """Return the existing latest copies, each with its title."""
     named = [
         ("Evaluation", reports.evaluation_page),
         ("Model card", reports.model_card),
@@ -141,7 +141,7 @@ def render(
         scores: stored drift numbers, oldest first.
         outcomes: stored performance, oldest first.
         newest: names and files of the latest copies.
-        folder: where the page will lie; links are relative to it.
+        folder: folder of the page; links are relative to it.
     """
     return render_page(
         "index.html",
@@ -164,7 +164,7 @@ class _Bar:
 
 
 def _drift_chart(scores: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    """Place the share of drifted features of each hour, and the limit in force for it, in a chart.
+    """Place the share of drifted features of each hour, and its limit, in a chart.
 
     Returns:
         Sizes and positions in pixels, hours oldest first; None without numbers.

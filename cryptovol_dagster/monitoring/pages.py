@@ -14,10 +14,10 @@ def render_page(template: str, **values: Any) -> str:
 
     Args:
         template: the file's name in `templates/`.
-        values: what the template names.
+        values: variables of the template.
 
     Raises:
-        jinja2.UndefinedError: the template names a value that is not given.
+        jinja2.UndefinedError: the template uses a variable without a value.
     """
     return _environment().get_template(template).render(values)
 

@@ -1,10 +1,10 @@
 """Scores of the champion compared with the labels that matured in a partition, and the drift of both.
 
-The champion is the one that was in force *before* the partition, so the rows took part neither in its
-training nor in its choice. The rows are those whose labels the partition holds: all that matured in it.
+The champion is the one *before* the partition, so the rows were used neither for its training nor for its
+choice. The rows are those whose labels are in the partition: all that matured in it.
 
-Beside the numbers lie the rows as they were scored (``performance_rows``), thinned to a twelfth of the
-horizon. So longer spans pool the scores of their time, and nothing is scored again.
+Beside the numbers the scored rows are stored (``performance_rows``), thinned to a twelfth of the horizon. So
+longer spans pool the scores of their time, and nothing is scored again.
 """
 
 from __future__ import annotations
@@ -58,14 +58,14 @@ SCORED, NO_CHAMPION, NO_ROWS = "scored", "no_champion", "no_rows"
 POOLED_S = {"24 h": DAY_S, "7 d": 7 * DAY_S}
 #: More rows than this of a span are thinned: neighbours are nearly equal, and the bootstrap is slow.
 MAX_POOLED_ROWS = 20_000
-#: Fewer than an evaluation takes: each partition has such intervals, and the next one has nearly the same.
+#: Fewer than in an evaluation: each partition has such intervals, and the next one has nearly the same.
 RESAMPLES = 200
-#: A row for each twelfth of the horizon is kept: neighbours within it share eleven twelfths of their label.
+#: One row per twelfth of the horizon is kept: neighbours within it share eleven twelfths of their label.
 _KEPT_PER_HORIZON = 12
 
 
 class InForce(NamedTuple):
-    """The champion that was in force when a partition began.
+    """The champion at the start of a partition.
 
     Attributes:
         champion: which model.
@@ -87,7 +87,7 @@ class OutcomeDrift:
         products: rows and distances of each product, in the columns `OUTCOMES`.
         columns: the worst product of each; None where there is no distance.
         without: why a column has none.
-        limits: in force for them.
+        limits: their limits.
         over: the columns over their limits.
     """
 
@@ -110,12 +110,12 @@ def rows_asset(spec: TimescaleSpec) -> str:
 
 
 def champion_before(lake: Lake, spec: TimescaleSpec, key: str) -> InForce | str:
-    """Load the champion in force when a partition began, or return why none can score its rows.
+    """Load the champion at the start of a partition, or return why none can score its rows.
 
     Raises:
         LakeError: its file is missing.
         DecisionError: the decision is of no version known here.
-        ModelError: the file is no model file.
+        ModelError: the file is not a model file.
     """
     from cryptovol_dagster.core.models import load_model
 
@@ -126,7 +126,7 @@ def champion_before(lake: Lake, spec: TimescaleSpec, key: str) -> InForce | str:
         return f"there was no champion as of {decision.as_of}"
     model = load_model(decisions.read_champion_file(lake, spec, decision.champion))
     if reason := why_unscorable(model, feature_names(spec), spec.reference_set):
-        return f"champion {decision.champion} cannot be asked: {reason}"
+        return f"champion {decision.champion} cannot score: {reason}"
     return InForce(decision.champion, decision.as_of, model)
 
 
@@ -135,7 +135,7 @@ def outcome_drift(
 ) -> OutcomeDrift:
     """Compare scores and ln σ of an hour with those of the hours before it, a row a minute on either side.
 
-    Both sides are scored by the same champion, so what moves the distance of scores is the market as the
+    Both sides are scored by the same champion, so the distance of scores depends only on the market as the
     model sees it, not a promotion.
 
     Raises:
@@ -216,7 +216,7 @@ def _scores(rows: pd.DataFrame, spec: TimescaleSpec, model: Model) -> NDArray[np
 def _label_samples(
     lake: Lake, spec: TimescaleSpec, keys: list[str]
 ) -> dict[str, dict[str, NDArray[np.float64]]]:
-    """Read ln σ of a row a minute of each hour, by hour and product; hours of other labels are left out."""
+    """Read ln σ of one row per minute of each hour, by hour and product, without hours of other labels."""
     asset, wanted = spec.asset("labels"), label_hash(spec)
     span = partition_window(keys[0])[0], partition_window(keys[-1])[1]
     versions = lake.versions(asset, *span)
@@ -230,7 +230,7 @@ def _label_samples(
 
 @lru_cache(maxsize=1_000)
 def _label_sample(lake: Lake, asset: str, state: FileState) -> dict[str, NDArray[np.float64]]:
-    """Take the sample of an hour once, as long as its file stays what it is: each later hour asks for it."""
+    """Read the sample of an hour once while its file is unchanged: each later hour needs it."""
     table = lake.read_table(asset, *partition_window(state[0]), columns=["product", "sigma", "reason"])
     frame = table.to_pandas()
     found: dict[str, NDArray[np.float64]] = {}
@@ -292,13 +292,13 @@ def assess(
     in_force = champion_before(lake, spec, key)
     rows = datasets.read_matured(lake, spec, key)
     moved = outcome_drift(lake, spec, key, window, in_force)
-    # Rows that an earlier run scored must not be pooled where this run scores none.
+    # Rows scored by an earlier run must not be pooled where this run scores none.
     lake.delete(rows_asset(spec), key)
     scored = None if isinstance(in_force, str) else _scored(rows, in_force.model)
     if isinstance(in_force, str):
         status, reason = NO_CHAMPION, in_force
     elif scored is None:
-        status, reason = NO_ROWS, f"no row of a product that {in_force.champion} knows matured in {key}"
+        status, reason = NO_ROWS, f"no row of a product of {in_force.champion} matured in {key}"
     else:
         status, reason = SCORED, ""
         every = max(1, spec.horizon_bars // _KEPT_PER_HORIZON)
@@ -373,7 +373,7 @@ def _table(rows: ScoredRows, champion: Champion) -> pa.Table:
 
 
 def _pooled(lake: Lake, spec: TimescaleSpec, key: str, span_s: int) -> tuple[ScoredRows, list[str]] | None:
-    """Join the rows scored in a span that ends with a partition, and name whose scores they are."""
+    """Join the rows scored in a span that ends with a partition, and return the names of their champions."""
     _, end_ns = partition_window(key)
     start_ns = end_ns - max(span_s * NS, spec.partition_ns)
     parts = [
@@ -392,7 +392,7 @@ def _pooled(lake: Lake, spec: TimescaleSpec, key: str, span_s: int) -> tuple[Sco
 
 @lru_cache(maxsize=200)
 def _rows_of(lake: Lake, asset: str, state: FileState) -> pa.Table:
-    """Read a partition's scored rows once, as long as their file stays what it is."""
+    """Read a partition's scored rows once while their file is unchanged."""
     return lake.read_table(asset, *partition_window(state[0]))
 
 
@@ -402,7 +402,7 @@ def read_performance(lake: Lake, spec: TimescaleSpec, key: str) -> dict[str, Any
     Raises:
         LakeError: there are none, or the file cannot be read.
         OtherSchema: they are of another schema version.
-        DriftError: the file is no JSON.
+        DriftError: the file is not JSON.
     """
     asset = performance_asset(spec)
     found = drift.read_numbers(lake, asset, key)

@@ -48,7 +48,7 @@ def quality_rows(lake: Lake, spec: TimescaleSpec, key: str) -> pd.DataFrame:
     )
     if not same:
         raise ChainError(
-            f"{assets[0]} of {key} ({len(features)} rows) was made from other bars ({len(bars)} rows): "
+            f"{assets[0]} of {key} ({len(features)} rows) was computed from other bars ({len(bars)} rows): "
             "materialize it again"
         )
     return pd.concat([features, bars.drop(columns=list(ROW_KEY)).add_prefix(_BAR)], axis=1)

@@ -1,7 +1,7 @@
-"""Our model file as an MLflow model: ``mlflow.pyfunc`` loads any kind of ours by run, version or alias.
+"""A cryptovol model file as an MLflow model: ``mlflow.pyfunc`` loads any kind by run, version or alias.
 
 The flavour is a *loader module*: MLflow keeps the zip as it is and calls `_load_pyfunc` of `LOADER_MODULE`,
-so nothing is pickled and one path serves all kinds. Whoever loads it needs cryptovol installed.
+so nothing is pickled and one path serves all kinds. Loading requires cryptovol.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class SpikeModel:
         """Return P(spike) of each row.
 
         Raises:
-            ModelError: a column is missing or unknown, or one the model reads holds NaN or infinity.
+            ModelError: a column is missing or unknown, or one the model reads contains NaN or infinity.
         """
         return self._model.predict_proba(model_input)
 
@@ -50,7 +50,7 @@ def write_mlflow_model(content: bytes, folder: Path) -> None:
     Requirements are named here: inferring them takes MLflow ten seconds.
 
     Raises:
-        ModelError: the bytes are no model file of ours.
+        ModelError: the bytes are not a cryptovol model file.
     """
     import tempfile
     import warnings

@@ -1,4 +1,4 @@
-"""Addresses of pages in MLflow's UI; imports nothing, so that whoever only prints one stays light."""
+"""Addresses of pages in MLflow's UI; imports nothing, so that callers that only print one start fast."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ loses nothing. Does not belong here: who is champion, and when aliases may move 
 
 The order is: versions → verdict → `previous` → `champion` → `challenger`. Whatever step was the last one,
 `champion` names a version that served until now or the new one, and the same calls again finish the move.
-MLflow offers no compare-and-set; the as-of time of the version in force is read right before an alias is set.
+MLflow offers no compare-and-set; the as-of time of the present champion is read right before an alias is set.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _TAG_LENGTH = 5_000
 
 
 class RegistryError(CryptovolError):
-    """The registry holds no such version; the message is one line."""
+    """The registry has no such version; the message is one line."""
 
 
 class Registry:
@@ -85,7 +85,7 @@ class Registry:
             return str(created.version)
 
     def tag_verdict(self, version: str, decision: Decision) -> None:
-        """Write on a version what was decided about it.
+        """Store the decision about a version in its tags.
 
         Raises:
             TrackingError: MLflow cannot be reached or refuses.
@@ -101,13 +101,13 @@ class Registry:
                 self._connection.client.set_model_version_tag(self.name, version, name, value)
 
     def follow(self, decision: Decision) -> str:
-        """Move the aliases to the models that a decision left in force.
+        """Move the aliases to the champion and the challenger of a decision.
 
         `champion` moves only forward in as-of time. It moves back only from a version that the decision bars,
         which is one that a person rolled back.
 
         Returns:
-            What was done, or why nothing, in a sentence.
+            One sentence: the changes, or why there are none.
 
         Raises:
             TrackingError: MLflow cannot be reached or refuses.
@@ -125,7 +125,7 @@ class Registry:
     def _move_champion(
         self, champion: Champion, version: str, barred: tuple[tuple[str, str, str], ...]
     ) -> tuple[str, bool]:
-        """Return what was done, and whether `champion` names the version now."""
+        """Return the changes, and whether `champion` is the version now."""
         client = self._connection.client
         current = self._alias(CHAMPION)
         before = "none"
@@ -157,7 +157,7 @@ class Registry:
         return f", challenger is version {version}"
 
     def model_of(self, wanted: str) -> Champion:
-        """Return the model that a version number or an alias stands for.
+        """Return the model of a version number or an alias.
 
         Args:
             wanted: ``"7"`` or ``"previous"``.
@@ -191,12 +191,12 @@ class Registry:
             mlflow_run_id=str(found.run_id),
             unproven=found.tags.get(_UNPROVEN) == "true",
             registry_version=str(found.version),
-            # Versions of before the gate do not say; the end of their partition is on the safe side.
+            # Versions of before the gate lack it; the end of their partition is a safe bound.
             unseen_from_ns=int(found.tags.get(_UNSEEN_FROM, partition_window(as_of)[1])),
         )
 
     def file_of(self, model: Champion) -> bytes:
-        """Read the model file that a version stands for.
+        """Read the model file of a version.
 
         Raises:
             TrackingError: MLflow or its artifacts cannot be reached.
@@ -244,7 +244,7 @@ class Registry:
 
 
 def _identity(version: ModelVersion) -> tuple[str, str, str]:
-    """Return what identifies a trained model (`Champion.identity`)."""
+    """Return the identity of a trained model (`Champion.identity`)."""
     return version.tags[_MODEL], version.tags[_AS_OF], version.tags[_PROBLEM]
 
 

@@ -1,4 +1,4 @@
-"""What a person looks for in MLflow: results on a Dagster run's own run, and the description of a version.
+"""Descriptions in MLflow: results on a Dagster run's own run, and the description of a version.
 
 Belongs here: which numbers, tags and sentences these are. Does not belong here: how they reach MLflow
 (`runs.py`, `registry.py`), and what a section says (`core/cards`).
@@ -114,7 +114,7 @@ def decision_results(spec: TimescaleSpec, decision: Decision) -> Results:
 
 
 def measured_on(report: ModelEvaluation) -> str:
-    """Name the rows that the test metrics of a report were measured on."""
+    """Describe the rows that the test metrics of a report were measured on."""
     span, test = report.split.test, report.counts.test
     products = ", ".join(report.data.products)
     return f"{products}, {span.start} … {span.end}: {test.rows:,} rows, {test.positives:,} spikes"
@@ -134,7 +134,7 @@ def about_model(spec: TimescaleSpec, name: str, ui_url: str) -> str:
             f"a volatility of the next {spec.horizon_s} s at or over the {spec.quantile:g} quantile of the "
             "training span.",
             "",
-            "`champion` is the version in force, `previous` the one before, `challenger` the one that is "
+            "`champion` is the present champion, `previous` the one before, `challenger` the one that is "
             "compared with it. The aliases move only as of the newest closed partition.",
             "",
         ],
@@ -146,7 +146,7 @@ def about_version(run: Run, ui_url: str) -> str:
     """Describe a version by its training run: kind, training span, test numbers, how it is loaded.
 
     Args:
-        run: that trained the model; what it does not say is left out.
+        run: the training run; missing values are left out.
         ui_url: where MLflow's server answers.
     """
     params, metrics, tags = run.data.params, run.data.metrics, run.data.tags

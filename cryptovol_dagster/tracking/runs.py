@@ -39,10 +39,10 @@ FINISHED, FAILED, KILLED = "FINISHED", "FAILED", "KILLED"
 #: MLflow's tag for the description of a run or an experiment, in Markdown.
 NOTE = "mlflow.note.content"
 ABOUT_EXPERIMENT = (
-    "Each run here stands for a Dagster run: its description has the results of the newest partition, its "
+    "Each run here belongs to a Dagster run: its description has the results of the newest partition, its "
     "artifacts the pictures and the model card. The runs below it are the trained models."
 )
-#: How long MLflow's client tries: about 7 s where nobody listens. What the environment says goes before.
+#: Retries of MLflow's client: about 7 s without a server. Values of the environment take precedence.
 CLIENT_LIMITS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "3",
     "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
@@ -58,7 +58,7 @@ class TrackingError(CryptovolError):
 
 @contextmanager
 def mlflow_answers(uri: str) -> Iterator[None]:
-    """Turn MLflow's failures inside the block into one line with its address.
+    """Convert MLflow's failures inside the block to one line with its address.
 
     Raises:
         TrackingError: MLflow, or what it stores artifacts in, cannot be reached or refuses.
@@ -67,12 +67,12 @@ def mlflow_answers(uri: str) -> Iterator[None]:
 
     try:
         yield
-    except (MlflowException, OSError) as error:  # what `requests` raises is an OSError
+    except (MlflowException, OSError) as error:  # exceptions of `requests` are OSErrors
         raise TrackingError(f"MLflow at {uri}: {first_line(error)}") from error
 
 
 class Connection:
-    """MLflow's client and where it answers, without a run: what reading the registry takes."""
+    """MLflow's client and its address, without a run: enough to read the registry."""
 
     def __init__(self, settings: Settings, client: MlflowClient) -> None:
         self._settings = settings
@@ -84,7 +84,7 @@ class Connection:
         return self._client
 
     def answers(self) -> AbstractContextManager[None]:
-        """Turn MLflow's failures inside the block into a `TrackingError` that names its address."""
+        """Convert MLflow's failures inside the block to a `TrackingError` with its address."""
         return mlflow_answers(self._settings.mlflow_tracking_uri)
 
     def version_url(self, name: str, version: str) -> str:
@@ -93,12 +93,12 @@ class Connection:
 
     @property
     def ui_url(self) -> str:
-        """Where MLflow's server answers."""
+        """Address of MLflow's server."""
         return self._settings.mlflow.ui_url.rstrip("/")
 
 
 def connect(settings: Settings) -> Connection:
-    """Reach MLflow outside a Dagster run, for verbs.
+    """Connect to MLflow outside a Dagster run, for verbs.
 
     Raises:
         TrackingError: MLflow cannot be reached or refuses.
@@ -124,7 +124,7 @@ class Tracking(Connection):
 
     @property
     def parent_run_id(self) -> str:
-        """The MLflow run that stands for the Dagster run."""
+        """The MLflow run of the Dagster run."""
         return self._parent.info.run_id
 
     def run_url(self, run_id: str) -> str:
@@ -182,7 +182,7 @@ class Tracking(Connection):
         }
 
     def log(self, *, params: Mapping[str, Any], metrics: Mapping[str, float]) -> None:
-        """Log to the run that is open. A metric that is not finite has no place in MLflow and is left out.
+        """Log to the open run. MLflow accepts finite metrics only; others are left out.
 
         Raises:
             TrackingError: MLflow cannot be reached or refuses.
@@ -200,7 +200,7 @@ class Tracking(Connection):
 
         Raises:
             TrackingError: MLflow cannot be reached or refuses.
-            ModelError: the bytes are no model file.
+            ModelError: the bytes are not a model file.
         """
         import tempfile
 
@@ -288,7 +288,7 @@ def tracking_resource(settings: Settings) -> dg.ResourceDefinition:
 
 
 def _limit_client() -> None:
-    """Limit how long MLflow's client tries, and what it says of itself; before MLflow's first import."""
+    """Limit retries and telemetry of MLflow's client; call it before MLflow's first import."""
     for name, limit in CLIENT_LIMITS.items():
         os.environ.setdefault(name, limit)
 
@@ -306,7 +306,7 @@ def _parent_tags(settings: Settings, run: dg.DagsterRun) -> dict[str, str]:
 
 
 def _describe_experiment(mlflow_resource: Any) -> None:
-    """Say above the list of runs what a run is; a description that somebody wrote stays."""
+    """Set the description above the list of runs; a description by a user stays."""
     client, number = mlflow_resource.tracking_client, mlflow_resource.active_run().info.experiment_id
     if NOTE not in client.get_experiment(number).tags:
         client.set_experiment_tag(number, NOTE, ABOUT_EXPERIMENT)
@@ -324,7 +324,7 @@ def _start(uri: str, settings: Settings, context: dg.InitResourceContext) -> Any
 
 
 def _end_state(instance: dg.DagsterInstance, run_id: str) -> str:
-    """Translate what Dagster recorded of its run into MLflow's end state."""
+    """Return MLflow's end state for the state that Dagster recorded."""
     run = instance.get_run_by_id(run_id)
     if run is not None and run.status in (dg.DagsterRunStatus.CANCELING, dg.DagsterRunStatus.CANCELED):
         return KILLED

@@ -1,9 +1,9 @@
-"""MLflow's local store: a SQLite file in the data folder, made by one process at a time.
+"""MLflow's local store: a SQLite file in the data folder, created by one process at a time.
 
-MLflow makes some sixty tables in steps that another process may not see half done: a server that started
+MLflow creates some sixty tables in steps that another process may not see half done: a server that started
 beside the first run ended with "Circular dependency detected", and so did the run.
 
-    python -m cryptovol_dagster.tracking.store     make the configured store, where it is a local one
+    python -m cryptovol_dagster.tracking.store     create the configured store, where it is a local one
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _LOCK = "opening.lock"
 
 
 def local_store(settings: Settings) -> Path | None:
-    """Return the file of a local store; None where a server keeps it."""
+    """Return the file of a local store; None where a server has it."""
     uri = settings.mlflow_tracking_uri
     return Path(uri.removeprefix(_SCHEME)) if uri.startswith(_SCHEME) else None
 
 
 def is_prepared(store: Path) -> bool:
-    """Tell whether a local store is there, and whole; where somebody is about to make it, wait for that."""
+    """Return whether a local store exists and is complete; wait while another process creates it."""
     with _only_one(store):
         return store.exists()
 
 
 def prepare_store(settings: Settings) -> None:
-    """Make a local store and its experiment; artifacts stay inside the data folder.
+    """Create a local store and its experiment; artifacts stay inside the data folder.
 
     Raises:
         MlflowException: the store cannot be opened.
@@ -44,7 +44,7 @@ def prepare_store(settings: Settings) -> None:
         if store.exists():
             _add_experiment(settings, store)
             return
-        # Elsewhere first: of one killed in between, no half-made store is left under the name.
+        # Elsewhere first: a process killed in between leaves no incomplete store under the name.
         unfinished = store.with_suffix(".unfinished")
         unfinished.unlink(missing_ok=True)
         _add_experiment(settings, unfinished)

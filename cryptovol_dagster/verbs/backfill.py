@@ -22,7 +22,7 @@ from ingestor.settings import load_settings
     "--from", "from_key", metavar="KEY", help="First hour or day, UTC (default: the first there is)."
 )
 @click.option("--to", "to_key", metavar="KEY", help="Last one, inclusive (default: the last there is).")
-@click.option("--only-missing", is_flag=True, help="Leave alone what has labels and splits already.")
+@click.option("--only-missing", is_flag=True, help="Skip partitions that have labels and splits already.")
 @click.option("--market-only", is_flag=True, help="Up to features and labels; train nothing.")
 @json_option
 def backfill(

@@ -29,14 +29,14 @@ if TYPE_CHECKING:
 
 
 class BacktestError(CryptovolError):
-    """There is nothing to test, or it may not be looked at; the message is one line."""
+    """There is nothing to test, or the days are reserved; the message is one line."""
 
 
 class _Asked(NamedTuple):
-    """What the command line asks for.
+    """Options of the command line.
 
     Attributes:
-        products: whose rows are tested.
+        products: products of the test.
         bars: files or folders of candles; empty for the imported history.
         first: the first day as of which folds end, if any.
         last: the last one.
@@ -56,9 +56,7 @@ class _Asked(NamedTuple):
 @click.option(
     "--timescale", type=click.Choice(["minutes"]), default="minutes", show_default=True, help="Only minutes."
 )
-@click.option(
-    "--product", "products", multiple=True, help="Whose rows; several are pooled, as the chain pools them."
-)
+@click.option("--product", "products", multiple=True, help="Product; several are pooled, as in the chain.")
 @click.option("--horizon", type=int, default=5, show_default=True, help="H in bars, one of the configured.")
 @click.option("--train-days", type=click.IntRange(2), help="Default: timescales.minutes.splits.")
 @click.option("--test-days", type=click.IntRange(1), help="Also the step from fold to fold.")
@@ -100,7 +98,7 @@ def backtest(
 
     Folds end where a backfill of the minutes trains (every 30 days from timescales.minutes.retrain_anchor),
     and use its cut, thresholds and models: a backfill gives the same numbers on these days. Test days from
-    timescales.minutes.holdout_from on are left alone without --holdout.
+    timescales.minutes.holdout_from on are not used without --holdout.
 
     \b
     Examples:
@@ -155,7 +153,7 @@ def _spec(settings: Settings, horizon: int, train_days: int | None, test_days: i
 
 
 def _run(settings: Settings, spec: TimescaleSpec, asked: _Asked, progress: Progress) -> tuple[Backtest, int]:
-    """Train and test on every fold; count how often the reserved months were evaluated, 0 where left alone.
+    """Train and test on every fold; count evaluations of the reserved months, 0 where they are not used.
 
     Raises:
         BacktestError: an unknown model, no candles, no fold, or reserved days without `--holdout`.
@@ -184,7 +182,7 @@ def _run(settings: Settings, spec: TimescaleSpec, asked: _Asked, progress: Progr
 def _rows_and_folds(
     settings: Settings, spec: TimescaleSpec, asked: _Asked
 ) -> tuple[Dataset, tuple[int, ...]]:
-    """Read the candles; return the labelled rows and the end of each fold that is asked for (ns)."""
+    """Read the candles; return the labelled rows and the end of each requested fold (ns)."""
     from cryptovol_dagster.core.evaluation.backtest import fold_ends
     from cryptovol_dagster.history.rows import candle_grid, labelled_rows, read_candle_files, read_history
     from cryptovol_dagster.history.store import History
@@ -239,7 +237,7 @@ def _record_evaluation(
 
 
 def _require_left_alone(limit: date, asked: _Asked) -> None:
-    """Refuse to stop silently at the reserved months where somebody asked for days of them."""
+    """Raise an error where requested days are in the reserved months."""
     if not asked.holdout and any(day is not None and day >= limit for day in (asked.first, asked.last)):
         raise BacktestError(f"test days from {limit} on are reserved: they are evaluated with --holdout only")
 
@@ -305,7 +303,7 @@ def _print(report: dict[str, Any]) -> None:
     from cryptovol_dagster.core.evaluation.backtest import best_single_feature
 
     test, names = report["test"], list(report["models"])
-    holdout = f", hold-out, look {report['holdout_looks']}" if report["holdout"] else ""
+    holdout = f", hold-out, evaluation {report['holdout_looks']}" if report["holdout"] else ""
     click.echo(
         f"{', '.join(report['data']['products'])}, next {report['horizon_bars']} bars "
         f"({report['target']}){holdout}: "

@@ -1,4 +1,4 @@
-"""`cryptovol champion` and `cryptovol rollback`: who is in force and why, and an earlier model put back."""
+"""`cryptovol champion` and `cryptovol rollback`: the champion, and the return to an earlier model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from cryptovol_dagster.champion.rollback import Rollback
     from cryptovol_dagster.core.promotion.decision import Champion, Decision
 
-#: Decisions shown unless --all is given: the last that decided something.
+#: Decisions shown without --all: the last ones that changed or compared something.
 SHOWN = 20
 
 
@@ -25,11 +25,11 @@ SHOWN = 20
 @click.option("--all", "show_all", is_flag=True, help="Every partition, also those where nothing was due.")
 @json_option
 def champion(chain_name: str, show_all: bool, as_json: bool) -> None:
-    """Show who is champion, since when, who is measured against it, and what was decided before.
+    """Show the champion, since when, its challenger, and earlier decisions.
 
     A challenger takes the champion's place when its average precision is above the champion's with its lower
-    bound, on rows that neither learned from. PROMOTE, HOLD, REJECT and INSUFFICIENT_DATA are given by rule,
-    ROLLBACK by a person.
+    bound, on rows that neither learned from. PROMOTE, HOLD, REJECT and INSUFFICIENT_DATA are results of the
+    rule, ROLLBACK by a person.
 
     \b
     Examples:
@@ -50,7 +50,7 @@ def champion(chain_name: str, show_all: bool, as_json: bool) -> None:
         click.echo(json.dumps({"newest": newest, "history": [one.to_dict() for one in shown]}))
         return
     if not every:
-        click.echo(f"{spec.name}: nothing was decided yet: `cryptovol evaluate` decides")
+        click.echo(f"{spec.name}: nothing was decided yet: `{decisions.evaluate_command(spec.name)}` decides")
         return
     for line in standing_lines(every):
         click.echo(line)
@@ -61,17 +61,17 @@ def champion(chain_name: str, show_all: bool, as_json: bool) -> None:
 
 
 def standing_lines(every: list[Decision]) -> list[str]:
-    """Return lines that say who is champion since when, and which challenger is compared with it."""
+    """Return lines on the champion, since when, and on its challenger."""
     newest = every[-1]
     if newest.champion is None:
-        return [f"champion: nobody ({newest.reasons[0]})"]
+        return [f"champion: none ({newest.reasons[0]})"]
     since = newest
     for one in reversed(every):
         if not newest.champion.is_same_model(one.champion):
             break
         since = one
     unproven = ", unproven" if newest.champion.unproven else ""
-    lines = [f"champion: {_named(newest.champion)}{unproven}, in force since {since.as_of}"]
+    lines = [f"champion: {_named(newest.champion)}{unproven}, since {since.as_of}"]
     contest = newest.contest
     if contest is None:
         lines.append("challenger: nobody")
@@ -100,13 +100,13 @@ def _history_cells(one: Decision) -> list[str]:
     default="previous",
     show_default=True,
     metavar="previous|VERSION",
-    help="Which model: the one in force before, or a version number of the registry.",
+    help="Model: `previous` for the champion before, or a version number of the registry.",
 )
-@click.option("--reason", default="no reason was given", help="Why, for the record.")
-@click.option("--dry-run", is_flag=True, help="Only say what would be done.")
+@click.option("--reason", default="no reason was given", help="Reason, for the record.")
+@click.option("--dry-run", is_flag=True, help="Only show the changes.")
 @json_option
 def rollback(chain_name: str, to: str, reason: str, dry_run: bool, as_json: bool) -> None:
-    """Put an earlier model back in force, and keep the present one from coming back by itself.
+    """Make an earlier model champion again, and bar the present one from automatic promotion.
 
     The registry's alias `champion` moves, and a decision ROLLBACK is written. The model taken out is barred,
     and whatever is promoted next must win on rows that come after now.
@@ -153,8 +153,8 @@ def _rolled_back(done: Rollback, dry_run: bool) -> list[str]:
     now = done.decision.champion
     would = "would be" if dry_run else "is"
     lines = [
-        f"champion {would} {'nobody' if now is None else _named(now)}, instead of {_named(done.taken_out)}",
-        f"{done.taken_out} {would} barred; what is promoted next must win on rows from "
+        f"champion {would} {'none' if now is None else _named(now)}, instead of {_named(done.taken_out)}",
+        f"{done.taken_out} {would} barred; the next promotion depends on rows from "
         f"{_when(done.decision.used_until_ns)} on",
     ]
     return lines if dry_run else [*lines, done.aliases]

@@ -1,4 +1,4 @@
-"""`cryptovol demo`: hours of a synthetic market through the real path, and what came of it.
+"""`cryptovol demo`: hours of a synthetic market through the real path, and the results.
 
 Nothing here is a shortcut: the simulator and the recorder are the processes a user would start, joined by a
 socket and a broker; the assets are materialized as the Dagster UI would. Past hours are a backfill; the last
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 #: At seconds of the market: three frames lost, one twice, a connection cut, another closed by the server.
 FAULTS = "gap@5000s:3; repeat@7000s; disconnect@9000s:1006; disconnect@12000s:1001"
-#: The market ends so long ago at least: its tail lies in the past, and nobody takes it for one that goes on.
+#: The market ends at least so long ago: its last rows are in the past, and it does not count as running.
 SETTLED = timedelta(minutes=10)
 _EARLIEST = datetime(2000, 1, 1, tzinfo=UTC)
 
@@ -49,8 +49,8 @@ class DemoError(CryptovolError):
 _HELP = """\
 Run the whole system on hours of a synthetic market; no network, no Kafka, no exchange needed.
 
-The market has calm and wild spells. Its feed loses three frames, repeats one, and is cut
-twice. With 18 hours the demo takes three to four minutes on two idle cores:
+The market has calm and volatile periods. Its feed loses three frames, repeats one, and is
+cut twice. With 18 hours the demo takes three to four minutes on two idle cores:
 
 \b
   1  simulator → WebSocket → broker → raw storage                    a minute
@@ -61,12 +61,12 @@ twice. With 18 hours the demo takes three to four minutes on two idle cores:
   4  results: evaluation, champion, its scores of the last hour
   5  reports by Evidently, and the page that lists them              a minute
 
-Everything lies in data/demo, which each run replaces: raw/, lake/, reports/, models/, the
-stores of Dagster and MLflow, and config.yaml, which lets any other command work on it.
+All files are in data/demo, which each run replaces: raw/, lake/, reports/, models/, the
+stores of Dagster and MLflow, and config.yaml, with which any other command uses this market.
 
 With the same --end, --hours and --seed, the market, ticks, bars, features, labels,
-predictions, evaluation and pictures are the same each time. What differs: run and
-connection ids, and the times at which something was received, written or measured.
+predictions, evaluation and pictures are the same each time. Only run and connection ids
+differ, and the times of receiving, writing and measuring.
 
 \b
 Examples:
@@ -86,7 +86,7 @@ def _end(_ctx: click.Context, _param: click.Parameter, value: str | None) -> dat
     """Read where the market ends.
 
     Raises:
-        BadParameter: it is no full hour of the past.
+        BadParameter: it is not a full hour of the past.
     """
     newest = newest_end()
     if value is None:
@@ -113,7 +113,7 @@ def _end(_ctx: click.Context, _param: click.Parameter, value: str | None) -> dat
 )
 @click.option("--seed", default=7, show_default=True, type=click.IntRange(min=0), help="Seed of the market.")
 def demo(hours: int, end: datetime, seed: int) -> None:
-    """Play, record, learn, and print what came of it."""
+    """Play, record, learn, and print the results."""
     began = time.monotonic()
     start = end - timedelta(hours=hours)
     with creating_market(DEMO_DIR, start, end, by="cryptovol demo") as settings:
@@ -141,7 +141,7 @@ def demo(hours: int, end: datetime, seed: int) -> None:
         _print_places(settings)
     click.echo(f"\nThe demo took {time.monotonic() - began:.0f} s.")
     if newest is None:
-        raise DemoError("the last hour trained no model (step 3 says why): try more --hours, another --seed")
+        raise DemoError("the last hour trained no model (step 3 shows why): try more --hours, another --seed")
 
 
 def _last_hour(pipeline: Pipeline) -> RunSummary | None:
@@ -168,7 +168,7 @@ def _headline(step: int, text: str, takes: str = "") -> None:
 
 
 def record(settings: Settings, start: datetime, hours: int, seed: int) -> dict[str, Any]:
-    """Play a market to the recorder, each in a process of its own, which reads the configuration in force.
+    """Play a market to the recorder, each in its own process, which reads the effective configuration.
 
     Args:
         settings: of the market.
@@ -206,7 +206,7 @@ def record(settings: Settings, start: datetime, hours: int, seed: int) -> dict[s
 
 @contextmanager
 def _running(verb: Sequence[str]) -> Iterator[subprocess.Popen[str]]:
-    """A verb of ours as a child process, its stdout read here; it never outlives the block."""
+    """Run a `cryptovol` verb as a child process, its stdout read here; it ends with the block."""
     command = [sys.executable, "-m", "cryptovol_dagster.cli", *verb]
     child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
@@ -220,13 +220,13 @@ def _first_event(child: subprocess.Popen[str], verb: str) -> dict[str, Any]:
     line = child.stdout.readline() if child.stdout else ""
     if not line:
         code = child.wait()
-        raise DemoError(f"cryptovol {verb} ended before it began, with exit code {code}; its words are above")
+        raise DemoError(f"cryptovol {verb} ended at its start, with exit code {code}; its messages are above")
     return json.loads(line)
 
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What is computed of a recorded market, run by run, in the order in which it is done.
+    """Computations on a recorded market, run by run, in order.
 
     Attributes:
         settings: of the market.
@@ -238,7 +238,7 @@ class Pipeline:
 
     @classmethod
     def of(cls, settings: Settings) -> Pipeline:
-        """Return the pipeline of what was recorded.
+        """Return the pipeline of a recording.
 
         Raises:
             DemoError: raw storage has closed too few hours.
@@ -248,9 +248,7 @@ class Pipeline:
         raw_dir = settings.storage.raw_dir
         hours = [hour.hour for hour in RawStore(raw_dir).closed_hours()]
         if len(hours) < 2:
-            raise DemoError(
-                f"{raw_dir} holds {len(hours)} closed hours: the recording did not get far enough"
-            )
+            raise DemoError(f"{raw_dir} has {len(hours)} closed hours: the recording ended too early")
         return cls(settings, hours)
 
     @cached_property
@@ -266,7 +264,7 @@ class Pipeline:
         return self._run(self.hours[0], self.hours[-2], chain_selection(self.settings))
 
     def newest(self) -> RunSummary:
-        """Materialize the last hour alone: what sensor and hourly retrain ask for when an hour has closed."""
+        """Materialize the last hour alone, as sensor and hourly retrain do when an hour has closed."""
         from cryptovol_dagster.verbs.runs import chain_selection
 
         return self._run(self.hours[-1], self.hours[-1], chain_selection(self.settings))
@@ -295,7 +293,7 @@ class Pipeline:
         return self._run(days[0], days[-1], chain_selection(self.settings, MINUTES, market_only=True))
 
     def reports(self) -> RunSummary:
-        """Materialize the reports of the last hour; the other hours say that they have none."""
+        """Materialize the reports of the last hour; the metadata of other hours say that they have none."""
         from cryptovol_dagster.core.specs import SECONDS
         from cryptovol_dagster.monitoring.evidently import DATA_QUALITY, DRIFT, TRAIN_TEST
 
@@ -367,7 +365,7 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def print_champion(settings: Settings, run: RunSummary | None) -> None:
-    """Say who is champion, what the registry did in a run (None: it failed), and the newest hour's scores."""
+    """Print the champion, the registry's changes of a run (None: it failed), and the newest scores."""
     from cryptovol_dagster.chains import spec_of
     from cryptovol_dagster.core.specs import SECONDS
     from cryptovol_dagster.inference import scorer as inference
@@ -406,15 +404,15 @@ def _print_places(settings: Settings) -> None:
     for what, path in places:
         click.echo(f"  {what:<18}{os.path.relpath(path)}")
     ours = f"{command_here()} --config {os.path.relpath(storage.data_dir / 'config.yaml')}"
-    # Whoever has installed the package alone has no Makefile.
+    # An installation of the package alone has no Makefile.
     opens = "make demo-ui" if "MAKELEVEL" in os.environ else f"{ours} ui"
     click.echo(f"  {'Dagster, MLflow':<18}{opens}  ({settings.dagster.ui_url}, {settings.mlflow.ui_url})")
-    click.echo(f"  {'how things stand':<18}{ours} status")
+    click.echo(f"  {'show the status':<18}{ours} status")
     click.echo(f"  {'score features':<18}{ours} infer")
 
 
 def command_here() -> str:
-    """Return how this very command is typed here: make calls it by its path, which no shell knows."""
+    """Return how this command is typed here: make calls it by its path."""
     own = Path(sys.executable).with_name("cryptovol")
     found = shutil.which("cryptovol")
     if found is not None and own.exists() and os.path.samefile(found, own):

@@ -1,4 +1,4 @@
-"""`cryptovol export`: what is stored, as Parquet, CSV or a DuckDB file, in units that people read."""
+"""`cryptovol export`: stored data as Parquet, CSV or a DuckDB file, in readable units."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-#: Rows of a row group: so many are held in memory at once.
+#: Rows of a row group: so many are in memory at once.
 _GROUP_ROWS = 100_000
 _SCORES = "scores"
 _FORMATS = (".parquet", ".csv", ".csv.gz", ".duckdb")
@@ -29,12 +29,12 @@ _Batches = Iterable["pa.Table"]
 
 
 class ExportError(CryptovolError):
-    """Nothing was written; the message says why and what to type."""
+    """Nothing was written; the message contains the reason and what to type."""
 
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written of one kind.
+    """The exported rows of one kind.
 
     Attributes:
         kind: of rows.
@@ -56,9 +56,7 @@ class Exported:
 @click.option(
     "--out", required=True, type=click.Path(path_type=Path), help=f"File to write: {', '.join(_FORMATS)}."
 )
-@click.option(
-    "--product", "products", multiple=True, help="BTC-USD; may be given several times. Default: all."
-)
+@click.option("--product", "products", multiple=True, help="BTC-USD; may be repeated. Default: all.")
 @click.option(
     "--from",
     "start",
@@ -68,7 +66,7 @@ class Exported:
 )
 @click.option("--to", "end", metavar="TIME", help="End of the span, not part of it. Default: the last row.")
 @click.option("--columns", help="Comma-separated; of one kind only. Time and product are always written.")
-@click.option("--model", help="Of scores: name or file of a model. Default: the champion in force.")
+@click.option("--model", help="For scores: name or file of a model. Default: the champion.")
 @click.option("--force", is_flag=True, help="Replace the file where it exists.")
 @chain_option
 @json_option
@@ -87,7 +85,7 @@ def export(
     """Write ticks, trades, bars, features, labels, scores, coverage or gaps to a file.
 
     The rows are those of the Python API (docs/guides/python-api.md): prices in quote currency, spreads in
-    bps, times in UTC. Parquet and CSV files hold one kind; a DuckDB file holds a table a kind. The file
+    bps, times in UTC. Parquet and CSV files contain one kind; a DuckDB file has a table per kind. The file
     appears when it is complete. Rows are read an hour at a time (of the minutes: a day) and written some
     100,000 at a time.
 
@@ -135,10 +133,10 @@ def export(
 def _require_usable(
     kinds: Sequence[str], out: Path, columns: str | None, model: str | None, force: bool
 ) -> str:
-    """Check what can be known before anything is read; returns the ending of the file.
+    """Check the options before anything is read; return the ending of the file.
 
     Raises:
-        ExportError: the file exists, has an ending nobody knows, or cannot hold what is asked for.
+        ExportError: the file exists, has an unknown ending, or cannot contain the requested kinds.
     """
     suffix = next(
         (known for known in sorted(_FORMATS, key=len, reverse=True) if out.name.endswith(known)), None
@@ -147,12 +145,12 @@ def _require_usable(
         raise ExportError(f"{out}: unknown ending; a file is one of {', '.join(_FORMATS)}")
     if len(set(kinds)) > 1 and suffix != ".duckdb":
         raise ExportError(
-            f"{out}: holds one kind of rows; {', '.join(kinds)} need a .duckdb file, or a file each"
+            f"{out}: contains one kind of rows; {', '.join(kinds)} need a .duckdb file, or a file each"
         )
     if len(set(kinds)) > 1 and columns:
-        raise ExportError("--columns goes with one kind of rows")
+        raise ExportError("--columns requires one kind of rows")
     if model and _SCORES not in kinds:
-        raise ExportError(f"--model goes with scores: {', '.join(kinds)} are not computed by a model")
+        raise ExportError(f"--model is for scores: {', '.join(kinds)} are not computed by a model")
     if out.exists() and not force:
         raise ExportError(f"{out} exists: --force replaces it")
     return suffix
@@ -174,7 +172,7 @@ def _shown(*, quiet: bool) -> Iterator[Callable[[int, int, str], None]]:
 
 
 class _Counted:
-    """The batches of one kind, joined to groups of rows, and what went through.
+    """Batches of one kind, joined to groups of rows, with counts.
 
     Args:
         kind: of rows.
@@ -206,7 +204,7 @@ class _Counted:
             self._start, self._end = self._start or first, last
 
     def exported(self) -> Exported:
-        """Return what went through."""
+        """Return the counts so far."""
         return Exported(self._kind, self._rows, self._columns, self._start, self._end)
 
 
@@ -243,7 +241,7 @@ def _write_csv(out: Path, tables: dict[str, _Batches]) -> list[Exported]:
     ((kind, batches),) = tables.items()
     counted = _Counted(kind, batches)
     with atomic_writer(out) as file:
-        # Without the time in its header the same rows are the same bytes.
+        # Without a time in the header the same rows are the same bytes.
         packed = GzipFile(fileobj=file, mode="wb", mtime=0) if out.suffix == ".gz" else nullcontext(file)
         with packed as sink, ExitStack() as stack:
             writer: Any = None
@@ -254,7 +252,7 @@ def _write_csv(out: Path, tables: dict[str, _Batches]) -> list[Exported]:
 
 
 def _write_duckdb(out: Path, tables: dict[str, _Batches]) -> list[Exported]:
-    """Write a table a kind; times are UTC without a zone, comments say unit and meaning.
+    """Write one table per kind; times are UTC without a zone, comments contain unit and meaning.
 
     Raises:
         ExportError: DuckDB cannot write the file.
@@ -282,10 +280,10 @@ def _write_duckdb(out: Path, tables: dict[str, _Batches]) -> list[Exported]:
 
 @contextmanager
 def _one_line_errors(out: Path) -> Iterator[None]:
-    """Say in one line what DuckDB says of a full disk.
+    """Convert DuckDB's error of a full disk to one line.
 
     Raises:
-        ExportError: it says so.
+        ExportError: the disk is full.
     """
     import duckdb
 
@@ -305,7 +303,7 @@ def _comment(database: Any, kind: str, schema: pa.Schema) -> None:
 
 
 def _plain(table: pa.Table) -> pa.Table:
-    """Return a table whose words are words: neither CSV nor DuckDB can take a dictionary a batch."""
+    """Return a table with plain strings: neither CSV nor DuckDB accepts a dictionary per batch."""
     import pyarrow as pa
 
     fields = [
@@ -316,7 +314,7 @@ def _plain(table: pa.Table) -> pa.Table:
 
 
 def _without_zone(table: pa.Table) -> pa.Table:
-    """Return a table whose times have no zone: DuckDB keeps nanoseconds only of such."""
+    """Return a table whose times have no zone: DuckDB keeps nanoseconds only without one."""
     import pyarrow as pa
 
     fields = [

@@ -34,7 +34,7 @@ LOG = logging.getLogger(__name__)
     "--until-idle",
     type=click.FloatRange(0, min_open=True),
     metavar="S",
-    help="Stop once no tick came for S seconds and the last seconds are published.",
+    help="Stop after S seconds without a tick, once the last seconds are published.",
 )
 @click.option(
     "--out",

@@ -33,8 +33,8 @@ _INTERRUPTED = 130
 Tell = Callable[[int, int], None]
 
 
-class ImportStopped(CryptovolError):  # noqa: N818 - named for what it says
-    """An import broke off; the message says why, and what was stored before."""
+class ImportStopped(CryptovolError):  # noqa: N818 - the name states the fact
+    """An import was interrupted; the message contains the reason, and what was stored before."""
 
 
 class _Moment(click.ParamType):
@@ -49,13 +49,13 @@ class _Moment(click.ParamType):
                 raise ValueError(value)
             moment = datetime.fromisoformat(value.removesuffix("Z")).replace(tzinfo=UTC)
         except ValueError:
-            self.fail(f"{value!r} is no day (2024-01-31) or time (2024-01-31T05:00), UTC", param, ctx)
+            self.fail(f"{value!r} is not a day (2024-01-31) or time (2024-01-31T05:00), UTC", param, ctx)
         return int(moment.timestamp()) * NS
 
 
 @dataclass
 class _Done:
-    """What an import has come to, also where it breaks off."""
+    """Result of an import, also of an interrupted one."""
 
     began_s: float = field(default_factory=time.monotonic)
     parts: list[Imported] = field(default_factory=list)
@@ -79,7 +79,7 @@ class _Done:
         }
 
     def recorded(self) -> dict[str, Any]:
-        """Return what changed in the history, by product."""
+        """Return the changes of the history, by product."""
         from cryptovol_dagster.history.store import Recorded
 
         found: dict[str, Recorded] = {}
@@ -89,7 +89,7 @@ class _Done:
         return found
 
     def line(self) -> str:
-        """Return what was stored, in one line."""
+        """Return the stored candles in one line."""
         parts = [
             f"{recorded.added + recorded.replaced:,} candles of {product}"
             for product, recorded in sorted(self.recorded().items())
@@ -104,9 +104,11 @@ class _Done:
     "products",
     multiple=True,
     metavar="P",
-    help="Whose candles; several with --from (default there: the configured products).",
+    help="Product; several with --from (default there: the configured products).",
 )
-@click.option("--format", "file_format", type=click.Choice(["csv", "parquet"]), help="Default: as it begins.")
+@click.option(
+    "--format", "file_format", type=click.Choice(["csv", "parquet"]), help="Default: detected by content."
+)
 @click.option("--from", "from_ns", type=_Moment(), metavar="DAY", help="Ask the exchange, from this day on.")
 @click.option(
     "--to", "to_ns", type=_Moment(), metavar="DAY", help="Up to this day, exclusive (default: now)."
@@ -114,10 +116,10 @@ class _Done:
 @click.option("--url", metavar="URL", help="Another REST interface of the same kind (history.url).")
 @click.option("--skip-bad", is_flag=True, help="Leave impossible rows out; their minutes become holes.")
 @click.option("--assume-utc", is_flag=True, help="Take times without a zone for UTC.")
-@click.option("--replace", is_flag=True, help="Where other values are stored, take the new ones.")
+@click.option("--replace", is_flag=True, help="Replace stored values that differ.")
 @click.option("--any-price", is_flag=True, help="Do not refuse prices a factor away from those beside them.")
 @click.option("--no-report", is_flag=True, help="Do not show the days changed in Dagster.")
-@click.option("--list", "as_list", is_flag=True, help="List what is stored and what is missing; import none.")
+@click.option("--list", "as_list", is_flag=True, help="List stored and missing minutes; import none.")
 @json_option
 def import_bars(
     files: tuple[Path, ...],
@@ -134,12 +136,12 @@ def import_bars(
     as_list: bool,
     as_json: bool,
 ) -> None:
-    """Import past 1-minute candles: what the `minutes` models learn from on the first day.
+    """Import past 1-minute candles, from which the `minutes` models learn on the first day.
 
     From files (CSV, plain or gz, or Parquet; one product or several; the column names of common exports are
     known), or from the exchange's public REST interface, which needs no key. Doing it again changes nothing:
-    what is stored, and what the exchange said to be a hole, is not asked for again, so an import that broke
-    off (Ctrl-C, kill, network) goes on where it was. A minute that is stored keeps its values.
+    stored minutes, and holes confirmed by the exchange, are not requested again, so an interrupted import
+    (Ctrl-C, kill, network) continues where it was. A stored minute keeps its values.
 
     \b
     A month from the exchange:      cryptovol import-bars --from 2024-01-01 --to 2024-02-01 --product BTC-USD
@@ -147,7 +149,7 @@ def import_bars(
     Files that name their product:  cryptovol import-bars btc_usd_1m.parquet eth_usd_1m.parquet
     A file that does not:           cryptovol import-bars btc.csv --product BTC-USD
     Times without a zone:           cryptovol import-bars btc.csv --product BTC-USD --assume-utc
-    What is there, what is missing: cryptovol import-bars --list
+    Stored and missing minutes:     cryptovol import-bars --list
 
     Exit code 1 when something could not be imported, with one line that says what was expected, what was
     found and where; 130 after Ctrl-C.
@@ -164,7 +166,7 @@ def import_bars(
     choices = Choices(skip_bad=skip_bad, assume_utc=assume_utc, replace=replace, any_price=any_price)
     done = _Done()
     try:
-        with _told_where_it_stopped(done):
+        with _reporting_interruptions(done):
             if from_ns is None:
                 product = products[0] if products else None
                 _import_files(history, files, product, cast("Format | None", file_format), choices, done)
@@ -193,7 +195,7 @@ def _require_one_source(
     if files and (to_ns is not None or url is not None):
         raise click.UsageError("--to and --url go with --from, not with files")
     if files and len(products) > 1:
-        raise click.UsageError("files are of one --product, or say in a column whose candles they are")
+        raise click.UsageError("files are of one --product, or have a column with the product")
     if from_ns is not None:
         if file_format is not None:
             raise click.UsageError("--format is of files")
@@ -204,8 +206,8 @@ def _require_one_source(
 
 
 @contextmanager
-def _told_where_it_stopped(done: _Done) -> Iterator[None]:
-    """When an import breaks off, say what was stored and that it can be resumed."""
+def _reporting_interruptions(done: _Done) -> Iterator[None]:
+    """Report, when an import is interrupted, what was stored and that it can be resumed."""
     from cryptovol_dagster.core.market.candle_checks import CandleError
     from cryptovol_dagster.history.api import CandleApiError
     from cryptovol_dagster.history.store import HistoryError
@@ -213,7 +215,7 @@ def _told_where_it_stopped(done: _Done) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        click.echo(f"\ninterrupted; {done.line()}; the same command goes on there", err=True)
+        click.echo(f"\ninterrupted; {done.line()}; the same command continues there", err=True)
         raise SystemExit(_INTERRUPTED) from None
     except (CandleError, CandleApiError, HistoryError) as error:
         if not done.parts:
@@ -276,7 +278,7 @@ def _import_span(
 
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[str], Tell]]:
-    """Draw a bar for each product where somebody looks on; elsewhere say nothing."""
+    """Draw a progress bar for each product on a terminal; print nothing elsewhere."""
     if quiet or not sys.stderr.isatty():
         yield lambda product: lambda minutes, total: None
         return
@@ -315,8 +317,8 @@ def _show_in_dagster(settings: Settings, history: History, done: _Done) -> None:
 def _print(done: _Done) -> None:
     found = done.to_dict()
     for source, counts in found["sources"].items():
-        told = [f"{counts['rows']:,} rows"]
-        told += [
+        parts = [f"{counts['rows']:,} rows"]
+        parts += [
             f"{counts[name]:,} {words}"
             for name, words in (
                 ("duplicates", "said twice"),
@@ -327,7 +329,7 @@ def _print(done: _Done) -> None:
             )
             if counts[name] and (name != "steps_back" or source != "rest")
         ]
-        click.echo(f"{source}: {', '.join(told)}")
+        click.echo(f"{source}: {', '.join(parts)}")
     for product, changed in found["products"].items():
         click.echo(
             f"{product}: {changed['added']:,} candles stored, {changed['replaced']:,} replaced, "
@@ -336,7 +338,7 @@ def _print(done: _Done) -> None:
         )
     if not found["products"]:
         click.echo("nothing is missing there")
-    click.echo(f"{found['seconds']} s; `cryptovol import-bars --list` says what is there")
+    click.echo(f"{found['seconds']} s; `cryptovol import-bars --list` shows the stored minutes")
 
 
 def _list(history: History, as_json: bool) -> None:
@@ -375,4 +377,4 @@ def _list(history: History, as_json: bool) -> None:
             words=("product", "first", "end"),
         )
     else:
-        click.echo(f"{history.root}: no candles yet; `cryptovol import-bars --help` says how to get some")
+        click.echo(f"{history.root}: no candles yet; `cryptovol import-bars --help` shows how to import some")

@@ -1,4 +1,4 @@
-"""`cryptovol infer`: probabilities of features, now and as fast as the machine gives them."""
+"""`cryptovol infer`: scores of features, and a benchmark of scoring."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     "name",
     metavar="NAME",
     help="champion, or the name of an exported model, e.g. xgboost (default: the champion, else an exported "
-    "model; the output says which).",
+    "model; the output names it).",
 )
 @click.option(
     "--model-path",
@@ -53,7 +53,7 @@ def infer(
     chain_name: str,
     as_json: bool,
 ) -> None:
-    """Score features: the probability that what comes next is one of the market's violent minutes.
+    """Score features: the probability that the volatility of the next horizon is a spike.
 
     Prints each product's newest row: probability, flag at the operating point that was chosen on validation,
     and how old the row is. A row that its features call invalid gets no prediction, and the reason instead.
@@ -67,7 +67,7 @@ def infer(
       cryptovol infer                                     the champion on the newest hour
       cryptovol infer --model xgboost --json              an exported model, for scripts
       cryptovol infer --model-path models/artifacts/seconds-ewma.zip --features features.parquet
-      cryptovol replay --out features.parquet             then, on what it wrote:
+      cryptovol replay --out features.parquet             then, on its output:
       cryptovol infer --features features.parquet --out scores.csv
       cryptovol infer --chain minutes_h5                  the champion of a horizon, on the newest day
       cryptovol infer --benchmark                         p50, p90 and p99 of a call, by back end
@@ -116,7 +116,7 @@ def _require_valid_options(
     if out is not None and out.suffix not in (".parquet", ".csv"):
         raise click.UsageError(f"--out {out}: scores are written as .parquet or .csv")
     if out is not None and benchmark:
-        raise click.UsageError("--benchmark writes no scores: leave out --out")
+        raise click.UsageError("--benchmark writes no scores: omit --out")
 
 
 def _source(scorer: Scorer, rows: FeatureRows, spec: TimescaleSpec) -> dict[str, Any]:
@@ -216,7 +216,7 @@ def _print_benchmark(body: dict[str, Any]) -> None:
     call = "a call of the model"
     print_table((call, "rows", "calls", "p50 ms", "p90 ms", "p99 ms"), calls, words=(call,))
     if live is None:
-        click.echo("no live rows of this chain hold what the model needs: the way of a bar was not timed")
+        click.echo("live rows of this chain lack columns of the model: the path of a bar was not timed")
     verdict = "within" if found["within_target"] else "ABOVE"
     click.echo(f"{verdict} the target: one row by onnxruntime, p99 at most {found['target_ms']:g} ms")
 

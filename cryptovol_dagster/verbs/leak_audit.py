@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from cryptovol_dagster.core.specs import TimescaleSpec
 
 EXIT_PASSED_BY = 1
-#: A made-up market of so many bars holds a look-back, a training span and a test.
+#: So many bars of a synthetic market contain a look-back, a training span and a test.
 _MADE_UP_BARS = 14_400
 #: Enough for a leak to show; an audit fits two dozen models.
 _MOST_TREES, _MOST_RESAMPLES = 60, 20
@@ -32,39 +32,39 @@ _MOST_TREES, _MOST_RESAMPLES = 60, 20
     "--bars",
     "source",
     type=click.Path(path_type=Path),
-    help="Bars as the lake keeps them, a Parquet file or folder (default: a made-up market).",
+    help="Bars as the lake keeps them, a Parquet file or folder (default: a synthetic market).",
 )
 @click.option(
-    "--markets", default=1, show_default=True, type=click.IntRange(1, 50), help="Made-up markets to audit on."
+    "--markets", default=1, show_default=True, type=click.IntRange(1, 50), help="Number of synthetic markets."
 )
 @click.option(
     "--as-of",
     metavar="HOUR",
-    help="Inject nothing: look at what lies in the lake as of an hour (`newest`: the newest evaluated).",
+    help="Inject nothing: examine the lake as of an hour (`newest`: the newest evaluated).",
 )
-@click.option("--list", "listed", is_flag=True, help="Only say which leaks there are and who catches them.")
+@click.option("--list", "listed", is_flag=True, help="Only list the leaks and their detectors.")
 @json_option
 @click.pass_context
 def leak_audit(
     ctx: click.Context, source: Path | None, markets: int, as_of: str | None, listed: bool, as_json: bool
 ) -> None:
-    """Inject each known leak into the real chain from bars to numbers, and see that it is caught.
+    """Inject each known leak into the real pipeline from bars to metrics, and check that it is caught.
 
-    A leak replaces one step (features, labels, cut and thresholds, fit, evaluation); detectors look at what
-    came out, and are not told what was done. Each leak must be found by the detector whose business it is,
-    and none may find anything in the honest way. Exit code 1 when a leak passes or the honest way is flagged.
-    What each leak would have claimed stands beside what the honest way reaches: on a made-up market, which
-    says nothing of a real one. docs/concepts/leaks.md describes them all.
+    A leak replaces one step (features, labels, split and thresholds, fit, evaluation). Detectors examine the
+    results without knowing the change. Each leak must be found by its own detector, and no detector may fire
+    on the honest pipeline. Exit code 1 when a leak passes or the honest pipeline is flagged. The metrics that
+    each leak would have claimed are shown beside the honest ones, on a synthetic market: they say nothing
+    about a real one. docs/concepts/leaks.md describes all leaks.
 
     With --as-of nothing is injected: the detectors that need no second run look at the plan, the models and
     the evaluation that are stored, and compute labels and features of the test again from the bars.
 
     \b
     Examples:
-      cryptovol leak-audit                                 on a made-up market
+      cryptovol leak-audit                                 on a synthetic market
       cryptovol leak-audit --markets 5 --json              on five, for scripts
       cryptovol leak-audit --bars data/lake/seconds/bars   on recorded bars
-      cryptovol leak-audit --as-of newest                  on what was trained and evaluated last
+      cryptovol leak-audit --as-of newest                  on the newest models and evaluation
       cryptovol leak-audit --list                          which leaks, and who catches them
     """
     from cryptovol_dagster.core.leaks import audit
@@ -83,8 +83,8 @@ def leak_audit(
         return
     if as_of is not None:
         if source is not None:
-            raise click.UsageError("--as-of looks at the lake and --bars at a file: they exclude each other")
-        ctx.exit(_look_at_lake(as_of, as_json=as_json))
+            raise click.UsageError("--as-of reads the lake and --bars a file: they exclude each other")
+        ctx.exit(_audit_lake(as_of, as_json=as_json))
     found = [
         (what, _audit(bars, timescale, quiet=as_json)) for what, bars, timescale in _markets(source, markets)
     ]
@@ -103,8 +103,8 @@ def leak_audit(
         ctx.exit(EXIT_PASSED_BY)
 
 
-def _look_at_lake(as_of: str, *, as_json: bool) -> int:
-    """Print what the detectors say of a stored partition; the exit code."""
+def _audit_lake(as_of: str, *, as_json: bool) -> int:
+    """Print the detectors' findings on a stored partition; return the exit code."""
     from cryptovol_dagster.chains import spec_of
     from cryptovol_dagster.core.leaks.audit import inspect
     from cryptovol_dagster.lake.files import Lake
@@ -115,7 +115,7 @@ def _look_at_lake(as_of: str, *, as_json: bool) -> int:
     if as_of == "newest":
         evaluated = lake.partitions(spec.asset("model_evaluation"), "json")
         if not evaluated:
-            raise click.ClickException(f"{lake.root} holds no evaluation yet: run `cryptovol evaluate`")
+            raise click.ClickException(f"{lake.root} has no evaluation yet: run `cryptovol evaluate`")
         as_of = evaluated[-1]
     findings = inspect(stored_case(lake, spec, settings.models.enabled, as_of))
     clean = all(finding.clean for finding in findings)
@@ -140,7 +140,7 @@ def _markets(source: Path | None, markets: int) -> list[tuple[str, BarGrid, Time
         return [(str(source), _read_bars(source, timescale), timescale)]
     seeds = range(1, markets + 1)
     return [
-        (f"made-up market {seed}", synthetic_bars(timescale, _MADE_UP_BARS, seed=seed), timescale)
+        (f"synthetic market {seed}", synthetic_bars(timescale, _MADE_UP_BARS, seed=seed), timescale)
         for seed in seeds
     ]
 
@@ -153,7 +153,7 @@ def _read_bars(source: Path, timescale: TimescaleSpec) -> BarGrid:
 
     files = sorted(source.rglob("*.parquet")) if source.is_dir() else [source]
     if not files:
-        raise click.ClickException(f"{source}: holds no Parquet file")
+        raise click.ClickException(f"{source}: contains no Parquet file")
     try:
         frame = pd.concat([pd.read_parquet(file) for file in files], ignore_index=True)
         return BarGrid.from_frame(frame, bar_ns=timescale.bar_ns)
@@ -188,7 +188,7 @@ def _audit(bars: BarGrid, timescale: TimescaleSpec, *, quiet: bool) -> tuple[Ver
 
 
 def _print(what: str, verdicts: Sequence[Verdict]) -> None:
-    """Print what an audit of a market found: each way, and what wrongly flagged the honest one."""
+    """Print the verdicts of an audit of a market, and the detectors that flagged the honest pipeline."""
     honest = verdicts[0].rung
     click.echo(
         f"{what}: {honest.train_rows:,} training rows, {honest.test_rows:,} test rows, base rate "

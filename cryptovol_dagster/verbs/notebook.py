@@ -41,7 +41,7 @@ def notebook(path: Path) -> None:
 
 
 def _run(path: Path) -> bytes:
-    """Run a notebook's cells in a kernel of their own and return the page.
+    """Run a notebook's cells in their own kernel and return the page.
 
     Raises:
         NotebookError: it is absent or unreadable, its packages are not installed, or a cell failed.
@@ -67,7 +67,7 @@ def _run(path: Path) -> bytes:
         book,
         timeout=None,
         kernel_name="python3",
-        extra_arguments=["--log-level=ERROR"],  # a kernel's warnings are not what people asked for
+        extra_arguments=["--log-level=ERROR"],  # a kernel's warnings are not for the user
         resources={"metadata": {"path": str(path.parent)}},
     )
     try:

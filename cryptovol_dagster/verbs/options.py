@@ -9,7 +9,7 @@ from cryptovol_dagster.core.specs import SECONDS
 partition_option = click.option(
     "--partition",
     metavar="KEY",
-    help="As of the end of which hour (2026-04-04-03:00) or, of the minutes, which day (2024-12-31); UTC. "
+    help="Partition: an hour (2026-04-04-03:00) or, for the minutes, a day (2024-12-31), as of its end; UTC. "
     "By default the newest with labels.",
 )
 chain_option = click.option(

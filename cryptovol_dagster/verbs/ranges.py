@@ -22,8 +22,8 @@ from ingestor.errors import CryptovolError, did_you_mean
 from ingestor.settings import Settings
 
 
-class NothingToDo(CryptovolError):  # noqa: N818 - named for what it says
-    """There is no partition to work on; the message says what to do first."""
+class NothingToDo(CryptovolError):  # noqa: N818 - the name states the fact
+    """There is no partition to work on; the message contains what to do first."""
 
 
 def validate_range(settings: Settings, from_key: str, to_key: str) -> None:
@@ -40,18 +40,21 @@ def validate_range(settings: Settings, from_key: str, to_key: str) -> None:
     if from_key > to_key:
         raise NothingToDo(f"the range is empty: {from_key} is after {to_key}")
     starts = settings.dagster
-    name, first = (
-        ("minutes_start", starts.minutes_start.isoformat())
+    name, first, unit = (
+        ("minutes_start", starts.minutes_start.isoformat(), "days")
         if lengths == {DAY_NS}
-        else ("partitions_start", starts.partitions_start)
+        else ("partitions_start", starts.partitions_start, "hours")
     )
     if from_key < first:
-        raise NothingToDo(f"{from_key} is before dagster.{name}, {first}")
+        raise NothingToDo(
+            f"{from_key} is before dagster.{name}, {first}: choose {unit} from {first} on, or set "
+            f"dagster.{name} to an earlier one"
+        )
     end = starts.partitions_end
     if end is not None and partition_window(to_key)[0] >= hour_window(end)[0]:
         raise NothingToDo(f"{to_key} is after the end of the market (dagster.partitions_end, {end})")
     if partition_window(to_key)[0] > time.time_ns():
-        raise NothingToDo(f"{to_key} lies in the future")
+        raise NothingToDo(f"{to_key} is in the future")
 
 
 def newest_labelled(settings: Settings, chain_name: str = SECONDS) -> str:
@@ -63,19 +66,19 @@ def newest_labelled(settings: Settings, chain_name: str = SECONDS) -> str:
     keys = Lake(settings.storage.lake_dir).partitions(spec_of(settings, chain_name).asset("labels"))
     if not keys and chain_name != SECONDS:
         raise NothingToDo(
-            f"{settings.storage.lake_dir} holds no labels of {chain_name} yet: `cryptovol import-bars`, then "
+            f"{settings.storage.lake_dir} has no labels of {chain_name} yet: `cryptovol import-bars`, then "
             "`cryptovol backfill --timescale minutes`"
         )
     if not keys:
         raise NothingToDo(
-            f"{settings.storage.lake_dir} holds no labels yet: record with `cryptovol ingest`, then run "
+            f"{settings.storage.lake_dir} has no labels yet: record with `cryptovol ingest`, then run "
             "`cryptovol backfill --from HOUR --to HOUR`"
         )
     return keys[-1]
 
 
 def recorded_hours(settings: Settings) -> list[str]:
-    """List the hours for which raw storage holds ticks, closed or not, oldest first."""
+    """Return the hours with ticks in raw storage, closed or not, oldest first."""
     return RawStore(settings.storage.raw_dir).hours_with_ticks()
 
 
@@ -90,7 +93,7 @@ def specs_of(settings: Settings, timescale: str) -> list[TimescaleSpec]:
         return found
     grids = dict.fromkeys(spec.grid for spec in known.values())
     hint = did_you_mean(timescale, grids)
-    raise NothingToDo(f"{timescale} is no timescale of this configuration: {', '.join(grids)}.{hint}")
+    raise NothingToDo(f"{timescale} is not a timescale of this configuration: {', '.join(grids)}.{hint}")
 
 
 def days_to_fill(
@@ -100,21 +103,21 @@ def days_to_fill(
 
     Raises:
         NothingToDo: there are no candles, or the range is empty.
-        PartitionKeyError: a key is no day.
+        PartitionKeyError: a key is not a day.
     """
     if from_key is None or to_key is None:
         history = History(settings.storage.history_dir)
         spans = [span for one in settings.coinbase.products if (span := history.span(one)) is not None]
         if not spans:
             raise NothingToDo(
-                f"{settings.storage.history_dir} holds no candles: import some with `cryptovol import-bars`"
+                f"{settings.storage.history_dir} has no candles: import some with `cryptovol import-bars`"
             )
         first, last = min(span[0] for span in spans), max(span[1] for span in spans)
         first_key = max(partition_at(first, DAY_NS), settings.dagster.minutes_start.isoformat())
         from_key, to_key = from_key or first_key, to_key or partition_at(last - 1, DAY_NS)
     for key in (from_key, to_key):
         if partition_window(key)[1] - partition_window(key)[0] != DAY_NS:
-            raise NothingToDo(f"{key} is no day: the minutes are partitioned by days, e.g. 2024-12-31")
+            raise NothingToDo(f"{key} is not a day: the minutes are partitioned by days, e.g. 2024-12-31")
     validate_range(settings, from_key, to_key)
     if not only_missing:
         return [(from_key, to_key)]
@@ -125,7 +128,7 @@ def days_to_fill(
 
 
 def _is_filled(settings: Settings, timescale: str, market_only: bool) -> Callable[[str], bool]:
-    """Return a function that says whether every chain has a partition's labels and, if wanted, splits."""
+    """Return a function that checks whether every chain has a partition's labels and, optionally, splits."""
     lake, specs = Lake(settings.storage.lake_dir), specs_of(settings, timescale)
     return lambda key: all(
         lake.exists(spec.asset("labels"), key)
@@ -154,12 +157,12 @@ def ranges_to_fill(
 
     Raises:
         NothingToDo: nothing was recorded, or the range is empty.
-        PartitionKeyError: a key is no hour.
+        PartitionKeyError: a key is not an hour.
     """
     if from_key is None or to_key is None:
         recorded = recorded_hours(settings)
         if not recorded:
-            raise NothingToDo(f"{settings.storage.raw_dir} holds no ticks: record with `cryptovol ingest`")
+            raise NothingToDo(f"{settings.storage.raw_dir} has no ticks: record with `cryptovol ingest`")
         from_key, to_key = from_key or recorded[0], to_key or recorded[-1]
     validate_range(settings, from_key, to_key)
     _require_recorded(settings, from_key, to_key)
@@ -175,7 +178,7 @@ def _require_recorded(settings: Settings, from_key: str, to_key: str) -> None:
     raw = RawStore(settings.storage.raw_dir)
     hours = sorted(raw.recorded_hours() | {hour.hour for hour in raw.closed_hours()})
     if not any(from_key <= hour <= to_key for hour in hours):
-        held = f"it holds {hours[0]} … {hours[-1]}" if hours else "it is empty"
+        held = f"it has {hours[0]} … {hours[-1]}" if hours else "it is empty"
         raise NothingToDo(
             f"{settings.storage.raw_dir}: nothing was recorded in {from_key} … {to_key}; {held}"
         )

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "files",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="A recording; may be given several times (default: the newest closed hour in raw storage).",
+    help="A recording; may be repeated (default: the newest closed hour in raw storage).",
 )
 @click.option(
     "--out",
@@ -30,13 +30,14 @@ if TYPE_CHECKING:
     help="Write the rows to this file: .parquet, which `cryptovol infer --features` reads, or .csv for other "
     "programs.",
 )
-@click.option("--products", help="Comma-separated product ids (default: all that the recording holds).")
+@click.option("--products", help="Comma-separated product ids (default: all of the recording).")
 @json_option
 def replay(files: tuple[Path, ...], out: Path | None, products: str | None, as_json: bool) -> None:
     """Compute features from a recording, exactly as the hourly assets do, without Dagster.
 
     Reads verbatim frames, {received_at, frame} lines, flattened ticker lines, session logs and our own raw
-    files, plain or gzipped.
+    files, plain or gzipped. Frames have trades, and raw files have trades.raw beside them. Flattened ticker
+    lines have none: their features of trades are null.
 
     \b
     Examples:
@@ -67,8 +68,8 @@ def replay(files: tuple[Path, ...], out: Path | None, products: str | None, as_j
         return
     if hour is not None:
         click.echo(
-            f"hour     {hour}, the newest closed one in {settings.storage.raw_dir}; what lies before it "
-            "serves its windows"
+            f"hour     {hour}, the newest closed one in {settings.storage.raw_dir}; earlier rows "
+            "fill its windows"
         )
     click.echo(_text(result))
 

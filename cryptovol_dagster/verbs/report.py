@@ -1,4 +1,4 @@
-"""`cryptovol report`: the Evidently reports of an hour, and the list of those made."""
+"""`cryptovol report`: the Evidently reports of an hour, and the list of existing reports."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     "--compare-train-test", is_flag=True, help="How the features of test differ from training (the default)."
 )
 @click.option("--drift", is_flag=True, help="How an hour's features differ from those of the hours before.")
-@click.option("--data-quality", is_flag=True, help="What an hour's bars and features are like.")
-@click.option("--list", "as_list", is_flag=True, help="List the reports made; make none.")
+@click.option("--data-quality", is_flag=True, help="Data quality of an hour's bars and features.")
+@click.option("--list", "as_list", is_flag=True, help="List the existing reports; create none.")
 @chain_option
 @partition_option
 @json_option
@@ -34,19 +34,19 @@ def report(
     partition: str | None,
     as_json: bool,
 ) -> None:
-    """Make an Evidently report, HTML and JSON, and renew reports/index.html, the page over all of them.
+    """Create an Evidently report, HTML and JSON, and update reports/index.html, the page of all reports.
 
-    The newest copies lie in reports/evidently/ (of the minutes: reports/<chain>/evidently/, with a page of
-    their own), the others by hour or day in the lake. For --compare-train-test the
-    splits of the hour are made first where they are missing or of other rows than are there now.
+    The newest copies are in reports/evidently/ (for the minutes: reports/<chain>/evidently/, with their own
+    page), the others by hour or day in the lake. For --compare-train-test the splits of the hour are
+    materialized first where they are missing or outdated.
 
     \b
     How test differs from training:       cryptovol report
     The same, as of another hour:         cryptovol report --compare-train-test --partition 2026-04-04-03:00
     The newest hour against those before: cryptovol report --drift
-    What its bars and features are like:  cryptovol report --data-quality
+    Quality of its bars and features:     cryptovol report --data-quality
     Of a horizon of the minutes:          cryptovol report --chain minutes_h5
-    Every report made so far:             cryptovol report --list
+    All existing reports:                 cryptovol report --list
     For another program:                  cryptovol report --drift --json
     """
     if sum((compare_train_test, drift, data_quality, as_list)) > 1:
@@ -54,7 +54,7 @@ def report(
     settings = load_settings().settings
     if as_list:
         if partition is not None:
-            raise click.UsageError("--list is of every hour: leave --partition out")
+            raise click.UsageError("--list covers every hour: omit --partition")
         _list(settings, chain_name, as_json)
         return
     kind = "drift_report" if drift else "data_quality_report" if data_quality else "train_test_report"
@@ -69,7 +69,7 @@ def _make(settings: Settings, chain_name: str, kind: str, partition: str | None,
     from cryptovol_dagster.monitoring.index import SUMMARY
     from cryptovol_dagster.verbs import ranges, runs
 
-    _require_made(settings, chain_name, kind)
+    _require_asset(settings, chain_name, kind)
     key = partition or ranges.newest_labelled(settings, chain_name)
     spec = spec_of(settings, chain_name)
     asset = spec.asset(kind)
@@ -96,7 +96,7 @@ def _make(settings: Settings, chain_name: str, kind: str, partition: str | None,
     click.echo(f"written to {page}\nall reports: {index}")
 
 
-def _require_made(settings: Settings, chain_name: str, kind: str) -> None:
+def _require_asset(settings: Settings, chain_name: str, kind: str) -> None:
     """Refuse a report without an asset: horizons of a grid share bars and features, hence their quality."""
     from cryptovol_dagster.chains import spec_of, timescale_specs
     from cryptovol_dagster.verbs.ranges import NothingToDo
@@ -121,7 +121,7 @@ def _list(settings: Settings, chain_name: str, as_json: bool) -> None:
         click.echo(json.dumps({"reports": [entry.to_dict() for entry in found]}))
         return
     if not found:
-        click.echo("no report yet: `cryptovol report` makes one")
+        click.echo("no report yet: `cryptovol report` creates one")
         return
     click.echo(f"{'as of (UTC)':<18}{'report':<26}{'drifted':>8}  verdict; measured on; page")
     for entry in found:

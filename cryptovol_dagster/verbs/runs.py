@@ -31,7 +31,7 @@ from ingestor.errors import CryptovolError
 from ingestor.settings import Settings
 
 
-class RunFailed(CryptovolError):  # noqa: N818 - named for what it says
+class RunFailed(CryptovolError):  # noqa: N818 - the name states the fact
     """A Dagster run failed; the message is its root cause in one line."""
 
 
@@ -44,7 +44,7 @@ class CheckOutcome:
         name: of the check.
         passed: whether it passed.
         severity: ``ERROR`` or ``WARN``.
-        description: what was expected, found and where, when it failed.
+        description: expected, found and place, when it failed.
     """
 
     asset: str
@@ -56,7 +56,7 @@ class CheckOutcome:
 
 @dataclass(frozen=True)
 class RunSummary:
-    """What a run did.
+    """Result of a run.
 
     Attributes:
         run_id: of the Dagster run.
@@ -84,12 +84,12 @@ class RunSummary:
 
     @property
     def carried(self) -> dict[str, str]:
-        """Partitions between two trainings, and the one whose models hold on there (or ``none``)."""
+        """Return the partitions between two trainings, with that of the carried models (or ``none``)."""
         return self._of_splits(plans.CARRIED, "models_of")
 
     def _of_splits(self, status: str, what: str) -> dict[str, str]:
         splits = {asset: found for asset, found in self.metadata.items() if asset.endswith("/splits")}
-        # A run over several chains says of which one it speaks.
+        # A run over several chains names the chain.
         return {
             key if len(splits) == 1 else f"{asset.removesuffix('/splits')} {key}": metadata[what]
             for asset, found in splits.items()
@@ -135,10 +135,10 @@ def materialize_range(
         selection: asset keys as users write them, e.g. ``["ticks", "seconds/bars"]``.
         defs: the code location to run, when it has been built before.
         tags: of the run, besides those of a range.
-        on_asset: called from another thread with each asset that is done and the seconds it took.
+        on_asset: called from another thread with each finished asset and its seconds.
 
     Raises:
-        PartitionKeyError: a key is no hour.
+        PartitionKeyError: a key is not an hour.
         NothingToDo: the range is empty or outside the configured partitions.
         ValueError: an asset of the selection has partitions of another length.
         RunFailed: a step or a blocking check failed.
@@ -172,7 +172,7 @@ def materialize_range(
 
 
 def assets_over(defs: dg.Definitions, key: str) -> list[str]:
-    """Name the assets whose partitions are as long as the one named by `key`: hours or days."""
+    """Return the assets whose partitions are as long as that of `key`: hours or days."""
     start_ns, end_ns = partition_window(key)
     wanted = dg.DailyPartitionsDefinition if end_ns - start_ns == DAY_NS else dg.HourlyPartitionsDefinition
     graph = defs.resolve_asset_graph()
@@ -265,7 +265,7 @@ def _summary(result: dg.ExecuteInProcessResult, from_key: str, to_key: str) -> R
                 check.description or "",
             )
             for check in result.get_asset_check_evaluations()
-            # Of a range, what a check came to over all of it; each hour's evaluation is for Dagster to show.
+            # For a range, the result of a check over all of it; Dagster shows each hour's evaluation.
             if check.partition is None or from_key == to_key
         ),
         metadata=metadata,
@@ -273,7 +273,7 @@ def _summary(result: dg.ExecuteInProcessResult, from_key: str, to_key: str) -> R
 
 
 def chain_selection(settings: Settings, timescale: str = SECONDS, *, market_only: bool = False) -> list[str]:
-    """Name the assets of a timescale, from ticks or candles to model card and performance of its chains.
+    """Return the assets of a timescale, from ticks or candles to model card and performance of its chains.
 
     Args:
         settings: the configuration.
@@ -292,7 +292,7 @@ def chain_selection(settings: Settings, timescale: str = SECONDS, *, market_only
 
 
 def training_selection(settings: Settings, spec: TimescaleSpec) -> list[str]:
-    """Name the assets of a chain from splits to the model card."""
+    """Return the assets of a chain from splits to the model card."""
     return [*spec.training_assets(models_of(settings, spec).enabled), spec.asset("model_card")]
 
 

@@ -27,23 +27,24 @@ WATCH_EVERY_S = 5.0
 
 @click.command()
 @json_option
-@click.option("--watch", is_flag=True, help="Look again every 5 s until Ctrl-C.")
+@click.option("--watch", is_flag=True, help="Refresh every 5 s until Ctrl-C.")
 @click.option(
     "--require",
     multiple=True,
     type=click.Choice(SERVICES),
     help="Take it for wrong when this service does not run (may be repeated).",
 )
-@click.option("--simulated", is_flag=True, help="Look at what `cryptovol up --simulate` does.")
+@click.option("--simulated", is_flag=True, help="Show the market of `cryptovol up --simulate`.")
 @click.pass_context
 def status(
     context: click.Context, as_json: bool, watch: bool, require: tuple[str, ...], simulated: bool
 ) -> None:
-    """Show how everything stands: raw storage, lake, models, reports, services, room.
+    """Show the status: raw storage, lake, models, reports, services, disk space.
 
-    Exit code 1 when something is wrong, said in words: a recorder that stores nothing, closed hours of which
-    nothing was made for 15 minutes, a service that the configuration (or --require) needs and that does not
-    answer, less than 1 GiB of room. A recorder or a user interface that nobody started is no fault by itself.
+    Exit code 1 when there is a problem, with a sentence each: a recorder that stores nothing, closed hours
+    without labels for 15 minutes, a service that the configuration (or --require) needs and that does not
+    answer, less than 1 GiB of disk space. A recorder or a user interface that was not started is not a
+    problem.
 
     \b
     cryptovol status
@@ -54,7 +55,7 @@ def status(
         open_market(SIMULATED_DIR, by="cryptovol up --simulate") if simulated else load_settings().settings
     )
     if watch and as_json:
-        raise click.UsageError("--watch is for people: leave out --json")
+        raise click.UsageError("--watch is for terminals: omit --json")
     found = look(settings, time.time_ns(), require)
     if watch:
         found = _watch(settings, require, found)
@@ -90,8 +91,14 @@ def _render(found: Status) -> RenderableType:
     for problem in found.problems:
         table.add_row(Text("wrong", style="bold red"), Text(problem, style="red"))
     if not found.problems:
-        table.add_row(Text("fine", style="bold green"), "")
+        table.add_row(Text("fine", style="bold green"), _calm(found))
     return table
+
+
+def _calm(found: Status) -> str:
+    if any(one.runs for one in found.services):
+        return "nothing is wrong"
+    return "nothing runs, nothing is wrong: `cryptovol up` starts everything"
 
 
 def _rows(found: Status) -> list[tuple[str, str]]:
@@ -108,7 +115,7 @@ def _rows(found: Status) -> list[tuple[str, str]]:
     rows += [("report", f"{name}  {_when(at)}") for name, at in list(found.reports.items())[:_REPORTS_SHOWN]]
     if found.waits_for is not None:
         rows.append(("waits for", found.waits_for))
-    rows.append(("room", f"{found.free_bytes / 1024**3:,.1f} GiB"))
+    rows.append(("free disk", f"{found.free_bytes / 1024**3:,.1f} GiB"))
     return rows
 
 

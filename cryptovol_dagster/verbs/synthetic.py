@@ -30,18 +30,18 @@ DEMO_DIR = Path("data/demo")
 SIMULATED_DIR = Path("data/simulated")
 #: An hour closes only when the feed has passed its end by two minutes.
 TAIL_HOURS = 0.05
-#: Hours of a market that goes on between two retrains: the hourly schedule knows only the clock on the wall.
+#: Hours of a running market between two retrains: the hourly schedule knows the wall clock only.
 RETRAIN_EVERY_HOURS = 3
-#: The audit of an hour looks for checkpoints in the hour around it; at 600 times the speed 10 s are longer.
+#: The audit of an hour reads checkpoints of the hour around it; at 600 times the speed 10 s are longer.
 CHECKPOINT_S = 0.5
 #: Between two trainings of a run over a range, which also trains at its end. The usual one is as of the hour
 #: after midnight. That may be the market's first, and a champion of one hour has no operating point.
 _ONLY_AT_THE_END_H = 1_000_000
 _HEADER = (
-    "# The configuration of the synthetic market in this folder; written anew by each {by}.\n"
+    "# The configuration of the synthetic market in this folder; rewritten by each {by}.\n"
     "# Any verb works on it: cryptovol --config {path} status\n"
 )
-#: What a synthetic market does not share with the real one: its feed, broker, alerts and tracking server.
+#: Settings that a synthetic market does not share with the real one: feed, broker, alerts, tracking server.
 _OWN: Mapping[str, tuple[str, ...]] = {
     "coinbase": ("url",),
     "kafka": ("bootstrap_servers", "security", "topic_prefix"),
@@ -52,26 +52,26 @@ _OWN: Mapping[str, tuple[str, ...]] = {
 
 
 class NoMarketError(CryptovolError):
-    """No synthetic market was made here yet; the message says how to make one."""
+    """There is no synthetic market here yet; the message contains how to create one."""
 
 
 class NestedMarketError(CryptovolError):
-    """The configuration in force is that of a synthetic market, which holds no other one."""
+    """The effective configuration is that of a synthetic market, which cannot contain another one."""
 
     exit_code = USAGE
 
 
 def config_path(folder: Path) -> Path:
-    """Return where a market's configuration lies: beside the one in force, else here.
+    """Return the path of a market's configuration: beside the effective one, else here.
 
     Raises:
-        NestedMarketError: the one in force is a synthetic market's.
+        NestedMarketError: the effective configuration is a synthetic market's.
     """
     base = load_settings().config_file
     if base is not None and (base.parent / MARKET_LOCK).exists():
         raise NestedMarketError(
-            f"{base} is the configuration of a synthetic market, and {folder} would lie in that market's "
-            f"folder; leave out --config (and ${ENV_CONFIG_FILE})"
+            f"{base} is the configuration of a synthetic market, and {folder} would be in that market's "
+            f"folder; omit --config (and ${ENV_CONFIG_FILE})"
         )
     return (base.parent if base else Path.cwd()) / folder / "config.yaml"
 
@@ -79,15 +79,15 @@ def config_path(folder: Path) -> Path:
 def create_market(folder: Path, start: datetime, *, by: str) -> Settings:
     """Empty the folder and write its configuration, which this process and its children use from then on.
 
-    It is the one in force, but data, reports and models lie in the folder.
+    It is the effective one, but data, reports and models are in the folder.
 
     Args:
         folder: of the market, e.g. `DEMO_DIR`.
         start: first full hour of the market, UTC; its partitions begin there.
-        by: the command that makes the market, for messages.
+        by: the command that creates the market, for messages.
 
     Raises:
-        NestedMarketError: the configuration in force is a synthetic market's.
+        NestedMarketError: the effective configuration is a synthetic market's.
         InstanceError: something that runs uses the folder (nothing was removed), or it cannot be written.
     """
     with creating_market(folder, start, None, by=by) as settings:
@@ -96,20 +96,20 @@ def create_market(folder: Path, start: datetime, *, by: str) -> Settings:
 
 @contextmanager
 def creating_market(folder: Path, start: datetime, end: datetime | None, *, by: str) -> Iterator[Settings]:
-    """Do what `create_market` does, and let nobody replace the market until the block ends.
+    """Create a market as `create_market` does, and lock it until the block ends.
 
     Args:
         folder: of the market.
         start: first full hour of the market, UTC.
-        end: end of its last full hour, where it will end; there its partitions end.
-        by: the command that makes the market, for messages.
+        end: end of its last full hour, and of its partitions.
+        by: the command that creates the market, for messages.
 
     Raises:
-        NestedMarketError: the configuration in force is a synthetic market's.
+        NestedMarketError: the effective configuration is a synthetic market's.
         InstanceError: something that runs uses the folder (nothing was removed), or it cannot be written.
     """
     path = config_path(folder)
-    os.environ.pop("DAGSTER_HOME", None)  # a home of the user's shall not fill with synthetic runs
+    os.environ.pop("DAGSTER_HOME", None)  # synthetic runs must not fill the user's home
     content = _HEADER.format(by=f"`{by}`", path=folder / path.name) + _own_configuration(start, end)
     with _held(path.parent, by):
         require_unused(path.parent, by)
@@ -124,18 +124,18 @@ def creating_market(folder: Path, start: datetime, end: datetime | None, *, by: 
 
 
 def open_market(folder: Path, *, by: str) -> Settings:
-    """Use the configuration of a market that was made before, in this process and its children.
+    """Use the configuration of an existing market, in this process and its children.
 
     Args:
         folder: of the market.
-        by: the command that makes it, for the message.
+        by: the command that creates it, for the message.
 
     Raises:
         NoMarketError: there is none.
     """
     path = config_path(folder)
     if not path.is_file():
-        raise NoMarketError(f"{path.parent} holds no synthetic market yet: `{by}` makes one")
+        raise NoMarketError(f"{path.parent} contains no synthetic market yet: `{by}` creates one")
     return _use(path)
 
 
@@ -177,7 +177,7 @@ def _creator(folder: Path, lock: IO[bytes]) -> str:
 
 @contextmanager
 def _changing(folder: Path) -> Iterator[None]:
-    """Name what cannot be removed or written.
+    """Convert errors of removing and writing to one line with the path.
 
     Raises:
         InstanceError: the system refuses it.
@@ -192,7 +192,7 @@ def _changing(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _held(folder: Path, by: str) -> Iterator[None]:
-    """Be the only one who makes a market in a folder.
+    """Lock a folder for the creation of a market.
 
     Raises:
         InstanceError: another one does, or the folder cannot be written.
@@ -208,7 +208,7 @@ def _held(folder: Path, by: str) -> Iterator[None]:
 
 
 def _own_configuration(start: datetime, end: datetime | None) -> str:
-    """Write the configuration in force as YAML, with what a synthetic market has for itself."""
+    """Write the effective configuration as YAML, with the settings of a synthetic market."""
     values = _changed(load_settings().settings.model_dump(mode="json"), Settings().model_dump(mode="json"))
     for section, keys in _OWN.items():
         values[section] = {key: value for key, value in values.get(section, {}).items() if key not in keys}
@@ -233,7 +233,7 @@ def _own_configuration(start: datetime, end: datetime | None) -> str:
 
 
 def _use(path: Path) -> Settings:
-    # The file says all of it: what the environment adds was written there, or is meant for the real market.
+    # The file is complete: values of the environment were written there, or are for the real market.
     for name in [name for name in os.environ if name.upper().startswith(ENV_PREFIX)]:
         del os.environ[name]
     os.environ.pop("DAGSTER_HOME", None)

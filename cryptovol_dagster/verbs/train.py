@@ -12,7 +12,7 @@ from ingestor.settings import load_settings
 from ingestor.settings.sections import ModelName
 from ingestor.verbs.output import print_table
 
-#: What people call a baseline.
+#: Model of `--model baseline`.
 ALIASES = {"baseline": "baseline_zscore"}
 
 
@@ -28,7 +28,7 @@ ALIASES = {"baseline": "baseline_zscore"}
 @partition_option
 @json_option
 def train(model_type: str, chain_name: str, partition: str | None, as_json: bool) -> None:
-    """Train models as of the end of an hour (of the minutes: a day), on what came before it.
+    """Train models as of the end of an hour (for the minutes: a day), on earlier rows.
 
     Materializes the same Dagster assets as the hourly retrain: splits, then the models. Each is written to
     the lake, logged to MLflow, and the newest is exported to the artifacts folder. Who is champion is decided
@@ -57,7 +57,7 @@ def train(model_type: str, chain_name: str, partition: str | None, as_json: bool
     if as_json:
         click.echo(json.dumps({**summary.to_dict(), "as_of": key, "models": rows}))
         return
-    click.echo(f"trained as of {key} on what came before it")
+    click.echo(f"trained as of {key} on earlier rows")
     columns = ("model", "rows", "spikes", "fit s", "MLflow run")
     print_table(columns, map(_cells, rows), words=("model", "MLflow run"))
     click.echo(f"exported to {settings.storage.artifacts_dir}")

@@ -26,7 +26,7 @@ def ui(no_mlflow: bool, dagster_port: int, mlflow_port: int, as_json: bool) -> N
 
     \b
     cryptovol ui                                       # your own data
-    cryptovol --config data/demo/config.yaml ui        # what `cryptovol demo` made
+    cryptovol --config data/demo/config.yaml ui        # the market of `cryptovol demo`
     """
     settings = load_settings().settings
     require_created(settings)

@@ -21,7 +21,7 @@ from ingestor.synthetic import require_real
 @click.option(
     "--simulate",
     is_flag=True,
-    help=f"Record a synthetic market, offline, in {SIMULATED_DIR} (made anew at each start).",
+    help=f"Record a synthetic market, offline, in {SIMULATED_DIR} (recreated at each start).",
 )
 @click.option(
     "--speed", default="60", show_default=True, metavar="1|N|max", help="Simulated: market seconds a second."
@@ -34,7 +34,7 @@ from ingestor.synthetic import require_real
     help="Simulated: length of the market.",
 )
 @click.option("--seed", default=7, show_default=True, type=click.IntRange(min=0), help="Simulated: its seed.")
-@click.option("--no-dagster", is_flag=True, help="Without Dagster: nothing is made of what is recorded.")
+@click.option("--no-dagster", is_flag=True, help="Without Dagster: record only.")
 @click.option("--no-mlflow", is_flag=True, help="Without the MLflow UI; runs are tracked all the same.")
 @click.option(
     "--no-import",
@@ -64,7 +64,7 @@ def up(
     that dies is started again; when the recorder cannot be kept running everything ends. Ctrl-C stops all in
     order, the recorder first: what it has read is stored. A second Ctrl-C does not wait.
 
-    What is missing of the last 120 days' minutes (history.first_import_days) is imported from the exchange in
+    Missing minutes of the last 120 days (history.first_import_days) are imported from the exchange in
     the background. Dagster then computes these days and trains the first models of the minutes. The next
     start continues an import that broke off.
 
@@ -109,7 +109,7 @@ def up(
 
 
 def _of_the_real_market() -> Settings:
-    """Return the configuration in force, unless its folder holds a synthetic market.
+    """Return the effective configuration, unless its folder contains a synthetic market.
 
     Raises:
         SyntheticFolderError: it does.

@@ -51,7 +51,7 @@ def test_the_speed_names_the_command_that_measures_it() -> None:
 
 def test_the_first_example_needs_no_day() -> None:
     assert DEMO_DAY not in BLOCKS[0]
-    assert f"`cryptovol demo --end {DEMO_DAY}T18:00Z`" in PAGE.split("\n## ")[0]
+    assert f"`.venv/bin/cryptovol demo --end {DEMO_DAY}T18:00Z`" in PAGE.split("\n## ")[0]
 
 
 @pytest.mark.parametrize("name", [name for name in KINDS if name != FEATURES])

@@ -329,23 +329,23 @@ def test_every_column_of_a_frame_is_described(opened: Opened) -> None:
         ),
         (
             lambda market: market.bars("BCT-USD"),
-            r"seconds/bars hold no product BCT-USD .*: there are BTC-USD, ETH-USD\. Did you mean 'BTC-USD'\?",
+            r"seconds/bars have no product BCT-USD .*: there are BTC-USD, ETH-USD\. Did you mean 'BTC-USD'\?",
         ),
         (lambda market: market.bars([PRODUCTS[0], "DOGE-USD"]), r"no product DOGE-USD in [^(]*: there are"),
         (lambda market: market.ticks("btc/usd"), r"Did you mean 'BTC-USD'\?"),
-        (lambda market: market.gaps("DOGE-USD"), r"ticks hold no product DOGE-USD"),
+        (lambda market: market.gaps("DOGE-USD"), r"ticks have no product DOGE-USD"),
         (lambda market: market.bars([]), r"no product is named: product=None means all"),
         (lambda market: market.bars(columns=["closee"]), r"no column 'closee': .*\. Did you mean 'close'\?"),
         (lambda market: market.bars(columns="close"), r"columns=\['close'\]"),
         (
             lambda market: market.bars(chain="second"),
-            r"'second' is no chain: seconds.*\. Did you mean 'seconds'\?",
+            r"'second' is not a chain: seconds.*\. Did you mean 'seconds'\?",
         ),
         (
             lambda market: market.batches("bar"),
-            r"'bar' is no kind of rows: ticks.* Did you mean 'bars'\?",
+            r"'bar' is not a kind of rows: ticks.* Did you mean 'bars'\?",
         ),
-        (lambda market: market.batches("bars", model="xgboost"), r"a model goes with scores: bars are not"),
+        (lambda market: market.batches("bars", model="xgboost"), r"a model is for scores: bars are not"),
         (lambda market: market.batches("gaps", columns=["knd"]), r"gaps have no column 'knd'"),
         (lambda market: market.batches("scores", columns="flag"), r"columns=\['flag'\]"),
         (lambda market: market.scores(model="xgbost"), r"no model was exported there"),
@@ -361,7 +361,7 @@ def test_what_is_not_there_is_one_line_that_says_what_is(opened: Opened, ask, me
 
 def test_an_empty_folder_says_how_to_fill_it(empty: Path) -> None:
     market = api.open(empty)
-    with pytest.raises(api.ApiError, match=r"holds no seconds/bars yet: record with `cryptovol ingest`"):
+    with pytest.raises(api.ApiError, match=r"has no seconds/bars yet: record with `cryptovol ingest`"):
         market.bars(start="-1h")
     with pytest.raises(api.ApiError, match=r"no minutes/features yet: `cryptovol import-bars`, then"):
         market.features(chain="minutes")
@@ -369,7 +369,7 @@ def test_an_empty_folder_says_how_to_fill_it(empty: Path) -> None:
         api.ApiError, match=r"minutes have several horizons: chain='minutes_h5' or 'minutes_h15'"
     ):
         market.labels(chain="minutes")
-    with pytest.raises(api.ApiError, match=r"holds no ticks yet"):
+    with pytest.raises(api.ApiError, match=r"has no ticks yet"):
         market.gaps()
     assert market.stored()["partitions"].eq(0).all()
 

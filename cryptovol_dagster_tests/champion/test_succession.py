@@ -36,7 +36,7 @@ from ingestor.settings import Settings
     [
         (HOURS[2:], {}, "this run is over a range of partitions"),
         (HOURS[3:], {BACKFILL_TAG: "abc"}, "this run belongs to backfill abc"),
-        (HOURS[3:], {BACKFILL_VERB_TAG: "true"}, "this run was made by `cryptovol backfill`"),
+        (HOURS[3:], {BACKFILL_VERB_TAG: "true"}, "this run is of `cryptovol backfill`"),
         (HOURS[2:3], {}, f"{HOURS[2]} is not the newest closed hour, {HOURS[3]} is"),
         (hours_from(FIRST_HOUR, 6)[5:], {}, f"{hours_from(FIRST_HOUR, 6)[5]} has not closed"),
         (HOURS[3:], {}, ""),
@@ -162,7 +162,7 @@ def test_a_champion_of_other_features_is_followed_and_nothing_is_scored(world: W
     decisions.write_decision(world.lake, SPEC, strange)
     decision = world.settle(HOURS[1]).decision
     assert (decision.kind, decision.contest) == ("succession", None)
-    assert "trained on another: not comparable; ewma takes the place, unproven" in decision.reasons[0]
+    assert "trained on another: not comparable; ewma becomes champion, unproven" in decision.reasons[0]
 
 
 def test_a_version_is_tagged_and_loads_by_its_alias_without_pickle(
@@ -245,11 +245,15 @@ STEPS = {
 
 def begin(world: World, skill: Skill, case: str) -> tuple[str, dict[str, str]]:
     """Bring a world to where the case's hour is decided next; returns that hour and the aliases before."""
-    world.forget()
     skill.challenger = skill.champion
-    world.settle(HOURS[0])
-    if case == "promoted later":
-        world.settle(HOURS[1])
+    if case in world.kept:
+        world.restore(case)
+    else:
+        world.forget()
+        world.settle(HOURS[0])
+        if case == "promoted later":
+            world.settle(HOURS[1])
+        world.keep(case)
     if case != "measured on":
         skill.challenger = 3.0
     return HOURS[2 if case == "promoted later" else 1], world.aliases()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import sqlite3
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -100,6 +103,7 @@ class World:
     settings: Settings
     client: mlflow.MlflowClient
     steps: Steps = field(default_factory=Steps)
+    kept: dict[str, Path] = field(default_factory=dict)
 
     @property
     def lake(self) -> StepLake:
@@ -109,7 +113,7 @@ class World:
     def registry(self) -> Registry:
         return Registry(self.tracking, SPEC)
 
-    @property
+    @cached_property
     def tracking(self) -> Tracking:
         found = self.client.search_runs(self.experiments)
         parent = next(run for run in found if "mlflow.parentRunId" not in run.data.tags)
@@ -155,7 +159,29 @@ class World:
         self.steps.crash_before = self.steps.away_from = -1
         for model in self.client.search_registered_models():
             self.client.delete_registered_model(model.name)
-        shutil.rmtree(self.settings.storage.lake_dir / "seconds" / "champion", ignore_errors=True)
+        shutil.rmtree(self._decisions, ignore_errors=True)
+
+    def keep(self, name: str) -> None:
+        """Keep registry and decisions under a name, for `restore`."""
+        folder = self.kept[name] = self.settings.storage.data_dir / "kept" / name
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.copytree(self._decisions, folder / "champion")
+        _copy_database(self._database, folder / "mlflow.db")
+
+    def restore(self, name: str) -> None:
+        """Go back to what was kept."""
+        self.steps.crash_before = self.steps.away_from = -1
+        shutil.rmtree(self._decisions)
+        shutil.copytree(self.kept[name] / "champion", self._decisions)
+        _copy_database(self.kept[name] / "mlflow.db", self._database)
+
+    @property
+    def _decisions(self) -> Path:
+        return self.settings.storage.lake_dir / "seconds" / "champion"
+
+    @property
+    def _database(self) -> Path:
+        return self.settings.storage.data_dir / "mlflow" / "mlflow.db"
 
     def promote(self, *keys: str) -> list[Champion]:
         """Decide hours, at the first of which there is no champion yet; the others' challengers win."""
@@ -178,6 +204,12 @@ class World:
 
     def versions(self) -> int:
         return len(self.client.search_model_versions(f"name='{NAME}'"))
+
+
+def _copy_database(of: Path, to: Path) -> None:
+    """Copy a SQLite database, also into one that is open."""
+    with closing(sqlite3.connect(of)) as source, closing(sqlite3.connect(to)) as target:
+        source.backup(target)
 
 
 #: An hour is a month here, and minutes are hours.

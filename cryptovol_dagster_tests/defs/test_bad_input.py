@@ -126,13 +126,17 @@ def backfill(market: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.parametrize(
     ("first", "last", "says"),
     [
-        ("2026-04-03-00:00", "2026-04-03-01:00", "is before dagster.partitions_start, 2026-04-04-03:00"),
+        (
+            "2026-04-03-00:00",
+            "2026-04-03-01:00",
+            "is before dagster.partitions_start, 2026-04-04-03:00: choose hours from 2026-04-04-03:00 on,",
+        ),
         (
             "2026-05-01-00:00",
             "2026-05-01-01:00",
             "nothing was recorded in 2026-05-01-00:00 … 2026-05-01-01:00",
         ),
-        ("2099-01-01-00:00", "2099-01-01-01:00", "2099-01-01-01:00 lies in the future"),
+        ("2099-01-01-00:00", "2099-01-01-01:00", "2099-01-01-01:00 is in the future"),
     ],
 )
 def test_a_backfill_of_hours_that_do_not_exist_is_refused_in_one_line(

@@ -75,11 +75,11 @@ def test_ports_are_published_on_loopback_only(service: str) -> None:
         assert re.fullmatch(r"127\.0\.0\.1:\d+:\d+", port)
 
 
-def test_only_what_people_or_the_exchange_talk_to_reaches_outside() -> None:
+def test_only_what_talks_to_people_the_exchange_or_a_receiver_of_alerts_reaches_outside() -> None:
     assert PROJECT["networks"]["inner"] == {"internal": True}
     outside = {name for name, spec in SERVICES.items() if "outer" in spec["networks"]}
     published = {name for name, spec in SERVICES.items() if spec.get("ports")}
-    assert outside == published | {"ingestor"}
+    assert outside == published | {"ingestor", "code"}
     assert all("inner" in spec["networks"] for spec in SERVICES.values())
 
 
@@ -116,6 +116,17 @@ def test_the_settings_in_the_environment_are_settings(service: str, tmp_path: Pa
     assert loaded.settings.kafka.bootstrap_servers == "kafka:19092"
     if service != "ingestor":
         assert loaded.settings.mlflow_tracking_uri == "http://mlflow:5000"
+
+
+@pytest.mark.parametrize("url", [None, "https://example.org/hooks/s3cret"])
+def test_the_webhook_of_docker_env_reaches_the_server_that_sends_alerts(url: str | None) -> None:
+    name = "CRYPTOVOL__MONITORING__ALERT_WEBHOOK_URL"
+    services = compose({**SECRETS, **({name: url} if url else {})})["services"]
+    loaded = load_settings(environ={name: services["code"]["environment"][name]})
+    found = loaded.settings.monitoring.alert_webhook_url
+    assert (found.get_secret_value() if found else None) == url
+    # A secret goes where it is needed and nowhere else.
+    assert [service for service, spec in services.items() if name in spec["environment"]] == ["code"]
 
 
 def test_the_recorder_has_time_to_stop_cleanly_and_is_unhealthy_before_long() -> None:

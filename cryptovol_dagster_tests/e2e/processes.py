@@ -15,8 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
+from click.testing import CliRunner
 
+from cryptovol_dagster.cli import main
 from cryptovol_dagster.machine.instance import DAGSTER_YAML
 from ingestor.settings import Settings
 
@@ -63,6 +66,22 @@ def cryptovol(
         timeout=timeout_s,
         check=False,
     )
+
+
+def cryptovol_here(*arguments: str | Path, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    """Run a verb to its end in this process: what it prints and its exit code, without a second of imports.
+
+    Beside it at least one test runs the verb as a process of its own.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        for name in os.environ.keys() - env.keys():
+            patch.delenv(name)
+        for name, value in env.items():
+            patch.setenv(name, value)
+        done = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return subprocess.CompletedProcess(arguments, done.exit_code, done.stdout, done.stderr)
 
 
 @dataclass(frozen=True)

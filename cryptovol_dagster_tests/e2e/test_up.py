@@ -17,7 +17,7 @@ import pytest
 from cryptovol_dagster.core.times import DAY_NS
 from cryptovol_dagster.history.last_days import PAGES_AT_ONCE
 from cryptovol_dagster_tests.candle_server import made_candles, serving_candles
-from cryptovol_dagster_tests.e2e.processes import CRYPTOVOL, cryptovol
+from cryptovol_dagster_tests.e2e.processes import CRYPTOVOL, cryptovol, cryptovol_here
 
 
 def _event(process: subprocess.Popen[str]) -> dict[str, Any]:
@@ -103,13 +103,14 @@ def _up(env: dict[str, str], log: Path) -> Iterator[None]:
 
 
 def _minutes(env: dict[str, str]) -> str | None:
-    return json.loads(cryptovol("status", "--json", env=env).stdout)["minutes"]
+    return json.loads(cryptovol_here("status", "--json", env=env).stdout)["minutes"]
 
 
 def _wait_until_status_says(env: dict[str, str], says: str) -> None:
     deadline = time.monotonic() + 120
     while says not in ((said := _minutes(env)) or ""):
         assert time.monotonic() < deadline, said
+        time.sleep(0.1)
 
 
 @pytest.mark.slow
@@ -140,4 +141,4 @@ def test_the_last_days_are_imported_beside_the_recorder_and_the_next_start_goes_
         with _up(env, log):
             _wait_until_status_says(env, "imported minutes: BTC-USD 3 of 3 days, as of ")
         assert answered.isdisjoint(server.asked[PAGES_AT_ONCE:])
-        assert "minutes  what is missing of the last 3 days is imported in the background" in log.read_text()
+        assert "minutes  missing minutes of the last 3 days are imported in the background" in log.read_text()

@@ -100,7 +100,7 @@ def test_ctrl_c_ends_it_with_a_line_and_130(environment: Path, server: CandleSer
     assert process.returncode == 130
     assert out == ""
     assert "Traceback" not in err
-    assert err.strip() == "interrupted; stored: 600 candles of BTC-USD; the same command goes on there"
+    assert err.strip() == "interrupted; stored: 600 candles of BTC-USD; the same command continues there"
     assert len(stored(environment)) == 600
 
 
@@ -236,8 +236,8 @@ def test_what_is_stored_and_missing_is_listed(environment: Path) -> None:
         (("a.csv", "--to", "2024-01-01"), "--to and --url go with --from"),
         (("a.csv", "--product", "A-USD", "--product", "B-USD"), "files are of one --product"),
         (("--from", "2024-01-02", "--to", "2024-01-01"), "--to must be later than --from"),
-        (("--from", "January"), "'January' is no day (2024-01-31) or time (2024-01-31T05:00), UTC"),
-        (("--from", "2024-02-30"), "'2024-02-30' is no day"),
+        (("--from", "January"), "'January' is not a day (2024-01-31) or time (2024-01-31T05:00), UTC"),
+        (("--from", "2024-02-30"), "'2024-02-30' is not a day"),
         (("--from", "2024-01-01", "--url", "ftp://x"), "--url must begin with http:// or https://"),
         (("--from", "2024-01-01", "--format", "csv"), "--format is of files"),
     ],

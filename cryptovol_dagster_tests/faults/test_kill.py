@@ -23,11 +23,12 @@ from ingestor.kafka.broker import Broker, connect
 from ingestor.settings.sections import KafkaSettings, StorageSettings
 from ingestor.times import NS
 
-KILLS = 30
+#: `make soak` kills the whole recorder fifty times.
+KILLS = 15
 
 
 class Traffic(threading.Thread):
-    """Produces to all four topics until told to end; the market's clock runs 400 times as fast."""
+    """Produces to all four topics until told to end; the market's clock runs 800 times as fast."""
 
     def __init__(self, broker: Broker) -> None:
         super().__init__(daemon=True)
@@ -38,7 +39,7 @@ class Traffic(threading.Thread):
     def run(self) -> None:
         sequence, time_ns = 0, TEN_NS
         while not self._end.is_set():
-            for _ in range(20):
+            for _ in range(40):
                 time_ns = TEN_NS + sequence * NS // 2
                 self._send(TICKS, f"P{sequence % 5}", tick(time_ns, sequence))
                 sequence += 1

@@ -26,10 +26,11 @@ from ingestor.kafka.broker import Broker
 from ingestor.settings import Settings
 from ingestor.settings.sections import StorageSettings
 
-KILLS = 30
+#: `make soak` kills it fifty times.
+KILLS = 15
 PRODUCTS = ("BTC-USD", "ETH-USD")
 MARKET = ("--hours", "3", "--seed", "20260404", "--products", ",".join(PRODUCTS))
-#: Thirty short lives play about an hour of the three.
+#: Fifteen short lives play about half an hour of the three.
 SPEED = "300"
 #: channel -> topic of its entries, and what a frame calls them
 ENTRIES = {"ticker": (TICKS, "tickers"), "market_trades": (TRADES, "trades")}

@@ -151,7 +151,7 @@ def test_retry_after_is_obeyed_in_seconds_and_as_a_date(server: CandleServer) ->
     server.faults = [Fault(429, {"Retry-After": "3600"})]
     with api(server, waits) as asking, pytest.raises(CandleApiError) as caught:
         page(asking)
-    assert str(caught.value) == f"{server.url}: it answered 429, and wants to be left alone for 3600 s"
+    assert str(caught.value) == f"{server.url}: it answered 429, and requires a pause of 3600 s"
     assert asking.asked == 1
 
 

@@ -159,7 +159,7 @@ def test_other_values_of_the_exchange_are_taken_when_asked_for(
     TRUTH[:50:2].assign(product="BTC-USD", volume=1.0).to_csv(file, index=False)
     import_file(history, file, now_ns=NOW)
     with pytest.raises(
-        HistoryError, match=r"other values are stored for \d+ of \d+ minutes: .* --replace takes"
+        HistoryError, match=r"other values are stored for \d+ of \d+ minutes: .* --replace stores"
     ):
         ask(history, server)
     ask(history, server, replace=True)

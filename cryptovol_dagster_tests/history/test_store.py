@@ -82,7 +82,7 @@ def test_other_values_are_refused_by_name_and_nothing_is_changed(history: Histor
     assert str(caught.value) == (
         "BTC-USD: other values are stored for 2 of 30 minutes: 2024-01-31T23:53:00Z, 2024-02-01T00:05:00Z; "
         f"in the first close {GIVEN['close'][3]:.10g} (file:a.csv), now {other['close'][3]:.10g} "
-        "(file:a.csv); --replace takes the new ones"
+        "(file:a.csv); --replace stores the new ones"
     )
     assert len(history.read("BTC-USD", FIRST, END)) == 20
     done = record(history, other, replace=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -37,18 +38,35 @@ def test_without_a_champion_an_exported_model_serves_and_says_so(pipeline: Pipel
     assert scorer.version == "ewma, as-of time unknown here"
     empty = Reports(tmp_path, tmp_path)
     for name, says in (
-        (None, f"there is no champion yet and {tmp_path} holds no model"),
-        ("champion", "there is no champion yet: `cryptovol evaluate` decides who it is"),
-        ("ewma", f"{tmp_path}/seconds-ewma.zip: no model was exported there"),
+        (None, f"there is no champion yet and {tmp_path} has no model"),
+        ("champion", "there is no champion yet: `cryptovol evaluate` decides"),
+        ("ewma", f"{tmp_path}/seconds-ewma.zip: no such model; none was exported yet. `cryptovol evaluate`"),
     ):
         with pytest.raises(InferError, match=says):
             find_scorer(lake, spec, empty, name=name, path=None)
+    minutes = dataclasses.replace(spec, name="minutes_h5")
+    for name in (None, "champion"):
+        with pytest.raises(InferError, match="`cryptovol evaluate --chain minutes_h5`"):
+            find_scorer(lake, minutes, empty, name=name, path=None)
+
+
+def test_a_model_that_is_not_there_names_those_that_are(pipeline: Pipeline) -> None:
+    spec = timescale_spec(pipeline.settings.timescales.seconds, "seconds")
+    reports = Reports(pipeline.settings.storage.reports_dir, pipeline.settings.storage.artifacts_dir)
+    there = "exported are baseline_zscore, ewma, har_logit, logreg, xgboost."
+    for name, hint in (
+        ("lgbm", " `cryptovol evaluate` exports models."),
+        ("xgbost", " Did you mean 'xgboost'?"),
+    ):
+        with pytest.raises(InferError, match="no such model") as refused:
+            find_scorer(pipeline.lake, spec, reports, name=name, path=None)
+        assert str(refused.value).endswith(there + hint)
 
 
 def test_a_lake_without_features_names_the_way_out(tmp_path: Path) -> None:
     settings = small_settings(tmp_path)
     spec = timescale_spec(settings.timescales.seconds, "seconds")
-    with pytest.raises(InferError, match="holds no features yet: name a file with --features"):
+    with pytest.raises(InferError, match="has no features yet: name a file with --features"):
         read_features(Lake(settings.storage.lake_dir), spec, None)
 
 

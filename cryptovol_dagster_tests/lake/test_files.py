@@ -25,7 +25,7 @@ def test_every_instant_lies_in_the_window_of_its_key(time_ns: int) -> None:
 
 @pytest.mark.parametrize("key", ["2026-04-04", "2026-04-04-03:30", "yesterday", ""])
 def test_what_is_no_hour_is_refused_by_name(key: str) -> None:
-    with pytest.raises(PartitionKeyError, match="is no hourly partition"):
+    with pytest.raises(PartitionKeyError, match="is not an hourly partition"):
         hour_window(key)
 
 

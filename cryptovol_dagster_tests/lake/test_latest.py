@@ -35,5 +35,5 @@ def test_the_dagster_home_is_made_once_and_then_left_alone(
 def test_a_home_that_cannot_be_made_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "file" / "home"))
-    with pytest.raises(InstanceError, match="cannot hold the Dagster instance"):
+    with pytest.raises(InstanceError, match="cannot contain the Dagster instance"):
         ensure_dagster_home(small_settings(tmp_path))

@@ -66,7 +66,7 @@ def test_features_of_another_version_are_never_mixed_in(rows: LiveRows, tmp_path
     parts = FeatureParts(tmp_path, "v1")
     parts.add(rows)
     parts.flush()
-    with pytest.raises(LiveError, match="holds features of version v1, not v2"):
+    with pytest.raises(LiveError, match="contains features of version v1, not v2"):
         FeatureParts(tmp_path, "v2")
 
 

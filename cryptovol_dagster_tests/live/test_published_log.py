@@ -123,7 +123,7 @@ def test_with_as_many_partitions_only_its_own_is_read_else_all_of_them() -> None
 
 
 def test_a_message_that_is_no_row_is_named() -> None:
-    with pytest.raises(LiveError, match=r"ticks.features holds a message that is no row"):
+    with pytest.raises(LiveError, match=r"ticks.features contains a message that is not a row"):
         published_log(FakeLog([[b"{"]])).newest(0)
 
 

@@ -183,7 +183,7 @@ def test_raw_storage_beyond_the_log_is_said_with_the_offset_to_read_from(
 ) -> None:
     recovery(tmp_path, FakeKafka({})).next_offset(TICKS, 0, 12, (3, 9), None)
     assert caplog.messages == [
-        "ticks.raw partition 0: raw storage ends at offset 12, the log holds 3 … 9; reading from 3"
+        "ticks.raw partition 0: raw storage ends at offset 12, the log has 3 … 9; reading from 3"
     ]
 
 

@@ -57,7 +57,7 @@ def test_up_says_what_it_is_about_to_import(settings: Settings) -> None:
     candles = made_candles(0, 3).assign(product="BTC-USD")
     history.record("BTC-USD", candles, source="file:a.csv", now_ns=DAY_NS)
     assert announcement(settings) == (
-        "minutes  what is missing of the last 120 days is imported in the background"
+        "minutes  missing minutes of the last 120 days are imported in the background"
     )
     assert is_wanted(settings)
     assert not is_wanted(settings.model_copy(update={"history": HistorySettings(first_import_days=0)}))

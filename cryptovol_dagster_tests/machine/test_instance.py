@@ -55,7 +55,7 @@ def test_what_somebody_changed_is_left_alone_and_said(settings: Settings) -> Non
     assert (home / "dagster.yaml").read_text() == changed
     note = own_config_note(home)
     assert note is not None
-    assert note.startswith(f"{home / 'dagster.yaml'} is your own and was left alone")
+    assert note.startswith(f"{home / 'dagster.yaml'} has your own changes and was kept")
 
 
 def test_this_version_is_no_earlier_one() -> None:

@@ -102,7 +102,7 @@ def test_a_closed_hour_of_which_nothing_was_made_is_wrong_after_a_while(
     assert seen(recorded).problems == []
     (problem,) = seen(recorded, after_ns=LATER_NS).problems
     assert problem == (
-        f"ticks, seconds/bars, seconds/features, seconds/labels: 1 closed hours were not made ({HOURS[1]}): "
+        f"ticks, seconds/bars, seconds/features, seconds/labels: 1 closed hours are missing ({HOURS[1]}): "
         "start `cryptovol up`, or `cryptovol backfill --only-missing`"
     )
     assert {one.asset: one.missing for one in seen(recorded).lake}["ticks"] == [HOURS[1]]
@@ -111,7 +111,7 @@ def test_a_closed_hour_of_which_nothing_was_made_is_wrong_after_a_while(
 def test_an_asset_that_was_never_made_lacks_every_hour(recorded: Settings, lake: Lake) -> None:
     make(lake, HOURS, MADE_OF_AN_HOUR[:-1])
     (problem,) = seen(recorded, after_ns=LATER_NS).problems
-    assert problem.startswith(f"seconds/labels: 3 closed hours were not made ({', '.join(HOURS)})")
+    assert problem.startswith(f"seconds/labels: 3 closed hours are missing ({', '.join(HOURS)})")
 
 
 def test_an_hour_that_closed_again_is_one_closed_hour(recorded: Settings, lake: Lake) -> None:
@@ -178,7 +178,7 @@ def test_right_after_up_it_says_what_is_waited_for(tmp_path: Path, monkeypatch: 
         states = {one.name: one.state for one in status.services}
         begun = f"does not run yet: `cryptovol up` or `ui` (pid {os.getpid()}) began 0 s ago"
         assert (states["recorder"], states["dagster"]) == (begun, begun)
-        assert states["mlflow"].startswith("was not asked for")
+        assert states["mlflow"].startswith("was not requested from")
         assert (status.waits_for, status.problems) == ("the first tick", [])
         now = hour_key(now_ns)
         write_market(raw, [now], close=False)
@@ -231,7 +231,7 @@ def test_too_little_room_is_wrong(recorded: Settings, lake: Lake, monkeypatch: p
     monkeypatch.setattr(module, "LEAST_FREE_BYTES", 2**62)
     (problem,) = seen(recorded).problems
     assert problem.startswith(f"{recorded.storage.data_dir}: ")
-    assert problem.endswith("MiB of room left; expected 1024 or more")
+    assert problem.endswith("MiB of disk space left; expected 1024 or more")
 
 
 def test_todays_ticks_are_counted(tmp_path: Path) -> None:
@@ -252,9 +252,11 @@ def test_the_verb_shows_it_and_its_exit_code_says_whether_it_is_fine(tmp_path: P
     assert fine.exit_code == 0, fine.output
     assert "no tick yet" in fine.output
     assert "fine" in fine.output
+    assert "nothing runs, nothing is wrong" in fine.output
+    assert "free disk" in fine.output
     wrong = CliRunner().invoke(main, ["status", "--json", "--require", "dagster"], env=env)
     assert wrong.exit_code == 1
     assert json.loads(wrong.output)["problems"] == ["dagster does not run (http://127.0.0.1:1)"]
     both = CliRunner().invoke(main, ["status", "--json", "--watch"], env=env)
     assert both.exit_code == 2
-    assert "leave out --json" in both.output
+    assert "omit --json" in both.output

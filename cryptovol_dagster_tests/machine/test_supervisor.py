@@ -163,7 +163,7 @@ def test_one_that_can_be_done_without_is_given_up(tmp_path: Path) -> None:
         watch_until(supervisor, lambda: supervisor.states["recorder"] is State.READY)
     log = services[1].log
     assert told == [
-        f"MLflow ended with exit code 1: port taken; it is given up, the rest goes on (log: {log})"
+        f"MLflow ended with exit code 1: port taken; it is given up, the others continue (log: {log})"
     ]
 
 
@@ -181,7 +181,7 @@ def test_one_that_cannot_be_prepared_is_given_up_and_the_rest_goes_on(tmp_path: 
         assert supervisor.states == {"recorder": State.READY, "Dagster": State.GIVEN_UP}
     assert told == [
         "Dagster cannot be started: [Errno 28] No space left on device: 'workspace.yaml'; it is given up, "
-        f"the rest goes on (log: {services[1].log})"
+        f"the others continue (log: {services[1].log})"
     ]
     with (
         pytest.raises(SupervisorError, match=r"^Dagster cannot be started: .* No space left"),
@@ -214,7 +214,7 @@ def test_one_whose_hook_fails_when_it_is_started_again_is_tried_as_often_as_one_
         watch_until(supervisor, lambda: supervisor.states["Dagster"] is State.GIVEN_UP)
         assert supervisor._kept[1].child is None
         assert supervisor.states["recorder"] is State.READY
-    says = "cannot be started:" if hook == "before" else "came up, but"
+    says = "cannot be started:" if hook == "before" else "started, but"
     assert [line.partition(";")[0] for line in told] == [
         "Dagster ended by SIGKILL",
         f"Dagster {says} the home cannot be asked",
@@ -235,7 +235,7 @@ def test_one_that_never_came_up_is_not_tried_again(tmp_path: Path) -> None:
 def test_one_that_does_not_come_up_in_time_is_ended(tmp_path: Path) -> None:
     silent = service(tmp_path, "Dagster", "import time; time.sleep(60)", start_s=0.3)
     with (
-        pytest.raises(SupervisorError, match=r"Dagster did not come up in 0\.3 s"),
+        pytest.raises(SupervisorError, match=r"Dagster did not start within 0\.3 s"),
         Supervisor([silent], print) as supervisor,
     ):
         watch_until(supervisor, lambda: False)

@@ -199,7 +199,7 @@ def test_hours_of_other_features_are_no_reference_and_are_not_scored(lake: Lake)
     _write(lake, HOURS[1])
     assert drift.read_sample(lake, SPEC, HOURS[0]) is None
     assert _score(lake, HOURS[1]).status == "no_reference"
-    with pytest.raises(DriftError, match=f"seconds/features of {HOURS[0]} was made under another config"):
+    with pytest.raises(DriftError, match=f"seconds/features of {HOURS[0]} was computed with another config"):
         _score(lake, HOURS[0])
 
 

@@ -118,8 +118,8 @@ def test_the_rows_held_at_once_do_not_grow_with_the_span(
             "a file is one of .parquet, .csv, .csv.gz, .duckdb",
         ),
         (("bars", "ticks", "--out", "b.csv"), "holds one kind of rows; bars, ticks need a .duckdb file"),
-        (("bars", "ticks", "--columns", "close", "--out", "b.duckdb"), "--columns goes with one kind"),
-        (("bars", "--model", "xgboost", "--out", "b.csv"), "--model goes with scores: bars are not computed"),
+        (("bars", "ticks", "--columns", "close", "--out", "b.duckdb"), "--columns requires one kind"),
+        (("bars", "--model", "xgboost", "--out", "b.csv"), "--model is for scores: bars are not computed"),
         (("scores", "--columns", "probabilty", "--out", "b.csv"), "Did you mean 'probability'?"),
         (("gaps", "--columns", "kind,", "--out", "b.csv"), "gaps have no column ''"),
         (("bar", "--out", "b.csv"), "Did you mean 'bars'?"),
@@ -177,7 +177,7 @@ def test_the_configuration_is_the_one_of_every_other_verb(
     monkeypatch.delenv("CRYPTOVOL_CONFIG", raising=False)
     result = CliRunner().invoke(main, ["export", "bars", "--out", "bars.csv"])
     assert result.exit_code == 1
-    assert f"{below / 'data' / 'lake'} holds no seconds/bars yet" in result.stderr
+    assert f"{below / 'data' / 'lake'} has no seconds/bars yet" in result.stderr
     result = run(Path("nope.yaml"), monkeypatch, "bars", "--out", "bars.csv")
     assert result.exit_code == 2
     assert result.stderr.strip() == "Error: nope.yaml: no such configuration file"

@@ -53,9 +53,7 @@ def test_topics_of_ticks_and_trades_must_be_divided_alike(tmp_path: Path) -> Non
             raw_dir=tmp_path / "raw",
             out=tmp_path / "out",
         )
-        refused = (
-            r"ticks.raw has 4 partitions and trades.raw 5: trades are looked for in the partition of their"
-        )
+        refused = r"ticks.raw has 4 partitions and trades.raw 5: trades are read from the partition of their"
         with pytest.raises(LiveError, match=refused):
             featurizer.run(threading.Event(), duration_s=1)
 

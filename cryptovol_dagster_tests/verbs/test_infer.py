@@ -102,7 +102,7 @@ def test_every_row_is_scored_as_the_model_scores_it_and_an_invalid_one_says_why(
         (("--model-path", "{features}"), 1, "not a cryptovol model file"),
         (("--features", "nowhere.parquet"), 1, "nowhere.parquet: cannot be read as features"),
         (("--features", "{config}.csv"), 1, "lacks bar_start, product, valid, reason; expected features as"),
-        (("--features", "{words}"), 1, "reason is no number; expected features as"),
+        (("--features", "{words}"), 1, "reason is not a number; expected features of"),
         (("--features", "{fewer}"), 1, "feature columns missing: ln_rv_15"),
         (("--features", "{other}"), 1, "features of version beef, model ewma was trained on version"),
     ],
@@ -186,5 +186,5 @@ def test_back_ends_that_differ_give_no_number(
     )
     result = _invoke(pipeline, tmp_path, monkeypatch, "--benchmark", "--features", str(written))
     assert result.exit_code == 1
-    assert "model ewma: a liar says " in result.output
+    assert "model ewma: a liar gives " in result.output
     assert "p50" not in result.output

@@ -100,7 +100,7 @@ def test_what_it_cannot_read_is_one_line(tmp_path: Path) -> None:
     empty.mkdir()
     broken.write_text("no parquet")
     for path, says in (
-        (empty, "holds no Parquet file"),
+        (empty, "contains no Parquet file"),
         (broken, "cannot be read as bars: "),
         (tmp_path / "nowhere.parquet", "cannot be read as bars: "),
     ):

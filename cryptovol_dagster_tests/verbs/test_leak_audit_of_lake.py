@@ -71,7 +71,7 @@ def test_what_is_not_there_is_one_line(
     pipeline: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for arguments, code, says in (
-        (("--as-of", "newest"), 1, "holds no evaluation yet: run `cryptovol evaluate`"),
+        (("--as-of", "newest"), 1, "has no evaluation yet: run `cryptovol evaluate`"),
         (("--as-of", pipeline.hours[0]), 1, "seconds/splits"),
         (("--as-of", "newest", "--bars", "x.parquet"), 2, "they exclude each other"),
     ):

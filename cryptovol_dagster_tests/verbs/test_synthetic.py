@@ -108,7 +108,7 @@ def test_the_real_market_is_not_recorded_into_a_synthetic_one(verb: str) -> None
     assert refused.exit_code == 2
     (line,) = refused.output.splitlines()
     assert line.startswith(
-        f"Error: {folder} holds a synthetic market, and `cryptovol {verb}` records the real one:"
+        f"Error: {folder} contains a synthetic market, and `cryptovol {verb}` records the real one:"
     )
     assert sorted(folder.rglob("*")) == before
 
@@ -122,7 +122,7 @@ def test_the_same_market_can_be_opened_again(tmp_path: Path, monkeypatch: pytest
 
 def test_a_market_holds_no_other_market(tmp_path: Path) -> None:
     create_market(FOLDER, START, by="cryptovol demo")
-    says = r"data/demo/config\.yaml is the configuration of a synthetic market, .* leave out --config"
+    says = r"data/demo/config\.yaml is the configuration of a synthetic market, .* omit --config"
     with pytest.raises(NestedMarketError, match=says):
         create_market(Path("data/simulated"), START, by="cryptovol up --simulate")
     with pytest.raises(NestedMarketError, match=says):
@@ -148,7 +148,7 @@ def test_a_folder_that_cannot_be_emptied_is_one_line(tmp_path: Path, monkeypatch
 
 
 def test_without_a_market_the_error_says_how_to_make_one() -> None:
-    with pytest.raises(NoMarketError, match="no synthetic market yet: `cryptovol demo` makes one"):
+    with pytest.raises(NoMarketError, match="no synthetic market yet: `cryptovol demo` creates one"):
         open_market(FOLDER, by="cryptovol demo")
 
 

@@ -33,8 +33,8 @@ def test_no_library_phones_home(tmp_path: Path) -> None:
     ("verb", "says"),
     [
         (("rollback", "--dry-run"), "seconds has no champion to roll back: `cryptovol evaluate` decides who"),
-        (("infer",), "holds no model: run `cryptovol evaluate`"),
-        (("evaluate",), "holds no labels yet: record with `cryptovol ingest`"),
+        (("infer",), "has no model: run `cryptovol evaluate`"),
+        (("evaluate",), "has no labels yet: record with `cryptovol ingest`"),
         (("replay",), "holds no closed hour: record with `cryptovol ingest`"),
     ],
     ids=lambda given: given[0] if isinstance(given, tuple) else "",

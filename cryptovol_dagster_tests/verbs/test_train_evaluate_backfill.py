@@ -62,11 +62,11 @@ def test_training_names_what_it_trained_and_where_it_is(pipeline: Pipeline, invo
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("train",), "holds no labels yet"),
-        (("backfill",), "holds no ticks: record with `cryptovol ingest`"),
-        (("backfill", "--from", "yesterday", "--to", FIRST_HOUR), "'yesterday' is no hourly partition"),
+        (("train",), "has no labels yet"),
+        (("backfill",), "has no ticks: record with `cryptovol ingest`"),
+        (("backfill", "--from", "yesterday", "--to", FIRST_HOUR), "'yesterday' is not an hourly partition"),
         (("train", "--partition", "2020-01-01-00:00"), "is before dagster.partitions_start"),
-        (("train", "--partition", "2099-01-01-00:00"), "lies in the future"),
+        (("train", "--partition", "2099-01-01-00:00"), "is in the future"),
         (("train", "--partition", FIRST_HOUR), "seconds/features lacks partition"),
     ],
 )
@@ -95,7 +95,7 @@ def test_only_what_is_missing_is_filled_in_runs_of_neighbouring_hours(pipeline: 
         (("--compare-train-test=no",), "does not take a value"),
         (("--compare-train-test", "yesterday"), "unexpected extra argument"),
         (("--drift", "--data-quality"), "exclude each other"),
-        (("--list", "--partition", FIRST_HOUR), "leave --partition out"),
+        (("--list", "--partition", FIRST_HOUR), "omit --partition"),
     ],
 )
 def test_the_report_asked_for_is_made_and_nothing_else_is_taken(

@@ -165,7 +165,7 @@ class Membership:
 
     def _join(self) -> None:
         if self._broker.is_embedded:
-            # Its group coordinator makes every member wait 3 s, and whoever else reads here collides anyway.
+            # Its group coordinator makes every member wait 3 s, and another reader collides anyway.
             every = [
                 TopicPartition(name, number)
                 for name, topic in self._topics.items()

@@ -96,7 +96,7 @@ class Partition:
 
     @property
     def staged_records(self) -> int:
-        """How many records wait for the answer which log they are of."""
+        """Number of records that wait for the confirmation of their log."""
         return sum(len(batch) for _, batch in self._staged)
 
     def take_staged(self, asked_at_s: float) -> None:

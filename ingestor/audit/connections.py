@@ -69,7 +69,7 @@ class Checkpoint:
 
     @property
     def width(self) -> int:
-        """How many numbers it speaks of."""
+        """Number of its sequence numbers."""
         return self.to_sequence - self.from_sequence + 1
 
 

@@ -27,7 +27,7 @@ class Gap:
 
     @property
     def count(self) -> int:
-        """How many frames are missing."""
+        """Number of missing frames."""
         return self.to_sequence - self.from_sequence + 1
 
 

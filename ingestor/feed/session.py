@@ -71,7 +71,7 @@ class EndReason(StrEnum):
 
 @dataclass(frozen=True)
 class SessionEnd:
-    """How a connection ended.
+    """End of a connection.
 
     Attributes:
         reason: the kind of end.

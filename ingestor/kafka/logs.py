@@ -82,7 +82,7 @@ class LogWatch:
         self._asked = threading.Event()
         self._stop = threading.Event()
         self._missing_since_s: float | None = None
-        self._said = ""
+        self._logged = ""
         self._when_another_answers: list[Callable[[], object]] = []
         self._thread: threading.Thread | None = None
 
@@ -130,7 +130,7 @@ class LogWatch:
             self._recreate([topic for topic in TOPICS if topic not in ids], asked_at_s)
             return
         self._missing_since_s = None
-        self._said = ""
+        self._logged = ""
         recreations = tuple(
             Recreation(topic, old, ids[topic]) for topic, old in self.state.ids.items() if ids[topic] != old
         )
@@ -180,6 +180,6 @@ class LogWatch:
 
     def _log(self, text: str) -> None:
         # The publisher reports an outage; here it would be logged every few seconds.
-        if text != self._said:
-            self._said = text
+        if text != self._logged:
+            self._logged = text
             LOG.info("%s", text)

@@ -126,8 +126,8 @@ def _chunks(
     except ArchiveError as error:
         raise RecordingError(f"{error} (after row {counts.lines})") from error
     for connection_id in connection_codes:
-        for first, last, told_ns in gaps.get(connection_id, ()):
-            if told_ns >= begin_ns:  # else the file before this one counts it
+        for first, last, known_ns in gaps.get(connection_id, ()):
+            if known_ns >= begin_ns:  # else the file before this one counts it
                 counts.gaps += 1
                 counts.missing += int(last - first + 1)
 
@@ -189,8 +189,8 @@ def _recorded_gaps(path: Path, footer: Footer) -> _Gaps | None:
     for event in events.to_pylist():
         if event["kind"] == "gap":
             detail = json.loads(event["payload"])
-            told_ns = event["at_ns"] if event["event_time_ns"] is None else event["event_time_ns"]
-            missing = (detail["from_sequence"], detail["to_sequence"], told_ns)
+            known_ns = event["at_ns"] if event["event_time_ns"] is None else event["event_time_ns"]
+            missing = (detail["from_sequence"], detail["to_sequence"], known_ns)
             found.setdefault(event["connection_id"], set()).add(missing)
     return {name: np.array(sorted(ranges), dtype=np.int64) for name, ranges in found.items()}
 

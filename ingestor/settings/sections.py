@@ -246,7 +246,7 @@ class ModelSettings(Section):
 
 
 class SplitSettings(Section):
-    """How a labelled span is cut into training, validation and test."""
+    """Split of a labelled span into training, validation and test."""
 
     train_span_s: PositiveInt = Field(description="longest training span before the test block")
     test_span_s: PositiveInt = Field(description="longest test block, at the end of the span")
@@ -461,6 +461,12 @@ class MonitoringSettings(Section):
         default=5_400.0,
         description="a live market on which no hour closed for this long since one ended raises an alert",
     )
+
+    @field_validator("alert_webhook_url", mode="before")
+    @classmethod
+    def _unset_if_empty(cls, url: object) -> object:
+        # compose.yaml passes the variable on, empty where docker/.env does not set it.
+        return url or None
 
     @field_validator("alert_webhook_url")
     @classmethod

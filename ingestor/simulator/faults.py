@@ -54,7 +54,7 @@ class FaultScriptError(CryptovolError, ValueError):
 
 
 class Damage(StrEnum):
-    """How a malformed frame is spoiled."""
+    """Kind of damage of a malformed frame."""
 
     TRUNCATED = "truncated"
     NOT_JSON = "not_json"

@@ -84,12 +84,12 @@ def convert_raw(
 
 
 def _progress() -> Callable[[Conversion], None]:
-    said_s = time.monotonic()
+    reported_s = time.monotonic()
 
     def report(so_far: Conversion) -> None:
-        nonlocal said_s
-        if time.monotonic() - said_s >= _PROGRESS_EVERY_S:
-            said_s = time.monotonic()
+        nonlocal reported_s
+        if time.monotonic() - reported_s >= _PROGRESS_EVERY_S:
+            reported_s = time.monotonic()
             click.echo(
                 f"{so_far.done:,} of {so_far.files:,} files, {so_far.bytes_before:,} bytes read", err=True
             )

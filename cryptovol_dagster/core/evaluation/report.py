@@ -109,7 +109,7 @@ class Counts(_Strict):
 
 
 class Sufficiency(_Strict):
-    """Which models the training span supports (`core/evaluation/sufficiency.py`)."""
+    """Sufficiency of the training span (`core/evaluation/sufficiency.py`)."""
 
     #: Most complex supported class of models; ``none`` where not even a single volatility can be fitted.
     supports: str

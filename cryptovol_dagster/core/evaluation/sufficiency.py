@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from cryptovol_dagster.core.learning.dataset import Problem
 
 NONE, SINGLE, HAR, LOGIT, TREES = "none", "single", "har", "logit", "trees"
+#: The classes, as a person reads them.
+_PLAIN = {SINGLE: "one-feature models", HAR: "HAR", LOGIT: "logistic regression", TREES: "boosted trees"}
 #: Columns of the HAR set (Corsi 2009): a ladder of four to six windows.
 HAR_FEATURES = 5
 #: The autocorrelation is summed up to the lag that is this many times its own sum (Sokal 1997).
@@ -76,8 +78,8 @@ def assess_training(problem: Problem) -> Sufficiency:
 
     Examples:
         >>> from cryptovol_dagster.core.samples import problem
-        >>> assess_training(problem()).summary
-        '4 spikes apart in 0.099 days support none; single: 0.15 more days at this rate'
+        >>> assess_training(problem()).summary.split("; ")[1]
+        'about 0.15 more days for one-feature models'
     """
     train, y = problem.part(problem.split.train)
     return assess(
@@ -177,11 +179,12 @@ def _reach(spikes_apart: int, positives: int, days: float, features: int) -> _Re
 
 def _summary(spikes_apart: int, days: float, reach: _Reach) -> str:
     """Return one line: the class that a span supports, and when it supports the next one."""
-    counted = f"{spikes_apart} spikes apart in {days:.2g} days support {reach.supports}"
+    enough = f"enough for {_PLAIN[reach.supports]}" if reach.supports in _PLAIN else "too few for any model"
+    counted = f"{spikes_apart} independent spikes in {days:.2g} days, {enough}"
     if reach.next_class is None:
         return counted
-    when = "no rate yet" if reach.more_days is None else f"{reach.more_days:.2g} more days at this rate"
-    return f"{counted}; {reach.next_class}: {when}"
+    wait = "time not known yet" if reach.more_days is None else f"about {reach.more_days:.2g} more days"
+    return f"{counted}; {wait} for {_PLAIN[reach.next_class]}"
 
 
 def count_apart(times_ns: NDArray[np.int64], apart_s: float) -> int:

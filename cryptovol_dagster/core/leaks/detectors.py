@@ -61,7 +61,7 @@ class Point(msgspec.Struct):
 
 
 class Claim(msgspec.Struct):
-    """What an evaluation claims for a model, as far as the audit needs it."""
+    """Claims of an evaluation for a model, as far as the audit needs them."""
 
     average_precision: float | None
     operating_points: dict[str, Point | None]

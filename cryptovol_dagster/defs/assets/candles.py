@@ -1,4 +1,4 @@
-"""Minute candles: what was imported (external), and the table that joins it with the feed's own trades."""
+"""Minute candles: imported ones (external), and the table that joins them with the feed's own trades."""
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
@@ -30,8 +30,8 @@ COLUMN_DESCRIPTIONS = {
     "bar_start": "start of the minute, UTC; it covers [start, start + 60 s)",
     "volume": "traded, in base currency",
     "n_trades": "trades of the minute; null where only the exchange's candle is known",
-    "signed_volume": "bought minus sold by whoever took, in base currency; null like n_trades",
-    "source": "history: the exchange's own candle; feed: made of the feed's trades",
+    "signed_volume": "bought minus sold by takers, in base currency; null like n_trades",
+    "source": "history: the exchange's own candle; feed: computed from the feed's trades",
 }
 
 
@@ -73,7 +73,7 @@ def candle_assets(
     def candles(
         context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake], history: dg.ResourceParam[History]
     ) -> dg.MaterializeResult:
-        """1-minute candles of a day: the exchange's own where imported, else made of the feed's trades.
+        """1-minute candles of a day: the exchange's own where imported, else computed from the feed's trades.
 
         A minute without a trade has no row, nor has one of which trades are missing (their ids jump). Where
         both sources know a minute the exchange's candle stands, with the feed's number and signed volume of
@@ -113,7 +113,7 @@ def _write_day(
     start_ns, end_ns = (int(moment.timestamp()) * NS for moment in (window.start, window.end))
     found = read_candles(lake, history, products, start_ns, end_ns)
     name, summary = CANDLES_KEY.to_user_string(), found.summary()
-    # The numbers first: a table without them would be one whose overlap nobody has looked at.
+    # The numbers first: a table without them would be one whose overlap was never compared.
     lake.write_bytes(name, key, json.dumps(summary).encode(), "json")
     path = lake.write_table(name, key, pa.Table.from_pandas(found.candles, CANDLES, preserve_index=False))
     overlap = summary["overlap"]

@@ -47,7 +47,7 @@ def champion_asset(
         reports: dg.ResourceParam[Reports],
         tracking: dg.ResourceParam[Tracking],
     ) -> dg.MaterializeResult:
-        """The model in force as of the hour, and why: PROMOTE, HOLD, REJECT or INSUFFICIENT_DATA.
+        """The champion as of the hour, with a verdict: PROMOTE, HOLD, REJECT or INSUFFICIENT_DATA.
 
         Starts from the newest earlier decision. The stored champion and a challenger are scored on the same
         rows, which neither learned from, at most once a day. The registry's aliases follow only in a run for

@@ -1,6 +1,6 @@
-"""How an asset of a chain is declared: what all of them share stands here, once.
+"""Declaration of the assets of a chain: their shared options.
 
-Does not belong here: what an asset computes, which stays beside its declaration.
+Does not belong here: the computation of an asset, which is beside its declaration.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ def chain_asset(
         deps: the assets it is computed from.
         partitions: hours or days.
         part: of the chain, which decides the group under which the UI draws it.
-        pool: whose runs may not overlap with this one.
+        pool: runs of one pool do not overlap.
         kinds: technologies that the UI shows.
-        version: what its contents mean; another one shows the asset as stale.
+        version: of the meaning of its contents; another version shows the asset as stale.
         tags: besides that of the timescale.
-        metadata: what the UI shows of every partition.
+        metadata: shown in the UI for every partition.
         description: for the UI; by default the docstring of the body.
     """
     key = asset_key(spec, name)

@@ -30,7 +30,7 @@ from ingestor.settings.sections import MonitoringSettings
 
 
 def fixed_limits(monitoring: MonitoringSettings) -> DriftLimits:
-    """Return the limits of the settings, in force until limits can be calibrated."""
+    """Return the limits of the settings, which apply until limits can be calibrated."""
     return DriftLimits(monitoring.drift_distance_limit, monitoring.drift_limit_share)
 
 
@@ -74,11 +74,11 @@ def drift_scores_asset(
         lake: dg.ResourceParam[Lake],
         reports: dg.ResourceParam[Reports],
     ) -> dg.MaterializeResult:
-        """How far each feature of an hour lies from the hours before it: numbers for the drift sensor.
+        """Distance of each feature of an hour from the hours before it: numbers for the drift sensor.
 
         Wasserstein distance over the standard deviation of both samples' mixture, 0 to 2; of several
         products the worst counts. Limits are calibrated on the numbers of past hours once there are 30 of
-        them; until then they are those of the settings, and an hour over them is no alarm.
+        them; until then they are those of the settings, and an hour over them is not an alarm.
         """
         for key in context.partition_keys:
             scores = drift.score_hour(lake, spec, key, window)

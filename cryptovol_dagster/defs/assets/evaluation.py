@@ -71,7 +71,7 @@ def model_evaluation_asset(
         bars), precision over recall (also at onset), the same by day or month, calibration. Fields:
         docs/reference/model_eval.schema.json.
         """
-        reports, newest, told = reports.of(spec.name), None, {}
+        reports, newest, entries = reports.of(spec.name), None, {}
         for plan in trainable_plans(context, lake, spec, name, predictions, plots):
             key = plan.as_of
             lake.delete(plots, key)  # those of an earlier evaluation
@@ -82,13 +82,13 @@ def model_evaluation_asset(
             _log_to_mlflow(tracking, lake, spec, key, report, models.enabled)
             path = _store(lake, reports, spec, key, report, evaluation)
             run_url = tracking.run_url(tracking.parent_run_id)
-            told[key], newest = _metadata(evaluation, report, path, run_url), (key, report, evaluation)
+            entries[key], newest = _metadata(evaluation, report, path, run_url), (key, report, evaluation)
         if newest is not None:  # one set of pictures a run: event logs keep everything for ever
             key, report, _ = newest
             drawn, pngs = _draw_all(lake, reports, spec, *newest)
-            told[key] = drawn | told[key] | drawn  # before all else
+            entries[key] = drawn | entries[key] | drawn  # before all else
             tracking.show(evaluation_results(report, pngs, tracking.origin(name, key)))
-        add_all(context, told)
+        add_all(context, entries)
         return dg.MaterializeResult()
 
     return model_evaluation

@@ -1,4 +1,4 @@
-"""The front of the graph: what the recorder owns (external assets), what it lost, and the clean ticks."""
+"""The front of the graph: the recorder's topics (external assets), the gap ledger, and the clean ticks."""
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
@@ -30,9 +30,9 @@ from ingestor.settings import Settings
 _Columns = TypeVar("_Columns", TickColumns, TradeColumns)
 GROUP = "ingestion"
 TAGS = {"source": "coinbase"}
-#: Raised when the ledger's rows change their meaning.
+#: Increased when the ledger's rows change their meaning.
 LEDGER_VERSION = "1"
-#: Read around the hour, so that what is late or said twice at its edges is judged as in the middle of it.
+#: Read around the hour, so that late or repeated rows at its edges are judged as in the middle of it.
 MARGIN_NS = 300 * NS
 
 LEDGER_SCHEMA = pa.schema(
@@ -49,24 +49,24 @@ LEDGER_SCHEMA = pa.schema(
     ]
 )
 LEDGER_COLUMNS = {
-    "kind": "sequence: told by the feed; in_flight: died with a killed recorder, at least; between: from one "
+    "kind": "sequence: reported by the feed; in_flight: at least, of a killed recorder; between: from one "
     "connection to the next; offsets: lost by the broker",
-    "count": "numbers (or offsets) lost; null where nobody knows",
+    "count": "numbers (or offsets) lost; null where unknown",
     "start_ns": "event time of the last thing known before",
     "end_ns": "event time of the first thing known after; it decides the hour",
-    "detail": "what else is known, JSON",
+    "detail": "further facts, JSON",
     "in_hour": f"whether it ends in this hour; false within {MARGIN_NS // NS} s around it",
 }
 TICK_COLUMNS = {
     "event_time_ns": "the exchange's time, UTC nanoseconds",
     "sequence_num": "of the frame within its connection; -1 unknown",
     "gap_before": "messages were lost between the product's previous tick and this one",
-    "price": "last trade; lies outside [bid, ask] more often than not",
+    "price": "last trade; usually outside [bid, ask]",
 }
 
 
 def external_assets(settings: Settings, hours: dg.PartitionsDefinition) -> list[dg.AssetSpec]:
-    """Declare what exists before Dagster does anything."""
+    """Declare the sources that exist before any run of Dagster."""
     topic = f"{settings.kafka.topic_prefix}ticks.raw"
     return [
         dg.AssetSpec(
@@ -131,9 +131,9 @@ def gap_ledger_asset(hours: dg.PartitionsDefinition) -> dg.AssetsDefinition:
     def gap_ledger(
         context: dg.AssetExecutionContext, raw: dg.ResourceParam[RawStore], lake: dg.ResourceParam[Lake]
     ) -> dg.MaterializeResult:
-        """What an hour is known to lack: gaps of sequence numbers, killed recorders, holes, lost offsets.
+        """Known losses of an hour: gaps of sequence numbers, killed recorders, holes, lost offsets.
 
-        Made by the same audit as `cryptovol audit`, whose counts stand beside it: every sequence number of
+        Computed by the audit of `cryptovol audit`, whose counts are in the metadata: every sequence number of
         the hour is stored, a control frame, a dead letter, or in here.
         """
         for key in context.partition_keys:

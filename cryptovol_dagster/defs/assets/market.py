@@ -38,14 +38,14 @@ if TYPE_CHECKING:
 def tick_bars_asset(
     spec: TimescaleSpec, products: tuple[str, ...], hours: dg.PartitionsDefinition
 ) -> dg.AssetsDefinition:
-    """Build the asset `bars` of a grid whose bars are made of ticks."""
+    """Build the asset `bars` of a grid whose bars are computed from ticks."""
 
     @_bars_asset(spec, hours, dg.AssetKey(TICKS), schemas.BAR_SOURCES)
     def bars(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
         """Regular grid of as-of quotes, returns and trades; every product has every bar of the hour.
 
-        A bar covers `[start, start + interval)`. An empty one carries the last quote on and says how old it
-        is; after a gap the quote ends and the next one opens a new segment, which no return crosses.
+        A bar covers `[start, start + interval)`. An empty one carries the last quote with its age; after a
+        gap the quote ends and the next one opens a new segment, which no return crosses.
         """
         for key in context.partition_keys:
             start_ns, end_ns = hour_window(key)
@@ -65,14 +65,14 @@ def tick_bars_asset(
 def candle_bars_asset(
     spec: TimescaleSpec, products: tuple[str, ...], days: dg.PartitionsDefinition
 ) -> dg.AssetsDefinition:
-    """Build the asset `bars` of a grid whose bars are made of candles."""
+    """Build the asset `bars` of a grid whose bars are computed from candles."""
 
     @_bars_asset(spec, days, asset_key(spec, "candles"), schemas.CANDLE_BAR_SOURCES)
     def bars(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
-        """Regular grid of 1-minute bars made of candles; every product has every minute of the day.
+        """Regular grid of 1-minute bars from candles; every product has every minute of the day.
 
-        A minute without a candle carries the last close on and says how old it is; after a hole longer than
-        the gap limit a new segment begins, which no return crosses. What candles do not tell (spread,
+        A minute without a candle carries the last close with its age; after a hole longer than
+        the gap limit a new segment begins, which no return crosses. Columns that candles lack (spread,
         imbalance, and the trades one by one where only the exchange's candle is known) is null.
         """
         for key in context.partition_keys:
@@ -144,10 +144,10 @@ def features_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> 
         },
     )
     def features(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
-        """What a model sees at the end of each bar: volatility at several windows, ranges, spread, flow.
+        """Features at the end of each bar: volatility over several windows, ranges, spread, flow.
 
-        Nothing after the bar's end enters a row. `valid` is False, and `reason` says why, where a window is
-        not warm; such rows are never filled in and never scored.
+        Nothing after the bar's end enters a row. `valid` is False, with a `reason`, where a window is not
+        warm; such rows are never filled in and never scored.
         """
         for key in context.partition_keys:
             start_ns, _ = partition_window(key)
@@ -184,7 +184,7 @@ def labels_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> dg
     def labels(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
         """Volatility of the bars that follow each bar, σ over (t, t + H].
 
-        A partition holds the rows whose last labelled bar lies in it, so no row waits for the next hour.
+        A partition contains the rows whose last labelled bar is in it, so no row waits for the next hour.
         Whether σ is a spike depends on the threshold of a training span, so that is decided in `splits`,
         not here.
         """

@@ -1,4 +1,4 @@
-"""The model card: what the evaluation and the champion of an hour mean to whoever uses them."""
+"""The model card: evaluation and champion of an hour, for users of the models."""
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
@@ -42,8 +42,8 @@ def model_card_asset(
         reports: dg.ResourceParam[Reports],
         tracking: dg.ResourceParam[Tracking],
     ) -> dg.MaterializeResult:
-        """What the models are for, what they were measured on and what they cannot do."""
-        reports, told = reports.of(spec.name), {}
+        """Intended use, evaluation data, results and limits of the models."""
+        reports, entries = reports.of(spec.name), {}
         for plan in trainable_plans(context, lake, spec, asset_name):
             key = plan.as_of
             card = _render(lake, spec, key, features_url).encode()
@@ -51,12 +51,12 @@ def model_card_asset(
             if lake.is_newest(asset_name, key, "md"):
                 reports.write(reports.model_card, card)
             tracking.show(Results(files={f"{spec.name}/model_card.md": card}))
-            told[key] = shown(links={"path": path})
-        if told:  # one card a run: event logs keep everything for ever
-            newest = max(told)
+            entries[key] = shown(links={"path": path})
+        if entries:  # one card a run: event logs keep everything for ever
+            newest = max(entries)
             card = lake.read_bytes(asset_name, newest, "md").decode()
-            told[newest] = shown({"model card": dg.MetadataValue.md(card)}) | told[newest]
-        add_all(context, told)
+            entries[newest] = shown({"model card": dg.MetadataValue.md(card)}) | entries[newest]
+        add_all(context, entries)
         write_index(lake, reports, spec)  # the last of a run's latest copies is there by now
         return dg.MaterializeResult()
 

@@ -30,7 +30,7 @@ def performance_asset(
     Args:
         spec: the chain.
         hours: its partitions.
-        window: what scores and labels are compared with.
+        window: the reference of scores and labels.
         seed: of the intervals.
     """
     back = window.reference_hours
@@ -58,10 +58,10 @@ def performance_asset(
         lake: dg.ResourceParam[Lake],
         reports: dg.ResourceParam[Reports],
     ) -> dg.MaterializeResult:
-        """What the probabilities of the champion in force before came to, on the rows that matured since.
+        """Quality of the previous champion's probabilities, on the rows that matured in the partition.
 
-        Of the partition alone, and pooled over a day and a week of what was said at the time, with intervals
-        where the data suffice. Beside it how far its scores, and the volatility to be told, have drifted.
+        Of the partition alone, and pooled over a day and a week of published scores, with intervals where the
+        data suffice. Also the drift of its scores, and of the volatility to predict.
         """
         for key in context.partition_keys:
             body = performance.assess(lake, spec, key, window, seed=seed)

@@ -1,4 +1,4 @@
-"""The split plan as assets read it, and as their metadata show it."""
+"""The split plan: reading by assets, and display in their metadata."""
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
@@ -27,7 +27,7 @@ def trainable_plans(
 
     Args:
         context: of the asset.
-        lake: where plans lie.
+        lake: the lake with the plans.
         spec: the chain.
         written: the asset's folders in the lake.
     """
@@ -59,7 +59,7 @@ def fail_if_only_partition(context: dg.AssetExecutionContext, plan: SplitPlan) -
 
 
 def plan_metadata(plan: SplitPlan, path: Path | None = None) -> dict[str, Any]:
-    """Return what the UI shows of a plan: status, reason, and of a trainable one its numbers.
+    """Return the metadata of a plan: status, reason, and the numbers of a trainable one.
 
     Args:
         plan: of a partition.
@@ -84,7 +84,7 @@ def plan_metadata(plan: SplitPlan, path: Path | None = None) -> dict[str, Any]:
 
 
 def sufficiency_metadata(found: dict[str, Any] | None) -> dict[str, Any]:
-    """Return what the training rows can teach; empty for plans stored before this was assessed."""
+    """Return the sufficiency of the training rows; empty for plans of versions without it."""
     if found is None:
         return {}
     return {
@@ -100,7 +100,7 @@ def _parts(plan: SplitPlan) -> dict[str, dict[str, Any]]:
 
 
 def _part_numbers(plan: SplitPlan, parts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """Return what the UI charts over partitions: rows and base rate of each part, and thresholds in bps."""
+    """Return the numbers of the UI's charts: rows and base rate of each part, and thresholds in bps."""
     if not parts:
         return {}
     return {

@@ -60,7 +60,7 @@ def _evidently_asset(
     deps: Sequence[dg.AssetKey | dg.AssetDep],
     metadata: Mapping[str, Any] | None = None,
 ) -> Callable[[Body], dg.AssetsDefinition]:
-    """Declare a report by Evidently."""
+    """Declare an asset of an Evidently report."""
     return chain_asset(
         spec,
         kind,
@@ -90,7 +90,7 @@ def data_quality_report_asset(
         lake: dg.ResourceParam[Lake],
         reports: dg.ResourceParam[Reports],
     ) -> dg.MaterializeResult:
-        """What an hour's bars and features are like: missing, constant, twice, ranges (Evidently).
+        """Data quality of an hour's bars and features: missing, constant, repeated, ranges (Evidently).
 
         Every row is in it, those of gaps too, which no model sees. Beside it, a picture of the hour.
         """
@@ -103,7 +103,8 @@ def data_quality_report_asset(
             report_rows.ROW_KEY,
             Sampling(monitoring.report_max_rows, seed),
         )
-        # Here, not beside the bars: matplotlib alone takes longer to import than the hour's market to make.
+        # Here, not beside the bars: matplotlib alone takes longer to import than the hour's market to
+        # compute.
         drawn = pictures.draw_bars(read_bars(lake, spec, key, 0))
         first = {"mid and volatility": picture(drawn, "mid and realised volatility")}
         _publish(context, lake, reports.of(spec.name), spec, report, monitoring.report_pages_kept, first)
@@ -133,10 +134,10 @@ def train_test_report_asset(
         lake: dg.ResourceParam[Lake],
         reports: dg.ResourceParam[Reports],
     ) -> dg.MaterializeResult:
-        """How the features of test differ from those of training (Evidently, HTML and JSON).
+        """Comparison of the features of test and training rows (Evidently, HTML and JSON).
 
         Neighbouring trainings share their rows, so there are no past pairs to calibrate the verdict on: the
-        columns named describe a difference, they are no alarm.
+        columns named describe a difference, they are not an alarm.
         """
         plans = {plan.as_of: plan for plan in trainable_plans(context, lake, spec, spec.asset(kind))}
         if plans:
@@ -149,7 +150,7 @@ def train_test_report_asset(
                 _side("training", problem, problem.split.train),
                 _side("test", problem, problem.split.test),
                 columns,
-                # Trainings a retrain apart share nearly all their rows: they are no pairs to learn from.
+                # Consecutive trainings share nearly all their rows: they cannot serve as pairs.
                 Criteria(
                     limits_in_force([], market_feature_names(spec), fixed_limits(monitoring)),
                     without=_calendar(spec),
@@ -181,11 +182,12 @@ def drift_report_asset(
         lake: dg.ResourceParam[Lake],
         reports: dg.ResourceParam[Reports],
     ) -> dg.MaterializeResult:
-        """How the features of an hour differ from those of the hours before it (Evidently, HTML and JSON).
+        """Comparison of the features of an hour with those of the hours before it (Evidently, HTML and JSON).
 
-        The drift sensor asks for it when `drift_scores` stay over their limits. Distances and limits are
+        The drift sensor requests it when `drift_scores` stay over their limits. Distances and limits are
         those of `drift_scores`, the worst product counting; beside them the champion's scores and ln σ, where
-        there are some. The page says what the limits were calibrated on, or that they were not.
+        there are some. The page states the data that the limits were calibrated on, or that they are
+        uncalibrated.
         """
         key = _newest_of(context, context.partition_keys)
         report = _drift_of(lake, spec, key, window, Sampling(monitoring.report_max_rows, seed))
@@ -225,7 +227,7 @@ def _drift_of(
 
 
 def _calendar(spec: TimescaleSpec) -> dict[str, str]:
-    """Return the features that tell the time, with the reason why their drift means nothing."""
+    """Return the calendar features, with the reason why their drift is meaningless."""
     return dict.fromkeys(calendar_feature_names(spec), "calendar: no market moves it")
 
 
@@ -233,7 +235,7 @@ def _newest_of(context: dg.AssetExecutionContext, keys: Sequence[str]) -> str:
     """Return the newest of a run's hours; the metadata of the others say that they have no report."""
     *others, newest = keys
     for key in others:
-        status = f"not made in a range; materialize this hour alone (made: {newest})"
+        status = f"not computed in a range; materialize this hour alone (computed: {newest})"
         context.add_asset_metadata(shown({"status": status}), partition_key=key)
     return newest
 
@@ -262,7 +264,7 @@ def _publish(
         lake: where the report is stored.
         reports: the latest copies.
         spec: the chain.
-        report: what was made.
+        report: the report.
         pages_kept: pages that the lake keeps of this kind.
         first: metadata to show right after the link to the page.
     """

@@ -1,9 +1,9 @@
-"""Splits, one asset a model and their evaluation, each with an as-of partition.
+"""Splits, one asset per model and their evaluation, each with an as-of partition.
 
-A run over a range trains every so many hours and at its end; `splits` records of the hours between whose
-models hold on (`carried`). Where nothing can be trained (too little data, one class, a degenerate threshold)
-it records why. Either way what follows leaves such an hour out, visibly, and the rest goes on. A run for one
-hour alone always trains, or fails with the reason as its message.
+A run over a range trains every so many hours and at its end; `splits` records, for the hours between, the
+hour whose models are carried over (`carried`). Where nothing can be trained (too little data, one class, a
+degenerate threshold) it records why. Either way what follows leaves such an hour out, visibly, and the rest
+goes on. A run for one hour alone always trains, or fails with the reason as its message.
 """
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
@@ -61,7 +61,7 @@ def splits_asset(
         },
     )
     def splits(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
-        """Where training, validation and test lie as of an hour, and the spike threshold of each product.
+        """Time ranges of training, validation and test as of an hour, and spike thresholds by product.
 
         In time order, never random: training ends one horizon before validation, validation one horizon and
         an embargo before test. Thresholds come from training rows only. The hash of the rows is kept, so
@@ -112,7 +112,7 @@ def trained_model_asset(
         reports: dg.ResourceParam[Reports],
         tracking: dg.ResourceParam[Tracking],
     ) -> dg.MaterializeResult:
-        reports, drawn, told = reports.of(spec.name), None, {}
+        reports, drawn, entries = reports.of(spec.name), None, {}
         for plan in trainable_plans(context, lake, spec, asset_name):
             key = plan.as_of
             problem = plans.read_problem(lake, spec, plan)
@@ -128,11 +128,13 @@ def trained_model_asset(
                 parity, exported = _export(context, reports, spec, trained, content, problem)
                 numbers, links = numbers | parity, links | exported
             hashes = {"mlflow_run_id": run_id}
-            told[key] = shown({"status": "trained"}, numbers=numbers, links=links, hashes=hashes)
+            entries[key] = shown({"status": "trained"}, numbers=numbers, links=links, hashes=hashes)
         if drawn is not None:  # one picture a run: event logs keep everything for ever
             key, newest = drawn
-            told[key] = _importances(reports, lake.is_newest(asset_name, key, "zip"), newest) | told[key]
-        add_all(context, told)
+            entries[key] = (
+                _importances(reports, lake.is_newest(asset_name, key, "zip"), newest) | entries[key]
+            )
+        add_all(context, entries)
         return dg.MaterializeResult()
 
     return model
@@ -146,7 +148,7 @@ def _export(
     content: bytes,
     problem: "Problem",
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Copy a model and its ONNX graph among the exported models; return how both agree, and where."""
+    """Export a model and its ONNX graph; return their agreement, and the paths."""
     exported = reports.write(reports.model(spec.name, model.name), content)
     graph, parity = _export_graph(context, reports, spec, model, problem)
     return parity, {"exported": exported, "exported_onnx": graph}
@@ -161,7 +163,7 @@ def _export_graph(
 ) -> tuple[Path | str, dict[str, Any]]:
     """Export a model as an ONNX graph, once both agree on validation rows; return its file and the agreement.
 
-    A model without a graph is as good as any other, so the run goes on. An older graph is removed.
+    A model without a graph is valid, so the run goes on. An older graph is removed.
     """
     from cryptovol_dagster.core.models import ModelError
     from cryptovol_dagster.core.models.onnx import checked_graph

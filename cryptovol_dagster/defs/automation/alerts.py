@@ -22,15 +22,15 @@ _SHOWN = 5
 def failed_runs_sensor() -> dg.SensorDefinition:
     """Build the sensor that sends an alert for each failed run of this code location.
 
-    A run in process (`cryptovol backfill`) is not among them: its failure is shown to whoever started it.
+    A run in process (`cryptovol backfill`) is not among them: its failure is shown to its user.
     """
 
     @dg.run_failure_sensor(
         name="failed_runs",
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Sends an alert for each run that failed: the job, its hours, the first failed step and "
-        "why, and what the checks found that stopped it; to the log and to monitoring.alert_webhook_url.",
+        description="Sends an alert for each failed run: the job, its hours, the first failed step with the "
+        "reason, and the findings of blocking checks; to the log and to monitoring.alert_webhook_url.",
     )
     def failed_runs(context: dg.RunFailureSensorContext, alerts: dg.ResourceParam[Alerts]) -> None:
         alerts.send(describe_failure(context, alerts.ui_url))
@@ -39,7 +39,7 @@ def failed_runs_sensor() -> dg.SensorDefinition:
 
 
 def describe_failure(context: dg.RunFailureSensorContext, ui_url: str) -> dict[str, Any]:
-    """Return what an alert says about a failed run: plain values, as JSON.
+    """Return the alert about a failed run: plain values, as JSON.
 
     Args:
         context: of the sensor.

@@ -1,4 +1,4 @@
-"""The sensor that asks for the market assets (gap ledger → labels) of every closed hour."""
+"""The sensor that requests the market assets (gap ledger → labels) of every closed hour."""
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
@@ -17,9 +17,9 @@ from cryptovol_dagster.lake.raw_ticks import RawStore
 from ingestor.archive.layout import ClosedHour
 from ingestor.hour_reporter import RAW_TICKS, describe
 
-#: Hours asked for in one tick of the sensor; the rest follows in the next ones.
+#: Hours requested in one tick of the sensor; the rest follows in the next ones.
 MAX_REQUESTS_PER_TICK = 48
-#: How long after it was first seen an hour may be closed again, with rows that came late.
+#: Longest time after its first close for which an hour is watched for late rows.
 REMEMBERED_HOURS = 7 * 24
 _DATA_VERSION = "dagster/data_version"
 
@@ -27,9 +27,9 @@ _DATA_VERSION = "dagster/data_version"
 def closed_hours_sensor(
     spec: TimescaleSpec, hours: dg.HourlyPartitionsDefinition, job: AssetJob
 ) -> dg.SensorDefinition:
-    """Build the sensor that hands closed raw hours to the market assets."""
+    """Build the sensor that requests the market assets of closed hours."""
     first_key = hour_key(int(hours.start.timestamp()) * NS)
-    # Of a market that has ended, what was recorded after its end has no partition.
+    # Hours after the end of a finished market have no partition.
     end_key = hour_key(int(hours.end.timestamp()) * NS) if hours.end else None
     assets, last = asset_keys(market_assets([spec])), spec.asset("labels")
     hours_back = max(1, look_back.feature_look_back(spec), look_back.label_look_back(spec))
@@ -39,9 +39,9 @@ def closed_hours_sensor(
         job=job,
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Reports every hour that raw storage has closed, unless the recorder did, and asks for "
-        "its gap ledger, ticks, bars, features and labels; again, when rows came late or an hour before it "
-        "changed.",
+        description="Reports every hour that raw storage has closed, unless the recorder did, and requests "
+        "its gap ledger, ticks, bars, features and labels; again after late rows or a change of an earlier "
+        "hour.",
     )
     def closed_hours(
         context: dg.SensorEvaluationContext, raw: dg.ResourceParam[RawStore], lake: dg.ResourceParam[Lake]
@@ -112,7 +112,7 @@ def input_versions(closed: Sequence[ClosedHour], hours_back: int) -> dict[str, s
 
 
 def _forgotten(seen: dict[str, str]) -> str:
-    """Return the newest hour that is no longer watched; empty while every hour is remembered."""
+    """Return the newest hour that is no longer watched; empty while every hour is watched."""
     return min(seen) if len(seen) >= REMEMBERED_HOURS else ""
 
 

@@ -1,4 +1,4 @@
-"""What drift sets off: scores of the newest hours → a report → a retrain; a skipped step says why."""
+"""Reaction to drift: scores of the newest hours → a report → a retrain; skipped steps have a reason."""
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
@@ -18,16 +18,16 @@ from cryptovol_dagster.monitoring.index import SUMMARY
 from ingestor.settings.sections import MonitoringSettings
 
 PARTITION_TAG = "dagster/partition"
-#: On a run that was asked for by something other than the clock: what asked for it.
+#: Tag of a run that was not requested by the clock: the sensor that requested it.
 BECAUSE_TAG = "cryptovol/because"
 
 
 def drift_sensor(spec: TimescaleSpec, job: AssetJob, monitoring: MonitoringSettings) -> dg.SensorDefinition:
-    """Build the sensor that asks for a drift report when enough of the newest hours are over the limit.
+    """Build the sensor that requests a drift report when enough of the newest hours are over the limit.
 
     Args:
         spec: the timescale.
-        job: makes the drift report of an hour.
+        job: computes the drift report of an hour.
         monitoring: how many of how many hours, and the cool-down.
     """
     needed, looked_at = monitoring.drift_hours_needed, monitoring.drift_hours_looked_at
@@ -38,7 +38,7 @@ def drift_sensor(spec: TimescaleSpec, job: AssetJob, monitoring: MonitoringSetti
         minimum_interval_seconds=60,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description=f"Reads the drift numbers of the newest {looked_at} closed hours. When {needed} of them "
-        "are over the limit and the last drift report is long enough ago, asks for that of the newest.",
+        "are over the limit and the last drift report is old enough, requests that of the newest hour.",
     )
     def drift_seen(
         context: dg.SensorEvaluationContext, raw: dg.ResourceParam[RawStore], lake: dg.ResourceParam[Lake]
@@ -51,18 +51,18 @@ def drift_sensor(spec: TimescaleSpec, job: AssetJob, monitoring: MonitoringSetti
         if not scored:
             return dg.SkipReason(f"none of the last {len(closed)} closed hours has drift numbers")
         over = [hour for hour, numbers in scored.items() if numbers["over_limit"]]
-        told = _told(len(over), len(closed), len(scored), scored[max(scored)])
+        state = _summary(len(over), len(closed), len(scored), scored[max(scored)])
         if len(over) < needed:
-            return dg.SkipReason(f"{told}, {needed} needed")
+            return dg.SkipReason(f"{state}, {needed} needed")
         newest = max(scored)
         if context.cursor == newest:
-            return dg.SkipReason(f"{told}; the drift report of {newest} was asked for already")
+            return dg.SkipReason(f"{state}; the drift report of {newest} was requested already")
         if until := _cool_down_until(lake, spec, newest, monitoring.drift_cool_down_hours):
-            return dg.SkipReason(f"{told}; cool-down until {until}")
+            return dg.SkipReason(f"{state}; cool-down until {until}")
         if context.instance.get_runs(dg.RunsFilter(job_name=job.name, statuses=UNFINISHED), limit=1):
-            return dg.SkipReason(f"{told}; a drift report is on its way")
-        context.log.info(f"{told}: asking for the drift report of {newest}")
-        tags = {BECAUSE_TAG: told, "dagster/priority": "1"}
+            return dg.SkipReason(f"{state}; a drift report is running or queued")
+        context.log.info(f"{state}: requesting the drift report of {newest}")
+        tags = {BECAUSE_TAG: state, "dagster/priority": "1"}
         request = dg.RunRequest(run_key=newest, partition_key=newest, tags=tags)
         return dg.SensorResult(run_requests=[request], cursor=newest)
 
@@ -77,7 +77,7 @@ def _numbers(lake: Lake, spec: TimescaleSpec, hour: str) -> dict[str, Any] | Non
         return None
 
 
-def _told(over: int, closed: int, scored: int, newest: dict[str, Any]) -> str:
+def _summary(over: int, closed: int, scored: int, newest: dict[str, Any]) -> str:
     missing = f", {closed - scored} without drift numbers" if scored < closed else ""
     limits = f"limit of the newest {newest['limit']:.2g}, {newest['calibration']['told']}"
     return f"{over} of the last {closed} hours over their limits{missing} ({limits})"
@@ -96,11 +96,11 @@ def _cool_down_until(lake: Lake, spec: TimescaleSpec, newest: str, hours: int) -
 
 
 def drift_retrain_sensor(spec: TimescaleSpec, job: AssetJob, retrain: AssetJob) -> dg.SensorDefinition:
-    """Build the sensor that asks for a retrain once a drift report was materialized.
+    """Build the sensor that requests a retrain after a drift report was materialized.
 
     Args:
         spec: the timescale.
-        job: makes the drift report of an hour.
+        job: computes the drift report of an hour.
         retrain: trains and evaluates as of an hour.
     """
 
@@ -110,7 +110,7 @@ def drift_retrain_sensor(spec: TimescaleSpec, job: AssetJob, retrain: AssetJob) 
         monitored_jobs=[job],
         request_job=retrain,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Asks for a retrain as of the hour whose drift was reported, unless its models exist.",
+        description="Requests a retrain as of the hour of the drift report, unless its models exist.",
     )
     def drift_retrain(
         context: dg.RunStatusSensorContext, raw: dg.ResourceParam[RawStore], lake: dg.ResourceParam[Lake]
@@ -120,7 +120,7 @@ def drift_retrain_sensor(spec: TimescaleSpec, job: AssetJob, retrain: AssetJob) 
             return dg.SkipReason(f"run {context.dagster_run.run_id} was of no single hour: nothing to train")
         hour = next((hour for hour in raw.closed_hours() if hour.hour == key), None)
         if hour is None:
-            return dg.SkipReason(f"{key} has not closed: the hourly retrain comes once it has")
+            return dg.SkipReason(f"{key} has not closed: the hourly retrain follows its close")
         if reason := why_no_retrain(context.instance, lake, spec, hour, retrain.name, key):
             return dg.SkipReason(reason)
         return dg.RunRequest(run_key=f"drift@{key}", partition_key=key, tags={BECAUSE_TAG: "drift"})

@@ -24,10 +24,10 @@ _RUN_KEY = "dagster/run_key"
 def imported_days_sensor(
     products: Sequence[str], specs: Sequence[TimescaleSpec], market: AssetJob, retrains: Sequence[AssetJob]
 ) -> dg.SensorDefinition:
-    """Build the sensor that hands the days of a background import to the minutes' jobs.
+    """Build the sensor that requests the minutes' jobs for the days of a background import.
 
     Args:
-        products: whose candles the days are made of.
+        products: products of the candles.
         specs: the chains of the minutes.
         market: the job of a day's market.
         retrains: of each chain.
@@ -38,7 +38,7 @@ def imported_days_sensor(
         jobs=[market, *retrains],
         minimum_interval_seconds=15,
         default_status=dg.DefaultSensorStatus.RUNNING,
-        description="Once the import of `cryptovol up` is done, asks for candles to labels of its days, in "
+        description="After the import of `cryptovol up`, requests candles to labels of its days, in "
         "one run, then for the first models of each horizon, and last for the days' drift numbers.",
     )
     def imported_days(
@@ -50,11 +50,11 @@ def imported_days_sensor(
         if progress.state != DONE:
             return dg.SkipReason(progress.sentence(runs=is_importing(history.root)))
         if context.cursor == str(progress.at_ns):
-            return dg.SkipReason(f"all is computed of what was imported up to {progress.last_day}")
+            return dg.SkipReason(f"all imported days up to {progress.last_day} are computed")
         for job in (market, *retrains):
             if context.instance.get_runs(dg.RunsFilter(job_name=job.name, statuses=UNFINISHED), limit=1):
-                return dg.SkipReason(f"a run of {job.name} is on its way")
-        # All days are read to find those that are outdated, so the cursor says once that none is left.
+                return dg.SkipReason(f"a run of {job.name} is running or queued")
+        # All days are read to find outdated ones, so the cursor records when none is left.
         if context.cursor != (labels := _labels_key(progress)):
             tried = _newest_run(context.instance, labels)
             if tried and not tried.is_success:
@@ -71,9 +71,9 @@ def imported_days_sensor(
         ]
         if not requests:
             context.update_cursor(str(progress.at_ns))
-            return dg.SkipReason(f"all is computed of what was imported up to {progress.last_day}")
-        # One at a time. Dagster enforces a pool's limit only from the second look at its queue on: two first
-        # trainings asked for together would run together. One that failed does not stop the others.
+            return dg.SkipReason(f"all imported days up to {progress.last_day} are computed")
+        # One at a time. Dagster enforces a pool's limit only from the second pass over its queue: two first
+        # trainings requested together would run together. A failed one does not stop the others.
         failed = []
         for request in requests:
             tried = _newest_run(context.instance, request.run_key)
@@ -92,7 +92,7 @@ def _labels_key(progress: Progress) -> str:
 def _labels_request(
     market: AssetJob, specs: Sequence[TimescaleSpec], first: str, progress: Progress
 ) -> dg.RunRequest:
-    """Ask for all days from the first outdated one on, as each reads those before it."""
+    """Request all days from the first outdated one on, as each reads those before it."""
     drift = {spec.asset("drift_scores") for spec in specs}
     assets = [asset for asset in market_assets(specs) if asset not in drift]
     return _range_request(_labels_key(progress), market, assets, first, progress)
@@ -112,7 +112,7 @@ def _training_requests(
 def _drift_request(
     market: AssetJob, specs: Sequence[TimescaleSpec], lake: Lake, progress: Progress
 ) -> list[dg.RunRequest]:
-    """Ask for the drift numbers of labelled days: nobody waits for them, and they take half the time."""
+    """Request the drift numbers of labelled days last: no job needs them, and they take half the time."""
     assets = [spec.asset("drift_scores") for spec in specs]
     labelled = lake.written(specs[-1].asset("labels"), *progress.window)
     missing = [day for day in labelled if not all(lake.exists(asset, day, "json") for asset in assets)]
@@ -133,7 +133,7 @@ def _range_request(
 
 
 def _newest_run(instance: dg.DagsterInstance, run_key: str | None) -> dg.DagsterRun | None:
-    """Return the newest run of a request; each is asked for once an import."""
+    """Return the newest run of a request; there is one request of each kind per import."""
     return next(iter(instance.get_runs(dg.RunsFilter(tags={_RUN_KEY: run_key or ""}), limit=1)), None)
 
 
@@ -151,11 +151,11 @@ def outdated_days(
     specs: Sequence[TimescaleSpec],
     progress: Progress,
 ) -> list[str]:
-    """Return the whole days with imported candles that the lake has not, or that no labels were made of.
+    """Return the whole days with imported candles that are missing in the lake, or have no labels yet.
 
     Args:
-        lake: what was computed.
-        history: what was imported.
+        lake: the computed partitions.
+        history: the imported candles.
         products: whose candles count.
         specs: the chains of the minutes.
         progress: whose days.
@@ -177,7 +177,7 @@ def outdated_days(
 
 
 def _candles_taken(lake: Lake, grid: TimescaleSpec, day: str) -> dict[str, int]:
-    """Return how many imported candles the lake's candles of a day hold, by product."""
+    """Return the number of imported candles among the lake's candles of a day, by product."""
     asset = grid.asset("candles")
     if not lake.exists(asset, day, "json"):
         return {}

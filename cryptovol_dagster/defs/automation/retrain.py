@@ -30,23 +30,23 @@ def why_no_retrain(
     job_name: str,
     named: str,
 ) -> str:
-    """Say why models need not, or cannot, be trained as of a closed hour; empty where they can.
+    """Return why models need not, or cannot, be trained as of a closed hour; empty where they can.
 
     Args:
-        instance: whose runs are looked at.
-        lake: what was made.
+        instance: its runs are read.
+        lake: the computed partitions.
         spec: the timescale.
         hour: as of which.
         job_name: of the retrain.
-        named: what the reason calls the hour.
+        named: description in the reason of the hour.
     """
     labels, evaluation = spec.asset("labels"), spec.asset("model_evaluation")
     if not lake.exists(labels, hour.hour):
         return f"{labels} of {named} is missing"
     # People may train on an hour that is still running; what they made then is not of the whole hour.
     if not lake.is_newer(labels, hour.hour, hour.recorded_at_ns):
-        return f"{labels} of {named} was made before it closed"
-    # Rows that came late renew the labels; a model that was trained before they came stands.
+        return f"{labels} of {named} was computed before it closed"
+    # Late rows renew the labels; a model that was trained before them stays valid.
     if lake.is_newer(evaluation, hour.hour, hour.closed_at_ns, "json"):
         return f"models as of {named} are evaluated already"
     if reason := why_too_short(lake, spec, hour.hour):
@@ -55,28 +55,28 @@ def why_no_retrain(
 
 
 def why_on_its_way(instance: dg.DagsterInstance, job_name: str, partition: str, named: str) -> str:
-    """Say that a retrain as of a partition has not ended yet; empty where none runs or waits.
+    """Return that a retrain as of a partition has not ended yet; empty where none runs or waits.
 
     Args:
-        instance: whose runs are looked at.
+        instance: its runs are read.
         job_name: of the retrain.
         partition: as of which.
-        named: what the reason calls the partition.
+        named: description in the reason of the partition.
     """
     waiting = dg.RunsFilter(job_name=job_name, tags={"dagster/partition": partition}, statuses=UNFINISHED)
-    return f"a retrain as of {named} is on its way" if instance.get_runs(waiting, limit=1) else ""
+    return f"a retrain as of {named} is running or queued" if instance.get_runs(waiting, limit=1) else ""
 
 
 def why_days_not_trained(lake: Lake, spec: TimescaleSpec, newest: str, *, missed_only: bool = False) -> str:
-    """Say why a chain of days need not, or cannot, be trained as of a day; empty where it can.
+    """Return why a chain of days need not, or cannot, be trained as of a day; empty where it can.
 
-    Between two trainings the models of the last one hold on, as in a run over a range.
+    Between two trainings the models of the last one are carried over, as in a run over a range.
 
     Args:
-        lake: what was computed.
+        lake: the computed partitions.
         spec: the chain.
         newest: its newest day with labels.
-        missed_only: leave a turn that is due to the schedule; train only where there are no models, or where
+        missed_only: leave a due training to the schedule; train only where there are no models, or where
             the schedule's turn was missed while the machine was off.
     """
     trained = lake.partitions(spec.asset("model_evaluation"), "json")
@@ -156,7 +156,7 @@ def closed_hours_retrain_sensor(spec: TimescaleSpec, job: AssetJob, every_hours:
         if trained and (due := _hours_later(trained[-1], every_hours)) > newest.hour:
             return dg.SkipReason(f"models are as of {trained[-1]}, the next retrain is as of {due}")
         if context.instance.get_runs(dg.RunsFilter(job_name=job.name, statuses=UNFINISHED), limit=1):
-            return dg.SkipReason("a retrain is on its way")
+            return dg.SkipReason("a retrain is running or queued")
         named = f"{newest.hour}, the newest hour with labels,"
         if reason := why_no_retrain(context.instance, lake, spec, newest, job.name, named):
             return dg.SkipReason(reason)
@@ -170,13 +170,13 @@ def _hours_later(key: str, hours: int) -> str:
 
 
 def why_too_short(lake: Lake, spec: TimescaleSpec, newest: str) -> str:
-    """Say why the labelled span up to a partition is too short to be split; empty where it is long enough.
+    """Return why the labelled span up to a partition is too short for a split; empty where it is long enough.
 
-    A recording that has just begun is no failure, so a schedule waits. Only the run itself sees whether the
-    partitions hold enough usable rows.
+    A recording that has just begun is not a failure, so a schedule waits. Only the run itself sees whether
+    the partitions have enough usable rows.
 
     Args:
-        lake: where labels lie.
+        lake: the lake with the labels.
         spec: the chain.
         newest: the last partition of the span; it has labels.
     """

@@ -1,4 +1,4 @@
-"""From labels to reports: what both timescales have in common."""
+"""Assets from labels to reports, shared by both timescales."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def training_assets(
 
     Args:
         spec: the timescale.
-        models: which, and their parameters.
+        models: enabled models and their parameters.
         hours: the partitions, hours or days.
     """
     rows = [look_back(asset_key(spec, name), training_look_back(spec)) for name in ("features", "labels")]

@@ -1,4 +1,4 @@
-"""The chain of the seconds: ticks, bars, features, labels and what is learned from them."""
+"""The chain of the seconds: ticks, bars, features, labels, models and evaluation."""
 
 from __future__ import annotations
 

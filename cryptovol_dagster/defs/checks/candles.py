@@ -10,7 +10,7 @@ from cryptovol_dagster.defs.assets.candles import CANDLES_KEY
 from cryptovol_dagster.defs.checks.framework import Check, Stored
 from cryptovol_dagster.defs.checks.schema import schema_check
 
-#: A share of a day's minutes without a candle at which people should look.
+#: Share of a day's minutes without a candle from which the check warns.
 MAX_HOLE_SHARE = 0.05
 
 
@@ -23,14 +23,14 @@ def candle_checks() -> list[Check]:
             "no_impossible_ohlc",
             _possible,
             description="Every candle has positive prices, low ≤ open, close ≤ high, and no negative volume; "
-            "each minute of a product stands once.",
+            "each minute of a product appears once.",
             blocking=True,
         ),
         Check(
             CANDLES_KEY,
             "overlap_agrees",
             _overlap_agrees,
-            description="Where the exchange's candle and the feed's trades are both known they say the same.",
+            description="Where the exchange's candle and the feed's trades are both known they agree.",
         ),
         Check(
             CANDLES_KEY,
@@ -70,7 +70,7 @@ def _overlap_agrees(stored: Stored) -> list[str]:
     if not differing:
         return []
     return [
-        f"expected the {overlap['compared']} minutes that both sources know to agree, found {differing} that "
+        f"expected the {overlap['compared']} minutes of both sources to agree, found {differing} that "
         f"do not, the worst: {'; '.join(overlap['worst'])}"
     ]
 

@@ -1,7 +1,7 @@
 """Asset checks: each rule is a small function; one step per asset runs its rules over a run's partitions.
 
-A rule reads a stored partition and returns sentences: what was expected, what was found and where. None means
-that the partition passes. Rules read what was stored, not what was in memory.
+A rule reads a stored partition and returns sentences: expected, found, and where. None means
+that the partition passes. Rules read stored data, not data in memory.
 
 Dagster takes one result per check and run. For a range it names the partitions that fail. An evaluation of
 each partition is logged beside it; without one, Dagster shows the check of that partition as skipped.
@@ -60,7 +60,7 @@ Rule = Callable[[Stored], list[str]]
 
 @dataclass(frozen=True)
 class RawRule:
-    """A rule about raw storage, which is asked for all hours of a run at once.
+    """A rule about raw storage, which is evaluated for all hours of a run at once.
 
     Attributes:
         find: returns sentences by hour, none for an hour that passes.
@@ -76,13 +76,13 @@ class RawRule:
 
 @dataclass(frozen=True)
 class Check:
-    """An asset check, declared: a rule about a partition, and what its failure means.
+    """A declared asset check: a rule about a partition, and the meaning of its failure.
 
     Attributes:
         asset: that it is about.
         name: of the check.
-        rule: what is to hold.
-        description: what passes.
+        rule: the rule.
+        description: condition to pass.
         blocking: whether a failure is an ERROR and stops the run. Any other failure is a WARN: an ERROR in a
             run that succeeds would raise no alert.
     """
@@ -95,12 +95,12 @@ class Check:
 
     @property
     def key(self) -> dg.AssetCheckKey:
-        """The key by which Dagster knows it."""
+        """Key of the check in Dagster."""
         return dg.AssetCheckKey(self.asset, self.name)
 
     @property
     def severity(self) -> dg.AssetCheckSeverity:
-        """What a failure is."""
+        """Severity of a failure."""
         return dg.AssetCheckSeverity.ERROR if self.blocking else dg.AssetCheckSeverity.WARN
 
     def spec(self, partitions: dg.PartitionsDefinition) -> dg.AssetCheckSpec:

@@ -1,6 +1,6 @@
-"""Whether the chain keeps up: the check that the newest closed hour has labels, and its own job.
+"""Freshness of the chain: the check that the newest closed hour has labels, and its job.
 
-Dagster's own freshness looks at the newest event: backfilling an old hour would turn it green. And a check
+Dagster's own freshness uses the newest event: a backfill of an old hour would turn it green. And a check
 that runs with its asset alone stays green when nothing runs any more; so a job of its own evaluates it every
 hour, and fails when something is overdue, which raises an alert.
 """
@@ -69,7 +69,7 @@ def freshness_check(spec: TimescaleSpec, monitoring: MonitoringSettings) -> dg.A
 def find_overdue(
     newest: ClosedHour, labelled: bool, now_ns: int, monitoring: MonitoringSettings
 ) -> list[str]:
-    """Return a sentence for each thing overdue: what was expected, and what was found.
+    """Return a sentence for each overdue result: expected and found.
 
     Args:
         newest: the newest closed hour.
@@ -109,7 +109,7 @@ def freshness_job(spec: TimescaleSpec) -> AssetJob:
 
 
 def freshness_schedule(job: AssetJob) -> dg.ScheduleDefinition:
-    """Build what runs the job every hour, when the hour's labels and retrain should be there."""
+    """Build the schedule that runs the job every hour, when the hour's labels and retrain should exist."""
     return dg.ScheduleDefinition(
         name="hourly_freshness",
         job=job,

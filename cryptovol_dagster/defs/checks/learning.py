@@ -14,7 +14,7 @@ from cryptovol_dagster.defs.metadata import asset_key
 from cryptovol_dagster.lake import decisions, plans
 
 MIN_LABELLED_SHARE = 0.5
-#: Around the quantile's own base rate (10 %): regimes move it, this far it is no regime any more.
+#: Range around the quantile's own base rate (10 %): regimes move it, but not beyond this.
 BASE_RATE_RANGE = (0.005, 0.6)
 
 
@@ -46,7 +46,7 @@ def chain_checks(spec: TimescaleSpec, models: Sequence[str]) -> list[Check]:
             evaluation,
             "complete",
             _complete_evaluation(spec, models),
-            description="Every enabled model is measured, on the rows the splits were made from.",
+            description="Every enabled model is measured, on the rows of the splits.",
             blocking=True,
         ),
         Check(
@@ -95,7 +95,7 @@ def _disjoint(spec: TimescaleSpec) -> Rule:
         split = plans.read_plan(stored.lake, spec, stored.key).split
         if split is None:
             return []
-        # From the configuration, not from the split: a yardstick of its own making would fit anything.
+        # From the configuration, not from the split: otherwise the split would be compared with itself.
         embargo_ns = max(spec.horizon_ns, spec.splits.embargo_s * NS)
         borders = (
             ("validation", split.train.end_ns + spec.horizon_ns, split.validation.start_ns),
@@ -149,7 +149,7 @@ def _complete_evaluation(spec: TimescaleSpec, models: Sequence[str]) -> Rule:
         if report["data"]["hash"] != plan.data_hash:
             sentences.append(
                 f"expected an evaluation of data {plan.data_hash}, found {report['data']['hash']}: "
-                "splits were made again since"
+                "splits were materialized again later"
             )
         return sentences
 

@@ -21,7 +21,7 @@ from cryptovol_dagster.defs.metadata import asset_key
 from cryptovol_dagster.lake.market import LEDGER, TICKS, read_sequence_gaps, read_ticks
 from cryptovol_dagster.lake.raw_ticks import RawStore
 
-#: Shares at which people should look; none of them poisons a model, since such rows are never learned from.
+#: Shares from which checks warn; none of them harms a model, since such rows are never learned from.
 MAX_GAP_SHARE = 0.2
 
 
@@ -35,12 +35,12 @@ def _unaccounted(raw: RawStore, keys: Sequence[str]) -> dict[str, list[str]]:
 
 
 def _not_recorded(raw: RawStore, keys: Sequence[str]) -> dict[str, list[str]]:
-    """Find hours of which nobody recorded anything, which is not the same as a quiet hour."""
+    """Find hours without a recording, which is not the same as a quiet hour."""
     recorded = raw.recorded_hours()
     return {
         key: []
         if key in recorded or raw.closed_hour(key) is not None
-        else ["expected raw storage to hold the hour, or to have closed it empty; found nothing of it"]
+        else ["expected raw storage to contain the hour, or to have closed it empty; found no files of it"]
         for key in keys
     }
 
@@ -51,7 +51,7 @@ def ledger_checks() -> list[Check]:
         schema_check(
             dg.AssetKey(LEDGER),
             LEDGER_SCHEMA,
-            description="Columns and types are the ones that ticks and bars read.",
+            description="Columns and types are those that ticks and bars read.",
         ),
         Check(
             dg.AssetKey(LEDGER),
@@ -65,7 +65,7 @@ def ledger_checks() -> list[Check]:
             dg.AssetKey(LEDGER),
             "recorded",
             RawRule(_not_recorded),
-            description="Somebody recorded the hour: raw storage holds something of it, or closed it empty.",
+            description="The hour was recorded: raw storage has files of it, or closed it empty.",
         ),
     ]
 
@@ -77,13 +77,13 @@ def tick_checks() -> list[Check]:
         schema_check(
             ticks,
             TickColumns.empty().to_table().schema,
-            description="Columns and types are the ones the core reads.",
+            description="Columns and types are those that the core reads.",
         ),
         Check(
             ticks,
             "ordered_inside_the_hour",
             _ordered_ticks,
-            description="Ticks of a product never go back in time and lie inside their hour.",
+            description="Ticks of a product are in order of time and inside their hour.",
             blocking=True,
         ),
         Check(
@@ -97,7 +97,7 @@ def tick_checks() -> list[Check]:
 
 
 def tick_bar_checks(spec: TimescaleSpec, products: Sequence[str]) -> list[Check]:
-    """Declare the check of bars that only bars made of ticks can be put to."""
+    """Declare the check that applies only to bars computed from ticks."""
     return [
         Check(
             asset_key(spec, "bars"),
@@ -126,13 +126,13 @@ def grid_checks(spec: TimescaleSpec, products: Sequence[str]) -> list[Check]:
             bars,
             "gap_share",
             _gap_share,
-            description=f"At most {MAX_GAP_SHARE:.0%} of a product's bars lie in a gap.",
+            description=f"At most {MAX_GAP_SHARE:.0%} of a product's bars are in a gap.",
         ),
         Check(
             features,
             "finite_where_valid",
             _finite_where_valid(spec),
-            description="A row that may be scored holds finite numbers; only optional features may be null.",
+            description="A row that may be scored has finite numbers; only optional features may be null.",
             blocking=True,
         ),
     ]
@@ -194,7 +194,7 @@ def _complete_grid(spec: TimescaleSpec, products: Sequence[str]) -> Rule:
 
 
 def _no_return_across_a_loss(spec: TimescaleSpec, products: Sequence[str]) -> Rule:
-    """Find a gap's bars by sequence numbers, not by the flags that the bars were made with."""
+    """Find a gap's bars by sequence numbers, not by the flags of the bars."""
 
     def rule(stored: Stored) -> list[str]:
         losses = read_sequence_gaps(stored.lake, stored.key).to_pylist()

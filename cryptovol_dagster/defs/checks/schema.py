@@ -1,4 +1,4 @@
-"""Checks of the schema: column names, types and order of what is stored."""
+"""Checks of the schema: column names, types and order of stored tables."""
 
 # No `from __future__ import annotations` here: Dagster reads annotations.
 
@@ -9,12 +9,12 @@ from cryptovol_dagster.defs.checks.framework import Check, Rule, Stored
 
 
 def schema_check(asset: dg.AssetKey, schema: pa.Schema, *, description: str = "") -> Check:
-    """Declare the check that a table has the columns and types that the code knows, and no others."""
+    """Declare the check that a table has exactly the columns and types of the code."""
     return Check(
         asset,
         "schema",
         _schema_rule(schema),
-        description=description or f"Columns and types of {asset.path[-1]} are the ones the core writes.",
+        description=description or f"Columns and types of {asset.path[-1]} are those that the core writes.",
         blocking=True,
     )
 
@@ -29,7 +29,7 @@ def _schema_rule(expected: pa.Schema) -> Rule:
         ]
         unknown = [name for name in found.names if name not in expected.names]
         if unknown:
-            sentences.append(f"{stored.asset}: found columns nobody expects: {', '.join(unknown)}")
+            sentences.append(f"{stored.asset}: found unexpected columns: {', '.join(unknown)}")
         return sentences
 
     return rule

@@ -67,14 +67,16 @@ def test_many_features_want_many_spikes() -> None:
 def test_without_a_spike_there_is_no_rate() -> None:
     none = span(3, length=0)
     assert (none.supports, none.spikes_apart, none.positive_blocks, none.more_days) == ("none", 0, 0, None)
-    assert none.to_dict()["summary"] == "0 spikes apart in 3 days support none; single: no rate yet"
+    assert none.to_dict()["summary"] == (
+        "0 independent spikes in 3 days, too few for any model; time not known yet for one-feature models"
+    )
 
 
 def test_what_is_said_in_one_line() -> None:
     assert span(1).to_dict()["summary"] == (
-        "24 spikes apart in 1 days support single; har: 2 more days at this rate"
+        "24 independent spikes in 1 days, enough for one-feature models; about 2 more days for HAR"
     )
-    assert span(31).to_dict()["summary"] == "744 spikes apart in 31 days support trees"
+    assert span(31).to_dict()["summary"] == "744 independent spikes in 31 days, enough for boosted trees"
 
 
 def test_a_storm_of_rows_is_few_independent_spikes() -> None:

@@ -94,7 +94,7 @@ def test_a_range_of_days_joins_what_there_is_and_says_what_there_is_not(settings
         for product in PRODUCTS
     ]
     assert lines["overlap_agrees"].startswith(
-        f"{FIRST}: expected the 118 minutes that both sources know to agree, found 118 that do not, the worst"
+        f"{FIRST}: expected the 118 minutes of both sources to agree, found 118 that do not, the worst"
     )
 
 

@@ -125,7 +125,7 @@ def test_a_range_makes_the_reports_of_its_newest_hour_on_the_declared_columns(
         if kind != "train_test_report":
             assert (
                 told[hours[0]]["status"]
-                == f"not made in a range; materialize this hour alone (made: {hours[1]})"
+                == f"not computed in a range; materialize this hour alone (computed: {hours[1]})"
             )
     names = ("data_quality_report", "evidently_report", "drift_report")
     for kind, name in zip(kinds, names, strict=True):

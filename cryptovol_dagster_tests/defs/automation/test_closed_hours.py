@@ -173,7 +173,7 @@ def test_what_was_made_of_a_running_hour_does_not_count_once_it_has_closed(marke
     before_closing_s = hour_window(newest)[0] / 1e9 + 1_200
     for asset, suffix in (("seconds/labels", "parquet"), ("seconds/model_evaluation", "json")):
         os.utime(lake.write_bytes(asset, newest, b"", suffix), (before_closing_s, before_closing_s))
-    assert "was made before it closed" in _reason(_schedule(market))
+    assert "was computed before it closed" in _reason(_schedule(market))
     lake.write_bytes("seconds/labels", newest, b"", "parquet")
     assert isinstance(_schedule(market), dg.RunRequest)
     lake.write_bytes("seconds/model_evaluation", newest, b"", "json")
@@ -211,7 +211,7 @@ def test_a_retrain_that_is_on_its_way_is_not_asked_for_again(market: Settings) -
     tags = {"dagster/partition": newest}
     started = dg.DagsterRun(job_name="retrain", status=dg.DagsterRunStatus.STARTED, tags=tags)
     failed = dg.DagsterRun(job_name="retrain", status=dg.DagsterRunStatus.FAILURE, tags=tags)
-    assert "is on its way" in _reason(_schedule(market, started))
+    assert "is running or queued" in _reason(_schedule(market, started))
     assert isinstance(_schedule(market, failed), dg.RunRequest)
 
 
@@ -243,7 +243,7 @@ def test_a_market_faster_than_the_clock_is_retrained_by_its_own_hours(empty: Set
     )
     lake.write_bytes("seconds/labels", hours[3], b"", "parquet")
     running = dg.DagsterRun(job_name="retrain", status=dg.DagsterRunStatus.STARTED)
-    assert _reason(_sense_retrain(empty, running)) == "a retrain is on its way"
+    assert _reason(_sense_retrain(empty, running)) == "a retrain is running or queued"
     later = _sense_retrain(empty)
     assert isinstance(later, dg.RunRequest)
     assert later.partition_key == hours[3]

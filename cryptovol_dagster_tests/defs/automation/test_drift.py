@@ -100,7 +100,7 @@ def test_enough_hours_ask_for_the_report_of_the_newest_once_also_after_a_restart
     assert request.tags["cryptovol/because"] == told
     assert result.cursor == HOURS[3]
     again = _reason(_sense(settings, result.cursor))
-    assert again == f"{told}; the drift report of {HOURS[3]} was asked for already"
+    assert again == f"{told}; the drift report of {HOURS[3]} was requested already"
     # That report was never made: the next hour asks for its own.
     close_hour(settings.storage.raw_dir, HOURS[4], {TICKS: 1})
     _score(settings, {HOURS[4]: True})
@@ -113,7 +113,7 @@ def test_a_report_that_is_on_its_way_is_waited_for(settings: Settings) -> None:
     _score(settings, dict.fromkeys(HOURS[1:4], True))
     started = dg.DagsterRun(job_name="drift", status=dg.DagsterRunStatus.STARTED)
     failed = dg.DagsterRun(job_name="drift", status=dg.DagsterRunStatus.FAILURE)
-    assert _reason(_sense(settings, None, started)).endswith("; a drift report is on its way")
+    assert _reason(_sense(settings, None, started)).endswith("; a drift report is running or queued")
     assert isinstance(_sense(settings, None, failed), dg.SensorResult)
 
 
@@ -159,7 +159,7 @@ def test_a_drift_report_asks_for_a_retrain_that_says_why_unless_there_is_a_reaso
     tags = {"dagster/partition": key}
     assert "was of no single hour" in _reason(_after_report(settings, {}))
     open_hour = _after_report(settings, {"dagster/partition": HOURS[4]})
-    assert _reason(open_hour) == f"{HOURS[4]} has not closed: the hourly retrain comes once it has"
+    assert _reason(open_hour) == f"{HOURS[4]} has not closed: the hourly retrain follows its close"
     assert _reason(_after_report(settings, tags)) == f"seconds/labels of {key} is missing"
     lake.write_bytes("seconds/labels", key, b"", "parquet")
     request = _after_report(settings, tags)
@@ -167,6 +167,6 @@ def test_a_drift_report_asks_for_a_retrain_that_says_why_unless_there_is_a_reaso
     assert (request.run_key, request.partition_key) == (f"drift@{key}", key)
     assert request.tags["cryptovol/because"] == "drift"
     training = dg.DagsterRun(job_name="retrain", status=dg.DagsterRunStatus.STARTED, tags=tags)
-    assert _reason(_after_report(settings, tags, training)) == f"a retrain as of {key} is on its way"
+    assert _reason(_after_report(settings, tags, training)) == f"a retrain as of {key} is running or queued"
     lake.write_bytes("seconds/model_evaluation", key, b"", "json")
     assert _reason(_after_report(settings, tags)) == f"models as of {key} are evaluated already"

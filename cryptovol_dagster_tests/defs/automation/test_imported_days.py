@@ -170,7 +170,7 @@ def test_an_empty_folder_comes_to_champions_of_both_horizons(day: Day) -> None:
     (drift,) = _requests(day.senses())
     assert day.runs(drift)
     assert day.lake.partitions("minutes_h15/drift_scores", "json") == DAYS
-    assert _reason(day.senses()) == f"all is computed of what was imported up to {LAST}"
+    assert _reason(day.senses()) == f"all imported days up to {LAST} are computed"
 
 
 def test_a_request_waits_for_runs_on_their_way_and_is_made_once_an_import(day: Day) -> None:
@@ -182,7 +182,7 @@ def test_a_request_waits_for_runs_on_their_way_and_is_made_once_an_import(day: D
         tags={"dagster/run_key": labels.run_key or ""},
     )
     day.instance.add_run(run)
-    assert _reason(day.senses()) == "a run of minutes_market is on its way"
+    assert _reason(day.senses()) == "a run of minutes_market is running or queued"
     day.instance.report_run_failed(run)
     assert _reason(day.senses()) == (
         f"run {run.run_id} of minutes_market ended and something is still missing: see its error; the next "
@@ -193,7 +193,7 @@ def test_a_request_waits_for_runs_on_their_way_and_is_made_once_an_import(day: D
     assert again.run_key != labels.run_key
     progress = read_progress(day.settings.storage.history_dir)
     assert progress is not None
-    assert _reason(day.senses(str(progress.at_ns))).startswith("all is computed of what was imported")
+    assert _reason(day.senses(str(progress.at_ns))).startswith("all imported days up to ")
 
 
 def test_a_failed_training_does_not_stop_the_others_and_days_are_not_read_again(
@@ -282,4 +282,4 @@ def test_a_training_on_its_way_is_not_asked_for_by_the_schedule(day: Day) -> Non
     )
     waits = asked()
     assert isinstance(waits, dg.SkipReason)
-    assert waits.skip_message == f"a retrain as of {LAST} is on its way"
+    assert waits.skip_message == f"a retrain as of {LAST} is running or queued"

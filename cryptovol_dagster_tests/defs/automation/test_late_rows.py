@@ -151,7 +151,7 @@ def test_a_late_row_in_the_newest_hour_does_not_train_it_again(market: Settings)
             revised_at_ns=written_ns + 1,
             late_rows=5,
         )
-        assert "was made before it closed" in str(automation.retrain())
+        assert "was computed before it closed" in str(automation.retrain())
         lake.write_bytes("seconds/labels", newest, b"again", "parquet")
         assert "evaluated already" in str(automation.retrain())
 

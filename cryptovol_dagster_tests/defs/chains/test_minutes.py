@@ -352,14 +352,14 @@ def test_the_verb_refuses_what_is_no_day_or_no_timescale(
 ) -> None:
     settings = minutes.settings
     with pytest.raises(
-        ranges.NothingToDo, match=r"2024-03-01-00:00 is no day: the minutes are partitioned by"
+        ranges.NothingToDo, match=r"2024-03-01-00:00 is not a day: the minutes are partitioned by"
     ):
         ranges.days_to_fill(settings, "2024-03-01-00:00", LAST, False, False)
     with pytest.raises(
-        ranges.NothingToDo, match=r"hours is no timescale of this configuration: seconds, minut"
+        ranges.NothingToDo, match=r"hours is not a timescale of this configuration: seconds, minut"
     ):
         runs.chain_selection(settings, "hours")
-    with pytest.raises(UnknownChain, match=r"minutes_h7 is no chain of this configuration: seconds, min"):
+    with pytest.raises(UnknownChain, match=r"minutes_h7 is not a chain of this configuration: seconds, min"):
         spec_of(settings, "minutes_h7")
     with pytest.raises(ranges.NothingToDo, match=r"2024-02-28 is before dagster.minutes_start, 2024-03-01"):
         ranges.days_to_fill(settings, "2024-02-28", LAST, False, False)
@@ -402,16 +402,16 @@ def test_a_model_of_another_horizon_is_refused_and_so_is_an_unknown_chain(minute
     for arguments, says in (
         (
             ("infer", "--chain", "minutes_h15", "--model-path", str(exported)),
-            "is of minutes_h5, asked for is minutes_h15: --chain minutes_h5",
+            "is of minutes_h5, requested is minutes_h15: --chain minutes_h5",
         ),
         (
             ("infer", "--chain", "minute_h5"),
-            "minute_h5 is no chain of this configuration: seconds, minutes_h5, minutes_h15. Did you mean "
+            "minute_h5 is not a chain of this configuration: seconds, minutes_h5, minutes_h15. Did you mean "
             "'minutes_h5'?",
         ),
         (
             ("report", "--chain", "minutes_h7"),
-            "minutes_h7 is no chain of this configuration: seconds, minutes",
+            "minutes_h7 is not a chain of this configuration: seconds, minutes",
         ),
         (
             ("report", "--chain", "minutes_h15", "--data-quality"),

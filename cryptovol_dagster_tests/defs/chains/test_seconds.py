@@ -229,7 +229,7 @@ def test_the_run_that_mlflow_lists_first_shows_the_newest_hours_results(pipeline
     }
     assert {"episode.png", "precision_recall.png", "reliability.png", "model_card.md"} <= shown
     experiment = client.get_experiment(parent.info.experiment_id)
-    assert "Each run here stands for a Dagster run" in experiment.tags["mlflow.note.content"]
+    assert "Each run here belongs to a Dagster run" in experiment.tags["mlflow.note.content"]
 
 
 def test_a_run_that_fails_outside_mlflow_leaves_no_finished_parent(pipeline: Pipeline) -> None:
@@ -330,7 +330,7 @@ def test_a_range_trains_every_nth_hour_and_its_last_and_the_hours_between_carry_
     carried = summary.metadata["seconds/model_evaluation"][second]
     assert (carried["status"], carried["models_of"]) == ("carried", first)
     assert carried["reason"] == (
-        f"a run over a range trains every 3 h and at its end; the models of {first} hold on"
+        f"a run over a range trains every 3 h and at its end; the models of {first} are carried over"
     )
     written = {"model_ewma": "zip", "model_evaluation": "json", "model_card": "md"}
     for asset, suffix in written.items():
@@ -378,7 +378,7 @@ def test_rows_are_read_once_until_one_of_their_files_changes(pipeline: Pipeline)
     try:
         lake.write_table("seconds/labels", key, labels.set_column(at, "trailing_sigma", halved))
         assert datasets.read_dataset(lake, spec, key) is not first
-        with pytest.raises(datasets.ChainError, match="was made from other rows"):
+        with pytest.raises(datasets.ChainError, match="was computed from other rows"):
             plans.read_problem(lake, spec, plan)
     finally:
         path.write_bytes(genuine)
@@ -409,9 +409,8 @@ def test_hours_made_under_another_configuration_are_never_mixed_with_new_ones(
     key = pipeline.hours[-1]
     other = pipeline.settings.timescales.seconds.model_copy(update=change)
     settings = pipeline.settings.model_copy(update={"timescales": TimescalesSettings(seconds=other)})
-    says = (
-        rf"seconds/{asset} of 4 partitions, {pipeline.hours[0]} … {key}, was made under another configuration"
-    )
+    span = f"{pipeline.hours[0]} … {key}"
+    says = rf"seconds/{asset} of 4 partitions, {span}, was computed with another configuration"
     with pytest.raises(runs.RunFailed, match=says) as failure:
         runs.materialize_range(settings, key, key, ["seconds/splits"])
     assert "\n" not in str(failure.value)
@@ -421,7 +420,7 @@ def test_splits_made_under_another_configuration_are_refused(pipeline: Pipeline)
     key = pipeline.hours[-1]
     bolder = pipeline.settings.timescales.seconds.model_copy(update={"quantile": 0.8})
     settings = pipeline.settings.model_copy(update={"timescales": TimescalesSettings(seconds=bolder)})
-    with pytest.raises(runs.RunFailed, match="was made with other thresholds"):
+    with pytest.raises(runs.RunFailed, match="was computed with other thresholds"):
         runs.materialize_range(settings, key, key, ["seconds/model_ewma"])
 
 
@@ -436,7 +435,7 @@ def test_splits_made_from_other_rows_are_refused(pipeline: Pipeline) -> None:
     )
     try:
         lake.write_table("seconds/features", key, moved)
-        with pytest.raises(runs.RunFailed, match="was made from other rows"):
+        with pytest.raises(runs.RunFailed, match="was computed from other rows"):
             runs.materialize_range(pipeline.settings, key, key, ["seconds/model_ewma"])
     finally:
         path.write_bytes(genuine)

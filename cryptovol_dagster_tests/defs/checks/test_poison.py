@@ -169,7 +169,7 @@ POISONS: dict[tuple[str, str], tuple[Damage, str]] = {
     ),
     ("gap_ledger", "recorded"): (
         nothing_recorded,
-        "expected raw storage to hold the hour, or to have closed it empty; found nothing of it",
+        "expected raw storage to contain the hour, or to have closed it empty; found no files of it",
     ),
     ("ticks", "schema"): (
         with_text_for("ticks", "price"),
@@ -185,7 +185,7 @@ POISONS: dict[tuple[str, str], tuple[Damage, str]] = {
     ),
     ("seconds/bars", "schema"): (
         spoilt("seconds/bars", lambda frame: frame.assign(weather="fine")),
-        "seconds/bars: found columns nobody expects: weather",
+        "seconds/bars: found unexpected columns: weather",
     ),
     ("seconds/bars", "complete_grid"): (
         spoilt("seconds/bars", without_the_eighth),

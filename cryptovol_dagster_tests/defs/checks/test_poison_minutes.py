@@ -97,7 +97,7 @@ POISONS: dict[tuple[str, str, str], tuple[Damage, str]] = {
     ),
     (CANDLES, "overlap_agrees", "another close"): (
         changed(CANDLES, sources_differ),
-        "expected the 60 minutes that both sources know to agree, found 1 that do not, the worst: close 1",
+        "expected the 60 minutes of both sources to agree, found 1 that do not, the worst: close 1",
     ),
     (CANDLES, "holes", "two hours"): (
         spoilt(CANDLES, without_two_hours),
@@ -105,7 +105,7 @@ POISONS: dict[tuple[str, str, str], tuple[Damage, str]] = {
     ),
     (BARS, "schema", "a column more"): (
         spoilt(BARS, lambda frame: frame.assign(weather="fine")),
-        "minutes/bars: found columns nobody expects: weather",
+        "minutes/bars: found unexpected columns: weather",
     ),
     (BARS, "complete_grid", "a bar less"): (
         spoilt(BARS, without_the_eighth),

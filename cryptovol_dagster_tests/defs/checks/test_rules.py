@@ -211,7 +211,7 @@ def test_an_evaluation_that_lacks_a_model_or_is_of_other_rows_is_found(
     _expect(rule, stored, "found an evaluation of another form: Object missing required field `sufficiency`")
     report["data"]["hash"] = "other"
     lake.write_bytes(stored.asset, key, json.dumps(report).encode(), "json")
-    _expect(rule, stored, "found other: splits were made again since")
+    _expect(rule, stored, "found other: splits were materialized again later")
 
 
 def _expect(rule: Rule, stored: Stored, says: str | None) -> None:

@@ -134,3 +134,12 @@ def test_a_misspelt_verb_asks_for_the_similar_one() -> None:
     assert result.exit_code == 2
     assert one_line(result) == "Error: No such command 'ingets'. Did you mean 'ingest'?"
     assert "No such option '--cofig'. Did you mean '--config'?" in CliRunner().invoke(cli, ["--cofig"]).stderr
+
+
+def test_the_configuration_after_the_verb_says_where_it_belongs() -> None:
+    for arguments in (["audit", "--config", "other.yaml"], ["audit", "--config=other.yaml"]):
+        result = CliRunner().invoke(cli, arguments, prog_name="cryptovol")
+        assert result.exit_code == 2
+        said = "Error: --config comes before the verb: cryptovol --config FILE audit"
+        assert one_line(result) == said
+    assert "No such option" in CliRunner().invoke(cli, ["audit", "--nothing"]).stderr
