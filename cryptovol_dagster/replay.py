@@ -515,5 +515,5 @@ def product_ids(text: str) -> list[str]:
     """
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names:
-        raise ReplayError("--products names no product")
+        raise ReplayError("--products has no product")
     return names

@@ -174,4 +174,4 @@ def test_an_hour_that_nobody_recorded_is_said_to_be_where_dagster_is_asked_for_i
     done = runs.materialize_range(market, hour, hour, ["gap_ledger"])
     (outcome,) = done.checks_failed
     assert (outcome.name, outcome.severity) == ("recorded", "WARN")
-    assert outcome.description.startswith(f"{hour}: expected raw storage to hold the hour")
+    assert outcome.description.startswith(f"{hour}: expected raw storage to contain the hour")

@@ -76,9 +76,8 @@ def test_a_malformed_frame_is_a_dead_letter_with_its_bytes(frames: Played) -> No
 
 
 def test_an_unknown_channel_is_told_once_and_counted(frames: Played) -> None:
-    assert frames.said(
-        "the exchange sent what its protocol does not document: {'unknown_channel': 'simulated_unknown'}"
-    )
+    undocumented = "the exchange sent a message that its protocol does not document"
+    assert frames.said(f"{undocumented}: {{'unknown_channel': 'simulated_unknown'}}")
     drift = [event["detail"] for event in frames.events("protocol_drift")]
     assert drift.count({"unknown_channel": "simulated_unknown"}) == 1
     assert frames.summary["feed"]["unknown_channels"] == {"simulated_unknown": 2}

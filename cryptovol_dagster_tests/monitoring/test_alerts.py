@@ -49,7 +49,7 @@ def test_it_is_given_up_and_the_address_is_not_told(
 ) -> None:
     receiver.statuses = [500, 503]
     assert not _alerts(receiver.url).send(ALERT)
-    assert caplog.messages[-1] == "alert given up: 127.0.0.1 did not take it: retrain failed"
+    assert caplog.messages[-1] == "alert given up: 127.0.0.1 did not accept it: retrain failed"
     assert "s3cret" not in caplog.text
 
 

@@ -209,7 +209,7 @@ def test_a_last_hour_that_trains_nothing_does_not_hide_the_rest(
     assert "\n  seconds/splits: nothing can be trained: why\n" in done.stdout
     assert "\n[5/5] reports" in done.stdout
     assert "\nwhere to look\n" in done.stdout
-    assert done.stderr.startswith("Error: the last hour trained no model (step 3 says why): ")
+    assert done.stderr.startswith("Error: the last hour trained no model (step 3 shows why): ")
 
 
 @pytest.mark.parametrize(

@@ -117,7 +117,7 @@ def test_the_rows_held_at_once_do_not_grow_with_the_span(
             ("bars", "--out", "bars.xlsx"),
             "a file is one of .parquet, .csv, .csv.gz, .duckdb",
         ),
-        (("bars", "ticks", "--out", "b.csv"), "holds one kind of rows; bars, ticks need a .duckdb file"),
+        (("bars", "ticks", "--out", "b.csv"), "contains one kind of rows; bars, ticks need a .duckdb file"),
         (("bars", "ticks", "--columns", "close", "--out", "b.duckdb"), "--columns requires one kind"),
         (("bars", "--model", "xgboost", "--out", "b.csv"), "--model is for scores: bars are not computed"),
         (("scores", "--columns", "probabilty", "--out", "b.csv"), "Did you mean 'probability'?"),
