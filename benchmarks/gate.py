@@ -149,6 +149,9 @@ class MonthRows:
     def why_unscorable(self, champion: Champion) -> str:
         return ""
 
+    def why_challenger_unscorable(self, contest: Contest) -> str:
+        return ""
+
     def validation(self) -> dict[str, float | None]:
         self.challenger = next(self.challengers)
         return {"xgboost": 0.5}

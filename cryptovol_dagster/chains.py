@@ -6,6 +6,7 @@ from datetime import date
 
 from cryptovol_dagster.core.specs import (
     DAY_S,
+    DEFAULT_REFERENCE_SET,
     GK,
     HOUR_S,
     MINUTES,
@@ -27,12 +28,15 @@ class UnknownChain(CryptovolError):  # noqa: N818 - the name states the fact
     exit_code = USAGE
 
 
-def timescale_spec(settings: TimescaleSettings, name: str) -> TimescaleSpec:
+def timescale_spec(
+    settings: TimescaleSettings, name: str, reference_set: tuple[str, ...] = DEFAULT_REFERENCE_SET
+) -> TimescaleSpec:
     """Return the spec of the seconds.
 
     Args:
         settings: the section ``settings.timescales.seconds``.
         name: the timescale's name, for example ``"seconds"``.
+        reference_set: products whose means the cross features are.
     """
     fields = settings.model_dump(exclude={"splits", "retrain_every_hours"})
     return TimescaleSpec(
@@ -44,15 +48,19 @@ def timescale_spec(settings: TimescaleSettings, name: str) -> TimescaleSpec:
         retrain_every=settings.retrain_every_hours,
         retrain_phase=0,
         splits=SplitSpec(**settings.splits.model_dump()),
+        reference_set=reference_set,
         **fields,
     )
 
 
-def minutes_specs(settings: MinutesSettings) -> tuple[TimescaleSpec, ...]:
+def minutes_specs(
+    settings: MinutesSettings, reference_set: tuple[str, ...] = DEFAULT_REFERENCE_SET
+) -> tuple[TimescaleSpec, ...]:
     """Return the specs of the minutes, one per horizon; they share bars and features.
 
     Args:
         settings: the section ``settings.timescales.minutes``.
+        reference_set: products whose means the cross features are.
     """
     others = {
         "enabled",
@@ -77,6 +85,7 @@ def minutes_specs(settings: MinutesSettings) -> tuple[TimescaleSpec, ...]:
             late_after_s=0.0,
             retrain_every=settings.retrain_every_days,
             retrain_phase=anchor_day % settings.retrain_every_days,
+            reference_set=reference_set,
             **fields,
         )
         for horizon in settings.horizons
@@ -85,9 +94,10 @@ def minutes_specs(settings: MinutesSettings) -> tuple[TimescaleSpec, ...]:
 
 def timescale_specs(settings: Settings) -> dict[str, TimescaleSpec]:
     """Return every chain of a configuration by name: ``seconds``, ``minutes_h5``, ``minutes_h15``."""
-    found = [timescale_spec(settings.timescales.seconds, SECONDS)]
-    if settings.timescales.minutes.enabled:
-        found += minutes_specs(settings.timescales.minutes)
+    timescales = settings.timescales
+    found = [timescale_spec(timescales.seconds, SECONDS, timescales.reference_set)]
+    if timescales.minutes.enabled:
+        found += minutes_specs(timescales.minutes, timescales.reference_set)
     return {spec.name: spec for spec in found}
 
 

@@ -16,6 +16,7 @@ VERBS = {
     **RECORDER_VERBS,
     "featurize": "cryptovol_dagster.verbs.featurize:featurize",
     "replay": "cryptovol_dagster.verbs.replay:replay",
+    "reference-set": "cryptovol_dagster.verbs.reference_set:reference_set",
     "import-bars": "cryptovol_dagster.verbs.import_bars:import_bars",
     "backfill": "cryptovol_dagster.verbs.backfill:backfill",
     "backtest": "cryptovol_dagster.verbs.backtest:backtest",

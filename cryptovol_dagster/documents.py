@@ -44,9 +44,11 @@ its feature is null. r is a bar's log return, GK its Garman–Klass term. No fea
 sizes or volumes.
 
 *Optional* features may be null in a valid row: those of trades and of quoted sizes where the feed has none,
-those of other products where there is no other, and windows over {longest} bars until they are full. Every
-other feature is a finite number in every valid row. Live rows (`ticks.features`) carry every family but
-`cross`, which needs the products of all partitions.
+cross features where no other product of the reference set is there, and windows over {longest} bars until
+they are full. Every other feature is a finite number in every valid row.
+
+Cross features are means over the products of `timescales.reference_set`, the row's own left out. Live rows
+(`ticks.features`) lack them. Another set than the default adds its hash to the version of whole rows.
 """
 
 

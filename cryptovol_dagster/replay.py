@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -21,32 +21,39 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cryptovol_dagster.core.features.catalogue import feature_hash
+from cryptovol_dagster.core.features.catalogue import features_version
 from cryptovol_dagster.core.features.compute import with_cross_features
 from cryptovol_dagster.core.features.grid import FeatureGrid, Reason
 from cryptovol_dagster.core.features.live import FeatureWindow
-from cryptovol_dagster.core.market.bars import build_bars, tick_ahead_ns, tick_reach_ns
-from cryptovol_dagster.core.market.cleaning import TickCleaner, TickCounts, order_ticks
-from cryptovol_dagster.core.market.ticks import TickColumns
+from cryptovol_dagster.core.market.bars import TRADES_KNOWN_FOR_NS, build_bars, tick_ahead_ns, tick_reach_ns
+from cryptovol_dagster.core.market.cleaning import TickCleaner, TickCounts, clean_trades, order_ticks
+from cryptovol_dagster.core.market.ticks import TickColumns, TradeColumns
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.core.times import DAY_NS, HOUR_NS, hour_key, hour_window
 from cryptovol_dagster.lake.atomic import atomic_writer
-from cryptovol_dagster.lake.files import VERSION_KEY
+from cryptovol_dagster.lake.files import stamped
 from cryptovol_dagster.lake.look_back import feature_look_back
+from cryptovol_dagster.lake.raw_ticks import RawStore, trade_columns
 from ingestor.archive.reader import RawReader
 from ingestor.envelope import TICKS
 from ingestor.errors import CryptovolError
 from ingestor.recordings import RecordingCounts, RecordingReader, iter_recording
-from ingestor.recordings.raw import RAW_FORMATS
+from ingestor.recordings.raw import RAW_FORMATS, raw_dir_of
 
 #: An hour closes when the recording is past its end by this, as in the live archive.
 SETTLE_NS = 120 * NS
+#: Frames with trades of a span are searched within this much event time around it, as by the hourly assets.
+FRAMES_AROUND_NS = 300 * NS
 #: Repeats are searched within this much event time (see `TickCleaner`).
 REPEAT_HORIZON_NS = 120 * NS
 #: Hours computed in one go once they are closed; more would only cost memory.
 HOURS_AT_ONCE = 6
 #: A longer hole is a wrong clock or two recordings, not a pause.
 LONGEST_HOLE_NS = 31 * DAY_NS
+
+
+#: Reads the trades of a span: start, end, products.
+StoredTrades = Callable[[int, int, Sequence[str]], TradeColumns]
 
 
 class ReplayError(CryptovolError):
@@ -71,6 +78,7 @@ class ReplayResult:
         duplicates: ticks left out as repeats.
         late: ticks left out as too late.
         rejected: ticks left out without a usable quote.
+        trades: trades in the hours computed, each once.
         rows: (product, bar) rows computed.
         valid_rows: rows that may be scored.
         reasons: rows by reason.
@@ -93,6 +101,7 @@ class ReplayResult:
     duplicates: int
     late: int
     rejected: int
+    trades: int
     rows: int
     valid_rows: int
     reasons: dict[str, int]
@@ -109,9 +118,20 @@ class FeatureStream:
     are still open, the bars of the longest window, and the rows kept by `TickCleaner`.
     """
 
-    def __init__(self, spec: TimescaleSpec, products: Sequence[str] = ()) -> None:
-        """Compute `spec`; `products` have rows from the first hour on, others from their first hour."""
+    def __init__(
+        self, spec: TimescaleSpec, products: Sequence[str] = (), stored_trades: StoredTrades | None = None
+    ) -> None:
+        """Begin without ticks.
+
+        Args:
+            spec: what to compute.
+            products: have rows from the first hour on, others from their first hour.
+            stored_trades: reads the trades of a span of these products, where they need not be added.
+        """
         self._spec = spec
+        self._stored_trades = stored_trades
+        self._trades = TradeColumns.empty()
+        self.trades = 0
         self._cleaner = TickCleaner(round(spec.late_after_s * NS), REPEAT_HORIZON_NS, products)
         self._open: list[TickColumns] = []
         self._window = FeatureWindow(spec)
@@ -152,6 +172,10 @@ class FeatureStream:
         self._newest_ns = max(newest_ns, self._newest_ns)
         self._open.append(kept)
 
+    def add_trades(self, trades: TradeColumns) -> None:
+        """Add the next trades in recorded order."""
+        self._trades = TradeColumns.concat([self._trades, trades])
+
     def close_until(self, watermark_ns: int) -> Iterator[FeatureGrid]:
         """Yield the features of the hours that end `SETTLE_NS` before the watermark: they are complete."""
         settle_ns = max(SETTLE_NS, tick_ahead_ns(self._spec))
@@ -180,7 +204,8 @@ class FeatureStream:
     def _hours(self, start_ns: int, end_ns: int) -> FeatureGrid:
         spec = self._spec
         ticks = order_ticks(TickColumns.concat([TickColumns.empty(self.products), *self._open]))
-        bars = build_bars(ticks, start_ns=start_ns, end_ns=end_ns, spec=spec)
+        trades = self._trades_of(start_ns, end_ns)
+        bars = build_bars(ticks, start_ns=start_ns, end_ns=end_ns, spec=spec, trades=trades)
         self.out_of_bounds += bars.n_out_of_bounds
         self._window.put(bars)
         features = with_cross_features(self._window.features(start_ns), spec)
@@ -188,6 +213,17 @@ class FeatureStream:
         self._open = [ticks.take(ticks.event_time_ns >= end_ns - tick_reach_ns(spec))]
         self.end_ns = end_ns
         return features
+
+    def _trades_of(self, start_ns: int, end_ns: int) -> TradeColumns | None:
+        """Return the trades that bars of the span depend on; None without any. Later ones are kept."""
+        parts = [self._trades]
+        if self._stored_trades is not None:
+            parts.append(self._stored_trades(start_ns - TRADES_KNOWN_FOR_NS, end_ns, self.products))
+        trades = clean_trades(TradeColumns.concat(parts))
+        times = trades.trade_time_ns
+        self._trades = trades.take(times >= end_ns - TRADES_KNOWN_FOR_NS)
+        self.trades += int(((times >= start_ns) & (times < end_ns)).sum())
+        return trades if len(trades) else None
 
 
 def replay(
@@ -200,7 +236,8 @@ def replay(
 ) -> ReplayResult:
     """Compute the features of recordings, over the whole UTC hours that cover them.
 
-    Recordings are read for their ticks alone, so the features of trades are null.
+    Trades are read where the recording has them: frames have, and raw files in `trades.raw` beside them. In
+    other formats bars have `has_trades=False`, and the features of trades are null.
 
     Memory does not grow with the length of the recordings; files may be named in any order and may overlap.
 
@@ -221,11 +258,10 @@ def replay(
     began = time.perf_counter()
     if not files:
         raise ReplayError("no recording named")
-    stream = FeatureStream(spec, products or ())
     sources = _Sources([Path(file) for file in files], products)
+    stream = FeatureStream(spec, products or (), sources.stored_trades)
     reasons: Counter[int] = Counter()
-    version = feature_hash(spec)
-    with _sink(out, version) as sink:
+    with _sink(out, spec) as sink:
         for grid in _grids(stream, sources, span_ns):
             _take(grid, sink, reasons)
         if stream.start_ns is None or stream.end_ns is None:
@@ -235,7 +271,7 @@ def replay(
         stream,
         reasons,
         span=(stream.start_ns if span_ns is None else max(stream.start_ns, span_ns[0]), stream.end_ns),
-        version=version,
+        version=features_version(spec),
         out=None if out is None else str(out),
         seconds=time.perf_counter() - began,
     )
@@ -244,7 +280,9 @@ def replay(
 def _grids(
     stream: FeatureStream, sources: _Sources, span_ns: tuple[int, int] | None
 ) -> Iterator[FeatureGrid]:
-    for ticks, watermark_ns in sources:
+    for ticks, trades, watermark_ns in sources:
+        if trades is not None:
+            stream.add_trades(trades)
         stream.add(ticks)
         if span_ns is None:
             yield from stream.close_until(watermark_ns)
@@ -276,6 +314,7 @@ def _result(
         duplicates=counts.duplicates,
         late=counts.late,
         rejected=counts.rejected,
+        trades=stream.trades,
         rows=reasons.total(),
         valid_rows=reasons[Reason.OK],
         reasons={reason.name.lower(): reasons[reason] for reason in Reason if reasons[reason]},
@@ -320,24 +359,37 @@ class _Sources:
         self.files = files
         self.counts: list[RecordingCounts] = []
         self._products = products
+        folders = dict.fromkeys(map(raw_dir_of, files))
+        self._raw = [RawStore(folder) for folder in folders if folder is not None]
 
-    def __iter__(self) -> Iterator[tuple[TickColumns, int]]:
-        """Yield chunks, each with the watermark: nothing older follows (but for disorder in a file)."""
+    def stored_trades(self, start_ns: int, end_ns: int, products: Sequence[str]) -> TradeColumns:
+        """Read the trades of a span from the raw storage that the files lie in, as the hourly assets do."""
+        window = (start_ns - FRAMES_AROUND_NS, end_ns + FRAMES_AROUND_NS)
+        parts = [raw.trades(*window, products) for raw in self._raw]
+        trades = TradeColumns.concat([TradeColumns.empty(), *parts])
+        return trades.take((trades.trade_time_ns >= start_ns) & (trades.trade_time_ns < end_ns))
+
+    def __iter__(self) -> Iterator[tuple[TickColumns, TradeColumns | None, int]]:
+        """Yield ticks and trades, and the watermark: nothing older follows (but for disorder in a file)."""
         waiting = sorted(((self._first_ns(path), str(path)) for path in self.files), reverse=True)
         reading: dict[str, tuple[int, RecordingReader]] = {}
         while waiting or reading:
             least_ns = min((newest for newest, _ in reading.values()), default=None)
             if waiting and (least_ns is None or waiting[-1][0] <= least_ns):
                 first_ns, name = waiting.pop()
-                reader = iter_recording(name, products=self._products)
+                reader = iter_recording(name, products=self._products, with_trades=True)
                 self.counts.append(reader.counts)
                 reading[name] = (first_ns, reader)
                 continue
             name = min(reading, key=lambda key: reading[key][0])
             newest_ns, reader = reading[name]
             chunk = next(reader, None)
+            recorded = reader.take_trades()
+            trades = None if recorded is None else trade_columns(recorded)
             if chunk is None:
                 del reading[name]
+                if trades is not None:
+                    yield TickColumns.empty(), trades, newest_ns
                 continue
             ticks = TickColumns.from_arrays(chunk)
             if len(self.files) > 1 and reader.counts.format not in RAW_FORMATS:
@@ -345,7 +397,7 @@ class _Sources:
                 ticks = _named_by_file(ticks, name)
             reading[name] = (max(newest_ns, int(ticks.event_time_ns.max())), reader)
             watermark_ns = min(newest for newest, _ in reading.values())
-            yield ticks, min(watermark_ns, waiting[-1][0]) if waiting else watermark_ns
+            yield ticks, trades, min(watermark_ns, waiting[-1][0]) if waiting else watermark_ns
 
     def _first_ns(self, path: Path) -> int:
         first = next(iter_recording(path, chunk_lines=1, products=self._products), None)
@@ -375,9 +427,9 @@ class _Sink:
 class _FileSink(_Sink):
     """Writes a file that replaces the target at the end; after an error the target is as it was."""
 
-    def __init__(self, path: Path, version: str) -> None:
+    def __init__(self, path: Path, spec: TimescaleSpec) -> None:
         self._path = path
-        self._version = version.encode()
+        self._spec = spec
         self._open = ExitStack()
         self._parquet: pq.ParquetWriter | None = None
         self._has_header = False
@@ -398,7 +450,7 @@ class _FileSink(_Sink):
 
     def _write_parquet(self, frame: pd.DataFrame) -> None:
         table = pa.Table.from_pandas(frame.astype({"product": str}), preserve_index=False)
-        table = table.replace_schema_metadata({**(table.schema.metadata or {}), VERSION_KEY: self._version})
+        table = stamped(table, features_version(self._spec), self._spec.reference_set)
         if self._parquet is None:
             writer = pq.ParquetWriter(self._file, table.schema, compression="zstd")
             self._parquet = self._open.enter_context(writer)
@@ -419,13 +471,13 @@ class _FileSink(_Sink):
             raise ReplayError(f"{self._path}: cannot be written: {error.strerror or error}") from error
 
 
-def _sink(out: Path | str | None, version: str) -> _Sink:
+def _sink(out: Path | str | None, spec: TimescaleSpec) -> _Sink:
     if out is None:
         return _Sink()
     path = Path(out)
     if path.suffix not in (".parquet", ".csv"):
         raise ReplayError(f"{path}: features are written as .parquet or .csv")
-    return _FileSink(path, version)
+    return _FileSink(path, spec)
 
 
 def newest_closed_hour(raw_dir: Path, spec: TimescaleSpec) -> tuple[str, list[Path]]:
@@ -463,5 +515,5 @@ def product_ids(text: str) -> list[str]:
     """
     names = list(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     if not names:
-        raise ReplayError("--products names no product")
+        raise ReplayError("--products has no product")
     return names

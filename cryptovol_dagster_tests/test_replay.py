@@ -17,24 +17,33 @@ import yaml
 from click.testing import CliRunner
 
 from cryptovol_dagster import replay as replay_module
-from cryptovol_dagster.chains import timescale_spec
+from cryptovol_dagster.chains import timescale_spec, timescale_specs
 from cryptovol_dagster.cli import main
-from cryptovol_dagster.core.features.catalogue import feature_names, optional_feature_names
+from cryptovol_dagster.core.features.catalogue import feature_names, features_version
 from cryptovol_dagster.core.features.compute import compute_features
 from cryptovol_dagster.core.market.bars import build_bars
-from cryptovol_dagster.core.market.cleaning import clean_ticks
-from cryptovol_dagster.core.market.ticks import TickColumns
+from cryptovol_dagster.core.market.cleaning import clean_ticks, clean_trades
+from cryptovol_dagster.core.market.ticks import TickColumns, TradeColumns
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.times import HOUR_NS, hour_window
+from cryptovol_dagster.lake.files import Lake, meaning_of
+from cryptovol_dagster.lake.raw_ticks import trade_columns
 from cryptovol_dagster.replay import FeatureStream, ReplayError, replay
 from cryptovol_dagster_tests.core.market.builders import START_NS, random_ticks, spec
-from cryptovol_dagster_tests.pipeline import Pipeline
-from cryptovol_dagster_tests.synthetic import FIRST_HOUR, small_settings, write_market
-from ingestor.recordings import RecordingError, read_recording
+from cryptovol_dagster_tests.pipeline import MARKET, Pipeline
+from cryptovol_dagster_tests.synthetic import FIRST_HOUR, hours_from, small_settings, write_market
+from ingestor.archive.reader import RawReader
+from ingestor.recordings import RecordingError, iter_recording, read_recording
 from ingestor.settings.sections import Settings
 
 SPEC = spec()
 REAL = timescale_spec(Settings().timescales.seconds, "seconds")
+
+
+def stamp(time_ns: int) -> str:
+    """The exchange's form of a time."""
+    seconds, rest = divmod(time_ns, NS)
+    return f"{datetime.fromtimestamp(seconds, tz=UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
 
 
 def write_recording(path: Path, ticks: TickColumns) -> Path:
@@ -42,8 +51,7 @@ def write_recording(path: Path, ticks: TickColumns) -> Path:
     opener = gzip.open if path.suffix == ".gz" else open
     with opener(path, "wt") as file:
         for k in range(len(ticks)):
-            seconds, rest = divmod(int(ticks.event_time_ns[k]), NS)
-            stamp = f"{datetime.fromtimestamp(seconds, tz=UTC):%Y-%m-%dT%H:%M:%S}.{rest:09d}Z"
+            at = stamp(int(ticks.event_time_ns[k]))
             ticker = {
                 "type": "ticker",
                 "product_id": ticks.products[ticks.product[k]],
@@ -55,11 +63,11 @@ def write_recording(path: Path, ticks: TickColumns) -> Path:
             }
             frame = {
                 "channel": "ticker",
-                "timestamp": stamp,
+                "timestamp": at,
                 "sequence_num": int(ticks.sequence_num[k]),
                 "events": [{"type": "update", "tickers": [ticker]}],
             }
-            file.write(json.dumps({"received_at": stamp, "frame": frame}) + "\n")
+            file.write(json.dumps({"received_at": at, "frame": frame}) + "\n")
     return path
 
 
@@ -68,12 +76,22 @@ def numbered(ticks: TickColumns) -> TickColumns:
     return replace(ticks, sequence_num=np.arange(len(ticks)))
 
 
-def at_once(ticks: TickColumns, used=SPEC) -> pd.DataFrame:
+def at_once(ticks: TickColumns, used=SPEC, trades: TradeColumns | None = None) -> pd.DataFrame:
     """Features of everything in one go, over the whole hours that cover it."""
     cleaned = clean_ticks(ticks, round(used.late_after_s * NS)).ticks
     start_ns = int(cleaned.event_time_ns.min()) // HOUR_NS * HOUR_NS
     end_ns = (int(cleaned.event_time_ns.max()) // HOUR_NS + 1) * HOUR_NS
-    return compute_features(build_bars(cleaned, start_ns=start_ns, end_ns=end_ns, spec=used), used).to_frame()
+    bars = build_bars(cleaned, start_ns=start_ns, end_ns=end_ns, spec=used, trades=trades)
+    return compute_features(bars, used).to_frame()
+
+
+def trades_of(path: Path) -> TradeColumns | None:
+    """The trades of a recording, each once."""
+    reader = iter_recording(path, with_trades=True)
+    for _ in reader:
+        pass
+    found = reader.take_trades()
+    return None if found is None else clean_trades(trade_columns(found))
 
 
 def by_key(frame: pd.DataFrame) -> pd.DataFrame:
@@ -131,7 +149,9 @@ def test_real_recordings_are_counted_and_equal_one_computation(
     assert (result.duplicates, result.late, result.rejected) == (duplicates, 0, 0)
     assert (result.rows, result.valid_rows) == (rows, valid_rows)
     recorded = TickColumns.from_arrays(read_recording(recordings / name).ticks)
-    assert_same_rows(pd.read_parquet(out), at_once(recorded, REAL))
+    trades = trades_of(recordings / name)
+    assert result.trades == (0 if trades is None else len(trades))
+    assert_same_rows(pd.read_parquet(out), at_once(recorded, REAL, trades))
 
 
 def test_overlapping_files_in_any_order_equal_one_recording(tmp_path: Path) -> None:
@@ -145,7 +165,7 @@ def test_overlapping_files_in_any_order_equal_one_recording(tmp_path: Path) -> N
         write_recording(tmp_path / "early.ndjson", first.take(early)),
     ]
     result = replay(files, spec=SPEC, out=tmp_path / "rows.csv")
-    assert (result.files, result.kept, result.products) == (3, len(ticks), ("P0-USD", "P1-USD"))
+    assert (result.files, result.kept, result.products) == (3, len(ticks), ("BTC-USD", "ETH-USD"))
     rows = pd.read_csv(tmp_path / "rows.csv", parse_dates=["bar_start"])
     single = replay(
         [write_recording(tmp_path / "all.ndjson", ticks)], spec=SPEC, out=tmp_path / "one.parquet"
@@ -153,7 +173,7 @@ def test_overlapping_files_in_any_order_equal_one_recording(tmp_path: Path) -> N
     expected = pd.read_parquet(tmp_path / "one.parquet")
     # Where one file ends and the next goes on, the connection changes: a break that the single file lacks.
     assert single.rows == result.rows
-    own = by_key(rows)["product"] == "P1-USD"
+    own = by_key(rows)["product"] == "ETH-USD"
     names = list(feature_names(SPEC))
     np.testing.assert_allclose(
         by_key(rows).loc[own, names], by_key(expected).loc[own, names], rtol=1e-9, atol=1e-12
@@ -179,8 +199,8 @@ def test_a_product_that_appears_later_has_rows_from_its_first_hour() -> None:
         grids += list(stream.close_until(int(part.event_time_ns.max())))
     grids += list(stream.finish())
     frame = pd.concat([grid.to_frame().astype({"product": str}) for grid in grids])
-    second = by_key(frame)[lambda rows: rows["product"] == "P1-USD"]
-    expected = by_key(at_once(late))[lambda rows: rows["product"] == "P1-USD"]
+    second = by_key(frame)[lambda rows: rows["product"] == "ETH-USD"]
+    expected = by_key(at_once(late))[lambda rows: rows["product"] == "ETH-USD"]
     assert_same_rows(second, expected[expected["bar_start"] >= second["bar_start"].min()])
 
 
@@ -311,14 +331,100 @@ def test_without_a_file_the_newest_closed_hour_gives_the_rows_of_its_asset(
     stored, found = (
         rows.astype({"product": str}).sort_values(keys, ignore_index=True) for rows in (stored, found)
     )
-    # A replay reads no trades.
-    chain = timescale_spec(pipeline.settings.timescales.seconds, "seconds")
-    shared = [name for name in stored if name in found and name not in optional_feature_names(chain)]
-    assert len(shared) > 30
-    pd.testing.assert_frame_equal(found[shared], stored[shared], check_dtype=False)
+    assert len(stored.columns) > 50
+    pd.testing.assert_frame_equal(found, stored, check_exact=True)
     scored = CliRunner().invoke(main, ["infer", "--model", "logreg", "--features", str(out), "--json"])
     assert scored.exit_code == 0, scored.output
     assert json.loads(scored.stdout)["scored"] == int(found["valid"].sum()) > 0
+
+
+TICKER_FIELDS = (
+    "product_id", "price", "best_bid", "best_ask", "best_bid_quantity", "best_ask_quantity",
+)  # fmt: skip
+TRADE_FIELDS = ("product_id", "trade_id", "price", "size", "side")
+
+
+def as_frames(raw_dir: Path, path: Path) -> Path:
+    """What a recorder of frames would have written: the messages of raw storage, frame by frame."""
+    reader, frames = RawReader(raw_dir), {}
+    kinds = (
+        ("ticks.raw", "ticker", "tickers", TICKER_FIELDS),
+        ("trades.raw", "market_trades", "trades", TRADE_FIELDS),
+    )
+    for topic, channel, entries, names in kinds:
+        for row in reader.read(topic, 0, 2**62).to_pylist():
+            place = row["connection_id"], row["sequence_num"]
+            event = {"type": row["event_type"], entries: []}
+            head = {"channel": channel, "timestamp": stamp(row["event_time_ns"]), "sequence_num": place[1]}
+            frame = frames.setdefault(place, {**head, "events": [event]})
+            entry = {name: str(row[name]) for name in names}
+            if topic == "trades.raw":
+                entry["time"] = stamp(row["trade_time_ns"])
+            frame["events"][0][entries].append(entry)
+    lines = (json.dumps(frames[key]) + "\n" for key in sorted(frames))
+    path.write_text("".join(lines))
+    return path
+
+
+def test_with_trades_and_three_products_every_feature_is_that_of_the_assets(
+    tmp_path: Path, own_dagster_home: None
+) -> None:
+    """Bit for bit, column by column: the assets, a replay of raw files, and one of frames."""
+    from cryptovol_dagster.verbs import runs
+
+    products, hours = ("BTC-USD", "ETH-USD", "SOL-USD"), hours_from(FIRST_HOUR, 3)
+    small = small_settings(tmp_path)
+    timescales = small.timescales.model_copy(update={"reference_set": products})
+    coinbase = small.coinbase.model_copy(update={"products": products})
+    settings = small.model_copy(update={"coinbase": coinbase, "timescales": timescales})
+    raw_dir, chain = settings.storage.raw_dir, timescale_specs(settings)["seconds"]
+    write_market(raw_dir, hours, products=products, gap_in=hours[1])
+    runs.materialize_range(settings, hours[0], hours[-1], list(MARKET[:4]))
+    lake = Lake(settings.storage.lake_dir)
+    span = hour_window(hours[0])[0], hour_window(hours[-1])[1]
+    expected = sorted_rows(lake.read_table("seconds/features", *span).to_pandas())
+
+    raw = [file.path for file in RawReader(raw_dir).files("ticks.raw", 0, 2**62)]
+    for files in (raw, [as_frames(raw_dir, tmp_path / "frames.ndjson")]):
+        out = tmp_path / "rows.parquet"
+        result = replay(files, spec=chain, out=out)
+        assert result.trades > 1_000
+        found = sorted_rows(pd.read_parquet(out))
+        assert list(found.columns) == ["bar_start", "product", *feature_names(chain), "valid", "reason"]
+        for name in found.columns:
+            pd.testing.assert_series_equal(found[name], expected[name], check_exact=True)
+        known = found[[*feature_names(chain)]].notna().any()
+        assert known.all(), known[~known].index.tolist()
+        assert meaning_of(out) == (features_version(chain), products)
+
+
+def sorted_rows(frame: pd.DataFrame) -> pd.DataFrame:
+    return frame.astype({"product": str}).sort_values(["bar_start", "product"], ignore_index=True)
+
+
+def test_a_trade_that_is_none_is_left_out_and_its_frame_still_counts(tmp_path: Path) -> None:
+    ticks = numbered(random_ticks(3, seconds=60, per_second=4.0, n_products=1, faults=False))
+    path = write_recording(tmp_path / "ticks.ndjson", ticks)
+    good = {"product_id": "BTC-USD", "trade_id": "7", "price": "1", "size": "2", "side": "BUY"}
+    at = stamp(START_NS + 30 * NS)
+    trades = [
+        {**good, "time": at},
+        {**good, "time": at},  # twice
+        {**good, "trade_id": "8", "time": "yesterday"},
+        {**good, "trade_id": "nine", "time": at},
+        {**good, "trade_id": "10", "size": None, "time": at},
+        {**good, "trade_id": "11", "product_id": None, "time": at},
+        "no object",
+    ]
+    for kind, entries in (("update", trades), ("snapshot", [{**good, "trade_id": "12", "time": at}])):
+        frame = {"channel": "market_trades", "timestamp": at, "sequence_num": len(ticks)}
+        frame["events"] = [{"type": kind, "trades": entries}]
+        with path.open("a") as file:
+            file.write(json.dumps({"received_at": at, "frame": frame}) + "\n")
+    result = replay([path], spec=SPEC, out=tmp_path / "rows.parquet")
+    assert (result.trades, result.unreadable, result.kept) == (1, 0, len(ticks))
+    rate = pd.read_parquet(tmp_path / "rows.parquet").set_index("bar_start")["ln_trade_rate_15"]
+    assert rate.isna().sum() >= 3_600 - 30
 
 
 def test_without_a_closed_hour_one_line_says_what_to_do(tmp_path: Path) -> None:

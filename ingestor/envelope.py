@@ -99,6 +99,43 @@ class FeatureMessage(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     values: dict[str, float | None]
 
 
+#: Begins the key of a record of `closing_message`; no product of the exchange begins so.
+PROGRESS_MARK = "#"
+
+
+def closing_message(partition: int, closed_until_ns: int, feature_version: str) -> FeatureMessage:
+    """Return the record that says how far a partition of ticks.raw has been computed.
+
+    The rows of all bars that end by then stand before it in the log. So a row that is not there will not
+    come, unless a late tick brings it. It has the form of a row, of a product and a version that no row has:
+    readers that know nothing of it leave it out.
+
+    Args:
+        partition: of ticks.raw.
+        closed_until_ns: event time, UTC nanoseconds.
+        feature_version: of the rows.
+    """
+    return FeatureMessage(
+        product_id=f"{PROGRESS_MARK}{partition}",
+        bar_end_ns=closed_until_ns,
+        feature_version=f"{PROGRESS_MARK}{feature_version}",
+        revision=0,
+        provisional=False,
+        valid=False,
+        reason="closed",
+        values={},
+    )
+
+
+def closed_partition(message: FeatureMessage) -> int | None:
+    """Return the partition that a record of `closing_message` is of, closed until `bar_end_ns`.
+
+    None where the message is a row.
+    """
+    is_row = not message.product_id.startswith(PROGRESS_MARK)
+    return None if is_row else int(message.product_id.removeprefix(PROGRESS_MARK))
+
+
 Message = TickMessage | TradeMessage | FeedEvent | DeadLetter
 
 #: One reusable encoder; `encode(message)` returns the Kafka value.

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cryptovol_dagster.api.errors import ApiError
-from cryptovol_dagster.core.features.catalogue import feature_hash, feature_list
+from cryptovol_dagster.core.features.catalogue import feature_list, features_version
 from cryptovol_dagster.core.features.grid import Reason
 from cryptovol_dagster.core.learning.labels import REASONS, label_hash
 from cryptovol_dagster.core.market.fixed_point import NANO, SIZE_SCALE
@@ -65,6 +65,7 @@ class Kind:
         product: stored column of the product.
         known: stored column, and its values in rows of which something is known.
         version: version of the rows' meaning in this build; None where files have no version.
+        reference_set: products whose means the cross features are; empty where there are none.
     """
 
     name: str
@@ -74,6 +75,7 @@ class Kind:
     product: str = PRODUCT
     known: tuple[str, tuple[Any, ...]] | None = None
     version: str | None = None
+    reference_set: tuple[str, ...] = ()
 
     def select(self, names: list[str] | None) -> tuple[Column, ...]:
         """Return the columns of these names, in that order; all without names.
@@ -313,7 +315,8 @@ def _features(spec: TimescaleSpec) -> Kind:
         Column("reason", "", "ok, or why it may not be scored", ("reason",), _words("reason", words)),
     )
     known = ("reason", tuple(reason.value for reason in Reason if reason is not Reason.IN_GAP))
-    return Kind(FEATURES, "bar_start", (*own, *flags), known=known, version=feature_hash(spec))
+    version, chosen = features_version(spec), spec.reference_set
+    return Kind(FEATURES, "bar_start", (*own, *flags), known=known, version=version, reference_set=chosen)
 
 
 def _labels(spec: TimescaleSpec) -> Kind:

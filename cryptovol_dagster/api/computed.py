@@ -75,17 +75,16 @@ def score_partitions(query: Query, scorer: Scorer) -> Iterator[tuple[str, pa.Tab
         InferError: the rows are of another feature set than the model was trained on.
         LakeError: a file cannot be read.
     """
-    from cryptovol_dagster.inference.scorer import FeatureRows, score
+    from cryptovol_dagster.inference.scorer import FeatureRows, require_same_features, score
 
     wanted = [*KEY_COLUMNS, *scorer.model.meta.inputs]
     for key in query.partitions():
         version = query.lake.versions(query.asset, *partition_window(key))[key]
-        if version != scorer.model.meta.feature_hash:
-            # The scorer reports mismatches; it needs no rows for that.
-            wanted = list(KEY_COLUMNS)
+        reference_set, source = query.lake.reference_set(query.asset, key), f"{query.asset} of {key}"
+        require_same_features(scorer.model.meta, source, version, reference_set)
         table = query.lake.read_partition(query.asset, key, wanted)
         frame = _wanted_rows(table, query)
-        scores = score(FeatureRows(frame, f"{query.asset} of {key}", version), scorer)
+        scores = score(FeatureRows(frame, source, version, reference_set), scorer)
         words = sorted(scores[PRODUCT].unique())
         scores[PRODUCT] = pd.Categorical(scores[PRODUCT], categories=pd.Index(words, dtype=str))
         table = pa.Table.from_pandas(scores, schema=_SCORES_SCHEMA, preserve_index=False)

@@ -22,7 +22,7 @@ from cryptovol_dagster.api.errors import ApiError
 from cryptovol_dagster.api.spans import shown
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import DAY_NS, HOUR_NS, partition_window
-from cryptovol_dagster.lake.files import Lake, version_of
+from cryptovol_dagster.lake.files import Lake
 from ingestor.errors import did_you_mean
 
 UTC_TIME = pa.timestamp("ns", "UTC")
@@ -137,6 +137,9 @@ class Query:
         other = [key for key in keys if versions.get(key) != self.kind.version]
         if not other:
             return
+        own = {_own(versions.get(key)) for key in other}
+        if self.kind.reference_set and own == {_own(self.kind.version)}:
+            raise ApiError(self._other_reference_set(keys, other))
         found = ", ".join(sorted({versions.get(key) or "none" for key in other}))
         scale = "" if ":" in other[0] else "--timescale minutes "
         again = self.verb(f"backfill {scale}--from {other[0]} --to {other[-1]} --market-only")
@@ -144,6 +147,16 @@ class Query:
             f"{self.asset}: {len(other)} of {len(keys)} partitions ({other[0]} … {other[-1]}) are of version "
             f"{found}, this build computes {self.kind.version}: `{again}` computes them again; "
             "in Python, any_version=True reads them as they are"
+        )
+
+    def _other_reference_set(self, keys: Sequence[str], other: Sequence[str]) -> str:
+        found = self.lake.reference_set(self.asset, other[0])
+        again = self.verb("reference-set --apply")
+        return (
+            f"{self.asset}: {len(other)} of {len(keys)} partitions ({other[0]} … {other[-1]}) have cross "
+            f"features over {', '.join(found)}; timescales.reference_set is "
+            f"{', '.join(self.kind.reference_set)}: "
+            f"`{again}` recomputes them; in Python, any_version=True reads them as they are"
         )
 
     def read(self, key: str) -> pa.Table:
@@ -159,12 +172,15 @@ class Query:
         kind = self.kind
         with self.lake.open_partition(self.asset, key) as file:
             schema = file.schema_arrow
-            if not self.any_version and kind.version not in (None, version_of(schema)):
+            if not self.any_version and kind.version not in (None, self._version_of(key)):
                 self.require_versions(self.partitions())
             columns = self._columns_in(schema)
             sources = dict.fromkeys([kind.time, kind.product, *(s for c in columns for s in c.sources)])
             table = file.read(columns=list(sources), use_threads=threads)
         return self._computed(table, columns)
+
+    def _version_of(self, key: str) -> str:
+        return self.lake.versions(self.asset, *partition_window(key))[key]
 
     def _computed(self, table: pa.Table, columns: Sequence[Column]) -> pa.Table:
         """Compute these columns of the requested rows."""
@@ -257,6 +273,11 @@ class Query:
         parts = [self._computed(schema.empty_table(), self._columns_in(schema)) for schema in schemas]
         table = pa.concat_tables(parts, promote_options="permissive")
         return table if self.names is None else self.kind.pick(table, self.names)
+
+
+def _own(version: str | None) -> str:
+    """Return the part of a version that is of the own features."""
+    return (version or "").partition("+")[0]
 
 
 def newest_time(lake: Lake, kind: Kind, asset: str, spec: TimescaleSpec) -> int:

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cryptovol_dagster.core.features.catalogue import feature_hash
+from cryptovol_dagster.champion.scoring import why_unscorable
+from cryptovol_dagster.core.features.catalogue import feature_hash, feature_names
+from cryptovol_dagster.core.models import load_model
 from cryptovol_dagster.core.promotion.decision import Champion, Decision, DecisionError
 from cryptovol_dagster.core.promotion.rule import roll_back
 from cryptovol_dagster.core.specs import TimescaleSpec
@@ -84,15 +86,18 @@ def roll_back_to(
             f"{model} was trained on feature set {model.feature_hash}, expected {feature_hash(spec)}: it "
             "cannot score the features there are now"
         )
+    is_kept = decisions.has_file(lake, spec, model)
+    content = decisions.read_champion_file(lake, spec, model) if is_kept else registry.file_of(model)
+    if why := why_unscorable(load_model(content), feature_names(spec), spec.reference_set):
+        raise DecisionError(f"{model} cannot score the features there are now: {why}")
     labelled = lake.partitions(spec.asset("labels"))
     now_ns = partition_window(max([*labelled, before.as_of]))[1]
     decision = roll_back(before, model, as_of=before.as_of, now_ns=now_ns, reason=reason)
     if dry_run:
         return Rollback(replaced, decision)
-    content = None if decisions.has_file(lake, spec, model) else registry.file_of(model)
     if replaced.registry_version is not None:
         registry.tag_verdict(replaced.registry_version, decision)
-    if content is not None:
+    if not is_kept:
         decisions.keep_file(lake, spec, model, content)
     reports.write(
         reports.decision, decisions.write_decision(lake, spec, decision, suffix=decisions.ROLLED_BACK)

@@ -60,7 +60,11 @@ class StoredRows:
 
     def why_unscorable(self, champion: Champion) -> str:
         """Return why the champion's file cannot score the present features; empty where it can."""
-        return why_unscorable(self._read_champion(champion), feature_names(self.spec))
+        return self._why_unscorable(self._read_champion(champion))
+
+    def why_challenger_unscorable(self, contest: Contest) -> str:
+        """Return why the challenger's file cannot score the present features; empty where it can."""
+        return self._why_unscorable(self._read_challenger(contest))
 
     def validation(self) -> dict[str, float | None]:
         """Return the candidates' average precision on the plan's validation rows."""
@@ -70,7 +74,7 @@ class StoredRows:
 
     def hold_out(self, champion: Champion, contest: Contest) -> ScoredRows:
         """Return the hold-out, labelled by the challenger's thresholds, scored by both and `REFERENCES`."""
-        challenger = load_model(decisions.read_model_file(self.lake, self.spec, contest.challenger))
+        challenger = self._read_challenger(contest)
         models = self._read_references(contest.challenger.as_of) | {
             THE_CHAMPION: self._read_champion(champion),
             THE_CHALLENGER: challenger,
@@ -85,6 +89,12 @@ class StoredRows:
             models |= read_models(self.lake, self.spec, self.plan, [FALLBACK])
         return score_test(plans.read_problem(self.lake, self.spec, self.plan), models)
 
+    def _why_unscorable(self, model: Model) -> str:
+        return why_unscorable(model, feature_names(self.spec), self.spec.reference_set)
+
+    def _read_challenger(self, contest: Contest) -> Model:
+        return load_model(decisions.read_model_file(self.lake, self.spec, contest.challenger))
+
     def _read_champion(self, champion: Champion) -> Model:
         return load_model(decisions.read_champion_file(self.lake, self.spec, champion))
 
@@ -97,16 +107,24 @@ class StoredRows:
         }
 
 
-def why_unscorable(model: Model, columns: tuple[str, ...]) -> str:
+def why_unscorable(model: Model, columns: tuple[str, ...], reference_set: tuple[str, ...]) -> str:
     """Return why a model cannot read rows of these columns; empty where it can.
 
     Args:
         model: trained earlier.
         columns: names of the present features.
+        reference_set: products whose means the present cross features are; a model of own columns reads any.
     """
     meta = model.meta
     lacking = [name for name in meta.features if name not in columns and name not in meta.optional]
-    return f"the features lack {', '.join(lacking)}" if lacking else ""
+    if lacking:
+        return f"the features lack {', '.join(lacking)}"
+    if meta.cross_set and meta.cross_set != reference_set:
+        return (
+            f"it reads cross features over {', '.join(meta.cross_set)}; those of the rows are over "
+            f"{', '.join(reference_set)}"
+        )
+    return ""
 
 
 def score(model: Model, features: pd.DataFrame) -> NDArray[np.float64]:

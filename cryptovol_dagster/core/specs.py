@@ -6,11 +6,14 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 NS = 1_000_000_000
 HOUR_S, DAY_S = 3_600, 86_400
 #: Targets: volatility from close to close, or after Garman and Klass.
 RV, GK = "rv", "gk"
+#: Products whose means the cross features are, where the settings name no others.
+DEFAULT_REFERENCE_SET = ("BTC-USD", "ETH-USD")
 #: Assets that the horizons on one grid share.
 _GRID_ASSETS = ("candles", "bars", "features")
 #: Timescales.
@@ -20,8 +23,10 @@ SECONDS, MINUTES = "seconds", "minutes"
 class _Hashable:
     def hash(self) -> str:
         """Return a short stable hash of every field, for names of versions."""
-        text = json.dumps(asdict(self), sort_keys=True)  # type: ignore[call-overload] - subclasses are dataclasses
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
+        return hashlib.sha256(json.dumps(self._hashed(), sort_keys=True).encode()).hexdigest()[:12]
+
+    def _hashed(self) -> dict[str, Any]:
+        return asdict(self)  # type: ignore[call-overload] - subclasses are dataclasses
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class TimescaleSpec(_Hashable):
         retrain_every: number of partitions between two trainings of a run over a range.
         retrain_phase: which partitions train: their number since the epoch, modulo `retrain_every`.
         splits: how a labelled span is split.
+        reference_set: products whose means the cross features are, in the order in which they are summed.
     """
 
     name: str
@@ -76,6 +82,11 @@ class TimescaleSpec(_Hashable):
     retrain_every: int
     retrain_phase: int
     splits: SplitSpec
+    reference_set: tuple[str, ...] = DEFAULT_REFERENCE_SET
+
+    def _hashed(self) -> dict[str, Any]:
+        # The version of the features names the set (`catalogue.features_version`); own features have none.
+        return {name: value for name, value in asdict(self).items() if name != "reference_set"}
 
     @property
     def bar_ns(self) -> int:

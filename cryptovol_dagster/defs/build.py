@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import dagster as dg
 
-from cryptovol_dagster.chains import minutes_specs, timescale_spec
+from cryptovol_dagster.chains import minutes_specs, spec_of
 from cryptovol_dagster.core.specs import SECONDS, TimescaleSpec
 from cryptovol_dagster.defs.assets.ingestion import external_assets, gap_ledger_asset, ticks_asset
 from cryptovol_dagster.defs.automation.alerts import failed_runs_sensor
@@ -49,7 +49,7 @@ def build_defs(settings: Settings, *, retrain_cron: str = RETRAIN_CRON, **resour
 
 
 def _assemble(settings: Settings, retrain_cron: str, resources: dict[str, Any]) -> dg.Definitions:
-    spec = timescale_spec(settings.timescales.seconds, SECONDS)
+    spec = spec_of(settings, SECONDS)
     hours = hourly_partitions(settings)
     pipeline, retrain, backfill, drift = jobs(spec, settings.models.enabled)
     freshness = freshness_job(spec)
@@ -107,7 +107,10 @@ class _Minutes(NamedTuple):
 def _minutes(settings: Settings) -> _Minutes:
     if not settings.timescales.minutes.enabled:
         return _Minutes([], [], [], [], [])
-    specs, days = minutes_specs(settings.timescales.minutes), daily_partitions(settings)
+    specs, days = (
+        minutes_specs(settings.timescales.minutes, settings.timescales.reference_set),
+        daily_partitions(settings),
+    )
     market, retrains = minutes_jobs(settings, specs)
     return _Minutes(
         assets=minutes_assets(settings, specs, days),

@@ -22,16 +22,17 @@ from cryptovol_dagster.core.models.kinds import FIRST_CHAMPIONS
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import partition_window, partitions_between
 from cryptovol_dagster.lake import decisions, look_back, plans
-from cryptovol_dagster.lake.files import VERSION_KEY, Lake
+from cryptovol_dagster.lake.files import Lake, meaning_of
 from cryptovol_dagster.lake.latest import Reports
 from ingestor.errors import CryptovolError, did_you_mean
 
 if TYPE_CHECKING:
     from cryptovol_dagster.core.models import Model
+    from cryptovol_dagster.core.models.base import ModelMeta
 
 CHAMPION = "champion"
-#: Metadata keys of the feature version: lake and `cryptovol replay`, and `cryptovol featurize`.
-_VERSION_KEYS = (VERSION_KEY, b"cryptovol_feature_version")
+#: Metadata key of the version of own features that `cryptovol featurize` writes.
+_LIVE_VERSION_KEY = b"cryptovol_feature_version"
 #: Columns of live rows that are not features.
 _LIVE_COLUMNS = ("revision", "provisional")
 
@@ -65,11 +66,13 @@ class FeatureRows:
         frame: `KEY_COLUMNS` and a column a feature.
         source: the file or partition.
         version: of the feature set, where the file has one.
+        reference_set: products whose means the cross features are; empty where there are none.
     """
 
     frame: pd.DataFrame
     source: str
     version: str | None
+    reference_set: tuple[str, ...] = ()
 
 
 def find_scorer(
@@ -184,16 +187,17 @@ def read_features(lake: Lake, spec: TimescaleSpec, path: Path | None) -> Feature
         window = partition_window(keys[-1])
         version = lake.versions(asset, *window)[keys[-1]]
         frame = lake.read_table(asset, *window).to_pandas()
-        return FeatureRows(frame, f"{asset} of {keys[-1]}", version)
+        return FeatureRows(frame, f"{asset} of {keys[-1]}", version, lake.reference_set(asset, keys[-1]))
     try:
         if path.suffix == ".csv":
-            frame, version = pd.read_csv(path), None
+            frame, version, reference_set = pd.read_csv(path), None, ()
         else:
             files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-            versions = {_version_of(file) for file in files}
-            if len(versions) != 1:
-                raise InferError(f"{path}: expected files of one feature version, found {len(versions)}")
-            frame, version = pd.concat([pd.read_parquet(file) for file in files]), versions.pop()
+            meanings = {_meaning_of(file) for file in files}
+            if len(meanings) != 1:
+                raise InferError(f"{path}: expected files of one feature version, found {len(meanings)}")
+            frame = pd.concat([pd.read_parquet(file) for file in files])
+            version, reference_set = meanings.pop()
     except (OSError, ValueError, pa.ArrowException) as error:
         raise InferError(f"{path}: cannot be read as features: {' '.join(str(error).split())}") from error
     if missing := [name for name in KEY_COLUMNS if name not in frame.columns]:
@@ -206,12 +210,15 @@ def read_features(lake: Lake, spec: TimescaleSpec, path: Path | None) -> Feature
             "`cryptovol export` has another format: `cryptovol export scores` scores stored features"
         )
     frame["bar_start"] = pd.to_datetime(frame["bar_start"], utc=True)
-    return FeatureRows(frame, str(path), version)
+    return FeatureRows(frame, str(path), version, reference_set)
 
 
-def _version_of(file: Path) -> str | None:
+def _meaning_of(file: Path) -> tuple[str | None, tuple[str, ...]]:
     metadata = pq.read_schema(file).metadata or {}
-    return next((metadata[key].decode() for key in _VERSION_KEYS if key in metadata), None)
+    if _LIVE_VERSION_KEY in metadata:
+        return metadata[_LIVE_VERSION_KEY].decode(), ()
+    version, reference_set = meaning_of(file)
+    return version or None, reference_set
 
 
 def inputs_of(rows: FeatureRows, scorer: Scorer) -> pd.DataFrame:
@@ -225,15 +232,40 @@ def inputs_of(rows: FeatureRows, scorer: Scorer) -> pd.DataFrame:
             and differ in their columns.
     """
     meta = scorer.model.meta
-    if rows.version is not None and rows.version != meta.feature_hash:
-        raise InferError(
-            f"{rows.source}: features of version {rows.version}, model {meta.name} was trained on version "
-            f"{meta.feature_hash}: compute the features again, or train a new model"
-        )
+    if rows.version is not None:
+        require_same_features(meta, rows.source, rows.version, rows.reference_set)
     inputs = rows.frame.drop(columns=[*KEY_COLUMNS, *_LIVE_COLUMNS], errors="ignore")
     if rows.version is None:
         _require_same_columns(rows, inputs, scorer)
     return inputs.reindex(columns=list(meta.inputs))
+
+
+def require_same_features(meta: ModelMeta, source: str, version: str, reference_set: tuple[str, ...]) -> None:
+    """Make sure that rows mean what a model learned: their own features, and the cross features it reads.
+
+    A model of own features scores rows of any reference set.
+
+    Args:
+        meta: of the model.
+        source: the rows, for messages.
+        version: of the rows.
+        reference_set: products whose means their cross features are; empty where there are none.
+
+    Raises:
+        InferError: they do not.
+    """
+    own = version.partition("+")[0]
+    if own != meta.feature_hash:
+        raise InferError(
+            f"{source}: features of version {own}, model {meta.name} was trained on version "
+            f"{meta.feature_hash}: compute the features again, or train a new model"
+        )
+    if reference_set and meta.cross_set and reference_set != meta.cross_set:
+        raise InferError(
+            f"{source}: cross features over {', '.join(reference_set)}; model {meta.name} was trained on "
+            f"means over {', '.join(meta.cross_set)}: train a new model, or put timescales.reference_set "
+            "back and type `cryptovol reference-set --apply`"
+        )
 
 
 def _require_same_columns(rows: FeatureRows, inputs: pd.DataFrame, scorer: Scorer) -> None:

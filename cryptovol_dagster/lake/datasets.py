@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from cryptovol_dagster.core.features.catalogue import feature_hash
+from collections.abc import Sequence
+
+from cryptovol_dagster.core.features.catalogue import feature_hash, features_version, with_reference_set
 from cryptovol_dagster.core.learning.dataset import Dataset, join_rows
 from cryptovol_dagster.core.learning.labels import label_hash, rows_labelled_by
 from cryptovol_dagster.core.specs import TimescaleSpec
@@ -65,26 +67,64 @@ def read_matured(lake: Lake, spec: TimescaleSpec, partition_key: str) -> Dataset
     span = rows_labelled_by(*window, spec)
     for asset in (labels, features):
         lake.require(asset, [partition_key])
-    _require_version(lake, labels, window, label_hash(spec))
-    _require_version(lake, features, (span[0], window[1]), feature_hash(spec))
+    _require_labels(lake, spec, window)
+    require_features(lake, spec, (span[0], window[1]))
     rows = lake.read_table(features, *span).to_pandas()
     return join_rows(between(rows, *span), lake.read_table(labels, *window).to_pandas(), spec)
 
 
 def _rows_and_hash(lake: Lake, spec: TimescaleSpec, start_ns: int, end_ns: int) -> tuple[Dataset, str]:
-    assets = spec.asset("features"), spec.asset("labels")
-    for asset, version in zip(assets, (feature_hash(spec), label_hash(spec)), strict=True):
-        _require_version(lake, asset, (start_ns, end_ns), version)
+    require_features(lake, spec, (start_ns, end_ns))
+    _require_labels(lake, spec, (start_ns, end_ns))
     return read_rows(lake, spec, start_ns, end_ns)
 
 
-def _require_version(lake: Lake, asset: str, window: tuple[int, int], version: str) -> None:
-    """Check that rows are joined only with rows of the same meaning.
+def require_features(lake: Lake, spec: TimescaleSpec, window: tuple[int, int]) -> None:
+    """Check that features are joined only with features of the same meaning.
 
     Raises:
-        ChainError: some hours were computed with another configuration or by another version of the code.
+        ChainError: some partitions are of another configuration, reference set or version of the code.
     """
-    outdated = [key for key, found in lake.versions(asset, *window).items() if found != version]
+    found = lake.versions(spec.asset("features"), *window)
+    outdated = [key for key, version in found.items() if version != features_version(spec)]
+    if outdated:
+        raise ChainError(why_other_features(lake, spec, outdated))
+
+
+def why_other_features(lake: Lake, spec: TimescaleSpec, outdated: Sequence[str]) -> str:
+    """Say what partitions of features hold that this configuration does not compute, and what to type.
+
+    Args:
+        lake: holds them.
+        spec: what is computed now.
+        outdated: keys of features of another version, oldest first; at least one.
+
+    Raises:
+        LakeError: a file cannot be read.
+    """
+    asset, first = spec.asset("features"), outdated[0]
+    which, again = f"{asset} of {first}", "it"
+    if len(outdated) > 1:
+        which, again = f"{asset} of {len(outdated)} partitions, {first} … {outdated[-1]},", "these"
+    found = lake.reference_set(asset, first)
+    version = lake.versions(asset, *partition_window(first))[first]
+    own = with_reference_set(feature_hash(spec), found)
+    if not found or found == spec.reference_set or version != own:
+        return f"{which} was computed with another configuration: materialize {again} again"
+    return (
+        f"{which} has cross features over {', '.join(found)}; timescales.reference_set is "
+        f"{', '.join(spec.reference_set)}: `cryptovol reference-set --apply` recomputes them"
+    )
+
+
+def _require_labels(lake: Lake, spec: TimescaleSpec, window: tuple[int, int]) -> None:
+    """Check that labels are joined only with labels of the same meaning.
+
+    Raises:
+        ChainError: some partitions are of another configuration or another version of the code.
+    """
+    asset = spec.asset("labels")
+    outdated = [key for key, found in lake.versions(asset, *window).items() if found != label_hash(spec)]
     if outdated:
         raise ChainError(
             f"{asset} of {len(outdated)} partitions, {outdated[0]} … {outdated[-1]}, was computed with "

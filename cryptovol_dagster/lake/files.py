@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cryptovol_dagster.core.features.catalogue import is_cross, reference_set_before, with_reference_set
 from cryptovol_dagster.core.times import (
     _DAY_KEY,
     DAY_NS,
@@ -31,8 +32,9 @@ from ingestor.errors import CryptovolError, first_line
 FileState = tuple[str, int, int, int]
 #: Suffix of a decision by hand, beside the one by rule (`lake/decisions.py`).
 ROLLED_BACK = "rollback.json"
-#: Metadata of a Parquet file: version of the meaning of its rows.
-VERSION_KEY = b"cryptovol.version"
+#: Metadata of a Parquet file: version of the meaning of its rows, and the products whose means its cross
+#: features are, in order.
+VERSION_KEY, REFERENCE_KEY = b"cryptovol.version", b"cryptovol.reference_set"
 _PARTITION_FOLDER = re.compile(r"date=(\d{4}-\d{2}-\d{2})(?:/hour=(\d{2}))?$")
 
 
@@ -93,7 +95,13 @@ class Lake:
         return all(key <= partition_key for key in self.partitions(asset, suffix))
 
     def write_table(
-        self, asset: str, partition_key: str, table: pa.Table, *, version: str | None = None
+        self,
+        asset: str,
+        partition_key: str,
+        table: pa.Table,
+        *,
+        version: str | None = None,
+        reference_set: Sequence[str] = (),
     ) -> Path:
         """Replace a partition's table; readers see the old file or the new one, never a mixture.
 
@@ -102,14 +110,13 @@ class Lake:
             partition_key: the hour or day.
             table: its rows.
             version: version of the rows' meaning, for `versions`.
+            reference_set: products whose means the cross features are; empty where there are none.
 
         Raises:
             LakeError: the folder cannot be written.
         """
         if version is not None:
-            table = table.replace_schema_metadata(
-                {**(table.schema.metadata or {}), VERSION_KEY: version.encode()}
-            )
+            table = stamped(table, version, reference_set)
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd")
         return self.write_bytes(asset, partition_key, sink.getvalue().to_pybytes(), "parquet")
@@ -139,9 +146,20 @@ class Lake:
             LakeError: a file cannot be read.
         """
         return {
-            state[0]: _version_of(self.path(asset, state[0]), state)
+            state[0]: _meaning_of(self.path(asset, state[0]), state)[0]
             for state in self.fingerprint(asset, start_ns, end_ns)
         }
+
+    def reference_set(self, asset: str, partition_key: str) -> tuple[str, ...]:
+        """Give the products whose means a partition's cross features are; empty where it has none.
+
+        Raises:
+            LakeError: it was never written or cannot be read.
+        """
+        self.require(asset, [partition_key])
+        found = self.fingerprint(asset, *partition_window(partition_key))
+        (state,) = (state for state in found if state[0] == partition_key)
+        return _meaning_of(self.path(asset, partition_key), state)[1]
 
     def count_rows(self, asset: str, partition_key: str) -> int:
         """Count the rows of a partition, by its footer.
@@ -247,18 +265,55 @@ class Lake:
 
 
 @lru_cache(maxsize=4_096)
-def _version_of(path: Path, state: FileState) -> str:
-    """Read the version of a file in this state; each step of a training reads those of a window.
+def _meaning_of(path: Path, state: FileState) -> tuple[str, tuple[str, ...]]:
+    """Read the meaning of a file in this state; each step of a training reads those of a window.
 
     Raises:
         LakeError: the file cannot be read.
     """
     try:
-        return version_of(pq.read_schema(path))
+        return meaning_of(path)
     except (OSError, pa.ArrowException) as error:
         raise LakeError(f"{path}: cannot be read as Parquet: {first_line(error)}") from error
 
 
+def meaning_of(path: Path) -> tuple[str, tuple[str, ...]]:
+    """Return the version that a Parquet file states, and the reference set of its cross features.
+
+    The version is empty where the file states none, and the set where it has no cross features. Files
+    written before there was a set averaged over all products in them.
+
+    Raises:
+        OSError: the file cannot be opened.
+        pa.ArrowException: it cannot be read as Parquet.
+    """
+    schema = pq.read_schema(path)
+    metadata = schema.metadata or {}
+    version = version_of(schema)
+    if REFERENCE_KEY in metadata:
+        return version, tuple(metadata[REFERENCE_KEY].decode().split(","))
+    if not any(map(is_cross, schema.names)):
+        return version, ()
+    with pq.ParquetFile(path) as file:
+        products = file.read(columns=["product"])["product"].cast(pa.string()).unique().to_pylist()
+    before = reference_set_before(products)
+    return version and with_reference_set(version, before), before
+
+
 def version_of(schema: pa.Schema) -> str:
-    """Return the version that a partition's schema states; empty where it was written without."""
+    """Return the version that a file's schema states; empty where it was written without."""
     return (schema.metadata or {}).get(VERSION_KEY, b"").decode()
+
+
+def stamped(table: pa.Table, version: str, reference_set: Sequence[str] = ()) -> pa.Table:
+    """Return the table with its version and reference set in its metadata.
+
+    Args:
+        table: rows.
+        version: what they mean.
+        reference_set: products whose means the cross features are; empty where there are none.
+    """
+    metadata = {**(table.schema.metadata or {}), VERSION_KEY: version.encode()}
+    if reference_set:
+        metadata[REFERENCE_KEY] = ",".join(reference_set).encode()
+    return table.replace_schema_metadata(metadata)

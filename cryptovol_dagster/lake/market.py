@@ -7,12 +7,14 @@ anything that depends on Dagster.
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cryptovol_dagster.core.features.catalogue import features_version
 from cryptovol_dagster.core.market.bars import BarGrid
 from cryptovol_dagster.core.market.ticks import TickColumns, TradeColumns
 from cryptovol_dagster.core.specs import TimescaleSpec
@@ -100,6 +102,16 @@ def read_mids(lake: Lake, spec: TimescaleSpec, start: pd.Timestamp, end: pd.Time
     if not lake.fingerprint(asset, *window):
         return None
     return lake.read_table(asset, *window, columns=["bar_start", "product", "close"]).to_pandas()
+
+
+def write_features(lake: Lake, spec: TimescaleSpec, partition_key: str, table: pa.Table) -> Path:
+    """Replace a partition's features, own and cross, and say in the file what they mean.
+
+    Raises:
+        LakeError: the folder cannot be written.
+    """
+    version, asset = features_version(spec), spec.asset("features")
+    return lake.write_table(asset, partition_key, table, version=version, reference_set=spec.reference_set)
 
 
 def to_table(frame: pd.DataFrame) -> pa.Table:

@@ -141,7 +141,8 @@ class _Loop:
         self._broker, self._live, self._stop = broker, task.live, stop
         self._on_rows, self._on_progress = task.on_rows, task.on_progress
         self._ticks, self._trades, self._parts = clients.ticks, clients.trades, task.parts
-        self._n_partitions = n_partitions
+        self._n_partitions, self._n_outputs = n_partitions, broker.partitions(FEATURES_TOPIC)
+        self._bar_ns = spec.bar_ns
         self._gaps = KnownGaps()
         self._events = EventReader(broker, clients.events, self._gaps)
         self._feed = FeedClock(round(spec.gap_after_s * NS) + _CARRY_BEYOND_GAP_NS)
@@ -249,6 +250,10 @@ class _Loop:
     def _partition_of(self, product: str) -> int:
         """Return where librdkafka puts the messages of a key."""
         return zlib.crc32(product.encode()) % self._n_partitions
+
+    def _outputs(self, number: int) -> Collection[int]:
+        """Return the partitions of ticks.features that hold the rows of a partition of ticks."""
+        return [number] if self._n_outputs == self._n_partitions else range(self._n_outputs)
 
     def _join(self) -> None:
         name = self._broker.topic(TICKS)
@@ -417,8 +422,12 @@ class _Loop:
         feed_ns = self._feed.reading(now_ns)
         for each in self._partitions.values():
             until_ns = each.closing(now_ns, feed_ns)
-            if until_ns is not None:
-                self._publish(each.state.close(until_ns, self._feed.newest_ns or 0))
+            if until_ns is None:
+                continue
+            self._publish(each.state.close(until_ns, self._feed.newest_ns or 0))
+            each.note_closed(until_ns, self._bar_ns)
+            if (closed_until_ns := each.take_closed(now_ns)) is not None:
+                self._publisher.publish_closing(each.number, closed_until_ns, self._outputs(each.number))
 
     def _publish(self, rows: LiveRows) -> None:
         """Add rows to the files, and publish those that are new or changed."""

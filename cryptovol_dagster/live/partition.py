@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from cryptovol_dagster.core.features.live import LiveFeatures
 from cryptovol_dagster.core.market.cleaning import TickCounts
+from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.lake.raw_ticks import tick_columns, trade_columns
 from cryptovol_dagster.live.clock import PartitionClock
 from cryptovol_dagster.live.progress import LiveProgress
@@ -51,6 +52,7 @@ class Partition:
         next_trade: offset in trades.raw, which has the trades of the same products.
         trades_at_end: whether all trades in the log have been read.
         trades_until_ns: event time of the last one read; None before the first.
+        closed_until_ns: event time until which bars are closed, with rows or without; None before the first.
     """
 
     number: int
@@ -60,8 +62,11 @@ class Partition:
     next_trade: int
     trades_at_end: bool = False
     trades_until_ns: int | None = None
+    closed_until_ns: int | None = None
     _counted: TickCounts = field(init=False)
     _counted_beyond_reach: int = field(init=False)
+    _said: int | None = field(init=False, default=None)
+    _said_at_ns: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self._counted, self._counted_beyond_reach = self.state.counts, self.state.beyond_reach
@@ -85,6 +90,7 @@ class Partition:
             restarted = self.state.add(ticks)
             if restarted:
                 self.clock.restart()
+                self.closed_until_ns = None
         return Added(len(ticks), len(fresh) - len(ticks), is_news=True, restarted=restarted)
 
     def add_trades(self, records: Sequence[Message]) -> Added:
@@ -106,11 +112,34 @@ class Partition:
             feed_ns: event time of the whole feed.
         """
         own_ns = self.state.newest_ns
+        if own_ns is None and self.clock.at_end and self.trades_at_end:
+            # Without a tick so far it has no rows; the feed's time says until when it had none.
+            own_ns = feed_ns
         if not self.trades_at_end and own_ns is not None:
             # Trades wait to be read: seconds close no further than the trades that were read.
             own_ns = None if self.trades_until_ns is None else min(own_ns, self.trades_until_ns)
             feed_ns = None
         return self.clock.closing(now_ns, own_ns, feed_ns)
+
+    def note_closed(self, until_ns: int, bar_ns: int) -> None:
+        """Note that all bars that end by `until_ns` are closed; whoever restarts begins anew.
+
+        Args:
+            until_ns: event time.
+            bar_ns: length of a bar.
+        """
+        self.closed_until_ns = max(until_ns // bar_ns * bar_ns, self.closed_until_ns or 0)
+
+    def take_closed(self, now_ns: int) -> int | None:
+        """Return how far bars are closed, at most once a second and only if that changed; else None.
+
+        Args:
+            now_ns: wall clock.
+        """
+        if self.closed_until_ns in (None, self._said) or now_ns - self._said_at_ns < NS:
+            return None
+        self._said, self._said_at_ns = self.closed_until_ns, now_ns
+        return self._said
 
     @property
     def is_finished(self) -> bool:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from confluent_kafka import KafkaError, Message, Producer
 
 from cryptovol_dagster.core.features.grid import Reason
 from cryptovol_dagster.core.features.live_rows import LiveRows
 from cryptovol_dagster.live.errors import LiveError
-from ingestor.envelope import FeatureMessage, encode
+from ingestor.envelope import FeatureMessage, closing_message, encode
+
+#: librdkafka's "any partition": that of the key.
+PARTITION_UA = -1
 
 
 class RowPublisher:
@@ -65,6 +68,21 @@ class RowPublisher:
             )
             self._produce(keys[product], encode(message))
 
+    def publish_closing(self, partition: int, closed_until_ns: int, outputs: Iterable[int]) -> None:
+        """Hand over how far a partition has closed; to be called after its rows.
+
+        Args:
+            partition: of the ticks.
+            closed_until_ns: event time until which its bars are closed.
+            outputs: partitions of the topic that rows of these ticks may lie in.
+
+        Raises:
+            LiveError: as `publish`.
+        """
+        message = closing_message(partition, closed_until_ns, self._version)
+        for output in outputs:
+            self._produce(message.product_id.encode(), encode(message), output)
+
     def poll(self, timeout_s: float = 0.0) -> None:
         """Process acknowledgements.
 
@@ -86,10 +104,10 @@ class RowPublisher:
             raise self._failure
         return left
 
-    def _produce(self, key: bytes, value: bytes) -> None:
+    def _produce(self, key: bytes, value: bytes, partition: int = PARTITION_UA) -> None:
         while True:
             try:
-                self._producer.produce(self._topic, value, key, on_delivery=self._delivered)
+                self._producer.produce(self._topic, value, key, partition, on_delivery=self._delivered)
                 return
             except BufferError:
                 # The broker is slow or away; ticks wait in Kafka meanwhile.

@@ -80,7 +80,7 @@ def minutes_line(settings: Settings, lake: Lake) -> str | None:
     first_ns = partition_window(progress.first_day)[0]
     labelled = [
         lake.written(spec.asset("labels"), first_ns, progress.at_ns)
-        for spec in minutes_specs(settings.timescales.minutes)
+        for spec in minutes_specs(settings.timescales.minutes, settings.timescales.reference_set)
     ]
     return f"{line}; days computed: {min(map(len, labelled))}"
 

@@ -14,7 +14,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from cryptovol_dagster.chains import timescale_spec, timescale_specs
+from cryptovol_dagster.chains import spec_of, timescale_specs
 from cryptovol_dagster.core.specs import NS, SECONDS, TimescaleSpec
 from cryptovol_dagster.core.times import DAY_NS, HOUR_NS, hour_key
 from cryptovol_dagster.lake.files import ROLLED_BACK, Lake
@@ -184,7 +184,7 @@ def look(settings: Settings, now_ns: int, required: Sequence[str] = ()) -> Statu
     raw, lake = _raw(storage.raw_dir, closings, now_ns, closed_after_ns), Lake(storage.lake_dir)
     # Keys sort like their hours. Hours before the first partition are never materialized.
     closed_at_ns = {key: at_ns for key, at_ns in closings.items() if key >= first}
-    due = _due_assets(timescale_spec(settings.timescales.seconds, SECONDS))
+    due = _due_assets(spec_of(settings, SECONDS))
     assets = [_asset(lake, name, closed_at_ns if name in due else {}) for name in _assets(storage.lake_dir)]
     models = [_models(lake, spec) for spec in timescale_specs(settings).values()]
     services = _services(settings, raw, now_ns)

@@ -31,9 +31,10 @@ from cryptovol_dagster.core.drift.distance import (
     worst_of,
 )
 from cryptovol_dagster.core.drift.limits import DriftLimits, LimitsInForce, Pair, limits_in_force
-from cryptovol_dagster.core.features.catalogue import feature_hash, feature_names, market_feature_names
+from cryptovol_dagster.core.features.catalogue import feature_names, features_version, market_feature_names
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import partition_window, partitions_between
+from cryptovol_dagster.lake.datasets import why_other_features
 from cryptovol_dagster.lake.files import Lake, LakeError
 from cryptovol_dagster.lake.market import to_table
 from ingestor.errors import CryptovolError
@@ -153,7 +154,7 @@ def score_hour(lake: Lake, spec: TimescaleSpec, key: str, window: DriftWindow) -
         LakeError: the hour has no features, or a file cannot be read.
         DriftError: the hour's features are of another version, or past numbers cannot be read.
     """
-    names, version, wanted = market_feature_names(spec), feature_hash(spec), window.reference_hours
+    names, version, wanted = market_feature_names(spec), features_version(spec), window.reference_hours
     rows = _valid_rows(lake, spec, key)
     _keep_sample(lake, spec, key, rows)
     products = sorted(name for name, found in _by_product(rows).items() if len(found) >= MIN_ROWS)
@@ -342,7 +343,7 @@ def read_sample(lake: Lake, spec: TimescaleSpec, key: str) -> pa.Table | None:
         LakeError: a file cannot be read.
         DriftError: the sample is not a table.
     """
-    features, sample, wanted = spec.asset("features"), _sample_asset(spec), feature_hash(spec).encode()
+    features, sample, wanted = spec.asset("features"), _sample_asset(spec), features_version(spec).encode()
     path = lake.path(features, key)
     if not path.is_file():
         return None
@@ -359,7 +360,7 @@ def read_sample(lake: Lake, spec: TimescaleSpec, key: str) -> pa.Table | None:
 
 
 def _keep_sample(lake: Lake, spec: TimescaleSpec, key: str, rows: pd.DataFrame) -> None:
-    table = _thinned(rows, feature_hash(spec).encode())
+    table = _thinned(rows, features_version(spec).encode())
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
@@ -371,11 +372,11 @@ def _sample_asset(spec: TimescaleSpec) -> str:
 
 
 def _valid_rows(lake: Lake, spec: TimescaleSpec, key: str, also: Sequence[str] = ()) -> pd.DataFrame:
-    asset, wanted = spec.asset("features"), feature_hash(spec)
+    asset, wanted = spec.asset("features"), features_version(spec)
     window = partition_window(key)
     lake.require(asset, [key])
     if lake.versions(asset, *window)[key] != wanted:
-        raise DriftError(f"{asset} of {key} was computed with another configuration: materialize it again")
+        raise DriftError(why_other_features(lake, spec, [key]))
     columns = ["product", "valid", *also, *feature_names(spec)]
     frame = lake.read_table(asset, *window, columns=columns).to_pandas()
     return frame.loc[frame["valid"]].drop(columns="valid").reset_index(drop=True)

@@ -28,7 +28,7 @@ from cryptovol_dagster.core.evaluation.matured import (
     scaled_volatility,
     thinned,
 )
-from cryptovol_dagster.core.features.catalogue import feature_hash, feature_names, optional_feature_names
+from cryptovol_dagster.core.features.catalogue import feature_names, features_version, optional_feature_names
 from cryptovol_dagster.core.learning.labels import SIGMA_FLOOR, is_spike, label_hash
 from cryptovol_dagster.core.metrics.scored_rows import ScoredRows
 from cryptovol_dagster.core.promotion.decision import Champion
@@ -125,7 +125,7 @@ def champion_before(lake: Lake, spec: TimescaleSpec, key: str) -> InForce | str:
     if decision.champion is None:
         return f"there was no champion as of {decision.as_of}"
     model = load_model(decisions.read_champion_file(lake, spec, decision.champion))
-    if reason := why_unscorable(model, feature_names(spec)):
+    if reason := why_unscorable(model, feature_names(spec), spec.reference_set):
         return f"champion {decision.champion} cannot score: {reason}"
     return InForce(decision.champion, decision.as_of, model)
 
@@ -180,7 +180,7 @@ def outcome_drift(
 
 
 def _version(spec: TimescaleSpec) -> str:
-    return f"{feature_hash(spec)}-{label_hash(spec)}"
+    return f"{features_version(spec)}-{label_hash(spec)}"
 
 
 def _score_samples(

@@ -85,6 +85,7 @@ def write_mlflow_model(content: bytes, folder: Path) -> None:
                 "timescale": meta.timescale,
                 "horizon_s": meta.horizon_s,
                 "feature_hash": meta.feature_hash,
+                **({"reference_set": list(meta.cross_set)} if meta.cross_set else {}),
                 "problem_hash": meta.problem_hash,
             },
         )

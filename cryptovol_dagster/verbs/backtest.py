@@ -218,7 +218,7 @@ def _record_evaluation(
     ends: Sequence[int],
 ) -> int:
     """Record that the reserved months are evaluated; return how often they have been by now."""
-    from cryptovol_dagster.core.features.catalogue import feature_hash
+    from cryptovol_dagster.core.features.catalogue import features_version
     from cryptovol_dagster.core.times import iso_utc
     from cryptovol_dagster.lake.reserved_months import ledger_path, record_evaluation
 
@@ -230,7 +230,7 @@ def _record_evaluation(
             "test_first": iso_utc(ends[0] - spec.splits.test_span_s * NS),
             "test_end": iso_utc(ends[-1]),
             "models": list(names),
-            "feature_hash": feature_hash(spec),
+            "feature_hash": features_version(spec),
             "model_spec_hash": models.hash(),
         },
     )

@@ -63,7 +63,7 @@ def featurize(
     settings = load_settings().settings
     kafka = outside_kafka(settings.kafka, bootstrap)
     log_to_stderr()
-    from cryptovol_dagster.chains import timescale_spec
+    from cryptovol_dagster.chains import spec_of
     from cryptovol_dagster.core.specs import SECONDS
     from cryptovol_dagster.live.featurizer import Featurizer
     from ingestor.kafka.broker import connect
@@ -71,7 +71,7 @@ def featurize(
     with connect(kafka) as broker, _stopping_at_signals() as stop:
         featurizer = Featurizer(
             broker,
-            timescale_spec(settings.timescales.seconds, SECONDS),
+            spec_of(settings, SECONDS),
             settings.live,
             raw_dir=settings.storage.raw_dir,
             out=out or settings.storage.features_path,

@@ -105,13 +105,13 @@ def leak_audit(
 
 def _audit_lake(as_of: str, *, as_json: bool) -> int:
     """Print the detectors' findings on a stored partition; return the exit code."""
-    from cryptovol_dagster.chains import timescale_spec
+    from cryptovol_dagster.chains import spec_of
     from cryptovol_dagster.core.leaks.audit import inspect
     from cryptovol_dagster.lake.files import Lake
     from cryptovol_dagster.lake.leak_case import stored_case
 
     settings = load_settings().settings
-    lake, spec = Lake(settings.storage.lake_dir), timescale_spec(settings.timescales.seconds, SECONDS)
+    lake, spec = Lake(settings.storage.lake_dir), spec_of(settings, SECONDS)
     if as_of == "newest":
         evaluated = lake.partitions(spec.asset("model_evaluation"), "json")
         if not evaluated:
@@ -132,10 +132,10 @@ def _audit_lake(as_of: str, *, as_json: bool) -> int:
 
 
 def _markets(source: Path | None, markets: int) -> list[tuple[str, BarGrid, TimescaleSpec]]:
-    from cryptovol_dagster.chains import timescale_spec
+    from cryptovol_dagster.chains import spec_of
     from cryptovol_dagster.core.market.synthetic import synthetic_bars
 
-    timescale = timescale_spec(load_settings().settings.timescales.seconds, SECONDS)
+    timescale = spec_of(load_settings().settings, SECONDS)
     if source is not None:
         return [(str(source), _read_bars(source, timescale), timescale)]
     seeds = range(1, markets + 1)

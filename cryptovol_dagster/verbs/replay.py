@@ -36,7 +36,8 @@ def replay(files: tuple[Path, ...], out: Path | None, products: str | None, as_j
     """Compute features from a recording, exactly as the hourly assets do, without Dagster.
 
     Reads verbatim frames, {received_at, frame} lines, flattened ticker lines, session logs and our own raw
-    files, plain or gzipped.
+    files, plain or gzipped. Frames have trades, and raw files have trades.raw beside them. Flattened ticker
+    lines have none: their features of trades are null.
 
     \b
     Examples:
@@ -44,14 +45,14 @@ def replay(files: tuple[Path, ...], out: Path | None, products: str | None, as_j
       cryptovol replay --out features.parquet               its rows, for `cryptovol infer --features`
       cryptovol replay --data-file recording.ndjson --products BTC-USD --json
     """
-    from cryptovol_dagster.chains import timescale_spec
+    from cryptovol_dagster.chains import spec_of
     from cryptovol_dagster.core.specs import SECONDS
     from cryptovol_dagster.core.times import hour_window
     from cryptovol_dagster.replay import newest_closed_hour, product_ids
     from cryptovol_dagster.replay import replay as compute
 
     settings = load_settings().settings
-    spec = timescale_spec(settings.timescales.seconds, SECONDS)
+    spec = spec_of(settings, SECONDS)
     hour, recordings = None, list(files)
     if not files:
         hour, recordings = newest_closed_hour(settings.storage.raw_dir, spec)
@@ -79,6 +80,7 @@ def _text(result: ReplayResult) -> str:
     lines = [
         f"read     {result.lines:,} lines, {result.unreadable:,} unreadable ({', '.join(result.formats)})",
         f"ticks    {result.ticks:,}: {result.kept:,} kept, {left_out}",
+        f"trades   {result.trades:,}" + ("" if result.trades else ": the features of trades are null"),
         f"span     {result.start} … {result.end}, {', '.join(result.products)}",
         f"rows     {result.rows:,}, {result.valid_rows:,} fit for scoring"
         + (f" ({reasons})" if reasons else ""),

@@ -54,12 +54,25 @@ def as_champion(name: str, plan: SplitPlan, as_of: str) -> Champion:
 
 def test_a_model_needs_its_features_but_for_the_optional_ones(models: dict[str, Model]) -> None:
     model = models["har_logit"]
-    features = model.meta.features
-    assert scoring.why_unscorable(model, (*features, "another")) == ""
-    assert scoring.why_unscorable(model, features[1:]) == f"the features lack {features[0]}"
+    features, chosen = model.meta.features, MARKET.reference_set
+    assert scoring.why_unscorable(model, (*features, "another"), chosen) == ""
+    assert scoring.why_unscorable(model, features[1:], chosen) == f"the features lack {features[0]}"
     model = models["har_logit"].from_bytes(model.to_bytes())
     model.meta = replace(model.meta, optional=features[:1])
-    assert scoring.why_unscorable(model, features[1:]) == ""
+    assert scoring.why_unscorable(model, features[1:], chosen) == ""
+
+
+def test_a_model_of_cross_features_needs_those_it_learned_from(models: dict[str, Model]) -> None:
+    own, other = models["har_logit"], ("BTC-USD", "SOL-USD")
+    columns = (*own.meta.features, "cross_ln_gk_60")
+    assert own.meta.cross_set == ()
+    assert scoring.why_unscorable(own, columns, other) == ""
+    reads_cross = own.from_bytes(own.to_bytes())
+    reads_cross.meta = replace(own.meta, features=columns, reference_set=("BTC-USD", "ETH-USD"))
+    assert scoring.why_unscorable(reads_cross, columns, ("BTC-USD", "ETH-USD")) == ""
+    assert scoring.why_unscorable(reads_cross, columns, other) == (
+        "it reads cross features over BTC-USD, ETH-USD; those of the rows are over BTC-USD, SOL-USD"
+    )
 
 
 def test_rows_are_scored_whatever_the_order_of_their_columns(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from cryptovol_dagster.chains import timescale_specs
-from cryptovol_dagster.core.specs import market_assets
+from cryptovol_dagster.core.specs import DEFAULT_REFERENCE_SET, market_assets
 from cryptovol_dagster_tests.pipeline import MARKET
 from ingestor.settings import Settings
+from ingestor.settings.sections import TimescalesSettings
 
 SPECS = timescale_specs(Settings())
 MINUTES = [spec for spec in SPECS.values() if spec.grid == "minutes"]
@@ -35,3 +36,12 @@ def test_training_goes_from_splits_to_champion() -> None:
         "minutes_h5/model_evaluation",
         "minutes_h5/champion",
     )
+
+
+def test_every_chain_has_the_configured_reference_set() -> None:
+    assert {spec.reference_set for spec in SPECS.values()} == {DEFAULT_REFERENCE_SET}
+    assert TimescalesSettings().reference_set == DEFAULT_REFERENCE_SET
+    timescales = TimescalesSettings(reference_set=("ETH-USD", "BTC-USD"))
+    changed = timescale_specs(Settings(timescales=timescales))
+    assert changed.keys() == SPECS.keys()
+    assert {spec.reference_set for spec in changed.values()} == {("ETH-USD", "BTC-USD")}

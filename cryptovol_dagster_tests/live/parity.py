@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from cryptovol_dagster.lake.raw_ticks import RawStore
 from cryptovol_dagster.replay import replay
 from cryptovol_dagster_tests.e2e.recorded import EVER_NS
 from ingestor.archive.reader import RawReader
-from ingestor.envelope import DECODERS, FEATURES_TOPIC, TICKS
+from ingestor.envelope import DECODERS, FEATURES_TOPIC, TICKS, closed_partition
 from ingestor.settings import Settings
 
 SPEC = timescale_spec(Settings().timescales.seconds, "seconds")
@@ -62,6 +63,8 @@ def published(values: list[bytes]) -> pd.DataFrame:
     rows = {}
     for value in values:
         message = DECODERS[FEATURES_TOPIC].decode(value)
+        if closed_partition(message) is not None:
+            continue
         key = message.product_id, message.bar_end_ns
         if key not in rows or rows[key].revision <= message.revision:
             rows[key] = message
@@ -76,6 +79,25 @@ def published(values: list[bytes]) -> pd.DataFrame:
         for row in rows.values()
     )
     return frame.set_index(KEY).sort_index()
+
+
+def closed_by_partition(values: list[bytes], n_partitions: int) -> dict[int, int]:
+    """How far each partition said it had closed (ns); no row of a bar closed before may follow.
+
+    Args:
+        values: of ticks.features, one partition after another.
+        n_partitions: of ticks.raw and of ticks.features.
+    """
+    closed: dict[int, int] = {}
+    for value in values:
+        message = DECODERS[FEATURES_TOPIC].decode(value)
+        number = closed_partition(message)
+        if number is not None:
+            closed[number] = max(message.bar_end_ns, closed.get(number, 0))
+        elif message.revision == 0:
+            number = zlib.crc32(message.product_id.encode()) % n_partitions
+            assert message.bar_end_ns > closed.get(number, 0), (message.product_id, message.bar_end_ns)
+    return closed
 
 
 def assert_parity(live: pd.DataFrame, batch: pd.DataFrame) -> int:

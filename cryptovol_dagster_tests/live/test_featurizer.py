@@ -23,6 +23,7 @@ from cryptovol_dagster_tests.live.parity import (
     SPEC,
     WARM_BARS,
     assert_parity,
+    closed_by_partition,
     from_storage,
     last_line,
     published,
@@ -206,4 +207,11 @@ def test_a_second_instance_joins_and_leaves(real_broker: Broker, tmp_path: Path)
     batch = from_storage(settings.storage.raw_dir)
     assert batch["ln_trade_rate_60"].notna().any()
     assert assert_parity(written(settings.storage.features_path), batch) > WARM_BARS
-    assert assert_parity(published(everything_in(real_broker)), batch) > WARM_BARS
+    values = everything_in(real_broker)
+    rows = published(values)
+    assert assert_parity(rows, batch) > WARM_BARS
+    # Every partition says how far it has closed, the one without a product too.
+    closed = closed_by_partition(values, real_broker.settings.partitions)
+    assert closed.keys() == set(range(real_broker.settings.partitions))
+    newest = rows.index.get_level_values("bar_start").max()
+    assert min(closed.values()) >= newest.value

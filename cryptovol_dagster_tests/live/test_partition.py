@@ -90,6 +90,39 @@ def test_at_the_end_of_both_logs_the_time_of_the_feed_counts(partition: Partitio
     assert settled(partition, 60.0) == 58.0
 
 
+def closed_at(partition: Partition, wall_s: float, until_s: float | None) -> float | None:
+    """Second until which the partition says it has closed, at a wall clock."""
+    if until_s is not None:
+        partition.note_closed(START_NS + round(until_s * NS), NS)
+    found = partition.take_closed(round(wall_s * NS))
+    return None if found is None else (found - START_NS) / NS
+
+
+def test_how_far_it_has_closed_is_said_once_a_second_and_only_what_is_new(partition: Partition) -> None:
+    assert closed_at(partition, 10, None) is None
+    assert closed_at(partition, 10, 4.7) == 4
+    assert closed_at(partition, 10.9, 5.1) is None
+    assert closed_at(partition, 11, 5.2) == 5
+    assert closed_at(partition, 12, 5.9) is None
+    assert closed_at(partition, 13, 3) is None  # the clock of a partition may stand back for a moment
+    assert closed_at(partition, 14, 9) == 9
+
+
+def test_another_recording_closes_from_its_own_begin(partition: Partition) -> None:
+    add(partition, tick(5, second=500.5))
+    assert closed_at(partition, 10, 500) == 500
+    assert add(partition, tick(6, second=1.5, connection="other"))[3]
+    assert closed_at(partition, 12, 1) == 1
+
+
+def test_a_partition_without_a_tick_closes_with_the_feed_once_all_is_read(partition: Partition) -> None:
+    assert settled(partition, feed_s=50) is None
+    partition.clock.at_end = partition.trades_at_end = True
+    assert settled(partition, feed_s=50) == 50 - LATENESS_NS / NS
+    assert len(partition.state.close(START_NS + 48 * NS, START_NS + 50 * NS)) == 0
+    assert partition.state.end_ns is None
+
+
 def test_it_is_finished_once_every_second_with_a_tick_is_closed(partition: Partition) -> None:
     add(partition, tick(5, second=0.5))
     partition.clock.at_end = True

@@ -16,7 +16,7 @@ from cryptovol_dagster.core.times import DAY_NS
 from cryptovol_dagster.live.errors import LiveError
 from cryptovol_dagster.live.published_log import PublishedLog, newest_rows
 from cryptovol_dagster_tests.core.market.builders import START_NS, spec
-from ingestor.envelope import FeatureMessage, encode
+from ingestor.envelope import FeatureMessage, closing_message, encode
 
 SPEC = spec()
 LATENESS_NS = 2 * NS
@@ -97,6 +97,18 @@ def test_a_short_topic_resumes_before_its_first_row() -> None:
     rows, resume_ns = published_log(log).newest(0)
     assert seconds(rows) == [5, 6, 7]
     assert resume_ns == START_NS + 4 * NS
+
+
+@pytest.mark.parametrize("number", range(3))
+def test_how_far_partitions_have_closed_is_no_row(number: int) -> None:
+    """Neither to resume after, nor to compare with, whatever partition its key is taken for."""
+    rows = [encode(message(second)) for second in range(1, 4)]
+    closings = [encode(closing_message(number, START_NS + second * NS, VERSION)) for second in (900, 2)]
+    plain = published_log(FakeLog([rows])).newest(0)
+    mixed = published_log(FakeLog([[closings[0], *rows, closings[1]]])).newest(0)
+    assert mixed[1] == plain[1]
+    assert seconds(mixed[0]) == seconds(plain[0]) == [1, 2, 3]
+    assert published_log(FakeLog([closings])).newest(0) == ([], None)
 
 
 def test_with_as_many_partitions_only_its_own_is_read_else_all_of_them() -> None:

@@ -16,7 +16,7 @@ from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.live.errors import LiveError
 from cryptovol_dagster.live.publishing import RowPublisher
 from cryptovol_dagster_tests.core.market.builders import START_NS
-from ingestor.envelope import DECODERS, FEATURES_TOPIC
+from ingestor.envelope import DECODERS, FEATURES_TOPIC, closed_partition
 
 ROWS = LiveRows(
     products=("BTC-USD", "ETH-USD"),
@@ -39,13 +39,17 @@ class FakeProducer:
     def __init__(self, room: int = 100, failure: KafkaError | None = None) -> None:
         self.room, self.failure = room, failure
         self.sent: list[tuple[str, bytes, bytes]] = []
+        self.partitions: list[int] = []
         self.waiting: list[Callable[..., None]] = []
         self.on_poll: Callable[[], None] = lambda: None
 
-    def produce(self, topic: str, value: bytes, key: bytes, on_delivery: Callable[..., None]) -> None:
+    def produce(
+        self, topic: str, value: bytes, key: bytes, partition: int, on_delivery: Callable[..., None]
+    ) -> None:
         if len(self.waiting) >= self.room:
             raise BufferError
         self.sent.append((topic, key, value))
+        self.partitions.append(partition)
         self.waiting.append(on_delivery)
 
     def poll(self, timeout_s: float) -> None:
@@ -86,6 +90,20 @@ def test_each_row_is_one_message_under_its_product() -> None:
     assert first.values == {"ret_1": 0.5, "spread_bps": 1.5}
     # A feature without a value is null.
     assert second.values == {"ret_1": None, "spread_bps": 2.5}
+
+
+def test_how_far_a_partition_has_closed_lies_behind_its_rows_and_is_none_itself() -> None:
+    producer = FakeProducer()
+    writer = publisher(producer)
+    writer.publish(ROWS)
+    writer.publish_closing(2, START_NS + 7 * NS, outputs=[0, 1])
+    *rows, first, second = (DECODERS[FEATURES_TOPIC].decode(value) for *_, value in producer.sent)
+    assert [closed_partition(row) for row in rows] == [None, None]
+    assert first == second
+    assert (closed_partition(first), first.bar_end_ns) == (2, START_NS + 7 * NS)
+    # Rows go where their key says, the record to each partition that it speaks of.
+    assert producer.partitions == [-1, -1, 0, 1]
+    assert producer.sent[-1][1] == b"#2"
 
 
 def test_a_full_queue_is_waited_for() -> None:

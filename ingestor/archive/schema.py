@@ -197,14 +197,22 @@ def _tick_columns(values: Iterable[bytes]) -> _Columns:
 
 def _trade_columns(values: Iterable[bytes]) -> _Columns:
     messages = [*map(DECODERS[TRADES].decode, values)]
-    trades = [_read_trade(message.trade) for message in messages]
-    columns = _position_columns(messages)
-    columns["trade_id"] = [trade.trade_id for trade in trades]
-    columns["price"] = [trade.price for trade in trades]
-    columns["size"] = [trade.size for trade in trades]
-    columns["side"] = [trade.side for trade in trades]
-    columns["trade_time_ns"] = _times([trade.time for trade in trades])
+    columns = {**_position_columns(messages), **read_trades([message.trade for message in messages])}
     columns["payload"] = [bytes(message.trade) for message in messages]
+    return columns
+
+
+def read_trades(entries: Sequence[msgspec.Raw]) -> dict[str, Any]:
+    """Return the columns of raw storage that are read from trades; null where one cannot be read.
+
+    Args:
+        entries: trades as the exchange sends them.
+    """
+    trades = [_read_trade(entry) for entry in entries]
+    columns: dict[str, Any] = {
+        name: [getattr(trade, name) for trade in trades] for name in ("trade_id", "price", "size", "side")
+    }
+    columns["trade_time_ns"] = _times([trade.time for trade in trades])
     return columns
 
 

@@ -17,6 +17,7 @@ from ingestor.envelope import (
     DECODERS,
     EVENTS,
     FEATURES_TOPIC,
+    PROGRESS_MARK,
     SCHEMA_VERSION,
     TICKS,
     TRADES,
@@ -96,6 +97,11 @@ class Quantiles:
             **{name: None if ns is None else round(ns / NS_PER_MS, 3) for name, ns in values.items()},
             "negative_share": round(self.negative / self.count, 4) if self.count else None,
         }
+
+
+def _is_progress(key: bytes | str | None) -> bool:
+    """Return whether a record of ``ticks.features`` says how far a partition has closed, and is no row."""
+    return (key.decode(errors="replace") if isinstance(key, bytes) else key or "").startswith(PROGRESS_MARK)
 
 
 def _middle_ns(bucket: int) -> float:
@@ -247,6 +253,8 @@ class StreamReport:
             now_ns: wall clock at which it arrived.
             at_s: seconds since the start.
         """
+        if topic == FEATURES_TOPIC and _is_progress(key):
+            return
         try:
             self._count(topic, key, value, now_ns, at_s)
         except (msgspec.DecodeError, ValueError) as invalid:

@@ -41,10 +41,11 @@ class Ticker(msgspec.Struct, gc=False):
 
 
 class Event(msgspec.Struct, gc=False):
-    """One event of a frame; `tickers` is empty in every channel but ticker."""
+    """One event of a frame: `tickers` of the channel ticker, `trades` of market_trades, else empty."""
 
     type: str = ""
     tickers: Annotated[tuple[Ticker, ...], msgspec.Meta(max_length=_MAX_ENTRIES)] = ()
+    trades: tuple[msgspec.Raw, ...] = ()
 
 
 class Frame(msgspec.Struct, gc=False):
@@ -280,15 +281,29 @@ def _frame(found: dict[str, Any]) -> Frame:
         channel,
         _member(found, "timestamp", str),
         _sequence_num(found.get("sequence_num")),
-        tuple(_ticker_event(event) for event in events) if channel == TICKER else (),
+        tuple(_EVENTS[channel](event) for event in events) if channel in _EVENTS else (),
     )
 
 
 def _ticker_event(found: dict[str, Any]) -> Event:
+    return Event(_kind(found), tuple(_ticker(entry) for entry in _list_of_objects(found, "tickers")))
+
+
+def _trades_event(found: dict[str, Any]) -> Event:
+    entries = found.get("trades")
+    trades = entries if isinstance(entries, list) else []
+    return Event(_kind(found), trades=tuple(msgspec.Raw(msgspec.json.encode(entry)) for entry in trades))
+
+
+#: By channel: how an event of it is read.
+_EVENTS = {TICKER: _ticker_event, TRADES: _trades_event}
+
+
+def _kind(found: dict[str, Any]) -> str:
     kind = found.get("type", "")
     if not isinstance(kind, str):
         raise ValueError("an event's type is no text")
-    return Event(kind, tuple(_ticker(entry) for entry in _list_of_objects(found, "tickers")))
+    return kind
 
 
 def _ticker(found: dict[str, Any]) -> Ticker:

@@ -214,5 +214,11 @@ def _passed_before(path: Path, footer: Footer, gaps: _Gaps) -> dict[tuple[str, s
     return {owner: int(np.searchsorted(gaps[owner[0]][:, 0], sequence)) for owner, sequence in newest.items()}
 
 
+def raw_dir_of(path: Path) -> Path | None:
+    """Return the folder of raw storage that a file of `ticks.raw` lies in; None where it lies elsewhere."""
+    topic_dir = _topic_dir(path)
+    return None if topic_dir is None else topic_dir.parent
+
+
 def _topic_dir(path: Path) -> Path | None:
     return next((folder for folder in path.resolve().parents if folder.name == TICKS), None)

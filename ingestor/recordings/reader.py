@@ -6,9 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import msgspec
+import pyarrow as pa
 
 from ingestor.exchange.clock import rfc3339_to_ns
-from ingestor.exchange.messages import ERROR, TICKER
+from ingestor.exchange.messages import ERROR, TICKER, TRADES
 from ingestor.recordings.arrays import (
     ARRAY_FIELDS,
     Recording,
@@ -29,6 +30,7 @@ from ingestor.recordings.formats import (
 from ingestor.recordings.lines import iter_line_blocks
 from ingestor.recordings.raw import iter_raw, raw_format
 from ingestor.recordings.sequence import Connection, ConnectionLog
+from ingestor.recordings.trades import RecordedTrades
 
 DEFAULT_CHUNK_LINES = 50_000
 
@@ -36,9 +38,19 @@ DEFAULT_CHUNK_LINES = 50_000
 class RecordingReader(Iterator[TickArrays]):
     """Iterator over a recording's chunks; `counts` grows with it and is complete at its end."""
 
-    def __init__(self, chunks: Iterator[TickArrays], counts: RecordingCounts) -> None:
+    def __init__(
+        self, chunks: Iterator[TickArrays], counts: RecordingCounts, trades: RecordedTrades | None = None
+    ) -> None:
         self._chunks = chunks
+        self._trades = trades
         self.counts = counts
+
+    def take_trades(self) -> pa.Table | None:
+        """Return the trades read since the last call, in the columns of raw storage; None without any.
+
+        Empty for raw files, whose trades lie in files of their own, and unless trades were asked for.
+        """
+        return None if self._trades is None else self._trades.take()
 
     def __next__(self) -> TickArrays:
         return next(self._chunks)
@@ -49,6 +61,7 @@ def iter_recording(
     *,
     chunk_lines: int = DEFAULT_CHUNK_LINES,
     products: Sequence[str] | None = None,
+    with_trades: bool = False,
 ) -> RecordingReader:
     """Read a recording of any known format as tick arrays.
 
@@ -68,6 +81,7 @@ def iter_recording(
         path: The recording, plain or gzipped.
         chunk_lines: Lines per chunk, which bounds memory.
         products: Keep only these, with their codes in this order; default: all, in order of appearance.
+        with_trades: Read trades too, for `RecordingReader.take_trades`.
 
     Returns:
         An iterator of chunks (those without ticks left out) with `.counts`.
@@ -85,8 +99,9 @@ def iter_recording(
         return RecordingReader(iter_raw(path, counts, chunk_lines, products), counts)
     line_format = recognise(path)
     counts.format = line_format.name
-    parser = _LineParser(path, line_format, counts, products)
-    return RecordingReader(parser.chunks(chunk_lines), counts)
+    trades = RecordedTrades(products) if with_trades else None
+    parser = _LineParser(path, line_format, counts, products, trades)
+    return RecordingReader(parser.chunks(chunk_lines), counts, trades)
 
 
 def read_recording(path: Path | str, products: Sequence[str] | None = None) -> Recording:
@@ -103,11 +118,17 @@ class _LineParser:
     """Lines of one text format → columns."""
 
     def __init__(
-        self, path: Path, line_format: LineFormat, counts: RecordingCounts, products: Sequence[str] | None
+        self,
+        path: Path,
+        line_format: LineFormat,
+        counts: RecordingCounts,
+        products: Sequence[str] | None,
+        trades: RecordedTrades | None,
     ) -> None:
         self._path = path
         self._format = line_format
         self._counts = counts
+        self._trades = trades
         self._log = ConnectionLog(path.name.partition(".")[0], counts)
         self._observe = self._observer()
         self._codes = {product: code for code, product in enumerate(products or ())}
@@ -146,7 +167,7 @@ class _LineParser:
     def _parse(self, lines: list[bytes], columns: dict[str, list]) -> None:
         # One flat loop with everything it touches in locals: at 3 µs a line every attribute counts.
         decode, observe, codes = self._format.decode, self._observe, self._codes
-        frames, fixed_products = self._counts.frames, self._fixed_products
+        frames, fixed_products, trades = self._counts.frames, self._fixed_products, self._trades
         (
             add_product,
             add_connection,
@@ -178,6 +199,8 @@ class _LineParser:
             frames[channel] += 1
             connection = observe(frame.sequence_num, time_ns, line)
             if channel != TICKER:
+                if channel == TRADES and trades is not None:
+                    trades.add(frame, time_ns)
                 continue
             for event_index, event in enumerate(frame.events):
                 for entry_index, ticker in enumerate(event.tickers):

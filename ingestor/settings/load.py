@@ -242,7 +242,7 @@ def _over_defaults(model: BaseModel, values: Mapping[str, Any]) -> dict[str, Any
 def _explain(error: ValidationError, sources: Mapping[str, str], path: Path | None) -> str:
     first = error.errors()[0]
     parts = [str(part) for part in first["loc"]]
-    key = ".".join(parts) or "(whole)"
+    key = ".".join(parts)
     place = next(
         (sources[".".join(parts[:n])] for n in range(len(parts), 0, -1) if ".".join(parts[:n]) in sources),
         str(path or "environment"),
@@ -250,6 +250,9 @@ def _explain(error: ValidationError, sources: Mapping[str, str], path: Path | No
     if first["type"] == "extra_forbidden":
         return f"{place}: {_unknown_key(key)}"
     message = first["msg"].removeprefix("Value error, ")
+    if not parts:
+        # Of several sections at once: the message names the keys, and the input is the whole configuration.
+        return f"{sources.get(message.split()[0], path or 'environment')}: {message}"
     hint = ""
     if first["type"] == "literal_error":
         hint = did_you_mean(str(first["input"]), re.findall(r"'([^']*)'", first["msg"]))

@@ -14,6 +14,8 @@ Channel = Literal["ticker", "heartbeats", "market_trades"]
 RawFormat = Literal["parquet", "ndjson"]
 
 EMBEDDED = "embedded"
+#: It may name products that are not followed, so that a market of one product needs no setting.
+DEFAULT_REFERENCE_SET = ("BTC-USD", "ETH-USD")
 
 
 def _require_http(url: str) -> str:
@@ -26,6 +28,14 @@ class Section(BaseModel):
     """A frozen part of the configuration; an unknown key is an error."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+def _require_products(products: tuple[str, ...]) -> tuple[str, ...]:
+    if not products:
+        raise ValueError("names no product")
+    if len(set(products)) != len(products):
+        raise ValueError("names a product twice")
+    return products
 
 
 class CoinbaseSettings(Section):
@@ -50,11 +60,7 @@ class CoinbaseSettings(Section):
     @field_validator("products")
     @classmethod
     def _some_products(cls, products: tuple[str, ...]) -> tuple[str, ...]:
-        if not products:
-            raise ValueError("names no product")
-        if len(set(products)) != len(products):
-            raise ValueError("names a product twice")
-        return products
+        return _require_products(products)
 
 
 class KafkaSettings(Section):
@@ -369,10 +375,20 @@ class MinutesSettings(Section):
 class TimescalesSettings(Section):
     """The timescales that the one factory builds."""
 
+    reference_set: tuple[str, ...] = Field(
+        default=DEFAULT_REFERENCE_SET,
+        description="products whose means the cross features are, in the order in which they are summed; "
+        "products outside it get the means of all of it. `cryptovol reference-set` changes stored features",
+    )
     seconds: TimescaleSettings = Field(default_factory=_seconds, description="1-s bars from the feed")
     minutes: MinutesSettings = Field(
         default_factory=MinutesSettings, description="1-min bars from candles and trades"
     )
+
+    @field_validator("reference_set")
+    @classmethod
+    def _some_products(cls, products: tuple[str, ...]) -> tuple[str, ...]:
+        return _require_products(products)
 
 
 class LiveSettings(Section):
@@ -544,6 +560,16 @@ class Settings(Section):
         monitoring = self.monitoring
         if monitoring.drift_hours_needed > monitoring.drift_hours_looked_at:
             raise ValueError("monitoring.drift_hours_needed is above monitoring.drift_hours_looked_at")
+        return self
+
+    @model_validator(mode="after")
+    def _reference_set_is_followed(self) -> Settings:
+        chosen, followed = self.timescales.reference_set, self.coinbase.products
+        if chosen != DEFAULT_REFERENCE_SET and (unknown := [p for p in chosen if p not in followed]):
+            raise ValueError(
+                f"timescales.reference_set names {', '.join(unknown)}, which is not followed; "
+                f"coinbase.products are {', '.join(followed)}: add it there, or choose among them"
+            )
         return self
 
     @model_validator(mode="after")

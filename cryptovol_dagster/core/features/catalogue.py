@@ -3,7 +3,7 @@
 Each feature is declared once (`feature_list`): the declaration names, documents, computes and versions it.
 One function serves the hourly asset, replay, the benchmark and the live path; `docs/reference/features.md`
 and the lake's schema are rendered from the same table. There are two stages: a product's *own* features from
-its own bars, and *cross* features from the other products' own features of the same bar.
+its own bars, and *cross* features from own features of the reference set's products, of the same bar.
 
 Does not belong here: the formulas (`formulas.py`), labels, scaling to a training span, anything that uses
 data after a row's own bar.
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -27,7 +27,7 @@ from cryptovol_dagster.core.features.block import WARM_PERCENT
 from cryptovol_dagster.core.features.grid import FeatureError
 from cryptovol_dagster.core.features.windows import ewma_length
 from cryptovol_dagster.core.market.fixed_point import MAX_WINDOW_BARS
-from cryptovol_dagster.core.specs import DAY_S, HOUR_S, TimescaleSpec
+from cryptovol_dagster.core.specs import DAY_S, DEFAULT_REFERENCE_SET, HOUR_S, TimescaleSpec
 
 #: Increased when a formula changes its meaning without changing its text.
 FEATURES_VERSION = 3
@@ -65,7 +65,8 @@ class Feature:
         optional: NaN where its sources are unknown (a feed without trades or sizes, no other product, a
             look-back of an hour); such a row is still valid. Every other feature must be known.
         compute: fills one block's values and returns where its window is warm; None for a cross feature.
-        mean_of: the own feature that a cross feature averages over the other products; None for an own one.
+        mean_of: the own feature that a cross feature averages over the other products of the reference set;
+            None for an own one.
     """
 
     name: str
@@ -172,6 +173,7 @@ def families(spec: TimescaleSpec) -> Families:
     return LONG_BARS if spec.bar_interval_s >= LONG_BAR_S else SHORT_BARS
 
 
+_CROSS = "cross_"
 _LN_VOLATILITY, _LN_BPS, _LN_RATIO = "ln(volatility per √bar)", "ln(bps)", "log ratio"
 
 
@@ -380,7 +382,7 @@ def _cross(own: dict[str, Feature], used: Families) -> Iterator[Feature]:
             of = own[name]
             text = f"mean over the other products of {name}, those that have one"
             yield Feature(
-                f"cross_{name}", "cross", of.unit, of.sources, of.window_bars, text, True, mean_of=name
+                f"{_CROSS}{name}", "cross", of.unit, of.sources, of.window_bars, text, True, mean_of=name
             )
 
 
@@ -446,8 +448,26 @@ def market_feature_names(spec: TimescaleSpec) -> tuple[str, ...]:
     return tuple(feature.name for feature in feature_list(spec) if feature.family != "calendar")
 
 
+def cross_feature_names(spec: TimescaleSpec) -> tuple[str, ...]:
+    """Return the names of the cross features, in column order."""
+    return tuple(feature.name for feature in feature_list(spec) if not feature.is_own)
+
+
+def is_cross(name: str) -> bool:
+    """Return whether a column of that name is a cross feature: its rows depend on the reference set.
+
+    Examples:
+        >>> is_cross("cross_ln_gk_15"), is_cross("ln_gk_15")
+        (True, False)
+    """
+    return name.startswith(_CROSS)
+
+
 def feature_hash(spec: TimescaleSpec) -> str:
-    """Return a short stable hash of the definitions: declarations, warm-up rule, bar and quote limits."""
+    """Return a short stable hash of the definitions: declarations, warm-up rule, bar and quote limits.
+
+    It is the version of the own features. That of rows with cross features is `features_version`.
+    """
     meaning = {
         "version": FEATURES_VERSION,
         "warm_percent": WARM_PERCENT,
@@ -457,6 +477,46 @@ def feature_hash(spec: TimescaleSpec) -> str:
         "required_window_bars": MAX_REQUIRED_WINDOW_BARS,
         "features": [feature.document() for feature in feature_list(spec)],
     }
+    return _short_hash(meaning)
+
+
+def features_version(spec: TimescaleSpec) -> str:
+    """Return the version of rows with own and cross features."""
+    return with_reference_set(feature_hash(spec), spec.reference_set)
+
+
+def with_reference_set(version: str, products: Sequence[str]) -> str:
+    """Return the version of rows: that of their own features, and the hash of a set that is not the default.
+
+    Args:
+        version: `feature_hash` of the rows.
+        products: the reference set of their cross features, in order.
+
+    Examples:
+        >>> with_reference_set("39d1f5be12f8", ("BTC-USD", "ETH-USD"))
+        '39d1f5be12f8'
+        >>> with_reference_set("39d1f5be12f8", ("BTC-USD", "ETH-USD", "SOL-USD"))
+        '39d1f5be12f8+309eb6f49e9d'
+    """
+    if tuple(products) == DEFAULT_REFERENCE_SET:
+        return version
+    return f"{version}+{_short_hash(list(products))}"
+
+
+def reference_set_before(products: Iterable[str]) -> tuple[str, ...]:
+    """Return the reference set of what was computed from these products before there was one.
+
+    Each mean ran over all other products. Over those of the default set that is what it computes.
+
+    Examples:
+        >>> reference_set_before(["ETH-USD"]), reference_set_before(["BTC-USD", "SOL-USD"])
+        (('BTC-USD', 'ETH-USD'), ('BTC-USD', 'SOL-USD'))
+    """
+    products = tuple(products)
+    return DEFAULT_REFERENCE_SET if set(products) <= set(DEFAULT_REFERENCE_SET) else products
+
+
+def _short_hash(meaning: Any) -> str:
     return hashlib.sha256(json.dumps(meaning, sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -61,7 +61,22 @@ def compute_own_features(bars: BarGrid, spec: TimescaleSpec, *, from_ns: int | N
 
 
 def with_cross_features(own: FeatureGrid, spec: TimescaleSpec) -> FeatureGrid:
-    """Add cross features to a grid of own features, for products whose grids were computed apart."""
+    """Add cross features to a grid of own features, for products whose grids were computed apart.
+
+    They are means over the products of `spec.reference_set` that are in the grid, the row's own left out.
+    They are NaN where no other product of the set is there. So neither products outside the set nor the
+    order of the grid's products change a bit of them.
+
+    Examples:
+        >>> from dataclasses import replace
+        >>> from cryptovol_dagster.core.samples import SPEC, bars
+        >>> own = compute_own_features(bars(), SPEC)
+        >>> own.products
+        ('BTC-USD', 'ETH-USD')
+        >>> alone = with_cross_features(own, replace(SPEC, reference_set=("BTC-USD",)))
+        >>> alone["cross_ln_gk_15"][:, -1].round(2)
+        array([ nan, -10.])
+    """
     table = feature_list(spec)
     values = np.empty((len(table), *own.valid.shape))
     values[: len(own.names)] = own.values
@@ -113,13 +128,20 @@ def _fill_own(bars: BarGrid, spec: TimescaleSpec, grid: FeatureGrid) -> None:
 
 
 def _fill_cross(spec: TimescaleSpec, grid: FeatureGrid) -> None:
-    """Fill the cross features from the own ones; the order of products does not matter."""
+    """Fill the cross features from the own ones of the reference set."""
+    place = {product: row for row, product in enumerate(grid.products)}
+    members = [product for product in spec.reference_set if product in place]
+    rows = [place[product] for product in members]
+    # A product outside the set has the row after the members, which adds nothing to the others' means.
+    row_of = [members.index(p) if p in members else len(members) for p in grid.products]
     for left in range(0, grid.n_bars, _CROSS_BLOCK_BARS):
         columns = slice(left, left + _CROSS_BLOCK_BARS)
         has_none = np.isnan(grid["age_s"][:, columns])
         for out, feature in zip(grid.values, feature_list(spec), strict=True):
             if feature.mean_of is not None:
-                means = formulas.mean_of_others(grid[feature.mean_of][:, columns])
+                known = grid[feature.mean_of][rows, columns]
+                outside = np.full((1, known.shape[1]), np.nan)
+                means = formulas.mean_of_others(np.concatenate([known, outside]))[row_of]
                 # A product without a fresh quote has no features, not even of the other products.
                 means[has_none] = np.nan
                 out[:, columns] = means

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
@@ -58,6 +59,9 @@ class FeatureGrid:
         ('BREAK', 'OK')
         >>> grid.to_frame().shape
         (7200, 59)
+        >>> again = FeatureGrid.from_frame(grid.to_frame(), grid.names, bar_ns=grid.bar_ns)
+        >>> np.array_equal(again.values, grid.values, equal_nan=True)
+        True
     """
 
     products: tuple[str, ...]
@@ -67,6 +71,38 @@ class FeatureGrid:
     values: Floats
     valid: NDArray[np.bool_]
     reason: NDArray[np.int8]
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame, names: Sequence[str], *, bar_ns: int) -> FeatureGrid:
+        """Build the grid from the form of `to_frame`.
+
+        Args:
+            frame: rows product by product, each product with the same unbroken run of bars.
+            names: features to take over.
+            bar_ns: length of a bar.
+
+        Raises:
+            FeatureError: a column is missing, or the rows are no such grid.
+        """
+        missing = [name for name in ("bar_start", "product", "valid", "reason", *names) if name not in frame]
+        if missing:
+            raise FeatureError(f"not a frame of features: columns are missing: {', '.join(missing)}")
+        codes, words = pd.factorize(frame["product"])
+        shape = (len(words), len(frame) // max(len(words), 1))
+        starts = frame["bar_start"].astype("datetime64[ns, UTC]").astype(np.int64).to_numpy()
+        start_ns = int(starts[0]) if len(starts) else 0
+        expected = np.tile(start_ns + bar_ns * np.arange(shape[1]), shape[0])
+        if len(expected) != len(starts) or (starts != expected).any() or (np.diff(codes) < 0).any():
+            raise FeatureError("not a frame of features: expected the same bars of each product in turn")
+        return cls(
+            products=tuple(map(str, words)),
+            start_ns=start_ns,
+            bar_ns=bar_ns,
+            names=tuple(names),
+            values=np.ascontiguousarray(frame[list(names)].to_numpy(np.float64).T).reshape(-1, *shape),
+            valid=frame["valid"].to_numpy(np.bool_).reshape(shape),
+            reason=frame["reason"].to_numpy(np.int8).reshape(shape),
+        )
 
     def __getitem__(self, name: str) -> Floats:
         """Return one feature, shape (n_products, n_bars)."""

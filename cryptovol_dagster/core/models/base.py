@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, ClassVar, Self
 import numpy as np
 import pandas as pd
 
+from cryptovol_dagster.core.features.catalogue import is_cross, reference_set_before
 from cryptovol_dagster.core.learning.dataset import (
     FEATURE_DTYPE,
     Dataset,
@@ -21,7 +22,7 @@ from cryptovol_dagster.core.learning.dataset import (
     require_both_classes,
 )
 from cryptovol_dagster.core.learning.errors import LearningError
-from cryptovol_dagster.core.specs import NS, ModelSpec
+from cryptovol_dagster.core.specs import DEFAULT_REFERENCE_SET, NS, ModelSpec
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -52,6 +53,8 @@ class ModelMeta:
         timescale: name of the timescale.
         thresholds: τ per product; its probability is that of a volatility at or above τ.
         optional: those of `features` that may lack a value.
+        reference_set: products whose means the cross features were in training. A file of before there was
+            a set does not say it: then they were means over all other products (`read_parts`).
     """
 
     name: str
@@ -66,6 +69,12 @@ class ModelMeta:
     timescale: str = ""
     thresholds: Mapping[str, float] = field(default_factory=dict)
     optional: tuple[str, ...] = ()
+    reference_set: tuple[str, ...] = DEFAULT_REFERENCE_SET
+
+    @property
+    def cross_set(self) -> tuple[str, ...]:
+        """Products whose means the model reads; empty where it reads own features only."""
+        return self.reference_set if any(map(is_cross, self.features)) else ()
 
 
 class Model(ABC):
@@ -289,7 +298,9 @@ def read_parts(data: bytes) -> tuple[ModelMeta, dict[str, bytes]]:
     if found != FORMAT_VERSION:
         raise ModelError(f"model file of format {found}; this version reads format {FORMAT_VERSION}")
     try:
-        meta = ModelMeta(**meta | {name: tuple(meta[name]) for name in ("features", "inputs", "optional")})
+        meta.setdefault("reference_set", reference_set_before(meta.get("thresholds", ())))
+        lists = ("features", "inputs", "optional", "reference_set")
+        meta = ModelMeta(**meta | {name: tuple(meta[name]) for name in lists})
     except (KeyError, TypeError) as error:
         raise ModelError(f"model file with an unreadable {_META}: {error}") from error
     return meta, parts

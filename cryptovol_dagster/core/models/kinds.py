@@ -87,6 +87,7 @@ def train_model(
         problem_hash=problem_hash,
         timescale=timescale.name,
         thresholds=problem.thresholds,
+        reference_set=timescale.reference_set,
     )
     return model
 

@@ -89,6 +89,7 @@ def to_onnx(model: Model, notes: Mapping[str, str] | None = None) -> bytes:
         "horizon_s": f"{meta.horizon_s:g}",
         "features": json.dumps(meta.features),
         "feature_hash": meta.feature_hash,
+        **({"reference_set": json.dumps(meta.cross_set)} if meta.cross_set else {}),
         "problem_hash": meta.problem_hash,
         "thresholds": json.dumps(dict(meta.thresholds)),
     }

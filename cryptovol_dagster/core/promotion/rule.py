@@ -62,6 +62,10 @@ class ContestRows(Protocol):
         """Return why the champion's file cannot score the rows at hand; empty where it can."""
         ...
 
+    def why_challenger_unscorable(self, contest: Contest) -> str:
+        """Return why the challenger's file cannot score the rows at hand; empty where it can."""
+        ...
+
     def validation(self) -> Mapping[str, float | None]:
         """Return each candidate's average precision on its validation rows; None where unknown."""
         ...
@@ -150,9 +154,13 @@ def _why_out_of_service(measured: Measured, champion: Champion, rows: ContestRow
 
 
 def _contest(measured: Measured, before: Decision, rows: ContestRows) -> Contest | None:
-    """Return the contest under way, or else a new one; None where no model may challenge."""
+    """Return the contest under way, if its challenger can score the rows, or else a new one.
+
+    None where no model may challenge.
+    """
     contest = before.contest
-    if contest is not None and contest.challenger.feature_hash == measured.feature_hash:
+    is_alike = contest is not None and contest.challenger.feature_hash == measured.feature_hash
+    if contest is not None and is_alike and not rows.why_challenger_unscorable(contest):
         return contest
     return nominate(measured, rows.validation(), before) if measured.candidates else None
 

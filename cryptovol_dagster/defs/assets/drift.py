@@ -9,7 +9,7 @@ from typing import Any
 import dagster as dg
 
 from cryptovol_dagster.core.drift.limits import DriftLimits
-from cryptovol_dagster.core.features.catalogue import feature_hash
+from cryptovol_dagster.core.features.catalogue import features_version
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs.assets.declare import chain_asset
 from cryptovol_dagster.defs.metadata import (
@@ -59,7 +59,7 @@ def drift_scores_asset(
         kinds={"numpy", "json"},
         version=code_version(
             f"{drift.SCHEMA_VERSION}.{drift.COLUMNS_VERSION}",
-            feature_hash(spec),
+            features_version(spec),
             f"{window.fixed.distance:g}",
             f"{window.fixed.share:g}",
             str(window.calibration_hours),

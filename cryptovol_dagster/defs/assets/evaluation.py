@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from cryptovol_dagster.core.cards import sections
 from cryptovol_dagster.core.evaluation.report import SCHEMA_VERSION, ModelEvaluation, encode
-from cryptovol_dagster.core.features.catalogue import feature_hash
+from cryptovol_dagster.core.features.catalogue import features_version
 from cryptovol_dagster.core.learning.labels import label_hash
 from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
 from cryptovol_dagster.defs.assets.declare import chain_asset
@@ -54,7 +54,7 @@ def model_evaluation_asset(
         pool=TRAINING,
         kinds={"python", "json"},
         version=code_version(
-            spec.hash(), feature_hash(spec), label_hash(spec), models.hash(), str(SCHEMA_VERSION)
+            spec.hash(), features_version(spec), label_hash(spec), models.hash(), str(SCHEMA_VERSION)
         ),
     )
     def model_evaluation(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import dagster as dg
 
-from cryptovol_dagster.core.features.catalogue import feature_hash
+from cryptovol_dagster.core.features.catalogue import features_version
 from cryptovol_dagster.core.features.compute import compute_features
 from cryptovol_dagster.core.learning.labels import REASONS, forward_volatility, label_hash, rows_labelled_by
 from cryptovol_dagster.core.market.bars import bars_hash, build_bars
@@ -21,7 +21,15 @@ from cryptovol_dagster.defs.partitions import look_back
 from cryptovol_dagster.defs.pools import MARKET
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.look_back import feature_look_back, label_look_back
-from cryptovol_dagster.lake.market import TICKS, read_bars, read_candles, read_ticks, read_trades, to_table
+from cryptovol_dagster.lake.market import (
+    TICKS,
+    read_bars,
+    read_candles,
+    read_ticks,
+    read_trades,
+    to_table,
+    write_features,
+)
 
 if TYPE_CHECKING:
     from cryptovol_dagster.core.market.bars import BarGrid
@@ -128,11 +136,11 @@ def features_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> 
         part="market",
         pool=MARKET,
         kinds={"python", "parquet"},
-        version=feature_hash(spec),
+        version=features_version(spec),
         metadata={
             **schema_metadata(schemas.features(spec), schemas.feature_descriptions(spec)),
             **_lineage(bars, schemas.feature_sources(spec)),
-            "feature_hash": feature_hash(spec),
+            "feature_hash": features_version(spec),
         },
     )
     def features(context: dg.AssetExecutionContext, lake: dg.ResourceParam[Lake]) -> dg.MaterializeResult:
@@ -145,7 +153,7 @@ def features_asset(spec: TimescaleSpec, partitions: dg.PartitionsDefinition) -> 
             start_ns, _ = partition_window(key)
             grid = read_bars(lake, spec, key, feature_look_back(spec))
             frame = compute_features(grid, spec, from_ns=start_ns).to_frame()
-            path = lake.write_table(spec.asset("features"), key, to_table(frame), version=feature_hash(spec))
+            path = write_features(lake, spec, key, to_table(frame))
             numbers = {"valid_share": float(frame["valid"].mean())}
             metadata = shown(rows=len(frame), numbers=numbers, links={"path": path})
             context.add_asset_metadata(metadata, partition_key=key)

@@ -5,7 +5,7 @@
 import dagster as dg
 
 from cryptovol_dagster.core.evaluation.report import read_report
-from cryptovol_dagster.core.features.catalogue import feature_hash
+from cryptovol_dagster.core.features.catalogue import features_version
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs.assets.declare import chain_asset
 from cryptovol_dagster.defs.assets.plans import trainable_plans
@@ -34,7 +34,7 @@ def model_card_asset(
         part="training",
         pool=TRAINING,
         kinds={"markdown"},
-        version=code_version(spec.hash(), feature_hash(spec)),
+        version=code_version(spec.hash(), features_version(spec)),
     )
     def model_card(
         context: dg.AssetExecutionContext,

@@ -8,7 +8,7 @@ from typing import Any
 
 import dagster as dg
 
-from cryptovol_dagster.core.features.catalogue import feature_hash
+from cryptovol_dagster.core.features.catalogue import features_version
 from cryptovol_dagster.core.learning.labels import label_hash
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.defs.assets.declare import chain_asset
@@ -50,7 +50,7 @@ def performance_asset(
         part="monitoring",
         pool=TRAINING,
         kinds={"numpy", "json"},
-        version=code_version(str(performance.SCHEMA_VERSION), feature_hash(spec), label_hash(spec)),
+        version=code_version(str(performance.SCHEMA_VERSION), features_version(spec), label_hash(spec)),
         metadata={"reference_hours": back, "calibration_hours": window.calibration_hours},
     )
     def champion_performance(

@@ -15,7 +15,7 @@ import dagster as dg
 from cryptovol_dagster.core.drift.limits import limits_in_force
 from cryptovol_dagster.core.features.catalogue import (
     calendar_feature_names,
-    feature_hash,
+    features_version,
     market_feature_names,
 )
 from cryptovol_dagster.core.pictures import hour as pictures
@@ -69,7 +69,7 @@ def _evidently_asset(
         part="monitoring",
         pool=TRAINING,
         kinds={"evidently", "html"},
-        version=feature_hash(spec),
+        version=features_version(spec),
         metadata=metadata,
     )
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import dagster as dg
 
-from cryptovol_dagster.core.features.catalogue import feature_hash
+from cryptovol_dagster.core.features.catalogue import feature_hash, features_version
 from cryptovol_dagster.core.learning.labels import label_hash
 from cryptovol_dagster.core.specs import ModelSpec, TimescaleSpec
 from cryptovol_dagster.defs.assets.declare import chain_asset
@@ -53,7 +53,7 @@ def splits_asset(
         part="training",
         pool=TRAINING,
         kinds={"python", "json"},
-        version=code_version(spec.hash(), feature_hash(spec), label_hash(spec)),
+        version=code_version(spec.hash(), features_version(spec), label_hash(spec)),
         metadata={
             "horizon_s": spec.horizon_s,
             "quantile": spec.quantile,

@@ -18,6 +18,8 @@ from cryptovol_dagster.core.features.catalogue import (
     feature_hash,
     feature_list,
     feature_names,
+    features_version,
+    is_cross,
     lookback_bars,
     own_feature_names,
     own_features,
@@ -49,9 +51,24 @@ def grid_of(ticks: TickColumns, *, seconds: int, used=SPEC, trades: TradeColumns
     return build_bars(cleaned, start_ns=START_NS, end_ns=START_NS + seconds * NS, spec=used, trades=trades)
 
 
-def random_bars(seed: int, *, seconds: int = 260, used=SPEC, per_second: float = 3.0, faults: bool = True):
-    ticks = random_ticks(seed, seconds=seconds, per_second=per_second, faults=faults)
-    return grid_of(ticks, seconds=seconds, used=used, trades=random_trades(seed, seconds=seconds))
+def random_bars(
+    seed: int,
+    *,
+    seconds: int = 260,
+    used=SPEC,
+    per_second: float = 3.0,
+    faults: bool = True,
+    n_products: int = 2,
+):
+    many = {"seconds": seconds, "n_products": n_products}
+    ticks = random_ticks(seed, per_second=per_second, faults=faults, **many)
+    return grid_of(ticks, seconds=seconds, used=used, trades=random_trades(seed, **many))
+
+
+def products_of(bars: BarGrid, rows: list[int]) -> BarGrid:
+    """The same bars of some products, in another order."""
+    columns = {name: column[rows] for name, column in bars.columns().items()}
+    return replace(bars, products=tuple(bars.products[row] for row in rows), **columns)
 
 
 def series_of(bars: BarGrid, row: int) -> list[dict]:
@@ -316,6 +333,49 @@ def test_products_that_meet_later_get_the_same_cross_features(real_bars: BarGrid
     np.testing.assert_array_equal(together.valid, own.valid)
 
 
+@given(
+    seed=st.integers(0, 2**32 - 1), order=st.permutations(range(4)), per_second=st.sampled_from([2.0, 8.0])
+)
+@settings(max_examples=10, deadline=None)
+def test_products_outside_the_reference_set_change_no_bit_of_the_others(
+    seed: int, order: list[int], per_second: float
+) -> None:
+    """Neither one more followed product, nor another order of products."""
+    bars = random_bars(seed, per_second=per_second, n_products=4)
+    grid = compute_features(bars, SPEC)
+    without = compute_features(products_of(bars, [0, 1]), SPEC)
+    np.testing.assert_array_equal(grid.values[:, :2].view(np.int64), without.values.view(np.int64))
+    np.testing.assert_array_equal(grid.reason[:2], without.reason)
+    shuffled = compute_features(products_of(bars, order), SPEC)
+    np.testing.assert_array_equal(grid.values[:, order].view(np.int64), shuffled.values.view(np.int64))
+    np.testing.assert_array_equal(grid.reason[order], shuffled.reason)
+
+
+def test_cross_features_are_means_over_the_reference_set_without_the_rows_own_product() -> None:
+    bars = random_bars(3, seconds=400, n_products=4, per_second=12.0, faults=False)
+    three = replace(SPEC, reference_set=("ETH-USD", "SOL-USD", "BTC-USD"))
+    grid = compute_features(bars, three)
+    assert grid.products == ("BTC-USD", "ETH-USD", "SOL-USD", "ADA-USD")
+    of, cross = grid["ln_gk_15"], grid["cross_ln_gk_15"]
+    all_known = np.isfinite(of).all(axis=0)
+    assert all_known.sum() > 20
+    btc, eth, sol = of[:3, all_known]
+    expected = [(eth + sol) / 2, (sol + btc) / 2, (eth + btc) / 2, (eth + sol + btc) / 3]
+    np.testing.assert_allclose(cross[:, all_known], expected, rtol=1e-14)
+
+
+@pytest.mark.parametrize("chosen", [("BTC-USD",), ("BTC-USD", "XRP-USD")])
+def test_without_another_product_of_the_set_cross_features_are_null_and_rows_stay_valid(
+    chosen: tuple[str, ...],
+) -> None:
+    bars = random_bars(4, faults=False, per_second=8.0)
+    grid = compute_features(bars, replace(SPEC, reference_set=chosen))
+    assert np.isnan(grid["cross_ln_gk_15"][0]).all()
+    assert np.isfinite(grid["cross_ln_gk_15"][1]).any()
+    np.testing.assert_array_equal(grid.valid, compute_features(bars, SPEC).valid)
+    assert grid.valid[0].any()
+
+
 def test_one_jump_is_a_jump_and_even_movement_is_none() -> None:
     bars = random_bars(1, seconds=200, faults=False)
     even = np.where(np.arange(200) % 2, 1_000, -1_000) * np.ones((2, 1), dtype=np.int64)
@@ -393,6 +453,17 @@ def test_the_hash_follows_what_features_mean_and_nothing_else() -> None:
         feature_hash(spec(bar_interval_s=2)),
     }
     assert len(versions) == 5
+
+
+def test_the_reference_set_stands_in_the_version_of_cross_features_only() -> None:
+    other = replace(SPEC, reference_set=("ETH-USD", "BTC-USD"))
+    assert (feature_hash(other), other.hash()) == (feature_hash(SPEC), SPEC.hash())
+    assert features_version(SPEC) == feature_hash(SPEC)
+    # The order matters: sums in another order have other last bits.
+    assert features_version(other).startswith(f"{feature_hash(SPEC)}+")
+    assert [name for name in feature_names(REAL) if is_cross(name)] == [
+        feature.name for feature in feature_list(REAL) if not feature.is_own
+    ]
 
 
 @pytest.mark.parametrize(

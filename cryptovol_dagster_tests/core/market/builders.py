@@ -11,6 +11,8 @@ from cryptovol_dagster.core.specs import NS, SplitSpec, TimescaleSpec
 
 #: An hour's edge, so that whole hours and bars begin here.
 START_NS = 1_775_268_000 * NS
+#: Products of random markets; the first two are the default reference set.
+PRODUCTS = ("BTC-USD", "ETH-USD", "SOL-USD", "ADA-USD", "DOGE-USD")
 
 
 def spec(**changes: Any) -> TimescaleSpec:
@@ -87,7 +89,7 @@ def random_ticks(
     mid = 50_000 * np.exp(np.cumsum(moves))
     half = np.abs(random.normal(0, 0.5, n)) * (random.random(n) < 0.7)
     columns: dict[str, Any] = {
-        "products": tuple(f"P{code}-USD" for code in range(n_products)),
+        "products": PRODUCTS[:n_products],
         "connections": ("c0", "c1", "c2"),
         "product": random.integers(0, n_products, n),
         "connection": np.sort(random.integers(0, 3, n)) if faults else np.zeros(n),
@@ -117,7 +119,7 @@ def random_trades(
     )
     return TradeColumns.from_arrays(
         {
-            "products": tuple(f"P{code}-USD" for code in range(n_products)),
+            "products": PRODUCTS[:n_products],
             "product": random.integers(0, n_products, n),
             "trade_time_ns": start_ns + np.rint(times * NS).astype(np.int64),
             "price": np.full(n, 50_000.0),

@@ -240,8 +240,8 @@ def test_frames_that_are_no_bars_are_refused() -> None:
     ):
         with pytest.raises(BarsError, match=message):
             BarGrid.from_frame(broken, bar_ns=SPEC.bar_ns)
-    with pytest.raises(BarsError, match="not requested: P1-USD"):
-        BarGrid.from_frame(frame, bar_ns=SPEC.bar_ns, products=("P0-USD",))
+    with pytest.raises(BarsError, match="not requested: ETH-USD"):
+        BarGrid.from_frame(frame, bar_ns=SPEC.bar_ns, products=("BTC-USD",))
 
 
 def test_spans_and_orders_that_cannot_be_are_refused() -> None:
@@ -260,8 +260,8 @@ def test_spans_and_orders_that_cannot_be_are_refused() -> None:
         BarGrid.concat([grid, grid])
     with pytest.raises(BarsError, match="nothing to concatenate"):
         BarGrid.concat([])
-    with pytest.raises(BarsError, match="not requested: P1-USD"):
-        grid.with_products(["P0-USD"])
+    with pytest.raises(BarsError, match="not requested: ETH-USD"):
+        grid.with_products(["BTC-USD"])
 
 
 def test_rows_can_be_added_for_products_without_any() -> None:

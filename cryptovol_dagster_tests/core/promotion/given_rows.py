@@ -18,6 +18,7 @@ class GivenRows:
         tested: matured test rows.
         ranks: validation precision of each candidate.
         unscorable: why the champion cannot score the rows.
+        challenger_unscorable: why the challenger of the contest under way cannot.
         asked: names of the calls, in order.
         contest: the one whose hold-out was asked for.
     """
@@ -26,12 +27,16 @@ class GivenRows:
     tested: ScoredRows | None = None
     ranks: Mapping[str, float | None] = field(default_factory=dict)
     unscorable: str = ""
+    challenger_unscorable: str = ""
     asked: list[str] = field(default_factory=list)
     contest: Contest | None = None
 
     def why_unscorable(self, champion: Champion) -> str:
         self.asked.append("why_unscorable")
         return self.unscorable
+
+    def why_challenger_unscorable(self, contest: Contest) -> str:
+        return self.challenger_unscorable
 
     def validation(self) -> Mapping[str, float | None]:
         self.asked.append("validation")

@@ -206,6 +206,22 @@ def test_a_challenger_is_nominated_where_there_is_none_or_one_of_other_features(
         assert decision.challenge.challenger == measured().trained["xgboost"]
 
 
+def test_a_challenger_that_cannot_read_the_rows_is_followed_by_another() -> None:
+    """Its cross features may be means over another reference set: scores of it would mean nothing."""
+    before = replace(STANDING, contest=CONTEST)
+    ranks = {"har_logit": 0.4, "xgboost": 0.5}
+    held = rows(champion=1.5, challenger=1.5)
+    stays, goes = (
+        GivenRows(held, ranks=ranks),
+        GivenRows(held, ranks=ranks, challenger_unscorable="other means"),
+    )
+    settle(stays, before)
+    settle(goes, before)
+    assert (stays.contest, stays.asked) == (CONTEST, ["why_unscorable", "hold_out"])
+    assert goes.contest == nominate(measured(), ranks, before) != CONTEST
+    assert goes.asked == ["why_unscorable", "validation", "hold_out"]
+
+
 def test_plain_kinds_alone_bring_no_challenger() -> None:
     assert measured(("baseline_zscore", "ewma")).candidates == ()
     given = GivenRows()

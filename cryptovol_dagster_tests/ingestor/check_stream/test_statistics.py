@@ -16,7 +16,7 @@ from ingestor.check_stream.statistics import (
     RecentCount,
     StreamReport,
 )
-from ingestor.envelope import DEAD, EVENTS, FEATURES_TOPIC, TICKS, TRADES
+from ingestor.envelope import DEAD, EVENTS, FEATURES_TOPIC, TICKS, TRADES, closing_message, encode
 
 INT64 = st.integers(-(2**63), 2**63 - 1)
 MS = 10**6
@@ -93,6 +93,8 @@ def test_everything_is_counted_where_it_belongs() -> None:
         (FEATURES_TOPIC, b"BTC-USD", b'{"product":"BTC-USD","revision":0,"x":[1]}'),
         (FEATURES_TOPIC, b"BTC-USD", b'{"product":"BTC-USD","revision":2}'),
         (FEATURES_TOPIC, b"BTC-USD", b"{}"),
+        # How far a partition has closed is no row.
+        (FEATURES_TOPIC, b"#2", encode(closing_message(2, T0_NS, "v1"))),
         now_ns=T0_NS + NS,
     )
     told = report.as_dict()

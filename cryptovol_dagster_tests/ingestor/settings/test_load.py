@@ -197,3 +197,26 @@ def test_so_it_does_in_dotenv_and_environment(config) -> None:
     with pytest.raises(SettingsError) as found:
         load_settings(path, environ={})
     assert str(found.value) == f"{path.parent / '.env'}: {says}"
+
+
+def test_the_reference_set_is_among_the_products_followed(config) -> None:
+    path = config(
+        "coinbase:\n  products: [SOL-USD, ADA-USD]\ntimescales:\n  reference_set: [ADA-USD, BTC-USD]\n"
+    )
+    with pytest.raises(SettingsError) as refused:
+        load_settings(path, {})
+    assert str(refused.value) == (
+        f"{path}:4: timescales.reference_set names BTC-USD, which is not followed; coinbase.products are "
+        "SOL-USD, ADA-USD: add it there, or choose among them"
+    )
+
+
+def test_without_a_choice_any_products_may_be_followed(config) -> None:
+    settings = load_settings(config("coinbase:\n  products: [SOL-USD]\n"), {}).settings
+    assert settings.timescales.reference_set == ("BTC-USD", "ETH-USD")
+
+
+@pytest.mark.parametrize(("given", "said"), [("[]", "names no product"), ("[A, A]", "names a product twice")])
+def test_a_reference_set_without_a_meaning_is_refused(config, given: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=f":2: timescales.reference_set: {said}"):
+        load_settings(config(f"timescales:\n  reference_set: {given}\n"), {})
