@@ -419,7 +419,7 @@ def test_a_model_of_another_horizon_is_refused_and_so_is_an_unknown_chain(minute
         ),
     ):
         result = invoke(*arguments)
-        assert result.exit_code == (2 if "no chain" in says else 1)
+        assert result.exit_code == (2 if "not a chain" in says else 1)
         assert says in result.output
         assert len(result.output.strip().splitlines()) == 1
 
