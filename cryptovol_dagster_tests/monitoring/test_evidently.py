@@ -114,7 +114,7 @@ def test_a_comparison_is_sampled_names_what_it_left_out_and_calls_its_verdict_un
     said = f"reference: 500 rows sampled from 900, hours before; recent: 300 rows, {HOUR}"
     assert measured_on(summary) == said
     page = report.html.decode()
-    for text in (said, "no alarm", told, "Left out: none (no value in recent)", f"as of {HOUR} UTC"):
+    for text in (said, "not an alarm", told, "Left out: none (no value in recent)", f"as of {HOUR} UTC"):
         assert text in page
     stored = json.loads(report.json)
     assert stored["cryptovol"] == summary

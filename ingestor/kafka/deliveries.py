@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from confluent_kafka import KafkaError, Message
@@ -114,6 +114,26 @@ class Reached:
     at_s: float
 
 
+@dataclass(frozen=True)
+class Unplaced:
+    """A message that was acknowledged without an offset.
+
+    If its topic was recreated, it may be in neither log: librdkafka reports a batch as written once a later
+    batch is, and a new log accepts the later batch without the earlier one (Kafka 4.1, librdkafka 2.x).
+
+    Attributes:
+        topic: without prefix.
+        key: decides the partition.
+        value: the encoded message.
+        at_s: time of the acknowledgement (monotonic clock).
+    """
+
+    topic: str
+    key: bytes
+    value: bytes
+    at_s: float
+
+
 class Deliveries:
     """Follows the messages of one publisher.
 
@@ -136,6 +156,7 @@ class Deliveries:
         #: Messages that the client returned, in order within a partition, and the reason of the first.
         self.given_back: list[Spilled] = []
         self.given_back_why = ""
+        self._unplaced: list[Unplaced] = []
         #: Reached marks, oldest first; their owner calls `then`.
         self.reached: deque[Reached] = deque()
 
@@ -154,7 +175,11 @@ class Deliveries:
         if partition is None:
             partition = self.partitions[key] = _Partition(self._follows_storage)
         offset = message.offset()
-        partition.acknowledged(-1 if offset is None else offset, size)
+        if offset is None or offset < 0:
+            offset = -1
+            unplaced = Unplaced(key[0], message.key() or b"", message.value() or b"", time.monotonic())
+            self._unplaced.append(unplaced)
+        partition.acknowledged(offset, size)
         if partition.unstored_bytes > self.unstored_bytes:
             self.unstored_bytes = partition.unstored_bytes
         epoch.outstanding -= 1
@@ -221,6 +246,23 @@ class Deliveries:
             if partition.last_offset >= 0:
                 result.setdefault(topic, {})[partition_id] = partition.last_offset
         return result
+
+    def take_unplaced(self, topic: str) -> list[Unplaced]:
+        """Return, once, the messages of a recreated topic that were acknowledged without an offset."""
+        found = [each for each in self._unplaced if each.topic == topic]
+        self._unplaced = [each for each in self._unplaced if each.topic != topic]
+        return found
+
+    def drop_unplaced(self, asked_at_s: float, recreated: Collection[str]) -> None:
+        """Drop messages acknowledged before `asked_at_s`: their topics still had the same log then.
+
+        Args:
+            asked_at_s: when the log ids were requested (monotonic clock).
+            recreated: topics whose messages are kept for `take_unplaced`.
+        """
+        self._unplaced = [
+            each for each in self._unplaced if each.at_s >= asked_at_s or each.topic in recreated
+        ]
 
     def log_was_recreated(self, topic: str) -> dict[int, int]:
         """Drop the offsets of a deleted log; return the last acknowledged one of each partition.

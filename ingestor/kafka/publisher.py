@@ -320,9 +320,13 @@ class Publisher:
         for recreation in self._state.recreations[len(before.recreations) :]:
             self._counters.recreated_logs += 1
             self._client.doubt()
+            self._publish_unplaced(recreation.topic)
             self._unsettled.append((recreation, self._deliveries.end_epoch()))
+        recreated = [recreation.topic for recreation, _ in self._unsettled]
+        self._deliveries.drop_unplaced(self._state.asked_at_s, recreated)
         while self._unsettled and self._deliveries.is_settled(self._unsettled[0][1]):
             recreation, _ = self._unsettled.pop(0)
+            self._publish_unplaced(recreation.topic)
             acknowledged = self._deliveries.log_was_recreated(recreation.topic)
             self._unknown_ends[recreation.topic] = now
             if self.on_recreation is not None:
@@ -333,6 +337,18 @@ class Publisher:
                 del self._unknown_ends[topic]
         if self._unknown_ends:
             self._watch.ask()
+
+    def _publish_unplaced(self, topic: str) -> None:
+        """Publish again what was acknowledged without an offset while a topic was recreated."""
+        unplaced = self._deliveries.take_unplaced(topic)
+        if unplaced:
+            LOG.warning(
+                "%s: %d messages were acknowledged without an offset while it was recreated; sent again",
+                topic,
+                len(unplaced),
+            )
+        for each in unplaced:
+            self.publish(each.topic, each.key, each.value)
 
     def _run_reached(self) -> None:
         """Call `then` of reached marks, once the log of their offsets is certain."""

@@ -456,6 +456,32 @@ async def test_a_recreation_is_reported_once_the_old_log_can_acknowledge_nothing
     publisher.close()
 
 
+async def test_messages_acknowledged_without_an_offset_are_sent_again_to_a_recreated_log(
+    broker: Broker,
+) -> None:
+    """Neither log need have them. Where the topic kept its log, it has them."""
+    watch = _Watch()
+    publisher = make(broker, logs=watch)
+    deliveries = publisher._deliveries
+    for is_recreated in (False, True):
+        epoch = deliveries.epochs[-1]
+        epoch.outstanding, deliveries.in_flight_messages = 2, 2
+        epoch.delivered(None, _Acknowledged(-1001))  # type: ignore[arg-type]
+        epoch.delivered(None, _Acknowledged(7 + is_recreated))  # type: ignore[arg-type]
+        if is_recreated:
+            watch.sees_a_new_log(end=0)
+        else:
+            watch.state = LogState(time.monotonic(), {TICKS: "old"})
+        publisher.poll()
+        assert publisher.in_flight == is_recreated
+    deadline = time.monotonic() + 10
+    while publisher.in_flight and time.monotonic() < deadline:
+        publisher.poll()
+        await asyncio.sleep(0.01)
+    assert [records for records in read_all(broker, TICKS).values() if records] == [[(b"k", b"v")]]
+    publisher.close()
+
+
 async def test_a_log_of_one_message_is_reported_from_its_successor(broker: Broker) -> None:
     """Both begin at offset 0."""
     publisher = make(broker)
