@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from collections.abc import Callable
 
@@ -74,3 +75,36 @@ def test_pages_outside_the_site_link_what_exists(page: str) -> None:
     file = REPOSITORY / page
     links = re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", file.read_text(encoding="utf-8"))
     assert [link for link in links if not (file.parent / link).exists()] == []
+
+
+def _texts_of_the_code() -> str:
+    """Return every string of the product, a placeholder where it inserts a value, without backticks."""
+    found = []
+    for room in ("cryptovol_dagster", "ingestor"):
+        for file in sorted((REPOSITORY / room).rglob("*.py")):
+            for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.JoinedStr):
+                    found.append(
+                        "".join(str(p.value) if isinstance(p, ast.Constant) else "\0" for p in node.values)
+                    )
+                elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    found.append(node.value)
+    return "\n".join(found).replace("`", "")
+
+
+def test_messages_that_troubleshooting_explains_are_messages_of_the_code() -> None:
+    """A user who searches the page for a line on the screen finds it."""
+    page = (DOCS / "troubleshooting.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^### (.*`.*)$", page, re.MULTILINE)
+    texts = _texts_of_the_code()
+    unknown = []
+    for heading in headings:
+        quoted = re.findall(r"`([^`]+)`", heading)
+        pieces = [p.strip(" :;,()") for q in quoted for p in re.split(r"…|\d+|\bN\b|'[^']*'|;", q)]
+        if not any(len(piece) > 8 and piece in texts for piece in pieces):
+            unknown.append(heading)
+    assert unknown == [
+        "`required variable … is missing a value` (containers)",
+        "`audit` exits with code 1",
+        "`… is before dagster.partitions_start, …`",  # the setting's name is inserted
+    ]

@@ -65,8 +65,8 @@ class Partition:
     closed_until_ns: int | None = None
     _counted: TickCounts = field(init=False)
     _counted_beyond_reach: int = field(init=False)
-    _said: int | None = field(init=False, default=None)
-    _said_at_ns: int = field(init=False, default=0)
+    _published_until_ns: int | None = field(init=False, default=None)
+    _published_at_ns: int = field(init=False, default=0)
 
     def __post_init__(self) -> None:
         self._counted, self._counted_beyond_reach = self.state.counts, self.state.beyond_reach
@@ -136,10 +136,10 @@ class Partition:
         Args:
             now_ns: wall clock.
         """
-        if self.closed_until_ns in (None, self._said) or now_ns - self._said_at_ns < NS:
+        if self.closed_until_ns in (None, self._published_until_ns) or now_ns - self._published_at_ns < NS:
             return None
-        self._said, self._said_at_ns = self.closed_until_ns, now_ns
-        return self._said
+        self._published_until_ns, self._published_at_ns = self.closed_until_ns, now_ns
+        return self._published_until_ns
 
     @property
     def is_finished(self) -> bool:

@@ -118,8 +118,8 @@ class Reached:
 class Unplaced:
     """A message that was acknowledged without an offset.
 
-    If its topic was recreated, it may be in neither log: librdkafka reports a batch as written once a later
-    batch is, and a new log accepts the later batch without the earlier one (Kafka 4.1, librdkafka 2.x).
+    If its topic was recreated, it may be in neither log (seen with Kafka 4.1 on a busy machine). Probably
+    librdkafka takes a batch that has to be sent again for written as soon as a later batch is.
 
     Attributes:
         topic: without prefix.

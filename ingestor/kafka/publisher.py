@@ -1,4 +1,7 @@
-"""The idempotent producer: no message is dropped or sent twice, and acknowledged offsets are known.
+"""The idempotent producer: no message is dropped, and acknowledged offsets are known.
+
+No message is sent twice, with one exception: while a topic is recreated, messages that were acknowledged
+without an offset are sent again, because they may be in neither log.
 
 `Publisher.publish` never waits and never loses a message. Messages that do not fit into librdkafka's queue,
 because the broker is away, go to a bounded spill and follow in order. Only where that is full, too (or where
@@ -292,9 +295,8 @@ class Publisher:
             return False
         except KafkaException as error:
             if error.args[0].code() in (KafkaError._UNKNOWN_TOPIC, KafkaError._FATAL):
-                return (
-                    False  # topic or client no longer exist: both are noticed, and the message is sent later
-                )
+                # Topic or client no longer exist: both are noticed, and the message is sent later.
+                return False
             raise PublishError(f"Kafka refused a message for {name}: {error.args[0].str()}") from None
         return True
 
@@ -314,6 +316,7 @@ class Publisher:
     def _take_in_logs(self) -> None:
         """Process recreated topics, and the ends of their new logs."""
         if self._watch is None:
+            self._deliveries.drop_unplaced(self._state.asked_at_s, ())
             return
         before, self._state = self._state, self._watch.state
         now = time.monotonic()
