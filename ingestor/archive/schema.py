@@ -17,7 +17,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ingestor.archive.columns import column
-from ingestor.envelope import DEAD, DECODERS, EVENTS, TICKS, TRADES, DeadLetter, FeedEvent
+from ingestor.envelope import (
+    DEAD,
+    DECODERS,
+    EVENTS,
+    SCORES_TOPIC,
+    TICKS,
+    TRADES,
+    DeadLetter,
+    FeedEvent,
+    ScoreMessage,
+)
 
 UNREADABLE = -1
 
@@ -69,12 +79,41 @@ SCHEMAS: Mapping[str, pa.Schema] = {
             *_PAYLOAD,
         ]
     ),
+    SCORES_TOPIC: pa.schema(
+        [
+            *_KAFKA,
+            ("chain", pa.string()),
+            ("product_id", pa.string()),
+            ("bar_end_ns", pa.int64()),
+            ("revision", pa.int32()),
+            ("published_at_ns", pa.int64()),
+            ("provisional", pa.bool_()),
+            ("probability", pa.float64()),
+            ("reason", pa.string()),
+            ("flag", pa.bool_()),
+            ("threshold", pa.float64()),
+            ("model", pa.string()),
+            ("model_as_of", pa.string()),
+            ("model_version", pa.string()),
+            ("model_age_s", pa.float64()),
+            ("feature_version", pa.string()),
+            ("row_hash", pa.string()),
+            ("episode", pa.string()),
+            *_PAYLOAD,
+        ]
+    ),
 }
 
 #: Columns with few distinct values; the rest gains nothing from a dictionary.
-DICTIONARY_COLUMNS = ("product_id", "connection_id", "event_type", "side", "kind", "reason")
+DICTIONARY_COLUMNS = (
+    *("product_id", "connection_id", "event_type", "side", "kind", "reason"),
+    *("chain", "model", "model_as_of", "model_version", "feature_version", "episode"),
+)
 #: Columns whose differences are small.
-DELTA_COLUMNS = ("kafka_offset", "event_time_ns", "received_at_ns", "sequence_num", "trade_time_ns", "at_ns")
+DELTA_COLUMNS = (
+    *("kafka_offset", "event_time_ns", "received_at_ns", "sequence_num", "trade_time_ns", "at_ns"),
+    *("bar_end_ns", "published_at_ns"),
+)
 
 
 class _Quote(msgspec.Struct, gc=False):
@@ -106,7 +145,8 @@ _Columns = dict[str, Any]
 
 def time_columns(topic: str) -> tuple[str, ...]:
     """Return the columns of a record's event time: the first that is not null counts."""
-    return {EVENTS: ("event_time_ns", "at_ns"), DEAD: ("at_ns",)}.get(topic, ("event_time_ns",))
+    own = {EVENTS: ("event_time_ns", "at_ns"), DEAD: ("at_ns",), SCORES_TOPIC: ("bar_end_ns",)}
+    return own.get(topic, ("event_time_ns",))
 
 
 def event_times(topic: str, columns: pa.RecordBatch | pa.Table) -> Any:
@@ -240,11 +280,20 @@ def _dead_columns(values: Iterable[bytes]) -> _Columns:
     }
 
 
+def _score_columns(values: Iterable[bytes]) -> _Columns:
+    scores: list[ScoreMessage] = [*map(DECODERS[SCORES_TOPIC].decode, values)]
+    names = [name for name in SCHEMAS[SCORES_TOPIC].names if name in ScoreMessage.__struct_fields__]
+    columns: _Columns = {name: [getattr(score, name) for score in scores] for name in names}
+    columns["payload"] = [_encode(score.contributions) for score in scores]
+    return columns
+
+
 _BUILDERS: Mapping[str, Callable[[Iterable[Any]], _Columns]] = {
     TICKS: _tick_columns,
     TRADES: _trade_columns,
     EVENTS: _event_columns,
     DEAD: _dead_columns,
+    SCORES_TOPIC: _score_columns,
 }
 
 

@@ -29,7 +29,7 @@ from confluent_kafka import (
 from confluent_kafka.admin import AdminClient
 from confluent_kafka.cimpl import NewTopic
 
-from ingestor.envelope import ALL_TOPICS, DEAD, EVENTS
+from ingestor.envelope import ALL_TOPICS, DEAD, EVENTS, LIVE_EVENTS_TOPIC
 from ingestor.errors import CryptovolError
 from ingestor.kafka.errors import ASK_AGAIN
 from ingestor.settings.sections import KafkaSettings
@@ -44,7 +44,7 @@ _MOCK_CLUSTER_PREFIX = "mockCluster"
 #: Consumer group of the archives of one storage, without the prefix.
 ARCHIVE_GROUP = "cryptovol-archive"
 #: Topics whose order over the whole feed matters more than their throughput.
-_SINGLE_PARTITION_TOPICS = (EVENTS, DEAD)
+_SINGLE_PARTITION_TOPICS = (EVENTS, DEAD, LIVE_EVENTS_TOPIC)
 _EMBEDDED_FETCH_WAIT_MS = 20
 _METADATA_REFRESH_MS = 5_000
 _MARKER = "cryptovol-log-"

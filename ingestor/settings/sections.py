@@ -392,7 +392,7 @@ class TimescalesSettings(Section):
 
 
 class LiveSettings(Section):
-    """Live features: `cryptovol featurize`."""
+    """Live features and scores: `cryptovol featurize`, `cryptovol score`."""
 
     lateness_s: PositiveFloat = Field(
         default=2.0, description="a bar closes this long after its end; later ticks cause revisions"
@@ -403,6 +403,22 @@ class LiveSettings(Section):
     commit_s: PositiveFloat = Field(
         default=5.0,
         description="how often the consumer group's offsets are committed (they only show the lag)",
+    )
+    cross_wait_s: PositiveFloat = Field(
+        default=0.5,
+        description="how long a row waits for those of the reference set before it is published without a "
+        "probability",
+    )
+    not_heard_after_s: PositiveFloat = Field(
+        default=5.0,
+        description="a second without a row is published as not_heard when the feed is this far past its end",
+    )
+    champion_check_s: PositiveFloat = Field(
+        default=5.0, description="how often the scorer looks whether the champion changed"
+    )
+    outcome_deadline_s: PositiveFloat = Field(
+        default=1.0,
+        description="live_outcomes counts scores that were published by a bar's end + lateness_s + this",
     )
 
 
