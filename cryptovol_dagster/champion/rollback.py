@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from cryptovol_dagster.champion.scoring import why_unscorable
 from cryptovol_dagster.core.features.catalogue import feature_hash, feature_names
 from cryptovol_dagster.core.models import load_model
+from cryptovol_dagster.core.models.base import why_unscorable
 from cryptovol_dagster.core.promotion.decision import Champion, Decision, DecisionError
 from cryptovol_dagster.core.promotion.rule import roll_back
 from cryptovol_dagster.core.specs import TimescaleSpec

@@ -18,6 +18,7 @@ from cryptovol_dagster.core.learning.labels import is_spike
 from cryptovol_dagster.core.metrics.ranking import average_precision
 from cryptovol_dagster.core.metrics.scored_rows import ScoredRows
 from cryptovol_dagster.core.models import Model, load_model
+from cryptovol_dagster.core.models.base import why_unscorable
 from cryptovol_dagster.core.models.kinds import FALLBACK, REFERENCES
 from cryptovol_dagster.core.promotion.decision import Champion, Contest
 from cryptovol_dagster.core.promotion.measured import Measured
@@ -60,11 +61,11 @@ class StoredRows:
 
     def why_unscorable(self, champion: Champion) -> str:
         """Return why the champion's file cannot score the present features; empty where it can."""
-        return self._why_unscorable(self._read_champion(champion))
+        return self._why(self._read_champion(champion))
 
     def why_challenger_unscorable(self, contest: Contest) -> str:
         """Return why the challenger's file cannot score the present features; empty where it can."""
-        return self._why_unscorable(self._read_challenger(contest))
+        return self._why(self._read_challenger(contest))
 
     def validation(self) -> dict[str, float | None]:
         """Return the candidates' average precision on the plan's validation rows."""
@@ -89,7 +90,7 @@ class StoredRows:
             models |= read_models(self.lake, self.spec, self.plan, [FALLBACK])
         return score_test(plans.read_problem(self.lake, self.spec, self.plan), models)
 
-    def _why_unscorable(self, model: Model) -> str:
+    def _why(self, model: Model) -> str:
         return why_unscorable(model, feature_names(self.spec), self.spec.reference_set)
 
     def _read_challenger(self, contest: Contest) -> Model:
@@ -105,26 +106,6 @@ class StoredRows:
             for name in REFERENCES
             if self.lake.exists(model_asset(self.spec, name), as_of, "zip")
         }
-
-
-def why_unscorable(model: Model, columns: tuple[str, ...], reference_set: tuple[str, ...]) -> str:
-    """Return why a model cannot read rows of these columns; empty where it can.
-
-    Args:
-        model: trained earlier.
-        columns: names of the present features.
-        reference_set: products whose means the present cross features are; a model of own columns reads any.
-    """
-    meta = model.meta
-    lacking = [name for name in meta.features if name not in columns and name not in meta.optional]
-    if lacking:
-        return f"the features lack {', '.join(lacking)}"
-    if meta.cross_set and meta.cross_set != reference_set:
-        return (
-            f"it reads cross features over {', '.join(meta.cross_set)}; those of the rows are over "
-            f"{', '.join(reference_set)}"
-        )
-    return ""
 
 
 def score(model: Model, features: pd.DataFrame) -> NDArray[np.float64]:

@@ -6,7 +6,6 @@ refusing combinations that do not match. The display is the verb's.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from cryptovol_dagster.core.times import partition_window, partitions_between
 from cryptovol_dagster.lake import decisions, look_back, plans
 from cryptovol_dagster.lake.files import Lake, meaning_of
 from cryptovol_dagster.lake.latest import Reports
+from cryptovol_dagster.lake.operating_points import flag_threshold
 from ingestor.errors import CryptovolError, did_you_mean
 
 if TYPE_CHECKING:
@@ -146,11 +146,7 @@ def _scorer(lake: Lake, spec: TimescaleSpec, content: bytes, source: str, versio
             f"{source} is of {model.meta.timescale}, requested is {spec.name}: --chain {model.meta.timescale}"
         )
     as_of = _trained_as_of(lake, spec, model)
-    threshold = None
-    if as_of is not None and lake.exists(spec.asset("model_evaluation"), as_of, "json"):
-        report = json.loads(lake.read_bytes(spec.asset("model_evaluation"), as_of, "json"))
-        points = report["models"].get(model.name, {}).get("operating_points", {})
-        threshold = (points.get("max_f1") or {}).get("threshold")
+    threshold = None if as_of is None else flag_threshold(lake, spec, as_of, model.name)
     known = f"{model.name} as of {as_of}" if as_of else f"{model.name}, as-of time unknown here"
     return Scorer(model, source, version or known, threshold)
 

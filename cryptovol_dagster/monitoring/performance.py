@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from cryptovol_dagster.champion.scoring import score, why_unscorable
+from cryptovol_dagster.champion.scoring import score
 from cryptovol_dagster.core.drift.distance import MIN_ROWS, ProductDrift, distance, judge, worst_of
 from cryptovol_dagster.core.drift.limits import LimitsInForce, limits_in_force
 from cryptovol_dagster.core.evaluation.matured import (
@@ -31,6 +31,7 @@ from cryptovol_dagster.core.evaluation.matured import (
 from cryptovol_dagster.core.features.catalogue import feature_names, features_version, optional_feature_names
 from cryptovol_dagster.core.learning.labels import SIGMA_FLOOR, is_spike, label_hash
 from cryptovol_dagster.core.metrics.scored_rows import ScoredRows
+from cryptovol_dagster.core.models.base import why_unscorable
 from cryptovol_dagster.core.promotion.decision import Champion
 from cryptovol_dagster.core.specs import DAY_S, NS, TimescaleSpec
 from cryptovol_dagster.core.times import partition_window

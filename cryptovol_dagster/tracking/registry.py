@@ -34,6 +34,11 @@ _UNSEEN_FROM, _TIMESCALE = "cryptovol.unseen_from_ns", "cryptovol.timescale"
 _TAG_LENGTH = 5_000
 
 
+def registered_name(spec: TimescaleSpec) -> str:
+    """Return the name of the registered model of a chain."""
+    return f"cryptovol-{spec.grid}-h{spec.horizon_bars}"
+
+
 class RegistryError(CryptovolError):
     """The registry has no such version; the message is one line."""
 
@@ -42,7 +47,7 @@ class Registry:
     """The registered model of one timescale and horizon."""
 
     def __init__(self, connection: Connection, spec: TimescaleSpec) -> None:
-        self.name = f"cryptovol-{spec.grid}-h{spec.horizon_bars}"
+        self.name = registered_name(spec)
         self._spec, self._connection = spec, connection
 
     def url(self, version: str) -> str:
@@ -180,20 +185,7 @@ class Registry:
                 found = None
         if found is None:
             raise RegistryError(f"{self.name} has no version {wanted}")
-        if missing := [name for name in (_MODEL, _AS_OF, _PROBLEM, _FEATURES) if name not in found.tags]:
-            raise RegistryError(f"{self.name} version {found.version} lacks the tags {', '.join(missing)}")
-        model, as_of, problem = _identity(found)
-        return Champion(
-            model=model,
-            as_of=as_of,
-            problem_hash=problem,
-            feature_hash=found.tags[_FEATURES],
-            mlflow_run_id=str(found.run_id),
-            unproven=found.tags.get(_UNPROVEN) == "true",
-            registry_version=str(found.version),
-            # Versions of before the gate lack it; the end of their partition is a safe bound.
-            unseen_from_ns=int(found.tags.get(_UNSEEN_FROM, partition_window(as_of)[1])),
-        )
+        return champion_of(self.name, str(found.version), str(found.run_id), found.tags)
 
     def file_of(self, model: Champion) -> bytes:
         """Read the model file of a version.
@@ -241,6 +233,33 @@ class Registry:
         client = self._connection.client
         found = client.get_registered_model(self.name).aliases.get(alias)
         return None if found is None else client.get_model_version(self.name, str(found))
+
+
+def champion_of(name: str, version: str, run_id: str, tags: Mapping[str, str]) -> Champion:
+    """Return the model that a version of the registry contains, according to its tags.
+
+    Args:
+        name: of the registered model.
+        version: its number.
+        run_id: its training run.
+        tags: of the version.
+
+    Raises:
+        RegistryError: cryptovol did not register it.
+    """
+    if missing := [tag for tag in (_MODEL, _AS_OF, _PROBLEM, _FEATURES) if tag not in tags]:
+        raise RegistryError(f"{name} version {version} lacks the tags {', '.join(missing)}")
+    return Champion(
+        model=tags[_MODEL],
+        as_of=tags[_AS_OF],
+        problem_hash=tags[_PROBLEM],
+        feature_hash=tags[_FEATURES],
+        mlflow_run_id=run_id,
+        unproven=tags.get(_UNPROVEN) == "true",
+        registry_version=version,
+        # Versions of before the gate lack it; the end of their partition is a safe bound.
+        unseen_from_ns=int(tags.get(_UNSEEN_FROM, partition_window(tags[_AS_OF])[1])),
+    )
 
 
 def _identity(version: ModelVersion) -> tuple[str, str, str]:

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from cryptovol_dagster.verbs.options import json_option
+from cryptovol_dagster.verbs.stopping import stopping_at_signals
 from ingestor.settings import load_settings
 from ingestor.verbs.bootstrap import bootstrap_option, outside_kafka
 from ingestor.verbs.output import log_to_stderr
@@ -68,7 +66,7 @@ def featurize(
     from cryptovol_dagster.live.featurizer import Featurizer
     from ingestor.kafka.broker import connect
 
-    with connect(kafka) as broker, _stopping_at_signals() as stop:
+    with connect(kafka) as broker, stopping_at_signals() as stop:
         featurizer = Featurizer(
             broker,
             spec_of(settings, SECONDS),
@@ -82,26 +80,6 @@ def featurize(
             stop, duration_s=duration, until_idle_s=until_idle, on_started=_start_printer(as_json)
         )
     click.echo(json.dumps(summary.as_dict()) if as_json else _text(summary))
-
-
-@contextmanager
-def _stopping_at_signals() -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT or SIGTERM sets; a second one ends the process at once."""
-    stop = threading.Event()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-
-    def on_signal(number: int, _: object) -> None:
-        stop.set()
-        for each in numbers:
-            signal.signal(each, signal.SIG_DFL)
-        LOG.info("%s: stopping cleanly; send it again to stop at once", signal.Signals(number).name)
-
-    before = {number: signal.signal(number, on_signal) for number in numbers}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _start_printer(as_json: bool) -> Callable[[LiveStarted], None]:

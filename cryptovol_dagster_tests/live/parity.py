@@ -13,7 +13,7 @@ from cryptovol_dagster.chains import timescale_spec
 from cryptovol_dagster.core.features.catalogue import own_feature_names
 from cryptovol_dagster.core.features.compute import compute_own_features
 from cryptovol_dagster.core.features.grid import Reason
-from cryptovol_dagster.core.market.bars import build_bars
+from cryptovol_dagster.core.market.bars import BarGrid, build_bars
 from cryptovol_dagster.core.market.cleaning import clean_ticks, clean_trades
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.times import HOUR_NS
@@ -39,7 +39,13 @@ def replayed(raw_dir: Path, out: Path) -> pd.DataFrame:
 
 
 def from_storage(raw_dir: Path) -> pd.DataFrame:
-    """Features of all of raw storage, read at once as the hourly assets read it."""
+    """Own features of all of raw storage, read at once as the hourly assets read it."""
+    rows = compute_own_features(bars_of(raw_dir), SPEC).to_frame().astype({"product": str})
+    return rows.set_index(KEY).sort_index()
+
+
+def bars_of(raw_dir: Path) -> BarGrid:
+    """Bars of all of raw storage, in whole hours."""
     store = RawStore(raw_dir)
     products = store.reader.read(TICKS, 0, EVER_NS, ["product_id"])["product_id"].unique().to_pylist()
     recorded = store.ticks(0, EVER_NS, products, store.gaps(0, EVER_NS))
@@ -47,9 +53,7 @@ def from_storage(raw_dir: Path) -> pd.DataFrame:
     trades = clean_trades(store.trades(0, EVER_NS, products))
     start_ns = int(ticks.event_time_ns.min()) // HOUR_NS * HOUR_NS
     end_ns = (int(ticks.event_time_ns.max()) // HOUR_NS + 1) * HOUR_NS
-    bars = build_bars(ticks, start_ns=start_ns, end_ns=end_ns, spec=SPEC, trades=trades)
-    rows = compute_own_features(bars, SPEC).to_frame().astype({"product": str})
-    return rows.set_index(KEY).sort_index()
+    return build_bars(ticks, start_ns=start_ns, end_ns=end_ns, spec=SPEC, trades=trades)
 
 
 def written(folder: Path) -> pd.DataFrame:

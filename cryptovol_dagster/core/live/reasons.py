@@ -18,5 +18,5 @@ NO_SCORE: dict[str, str] = {
     CROSS_INCOMPLETE: "rows of the reference set did not come in time; a revision follows if they do",
     NOT_HEARD: "no row came of this bar",
     NO_MODEL: "there is no champion, or its file cannot be used",
-    OTHER_FEATURES: "the model was trained on other features",
+    OTHER_FEATURES: "the row is of another version of the features than the model",
 }

@@ -306,6 +306,26 @@ def read_parts(data: bytes) -> tuple[ModelMeta, dict[str, bytes]]:
     return meta, parts
 
 
+def why_unscorable(model: Model, columns: tuple[str, ...], reference_set: tuple[str, ...]) -> str:
+    """Return why a model cannot read rows of these columns; empty where it can.
+
+    Args:
+        model: trained earlier.
+        columns: names of the present features.
+        reference_set: products whose means the present cross features are; a model of own columns reads any.
+    """
+    meta = model.meta
+    lacking = [name for name in meta.features if name not in columns and name not in meta.optional]
+    if lacking:
+        return f"the features lack {', '.join(lacking)}"
+    if meta.cross_set and meta.cross_set != reference_set:
+        return (
+            f"it reads cross features over {', '.join(meta.cross_set)}; those of the rows are over "
+            f"{', '.join(reference_set)}"
+        )
+    return ""
+
+
 def need_columns(model: str, train: Dataset, wanted: tuple[str, ...]) -> tuple[str, ...]:
     """Return `wanted` if the features contain all of them.
 
