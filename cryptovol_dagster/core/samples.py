@@ -6,6 +6,7 @@ market.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 from cryptovol_dagster.core.evaluation.backtest import Backtest, walk_forward
@@ -92,6 +93,23 @@ def problem() -> Problem:
 def model(name: str = "har_logit") -> Model:
     """Return a kind of model, fitted on the training rows of `problem`."""
     return train_model(name, problem(), SPEC, MODEL_SPEC, feature_hash=feature_hash(SPEC))
+
+
+@cache
+def model_of(timescale: TimescaleSpec, name: str = "xgboost") -> Model:
+    """Return a kind of model of another timescale of seconds, fitted on two hours of a synthetic market.
+
+    Examples:
+        >>> model_of(SPEC, "ewma").meta.feature_hash == feature_hash(SPEC)
+        True
+    """
+    spec = replace(timescale, splits=replace(SPEC.splits, train_span_s=2 * HOUR_S, test_span_s=HOUR_S // 3))
+    market = synthetic_bars(spec, 2 * HOUR_S // spec.bar_interval_s)
+    features = compute_features(market, spec).to_frame()
+    rows = join_dataset(features, forward_volatility(market, spec).to_frame(), spec)
+    split = split_times(int(rows.t_ns[0]), int(rows.t_ns[-1]) + spec.bar_ns, spec)
+    posed = pose_problem(rows, split, spec)
+    return train_model(name, posed, spec, MODEL_SPEC, feature_hash=feature_hash(spec))
 
 
 @cache

@@ -1,0 +1,174 @@
+"""`make bench-live`: from a second's end to its row in ticks.scores, and the cost of the live path.
+
+A synthetic market in real time, a real Kafka, and the real commands: simulator, recorder, featurizer, scorer.
+The market's clock differs from the wall's by the time that the simulator needs to start; the least delay of
+any tick, socket included, counts as that difference. Delays are beyond the lateness allowance.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import psutil
+from confluent_kafka import Consumer, TopicPartition
+
+from benchmarks import market
+from benchmarks.performance_page import publish
+from benchmarks.recorder import kafka
+from benchmarks.run import bare_environment
+from benchmarks.table import Line, machine
+from cryptovol_dagster.core.promotion.decision import FIRST, PROMOTE, Champion, Decision
+from cryptovol_dagster.core.samples import model_of
+from cryptovol_dagster.core.specs import NS
+from cryptovol_dagster.lake import decisions
+from cryptovol_dagster.lake.files import Lake
+from ingestor.envelope import DECODERS, SCORES_TOPIC, TICKS, closed_partition
+from ingestor.kafka.broker import Broker, connect
+from ingestor.settings import Settings
+from ingestor.settings.sections import KafkaSettings
+
+#: Limits: of the 99 % quantile of the delay by number of products, and of a core for the live path.
+DELAY_MS = {2: 80.0, 50: 250.0}
+LIVE_CORE_SHARE = 0.08
+#: Seconds after the start that do not count: processes import, models load, the group forms.
+_WARM_UP_S = 30.0
+
+
+def champion(lake: Lake) -> None:
+    """Store a model that reads cross features as the champion."""
+    spec = market.seconds_spec()
+    model, as_of = model_of(spec), "2025-01-01-00:00"
+    meta = model.meta
+    chosen = Champion(meta.name, as_of, meta.problem_hash, meta.feature_hash, "run", unproven=True)
+    decisions.keep_file(lake, spec, chosen, model.to_bytes())
+    decisions.write_decision(lake, spec, Decision(as_of, PROMOTE, ("it is the first",), chosen, kind=FIRST))
+
+
+@contextmanager
+def command(environment: dict[str, str], *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a verb while the block lasts; it has printed its first line."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cryptovol_dagster.cli", *arguments, "--json"],
+        cwd=market.ROOT,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        process.first = json.loads(process.stdout.readline())  # type: ignore[attr-defined]
+        yield process
+    finally:
+        process.terminate()
+        process.communicate()
+
+
+def messages_of(broker: Broker, topic: str) -> list[bytes]:
+    """Read a whole topic."""
+    consumer, found = Consumer(broker.consumer_config("bench-live")), []
+    for partition, end in broker.end_offsets(topic).items():
+        last = -1
+        consumer.assign([TopicPartition(broker.topic(topic), partition, 0)])
+        while last < end - 1:
+            for message in consumer.consume(5_000, 0.2):
+                found.append(message.value() or b"")
+                last = message.offset() or 0
+    consumer.close()
+    return found
+
+
+def measure(n_products: int, seconds: float) -> list[Line]:
+    """Run the live path for so long; return the lines of the table."""
+    products = [f"P{number:03d}-USD" for number in range(n_products - 2)]
+    products = ["BTC-USD", "ETH-USD", *products]
+    with tempfile.TemporaryDirectory(prefix="cryptovol-live-") as name, ExitStack() as stack:
+        folder = Path(name)
+        servers = stack.enter_context(kafka(folder))
+        settings = {
+            "STORAGE__DATA_DIR": str(folder / "data"),
+            "KAFKA__BOOTSTRAP_SERVERS": servers,
+            "COINBASE__PRODUCTS": json.dumps(products),
+        }
+        environment = bare_environment() | {f"CRYPTOVOL__{key}": value for key, value in settings.items()}
+        champion(Lake(folder / "data" / "lake"))
+        start = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        played = ("simulate", "--products", ",".join(products), "--hours", "0.5", "--start", start)
+        simulator = stack.enter_context(command(environment, *played))
+        url = simulator.first["url"]  # type: ignore[attr-defined]
+        stack.enter_context(command(environment, "ingest", "--url", url))
+        featurizer = stack.enter_context(command(environment, "featurize"))
+        scorer = stack.enter_context(command(environment, "score"))
+        time.sleep(_WARM_UP_S)
+        watched = {"featurizer": psutil.Process(featurizer.pid), "scorer": psutil.Process(scorer.pid)}
+        before = {what: sum(process.cpu_times()[:2]) for what, process in watched.items()}
+        since_ns, began_s = time.time_ns(), time.monotonic()
+        time.sleep(seconds)
+        took_s = time.monotonic() - began_s
+        cpu = {what: sum(process.cpu_times()[:2]) - before[what] for what, process in watched.items()}
+        memory = {what: process.memory_full_info().pss / 1e6 for what, process in watched.items()}
+        with connect(KafkaSettings(bootstrap_servers=servers)) as broker:
+            delays_ms, n_scored, n_rows, entries = delays(broker, since_ns)
+    share = sum(cpu.values()) / took_s
+    detail = ", ".join(f"{what} {cpu[what] / took_s:.1%}, {memory[what]:.0f} MB PSS" for what in watched)
+    low, high = np.quantile(delays_ms, [0.5, 0.99])
+    what = f"{n_products} products"
+    lines = [
+        Line(
+            f"end of a second → ticks.scores, {what}, p99",
+            float(high),
+            DELAY_MS.get(n_products, float("inf")),
+            "ms",
+            f"p50 {low:.0f} ms, greatest {delays_ms.max():.0f} ms; {n_rows:,} rows, {n_scored:,} with a "
+            f"probability, {entries / took_s:.0f} ticks/s; beyond the allowance of lateness",
+            at_most=True,
+        )
+    ]
+    limit = LIVE_CORE_SHARE if n_products == 2 else float("inf")
+    lines.append(Line(f"featurizer and scorer, {what}", share, limit, "of a core", detail, at_most=True))
+    return lines
+
+
+def delays(broker: Broker, since_ns: int) -> tuple[np.ndarray, int, int, int]:
+    """Return the delays (ms) of first scores since a time, how many have a probability, rows, and ticks."""
+    ticks = [DECODERS[TICKS].decode(value) for value in messages_of(broker, TICKS)]
+    offset_ns = min(tick.received_at_ns - tick.event_time_ns for tick in ticks)
+    entries = sum(tick.received_at_ns >= since_ns for tick in ticks)
+    lateness_ns = round(Settings().live.lateness_s * NS)
+    scores = [DECODERS[SCORES_TOPIC].decode(value) for value in messages_of(broker, SCORES_TOPIC)]
+    first = [
+        score
+        for score in scores
+        if closed_partition(score) is None and not score.revision and score.published_at_ns >= since_ns
+    ]
+    found = [score.published_at_ns - score.bar_end_ns - lateness_ns - offset_ns for score in first]
+    scored = sum(score.probability is not None for score in first)
+    return np.array(found) / 1e6, scored, len(first), entries
+
+
+def main() -> None:
+    """Measure, and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--products", type=int, action="append", help="how many (default: 2, 50 and 400)")
+    parser.add_argument("--seconds", type=float, default=120.0, help="measure for so long")
+    asked = parser.parse_args()
+    print(machine())
+    lines: list[Line] = []
+    for n_products in asked.products or (2, 50, 400):
+        lines += measure(n_products, asked.seconds)
+        print(lines[-2].row(), lines[-1].row(), sep="\n", flush=True)
+    publish("live", f"a synthetic market in real time, {asked.seconds:g} s each", lines)
+
+
+if __name__ == "__main__":
+    main()
