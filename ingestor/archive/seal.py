@@ -144,7 +144,7 @@ def _hash_chunk(chunk: Any, values: Any, shape: Any) -> None:
     first, end = chunk.offset, chunk.offset + len(chunk)
     valid = None
     if validity is not None and chunk.null_count:
-        valid = np.unpackbits(np.frombuffer(validity, np.uint8), bitorder="little")[first:end].astype(bool)
+        valid = _bits(validity, first, end)
     if chunk.type == pa.string():
         bounds = np.frombuffer(buffers[0], np.int32)[first : end + 1]
         lengths = np.diff(bounds).astype(np.int64)
@@ -154,13 +154,20 @@ def _hash_chunk(chunk: Any, values: Any, shape: Any) -> None:
             values.update(memoryview(buffers[1])[bounds[0] : bounds[-1]])
         shape.update(lengths.tobytes())
         return
-    numbers = np.frombuffer(buffers[0], _WIDTHS[chunk.type])[first:end]
+    if chunk.type == pa.bool_():
+        numbers = _bits(buffers[0], first, end)
+    else:
+        numbers = np.frombuffer(buffers[0], _WIDTHS[chunk.type])[first:end]
     if valid is None:
         valid = np.ones(len(chunk), dtype=bool)
     else:
         numbers = np.where(valid, numbers, 0)
     values.update(numbers.tobytes())
     shape.update(valid.tobytes())
+
+
+def _bits(bitmap: pa.Buffer, first: int, end: int) -> np.ndarray:
+    return np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little")[first:end].astype(bool)
 
 
 def _offsets(table: pa.Table) -> np.ndarray:
