@@ -8,7 +8,7 @@ that come late have later offsets (or another log), so they are distinguished fr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,15 +70,20 @@ def differences(reader: RawReader, hour: ClosedHour) -> tuple[int, list[tuple[st
     return late, different
 
 
-def late_rows(reader: RawReader, hour: ClosedHour) -> int:
+def late_rows(reader: RawReader, hour: ClosedHour, topics: Sequence[str] = TOPICS) -> int:
     """Count the rows that came after an hour was recorded: by their offsets, without a seal by number.
+
+    Args:
+        reader: of the storage.
+        hour: the record.
+        topics: those that close together.
 
     Raises:
         ArchiveError: a file is foreign or corrupt.
     """
     start_ns = hour_from_key(hour.hour)
     late = 0
-    for topic in TOPICS:
+    for topic in topics:
         if topic not in hour.seals:
             found = reader.count(topic, start_ns, start_ns + HOUR_NS)
             late += max(0, found - hour.rows.get(topic, 0))

@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingestor.archive.closing import LOST_AFTER_NS
+from ingestor.archive.checkpoints import LOST_AFTER_NS
 from ingestor.archive.columns import as_int64
 from ingestor.archive.layout import Footer
 from ingestor.archive.reader import RawFile, RawReader
