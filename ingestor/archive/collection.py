@@ -18,41 +18,45 @@ class Collection:
     """Topics (without prefix) that are stored and closed together.
 
     Attributes:
+        name: short name.
         topics: all of them.
         timed_by_market: those whose event times decide which hours there are.
         progress: the one with the records that state until when everything is stored.
         closed: folder of the records of closed hours.
         group: consumer group of its archives, without prefix.
         locks: folder below ``_tmp`` of the locks of its archives; empty for ``_tmp`` itself.
-        of: follows an hour in log lines.
     """
 
+    name: str
     topics: tuple[str, ...]
     timed_by_market: tuple[str, ...]
     progress: str
     closed: str
     group: str
     locks: str
-    of: str
+
+    def hour(self, key: str) -> str:
+        """Return the name of one of its hours in log lines."""
+        return key if self == FEED else f"{key} of the {self.name}"
 
 
 FEED = Collection(
+    name="feed",
     topics=TOPICS,
     timed_by_market=(TICKS, TRADES),
     progress=EVENTS,
     closed=CLOSED,
     group=ARCHIVE_GROUP,
     locks="",
-    of="",
 )
 SCORES = Collection(
+    name="scores",
     topics=(SCORES_TOPIC,),
     timed_by_market=(SCORES_TOPIC,),
     progress=SCORES_TOPIC,
     closed=CLOSED_SCORES,
     group=SCORES_ARCHIVE_GROUP,
     locks="scores",
-    of=" of the scores",
 )
 COLLECTIONS = (FEED, SCORES)
 #: Every topic that raw storage may contain.

@@ -408,7 +408,7 @@ class Membership:
             return
         self._closing_due_s = time.monotonic() + _CLOSING_S
         for hour in self._kept.closer.advance(at_the_end=at_the_end):
-            name = f"{hour.hour}{self._kept.collection.of}"
+            name = self._kept.collection.hour(hour.hour)
             if hour.revision:
                 LOG.warning(
                     "hour %s received rows after it had closed (%d so far) and is closed again: revision %d",
