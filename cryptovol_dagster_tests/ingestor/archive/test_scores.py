@@ -27,6 +27,7 @@ from ingestor.archive.scores import scores_archive
 from ingestor.archive.storage_lock import StorageLock
 from ingestor.audit.hours import audit
 from ingestor.envelope import EVENTS, SCORES_TOPIC, TICKS
+from ingestor.kafka import logs
 from ingestor.kafka.broker import Broker
 from ingestor.settings.sections import StorageSettings
 from ingestor.times import HOUR_NS, NS
@@ -145,8 +146,13 @@ def _scores_process(broker: Broker, data_dir: Path) -> subprocess.Popen[bytes]:
 @pytest.mark.kafka
 @pytest.mark.slow
 def test_a_recreated_topic_of_scores_is_read_from_its_start_and_the_feed_hears_nothing(
-    real_broker: Broker, storage: StorageSettings, start: StartArchive, caplog: pytest.LogCaptureFixture
+    real_broker: Broker,
+    storage: StorageSettings,
+    start: StartArchive,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(logs, "_RECREATE_AFTER_S", 0.0)
     feed = start(Archive(real_broker, storage, closed_after_s=120))
     archive = start(scores_archive(real_broker, storage, closed_after_s=120))
     send_scores(real_broker, TEN_NS, TEN_NS + 5 * MINUTE_NS)
