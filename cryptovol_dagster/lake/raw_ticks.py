@@ -22,12 +22,12 @@ from numpy.typing import NDArray
 from cryptovol_dagster.core.market.cleaning import flag_gaps
 from cryptovol_dagster.core.market.ticks import TickColumns, TradeColumns
 from cryptovol_dagster.core.times import hour_key, hour_keys
-from ingestor.archive.layout import ClosedHour
+from ingestor.archive.layout import CLOSED_SCORES, ClosedHour
 from ingestor.archive.member_name import archive_runs
 from ingestor.archive.reader import RawReader
 from ingestor.audit.findings import Audit
 from ingestor.audit.hours import audit
-from ingestor.envelope import EVENTS, TICKS, TRADES
+from ingestor.envelope import EVENTS, PROGRESS_MARK, SCORES_TOPIC, TICKS, TRADES
 
 _TICK_FIELDS = {
     "event_time_ns": "event_time_ns",
@@ -81,6 +81,34 @@ class RawStore:
     def closed_hour(self, key: str) -> ClosedHour | None:
         """Return the newest record of a closed hour; None while it is not closed."""
         return self.reader.closed_hour(key)
+
+    def scores(self, start_ns: int, end_ns: int) -> pa.Table:
+        """Read the archived scores whose bars end in ``[start_ns, end_ns)``, every revision of each.
+
+        Records of closed partitions and unreadable ones are left out; they stay in raw storage.
+
+        Args:
+            start_ns: first end of a bar, UTC nanoseconds. A bar that ends with an hour ends at the start of
+                the next one.
+            end_ns: end of the ends, exclusive.
+
+        Returns:
+            The columns of ``SCHEMAS[SCORES_TOPIC]`` in the order of (log, partition, offset).
+
+        Raises:
+            ArchiveError: a file is foreign or corrupt.
+        """
+        table = self.reader.read(SCORES_TOPIC, start_ns, end_ns)
+        progress = _call("starts_with", table["product_id"], options=pc.MatchSubstringOptions(PROGRESS_MARK))
+        return table.filter(_call("invert", progress))  # an unreadable record has no product
+
+    def closed_score_hours(self, after: str | None = None) -> list[ClosedHour]:
+        """List the hours whose scores are all stored, oldest first; numbers only."""
+        return self.reader.closed_hours(after, closed=CLOSED_SCORES)
+
+    def closed_score_hour(self, key: str) -> ClosedHour | None:
+        """Return the newest record of an hour whose scores are all stored; None before that."""
+        return self.reader.closed_hour(key, closed=CLOSED_SCORES)
 
     def servers(self) -> dict[str, int]:
         """Count the connections by who served them, as the server called itself, else its address.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from confluent_kafka import Consumer, TopicPartition
@@ -19,10 +19,10 @@ from ingestor.kafka.broker import Broker
 EVER_NS = 2**62
 
 
-def assert_exactly_once(broker: Broker, raw_dir: Path) -> int:
+def assert_exactly_once(broker: Broker, raw_dir: Path, topics: Sequence[str] = TOPICS) -> int:
     """Every offset below the log's end is in raw storage once; returns how many there are."""
     total = 0
-    for topic in TOPICS:
+    for topic in topics:
         table = RawReader(raw_dir).read(topic, 0, EVER_NS, columns=["kafka_partition", "kafka_offset"])
         seen = Counter(zip(*(column.to_pylist() for column in table.columns), strict=True))
         expected = Counter(

@@ -1,4 +1,4 @@
-"""A process that only archives, to be killed: ``run_archive <servers> <prefix> <data dir> <format>``."""
+"""A process that only archives: ``run_archive <servers> <prefix> <data dir> <format> [scores]``."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import sys
 import threading
 from pathlib import Path
 
+from ingestor.archive.collection import FEED, SCORES
 from ingestor.archive.consumer import Archive
 from ingestor.kafka.broker import connect
 from ingestor.settings.sections import KafkaSettings, StorageSettings
 
 
 def main() -> None:
-    servers, prefix, data_dir, raw_format = sys.argv[1:]
+    servers, prefix, data_dir, raw_format, *of_scores = sys.argv[1:]
     print("started", flush=True)
     with connect(KafkaSettings(bootstrap_servers=servers, topic_prefix=prefix)) as broker:
         storage = StorageSettings(
@@ -21,7 +22,8 @@ def main() -> None:
             flush_rows=400,
             raw_format=raw_format,  # pyright: ignore[reportArgumentType]
         )
-        Archive(broker, storage, closed_after_s=120).run(threading.Event())
+        collection = SCORES if of_scores else FEED
+        Archive(broker, storage, closed_after_s=120, collection=collection).run(threading.Event())
 
 
 if __name__ == "__main__":

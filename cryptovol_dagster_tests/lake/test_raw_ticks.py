@@ -14,8 +14,11 @@ from cryptovol_dagster.core.times import hour_window
 from cryptovol_dagster.lake.raw_ticks import RawStore
 from cryptovol_dagster_tests import synthetic
 from cryptovol_dagster_tests.core.market.builders import ticks_of
+from cryptovol_dagster_tests.ingestor.archive.messages import closing, score
 from cryptovol_dagster_tests.synthetic import FIRST_HOUR, PRODUCTS, hours_from, write_market
-from ingestor.envelope import EVENTS
+from ingestor.archive.schema import SCHEMAS, to_batch
+from ingestor.archive.writer import OpenFile
+from ingestor.envelope import EVENTS, SCORES_TOPIC
 
 
 def test_a_recorded_gap_flags_the_next_row_of_every_product(tmp_path: Path) -> None:
@@ -53,6 +56,25 @@ def test_the_taker_bought_where_the_maker_sold(tmp_path: Path) -> None:
     table = raw.reader.read("trades.raw", *hour_window(FIRST_HOUR), ["side"])
     assert trades.buy.tolist() == [side == "SELL" for side in table["side"].to_pylist()]
     assert not trades.is_snapshot.any()
+
+
+def test_scores_are_read_by_bar_end_without_closing_and_unreadable_records(tmp_path: Path) -> None:
+    start_ns, end_ns = hour_window(FIRST_HOUR)
+    values = [score(start_ns), b"?", closing(0, start_ns), score(start_ns, 1), score(end_ns)]
+    file = OpenFile(tmp_path, SCORES_TOPIC, "abcd1234", 0, 0)
+    batch = to_batch(SCORES_TOPIC, 0, 0, values, lambda _: start_ns, None)
+    file.append(batch.slice(0, 4), 0)
+    file.publish()
+    raw = RawStore(tmp_path)
+    table = raw.scores(start_ns, end_ns)
+    assert table.schema == SCHEMAS[SCORES_TOPIC]
+    assert table.select(["kafka_offset", "revision", "flag"]).to_pylist() == [
+        {"kafka_offset": 0, "revision": 0, "flag": True},
+        {"kafka_offset": 3, "revision": 1, "flag": True},
+    ]
+    assert raw.reader.count(SCORES_TOPIC, start_ns, end_ns) == 4
+    assert raw.scores(end_ns, end_ns + 1).num_rows == 0
+    assert (raw.closed_score_hours(), raw.closed_score_hour(FIRST_HOUR)) == ([], None)
 
 
 def test_who_served_the_connections_is_told(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ _NUMPY_TYPES = {pa.int16(): np.int16, pa.int32(): np.int32, pa.int64(): np.int64
 
 
 def column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
-    """Build an Arrow column of integers, float64 or strings (str or UTF-8 bytes); None is null.
+    """Build an Arrow column of integers, float64, booleans or strings (str or UTF-8 bytes); None is null.
 
     Raises:
         OverflowError: an integer does not fit.
@@ -27,6 +27,8 @@ def column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
         return _strings(values)
     if kind == pa.float64():
         return _finite_floats(values)
+    if kind == pa.bool_():
+        return _booleans(values)
     return _integers(values, kind)
 
 
@@ -51,6 +53,12 @@ def _finite_floats(values: Sequence[float | None]) -> pa.Array:
     numbers = np.array(values, np.float64)  # None becomes NaN
     finite = np.isfinite(numbers)
     return _fixed(numbers, pa.float64(), None if finite.all() else finite)
+
+
+def _booleans(values: Sequence[bool | None]) -> pa.Array:
+    valid = np.array([value is not None for value in values]) if None in values else None
+    flags = np.array([bool(value) for value in values], np.bool_)
+    return pa.Array.from_buffers(pa.bool_(), len(flags), [_bitmap(valid), _bitmap(flags)])
 
 
 def _strings(values: Sequence[str | bytes | None]) -> pa.Array:

@@ -21,9 +21,10 @@ from typing import Any
 from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 
 from ingestor.archive.closing import REVISED_AFTER_S, HourCloser
+from ingestor.archive.collection import FEED, Collection
 from ingestor.archive.errors import ArchiveError, NoRoomError
 from ingestor.archive.full_disk import FullDisk
-from ingestor.archive.layout import CLOSED, ClosedHour
+from ingestor.archive.layout import ClosedHour
 from ingestor.archive.member_name import Slot
 from ingestor.archive.membership import (
     FencedError,
@@ -36,8 +37,7 @@ from ingestor.archive.membership import (
 from ingestor.archive.partition import Partition
 from ingestor.archive.stored import Offsets, Stored
 from ingestor.archive.writer import mend, remove_abandoned
-from ingestor.envelope import TOPICS
-from ingestor.kafka.broker import ARCHIVE_GROUP, Broker, BrokerError
+from ingestor.kafka.broker import Broker, BrokerError
 from ingestor.kafka.logs import LogWatch
 from ingestor.settings.sections import StorageSettings
 
@@ -53,15 +53,15 @@ _JOIN_TRIES = 20
 
 
 class Archive:
-    """Stores the four topics of the feed; use `start` and `stop`, or `run` in a thread of your own.
+    """Stores the topics of a collection; use `start` and `stop`, or `run` in a thread of your own.
 
     Args:
         broker: where to read.
         storage: where to write, and how often.
         closed_after_s: an hour closes when the watermark passes its end by this.
         revised_after_s: one in which rows landed late closes again when nothing more has for this long.
-        group: consumer group; archives of one storage share it.
-        logs: log of each topic; by default the archive asks the broker itself.
+        collection: the topics; archives of one storage share them as a consumer group.
+        logs: log of each of the topics; by default the archive asks the broker itself.
         on_progress: called from the archive's thread after each stored file, and once when it fails.
         on_hour_closed: called from there with each hour that it closed, or closed again.
     """
@@ -73,7 +73,7 @@ class Archive:
         *,
         closed_after_s: float,
         revised_after_s: float = REVISED_AFTER_S,
-        group: str = ARCHIVE_GROUP,
+        collection: Collection = FEED,
         logs: LogWatch | None = None,
         on_progress: Callable[[], None] | None = None,
         on_hour_closed: Callable[[ClosedHour], None] | None = None,
@@ -81,15 +81,19 @@ class Archive:
         self._broker = broker
         self._raw_dir = storage.raw_dir
         # Systems that share a broker have their own prefixes, and so do their groups.
-        self._group = broker.topic(group)
+        self._group = broker.topic(collection.group)
+        self._collection = collection
         self._logs = logs
         self._on_progress = on_progress
         owned: dict[tuple[str, int], Partition] = {}
-        self._stored = Stored(self._raw_dir, broker, owned)
+        self._stored = Stored(self._raw_dir, broker, owned, collection.topics)
         self._disk = FullDisk(self._raw_dir)
-        closer = HourCloser(self._raw_dir, closed_after_s, self._stored.next_offset, revised_after_s)
+        closer = HourCloser(
+            self._raw_dir, closed_after_s, self._stored.next_offset, revised_after_s, collection
+        )
         self._kept = Kept(
             broker=broker,
+            collection=collection,
             storage=storage,
             stored=self._stored,
             disk=self._disk,
@@ -180,8 +184,12 @@ class Archive:
         """
         try:
             self._broker.ensure_topics()
-            watching = LogWatch(self._broker) if self._logs is None else nullcontext(self._logs)
-            with watching as logs, Slot(self._raw_dir, self._group) as slot:
+            watching = (
+                LogWatch(self._broker, self._collection.topics)
+                if self._logs is None
+                else nullcontext(self._logs)
+            )
+            with watching as logs, Slot(self._raw_dir, self._group, self._collection.locks) as slot:
                 self._consume_as(slot.name, logs, stop)
         except BrokerError as error:
             raise ArchiveError(str(error)) from error
@@ -236,9 +244,10 @@ class Archive:
             FencedError, NewLogError, NothingAssignedError, OtherBrokerError, NoRoomError: what
                 `Membership.run` raises.
         """
-        for folder in (*TOPICS, CLOSED):
+        topics = self._collection.topics
+        for folder in (*topics, self._collection.closed):
             remove_abandoned(self._raw_dir / folder)
-        for topic in TOPICS:
+        for topic in topics:
             mend(self._raw_dir / topic)
         Membership(Consumer(self._consumer_config(member)), logs, self._kept).run(stop)
 

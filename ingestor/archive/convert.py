@@ -16,9 +16,9 @@ from typing import Any
 import msgspec
 import pyarrow as pa
 
+from ingestor.archive.collection import ARCHIVED_TOPICS, COLLECTIONS
 from ingestor.archive.errors import ArchiveError, CollisionError
 from ingestor.archive.layout import (
-    CLOSED,
     GAPS,
     TEMPORARY,
     Footer,
@@ -111,7 +111,7 @@ def convert_raw(
     source, out = source.resolve(), out.resolve()
     wanted = [
         (topic, path)
-        for topic in TOPICS
+        for topic in ARCHIVED_TOPICS
         for hour_ns, folder in hour_folders(source / topic)
         if _within(hour_ns, first_hour_ns, last_hour_ns)
         for _, path in sorted(files_in(folder))
@@ -127,13 +127,14 @@ def convert_raw(
             conversion.seconds = time.monotonic() - began_s
             if on_progress is not None:
                 on_progress(conversion)
-        for topic in TOPICS:
+        for topic in ARCHIVED_TOPICS:
             for path in sorted((source / topic / GAPS).glob("*.json")):
                 _copy(path, out / topic / GAPS / path.name, out / topic)
                 conversion.gaps += 1
-        for path in _closed_hours(source, first_hour_ns, last_hour_ns):
-            _copy(path, out / path.relative_to(source), out / CLOSED)
-            conversion.closed_hours += 1
+        for closed in (each.closed for each in COLLECTIONS):
+            for path in _closed_hours(source, closed, first_hour_ns, last_hour_ns):
+                _copy(path, out / path.relative_to(source), out / closed)
+                conversion.closed_hours += 1
     conversion.seconds = time.monotonic() - began_s
     return conversion
 
@@ -163,9 +164,9 @@ def _check_target(source: Path, out: Path, to: RawFormat) -> None:
 def _begin(source: Path, out: Path, to: RawFormat) -> None:
     if not (out / _MARK).exists():
         write_exclusively(out, out / _MARK, msgspec.json.encode(_Mark(source=str(source), to=to)))
-    for folder in (*TOPICS, CLOSED):
+    for folder in (*ARCHIVED_TOPICS, *(each.closed for each in COLLECTIONS)):
         remove_abandoned(out / folder)
-    for topic in TOPICS:
+    for topic in ARCHIVED_TOPICS:
         mend(out / topic)
 
 
@@ -185,7 +186,7 @@ def _convert_file(topic: str, path: Path, source: Path, out: Path, conversion: C
             f"{path} differs after conversion to {conversion.to}; the converted file was deleted"
         )
     conversion.done += 1
-    conversion.rows[topic] += footer.rows
+    conversion.rows[topic] = conversion.rows.get(topic, 0) + footer.rows
     conversion.bytes_before += path.stat().st_size
     conversion.bytes_after += target.stat().st_size
 
@@ -213,8 +214,10 @@ def _write(footer: Footer, table: pa.Table, path: Path, target: Path, out: Path,
         file.discard()
 
 
-def _closed_hours(source: Path, first_hour_ns: int | None, last_hour_ns: int | None) -> Iterator[Path]:
-    for hour_ns, paths in closing_paths(source):
+def _closed_hours(
+    source: Path, closed: str, first_hour_ns: int | None, last_hour_ns: int | None
+) -> Iterator[Path]:
+    for hour_ns, paths in closing_paths(source, closed):
         if _within(hour_ns, first_hour_ns, last_hour_ns):
             yield from paths
 

@@ -3,7 +3,7 @@
 ``<raw>/<topic>/date=YYYY-MM-DD/hour=HH/<log8>-p<partition>-<first offset, 20 digits>.parquet`` (``.ndjson``).
 Names that begin with ``_`` (temporary files, claims, footers, offset gaps, closed hours) are never data.
 ``_closed/date=YYYY-MM-DD/hour=HH.json`` records that an hour closed; ``hour=HH.r<revision>.json`` that it
-closed again, with rows that came late.
+closed again, with rows that came late. ``_closed.scores`` has the same of the archived scores.
 
 A Parquet file carries its footer inside. That of an NDJSON file stands beside it as ``_<name>.footer.json``
 and is written after it; it is only a cache: where it is missing, it is computed from the file.
@@ -40,7 +40,9 @@ DISORDER_NS = 10 * NS
 FOOTER_KEY = b"cryptovol"
 FOOTER_VERSION = 1
 
-TEMPORARY, GAPS, CLOSED = "_tmp", "_gaps", "_closed"
+TEMPORARY, GAPS = "_tmp", "_gaps"
+#: Folders of the records of closed hours: of the feed's topics, and of the scores.
+CLOSED, CLOSED_SCORES = "_closed", "_closed.scores"
 #: Endings of data files, one a format.
 DATA_SUFFIXES = (".parquet", ".ndjson")
 PARQUET_MAGIC = b"PAR1"
@@ -179,6 +181,8 @@ class Seal(msgspec.Struct, frozen=True, kw_only=True):
 class ClosedHour(msgspec.Struct, frozen=True, kw_only=True):
     """An hour that is complete: every connection's event time has passed its end.
 
+    Of scores: every partition is scored beyond its end.
+
     `hour` is ``YYYY-MM-DD-HH:00`` (UTC), `rows` counts the stored records of that hour for each topic, and
     `seals` describe its rows; hours closed by earlier versions have none. When rows come late the hour is
     recorded again with the next `revision`; `closed_at_ns` stays when it closed first, `late_rows` counts
@@ -212,19 +216,23 @@ def hour_folder(parent: Path, time_ns: int) -> Path:
     return parent / f"date={moment:%Y-%m-%d}" / f"hour={moment:%H}"
 
 
-def closing_path(raw_dir: Path, hour_ns: int, revision: int = 0) -> Path:
-    """Return the path of the record that an hour closed, or closed again."""
-    folder = hour_folder(raw_dir / CLOSED, hour_ns)
+def closing_path(raw_dir: Path, hour_ns: int, revision: int = 0, closed: str = CLOSED) -> Path:
+    """Return the path of the record that an hour closed, or closed again, in the folder `closed`."""
+    folder = hour_folder(raw_dir / closed, hour_ns)
     return folder.with_name(f"{folder.name}.r{revision}.json" if revision else f"{folder.name}.json")
 
 
-def closing_paths(raw_dir: Path) -> Iterator[tuple[int, list[Path]]]:
+def closing_paths(raw_dir: Path, closed: str = CLOSED) -> Iterator[tuple[int, list[Path]]]:
     """Yield (hour's start in ns, its records by revision) for every closed hour, oldest first.
+
+    Args:
+        raw_dir: root of raw storage.
+        closed: folder of the records: `CLOSED` or `CLOSED_SCORES`.
 
     Raises:
         ArchiveError: a folder cannot be read.
     """
-    for date in _subfolders(raw_dir / CLOSED, _DATE):
+    for date in _subfolders(raw_dir / closed, _DATE):
         found: dict[str, list[tuple[int, Path]]] = {}
         for name in _listed(date):
             if match := _CLOSING.fullmatch(name):

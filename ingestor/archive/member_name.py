@@ -23,12 +23,17 @@ from ingestor.archive.layout import TEMPORARY
 class Slot:
     """Lock the first free slot of this machine, storage and group until the context ends.
 
+    Args:
+        raw_dir: root of raw storage.
+        group: the consumer group.
+        locks: folder of the locks below ``_tmp``.
+
     Raises:
         ArchiveError: the storage cannot be written.
     """
 
-    def __init__(self, raw_dir: Path, group: str) -> None:
-        self._folder = raw_dir / TEMPORARY
+    def __init__(self, raw_dir: Path, group: str, locks: str = "") -> None:
+        self._folder = raw_dir / TEMPORARY / locks
         self._host = socket.gethostname()
         self._group = group
         self._lock: IO[bytes] | None = None
@@ -58,7 +63,9 @@ class Slot:
 
 
 def archive_runs(raw_dir: Path) -> bool:
-    """Return whether an archive on this machine runs on this storage: it may still store promised offsets.
+    """Return whether an archive of the feed on this machine runs on this storage.
+
+    It may still store promised offsets.
 
     It holds the lock of its name, or that of the storage if it uses the storage alone.
 

@@ -16,12 +16,12 @@ from confluent_kafka import Consumer, KafkaError, KafkaException, Message, Topic
 
 from ingestor.archive import positions
 from ingestor.archive.closing import HourCloser
+from ingestor.archive.collection import Collection
 from ingestor.archive.errors import ArchiveError, CollisionError
 from ingestor.archive.full_disk import FullDisk
 from ingestor.archive.layout import ClosedHour
 from ingestor.archive.partition import Partition
 from ingestor.archive.stored import Stored
-from ingestor.envelope import EVENTS, TOPICS
 from ingestor.kafka.broker import Broker
 from ingestor.kafka.errors import FENCED, PASSING_ERRORS, TOPIC_GONE
 from ingestor.kafka.logs import LogWatch
@@ -68,6 +68,7 @@ class Kept:
 
     Attributes:
         broker: where to read.
+        collection: which topics.
         storage: where to write, and how often.
         stored: stored offsets.
         disk: whether it has room.
@@ -80,6 +81,7 @@ class Kept:
     """
 
     broker: Broker
+    collection: Collection
     storage: StorageSettings
     stored: Stored
     disk: FullDisk
@@ -108,7 +110,8 @@ class Membership:
         self._storage = kept.storage
         self._stored = kept.stored
         self._owned = kept.owned
-        self._topics = {kept.broker.topic(topic): topic for topic in TOPICS}
+        self._topics = {kept.broker.topic(topic): topic for topic in kept.collection.topics}
+        self._progress = kept.collection.progress
         self._stored.log_ids = {}
         #: When partitions were assigned last (monotonic clock); 0 before the first time.
         self._assigned_at_s = 0.0
@@ -155,8 +158,8 @@ class Membership:
             self._publish_due()
             self._close_hours()
         self._admit_last()
-        # Events last: with them the hours that the data just stored complete.
-        for partition in sorted(self._owned.values(), key=lambda each: each.topic == EVENTS):
+        # Progress last: with them the hours that the data just stored complete.
+        for partition in sorted(self._owned.values(), key=lambda each: each.topic == self._progress):
             self.publish(partition)
         self._closing_due_s = 0.0
         self._close_hours(at_the_end=True)
@@ -193,7 +196,7 @@ class Membership:
         assigned = sorted((self._topics[each.topic], each.partition) for each in partitions)
         self._assigned_at_s = time.monotonic()
         before = self._stored.log_ids
-        log_ids = self._broker.log_ids(TOPICS, patience_s=_ANSWER_WITHIN_S)
+        log_ids = self._broker.log_ids(self._kept.collection.topics, patience_s=_ANSWER_WITHIN_S)
         self._stored.log_ids = log_ids
         # A consumer that knew the old log may treat the leader of the new one as outdated, and wait for ever.
         self._is_outdated = bool(before) and before != log_ids
@@ -279,7 +282,7 @@ class Membership:
         self._kept.disk.note_stored()
         if self._closes_hours:
             self._kept.closer.landed(file.hours_ns)
-            if partition.topic == EVENTS:
+            if partition.topic == self._progress:
                 self._kept.closer.observe_file(path)
         self._consumer.commit(offsets=[self._place(partition, file.next_offset)], asynchronous=True)
         if self._kept.on_progress is not None:
@@ -392,26 +395,26 @@ class Membership:
     # Closing hours
 
     def _take_over_closing(self) -> None:
-        """Close hours only with every event in view, else the watermark could miss a connection."""
-        owned = sum(topic == EVENTS for topic, _ in self._owned)
-        log_ids = self._stored.log_ids
-        self._closes_hours = EVENTS in log_ids and owned == self._broker.partitions(EVENTS)
+        """Close hours only where the watermark is known; of several archives one does it."""
+        topic, closer, log_ids = self._progress, self._kept.closer, self._stored.log_ids
+        owned = {number for of_topic, number in self._owned if of_topic == topic}
+        partitions = self._broker.partitions(topic) if topic in log_ids else 0
+        self._closes_hours = bool(owned) and closer.may_close(owned, partitions)
         if self._closes_hours:
-            self._kept.closer.recover(log_ids)
-        elif owned:
-            LOG.warning("hours are not closed: the partitions of %s are shared by several archives", EVENTS)
+            closer.recover(log_ids, partitions)
 
     def _close_hours(self, *, at_the_end: bool = False) -> None:
         if not self._closes_hours or time.monotonic() < self._closing_due_s:
             return
         self._closing_due_s = time.monotonic() + _CLOSING_S
         for hour in self._kept.closer.advance(at_the_end=at_the_end):
+            name = self._kept.collection.hour(hour.hour)
             if hour.revision:
                 LOG.warning(
                     "hour %s received rows after it had closed (%d so far) and is closed again: revision %d",
-                    *(hour.hour, hour.late_rows, hour.revision),
+                    *(name, hour.late_rows, hour.revision),
                 )
             else:
-                LOG.info("hour %s is complete: %s", hour.hour, hour.rows)
+                LOG.info("hour %s is complete: %s", name, hour.rows)
             if self._kept.on_hour_closed is not None:
                 self._kept.on_hour_closed(hour)

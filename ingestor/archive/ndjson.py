@@ -27,6 +27,7 @@ LINE_START = b'{"kafka_partition":'
 BATCH_ROWS = 8_192
 
 _TYPES: dict[pa.DataType, Any] = {
+    pa.bool_(): bool | None,
     pa.int16(): int | None,
     pa.int32(): int | None,
     pa.int64(): int | None,

@@ -22,6 +22,7 @@ from ingestor.archive import positions
 from ingestor.archive.columns import as_int64, mask_of
 from ingestor.archive.errors import ArchiveError
 from ingestor.archive.layout import (
+    CLOSED,
     DISORDER_NS,
     ClosedHour,
     Footer,
@@ -130,11 +131,14 @@ class RawReader:
         """Return offsets that the broker had lost before the archive could read them."""
         return positions.offset_gaps(self._raw_dir, topic)
 
-    def closed_hours(self, after: str | None = None) -> list[ClosedHour]:
+    def closed_hours(self, after: str | None = None, *, closed: str = CLOSED) -> list[ClosedHour]:
         """Return the hours recorded as complete, oldest first.
 
-        With `after` (``YYYY-MM-DD-HH:00``) only later ones are returned. An hour that closed again with late
-        rows has its newest record.
+        An hour that closed again with late rows has its newest record.
+
+        Args:
+            after: only hours later than this one (``YYYY-MM-DD-HH:00``).
+            closed: folder of the records: `CLOSED` or `CLOSED_SCORES`.
 
         Raises:
             ArchiveError: a record cannot be read.
@@ -142,27 +146,27 @@ class RawReader:
         after_ns = None if after is None else hour_from_key(after)
         return [
             _closed_hour(paths[-1])
-            for hour_ns, paths in closing_paths(self._raw_dir)
+            for hour_ns, paths in closing_paths(self._raw_dir, closed)
             if after_ns is None or hour_ns > after_ns
         ]
 
-    def closed_hour(self, hour: str) -> ClosedHour | None:
+    def closed_hour(self, hour: str, *, closed: str = CLOSED) -> ClosedHour | None:
         """Return the newest record of an hour (``YYYY-MM-DD-HH:00``); None while it is not complete.
 
         Raises:
             ArchiveError: the record cannot be read.
         """
-        records = self.closings(hour)
+        records = self.closings(hour, closed=closed)
         return records[-1] if records else None
 
-    def closings(self, hour: str) -> list[ClosedHour]:
+    def closings(self, hour: str, *, closed: str = CLOSED) -> list[ClosedHour]:
         """Return every record of an hour: its first close, and each later one.
 
         Raises:
             ArchiveError: a record cannot be read.
         """
         hour_ns, records = hour_from_key(hour), []
-        while (path := closing_path(self._raw_dir, hour_ns, len(records))).exists():
+        while (path := closing_path(self._raw_dir, hour_ns, len(records), closed)).exists():
             records.append(_closed_hour(path))
         return records
 

@@ -8,7 +8,7 @@ that come late have later offsets (or another log), so they are distinguished fr
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,15 +70,20 @@ def differences(reader: RawReader, hour: ClosedHour) -> tuple[int, list[tuple[st
     return late, different
 
 
-def late_rows(reader: RawReader, hour: ClosedHour) -> int:
+def late_rows(reader: RawReader, hour: ClosedHour, topics: Sequence[str] = TOPICS) -> int:
     """Count the rows that came after an hour was recorded: by their offsets, without a seal by number.
+
+    Args:
+        reader: of the storage.
+        hour: the record.
+        topics: those that close together.
 
     Raises:
         ArchiveError: a file is foreign or corrupt.
     """
     start_ns = hour_from_key(hour.hour)
     late = 0
-    for topic in TOPICS:
+    for topic in topics:
         if topic not in hour.seals:
             found = reader.count(topic, start_ns, start_ns + HOUR_NS)
             late += max(0, found - hour.rows.get(topic, 0))
@@ -144,7 +149,7 @@ def _hash_chunk(chunk: Any, values: Any, shape: Any) -> None:
     first, end = chunk.offset, chunk.offset + len(chunk)
     valid = None
     if validity is not None and chunk.null_count:
-        valid = np.unpackbits(np.frombuffer(validity, np.uint8), bitorder="little")[first:end].astype(bool)
+        valid = _bits(validity, first, end)
     if chunk.type == pa.string():
         bounds = np.frombuffer(buffers[0], np.int32)[first : end + 1]
         lengths = np.diff(bounds).astype(np.int64)
@@ -154,13 +159,20 @@ def _hash_chunk(chunk: Any, values: Any, shape: Any) -> None:
             values.update(memoryview(buffers[1])[bounds[0] : bounds[-1]])
         shape.update(lengths.tobytes())
         return
-    numbers = np.frombuffer(buffers[0], _WIDTHS[chunk.type])[first:end]
+    if chunk.type == pa.bool_():
+        numbers = _bits(buffers[0], first, end)
+    else:
+        numbers = np.frombuffer(buffers[0], _WIDTHS[chunk.type])[first:end]
     if valid is None:
         valid = np.ones(len(chunk), dtype=bool)
     else:
         numbers = np.where(valid, numbers, 0)
     values.update(numbers.tobytes())
     shape.update(valid.tobytes())
+
+
+def _bits(bitmap: pa.Buffer, first: int, end: int) -> np.ndarray:
+    return np.unpackbits(np.frombuffer(bitmap, np.uint8), bitorder="little")[first:end].astype(bool)
 
 
 def _offsets(table: pa.Table) -> np.ndarray:

@@ -43,14 +43,22 @@ class Stored:
         raw_dir: root of raw storage.
         broker: asked for logs and their ends.
         owned: the partitions that this archive stores at present; kept up to date by the caller.
+        topics: what this archive stores, without prefix.
 
     Attributes:
         changed: notified when something was stored.
         log_ids: id of the log behind each topic, as of the last assignment; empty before it.
     """
 
-    def __init__(self, raw_dir: Path, broker: Logs, owned: Collection[tuple[str, int]]) -> None:
+    def __init__(
+        self,
+        raw_dir: Path,
+        broker: Logs,
+        owned: Collection[tuple[str, int]],
+        topics: Sequence[str] = TOPICS,
+    ) -> None:
         self._raw_dir = raw_dir
+        self._topics = topics
         self._broker = broker
         self._owned = owned
         self.changed = threading.Condition()
@@ -116,7 +124,7 @@ class Stored:
         try:
             return {
                 (topic, partition): offset
-                for topic in TOPICS
+                for topic in self._topics
                 for partition, offset in self._broker.end_offsets(topic).items()
             }
         except BrokerError as error:

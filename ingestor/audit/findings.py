@@ -127,12 +127,14 @@ class SealState:
         state: ``unchanged``, ``changed``, or ``not sealed`` (closed by an earlier version).
         late_rows: rows that came after it closed; the sealed rows are unchanged.
         revision: how often it was closed again with such rows.
+        collection: ``feed`` or ``scores``: hours of scores close for themselves.
     """
 
     hour: str
     state: Literal["unchanged", "changed", "not sealed"]
     late_rows: int = 0
     revision: int = 0
+    collection: str = "feed"
 
 
 @dataclass(frozen=True)

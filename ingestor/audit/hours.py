@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -12,20 +12,26 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ingestor.archive.closing import LOST_AFTER_NS
+from ingestor.archive.checkpoints import LOST_AFTER_NS
+from ingestor.archive.collection import FEED, SCORES
 from ingestor.archive.columns import as_int64
 from ingestor.archive.layout import Footer
 from ingestor.archive.reader import RawFile, RawReader
 from ingestor.archive.schema import UNREADABLE
-from ingestor.archive.seal import differences
 from ingestor.audit.connections import DATA_TOPICS, Checkpoint, ConnectionAccount, Numbers
-from ingestor.audit.findings import Audit, Finding, Loss, SealState
-from ingestor.audit.offsets import EVER_NS, LostOffsets, partition_offsets, recorded_losses
-from ingestor.envelope import DEAD, EVENTS, TOPICS
-from ingestor.times import HOUR_NS, hour_from_key, hour_key, hour_start
+from ingestor.audit.findings import Audit, Finding, Loss
+from ingestor.audit.offsets import (
+    CONTEXT_NS,
+    EVER_NS,
+    LostOffsets,
+    add_offsets,
+    partition_offsets,
+    recorded_losses,
+)
+from ingestor.audit.seals import add_seals
+from ingestor.envelope import DEAD, EVENTS, SCORES_TOPIC, TOPICS
+from ingestor.times import HOUR_NS, hour_key, hour_start
 
-#: Read around the span, so that checkpoints and the frames they speak of are seen together.
-CONTEXT_NS = HOUR_NS
 _EVENT_COLUMNS = ("schema_version", "kind", "at_ns", "connection_id", "event_time_ns", "payload")
 
 _Log = tuple[str, int, str]  # topic, partition, log id
@@ -38,6 +44,7 @@ def audit(
     *,
     still_storing: bool = False,
     with_seals: bool = True,
+    with_scores: bool = False,
 ) -> Audit:
     """Account for every sequence number and every offset of a span of raw storage.
 
@@ -49,37 +56,18 @@ def audit(
         end_ns: event time at which to stop.
         still_storing: an archive may still store promised numbers; then they are unconfirmed, not missing.
         with_seals: compare closed hours with their seals, which reads every column.
+        with_scores: the same of the archived scores, as far as there are any: offsets and seals.
 
     Raises:
         ArchiveError: a file is foreign or corrupt.
     """
     start_ns, end_ns = (0 if start_ns is None else start_ns), (EVER_NS if end_ns is None else end_ns)
     result = _Auditor(reader, start_ns, end_ns, still_storing).run()
-    return _with_seals(reader, result, start_ns, end_ns) if with_seals else result
-
-
-def _with_seals(reader: RawReader, result: Audit, start_ns: int, end_ns: int) -> Audit:
-    states: list[SealState] = []
-    findings = list(result.findings)
-    for hour in reader.closed_hours():
-        hour_ns = hour_from_key(hour.hour)
-        if not (start_ns < hour_ns + HOUR_NS and hour_ns < end_ns):
-            continue
-        if not hour.seals:
-            states.append(SealState(hour.hour, "not sealed"))
-            continue
-        late_rows, different = 0, {}
-        for record in reader.closings(hour.hour):  # a revision adds rows to a seal, it excuses nothing
-            late_rows, found = differences(reader, record)
-            different = {where: (rows, text) for where, rows, text in found} | different
-        state = "changed" if different else "unchanged"
-        states.append(SealState(hour.hour, state, hour.late_rows + late_rows, hour.revision))
-        findings += [
-            Finding("seal", hour.hour, where, rows, f"{hour.hour}, {where}: {text}")
-            for where, (rows, text) in different.items()
-        ]
-    findings.sort(key=lambda one: one.hour)
-    return replace(result, seals=tuple(states), findings=tuple(findings))
+    if with_scores:
+        result = add_offsets(reader, result, start_ns, end_ns, SCORES_TOPIC)
+    for collection in (FEED, *([SCORES] if with_scores else [])) if with_seals else ():
+        result = add_seals(reader, result, start_ns, end_ns, collection)
+    return result
 
 
 @dataclass

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ingestor.archive.layout import OffsetGap
 from ingestor.archive.reader import RawFile, RawReader
-from ingestor.audit.findings import Finding, Loss, PartitionOffsets
-from ingestor.times import hour_key
+from ingestor.audit.findings import Audit, Finding, Loss, PartitionOffsets
+from ingestor.times import HOUR_NS, hour_from_key, hour_key
 
 EVER_NS = 2**62
+#: Read around the span: what belongs together may have event times on both sides of its ends.
+CONTEXT_NS = HOUR_NS
 
 
 @dataclass
@@ -135,6 +137,34 @@ def recorded_losses(reader: RawReader, topic: str, files: Sequence[RawFile]) -> 
             )
         )
     return losses
+
+
+def add_offsets(reader: RawReader, result: Audit, start_ns: int, end_ns: int, topic: str) -> Audit:
+    """Add the offsets of a topic outside the feed to an audit; where nothing is stored, nothing is added.
+
+    Args:
+        reader: of the storage.
+        result: the audit so far.
+        start_ns: first event time.
+        end_ns: event time at which to stop.
+        topic: name without prefix.
+
+    Raises:
+        ArchiveError: a file is foreign or corrupt.
+    """
+    files = reader.files(topic, start_ns - CONTEXT_NS, end_ns + CONTEXT_NS)
+    offsets, findings = [*result.offsets], [*result.findings]
+    for partition, found in partition_offsets(reader, topic, files):
+        offsets.append(partition)
+        findings += [one for one in found if start_ns - HOUR_NS < hour_from_key(one.hour) < end_ns]
+    losses = [lost.as_loss() for lost in recorded_losses(reader, topic, files)]
+    inside = [loss for loss in losses if start_ns <= loss.end_ns < end_ns]
+    return replace(
+        result,
+        losses=tuple(sorted([*result.losses, *inside], key=lambda loss: loss.end_ns)),
+        offsets=tuple(offsets),
+        findings=tuple(sorted(findings, key=lambda one: one.hour)),
+    )
 
 
 def _missing(topic: str, before: RawFile, after: RawFile, hole: tuple[int, int], absent: int) -> Finding:

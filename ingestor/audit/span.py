@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ingestor.archive.collection import ARCHIVED_TOPICS
 from ingestor.archive.member_name import archive_runs
 from ingestor.archive.reader import RawReader
 from ingestor.audit.errors import AuditError
-from ingestor.envelope import TOPICS
 from ingestor.times import HOUR_NS, hour_from_key, hour_key
 
 
@@ -29,7 +29,7 @@ def stored_span(
     end_ns = None if end_ns is None else end_ns + HOUR_NS
     if start_ns is not None and end_ns is not None and start_ns >= end_ns:
         raise AuditError(f"--from {from_key} is after --to {to_key}")
-    hours = sorted({hour for topic in TOPICS for hour in reader.hours(topic)})
+    hours = sorted({hour for topic in ARCHIVED_TOPICS for hour in reader.hours(topic)})
     if not hours:
         raise AuditError(f"{raw_dir}: raw storage is empty: nothing to audit")
     if not any((start_ns or 0) <= hour and (end_ns is None or hour < end_ns) for hour in hours):

@@ -43,6 +43,8 @@ T = TypeVar("T")
 _MOCK_CLUSTER_PREFIX = "mockCluster"
 #: Consumer group of the archives of one storage, without the prefix.
 ARCHIVE_GROUP = "cryptovol-archive"
+#: The same of the archives that store the scores.
+SCORES_ARCHIVE_GROUP = "cryptovol-scores-archive"
 #: Topics whose order over the whole feed matters more than their throughput.
 _SINGLE_PARTITION_TOPICS = (EVENTS, DEAD, LIVE_EVENTS_TOPIC)
 _EMBEDDED_FETCH_WAIT_MS = 20
@@ -161,19 +163,22 @@ class Broker:
             config["fetch.wait.max.ms"] = _EMBEDDED_FETCH_WAIT_MS
         return config
 
-    def ensure_topics(self) -> None:
-        """Create the topics of `ALL_TOPICS` that are missing; existing ones stay as they are.
+    def ensure_topics(self, topics: Sequence[str] = ALL_TOPICS) -> None:
+        """Create the topics that are missing; existing ones stay as they are.
 
         A mock cluster has no admin API: there, asking for a topic creates it, with 4 partitions.
+
+        Args:
+            topics: without prefix, all by default.
 
         Raises:
             BrokerError: the broker refuses to create one.
         """
         if self.is_embedded:
-            self._auto_create()
+            self._auto_create(topics)
             return
         existing = self._client.list_topics(timeout=self._timeout_s).topics
-        missing = [name for name in ALL_TOPICS if self.topic(name) not in existing]
+        missing = [name for name in topics if self.topic(name) not in existing]
         if not missing:
             return
         created: dict[str, Future[None]] = self._admin().create_topics(
@@ -359,9 +364,9 @@ class Broker:
                         raise
                     time.sleep(_RETRY_S)
 
-    def _auto_create(self) -> None:
+    def _auto_create(self, topics: Sequence[str]) -> None:
         producer = Producer(self._client_config())
-        for name in ALL_TOPICS:
+        for name in topics:
             producer.list_topics(self.topic(name), timeout=self._timeout_s)
 
     def _mock_identity(self) -> str:

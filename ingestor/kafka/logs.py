@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ingestor.envelope import TOPICS
@@ -69,15 +69,17 @@ class LogWatch:
 
     Args:
         broker: whom to ask.
+        topics: of which, without prefix; a missing one is recreated.
 
     Raises:
         BrokerError: the broker does not answer, or has no topic ids.
     """
 
-    def __init__(self, broker: Broker) -> None:
+    def __init__(self, broker: Broker, topics: Sequence[str] = TOPICS) -> None:
         self._broker = broker
+        self._topics = topics
         self.state = LogState(
-            float("inf") if broker.is_embedded else time.monotonic(), broker.log_ids(TOPICS)
+            float("inf") if broker.is_embedded else time.monotonic(), broker.log_ids(topics)
         )
         self._asked = threading.Event()
         self._stop = threading.Event()
@@ -119,15 +121,15 @@ class LogWatch:
 
     def _refresh(self) -> None:
         asked_at_s = time.monotonic()
-        ids = self._broker.log_ids(TOPICS, timeout_s=_ANSWER_WITHIN_S)
+        ids = self._broker.log_ids(self._topics, timeout_s=_ANSWER_WITHIN_S)
         if (
             ids != self.state.ids
             and (cluster_id := self._broker.current_cluster_id()) != self._broker.cluster_id
         ):
             self._end_with(cluster_id)
             return
-        if len(ids) < len(TOPICS):
-            self._recreate([topic for topic in TOPICS if topic not in ids], asked_at_s)
+        if len(ids) < len(self._topics):
+            self._recreate([topic for topic in self._topics if topic not in ids], asked_at_s)
             return
         self._missing_since_s = None
         self._logged = ""
@@ -176,7 +178,7 @@ class LogWatch:
             )
         elif now_s - self._missing_since_s >= _RECREATE_AFTER_S:
             LOG.warning("recreating topic %s", ", ".join(missing))
-            self._broker.ensure_topics()
+            self._broker.ensure_topics(self._topics)
 
     def _log(self, text: str) -> None:
         # The publisher reports an outage; here it would be logged every few seconds.

@@ -10,7 +10,7 @@ from ingestor.settings.load import load_settings
 from ingestor.verbs.output import print_json, print_table
 
 if TYPE_CHECKING:
-    from ingestor.audit.findings import Audit, Loss
+    from ingestor.audit.findings import Audit, Loss, SealState
 
 
 @click.command()
@@ -23,7 +23,8 @@ def audit(from_key: str | None, to_key: str | None, as_json: bool) -> None:
     Each sequence number of the exchange is stored, a control frame (acknowledgement, heartbeat, empty frame),
     a dead letter, or in the gap ledger. Every checkpoint of the feed is compared with raw storage. Numbers
     after the last checkpoint of a connection that may still run are unconfirmed, which is not a fault. Sealed
-    hours must have the same rows as when they closed.
+    hours must have the same rows as when they closed. Archived scores, where there are any, must have every
+    offset, and their own closed hours the same rows.
 
     Exit code 1 when a number or an offset is unaccounted for; the last line names it.
 
@@ -39,7 +40,7 @@ def audit(from_key: str | None, to_key: str | None, as_json: bool) -> None:
     reader, start_ns, end_ns, still_storing = stored_span(
         load_settings().settings.storage.raw_dir, from_key, to_key
     )
-    result = account_for(reader, start_ns, end_ns, still_storing=still_storing)
+    result = account_for(reader, start_ns, end_ns, still_storing=still_storing, with_scores=True)
     if as_json:
         print_json(result.as_dict())
     else:
@@ -73,15 +74,21 @@ def _print_audit(result: Audit) -> None:
         [tuple(str(getattr(one, name)) for name in names) for one in result.offsets],
         words=("topic", "log id"),
     )
-    states = [one.state for one in result.seals]
+    _print_seals("closed hours", [one for one in result.seals if one.collection == "feed"])
+    if of_scores := [one for one in result.seals if one.collection == "scores"]:
+        _print_seals("closed hours of scores", of_scores)
+    for finding in result.findings:
+        click.echo(f"unaccounted for: {finding.text}")
+
+
+def _print_seals(title: str, seals: list[SealState]) -> None:
+    states = [one.state for one in seals]
     counted = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    click.echo(f"closed hours: {counted or 'none'}")
-    for one in result.seals:
+    click.echo(f"{title}: {counted or 'none'}")
+    for one in seals:
         if one.late_rows:
             again = f"; closed again, revision {one.revision}" if one.revision else ""
             click.echo(f"{one.hour}: {one.late_rows:,} rows came after it closed{again}")
-    for finding in result.findings:
-        click.echo(f"unaccounted for: {finding.text}")
 
 
 def _loss_row(loss: Loss) -> tuple[str, ...]:

@@ -1,10 +1,19 @@
-"""Messages of the feed for tests of raw storage."""
+"""Messages of the feed and of the scorer for tests of raw storage."""
 
 from __future__ import annotations
 
 import msgspec
 
-from ingestor.envelope import DeadLetter, FeedEvent, TickMessage, TradeMessage, encode
+from ingestor.envelope import (
+    Contribution,
+    DeadLetter,
+    FeedEvent,
+    ScoreMessage,
+    TickMessage,
+    TradeMessage,
+    closing_score,
+    encode,
+)
 from ingestor.times import NS
 
 #: 2026-04-04 10:00:00 UTC
@@ -78,6 +87,36 @@ def event(
             | ({} if logs is None else {"logs": logs}),
         )
     )
+
+
+def score(bar_end_ns: int = TEN_NS, revision: int = 0, *, product: str = "BTC-USD") -> bytes:
+    """A flagged score, published 1 s after its bar."""
+    return encode(
+        ScoreMessage(
+            chain="seconds",
+            product_id=product,
+            bar_end_ns=bar_end_ns,
+            revision=revision,
+            published_at_ns=bar_end_ns + NS,
+            provisional=False,
+            probability=0.75,
+            reason="ok",
+            flag=True,
+            threshold=0.5,
+            model="xgboost",
+            model_as_of="2026-04-04-09:00",
+            model_version="3",
+            model_age_s=3_600.0,
+            feature_version="f1",
+            row_hash="abcd",
+            contributions=[Contribution("rv_60", 1.5, 0.25)],
+        )
+    )
+
+
+def closing(partition: int, closed_until_ns: int, *, chain: str = "seconds") -> bytes:
+    """The scorer's record that a partition is scored until then, published 1 s later."""
+    return encode(closing_score(chain, partition, closed_until_ns, closed_until_ns + NS))
 
 
 def dead(at_ns: int) -> bytes:

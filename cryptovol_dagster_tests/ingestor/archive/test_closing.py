@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from cryptovol_dagster_tests.ingestor.archive.messages import MINUTE_NS, TEN_NS, event, tick
-from ingestor.archive.closing import LOST_AFTER_NS, MAX_EMPTY_NS, HourCloser
+from ingestor.archive.checkpoints import LOST_AFTER_NS
+from ingestor.archive.closing import MAX_EMPTY_NS, HourCloser
 from ingestor.archive.reader import RawReader
 from ingestor.archive.schema import to_batch
 from ingestor.archive.writer import OpenFile

@@ -14,18 +14,28 @@ from click.testing import CliRunner, Result
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cryptovol_dagster_tests.ingestor.archive.messages import MINUTE_NS, TEN_NS, dead, event, tick, trade
+from cryptovol_dagster_tests.ingestor.archive.messages import (
+    MINUTE_NS,
+    TEN_NS,
+    closing,
+    dead,
+    event,
+    score,
+    tick,
+    trade,
+)
 from cryptovol_dagster_tests.ingestor.archive.test_ndjson import VALUES
+from ingestor.archive.collection import ARCHIVED_TOPICS
 from ingestor.archive.columns import column
 from ingestor.archive.convert import ConvertError, convert_raw
-from ingestor.archive.layout import CLOSED, files_in, hour_folders, read_footer
+from ingestor.archive.layout import CLOSED, CLOSED_SCORES, files_in, hour_folders, read_footer
 from ingestor.archive.positions import record_gap, stored_offsets
 from ingestor.archive.reader import RawReader
 from ingestor.archive.rows import read_rows
 from ingestor.archive.schema import SCHEMAS, time_columns, to_batch
 from ingestor.archive.writer import OpenFile, write_exclusively
 from ingestor.cli import cli
-from ingestor.envelope import DEAD, EVENTS, TICKS, TOPICS, TRADES
+from ingestor.envelope import DEAD, EVENTS, SCORES_TOPIC, TICKS, TOPICS, TRADES
 from ingestor.recordings import read_recording
 from ingestor.settings.sections import RawFormat
 from ingestor.times import HOUR_NS
@@ -75,12 +85,12 @@ def fingerprint(raw_dir: Path) -> dict[str, str]:
 def contents(raw_dir: Path) -> dict[str, Any]:
     """Every file's footer and rows by its name without ending, and every record."""
     found: dict[str, Any] = {}
-    for topic in TOPICS:
+    for topic in ARCHIVED_TOPICS:
         for _, folder in hour_folders(raw_dir / topic):
             for _, path in files_in(folder):
                 rows = read_rows(path, SCHEMAS[topic].names).cast(SCHEMAS[topic])
                 found[str(path.relative_to(raw_dir).with_suffix(""))] = read_footer(path), rows
-    for path in [*raw_dir.glob("*/_gaps/*.json"), *raw_dir.glob("_closed/*/*.json")]:
+    for path in [*raw_dir.glob("*/_gaps/*.json"), *raw_dir.glob("_closed*/*/*.json")]:
         found[str(path.relative_to(raw_dir))] = path.read_bytes()
     return found
 
@@ -95,6 +105,15 @@ def test_there_and_back_is_the_same_storage(source: Path, tmp_path: Path) -> Non
     assert there.rows == back.rows == {TICKS: 66, TRADES: 4, EVENTS: 4, DEAD: 2}
     assert (there.bytes_after, there.bytes_before) == (back.bytes_before, back.bytes_after)
     assert {path.suffix for path in (tmp_path / "lines").rglob("abcd*")} == {".ndjson", ".json"}
+
+
+def test_scores_and_their_closed_hours_are_copied_too(source: Path, tmp_path: Path) -> None:
+    store(source, SCORES_TOPIC, 0, [score(TEN_NS), closing(0, TEN_NS), b"?"])
+    record = source / CLOSED_SCORES / "date=2026-04-04" / "hour=10.json"
+    write_exclusively(source / CLOSED_SCORES, record, b'{"hour": "as it is"}')
+    there = convert_raw(source, tmp_path / "lines", "ndjson")
+    assert (there.files, there.closed_hours, there.rows[SCORES_TOPIC]) == (9, 3, 3)
+    assert contents(source) == contents(tmp_path / "lines")
 
 
 def test_the_reader_and_a_replay_see_no_difference(source: Path, tmp_path: Path) -> None:
@@ -186,7 +205,7 @@ def test_what_lines_cannot_hold_is_refused_not_changed(source: Path, tmp_path: P
 @st.composite
 def files(draw: st.DrawFn) -> pa.RecordBatch:
     """Rows of a topic with any values but for offsets and times, which a file must have."""
-    topic = draw(st.sampled_from(TOPICS))
+    topic = draw(st.sampled_from(ARCHIVED_TOPICS))
     rows = draw(st.integers(1, 8))
     times = [TEN_NS + draw(st.integers(0, HOUR_NS - 1)) for _ in range(rows)]
     columns: dict[str, list[Any]] = {

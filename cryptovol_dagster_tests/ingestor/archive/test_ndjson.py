@@ -24,6 +24,7 @@ from ingestor.archive.writer import OpenFile, mend
 from ingestor.envelope import DEAD, EVENTS, TICKS, TRADES
 
 VALUES = {
+    pa.bool_(): st.booleans(),
     pa.int16(): st.integers(-(2**15), 2**15 - 1),
     pa.int32(): st.integers(-(2**31), 2**31 - 1),
     pa.int64(): st.integers(-(2**63), 2**63 - 1),

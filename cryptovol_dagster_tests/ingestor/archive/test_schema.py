@@ -15,13 +15,16 @@ from cryptovol_dagster_tests.ingestor.archive.messages import (
     QUOTE,
     TEN_NS,
     TRADE,
+    closing,
     dead,
     event,
+    score,
     tick,
     trade,
 )
 from ingestor.archive.schema import SCHEMAS, UNREADABLE, to_batch
-from ingestor.envelope import DEAD, EVENTS, TICKS, TOPICS, TRADES
+from ingestor.envelope import DEAD, EVENTS, SCORES_TOPIC, TICKS, TOPICS, TRADES
+from ingestor.times import NS
 
 BROKER_NS = 1_800_000_000 * 10**9
 
@@ -106,6 +109,15 @@ def test_events_and_dead_letters() -> None:
     )
 
 
+def test_scores_and_closing_records() -> None:
+    scored, closed = rows(SCORES_TOPIC, score(TEN_NS), closing(2, TEN_NS + NS))
+    assert (scored["product_id"], scored["bar_end_ns"], scored["probability"]) == ("BTC-USD", TEN_NS, 0.75)
+    assert (scored["flag"], scored["provisional"], scored["episode"]) == (True, False, None)
+    assert scored["payload"] == '[{"feature":"rv_60","value":1.5,"log_odds":0.25}]'
+    assert (closed["product_id"], closed["bar_end_ns"], closed["reason"]) == ("#2", TEN_NS + NS, "closed")
+    assert (closed["flag"], closed["probability"], closed["payload"]) == (None, None, "[]")
+
+
 UNREADABLE_VALUES = [
     b"",
     b"\xff\xfe",
@@ -119,7 +131,7 @@ UNREADABLE_VALUES = [
 ]
 
 
-@pytest.mark.parametrize("topic", TOPICS)
+@pytest.mark.parametrize("topic", [*TOPICS, SCORES_TOPIC])
 @pytest.mark.parametrize("value", UNREADABLE_VALUES)
 def test_what_cannot_be_read_is_stored_as_it_came(topic: str, value: bytes | None) -> None:
     (row,) = rows(topic, value)

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cryptovol_dagster_tests.ingestor.audit.story import Story
 from cryptovol_dagster_tests.ingestor.feed.support import T0_NS
-from ingestor.archive.closing import LOST_AFTER_NS
+from ingestor.archive.checkpoints import LOST_AFTER_NS
 from ingestor.archive.positions import record_gap
 from ingestor.archive.reader import RawReader
 from ingestor.audit.findings import Audit
