@@ -22,6 +22,7 @@ FOLDER = Path(__file__).resolve().parent.parent / "docs" / "performance"
 COMMANDS = {
     "features": ("Bars, features and replay", "make bench"),
     "recorder": ("The recorder on a real Kafka", "make bench-recorder"),
+    "live": ("The live path: delay, processor, memory", "make bench-live"),
     "backfill": ("A week of two products, an hour, a retrain", "make bench-backfill"),
     "verbs": ("Backtest, import, one score", "make bench-verbs"),
     "day_one": ("A first start on an empty folder", "make bench-day-one"),

@@ -42,7 +42,7 @@ def score(bootstrap: str | None, duration: float | None, until_idle: float | Non
     changes its row. When another model becomes champion, it is tried beside the present one, and scores from
     the next second on.
 
-    It needs `cryptovol featurize` beside it. One instance scores, others stand by and take over. After any
+    It needs `cryptovol featurize` beside it, and stores ticks.scores in raw storage. One instance scores, others stand by and take over. After any
     stop, also a kill, it resumes after the newest published scores.
 
     Ctrl-C (or SIGTERM) stops cleanly: every published score is acknowledged, exit code 0.
@@ -59,6 +59,7 @@ def score(bootstrap: str | None, duration: float | None, until_idle: float | Non
     from cryptovol_dagster.core.specs import SECONDS
     from cryptovol_dagster.lake.files import Lake
     from cryptovol_dagster.live.scoring.scorer import Scorer
+    from ingestor.archive.scores import scores_archive
     from ingestor.kafka.broker import connect
 
     with connect(kafka) as broker, stopping_at_signals() as stop:
@@ -69,6 +70,12 @@ def score(bootstrap: str | None, duration: float | None, until_idle: float | Non
             lake=Lake(settings.storage.lake_dir),
             tracking_uri=settings.mlflow_tracking_uri,
             products=settings.coinbase.products,
+            new_archive=lambda: scores_archive(
+                broker,
+                settings.storage,
+                closed_after_s=settings.dagster.closed_after_s,
+                revised_after_s=settings.dagster.revised_after_s,
+            ),
             on_scores=None if as_json else _first_score_printer(),
             on_event=None if as_json else _print_event,
             on_progress=_log_progress,

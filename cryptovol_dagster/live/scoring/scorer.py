@@ -31,6 +31,7 @@ from cryptovol_dagster.live.scoring.champions import ChampionFinder, ChampionWat
 from cryptovol_dagster.live.scoring.progress import ScorerProgress, ScorerStarted, ScorerSummary
 from cryptovol_dagster.live.scoring.resume import Resumed, Resumption
 from cryptovol_dagster.live.scoring.scores import Scores
+from ingestor.archive.consumer import Archive
 from ingestor.envelope import (
     DECODERS,
     FEATURES_TOPIC,
@@ -75,6 +76,7 @@ class Scorer:
         lake: Lake,
         tracking_uri: str,
         products: Sequence[str],
+        new_archive: Callable[[], Archive] | None = None,
         on_scores: Callable[[list[ScoreMessage]], None] | None = None,
         on_event: Callable[[LiveEvent], None] | None = None,
         on_progress: Callable[[ScorerProgress], None] | None = None,
@@ -88,12 +90,15 @@ class Scorer:
             lake: decisions and model files.
             tracking_uri: MLflow, whose alias names the champion.
             products: configured products; each of their bars is published, with a reason if it has no row.
+            new_archive: returns the archive of the scores, which runs while this instance is active; None
+                where another process runs one.
             on_scores: called with the scores that are published.
             on_event: called with each event of the live path.
             on_progress: called every few seconds.
         """
         self.broker, self.spec, self.live, self.lake = broker, spec, live, lake
         self.tracking_uri, self.products = tracking_uri, tuple(products)
+        self.new_archive = new_archive
         self.on_scores, self.on_event, self.on_progress = on_scores, on_event, on_progress
 
     def run(
@@ -108,6 +113,7 @@ class Scorer:
 
         Raises:
             LiveError: scores cannot be published; everything published before stays.
+            ArchiveError: raw storage cannot store the scores; they stay in Kafka.
             BrokerError: the broker cannot be used.
         """
         began_s, broker = time.monotonic(), self.broker
@@ -241,6 +247,8 @@ class _Active:
         self._closed: dict[int, int] = {}
         self._due_s = self._progress_due_s = 0.0
         self._failure: LiveError | None = None
+        #: Whether every score is acknowledged, so that the archive can store them all.
+        self._left = False
         #: Since when no row came (monotonic clock).
         self.idle_since_s = time.monotonic()
         self._rows = Consumer(
@@ -248,6 +256,7 @@ class _Active:
             | {"queued.max.messages.kbytes": 8 * 1024, "fetch.queue.backoff.ms": 10}
         )
         self._producer = Producer(broker.producer_config() | {"linger.ms": 2})
+        self._archive = None if task.new_archive is None else task.new_archive()
 
     def __enter__(self) -> _Active:
         reader = Consumer(self._broker.consumer_config(self._broker.topic(f"{GROUP}-reader")))
@@ -258,6 +267,8 @@ class _Active:
         finally:
             reader.close()
         self._restore(resumed)
+        if self._archive is not None:
+            self._archive.start()
         self._watch.start()
         self._change_models()
         return self
@@ -266,6 +277,8 @@ class _Active:
         self._watch.stop()
         self._rows.close()
         self._producer.purge()
+        if self._archive is not None:
+            self._archive.stop(drain=self._left)
 
     def turn(self) -> None:
         """Read what has arrived, and publish what can be published."""
@@ -283,6 +296,8 @@ class _Active:
             self._note_silence()
             self._publish_closings()
             self._forget()
+            if self._archive is not None and self._archive.error is not None:
+                raise self._archive.error
         if self._task.on_progress is not None and now_s >= self._progress_due_s:
             self._progress_due_s = now_s + _PROGRESS_EVERY_S
             self._task.on_progress(self._progress)
@@ -300,6 +315,7 @@ class _Active:
                 f"Kafka at {self._broker.bootstrap_servers} did not acknowledge the last {left} scores "
                 f"within {_DELIVERY_TIMEOUT_S:g} s; the next run publishes them"
             )
+        self._left = True
 
     # Start
 
