@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -43,7 +44,8 @@ def scores_of_lake(
     assert decision is not None
     champion = decision.champion
     assert champion is not None
-    model = load_model(decisions.read_champion_file(lake, spec, champion))
+    content = decisions.read_champion_file(lake, spec, champion)
+    model, version = load_model(content), f"sha256:{hashlib.sha256(content).hexdigest()[:12]}"
     window = hour_window(keys[0])[0], hour_window(keys[-1])[1]
     rows = lake.read_table(spec.asset("features"), *window).to_pandas()
     names = list(feature_names(spec))
@@ -75,7 +77,7 @@ def scores_of_lake(
                 threshold=threshold,
                 model=champion.model,
                 model_as_of=champion.as_of,
-                model_version=champion.registry_version or "none",
+                model_version=champion.registry_version or version,
                 model_age_s=0.0,
                 feature_version="f1",
                 row_hash=row_hash,

@@ -165,6 +165,14 @@ def test_two_models_in_an_hour_and_one_whose_file_is_gone(
     assert known["rows"] + gone["rows"] == 1440
 
 
+def test_a_version_registered_after_the_decision_names_the_only_model_of_its_kind_and_hour(
+    stored: Lake, published: list[ScoreMessage], key: str, tmp_path: Path
+) -> None:
+    archive_scores(tmp_path, [msgspec.structs.replace(one, model_version="12") for one in published])
+    (model,) = _assess(stored, tmp_path, key)["models"]
+    assert (model["model_version"], model["without_labels"]) == ("12", "")
+
+
 def test_a_hole_of_the_scorer_counts_as_missing_and_its_start_and_end_as_outside(
     stored: Lake, published: list[ScoreMessage], key: str, tmp_path: Path
 ) -> None:

@@ -139,7 +139,7 @@ def _labelled(rows: pd.DataFrame, thresholds: Thresholds) -> dict[str, NDArray[A
     """Compute labels by the thresholds of each row's model."""
     # Of a row that was late, the model of its final revision.
     late = rows[[f"final_{name}" for name in MODEL]].set_axis(list(MODEL), axis=1).astype("string")
-    filled = rows[list(MODEL)].astype("string").fillna(late).ffill().bfill()
+    filled = rows.loc[:, list(MODEL)].astype("string").fillna(late).ffill().bfill()
     columns: dict[str, NDArray[Any]] = {
         name: np.zeros(len(rows), bool) for name in ("known", "y", "visible", "onset")
     }
