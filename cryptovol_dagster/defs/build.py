@@ -14,6 +14,7 @@ from cryptovol_dagster.defs.automation.closed_hours import closed_hours_sensor
 from cryptovol_dagster.defs.automation.drift import drift_retrain_sensor, drift_sensor
 from cryptovol_dagster.defs.automation.imported_days import imported_days_sensor
 from cryptovol_dagster.defs.automation.jobs import AssetJob, jobs
+from cryptovol_dagster.defs.automation.live_outcomes import live_outcomes_sensor
 from cryptovol_dagster.defs.automation.retrain import (
     RETRAIN_CRON,
     closed_hours_retrain_sensor,
@@ -51,7 +52,7 @@ def build_defs(settings: Settings, *, retrain_cron: str = RETRAIN_CRON, **resour
 def _assemble(settings: Settings, retrain_cron: str, resources: dict[str, Any]) -> dg.Definitions:
     spec = spec_of(settings, SECONDS)
     hours = hourly_partitions(settings)
-    pipeline, retrain, backfill, drift = jobs(spec, settings.models.enabled)
+    pipeline, retrain, backfill, drift, outcomes = jobs(spec, settings.models.enabled)
     freshness = freshness_job(spec)
     minutes = _minutes(settings)
     return dg.Definitions(
@@ -67,9 +68,10 @@ def _assemble(settings: Settings, retrain_cron: str, resources: dict[str, Any]) 
             freshness_check(spec, settings.monitoring),
             *minutes.checks,
         ],
-        jobs=[pipeline, retrain, backfill, drift, freshness, *minutes.jobs],
+        jobs=[pipeline, retrain, backfill, drift, outcomes, freshness, *minutes.jobs],
         sensors=[
             closed_hours_sensor(spec, hours, pipeline),
+            live_outcomes_sensor(spec, hours, outcomes),
             drift_sensor(spec, drift, settings.monitoring),
             drift_retrain_sensor(spec, drift, retrain),
             failed_runs_sensor(),

@@ -67,7 +67,7 @@ def read_matured(lake: Lake, spec: TimescaleSpec, partition_key: str) -> Dataset
     span = rows_labelled_by(*window, spec)
     for asset in (labels, features):
         lake.require(asset, [partition_key])
-    _require_labels(lake, spec, window)
+    require_labels(lake, spec, window)
     require_features(lake, spec, (span[0], window[1]))
     rows = lake.read_table(features, *span).to_pandas()
     return join_rows(between(rows, *span), lake.read_table(labels, *window).to_pandas(), spec)
@@ -75,7 +75,7 @@ def read_matured(lake: Lake, spec: TimescaleSpec, partition_key: str) -> Dataset
 
 def _rows_and_hash(lake: Lake, spec: TimescaleSpec, start_ns: int, end_ns: int) -> tuple[Dataset, str]:
     require_features(lake, spec, (start_ns, end_ns))
-    _require_labels(lake, spec, (start_ns, end_ns))
+    require_labels(lake, spec, (start_ns, end_ns))
     return read_rows(lake, spec, start_ns, end_ns)
 
 
@@ -117,7 +117,7 @@ def why_other_features(lake: Lake, spec: TimescaleSpec, outdated: Sequence[str])
     )
 
 
-def _require_labels(lake: Lake, spec: TimescaleSpec, window: tuple[int, int]) -> None:
+def require_labels(lake: Lake, spec: TimescaleSpec, window: tuple[int, int]) -> None:
     """Check that labels are joined only with labels of the same meaning.
 
     Raises:

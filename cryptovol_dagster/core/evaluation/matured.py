@@ -103,7 +103,7 @@ def measure(rows: ScoredRows, *, horizon_s: float, resamples: int, seed: int) ->
     Args:
         rows: with the scores `CHAMPION` and `PERSISTENCE`.
         horizon_s: H in seconds.
-        resamples: of the block bootstrap.
+        resamples: of the block bootstrap; 0: no intervals.
         seed: of its blocks.
 
     Examples:
@@ -121,7 +121,7 @@ def measure(rows: ScoredRows, *, horizon_s: float, resamples: int, seed: int) ->
     precision, persistence = (rows.average_precision(name) for name in (CHAMPION, PERSISTENCE))
     gain = None if precision is None or persistence is None else precision - persistence
     of_precision = of_gain = None
-    if not reasons:
+    if resamples and not reasons:
         resampled = BlockBootstrap(rows.t_ns, rows.bar_ns, block_s, resamples, seed).average_precisions(
             y, rows.scores
         )

@@ -78,13 +78,20 @@ class Market:
             >>> [(event.start_ns // 10**9, event.end_ns // 10**9) for event in market.events()]
             [(1, 2), (5, 5)]
         """
-        found = []
+        return [event for own in self.events_by_product.values() for event in own]
+
+    @cached_property
+    def events_by_product(self) -> dict[str, list[Event]]:
+        """Events of each product that has rows. Cached: many rules are compared with the same ones."""
+        found: dict[str, list[Event]] = {}
         for name, own in self._own_rows.items():
             times = self.t_ns[own[self.y[own]]]
-            if times.size:
-                cuts = np.flatnonzero(np.diff(times) > self.horizon_ns)
-                starts, ends = times[np.append(0, cuts + 1)], times[np.append(cuts, times.size - 1)]
-                found += [Event(name, int(a), int(b)) for a, b in zip(starts, ends, strict=True)]
+            cuts = np.flatnonzero(np.diff(times) > self.horizon_ns)
+            starts, ends = (
+                times[np.append(0, cuts + 1)[: times.size]],
+                times[np.append(cuts, -1)[: times.size]],
+            )
+            found[name] = [Event(name, int(a), int(b)) for a, b in zip(starts, ends, strict=True)]
         return found
 
     def in_event(self, events: list[Event]) -> NDArray[np.bool_]:
@@ -119,11 +126,19 @@ class Market:
             hits = self.t_ns[during[flagged[during]]]
             if hits.size:
                 first = int(hits.min())
-                until = self._during(Event(event.product, event.start_ns, event.end_ns + self.horizon_ns))
-                shown = self.t_ns[until[self.visible[until]]]
-                lead = (int(shown.min()) - first) / NS if shown.size else None
+                shown_ns = self.first_visible_ns(event)
+                lead = None if shown_ns is None else (shown_ns - first) / NS
                 found.append(FirstFlag(delay_s=(first - event.start_ns) / NS, lead_s=lead))
         return found
+
+    def first_visible_ns(self, event: Event) -> int | None:
+        """Return the first row, up to H after the event, whose own trailing window is a spike.
+
+        None where there is no such row.
+        """
+        until = self._during(Event(event.product, event.start_ns, event.end_ns + self.horizon_ns))
+        shown = self.t_ns[until[self.visible[until]]]
+        return int(shown.min()) if shown.size else None
 
     def _during(self, event: Event) -> NDArray[np.int64]:
         own = self._own_rows[event.product]

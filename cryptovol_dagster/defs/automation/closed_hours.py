@@ -47,8 +47,8 @@ def closed_hours_sensor(
         context: dg.SensorEvaluationContext, raw: dg.ResourceParam[RawStore], lake: dg.ResourceParam[Lake]
     ) -> dg.SensorResult | dg.SkipReason:
         seen: dict[str, str] = json.loads(context.cursor) if context.cursor else {}
-        forgotten = _forgotten(seen)
-        closed = raw.closed_hours(_hours_before(forgotten, hours_back) if forgotten else None)
+        forgotten = forgotten_until(seen)
+        closed = raw.closed_hours(hours_before(forgotten, hours_back) if forgotten else None)
         closed = [
             hour for hour in closed if first_key <= hour.hour and (end_key is None or hour.hour < end_key)
         ]
@@ -111,12 +111,12 @@ def input_versions(closed: Sequence[ClosedHour], hours_back: int) -> dict[str, s
     return versions
 
 
-def _forgotten(seen: dict[str, str]) -> str:
+def forgotten_until(seen: dict[str, str]) -> str:
     """Return the newest hour that is no longer watched; empty while every hour is watched."""
     return min(seen) if len(seen) >= REMEMBERED_HOURS else ""
 
 
-def _hours_before(key: str, hours_back: int) -> str:
+def hours_before(key: str, hours_back: int) -> str:
     """Return the hour after which to read, so that the first watched hour finds all its inputs."""
     return hour_key(hour_window(key)[0] - hours_back * HOUR_NS)
 

@@ -61,4 +61,9 @@ def jobs(spec: TimescaleSpec, models: Sequence[str]) -> list[AssetJob]:
             [drift],
             "Compares one hour of the seconds with the hours before it, in a report by Evidently.",
         ),
+        asset_job(
+            "live_outcomes",
+            [spec.asset("live_outcomes")],
+            "Compares the published scores of one hour with its labels, and with the computed rows.",
+        ),
     ]

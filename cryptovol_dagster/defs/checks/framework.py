@@ -85,6 +85,8 @@ class Check:
         description: condition to pass.
         blocking: whether a failure is an ERROR and stops the run. Any other failure is a WARN: an ERROR in a
             run that succeeds would raise no alert.
+        nothing_to_check: returns why a partition has nothing to check; empty where it has. Such a partition
+            passes, and its result states the reason.
     """
 
     asset: dg.AssetKey
@@ -92,6 +94,7 @@ class Check:
     rule: Rule | RawRule
     description: str
     blocking: bool = False
+    nothing_to_check: Callable[[Stored], str] | None = None
 
     @property
     def key(self) -> dg.AssetCheckKey:
@@ -102,6 +105,10 @@ class Check:
     def severity(self) -> dg.AssetCheckSeverity:
         """Severity of a failure."""
         return dg.AssetCheckSeverity.ERROR if self.blocking else dg.AssetCheckSeverity.WARN
+
+    def why_nothing(self, stored: Stored) -> str:
+        """Return why a partition has nothing to check; empty where it has."""
+        return self.nothing_to_check(stored) if self.nothing_to_check else ""
 
     def spec(self, partitions: dg.PartitionsDefinition) -> dg.AssetCheckSpec:
         """Return the spec that Dagster shows before the first evaluation."""
@@ -147,12 +154,16 @@ def _checks_step(
         # A generator: only one partition's table is in memory.
         partitions = (Stored(context.resources.lake, asset.to_user_string(), key) for key in keys)
         for check, sentences in _evaluate(rules, partitions):
+            empty = {
+                key: check.why_nothing(Stored(context.resources.lake, asset.to_user_string(), key))
+                for key in keys
+            }
             if not context.has_partition_key:
                 for key in keys:
-                    evaluation = _evaluation(check, key, sentences[key])
+                    evaluation = _evaluation(check, key, sentences[key], empty.get(key, ""))
                     # Dagster takes it; only the annotation of its method does not say so.
                     context.op_execution_context.log_event(evaluation)  # pyright: ignore[reportArgumentType]
-            yield _result(check, sentences)
+            yield _result(check, sentences, empty)
 
     return step
 
@@ -183,31 +194,34 @@ def _evaluate(
         raise next(iter(broken.values()))
 
 
-def _evaluation(check: Check, key: str, sentences: Sequence[str]) -> dg.AssetCheckEvaluation:
+def _evaluation(check: Check, key: str, sentences: Sequence[str], empty: str) -> dg.AssetCheckEvaluation:
     """Return the evaluation of a check for one partition of a range, for the UI; it blocks nothing."""
     return dg.AssetCheckEvaluation(
         check.asset,
         check.name,
         passed=not sentences,
         severity=check.severity,
-        description="\n".join(sentences[:_SHOWN]) or None,
+        description="\n".join(sentences[:_SHOWN]) or empty or None,
         blocking=check.blocking,
         partition=key,
     )
 
 
-def _result(check: Check, found: Mapping[str, list[str]]) -> dg.AssetCheckResult:
+def _result(check: Check, found: Mapping[str, list[str]], empty: Mapping[str, str]) -> dg.AssetCheckResult:
     failing = {key: sentences for key, sentences in found.items() if sentences}
     lines = [f"{key}: {sentence}" for key, sentences in failing.items() for sentence in sentences[:_SHOWN]]
+    reasons = [f"{key}: nothing to check: {reason}" for key, reason in empty.items() if reason]
+    shown = lines or reasons
     return dg.AssetCheckResult(
         asset_key=check.asset,
         check_name=check.name,
         passed=not failing,
         severity=check.severity,
-        description="\n".join(lines[:_SHOWN]) if lines else None,
+        description="\n".join(shown[:_SHOWN]) or None,
         metadata={
             "partitions": len(found),
             "failing_partitions": dg.MetadataValue.json(sorted(failing)),
             "findings": dg.MetadataValue.json(lines),
+            **({"nothing_to_check": dg.MetadataValue.json(reasons)} if reasons else {}),
         },
     )

@@ -1,0 +1,1 @@
+"""Tests of scores of the live path: outcomes, parity."""
