@@ -15,6 +15,7 @@ VERBS = {
     "status": "cryptovol_dagster.verbs.status:status",
     **RECORDER_VERBS,
     "featurize": "cryptovol_dagster.verbs.featurize:featurize",
+    "alert": "cryptovol_dagster.verbs.alert:alert",
     "replay": "cryptovol_dagster.verbs.replay:replay",
     "reference-set": "cryptovol_dagster.verbs.reference_set:reference_set",
     "import-bars": "cryptovol_dagster.verbs.import_bars:import_bars",
