@@ -133,9 +133,9 @@ containers-check: $(DEV_STAMP) containers-lint ## Run compose.yaml without Docke
 RESOLVE := $(BIN)/uv pip compile --quiet --no-emit-index-url --universal --python-version 3.11 --no-annotate --custom-compile-command "make lock"
 
 lock: $(STAMP) ## Pin all packages in requirements-dev.lock; from these, what cryptovol and each image install
-	$(RESOLVE) --group dev --extra deploy pyproject.toml -o requirements-dev.lock
+	$(RESOLVE) --group dev --extra alerts --extra deploy pyproject.toml -o requirements-dev.lock
 	$(RESOLVE) --constraints requirements-dev.lock pyproject.toml -o requirements.lock
-	$(RESOLVE) --extra deploy --constraints requirements-dev.lock pyproject.toml -o docker/requirements-dagster.lock \
+	$(RESOLVE) --extra alerts --extra deploy --constraints requirements-dev.lock pyproject.toml -o docker/requirements-dagster.lock \
 	    --no-emit-package nvidia-nccl-cu12 --no-emit-package nvidia-nccl-cu13 # 300 MB that only several GPUs use
 	$(RESOLVE) --group ingestor --constraints requirements-dev.lock -o docker/requirements-ingestor.lock
 

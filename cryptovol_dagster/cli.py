@@ -16,6 +16,7 @@ VERBS = {
     **RECORDER_VERBS,
     "featurize": "cryptovol_dagster.verbs.featurize:featurize",
     "score": "cryptovol_dagster.verbs.score:score",
+    "alert": "cryptovol_dagster.verbs.alert:alert",
     "replay": "cryptovol_dagster.verbs.replay:replay",
     "reference-set": "cryptovol_dagster.verbs.reference_set:reference_set",
     "import-bars": "cryptovol_dagster.verbs.import_bars:import_bars",

@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qsl
 
 
 class Receiver(ThreadingHTTPServer):
     """Remembers what is posted to it.
 
     Attributes:
-        bodies: every JSON body received.
+        bodies: every body received, of JSON or a form.
         statuses: answers given next; 200 when none is left.
         wait_s: how long it takes to answer.
     """
@@ -39,7 +40,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.bodies.append(json.loads(body))
+        is_form = "form" in self.headers["Content-Type"]
+        self.server.bodies.append(dict(parse_qsl(body.decode())) if is_form else json.loads(body))
         time.sleep(self.server.wait_s)
         self.send_response(self.server.statuses.pop(0) if self.server.statuses else 200)
         self.send_header("Content-Length", "0")

@@ -7,11 +7,11 @@ from typing import Any
 
 import dagster as dg
 
+from cryptovol_dagster.alerts.service import AlertService
 from cryptovol_dagster.history.store import History
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.lake.latest import Reports
 from cryptovol_dagster.lake.raw_ticks import RawStore
-from cryptovol_dagster.monitoring.alerts import Alerts
 from cryptovol_dagster.tracking.runs import tracking_resource
 from ingestor.settings import Settings
 
@@ -21,7 +21,7 @@ _DESCRIPTIONS = {
     "raw": "The recorder's raw storage, and its closed hours.",
     "history": "Imported candles of the exchange.",
     "reports": "The latest copies for people: reports, pictures, exported models.",
-    "alerts": "Receiver of alerts about failed runs.",
+    "alerts": "Sender of alerts about failed runs.",
 }
 
 
@@ -43,17 +43,5 @@ def build_resources(settings: Settings) -> dict[str, Any]:
         "history": History(settings.storage.history_dir),
         "reports": Reports(settings.storage.reports_dir, settings.storage.artifacts_dir),
         "tracking": tracking_resource(settings),
-        "alerts": _alerts(settings),
+        "alerts": AlertService(settings),
     }
-
-
-def _alerts(settings: Settings) -> Alerts:
-    monitoring = settings.monitoring
-    url = monitoring.alert_webhook_url
-    return Alerts(
-        webhook_url=None if url is None else url.get_secret_value(),
-        timeout_s=monitoring.alert_timeout_s,
-        tries=monitoring.alert_tries,
-        pause_s=monitoring.alert_pause_s,
-        ui_url=settings.dagster.ui_url,
-    )

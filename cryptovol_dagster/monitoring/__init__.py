@@ -1,1 +1,1 @@
-"""Drift, performance, Evidently's reports, the page that lists them, and alerts."""
+"""Drift, performance, Evidently's reports, and the page that lists them."""

@@ -46,6 +46,7 @@ _OWN: Mapping[str, tuple[str, ...]] = {
     "coinbase": ("url",),
     "kafka": ("bootstrap_servers", "security", "topic_prefix"),
     "monitoring": ("alert_webhook_url",),
+    "alerts": ("targets", "rules"),
     "mlflow": ("tracking_uri",),
     "dagster": ("report_closed_hours", "partitions_end"),
 }

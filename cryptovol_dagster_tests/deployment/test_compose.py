@@ -129,6 +129,15 @@ def test_the_webhook_of_docker_env_reaches_the_server_that_sends_alerts(url: str
     assert [service for service, spec in services.items() if name in spec["environment"]] == ["code"]
 
 
+def test_targets_of_docker_env_reach_the_server_that_sends_alerts() -> None:
+    name, targets = "CRYPTOVOL__ALERTS__TARGETS", '{"phone": "json://s3cret"}'
+    for value, expected in ((targets, ["phone"]), ("", [])):
+        services = compose({**SECRETS, **({name: value} if value else {})})["services"]
+        loaded = load_settings(environ={name: services["code"]["environment"][name]})
+        assert [*loaded.settings.alerts.targets] == expected
+        assert [service for service, spec in services.items() if name in spec["environment"]] == ["code"]
+
+
 def test_the_recorder_has_time_to_stop_cleanly_and_is_unhealthy_before_long() -> None:
     flush_s = load_settings(environ={}).settings.storage.flush_s
     spec = SERVICES["ingestor"]

@@ -1,1 +1,1 @@
-"""Tests of drift, performance, Evidently reports, index page and alerts."""
+"""Tests of drift, performance, Evidently reports, and index page."""

@@ -167,8 +167,9 @@ def _read(source: EnvSettingsSource, place: str) -> dict[str, Any]:
             try:
                 json.loads(value)
             except ValueError:
+                got = "" if _is_secret(_dotted(name.upper()).split(".")) else f", got {value!r}"
                 raise SettingsError(
-                    f'{place} {name.upper()}: not valid JSON (a list looks like ["a", "b"]), got {value!r}'
+                    f'{place} {name.upper()}: not valid JSON (a list looks like ["a", "b"]){got}'
                 ) from None
     return source()
 
@@ -257,7 +258,22 @@ def _explain(error: ValidationError, sources: Mapping[str, str], path: Path | No
     if first["type"] == "literal_error":
         hint = did_you_mean(str(first["input"]), re.findall(r"'([^']*)'", first["msg"]))
     more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
-    return f"{place}: {key}: {message}, got {first['input']!r}{more}{'.' if hint else ''}{hint}"
+    # Of several keys at once the message says enough, and one of them may be a secret.
+    whole = first["input"] if isinstance(first["input"], (list, tuple)) else [first["input"]]
+    hidden = _is_secret(parts) or any(isinstance(one, (Mapping, BaseModel)) for one in whole)
+    got = "" if hidden else f", got {first['input']!r}"
+    return f"{place}: {key}: {message}{got}{more}{'.' if hint else ''}{hint}"
+
+
+def _is_secret(parts: list[str]) -> bool:
+    """Return whether the value of a key is a secret, or may contain one."""
+    model: Any = Settings
+    for part in parts:
+        fields = getattr(model, "model_fields", {})
+        if part not in fields:
+            break
+        model = fields[part].annotation
+    return "SecretStr" in str(model)
 
 
 def _absolute(settings: Settings, base: Path) -> Settings:

@@ -6,36 +6,17 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, field_validator, model_validator
 
-PositiveFloat = Annotated[float, Field(gt=0)]
-PositiveInt = Annotated[int, Field(gt=0)]
+from ingestor.settings.alerts import AlertsSettings, check_names
+from ingestor.settings.base import PositiveFloat, PositiveInt, Section, require_http, require_products
+
 Channel = Literal["ticker", "heartbeats", "market_trades"]
 RawFormat = Literal["parquet", "ndjson"]
 
 EMBEDDED = "embedded"
 #: It may name products that are not followed, so that a market of one product needs no setting.
 DEFAULT_REFERENCE_SET = ("BTC-USD", "ETH-USD")
-
-
-def _require_http(url: str) -> str:
-    if not url.startswith(("http://", "https://")):
-        raise ValueError("must begin with http:// or https://")
-    return url
-
-
-class Section(BaseModel):
-    """A frozen part of the configuration; an unknown key is an error."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-def _require_products(products: tuple[str, ...]) -> tuple[str, ...]:
-    if not products:
-        raise ValueError("names no product")
-    if len(set(products)) != len(products):
-        raise ValueError("names a product twice")
-    return products
 
 
 class CoinbaseSettings(Section):
@@ -60,7 +41,7 @@ class CoinbaseSettings(Section):
     @field_validator("products")
     @classmethod
     def _some_products(cls, products: tuple[str, ...]) -> tuple[str, ...]:
-        return _require_products(products)
+        return require_products(products)
 
 
 class KafkaSettings(Section):
@@ -164,7 +145,7 @@ class HistorySettings(Section):
     @field_validator("url")
     @classmethod
     def _is_http(cls, url: str) -> str:
-        return _require_http(url)
+        return require_http(url)
 
 
 class IngestSettings(Section):
@@ -388,7 +369,7 @@ class TimescalesSettings(Section):
     @field_validator("reference_set")
     @classmethod
     def _some_products(cls, products: tuple[str, ...]) -> tuple[str, ...]:
-        return _require_products(products)
+        return require_products(products)
 
 
 class LiveSettings(Section):
@@ -463,13 +444,20 @@ class MonitoringSettings(Section):
         description="hours of the market between two drift reports that the sensor requests",
     )
     alert_webhook_url: SecretStr | None = Field(
-        default=None, description="receives each alert as JSON by POST; without it alerts are in the log only"
+        default=None,
+        description="receives each alert as JSON by POST; in rules of alerts it is the target `webhook`",
     )
     alert_timeout_s: PositiveFloat = Field(
-        default=5.0, description="how long the receiver of an alert may take to answer"
+        default=5.0, description="how long a target of alerts may take to answer"
     )
-    alert_tries: PositiveInt = Field(default=3, description="how often an alert is posted until it is taken")
-    alert_pause_s: PositiveFloat = Field(default=2.0, description="pause between two of these tries")
+    alert_tries: PositiveInt = Field(
+        default=3,
+        description="how often an alert is sent at least to a target before it is given up "
+        "(alerts.give_up_after_s)",
+    )
+    alert_pause_s: PositiveFloat = Field(
+        default=2.0, description="pause after the first of these tries; it doubles up to a minute"
+    )
     labels_due_after_s: PositiveFloat = Field(
         default=1_800.0, description="a closed hour without labels for longer than this raises an alert"
     )
@@ -488,7 +476,7 @@ class MonitoringSettings(Section):
     @classmethod
     def _is_http(cls, url: SecretStr | None) -> SecretStr | None:
         if url is not None:
-            _require_http(url.get_secret_value())
+            require_http(url.get_secret_value())
         return url
 
 
@@ -562,6 +550,7 @@ class Settings(Section):
     live: LiveSettings = Field(default_factory=LiveSettings)
     models: ModelSettings = Field(default_factory=ModelSettings)
     monitoring: MonitoringSettings = Field(default_factory=MonitoringSettings)
+    alerts: AlertsSettings = Field(default_factory=AlertsSettings)
     mlflow: MlflowSettings = Field(default_factory=MlflowSettings)
     dagster: DagsterSettings = Field(default_factory=DagsterSettings)
 
@@ -576,6 +565,11 @@ class Settings(Section):
         monitoring = self.monitoring
         if monitoring.drift_hours_needed > monitoring.drift_hours_looked_at:
             raise ValueError("monitoring.drift_hours_needed is above monitoring.drift_hours_looked_at")
+        return self
+
+    @model_validator(mode="after")
+    def _rules_name_what_exists(self) -> Settings:
+        check_names(self.alerts, self.monitoring.alert_webhook_url is not None, self.coinbase.products)
         return self
 
     @model_validator(mode="after")

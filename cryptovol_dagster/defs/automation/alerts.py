@@ -10,8 +10,8 @@ from typing import Any
 
 import dagster as dg
 
+from cryptovol_dagster.alerts.service import AlertService
 from cryptovol_dagster.defs.failures import failure_line, step_name
-from cryptovol_dagster.monitoring.alerts import Alerts
 
 _PARTITION = "dagster/partition"
 _RANGE = ("dagster/asset_partition_range_start", "dagster/asset_partition_range_end")
@@ -30,10 +30,10 @@ def failed_runs_sensor() -> dg.SensorDefinition:
         minimum_interval_seconds=30,
         default_status=dg.DefaultSensorStatus.RUNNING,
         description="Sends an alert for each failed run: the job, its hours, the first failed step with the "
-        "reason, and the findings of blocking checks; to the log and to monitoring.alert_webhook_url.",
+        "reason, and the findings of blocking checks; to the log and to the targets of alerts.",
     )
-    def failed_runs(context: dg.RunFailureSensorContext, alerts: dg.ResourceParam[Alerts]) -> None:
-        alerts.send(describe_failure(context, alerts.ui_url))
+    def failed_runs(context: dg.RunFailureSensorContext, alerts: dg.ResourceParam[AlertService]) -> None:
+        alerts.report_failed_run(describe_failure(context, alerts.ui_url))
 
     return failed_runs
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 
 import dagster as dg
 import pytest
 
+from cryptovol_dagster.alerts.service import AlertService
 from cryptovol_dagster.defs.automation.alerts import failed_runs_sensor
 from cryptovol_dagster.defs.build import build_defs
 from cryptovol_dagster.defs.resources import build_resources
-from cryptovol_dagster.monitoring.alerts import Alerts
 from cryptovol_dagster.verbs.runs import RANGE_END, RANGE_START
 from cryptovol_dagster_tests.synthetic import FIRST_HOUR, hours_from
 from cryptovol_dagster_tests.webhook import Receiver, receiving
 from ingestor.envelope import TICKS
 from ingestor.settings import Settings
+from ingestor.settings.alerts import AlertsSettings
 from ingestor.settings.sections import MonitoringSettings
 
 
@@ -26,20 +26,21 @@ def receiver() -> Iterator[Receiver]:
         yield receiver
 
 
-def _alerts(settings: Settings, url: str) -> Alerts:
+def _alerts(settings: Settings, url: str) -> AlertService:
     configured = settings.model_copy(
         update={
             "monitoring": MonitoringSettings.model_validate(
                 {"alert_webhook_url": url, "alert_pause_s": 0.01, "alert_tries": 2}
-            )
+            ),
+            "alerts": AlertsSettings(give_up_after_s=0.001),
         }
     )
     alerts = build_resources(configured)["alerts"]
-    assert isinstance(alerts, Alerts)
+    assert isinstance(alerts, AlertService)
     return alerts
 
 
-def _tell(instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult, alerts: Alerts) -> object:
+def _tell(instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult, alerts: AlertService) -> object:
     context = dg.build_run_status_sensor_context(
         sensor_name="failed_runs",
         dagster_event=result.get_run_failure_event(),
@@ -47,7 +48,10 @@ def _tell(instance: dg.DagsterInstance, result: dg.ExecuteInProcessResult, alert
         dagster_run=result.dagster_run,
         resources={"alerts": alerts},
     ).for_run_failure()
-    return failed_runs_sensor()(context)
+    told = failed_runs_sensor()(context)
+    assert alerts.wait_until_settled(30.0)
+    alerts.close()
+    return told
 
 
 def _fail(instance: dg.DagsterInstance, error: Exception) -> dg.ExecuteInProcessResult:
@@ -127,8 +131,9 @@ def test_a_receiver_that_fails_does_not_fail_the_sensor(
     alerts = _alerts(market, receiver.url)
     receiver.statuses = answers or []
     if answers is None:
-        alerts = dataclasses.replace(alerts, webhook_url="http://127.0.0.1:9/s3cret")
+        alerts = _alerts(market, "http://127.0.0.1:9/s3cret")
     with dg.DagsterInstance.ephemeral() as instance:
         _tell(instance, _fail(instance, ValueError("nothing")), alerts)
-    refused = "alert given up: 127.0.0.1 did not accept it: "
-    assert f"{refused}retrain 2026-04-04-03:00 failed at breaks" in caplog.text
+    assert "alert: run failed: retrain 2026-04-04-03:00; failed at breaks" in caplog.text
+    assert "alert given up after 2 tries: webhook did not take it: " in caplog.text
+    assert "s3cret" not in caplog.text

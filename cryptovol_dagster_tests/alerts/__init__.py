@@ -1,0 +1,1 @@
+"""Tests of alerts: texts, outbox, sending."""
