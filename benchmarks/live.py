@@ -2,7 +2,7 @@
 
 A synthetic market in real time, a real Kafka, and the real commands: simulator, recorder, featurizer, scorer.
 The market's clock differs from the wall's by the time that the simulator needs to start; the least delay of
-any tick, socket included, counts as that difference. Delays are beyond the lateness allowance.
+a tick in the measured span, socket included, counts as that difference. Delays are beyond the lateness allowance.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -32,7 +33,7 @@ from cryptovol_dagster.core.samples import model_of
 from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.lake import decisions
 from cryptovol_dagster.lake.files import Lake
-from ingestor.envelope import DECODERS, SCORES_TOPIC, TICKS, closed_partition
+from ingestor.envelope import DECODERS, FEATURES_TOPIC, SCORES_TOPIC, TICKS, closed_partition
 from ingestor.kafka.broker import Broker, connect
 from ingestor.settings import Settings
 from ingestor.settings.sections import KafkaSettings
@@ -52,6 +53,13 @@ def champion(lake: Lake) -> None:
     chosen = Champion(meta.name, as_of, meta.problem_hash, meta.feature_hash, "run", unproven=True)
     decisions.keep_file(lake, spec, chosen, model.to_bytes())
     decisions.write_decision(lake, spec, Decision(as_of, PROMOTE, ("it is the first",), chosen, kind=FIRST))
+
+
+class Delays(NamedTuple):
+    """Milliseconds from a second's end to its score, and to its row in ticks.features."""
+
+    score_ms: np.ndarray
+    row_ms: np.ndarray
 
 
 @contextmanager
@@ -74,15 +82,16 @@ def command(environment: dict[str, str], *arguments: str) -> Iterator[subprocess
         process.communicate()
 
 
-def messages_of(broker: Broker, topic: str) -> list[bytes]:
-    """Read a whole topic."""
-    consumer, found = Consumer(broker.consumer_config("bench-live")), []
+def messages_of(broker: Broker, topic: str) -> list[tuple[int, Any]]:
+    """Read a whole topic: when each message was published (ns), and the message."""
+    consumer, decode = Consumer(broker.consumer_config("bench-live")), DECODERS[topic].decode
+    found: list[tuple[int, Any]] = []
     for partition, end in broker.end_offsets(topic).items():
         last = -1
         consumer.assign([TopicPartition(broker.topic(topic), partition, 0)])
         while last < end - 1:
             for message in consumer.consume(5_000, 0.2):
-                found.append(message.value() or b"")
+                found.append((message.timestamp()[1] * 1_000_000, decode(message.value() or b"")))
                 last = message.offset() or 0
     consumer.close()
     return found
@@ -118,10 +127,11 @@ def measure(n_products: int, seconds: float) -> list[Line]:
         cpu = {what: sum(process.cpu_times()[:2]) - before[what] for what, process in watched.items()}
         memory = {what: process.memory_full_info().pss / 1e6 for what, process in watched.items()}
         with connect(KafkaSettings(bootstrap_servers=servers)) as broker:
-            delays_ms, n_scored, n_rows, entries = delays(broker, since_ns)
+            found, n_rows, n_scored, entries = delays(broker, since_ns)
     share = sum(cpu.values()) / took_s
     detail = ", ".join(f"{what} {cpu[what] / took_s:.1%}, {memory[what]:.0f} MB PSS" for what in watched)
-    low, high = np.quantile(delays_ms, [0.5, 0.99])
+    low, high = np.quantile(found.score_ms, [0.5, 0.99])
+    row_low, row_high = np.quantile(found.row_ms, [0.5, 0.99])
     what = f"{n_products} products"
     lines = [
         Line(
@@ -129,8 +139,9 @@ def measure(n_products: int, seconds: float) -> list[Line]:
             float(high),
             DELAY_MS.get(n_products, float("inf")),
             "ms",
-            f"p50 {low:.0f} ms, greatest {delays_ms.max():.0f} ms; {n_rows:,} rows, {n_scored:,} with a "
-            f"probability, {entries / took_s:.0f} ticks/s; beyond the allowance of lateness",
+            f"p50 {low:.0f} ms, greatest {found.score_ms.max():.0f} ms; row in ticks.features: p50 "
+            f"{row_low:.0f} ms, p99 {row_high:.0f} ms; {n_rows:,} rows, {n_scored:,} with a probability, "
+            f"{entries / took_s:.0f} ticks/s; beyond the allowance of lateness",
             at_most=True,
         )
     ]
@@ -139,21 +150,25 @@ def measure(n_products: int, seconds: float) -> list[Line]:
     return lines
 
 
-def delays(broker: Broker, since_ns: int) -> tuple[np.ndarray, int, int, int]:
-    """Return the delays (ms) of first scores since a time, how many have a probability, rows, and ticks."""
-    ticks = [DECODERS[TICKS].decode(value) for value in messages_of(broker, TICKS)]
-    offset_ns = min(tick.received_at_ns - tick.event_time_ns for tick in ticks)
-    entries = sum(tick.received_at_ns >= since_ns for tick in ticks)
-    lateness_ns = round(Settings().live.lateness_s * NS)
-    scores = [DECODERS[SCORES_TOPIC].decode(value) for value in messages_of(broker, SCORES_TOPIC)]
-    first = [
-        score
-        for score in scores
-        if closed_partition(score) is None and not score.revision and score.published_at_ns >= since_ns
-    ]
-    found = [score.published_at_ns - score.bar_end_ns - lateness_ns - offset_ns for score in first]
-    scored = sum(score.probability is not None for score in first)
-    return np.array(found) / 1e6, scored, len(first), entries
+def delays(broker: Broker, since_ns: int) -> tuple[Delays, int, int, int]:
+    """Return the delays of first scores since a time, rows, how many have a probability, and ticks."""
+    ticks = [tick for _, tick in messages_of(broker, TICKS) if tick.received_at_ns >= since_ns]
+    offset_ns, entries = min(tick.received_at_ns - tick.event_time_ns for tick in ticks), len(ticks)
+    due_ns = round(Settings().live.lateness_s * NS) + offset_ns
+
+    def first(topic: str) -> dict[tuple[str, int], tuple[int, Any]]:
+        return {
+            (message.product_id, message.bar_end_ns): (at_ns, message)
+            for at_ns, message in messages_of(broker, topic)
+            if closed_partition(message) is None and not message.revision and at_ns >= since_ns
+        }
+
+    rows, scores = first(FEATURES_TOPIC), first(SCORES_TOPIC)
+    scored = sum(message.probability is not None for _, message in scores.values())
+    both = [(rows[key][0], at_ns, key[1]) for key, (at_ns, _) in scores.items() if key in rows]
+    row_ns, score_ns, end_ns = np.array(both, dtype=np.int64).T
+    found = Delays((score_ns - end_ns - due_ns) / 1e6, (row_ns - end_ns - due_ns) / 1e6)
+    return found, len(scores), scored, entries
 
 
 def main() -> None:

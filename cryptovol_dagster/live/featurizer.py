@@ -45,7 +45,9 @@ from ingestor.settings.sections import LiveSettings
 
 LOG = logging.getLogger(__name__)
 
-_CLOSE_EVERY_NS = NS // 10
+#: A second closes so soon after it may, at the latest.
+_CLOSE_EVERY_NS = NS // 50
+_TICKS_POLL_S = 0.02
 _PROGRESS_EVERY_S = 5.0
 _DELIVERY_TIMEOUT_S = 30.0
 #: While catching up, rows are written as soon as so many wait: after a kill these are computed again.
@@ -210,7 +212,7 @@ class _Loop:
             self._partitions.clear()
 
     def _turn(self) -> None:
-        self._take_ticks(self._ticks.consume(BATCH_RECORDS, POLL_S))
+        self._take_ticks(self._ticks.consume(BATCH_RECORDS, _TICKS_POLL_S))
         self._take_trades(self._trades.consume(BATCH_RECORDS, 0.0))
         self._publisher.poll()
         now_ns = time.monotonic_ns()
@@ -360,6 +362,7 @@ class _Loop:
             # Others were revoked while the batch was on its way.
             if (each := self._partitions.get(number)) is not None:
                 self._add_ticks(each, records)
+                each.clock.at_end = each.next_offset >= self._end(self._ticks, TICKS, number)
         for number in polled.ended & self._partitions.keys():
             self._partitions[number].clock.at_end = True
 
@@ -391,8 +394,18 @@ class _Loop:
         for number, records in polled.records.items():
             if (each := self._partitions.get(number)) is not None:
                 added = each.add_trades(records)
+                each.trades_at_end = each.next_trade >= self._end(self._trades, TRADES, number)
                 self.progress.trades += added.rows
                 self._count(added)
+
+    def _end(self, consumer: Consumer, topic: str, number: int) -> int:
+        """Return the end of a log when it was read last.
+
+        The event of an end comes only with the next answer that has no record: half a second later.
+        """
+        place = TopicPartition(self._broker.topic(topic), number)
+        _, end = consumer.get_watermark_offsets(place, cached=True)
+        return end if end >= 0 else 2**63
 
     def _count(self, added: Added) -> int:
         """Count the records of a batch; return the wall clock."""

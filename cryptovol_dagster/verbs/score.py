@@ -42,8 +42,8 @@ def score(bootstrap: str | None, duration: float | None, until_idle: float | Non
     changes its row. When another model becomes champion, it is tried beside the present one, and scores from
     the next second on.
 
-    It needs `cryptovol featurize` beside it, and stores ticks.scores in raw storage. One instance scores, others stand by and take over. After any
-    stop, also a kill, it resumes after the newest published scores.
+    It needs `cryptovol featurize` beside it, and stores ticks.scores in raw storage. One instance scores,
+    others stand by and take over. After any stop, also a kill, it resumes after the newest published scores.
 
     Ctrl-C (or SIGTERM) stops cleanly: every published score is acknowledged, exit code 0.
 

@@ -167,7 +167,7 @@ class _Turns:
             self._control.close()
 
     def _score(self) -> str | None:
-        """Score as long as this instance is active; return why the run ended, None where another is active."""
+        """Score while this instance is active; return why the run ended, None where another takes over."""
         self.progress.is_active = True
         LOG.info("this instance scores from now on")
         ended = None
