@@ -382,13 +382,15 @@ class Matches(NamedTuple):
     """Which episodes and events belong together.
 
     Attributes:
-        events: first event with a row in each episode; None where it was false.
+        events: first event with a row in each episode; None where the episode was false.
         found: number of events with an episode in them.
+        pairs: number of pairs of an episode and an event, where each is in one pair at most.
         total: number of events.
     """
 
     events: list[Event | None]
     found: int
+    pairs: int
     total: int
 
     @property
@@ -397,12 +399,13 @@ class Matches(NamedTuple):
         return sum(event is not None for event in self.events)
 
     @property
-    def f1(self) -> float:
-        """F1 of precision (true episodes among all) and recall (found events among all); 0 without either."""
-        if not self.found:
-            return 0.0
-        precision, recall = self.true / len(self.events), self.found / self.total
-        return 2 * precision * recall / (precision + recall)
+    def f1(self) -> float | None:
+        """F1 of pairs: an episode over many events counts once, and so does an event with many episodes.
+
+        None without episodes and events.
+        """
+        both = len(self.events) + self.total
+        return 2 * self.pairs / both if both else None
 
 
 def match_episodes(episodes: Sequence[Episode], market: Market) -> Matches:
@@ -417,13 +420,13 @@ def match_episodes(episodes: Sequence[Episode], market: Market) -> Matches:
         >>> names = np.array(["BTC-USD"] * 3, dtype=object)
         >>> market = Market(names, t_ns, y, ~y & False, bar_ns=NS, horizon_ns=NS)
         >>> match_episodes([Episode("BTC-USD", 2 * NS, None, None, 0.9)], market)
-        Matches(events=[None], found=0, total=1)
+        Matches(events=[None], found=0, pairs=0, total=1)
     """
     matched: list[Event | None] = [None] * len(episodes)
     places: dict[str, list[int]] = {}
     for place, episode in enumerate(episodes):
         places.setdefault(episode.product, []).append(place)
-    count = 0
+    found = pairs = 0
     for product, events in market.events_by_product.items():
         own = sorted(places.get(product, []), key=lambda place: episodes[place].opened_ns)
         if not own or not events:
@@ -432,20 +435,26 @@ def match_episodes(episodes: Sequence[Episode], market: Market) -> Matches:
         closed = np.array([_NEVER if (at := episodes[place].closed_ns) is None else at for place in own])
         starts = np.array([event.start_ns for event in events])
         ends = np.array([event.end_ns for event in events])
-        first = np.searchsorted(ends, opened)  # the first event that is not over at the opening
-        for place, at, until in zip(own, first, closed, strict=True):
-            if at < ends.size and starts[at] < until:
-                matched[place] = events[at]
+        # Events with a row in an episode: from the first that ends after its opening, up to `until`.
+        first, until = np.searchsorted(ends, opened), np.searchsorted(starts, closed)
+        paired = 0  # events before it are in a pair, or can be in none
+        for place, one, stop in zip(own, first.tolist(), until.tolist(), strict=True):
+            if one < stop:
+                matched[place] = events[one]
+            if max(one, paired) < stop:
+                paired = max(one, paired) + 1
+                pairs += 1
         last = np.searchsorted(opened, ends, "right") - 1  # the last episode that opens before its end
-        count += int(np.sum((last >= 0) & (closed[last] > starts)))
-    return Matches(matched, count, sum(map(len, market.events_by_product.values())))
+        found += int(np.sum((last >= 0) & (closed[last] > starts)))
+    return Matches(matched, found, pairs, sum(map(len, market.events_by_product.values())))
 
 
 class EpisodeCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Episodes of some rows compared with their spike events; null where there is nothing to divide by.
 
-    A *found* event is one with an episode in it. F1 is that of precision (true episodes among all) and recall
-    (found events among all). The medians are of true episodes.
+    Precision is the share of true episodes, recall the share of events with an episode in them. F1 counts
+    pairs of an episode and an event, each in one pair at most: an episode over many events does not count
+    more than once. The medians are of true episodes.
     """
 
     rows: int
@@ -498,7 +507,7 @@ def count_episodes(episodes: Sequence[Episode], market: Market) -> EpisodeCounts
         events_found=matches.found,
         precision=len(true) / len(compared) if compared else None,
         recall=matches.found / matches.total if matches.total else None,
-        f1=matches.f1 if compared and matches.total else None,
+        f1=matches.f1,
         median_lead_s=median(leads) if leads else None,
         median_duration_s=median(durations) if durations else None,
     )
