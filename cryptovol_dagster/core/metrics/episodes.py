@@ -11,7 +11,7 @@ a rule, and messages.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from statistics import median
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -273,7 +273,7 @@ class _ProductBars:
         self._start_ns, self._bar_ns = int(t_ns[0]), bar_ns
         self._place, self._p = place[known], p[known]
         #: Bars without a probability after each bar that has one.
-        self._missing = np.diff(np.append(self._place, place[-1] + 1)) - 1
+        self._missing = np.append(self._place[1:], place[-1] + 1) - self._place - 1
         self._reached = cache(self._find_reached)
         self._closing = cache(self._find_closing)
         self._lost = cache(self._find_lost)
@@ -294,38 +294,37 @@ class _ProductBars:
         """Return the bars that more than `after` bars without a probability follow."""
         return np.flatnonzero(self._missing > after)
 
-    def episodes(self, rule: EpisodeRule) -> Iterable[tuple[int, int | None, Outcome | None, float]]:
+    def episodes(self, rule: EpisodeRule) -> Iterator[tuple[int, int | None, Outcome | None, float]]:
         high, reached = self._reached(rule.enter, rule.k, rule.n)
-        closing, lost = self._closing(rule.leave, rule.m), self._lost(rule.unknown_after_bars)
-        end = self._p.size
-        start = 0
-        while True:
-            # Bars before `start` do not count, so the first opening is the k-th high bar from there on.
-            at = np.searchsorted(reached, np.searchsorted(high, start) + rule.k - 1)
-            if at == reached.size:
-                return
-            opened = int(high[reached[at]])
-            closes, loses = _next(closing, opened, end), _next(lost, opened, end)
-            # A bar that closes it comes before the hole that follows this bar.
-            ended = closes <= loses
-            last = min(closes, loses)
-            greatest = float(self._p[opened : last + 1].max())
-            opened_ns = self._time(int(self._place[opened]))
-            if last == end:
-                yield opened_ns, None, None, greatest
-                return
-            place = int(self._place[last]) + (0 if ended else rule.unknown_after_bars + 1)
-            yield opened_ns, self._time(place), ENDED if ended else UNKNOWN, greatest
-            start = last + 1
+        if not reached.size:
+            return
+        end, opened = self._p.size, high[reached]
+        closes = _next(self._closing(rule.leave, rule.m), opened, end)
+        # A bar that closes an episode comes before the hole that follows this bar.
+        last = np.minimum(closes, _next(self._lost(rule.unknown_after_bars), opened, end))
+        # Bars up to `last` do not count, so the next opening is the k-th high bar after it.
+        following = np.searchsorted(reached, np.searchsorted(high, last + 1) + rule.k - 1).tolist()
+        at, found = 0, []
+        while at < reached.size:
+            found.append(at)
+            at = following[at]
+        opened, closes, last = opened[found], closes[found], last[found]
+        bounds = np.column_stack([opened, last + 1]).clip(max=end).ravel()
+        greatest = np.maximum.reduceat(np.append(self._p, -np.inf), bounds)[::2]
+        ended, is_open = closes == last, last == end
+        place = self._place[last - is_open] + np.where(ended, 0, rule.unknown_after_bars + 1)
+        times = (self._start_ns + self._bar_ns * at_bar for at_bar in (self._place[opened], place))
+        rows = (column.tolist() for column in (*times, ended, is_open, greatest))
+        for opened_ns, closed_ns, by_rule, still, top in zip(*rows, strict=True):
+            if still:
+                yield opened_ns, None, None, top
+            else:
+                yield opened_ns, closed_ns, ENDED if by_rule else UNKNOWN, top
 
-    def _time(self, place: int) -> int:
-        return self._start_ns + place * self._bar_ns
 
-
-def _next(found: NDArray[np.int64], at: int, end: int) -> int:
-    """Return the first index from `at` on; `end` where there is none."""
-    place = np.searchsorted(found, at)
-    return end if place == found.size else int(found[place])
+def _next(found: NDArray[np.int64], at: NDArray[np.int64], end: int) -> NDArray[np.int64]:
+    """Return the first index found from each of `at` on; `end` where there is none."""
+    return np.append(found, end)[np.searchsorted(found, at)]
 
 
 class EpisodeResult(NamedTuple):

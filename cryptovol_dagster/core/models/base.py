@@ -207,7 +207,7 @@ class Model(ABC):
         """
         matrix = self._matrix(features)
         shares = self._contributions(matrix) if len(matrix) else np.empty(matrix.shape, dtype=np.float64)
-        return pd.DataFrame(shares, index=features.index, columns=list(self.meta.features))
+        return pd.DataFrame(shares, index=features.index, columns=pd.Index(self.meta.features))
 
     @property
     def base_log_odds(self) -> float:
