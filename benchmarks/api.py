@@ -26,7 +26,7 @@ from benchmarks.performance_page import publish
 from benchmarks.table import Line, machine
 from cryptovol_dagster.api.market import Market, open
 from cryptovol_dagster.chains import timescale_specs
-from cryptovol_dagster.core.features.catalogue import feature_hash, feature_names
+from cryptovol_dagster.core.features.catalogue import feature_names, features_version
 from cryptovol_dagster.core.market.bars import frame_keys
 from cryptovol_dagster.core.specs import MINUTES, SECONDS, TimescaleSpec
 from cryptovol_dagster.core.times import DAY_NS, partition_window, partitions_between
@@ -55,7 +55,9 @@ def write_month(lake: Lake, spec: TimescaleSpec, days: int) -> list[Path]:
         frame |= {name: np.sin(walk + number) for name, walk in zip(names, walks, strict=True)}
         frame |= {"valid": True, "reason": np.zeros(walks.shape[1], np.int8)}
         table = to_table(pd.DataFrame(frame))
-        files.append(lake.write_table(spec.asset("features"), key, table, version=feature_hash(spec)))
+        version, products = features_version(spec), spec.reference_set
+        path = lake.write_table(spec.asset("features"), key, table, version=version, reference_set=products)
+        files.append(path)
     return files
 
 

@@ -7,6 +7,7 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ def day(with_pandas: bool) -> dict[str, Any]:
     """Bars and features of a day of ten products: the pipeline's, pandas', Polars'."""
     import polars as pl
 
-    spec, ticks = market.seconds_spec(), market.day_of_ticks()
+    ticks = market.day_of_ticks()
+    # The peers average over all products.
+    spec = replace(market.seconds_spec(), reference_set=ticks.products)
     start_ns, end_ns = market.DAY_START_NS, market.DAY_START_NS + market.DAY_S * NS
 
     def ours() -> FeatureGrid:

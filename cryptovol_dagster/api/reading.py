@@ -22,7 +22,7 @@ from cryptovol_dagster.api.errors import ApiError
 from cryptovol_dagster.api.spans import shown
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import DAY_NS, HOUR_NS, partition_window
-from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster.lake.files import Lake, meaning_of_open
 from ingestor.errors import did_you_mean
 
 UTC_TIME = pa.timestamp("ns", "UTC")
@@ -172,15 +172,12 @@ class Query:
         kind = self.kind
         with self.lake.open_partition(self.asset, key) as file:
             schema = file.schema_arrow
-            if not self.any_version and kind.version not in (None, self._version_of(key)):
+            if not self.any_version and kind.version not in (None, meaning_of_open(file)[0]):
                 self.require_versions(self.partitions())
             columns = self._columns_in(schema)
             sources = dict.fromkeys([kind.time, kind.product, *(s for c in columns for s in c.sources)])
             table = file.read(columns=list(sources), use_threads=threads)
         return self._computed(table, columns)
-
-    def _version_of(self, key: str) -> str:
-        return self.lake.versions(self.asset, *partition_window(key))[key]
 
     def _computed(self, table: pa.Table, columns: Sequence[Column]) -> pa.Table:
         """Compute these columns of the requested rows."""

@@ -287,15 +287,25 @@ def meaning_of(path: Path) -> tuple[str, tuple[str, ...]]:
         OSError: the file cannot be opened.
         pa.ArrowException: it cannot be read as Parquet.
     """
-    schema = pq.read_schema(path)
+    with pq.ParquetFile(path) as file:
+        return meaning_of_open(file)
+
+
+def meaning_of_open(file: pq.ParquetFile) -> tuple[str, tuple[str, ...]]:
+    """Return what `meaning_of` returns, of a file that is open: its footer is not read a second time.
+
+    Raises:
+        OSError: the file cannot be read.
+        pa.ArrowException: it cannot be read as Parquet.
+    """
+    schema = file.schema_arrow
     metadata = schema.metadata or {}
     version = version_of(schema)
     if REFERENCE_KEY in metadata:
         return version, tuple(metadata[REFERENCE_KEY].decode().split(","))
     if not any(map(is_cross, schema.names)):
         return version, ()
-    with pq.ParquetFile(path) as file:
-        products = file.read(columns=["product"])["product"].cast(pa.string()).unique().to_pylist()
+    products = file.read(columns=["product"])["product"].cast(pa.string()).unique().to_pylist()
     before = reference_set_before(products)
     return version and with_reference_set(version, before), before
 
