@@ -2,7 +2,8 @@
 
 A synthetic market in real time, a real Kafka, and the real commands: simulator, recorder, featurizer, scorer.
 The market's clock differs from the wall's by the time that the simulator needs to start; the least delay of
-a tick in the measured span, socket included, counts as that difference. Delays are beyond the lateness allowance.
+a tick in the measured span, socket included, counts as that difference. Delays are beyond the allowance of
+lateness.
 """
 
 from __future__ import annotations

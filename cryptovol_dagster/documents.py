@@ -26,6 +26,7 @@ from cryptovol_dagster.core.features.catalogue import (
     feature_hash,
     feature_list,
 )
+from cryptovol_dagster.core.features.meanings import meaning
 from ingestor.settings.load import ENV_PREFIX, LoadedSettings
 from ingestor.settings.sections import Settings
 
@@ -101,16 +102,17 @@ def render_features(chain: str) -> str:
         longest=f"{MAX_REQUIRED_WINDOW_BARS:,}",
     )
     for family in dict.fromkeys(feature.family for feature in features):
-        rows = [_row(feature) for feature in features if feature.family == family]
-        lines = table(["name", "unit", "bars", "made of", "formula"], rows)
+        rows = [_row(feature, spec.bar_interval_s) for feature in features if feature.family == family]
+        lines = table(["name", "meaning", "unit", "bars", "made of", "formula"], rows)
         text += "\n".join([f"\n## {family[0].upper()}{family[1:]}\n", *lines, ""])
     return text
 
 
-def _row(feature: Feature) -> list[str]:
+def _row(feature: Feature, bar_interval_s: int) -> list[str]:
     sources = ", ".join(f"`{name}`" for name in feature.sources)
     formula = feature.formula.replace("|", r"\|") + (" (optional)" if feature.optional else "")
-    return [f"`{feature.name}`", feature.unit, f"{feature.window_bars:,}", sources, formula]
+    words = meaning(feature.name, bar_interval_s)
+    return [f"`{feature.name}`", words, feature.unit, f"{feature.window_bars:,}", sources, formula]
 
 
 def render_settings() -> str:

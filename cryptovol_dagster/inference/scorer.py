@@ -11,22 +11,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cryptovol_dagster.core.features.grid import Reason
 from cryptovol_dagster.core.learning.dataset import KEY_COLUMNS
+from cryptovol_dagster.core.models.contributions import SHOWN, top_contributions
 from cryptovol_dagster.core.models.kinds import FIRST_CHAMPIONS
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.core.times import partition_window, partitions_between
 from cryptovol_dagster.lake import decisions, look_back, plans
 from cryptovol_dagster.lake.files import Lake, meaning_of
 from cryptovol_dagster.lake.latest import Reports
-from cryptovol_dagster.lake.operating_points import flag_threshold
+from cryptovol_dagster.lake.operating_points import Flagging, flagging_of
 from ingestor.errors import CryptovolError, did_you_mean
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from cryptovol_dagster.core.metrics.episodes import EpisodeRule
     from cryptovol_dagster.core.models import Model
     from cryptovol_dagster.core.models.base import ModelMeta
 
@@ -50,12 +55,14 @@ class Scorer:
         source: where it was found, in words.
         version: kind, as-of time and registry version, as far as known.
         threshold: of the operating point chosen on validation (highest F1); None where none is stored.
+        episode_rule: chosen on the same rows; None where none is stored.
     """
 
     model: Model
     source: str
     version: str
     threshold: float | None
+    episode_rule: EpisodeRule | None = None
 
 
 @dataclass(frozen=True)
@@ -146,9 +153,9 @@ def _scorer(lake: Lake, spec: TimescaleSpec, content: bytes, source: str, versio
             f"{source} is of {model.meta.timescale}, requested is {spec.name}: --chain {model.meta.timescale}"
         )
     as_of = _trained_as_of(lake, spec, model)
-    threshold = None if as_of is None else flag_threshold(lake, spec, as_of, model.name)
+    flagging = Flagging() if as_of is None else flagging_of(lake, spec, as_of, model.name)
     known = f"{model.name} as of {as_of}" if as_of else f"{model.name}, as-of time unknown here"
-    return Scorer(model, source, version or known, threshold)
+    return Scorer(model, source, version or known, flagging.threshold, flagging.episode_rule)
 
 
 def _trained_as_of(lake: Lake, spec: TimescaleSpec, model: Model) -> str | None:
@@ -285,18 +292,31 @@ def _some(names: Sequence[str], shown: int = 3) -> str:
     return ", ".join(names[:shown]) + more
 
 
-def score(rows: FeatureRows, scorer: Scorer) -> pd.DataFrame:
+def score(rows: FeatureRows, scorer: Scorer, *, why: bool = False) -> pd.DataFrame:
     """Score every row that may be scored.
+
+    Args:
+        rows: features.
+        scorer: the model.
+        why: add columns with the features that moved the probability of each flagged row most.
 
     Returns:
         One row per row of features, by time and product: `bar_start`, `product`, `probability` (NaN where
         there is no prediction), `flag` (null there, and without an operating point) and `reason` (``ok``, or
-        why there is no prediction).
+        why there is no prediction). With `why` also `why_1_feature`, `why_1_value` and `why_1_log_odds`, up
+        to 5, which are null where the row is not flagged.
 
     Raises:
-        InferError: the rows are of another feature set, or have no version and differ in their columns.
-        ModelError: a column that the model reads contains infinity, or NaN though it is not optional.
+        InferError: the rows are of another feature set, or have no version and differ in their columns; or
+            `why` without an operating point.
+        ModelError: a column that the model reads contains infinity, or NaN though it is not optional; or
+            `why` of a model whose log-odds cannot be attributed exactly.
     """
+    if why and scorer.threshold is None:
+        raise InferError(
+            f"no operating point of {scorer.version} is stored, so no row is flagged and --why has none to "
+            "explain: use the champion, or a model of the newest `cryptovol evaluate`"
+        )
     frame = rows.frame
     valid = frame["valid"].to_numpy(dtype=bool)
     inputs = inputs_of(rows, scorer)
@@ -305,7 +325,7 @@ def score(rows: FeatureRows, scorer: Scorer) -> pd.DataFrame:
     flag = pd.Series(pd.NA, index=probability.index, dtype="boolean")
     if scorer.threshold is not None:
         flag[valid] = probability[valid] >= scorer.threshold
-    return pd.DataFrame(
+    scores = pd.DataFrame(
         {
             "bar_start": frame["bar_start"].to_numpy(),
             "product": frame["product"].astype(str).to_numpy(),
@@ -313,4 +333,21 @@ def score(rows: FeatureRows, scorer: Scorer) -> pd.DataFrame:
             "flag": flag,
             "reason": [Reason(code).name.lower() for code in frame["reason"]],
         }
-    ).sort_values(["bar_start", "product"], ignore_index=True)
+    )
+    if why:
+        scores = scores.assign(**_reasons(scorer.model, inputs, flag.fillna(False).to_numpy(dtype=bool)))
+    return scores.sort_values(["bar_start", "product"], ignore_index=True)
+
+
+def _reasons(model: Model, inputs: pd.DataFrame, flagged: NDArray[np.bool_]) -> dict[str, pd.Series]:
+    """Return the columns of `score` with the greatest contributions of the flagged rows."""
+    tops = top_contributions(model, inputs.loc[flagged])
+    at = np.flatnonzero(flagged)
+    columns: dict[str, pd.Series] = {}
+    for rank in range(SHOWN):
+        found = {row: top[rank] for row, top in zip(at.tolist(), tops, strict=True) if rank < len(top)}
+        for part, dtype in (("feature", "object"), ("value", "float64"), ("log_odds", "float64")):
+            values = {row: getattr(one, part) for row, one in found.items()}
+            column = pd.Series(values, index=range(len(inputs)), dtype=dtype)
+            columns[f"why_{rank + 1}_{part}"] = column.astype("string") if part == "feature" else column
+    return columns

@@ -1,15 +1,31 @@
-"""Where a model flags: the operating points that its evaluation chose on validation rows."""
+"""Where a model flags: the operating point and episode rule that its evaluation chose on validation."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
+from cryptovol_dagster.core.evaluation.report import read_episode_rule
+from cryptovol_dagster.core.metrics.episodes import EpisodeRule
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.lake.files import Lake
 
 
-def flag_threshold(lake: Lake, spec: TimescaleSpec, as_of: str, model: str) -> float | None:
-    """Return the threshold with the highest F1 of a model; None where none is stored.
+@dataclass(frozen=True)
+class Flagging:
+    """When a probability is flagged, and when an episode opens; None where no evaluation says so.
+
+    Attributes:
+        threshold: of the operating point with the highest F1.
+        episode_rule: when episodes open and close.
+    """
+
+    threshold: float | None = None
+    episode_rule: EpisodeRule | None = None
+
+
+def flagging_of(lake: Lake, spec: TimescaleSpec, as_of: str, model: str) -> Flagging:
+    """Return where a model flags, according to the evaluation as of its training.
 
     Args:
         lake: where evaluations are.
@@ -19,10 +35,11 @@ def flag_threshold(lake: Lake, spec: TimescaleSpec, as_of: str, model: str) -> f
 
     Raises:
         LakeError: the evaluation cannot be read.
+        EvaluationError: its episode rule cannot be read.
     """
     asset = spec.asset("model_evaluation")
     if not lake.exists(asset, as_of, "json"):
-        return None
+        return Flagging()
     report = json.loads(lake.read_bytes(asset, as_of, "json"))
     points = report["models"].get(model, {}).get("operating_points", {})
-    return (points.get("max_f1") or {}).get("threshold")
+    return Flagging((points.get("max_f1") or {}).get("threshold"), read_episode_rule(report, model))

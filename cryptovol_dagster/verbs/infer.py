@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from cryptovol_dagster.core.specs import TimescaleSpec
     from cryptovol_dagster.inference.scorer import FeatureRows, Scorer
 
+#: Number of flagged rows that the text of `--why` shows.
+_WHY_ROWS = 10
+
 
 @click.command()
 @click.option(
@@ -41,6 +44,12 @@ if TYPE_CHECKING:
     "the model's columns (default: the newest hour, of the minutes the newest day, in the lake).",
 )
 @click.option("--out", type=click.Path(path_type=Path), help="Write every row's score to .parquet or .csv.")
+@click.option(
+    "--why",
+    is_flag=True,
+    help="Also show the five features that moved the probability of each flagged row most. --out and --json "
+    "have every flagged row, the text the newest ten.",
+)
 @click.option("--benchmark", is_flag=True, help="Measure calls of 1 to 1,000 rows by back end instead.")
 @chain_option
 @json_option
@@ -49,6 +58,7 @@ def infer(
     model_path: Path | None,
     features: Path | None,
     out: Path | None,
+    why: bool,
     benchmark: bool,
     chain_name: str,
     as_json: bool,
@@ -57,6 +67,10 @@ def infer(
 
     Prints each product's newest row: probability, flag at the operating point that was chosen on validation,
     and how old the row is. A row that its features call invalid gets no prediction, and the reason instead.
+
+    --why explains flags: for each flagged row the five features with the greatest share in its log-odds,
+    their value and their meaning. A share above 0 made a spike more likely. The shares of all features add up
+    to the probability exactly.
 
     --benchmark times a call of the model by back end (onnxruntime among them) and number of rows, and, of the
     seconds, the way of one bar from ticks to probabilities. Before any number, every back end must say the
@@ -69,6 +83,7 @@ def infer(
       cryptovol infer --model-path models/artifacts/seconds-ewma.zip --features features.parquet
       cryptovol replay --out features.parquet             then, on its output:
       cryptovol infer --features features.parquet --out scores.csv
+      cryptovol infer --why                               and why rows were flagged
       cryptovol infer --chain minutes_h5                  the champion of a horizon, on the newest day
       cryptovol infer --benchmark                         p50, p90 and p99 of a call, by back end
     """
@@ -77,7 +92,7 @@ def infer(
     from cryptovol_dagster.lake.files import Lake
     from cryptovol_dagster.lake.latest import Reports
 
-    _require_valid_options(name, model_path, out, benchmark)
+    _require_valid_options(name, model_path, out, why, benchmark)
     settings = load_settings().settings
     storage = settings.storage
     lake = Lake(storage.lake_dir)
@@ -95,8 +110,10 @@ def infer(
         else:
             _print_benchmark(body)
         return
-    scores = inference.score(rows, scorer)
+    scores = inference.score(rows, scorer, why=why)
     body |= _summary(scores, spec.bar_interval_s)
+    if why:
+        body["why"] = _why(scores, spec.bar_interval_s)
     if out is not None:
         _write(scores, out)
         body["out"] = str(out)
@@ -104,7 +121,7 @@ def infer(
 
 
 def _require_valid_options(
-    name: str | None, model_path: Path | None, out: Path | None, benchmark: bool
+    name: str | None, model_path: Path | None, out: Path | None, why: bool, benchmark: bool
 ) -> None:
     """Check options that exclude each other, and the ending of `--out`.
 
@@ -117,6 +134,8 @@ def _require_valid_options(
         raise click.UsageError(f"--out {out}: scores are written as .parquet or .csv")
     if out is not None and benchmark:
         raise click.UsageError("--benchmark writes no scores: omit --out")
+    if why and benchmark:
+        raise click.UsageError("--benchmark flags no rows: omit --why")
 
 
 def _source(scorer: Scorer, rows: FeatureRows, spec: TimescaleSpec) -> dict[str, Any]:
@@ -163,6 +182,31 @@ def _latest(scores: pd.DataFrame, bar_interval_s: int) -> list[dict[str, Any]]:
     return found
 
 
+def _why(scores: pd.DataFrame, bar_interval_s: int) -> list[dict[str, Any]]:
+    """Return the contributions of each flagged row, in order of time."""
+    import pandas as pd
+
+    from cryptovol_dagster.core.features.meanings import meaning
+    from cryptovol_dagster.core.models.contributions import SHOWN
+
+    found = []
+    for row in scores.loc[scores["flag"].fillna(False)].to_dict("records"):
+        shares = [
+            {
+                "feature": row[f"why_{rank}_feature"],
+                "meaning": meaning(row[f"why_{rank}_feature"], bar_interval_s),
+                "value": None if pd.isna(row[f"why_{rank}_value"]) else row[f"why_{rank}_value"],
+                "log_odds": row[f"why_{rank}_log_odds"],
+            }
+            for rank in range(1, SHOWN + 1)
+            if not pd.isna(row[f"why_{rank}_feature"])
+        ]
+        end = row["bar_start"] + timedelta(seconds=bar_interval_s)
+        bar = {"product": row["product"], "bar_end": end.isoformat(), "probability": row["probability"]}
+        found.append({**bar, "contributions": shares})
+    return found
+
+
 def _write(scores: pd.DataFrame, out: Path) -> None:
     from cryptovol_dagster.inference.scorer import InferError
     from cryptovol_dagster.lake.atomic import replace_file
@@ -195,7 +239,25 @@ def _text(body: dict[str, Any]) -> str:
             flag = {None: "", True: "  SPIKE", False: "  calm"}[row["flag"]]
             said = f"{row['probability']:.4f}{flag}"
         lines.append(f"{row['product']:<9}{said}  bar end {row['bar_end']}, {row['age_s']:,.0f} s ago")
+    lines += _why_text(body["why"]) if "why" in body else []
     return "\n".join(lines if "out" not in body else [*lines, f"written  {body['out']}"])
+
+
+def _why_text(why: list[dict[str, Any]]) -> list[str]:
+    """Return the lines on the newest flagged rows, the newest last."""
+    if not why:
+        return ["why      no row is flagged"]
+    shown = why[-_WHY_ROWS:]
+    lines = [
+        f"why      {len(shown)} of {len(why):,} flagged rows, the newest; log-odds that each feature adds, "
+        "its value and meaning"
+    ]
+    for row in shown:
+        lines.append(f"{row['product']:<9}{row['probability']:.4f}  bar end {row['bar_end']}")
+        for share in row["contributions"]:
+            value = "unknown" if share["value"] is None else f"{share['value']:.4g}"
+            lines.append(f"{share['log_odds']:>+9.3f}  {share['feature']} = {value}: {share['meaning']}")
+    return lines
 
 
 def _print_benchmark(body: dict[str, Any]) -> None:

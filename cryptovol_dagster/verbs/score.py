@@ -16,6 +16,7 @@ from ingestor.verbs.bootstrap import bootstrap_option, outside_kafka
 from ingestor.verbs.output import log_to_stderr
 
 if TYPE_CHECKING:
+    from cryptovol_dagster.alerts.service import AlertService
     from cryptovol_dagster.live.scoring.progress import ScorerProgress, ScorerStarted, ScorerSummary
     from ingestor.envelope import LiveEvent, ScoreMessage
 
@@ -45,6 +46,8 @@ def score(bootstrap: str | None, duration: float | None, until_idle: float | Non
     It needs `cryptovol featurize` beside it, and stores ticks.scores in raw storage. One instance scores,
     others stand by and take over. After any stop, also a kill, it resumes after the newest published scores.
 
+    Alerts are sent by the rules of the configuration (`cryptovol alert --list`).
+
     Ctrl-C (or SIGTERM) stops cleanly: every published score is acknowledged, exit code 0.
 
     \b
@@ -55,6 +58,7 @@ def score(bootstrap: str | None, duration: float | None, until_idle: float | Non
     settings = load_settings().settings
     kafka = outside_kafka(settings.kafka, bootstrap)
     log_to_stderr()
+    from cryptovol_dagster.alerts.service import AlertService
     from cryptovol_dagster.chains import spec_of
     from cryptovol_dagster.core.specs import SECONDS
     from cryptovol_dagster.lake.files import Lake
@@ -62,7 +66,7 @@ def score(bootstrap: str | None, duration: float | None, until_idle: float | Non
     from ingestor.archive.scores import scores_archive
     from ingestor.kafka.broker import connect
 
-    with connect(kafka) as broker, stopping_at_signals() as stop:
+    with connect(kafka) as broker, AlertService(settings) as alerts, stopping_at_signals() as stop:
         scorer = Scorer(
             broker,
             spec_of(settings, SECONDS),
@@ -76,14 +80,35 @@ def score(bootstrap: str | None, duration: float | None, until_idle: float | Non
                 closed_after_s=settings.dagster.closed_after_s,
                 revised_after_s=settings.dagster.revised_after_s,
             ),
-            on_scores=None if as_json else _first_score_printer(),
-            on_event=None if as_json else _print_event,
+            on_scores=_observing(alerts, None if as_json else _first_score_printer()),
+            on_event=lambda event: _observe_event(alerts, None if as_json else _print_event, event),
+            on_second=lambda pulse: alerts.tick(
+                pulse.now_ns, pulse.heard_at_ns, {pulse.chain: pulse.trained_until_ns}
+            ),
             on_progress=_log_progress,
         )
         summary = scorer.run(
             stop, duration_s=duration, until_idle_s=until_idle, on_started=_start_printer(as_json)
         )
     click.echo(json.dumps(summary.as_dict()) if as_json else _text(summary))
+
+
+def _observing(
+    alerts: AlertService, show: Callable[[list[ScoreMessage]], None] | None
+) -> Callable[[list[ScoreMessage]], None]:
+    def observe(messages: list[ScoreMessage]) -> None:
+        for message in messages:
+            alerts.observe(message)
+        if show is not None:
+            show(messages)
+
+    return observe
+
+
+def _observe_event(alerts: AlertService, show: Callable[[LiveEvent], None] | None, event: LiveEvent) -> None:
+    alerts.observe(event)
+    if show is not None:
+        show(event)
 
 
 def _start_printer(as_json: bool) -> Callable[[ScorerStarted], None]:

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 
 from cryptovol_dagster.chains import timescale_spec
+from cryptovol_dagster.core.evaluation.report import read_report
 from cryptovol_dagster.core.features.catalogue import optional_feature_names
 from cryptovol_dagster.core.models import load_model
 from cryptovol_dagster.inference.scorer import (
@@ -48,6 +49,18 @@ def test_without_a_champion_an_exported_model_serves_and_says_so(pipeline: Pipel
     for name in (None, "champion"):
         with pytest.raises(InferError, match="`cryptovol evaluate --chain minutes_h5`"):
             find_scorer(lake, minutes, empty, name=name, path=None)
+
+
+def test_a_model_comes_with_the_threshold_and_the_episode_rule_of_its_evaluation(pipeline: Pipeline) -> None:
+    spec = timescale_spec(pipeline.settings.timescales.seconds, "seconds")
+    reports = Reports(pipeline.settings.storage.reports_dir, pipeline.settings.storage.artifacts_dir)
+    scorer = find_scorer(pipeline.lake, spec, reports, name="xgboost", path=None)
+    content = pipeline.lake.read_bytes("seconds/model_evaluation", pipeline.hours[-1], "json")
+    result = read_report(content).models["xgboost"]
+    assert result.operating_points.max_f1 is not None
+    assert result.episode_rule is not None
+    assert scorer.threshold == result.operating_points.max_f1.threshold
+    assert scorer.episode_rule == result.episode_rule.rule
 
 
 def test_a_model_that_is_not_there_names_those_that_are(pipeline: Pipeline) -> None:

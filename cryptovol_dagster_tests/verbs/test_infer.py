@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +99,7 @@ def test_every_row_is_scored_as_the_model_scores_it_and_an_invalid_one_says_why(
         (("--model", "ewma", "--model-path", "x.zip"), 2, "exclude each other"),
         (("--out", "scores.txt"), 2, "scores are written as .parquet or .csv"),
         (("--benchmark", "--out", "scores.csv"), 2, "--benchmark writes no scores"),
+        (("--benchmark", "--why"), 2, "--benchmark flags no rows: omit --why"),
         (("--model-path", "nowhere.zip"), 1, "nowhere.zip: cannot be read: No such file"),
         (("--model-path", "{features}"), 1, "not a cryptovol model file"),
         (("--features", "nowhere.parquet"), 1, "nowhere.parquet: cannot be read as features"),
@@ -131,6 +133,56 @@ def test_what_does_not_fit_is_one_line(
     assert says in result.output
     assert "Traceback" not in result.output
     assert code == 2 or len(result.output.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+def test_why_names_the_features_that_moved_each_flagged_row_most(
+    pipeline: Pipeline, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
+) -> None:
+    """The written row, the JSON and the text state the same shares."""
+    out = tmp_path / f"scores{suffix}"
+    arguments = ("--model", "xgboost", "--features", str(written), "--why")
+    result = _invoke(pipeline, tmp_path, monkeypatch, *arguments, "--json", "--out", str(out))
+    assert result.exit_code == 0, result.output
+    body = json.loads(result.stdout)
+    scores = pd.read_csv(out) if suffix == ".csv" else pd.read_parquet(out)
+    is_flagged = scores["flag"].eq(True).fillna(False).astype(bool)
+    columns = [f"why_{rank}_{part}" for rank in range(1, 6) for part in ("feature", "value", "log_odds")]
+    assert list(scores.columns) == ["bar_start", "product", "probability", "flag", "reason", *columns]
+    assert scores.loc[~is_flagged, columns].isna().all(axis=None)
+    assert 0 < len(body["why"]) == body["flagged"] == is_flagged.sum()
+    for said, (_, row) in zip(body["why"], scores[is_flagged].iterrows(), strict=True):
+        assert said["product"] == row["product"]
+        assert said["probability"] == pytest.approx(row["probability"])
+        shares = [abs(share["log_odds"]) for share in said["contributions"]]
+        assert shares == sorted(shares, reverse=True)
+        for rank, share in enumerate(said["contributions"], start=1):
+            assert share["feature"] == row[f"why_{rank}_feature"]
+            assert share["log_odds"] == pytest.approx(row[f"why_{rank}_log_odds"])
+            assert share["value"] == (
+                pytest.approx(row[f"why_{rank}_value"]) if share["value"] else share["value"]
+            )
+    text = _invoke(pipeline, tmp_path, monkeypatch, *arguments).stdout
+    newest, shown = body["why"][-1], min(10, len(body["why"]))
+    assert f"why      {shown} of {len(body['why'])} flagged rows, the newest" in text
+    assert f"{newest['product']:<9}{newest['probability']:.4f}  bar end {newest['bar_end']}\n" in text
+    share = newest["contributions"][0]
+    assert f"{share['log_odds']:>+9.3f}  {share['feature']} = " in text
+    assert text.rstrip().endswith(newest["contributions"][-1]["meaning"])
+
+
+def test_why_of_a_model_without_an_operating_point_is_one_line(
+    pipeline: Pipeline, written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tmp_path / "model.zip"
+    exported = load_model(pipeline.lake.read_bytes("seconds/model_ewma", pipeline.hours[-1], "zip"))
+    exported.meta = replace(exported.meta, problem_hash="of another lake")
+    model.write_bytes(exported.to_bytes())
+    arguments = ("--model-path", str(model), "--features", str(written), "--why")
+    result = _invoke(pipeline, tmp_path, monkeypatch, *arguments)
+    assert result.exit_code == 1
+    assert "no operating point of ewma as-of time unknown here is stored" in result.output.replace(",", "")
+    assert len(result.output.strip().splitlines()) == 1
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from cryptovol_dagster.core.cards import sections as section
+from cryptovol_dagster.core.cards.episodes import episodes
 from cryptovol_dagster.core.cards.sections import CardContext
 from cryptovol_dagster.core.evaluation.report import ModelEvaluation
 from cryptovol_dagster.core.promotion.decision import Decision
@@ -31,7 +32,7 @@ def render_model_card(
         >>> card.splitlines()[0]
         '# Model card: cryptovol spike models'
         >>> sum(line.startswith("## ") for line in card.splitlines())
-        17
+        18
     """
     parts = (
         [f"# Model card: {title}", "", *section.as_of(evaluation)],
@@ -50,6 +51,7 @@ def render_model_card(
         section.by_period(evaluation),
         section.calibration(evaluation, decision),
         section.events(evaluation),
+        episodes(evaluation),
         section.limits(evaluation),
         section.operation(evaluation),
         section.caveats(),

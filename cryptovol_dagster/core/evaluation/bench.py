@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from cryptovol_dagster.core.evaluation.episode_choice import choose_rule
 from cryptovol_dagster.core.evaluation.report import (
     Bounds,
     CalibrationLine,
+    ChosenEpisodeRule,
     ChosenOn,
     ClassReport,
     ConfusionMatrix,
@@ -31,6 +33,7 @@ from cryptovol_dagster.core.learning.dataset import Dataset, Problem, require_bo
 from cryptovol_dagster.core.learning.labels import is_spike
 from cryptovol_dagster.core.learning.splits import TimeRange
 from cryptovol_dagster.core.metrics.bootstrap import block_length_s, interval
+from cryptovol_dagster.core.metrics.episodes import EpisodeCounts, ScoredBars, count_episodes
 from cryptovol_dagster.core.metrics.events import Market, alert_budget_threshold
 from cryptovol_dagster.core.metrics.probabilities import (
     brier,
@@ -141,6 +144,8 @@ def measure_model(
         ModelError: a score of a validation row is not a probability.
     """
     y, test, onset, split = bench.y, bench.test, bench.onset, bench.problem.split
+    on_validation = probabilities(name, model, bench.validation)
+    points = _operating_points(bench, score, on_validation, spec.alert_budget_per_hour)
     table, line = reliability(y, score), calibration_line(y, score)
     chance = time_shift_null(y, score, test.product)
     return ModelResult(
@@ -162,9 +167,8 @@ def measure_model(
         by_period=[
             PeriodRanking(**_ranking(y[own], score[own]), period=label) for label, own in period.items()
         ],
-        operating_points=_operating_points(
-            bench, score, probabilities(name, model, bench.validation), spec.alert_budget_per_hour
-        ),
+        operating_points=points,
+        episode_rule=_episode_rule(bench, score, on_validation, points, spec.alert_budget_per_hour),
         importances=model.importances(),
     )
 
@@ -196,8 +200,7 @@ def _operating_points(
     budget_per_hour: float,
 ) -> OperatingPoints:
     """Choose thresholds on validation, measure them on test; null where validation allows no choice."""
-    validation, part = bench.on_validation, bench.problem.split.validation
-    chosen_on = ChosenOn(**ends(part), rows=len(bench.validation))
+    validation, chosen_on = bench.on_validation, _validation_rows(bench)
 
     def at(threshold: float | None) -> OperatingPoint | None:
         return None if threshold is None else _at_threshold(bench.on_test, score, threshold, chosen_on)
@@ -206,6 +209,42 @@ def _operating_points(
         max_f1=at(best_f1_threshold(validation.y, validation_score)),
         alert_budget=at(alert_budget_threshold(validation, validation_score, budget_per_hour)),
     )
+
+
+def _episode_rule(
+    bench: Bench,
+    score: NDArray[np.float64],
+    validation_score: NDArray[np.float64],
+    points: OperatingPoints,
+    budget_per_hour: float,
+) -> ChosenEpisodeRule | None:
+    """Choose a rule on validation, count its episodes there and on test; None where validation allows none.
+
+    An episode opens at the threshold that flags rows, or, where that is too low for the budget, at the one
+    of the alert budget.
+    """
+    enters = [point.threshold for point in (points.max_f1, points.alert_budget) if point is not None]
+    choice = choose_rule(bench.on_validation, validation_score, enters, budget_per_hour)
+    if choice is None:
+        return None
+
+    def counts(market: Market, probability: NDArray[np.float64]) -> EpisodeCounts:
+        bars = ScoredBars(market.product, market.t_ns, probability, market.bar_ns)
+        return count_episodes(bars.episodes(choice.rule), market)
+
+    return ChosenEpisodeRule(
+        rule=choice.rule,
+        chosen_on=_validation_rows(bench),
+        tried=choice.tried,
+        alert_budget_per_hour=budget_per_hour,
+        within_budget=choice.within_budget,
+        validation=counts(bench.on_validation, validation_score),
+        test=counts(bench.on_test, score),
+    )
+
+
+def _validation_rows(bench: Bench) -> ChosenOn:
+    return ChosenOn(**ends(bench.problem.split.validation), rows=len(bench.validation))
 
 
 def _at_threshold(

@@ -16,11 +16,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from cryptovol_dagster.core.metrics.episodes import EpisodeCounts, EpisodeRule
 from ingestor.errors import CryptovolError
 
 #: Increased with every change of the fields.
 #: 2: sufficiency, onset intervals, calibration line, periods, notes.
-SCHEMA_VERSION = 2
+#: 3: episode rules. A report of version 2 is read as one without them.
+SCHEMA_VERSION = 3
+_WITHOUT_EPISODES = 2
 
 
 class EvaluationError(CryptovolError, ValueError):
@@ -273,8 +276,23 @@ class OperatingPoints(_Strict):
     alert_budget: OperatingPoint | None
 
 
+class ChosenEpisodeRule(_Strict):
+    """Rule of episodes, chosen on validation rows, with its episodes on them and on test rows.
+
+    `tried` is the number of rules compared. Where none kept the alert budget, `within_budget` is false.
+    """
+
+    rule: EpisodeRule
+    chosen_on: ChosenOn
+    tried: int
+    alert_budget_per_hour: float
+    within_budget: bool
+    validation: EpisodeCounts
+    test: EpisodeCounts
+
+
 class ModelResult(Ranking):
-    """All metrics of one model."""
+    """All metrics of one model; `episode_rule` is null where validation rows allow no choice."""
 
     measured_on: MeasuredOn
     average_precision_interval: Bounds | None
@@ -289,6 +307,7 @@ class ModelResult(Ranking):
     by_product: dict[str, Ranking]
     by_period: list[PeriodRanking]
     operating_points: OperatingPoints
+    episode_rule: ChosenEpisodeRule | None
     importances: dict[str, float]
 
 
@@ -401,18 +420,61 @@ def json_schema() -> dict[str, Any]:
 def check_report(report: Mapping[str, Any]) -> ModelEvaluation:
     """Convert the JSON of a report to its record; every field is required, and no other is allowed.
 
+    A report of version 2 becomes one of this version whose models have no episode rule.
+
     Raises:
         EvaluationError: a field is wrong; the message names the first such field.
     """
     found = report.get("schema_version")
-    if found != SCHEMA_VERSION:
+    if found == _WITHOUT_EPISODES:
+        report = _without_episodes(report)
+    elif found != SCHEMA_VERSION:
         raise EvaluationError(
-            f"evaluation of schema version {found}; this version reads {SCHEMA_VERSION}: evaluate again"
+            f"evaluation of schema version {found}; this version reads {_WITHOUT_EPISODES} and "
+            f"{SCHEMA_VERSION}: evaluate again"
         )
     try:
         return msgspec.convert(report, ModelEvaluation)
     except msgspec.ValidationError as error:
         raise EvaluationError(f"evaluation of another form: {error}") from error
+
+
+def _without_episodes(report: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a report of version 2 as one of this version."""
+    models = report.get("models")
+    if isinstance(models, dict):
+        models = {name: _with_null(result) for name, result in models.items()}
+    return {**report, "models": models, "schema_version": SCHEMA_VERSION}
+
+
+def _with_null(result: Any) -> Any:
+    return {**result, "episode_rule": None} if isinstance(result, dict) else result
+
+
+def read_episode_rule(report: Mapping[str, Any], model: str) -> EpisodeRule | None:
+    """Read the episode rule of a model in the JSON of an evaluation of any version; other fields are ignored.
+
+    None where the evaluation has none: it is older than the rules, lacks the model, or validation rows
+    allowed no choice.
+
+    Raises:
+        EvaluationError: the rule is impossible, or of another form.
+
+    Examples:
+        >>> from cryptovol_dagster.core.samples import evaluation
+        >>> report = evaluation().to_dict()
+        >>> read_episode_rule(report, "ewma") == evaluation().report.models["ewma"].episode_rule.rule
+        True
+        >>> read_episode_rule(report, "xgboost") is None
+        True
+    """
+    chosen = report.get("models", {}).get(model, {}).get("episode_rule")
+    if chosen is None:
+        return None
+    try:
+        return msgspec.convert(chosen["rule"], EpisodeRule)
+    except (KeyError, TypeError, msgspec.ValidationError) as error:
+        raise EvaluationError(f"episode rule of model {model} of another form: {error}") from error
 
 
 def read_report(content: bytes) -> ModelEvaluation:

@@ -11,7 +11,7 @@ a rule, and messages.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from statistics import median
 from typing import TYPE_CHECKING, Literal, NamedTuple
@@ -273,7 +273,7 @@ class _ProductBars:
         self._start_ns, self._bar_ns = int(t_ns[0]), bar_ns
         self._place, self._p = place[known], p[known]
         #: Bars without a probability after each bar that has one.
-        self._missing = np.diff(np.append(self._place, place[-1] + 1)) - 1
+        self._missing = np.append(self._place[1:], place[-1] + 1) - self._place - 1
         self._reached = cache(self._find_reached)
         self._closing = cache(self._find_closing)
         self._lost = cache(self._find_lost)
@@ -294,38 +294,37 @@ class _ProductBars:
         """Return the bars that more than `after` bars without a probability follow."""
         return np.flatnonzero(self._missing > after)
 
-    def episodes(self, rule: EpisodeRule) -> Iterable[tuple[int, int | None, Outcome | None, float]]:
+    def episodes(self, rule: EpisodeRule) -> Iterator[tuple[int, int | None, Outcome | None, float]]:
         high, reached = self._reached(rule.enter, rule.k, rule.n)
-        closing, lost = self._closing(rule.leave, rule.m), self._lost(rule.unknown_after_bars)
-        end = self._p.size
-        start = 0
-        while True:
-            # Bars before `start` do not count, so the first opening is the k-th high bar from there on.
-            at = np.searchsorted(reached, np.searchsorted(high, start) + rule.k - 1)
-            if at == reached.size:
-                return
-            opened = int(high[reached[at]])
-            closes, loses = _next(closing, opened, end), _next(lost, opened, end)
-            # A bar that closes it comes before the hole that follows this bar.
-            ended = closes <= loses
-            last = min(closes, loses)
-            greatest = float(self._p[opened : last + 1].max())
-            opened_ns = self._time(int(self._place[opened]))
-            if last == end:
-                yield opened_ns, None, None, greatest
-                return
-            place = int(self._place[last]) + (0 if ended else rule.unknown_after_bars + 1)
-            yield opened_ns, self._time(place), ENDED if ended else UNKNOWN, greatest
-            start = last + 1
+        if not reached.size:
+            return
+        end, opened = self._p.size, high[reached]
+        closes = _next(self._closing(rule.leave, rule.m), opened, end)
+        # A bar that closes an episode comes before the hole that follows this bar.
+        last = np.minimum(closes, _next(self._lost(rule.unknown_after_bars), opened, end))
+        # Bars up to `last` do not count, so the next opening is the k-th high bar after it.
+        following = np.searchsorted(reached, np.searchsorted(high, last + 1) + rule.k - 1).tolist()
+        at, found = 0, []
+        while at < reached.size:
+            found.append(at)
+            at = following[at]
+        opened, closes, last = opened[found], closes[found], last[found]
+        bounds = np.column_stack([opened, last + 1]).clip(max=end).ravel()
+        greatest = np.maximum.reduceat(np.append(self._p, -np.inf), bounds)[::2]
+        ended, is_open = closes == last, last == end
+        place = self._place[last - is_open] + np.where(ended, 0, rule.unknown_after_bars + 1)
+        times = (self._start_ns + self._bar_ns * at_bar for at_bar in (self._place[opened], place))
+        rows = (column.tolist() for column in (*times, ended, is_open, greatest))
+        for opened_ns, closed_ns, by_rule, still, top in zip(*rows, strict=True):
+            if still:
+                yield opened_ns, None, None, top
+            else:
+                yield opened_ns, closed_ns, ENDED if by_rule else UNKNOWN, top
 
-    def _time(self, place: int) -> int:
-        return self._start_ns + place * self._bar_ns
 
-
-def _next(found: NDArray[np.int64], at: int, end: int) -> int:
-    """Return the first index from `at` on; `end` where there is none."""
-    place = np.searchsorted(found, at)
-    return end if place == found.size else int(found[place])
+def _next(found: NDArray[np.int64], at: NDArray[np.int64], end: int) -> NDArray[np.int64]:
+    """Return the first index found from each of `at` on; `end` where there is none."""
+    return np.append(found, end)[np.searchsorted(found, at)]
 
 
 class EpisodeResult(NamedTuple):
@@ -382,13 +381,15 @@ class Matches(NamedTuple):
     """Which episodes and events belong together.
 
     Attributes:
-        events: first event with a row in each episode; None where it was false.
+        events: first event with a row in each episode; None where the episode was false.
         found: number of events with an episode in them.
+        pairs: number of pairs of an episode and an event, where each is in one pair at most.
         total: number of events.
     """
 
     events: list[Event | None]
     found: int
+    pairs: int
     total: int
 
     @property
@@ -397,12 +398,13 @@ class Matches(NamedTuple):
         return sum(event is not None for event in self.events)
 
     @property
-    def f1(self) -> float:
-        """F1 of precision (true episodes among all) and recall (found events among all); 0 without either."""
-        if not self.found:
-            return 0.0
-        precision, recall = self.true / len(self.events), self.found / self.total
-        return 2 * precision * recall / (precision + recall)
+    def f1(self) -> float | None:
+        """F1 of pairs: an episode over many events counts once, and so does an event with many episodes.
+
+        None without episodes and events.
+        """
+        both = len(self.events) + self.total
+        return 2 * self.pairs / both if both else None
 
 
 def match_episodes(episodes: Sequence[Episode], market: Market) -> Matches:
@@ -417,13 +419,13 @@ def match_episodes(episodes: Sequence[Episode], market: Market) -> Matches:
         >>> names = np.array(["BTC-USD"] * 3, dtype=object)
         >>> market = Market(names, t_ns, y, ~y & False, bar_ns=NS, horizon_ns=NS)
         >>> match_episodes([Episode("BTC-USD", 2 * NS, None, None, 0.9)], market)
-        Matches(events=[None], found=0, total=1)
+        Matches(events=[None], found=0, pairs=0, total=1)
     """
     matched: list[Event | None] = [None] * len(episodes)
     places: dict[str, list[int]] = {}
     for place, episode in enumerate(episodes):
         places.setdefault(episode.product, []).append(place)
-    count = 0
+    found = pairs = 0
     for product, events in market.events_by_product.items():
         own = sorted(places.get(product, []), key=lambda place: episodes[place].opened_ns)
         if not own or not events:
@@ -432,20 +434,26 @@ def match_episodes(episodes: Sequence[Episode], market: Market) -> Matches:
         closed = np.array([_NEVER if (at := episodes[place].closed_ns) is None else at for place in own])
         starts = np.array([event.start_ns for event in events])
         ends = np.array([event.end_ns for event in events])
-        first = np.searchsorted(ends, opened)  # the first event that is not over at the opening
-        for place, at, until in zip(own, first, closed, strict=True):
-            if at < ends.size and starts[at] < until:
-                matched[place] = events[at]
+        # Events with a row in an episode: from the first that ends after its opening, up to `until`.
+        first, until = np.searchsorted(ends, opened), np.searchsorted(starts, closed)
+        paired = 0  # events before it are in a pair, or can be in none
+        for place, one, stop in zip(own, first.tolist(), until.tolist(), strict=True):
+            if one < stop:
+                matched[place] = events[one]
+            if max(one, paired) < stop:
+                paired = max(one, paired) + 1
+                pairs += 1
         last = np.searchsorted(opened, ends, "right") - 1  # the last episode that opens before its end
-        count += int(np.sum((last >= 0) & (closed[last] > starts)))
-    return Matches(matched, count, sum(map(len, market.events_by_product.values())))
+        found += int(np.sum((last >= 0) & (closed[last] > starts)))
+    return Matches(matched, found, pairs, sum(map(len, market.events_by_product.values())))
 
 
 class EpisodeCounts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Episodes of some rows compared with their spike events; null where there is nothing to divide by.
 
-    A *found* event is one with an episode in it. F1 is that of precision (true episodes among all) and recall
-    (found events among all). The medians are of true episodes.
+    Precision is the share of true episodes, recall the share of events with an episode in them. F1 counts
+    pairs of an episode and an event, each in one pair at most: an episode over many events does not count
+    more than once. The medians are of true episodes.
     """
 
     rows: int
@@ -498,7 +506,7 @@ def count_episodes(episodes: Sequence[Episode], market: Market) -> EpisodeCounts
         events_found=matches.found,
         precision=len(true) / len(compared) if compared else None,
         recall=matches.found / matches.total if matches.total else None,
-        f1=matches.f1 if compared and matches.total else None,
+        f1=matches.f1,
         median_lead_s=median(leads) if leads else None,
         median_duration_s=median(durations) if durations else None,
     )

@@ -188,6 +188,36 @@ class Model(ABC):
         """
         return self._matrix(features)
 
+    def contributions(self, features: pd.DataFrame) -> pd.DataFrame:
+        """Return what each column adds to the log-odds of each row, rows × `meta.features`.
+
+        The shares are exact: those of a row and `base_log_odds` add up to the logit of `predict_proba`, to
+        1e-5.
+
+        Raises:
+            ModelError: the log-odds of this kind of model cannot be attributed exactly, or as
+                `predict_proba`.
+
+        Examples:
+            >>> from cryptovol_dagster.core.samples import model, problem
+            >>> rows = problem().part(problem().split.test)[0].features
+            >>> shares = model("har_logit").contributions(rows)
+            >>> shares.shape, list(shares.columns)
+            ((1440, 2), ['ln_rv_15', 'ln_rv_60'])
+        """
+        matrix = self._matrix(features)
+        shares = self._contributions(matrix) if len(matrix) else np.empty(matrix.shape, dtype=np.float64)
+        return pd.DataFrame(shares, index=features.index, columns=pd.Index(self.meta.features))
+
+    @property
+    def base_log_odds(self) -> float:
+        """Log-odds before the contributions of the columns.
+
+        Raises:
+            ModelError: the log-odds of this kind of model cannot be attributed exactly.
+        """
+        raise self._inexact()
+
     @abstractmethod
     def importances(self) -> dict[str, float]:
         """Return each feature's weight, largest first: standardised coefficient, or share of gain."""
@@ -244,6 +274,16 @@ class Model(ABC):
     @abstractmethod
     def _predict(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return one probability per row; never called without rows."""
+
+    def _contributions(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return the exact share of each column in the log-odds of each row; never called without rows."""
+        raise self._inexact()
+
+    def _inexact(self) -> ModelError:
+        return ModelError(
+            f"model {self.name}: its log-odds cannot be attributed to features exactly; models that can "
+            "define _contributions and base_log_odds"
+        )
 
     @abstractmethod
     def _parts(self) -> dict[str, bytes]:

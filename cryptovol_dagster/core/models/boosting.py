@@ -100,6 +100,25 @@ class BoostedTrees(Model):
     def _predict(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
         return self._booster.inplace_predict(X, validate_features=False).astype(np.float64)
 
+    @property
+    def base_log_odds(self) -> float:
+        """Log-odds expected of a training row: the bias of TreeSHAP, the same for every row."""
+        unknown = np.full((1, len(self.meta.features)), np.nan, dtype=np.float32)
+        return float(self._tree_shap(unknown)[0, -1])
+
+    def _contributions(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
+        return self._tree_shap(X)[:, :-1].astype(np.float64)
+
+    def _tree_shap(self, X: NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return exact Shapley values of the margin (Lundberg and others 2020), and the bias as last column.
+
+        Rows × (features + 1).
+        """
+        import xgboost
+
+        rows = xgboost.DMatrix(X, feature_names=list(self.meta.features), nthread=_THREADS)
+        return self._booster.predict(rows, pred_contribs=True)
+
     def _parts(self) -> dict[str, bytes]:
         return {_BOOSTER: bytes(self._booster.save_raw("ubj"))}
 

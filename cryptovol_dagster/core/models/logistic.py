@@ -39,9 +39,13 @@ class FoldedLogit(NamedTuple):
 
     def predict(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
         """Return one probability per row."""
+        return 1 / (1 + np.exp(-(self.away(X) @ self.weights + self.intercept)))
+
+    def away(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
+        """Return ``x_k − m_k`` of each row; 0 where x is unknown."""
         away = X - self.means
         np.nan_to_num(away, copy=False)
-        return 1 / (1 + np.exp(-(away @ self.weights + self.intercept)))
+        return away
 
 
 class LogisticModel(Model):
@@ -110,6 +114,15 @@ class LogisticModel(Model):
         # Sums in float32 would depend on the number of rows. The scaler's mean is that of
         # the filled columns, hence of the values known in training.
         return self._pipeline.predict_proba(_filled(X.astype(np.float64), self._pipeline[0].mean_))[:, 1]
+
+    @property
+    def base_log_odds(self) -> float:
+        """Log-odds of the mean row of training."""
+        return self.folded().intercept
+
+    def _contributions(self, X: NDArray[np.float32]) -> NDArray[np.float64]:
+        logit = self.folded()
+        return logit.away(X) * logit.weights
 
     def _parts(self) -> dict[str, bytes]:
         import skops.io

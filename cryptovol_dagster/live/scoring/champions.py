@@ -12,7 +12,7 @@ import logging
 import queue
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
@@ -21,13 +21,15 @@ from numpy.typing import NDArray
 from cryptovol_dagster.core.features.catalogue import feature_hash, feature_names
 from cryptovol_dagster.core.models import Model, load_model
 from cryptovol_dagster.core.models.base import ModelError, why_unscorable
+from cryptovol_dagster.core.models.contributions import top_contributions
 from cryptovol_dagster.core.promotion.decision import Champion
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.http_client import AttemptError
 from cryptovol_dagster.lake import decisions
 from cryptovol_dagster.lake.files import Lake
-from cryptovol_dagster.lake.operating_points import flag_threshold
+from cryptovol_dagster.lake.operating_points import Flagging, flagging_of
 from cryptovol_dagster.tracking.alias import champion_by_alias, has_server
+from ingestor.envelope import Contribution
 from ingestor.errors import CryptovolError
 
 LOG = logging.getLogger(__name__)
@@ -48,13 +50,13 @@ class InUse:
         champion: which one.
         model: fitted.
         version: its version in the registry, else the hash of its file.
-        threshold: of its operating point; None where none is stored.
+        flagging: where it flags, and when an episode opens.
     """
 
     champion: Champion
     model: Model
     version: str
-    threshold: float | None
+    flagging: Flagging = field(default_factory=Flagging)
 
     def age_s(self, bar_end_ns: int) -> float:
         """Return how long before a bar's end its training ended, in seconds."""
@@ -70,8 +72,24 @@ class InUse:
         Raises:
             ModelError: a column that the model reads contains infinity, or NaN though it is not optional.
         """
+        return self.model.predict_proba(self._inputs(values, names))
+
+    def contributions(self, values: NDArray[np.float64], names: tuple[str, ...]) -> list[list[Contribution]]:
+        """Return, for each row, the features with the greatest share in its log-odds.
+
+        Args:
+            values: whole rows (n, n_features).
+            names: of the features.
+
+        Raises:
+            ModelError: as `predict`, or this kind of model has no exact shares.
+        """
+        shares = top_contributions(self.model, self._inputs(values, names))
+        return [[Contribution(*share) for share in row] for row in shares]
+
+    def _inputs(self, values: NDArray[np.float64], names: tuple[str, ...]) -> pd.DataFrame:
         frame = pd.DataFrame(values, columns=pd.Index(names), copy=False)
-        return self.model.predict_proba(frame.reindex(columns=list(self.model.meta.inputs)))
+        return frame.reindex(columns=list(self.model.meta.inputs))
 
 
 def load_champion(lake: Lake, spec: TimescaleSpec, champion: Champion) -> InUse:
@@ -83,7 +101,7 @@ def load_champion(lake: Lake, spec: TimescaleSpec, champion: Champion) -> InUse:
     try:
         content = decisions.read_model_file(lake, spec, champion)
         model = load_model(content)
-        threshold = flag_threshold(lake, spec, champion.as_of, champion.model)
+        flagging = flagging_of(lake, spec, champion.as_of, champion.model)
     except (CryptovolError, ValueError, KeyError) as error:
         raise RefusedError(f"{champion}: its file cannot be used: {error}") from error
     meta = model.meta
@@ -96,7 +114,7 @@ def load_champion(lake: Lake, spec: TimescaleSpec, champion: Champion) -> InUse:
     if reason := why_unscorable(model, feature_names(spec), spec.reference_set):
         raise RefusedError(f"{champion}: {reason}")
     version = champion.registry_version or f"sha256:{hashlib.sha256(content).hexdigest()[:12]}"
-    return InUse(champion, model, version, threshold)
+    return InUse(champion, model, version, flagging)
 
 
 def try_on(candidate: InUse, values: NDArray[np.float64], names: tuple[str, ...]) -> None:

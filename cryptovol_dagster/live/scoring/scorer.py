@@ -12,6 +12,7 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import msgspec
 import numpy as np
@@ -22,12 +23,14 @@ from cryptovol_dagster.core.features.grid import Reason
 from cryptovol_dagster.core.features.live import revisable_ns
 from cryptovol_dagster.core.live.absence import Absences
 from cryptovol_dagster.core.live.join import OwnRow, RowJoin
+from cryptovol_dagster.core.metrics.episodes import EpisodeRule
 from cryptovol_dagster.core.specs import NS, TimescaleSpec
 from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.live.clients import BATCH_RECORDS, LogReader, check_error
 from cryptovol_dagster.live.clock import FeedClock
 from cryptovol_dagster.live.errors import LiveError
 from cryptovol_dagster.live.scoring.champions import ChampionFinder, ChampionWatch
+from cryptovol_dagster.live.scoring.episodes import Changed, Episodes
 from cryptovol_dagster.live.scoring.progress import ScorerProgress, ScorerStarted, ScorerSummary
 from cryptovol_dagster.live.scoring.resume import Resumed, Resumption
 from cryptovol_dagster.live.scoring.scores import Scores
@@ -64,6 +67,23 @@ _EVERY_S, _PROGRESS_EVERY_S = 1.0, 5.0
 _MOST_ROWS = 20_000
 
 
+class Pulse(NamedTuple):
+    """State of an active scorer, once a second.
+
+    Attributes:
+        now_ns: wall clock.
+        heard_at_ns: wall clock when the last row, or report of a closing, came.
+        chain: whose champion.
+        trained_until_ns: end of the champion's training, as long before `now_ns` as it is before the newest
+            bar; None without a champion.
+    """
+
+    now_ns: int
+    heard_at_ns: int
+    chain: str
+    trained_until_ns: int | None
+
+
 class Scorer:
     """Scores every bar of a chain as its rows arrive. Use `run`, once."""
 
@@ -79,6 +99,7 @@ class Scorer:
         new_archive: Callable[[], Archive] | None = None,
         on_scores: Callable[[list[ScoreMessage]], None] | None = None,
         on_event: Callable[[LiveEvent], None] | None = None,
+        on_second: Callable[[Pulse], None] | None = None,
         on_progress: Callable[[ScorerProgress], None] | None = None,
     ) -> None:
         """Ask nothing yet.
@@ -94,12 +115,14 @@ class Scorer:
                 where another process runs one.
             on_scores: called with the scores that are published.
             on_event: called with each event of the live path.
+            on_second: called once a second while this instance is active.
             on_progress: called every few seconds.
         """
         self.broker, self.spec, self.live, self.lake = broker, spec, live, lake
         self.tracking_uri, self.products = tracking_uri, tuple(products)
         self.new_archive = new_archive
-        self.on_scores, self.on_event, self.on_progress = on_scores, on_event, on_progress
+        self.on_scores, self.on_event = on_scores, on_event
+        self.on_second, self.on_progress = on_second, on_progress
 
     def run(
         self,
@@ -235,6 +258,7 @@ class _Active:
         self._names, self._version = own_feature_names(spec), feature_hash(spec)
         self._reasons = {reason.name.lower(): int(reason) for reason in Reason}
         self._scores, self._shadow = Scores(spec), Scores(spec)
+        self._episodes = Episodes(spec.name, spec.bar_ns)
         self._watch = ChampionWatch(
             ChampionFinder(task.lake, spec, task.tracking_uri),
             task.lake,
@@ -251,6 +275,7 @@ class _Active:
         self._left = False
         #: Since when no row came (monotonic clock).
         self.idle_since_s = time.monotonic()
+        self._heard_at_ns = time.time_ns()
         self._rows = Consumer(
             broker.consumer_config(broker.topic(f"{GROUP}-rows"))
             | {"queued.max.messages.kbytes": 8 * 1024, "fetch.queue.backoff.ms": 10}
@@ -271,6 +296,7 @@ class _Active:
             self._archive.start()
         self._watch.start()
         self._change_models()
+        self._publish_changes(self._episodes.restore(resumed.messages, self._rule()))
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -298,6 +324,12 @@ class _Active:
             self._forget()
             if self._archive is not None and self._archive.error is not None:
                 raise self._archive.error
+            if self._task.on_second is not None:
+                model, now_ns = self._scores.in_use, time.time_ns()
+                # The age counts in the market's time, which is not the wall's when a recording is played.
+                age_ns = 0 if model is None else self._scores.newest_ns - model.model.meta.train_end_ns
+                trained_ns = None if model is None else now_ns - age_ns
+                self._task.on_second(Pulse(now_ns, self._heard_at_ns, self._spec.name, trained_ns))
         if self._task.on_progress is not None and now_s >= self._progress_due_s:
             self._progress_due_s = now_s + _PROGRESS_EVERY_S
             self._task.on_progress(self._progress)
@@ -360,7 +392,7 @@ class _Active:
         except msgspec.MsgspecError:
             self._progress.unreadable += 1
             return
-        self.idle_since_s = time.monotonic()
+        self.idle_since_s, self._heard_at_ns = time.monotonic(), time.time_ns()
         number = closed_partition(message)
         if number is not None:
             until_ns = self._join.close(number, output, message.bar_end_ns)
@@ -424,11 +456,30 @@ class _Active:
                 self._publish_unheard(number, until_ns, provisional=True)
 
     def _publish(self, messages: list[ScoreMessage]) -> None:
-        if messages:
-            self._progress.count(messages)
-            self._produce(SCORES_TOPIC, messages)
-            if self._task.on_scores is not None:
-                self._task.on_scores(messages)
+        if not messages:
+            return
+        stepped = [self._episodes.step(message, self._rule()) for message in messages]
+        messages = [message for message, _ in stepped]
+        self._progress.count(messages)
+        self._produce(SCORES_TOPIC, messages)
+        if self._task.on_scores is not None:
+            self._task.on_scores(messages)
+        self._publish_changes([change for _, changes in stepped for change in changes])
+
+    def _rule(self) -> EpisodeRule | None:
+        model = self._scores.in_use
+        return None if model is None else model.flagging.episode_rule
+
+    def _publish_changes(self, changes: Sequence[Changed]) -> None:
+        """Publish that episodes opened or closed."""
+        for product, episode, change in ((each.product, each.episode, each.change) for each in changes):
+            kind = "episode_opened" if change.kind == "opened" else "episode_closed"
+            detail = {
+                "opened": ns_to_rfc3339(change.opened_ns),
+                "greatest_probability": change.greatest,
+                "outcome": change.outcome,
+            }
+            self._event(kind, detail, change.bar_end_ns, product=product, episode=episode)
 
     def _produce(self, topic: str, messages: Sequence[ScoreMessage], partition: int = -1) -> None:
         name = self._broker.topic(topic)
@@ -498,9 +549,23 @@ class _Active:
         LOG.warning("rows are not scored: %s", reason)
         self._event("not_scored", {"reason": reason})
 
-    def _event(self, kind: LiveEventKind, detail: dict[str, object], bar_end_ns: int | None = None) -> None:
+    def _event(
+        self,
+        kind: LiveEventKind,
+        detail: dict[str, object],
+        bar_end_ns: int | None = None,
+        *,
+        product: str | None = None,
+        episode: str | None = None,
+    ) -> None:
         event = LiveEvent(
-            kind=kind, at_ns=time.time_ns(), chain=self._spec.name, bar_end_ns=bar_end_ns, detail=detail
+            kind=kind,
+            at_ns=time.time_ns(),
+            chain=self._spec.name,
+            product_id=product,
+            bar_end_ns=bar_end_ns,
+            episode=episode,
+            detail=detail,
         )
         self._send(self._broker.topic(LIVE_EVENTS_TOPIC), encode(event), self._spec.name.encode())
         if self._task.on_event is not None:

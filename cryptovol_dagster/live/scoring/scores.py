@@ -28,7 +28,7 @@ from cryptovol_dagster.core.live.reasons import (
 )
 from cryptovol_dagster.core.specs import TimescaleSpec
 from cryptovol_dagster.live.scoring.champions import TRIED_ROWS, InUse
-from ingestor.envelope import ScoreMessage
+from ingestor.envelope import Contribution, ScoreMessage
 
 _REASONS = {int(reason): reason.name.lower() for reason in Reason}
 
@@ -119,6 +119,7 @@ class Scores:
         if scored and model is not None:
             found = model.predict(bar.values[scored], self._names)
             probabilities = dict(zip(scored, found.tolist(), strict=True))
+        shares = self._shares(bar, model, probabilities)
         self._recent.extend(bar.values[scored])
         self._newest_ns = max(self._newest_ns, bar.bar_end_ns)
         messages = [
@@ -131,6 +132,7 @@ class Scores:
                 probability=probabilities.get(k),
                 row_hash=hashes[k],
                 provisional=bar.rows[k].provisional or not bar.is_complete,
+                contributions=shares.get(k, []),
             )
             for k in news
         ]
@@ -169,6 +171,17 @@ class Scores:
             return CROSS_INCOMPLETE
         return OK
 
+    def _shares(
+        self, bar: JoinedBar, model: InUse | None, probabilities: dict[int, float]
+    ) -> dict[int, list[Contribution]]:
+        """Return the contributions of the flagged rows of a bar."""
+        if model is None or (threshold := model.flagging.threshold) is None:
+            return {}
+        flagged = [k for k, probability in probabilities.items() if probability >= threshold]
+        if not flagged:
+            return {}
+        return dict(zip(flagged, model.contributions(bar.values[flagged], self._names), strict=True))
+
     def _may_differ(self, product: str, bar_end_ns: int, reason: str, row_hash: str | None) -> bool:
         """Return whether a row must be scored: equal rows were scored by the same model."""
         known = self._published.get(product, {}).get(bar_end_ns)
@@ -193,8 +206,9 @@ class Scores:
         provisional: bool,
         probability: float | None = None,
         row_hash: str | None = None,
+        contributions: Sequence[Contribution] = (),
     ) -> ScoreMessage:
-        threshold = None if model is None else model.threshold
+        threshold = None if model is None else model.flagging.threshold
         flag = None if probability is None or threshold is None else probability >= threshold
         named: dict[str, Any] = dict.fromkeys(("model", "model_as_of", "model_version", "model_age_s"))
         if model is not None:
@@ -217,6 +231,7 @@ class Scores:
             threshold=threshold,
             feature_version=self._version,
             row_hash=row_hash,
+            contributions=list(contributions),
             **named,
         )
 

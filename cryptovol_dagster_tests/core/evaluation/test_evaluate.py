@@ -14,7 +14,8 @@ from msgspec import structs
 from sklearn.metrics import average_precision_score, confusion_matrix, precision_recall_fscore_support
 
 from cryptovol_dagster.core.cards.model_card import CardContext, render_model_card
-from cryptovol_dagster.core.evaluation.bench import periods
+from cryptovol_dagster.core.evaluation.bench import Bench, periods
+from cryptovol_dagster.core.evaluation.episode_choice import grid
 from cryptovol_dagster.core.evaluation.evaluate import Evaluation, evaluate, summary_rows
 from cryptovol_dagster.core.evaluation.report import (
     SCHEMA_VERSION,
@@ -22,10 +23,19 @@ from cryptovol_dagster.core.evaluation.report import (
     check_report,
     encode,
     json_schema,
+    read_episode_rule,
     read_report,
 )
 from cryptovol_dagster.core.learning.dataset import Problem, SingleClassError
 from cryptovol_dagster.core.learning.splits import TimeRange
+from cryptovol_dagster.core.metrics.episodes import (
+    Episode,
+    EpisodeRule,
+    EpisodeState,
+    ScoredBars,
+    count_episodes,
+)
+from cryptovol_dagster.core.metrics.events import Market
 from cryptovol_dagster.core.metrics.ranking import best_f1_threshold
 from cryptovol_dagster.core.metrics.scored_rows import ScoredRows
 from cryptovol_dagster.core.models import MODELS, Model, ModelError, train_model
@@ -88,7 +98,7 @@ def test_enough_data_gives_intervals_around_every_number(evaluation: Evaluation)
     report = evaluation.to_dict()
     assert evaluation.verdict == "ok"
     assert evaluation.reasons == ()
-    assert report["schema_version"] == SCHEMA_VERSION == 2
+    assert report["schema_version"] == SCHEMA_VERSION == 3
     assert set(report["models"]) == set(MODELS)
     for result in report["models"].values():
         bounds = result["average_precision_interval"]
@@ -131,7 +141,7 @@ def test_a_report_of_another_form_or_version_is_refused_by_name(evaluation: Eval
     with pytest.raises(EvaluationError, match=r"Expected `str`, got `null` - at `\$.verdict`"):
         check_report(report | {"verdict": None})
     older = {name: value for name, value in report.items() if name != "sufficiency"} | {"schema_version": 1}
-    says = "evaluation of schema version 1; this version reads 2: evaluate again"
+    says = "evaluation of schema version 1; this version reads 2 and 3: evaluate again"
     with pytest.raises(EvaluationError, match=says):
         read_report(json.dumps(older).encode())
     with pytest.raises(EvaluationError, match=says):
@@ -190,6 +200,93 @@ def test_operating_points_are_chosen_on_validation_and_measured_on_test(
         assert (
             0 <= point["events_found"] <= point["events"] == evaluation.to_dict()["counts"]["test"]["events"]
         )
+
+
+def test_episode_rules_are_chosen_on_validation_and_measured_on_test(
+    evaluation: Evaluation, problem: Problem, models: dict[str, Model]
+) -> None:
+    """Each rule of the grid is stepped bar by bar here; counts are those of the chosen one."""
+    bench = Bench.of(problem, SPEC)
+    rows = {"validation": bench.validation, "test": bench.test}
+    markets = {"validation": bench.on_validation, "test": bench.on_test}
+    for name, result in evaluation.report.models.items():
+        chosen = result.episode_rule
+        assert chosen is not None
+        for part, counts in (("validation", chosen.validation), ("test", chosen.test)):
+            market = markets[part]
+            episodes = stepped(chosen.rule, market, models[name].predict_proba(rows[part].features))
+            assert count_episodes(episodes, market) == counts
+        points = result.operating_points
+        assert points.max_f1 is not None
+        allowed = {points.max_f1.threshold, points.alert_budget and points.alert_budget.threshold}
+        assert chosen.rule.enter in allowed
+        assert chosen.chosen_on == points.max_f1.chosen_on
+        assert chosen.within_budget == (
+            chosen.validation.false_episodes_per_hour <= MODEL_SPEC.alert_budget_per_hour
+        )
+        probability = models[name].predict_proba(bench.validation.features)
+        bars = ScoredBars(bench.validation.product, bench.validation.t_ns, probability, NS)
+        for rule in grid(filter(None, allowed), 60):
+            found = count_episodes(bars.episodes(rule), bench.on_validation)
+            if found.false_episodes_per_hour <= MODEL_SPEC.alert_budget_per_hour:
+                assert chosen.within_budget
+                assert (found.f1 or 0) <= (chosen.validation.f1 or 0)
+
+
+def stepped(rule: EpisodeRule, market: Market, probability: np.ndarray) -> list[Episode]:
+    """Step through each product's rows."""
+    found = []
+    for product in np.unique(market.product):
+        state = EpisodeState(bar_ns=NS)
+        own: dict[int, Episode] = {}
+        for k in np.flatnonzero(market.product == product):
+            state, changes = state.step(rule, int(market.t_ns[k]), float(probability[k]))
+            for one in changes:
+                closed_ns = one.bar_end_ns if one.kind == "closed" else None
+                own[one.opened_ns] = Episode(product, one.opened_ns, closed_ns, one.outcome, one.greatest)
+        found += own.values()
+    return found
+
+
+def test_episode_rules_do_not_depend_on_test_rows(
+    evaluation: Evaluation, problem: Problem, models: dict[str, Model]
+) -> None:
+    """Turned round in time, the test's labels change its counts, and no rule."""
+    in_test = problem.split.test.mask(problem.dataset.t_ns)
+    y = problem.y.copy()
+    y[in_test] = y[in_test][::-1]
+    for name, result in run(replace(problem, y=y), models).report.models.items():
+        expected = evaluation.report.models[name].episode_rule
+        assert result.episode_rule is not None
+        assert expected is not None
+        assert result.episode_rule.test != expected.test
+        assert structs.replace(result.episode_rule, test=expected.test) == expected
+
+
+def test_a_report_without_episode_rules_is_read(evaluation: Evaluation) -> None:
+    """Files of before there were rules stay valid; the card leaves the section out."""
+    report = evaluation.to_dict() | {"schema_version": 2}
+    for result in report["models"].values():
+        del result["episode_rule"]
+    read = read_report(json.dumps(report).encode())
+    assert (read.schema_version, read.timescale) == (SCHEMA_VERSION, "seconds")
+    assert {result.episode_rule for result in read.models.values()} == {None}
+    assert read_episode_rule(report, "ewma") is None
+    assert "## Episodes" not in render_model_card(read)
+    with pytest.raises(EvaluationError, match=r"Expected `str`, got `null` - at `\$.verdict`"):
+        check_report(report | {"verdict": None})
+    with pytest.raises(EvaluationError, match=r"Expected `object`, got `array` - at `\$.models`"):
+        check_report(report | {"models": []})
+
+
+def test_an_impossible_episode_rule_is_refused_by_name(evaluation: Evaluation) -> None:
+    report = evaluation.to_dict()
+    report["models"]["ewma"]["episode_rule"]["rule"]["k"] = 0
+    with pytest.raises(EvaluationError, match=r"expected 1 ≤ k ≤ n ≤ 60, found k 0"):
+        read_report(json.dumps(report).encode())
+    with pytest.raises(EvaluationError, match=r"episode rule of model ewma of another form: .* found k 0"):
+        read_episode_rule(report, "ewma")
+    assert read_episode_rule(report, "logreg") == evaluation.report.models["logreg"].episode_rule.rule
 
 
 def test_every_model_is_compared_with_every_baseline_and_the_learned_ones_with_one_another(
@@ -390,6 +487,7 @@ def test_no_spike_in_validation_leaves_no_threshold_to_choose(
     evaluation = run(replace(problem, y=problem.y & ~in_validation), models)
     for result in evaluation.to_dict()["models"].values():
         assert result["operating_points"]["max_f1"] is None
+        assert result["episode_rule"] is None
     assert "max_f1" in render_model_card(evaluation.report)
 
 
@@ -529,6 +627,16 @@ def test_the_card_shows_the_report_s_numbers(evaluation: Evaluation) -> None:
     assert "None" not in card
 
 
+def test_the_card_has_a_line_for_each_episode_rule(evaluation: Evaluation) -> None:
+    lines = render_model_card(evaluation.report).splitlines()
+    for name, result in evaluation.report.models.items():
+        assert result.episode_rule is not None
+        rule, test = result.episode_rule.rule, result.episode_rule.test
+        (line,) = (one for one in lines if one.startswith(f"| {name} |") and " bars below " in one)
+        assert f"| {rule.k} of {rule.n} bars at least {rule.enter:.3f} | {rule.m} bars below" in line
+        assert f"{test.true_episodes} of {test.episodes} true, {test.events_found} of {test.events}" in line
+
+
 def test_the_card_says_when_the_data_are_too_few(short: tuple[Problem, dict[str, Model]]) -> None:
     evaluation = run(*short)
     card = render_model_card(evaluation.report)
@@ -589,12 +697,13 @@ def test_the_card_tells_who_is_champion_of_what_features_and_how_to_reproduce_it
 def test_files_hold_their_keys_in_the_order_they_always_had(evaluation: Evaluation) -> None:
     result = next(iter(json.loads(encode(evaluation.report))["models"].values()))
     assert list(result)[:4] == ["measured_on", "rows", "positives", "base_rate"]
-    assert list(result)[-6:] == [
+    assert list(result)[-7:] == [
         "by_product",
         "average_precision_interval",
         "onset",
         "by_period",
         "operating_points",
+        "episode_rule",
         "importances",
     ]
     assert next(iter(result["by_period"][0])) == "period"

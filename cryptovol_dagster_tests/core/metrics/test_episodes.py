@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
 
 from cryptovol_dagster.core.metrics.episodes import (
     Episode,
@@ -235,7 +237,7 @@ def test_counts_of_episodes_are_those_by_hand() -> None:
     assert (counts.episodes, counts.true_episodes, counts.false_episodes) == (4, 3, 1)
     assert (counts.events, counts.events_found, counts.unknown_episodes) == (3, 2, 1)
     assert (counts.precision, counts.recall) == (0.75, 2 / 3)
-    assert counts.f1 == pytest.approx(2 * 0.75 * (2 / 3) / (0.75 + 2 / 3))
+    assert counts.f1 == 2 * 2 / (4 + 3)
     assert counts.false_episodes_per_hour == pytest.approx(3_600 / 22)
     assert (counts.median_lead_s, counts.median_duration_s) == (None, 1.0)
 
@@ -252,10 +254,23 @@ def test_matches_are_those_of_a_search_of_all_pairs(y: str, rule: EpisodeRule, d
 
     events = rows.events()
     found = match_episodes(episodes, rows)
+    meets = [[meet(episode, one.start_ns, one.end_ns) for one in events] for episode in episodes]
     assert found.events == [
-        next((one for one in events if meet(episode, one.start_ns, one.end_ns)), None) for episode in episodes
+        next((one for one, is_met in zip(events, row, strict=True) if is_met), None) for row in meets
     ]
-    assert found.found == sum(any(meet(one, e.start_ns, e.end_ns) for one in episodes) for e in events)
+    assert found.found == sum(any(column) for column in zip(*meets, strict=True))
+    pairs = maximum_bipartite_matching(csr_array(np.array(meets, dtype=np.int8))) if meets and events else []
+    assert found.pairs == sum(one >= 0 for one in pairs)
+
+
+def test_f1_rewards_neither_one_episode_over_all_events_nor_many_in_one() -> None:
+    rows = market("1100001100001100", "0" * 16)
+    over_all = count_episodes([Episode(BTC, 0, None, None, 0.9)], rows)
+    assert (over_all.precision, over_all.recall, over_all.f1) == (1.0, 1.0, 2 / (1 + 3))
+    many = count_episodes([Episode(BTC, at * NS, (at + 1) * NS, "ended", 0.9) for at in (0, 1)], rows)
+    assert (many.precision, many.recall, many.f1) == (1.0, 1 / 3, 2 / (2 + 3))
+    nothing = count_episodes([], market("000", "000"))
+    assert (nothing.precision, nothing.recall, nothing.f1) == (None, None, None)
 
 
 def test_ids_name_chain_product_and_first_bar() -> None:

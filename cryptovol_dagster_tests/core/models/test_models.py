@@ -15,6 +15,7 @@ import pytest
 from cryptovol_dagster.core.learning.dataset import Dataset, Problem, SingleClassError, pose_problem
 from cryptovol_dagster.core.metrics.ranking import average_precision
 from cryptovol_dagster.core.models import MODELS, Model, ModelError, load_model, train_model
+from cryptovol_dagster.core.models.contributions import top_contributions
 from cryptovol_dagster_tests.core.clustered_market import FEATURES, MODEL_SPEC, SPEC, make_problem
 
 every_model = pytest.mark.parametrize("name", MODELS)
@@ -382,3 +383,65 @@ def test_a_linear_model_takes_the_training_mean_for_what_is_unknown(holed: Probl
     np.testing.assert_allclose(model.predict_proba(rows.features), model.predict_proba(filled), rtol=1e-6)
     moved = rows.features.fillna({"ln_ewma_optional": mean + 1})
     assert not np.allclose(model.predict_proba(rows.features), model.predict_proba(moved), rtol=1e-6)
+
+
+@every_model
+def test_contributions_add_up_to_the_log_odds(
+    name: str, models: dict[str, Model], test_rows: pd.DataFrame
+) -> None:
+    """An unknown value, where the model accepts one, has a share too."""
+    rows = test_rows.copy()
+    if models[name].accepts_nan:
+        rows.iloc[::7, :3] = np.nan
+    shares, probability = models[name].contributions(rows), models[name].predict_proba(rows)
+    assert tuple(shares.columns) == models[name].meta.features
+    log_odds = np.log(probability / (1 - probability))
+    np.testing.assert_allclose(shares.sum(axis=1) + models[name].base_log_odds, log_odds, rtol=0, atol=1e-5)
+    assert shares.to_numpy().std() > 0
+    assert models[name].contributions(rows.iloc[:0]).shape == (0, len(models[name].meta.features))
+
+
+def test_an_unknown_optional_value_has_no_share_in_a_logistic_model(
+    problem: Problem, test_rows: pd.DataFrame
+) -> None:
+    name = "noise"
+    optional = replace(problem, dataset=replace(problem.dataset, optional=frozenset({name})))
+    model, rows = train("logreg", optional), test_rows.iloc[:1].copy()
+    rows[name] = np.nan
+    assert model.contributions(rows)[name].tolist() == [0.0]
+
+
+@every_model
+def test_the_greatest_contributions_come_first_with_their_values(
+    name: str, models: dict[str, Model], test_rows: pd.DataFrame
+) -> None:
+    rows = test_rows.iloc[:3].copy()
+    if models[name].accepts_nan:
+        rows.iloc[2, :] = np.nan
+    shares = models[name].contributions(rows)
+    for row, found in enumerate(top_contributions(models[name], rows)):
+        own = shares.iloc[row]
+        order = np.argsort(-own.abs().to_numpy(), kind="stable")[:5]
+        assert [one.feature for one in found] == [own.index[k] for k in order if own.iloc[k] != 0]
+        assert 1 <= len(found) <= 5
+        for one in found:
+            value = rows.iloc[row][one.feature]
+            assert one.value == (None if np.isnan(value) else value)
+            assert one.log_odds == own[one.feature]
+
+
+def test_a_kind_without_exact_contributions_refuses_to_attribute(
+    models: dict[str, Model], test_rows: pd.DataFrame
+) -> None:
+    class Opaque(type(models["ewma"])):
+        name = "opaque"
+        base_log_odds = Model.base_log_odds
+        _contributions = Model._contributions
+
+    opaque = Opaque()
+    opaque.meta = models["ewma"].meta
+    message = "model opaque: its log-odds cannot be attributed to features exactly"
+    with pytest.raises(ModelError, match=message):
+        opaque.contributions(test_rows)
+    with pytest.raises(ModelError, match=message):
+        _ = opaque.base_log_odds

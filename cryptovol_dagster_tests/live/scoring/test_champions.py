@@ -89,7 +89,7 @@ def test_a_model_of_own_features_scores_rows_of_any_set(tmp_path: Path) -> None:
 
 def test_a_model_that_cannot_score_live_rows_is_refused() -> None:
     model = trained("har_logit")
-    candidate = InUse(champion_of(model, FIRST), model, "1", None)
+    candidate = InUse(champion_of(model, FIRST), model, "1")
     rows = np.zeros((3, len(NAMES)))
     try_on(candidate, rows, NAMES)
     rows[1] = np.inf
@@ -102,7 +102,7 @@ def test_a_model_that_cannot_score_live_rows_is_refused() -> None:
 
     wrong = Wrong.from_bytes(model.to_bytes())
     with pytest.raises(RefusedError, match="3 of 3 live rows get no probability from 0 to 1"):
-        try_on(InUse(champion_of(model, FIRST), wrong, "1", None), np.zeros((3, len(NAMES))), NAMES)
+        try_on(InUse(champion_of(model, FIRST), wrong, "1"), np.zeros((3, len(NAMES))), NAMES)
 
 
 @contextmanager

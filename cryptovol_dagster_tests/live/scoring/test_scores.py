@@ -10,6 +10,7 @@ from cryptovol_dagster.core.features.grid import Reason
 from cryptovol_dagster.core.features.row_hash import row_hashes
 from cryptovol_dagster.core.live.join import JoinedBar, OwnRow
 from cryptovol_dagster.core.market.synthetic import synthetic_bars
+from cryptovol_dagster.lake.operating_points import Flagging
 from cryptovol_dagster.live.scoring.champions import InUse
 from cryptovol_dagster.live.scoring.scores import Scores
 from cryptovol_dagster_tests.live.parity import SPEC
@@ -23,7 +24,7 @@ GRID = with_cross_features(OWN, SPEC)
 
 def in_use(name: str = "xgboost", threshold: float | None = 0.5) -> InUse:
     model = trained(name)
-    return InUse(champion_of(model, "2026-04-03-00:00"), model, "7", threshold)
+    return InUse(champion_of(model, "2026-04-03-00:00"), model, "7", Flagging(threshold))
 
 
 def bar(
