@@ -314,8 +314,8 @@ def score(rows: FeatureRows, scorer: Scorer, *, why: bool = False) -> pd.DataFra
     """
     if why and scorer.threshold is None:
         raise InferError(
-            f"no operating point of {scorer.version} is stored, so no row is flagged and --why has none to "
-            "explain: use the champion, or a model of the newest `cryptovol evaluate`"
+            f"no operating point is stored for {scorer.version}: no row is flagged, so --why has none to "
+            "explain. Name another --model, or run `cryptovol evaluate`"
         )
     frame = rows.frame
     valid = frame["valid"].to_numpy(dtype=bool)

@@ -181,7 +181,9 @@ def test_why_of_a_model_without_an_operating_point_is_one_line(
     arguments = ("--model-path", str(model), "--features", str(written), "--why")
     result = _invoke(pipeline, tmp_path, monkeypatch, *arguments)
     assert result.exit_code == 1
-    assert "no operating point of ewma as-of time unknown here is stored" in result.output.replace(",", "")
+    assert (
+        "no operating point is stored for ewma, as-of time unknown here: no row is flagged" in result.output
+    )
     assert len(result.output.strip().splitlines()) == 1
 
 

@@ -26,7 +26,8 @@ class Choice(NamedTuple):
 
     Attributes:
         rule: the rule.
-        within_budget: whether its false episodes keep the alert budget; if not, no rule of the grid did.
+        within_budget: whether its false episodes keep the alert budget; if not, no rule of the grid that
+            finds an event did.
         tried: number of rules of the grid.
     """
 
@@ -66,7 +67,8 @@ def choose_rule(
 
     F1 is `Matches.f1`. The budget counts false episodes of all products together, as one person receives
     them. Of equal rules the one with fewer false episodes wins, then the simplest. Where no rule keeps the
-    budget, it is the one with the fewest false episodes. Equal input: an equal choice.
+    budget, it is the one with the fewest false episodes. A rule that finds no event keeps every budget, and
+    is never chosen. Equal input: an equal choice.
 
     Args:
         market: validation rows.
@@ -75,7 +77,7 @@ def choose_rule(
         budget_per_hour: greatest number of false episodes per hour.
 
     Returns:
-        None where there is no event to detect, or no threshold.
+        None where no rule finds an event.
 
     Examples:
         >>> y = np.array([0, 0, 0, 1, 1, 1, 0, 0, 0, 0] * 3, dtype=bool)
@@ -92,12 +94,13 @@ def choose_rule(
         return None
     bars = ScoredBars(market.product, market.t_ns, probability, market.bar_ns)
 
-    def quality(rule: EpisodeRule) -> tuple[bool, float, float]:
+    def quality(rule: EpisodeRule) -> tuple[bool, bool, float, float]:
         matches = match_episodes(bars.episodes(rule), market)
         false = (len(matches.events) - matches.true) / market.hours
         within = false <= budget_per_hour
-        return within, (matches.f1 or 0.0) if within else 0.0, -false
+        return matches.pairs > 0, within, (matches.f1 or 0.0) if within else 0.0, -false
 
     qualities = [quality(rule) for rule in rules]
     best = max(range(len(rules)), key=qualities.__getitem__)  # the first of equal ones
-    return Choice(rules[best], qualities[best][0], len(rules))
+    finds, within, *_ = qualities[best]
+    return Choice(rules[best], within, len(rules)) if finds else None

@@ -279,7 +279,8 @@ class OperatingPoints(_Strict):
 class ChosenEpisodeRule(_Strict):
     """Rule of episodes, chosen on validation rows, with its episodes on them and on test rows.
 
-    `tried` is the number of rules compared. Where none kept the alert budget, `within_budget` is false.
+    `tried` is the number of rules compared. Where none that finds an event kept the alert budget,
+    `within_budget` is false.
     """
 
     rule: EpisodeRule
