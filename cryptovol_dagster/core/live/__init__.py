@@ -1,1 +1,1 @@
-"""Pure parts of the live path: rows that are complete, reasons, and episodes."""
+"""Pure parts of the live path: rows that are complete, reasons."""
