@@ -63,8 +63,6 @@ _SESSION_TIMEOUT_MS = 6_000
 _HEARTBEAT_MS = 500
 _DELIVERY_TIMEOUT_S = 30.0
 _EVERY_S, _PROGRESS_EVERY_S = 1.0, 5.0
-#: Rows that wait to be joined; reading goes on when fewer do.
-_MOST_ROWS = 20_000
 
 
 class Pulse(NamedTuple):
