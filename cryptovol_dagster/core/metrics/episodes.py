@@ -281,7 +281,7 @@ class _ProductBars:
     def _find_reached(self, enter: float, k: int, n: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Return the bars of at least `enter`, and which of these are the k-th of n bars."""
         high = np.flatnonzero(self._p >= enter)
-        spans = self._place[high[k - 1 :]] - self._place[high[: high.size - k + 1]]
+        spans = self._place[high[k - 1 :]] - self._place[high[: max(high.size - k + 1, 0)]]
         return high, np.flatnonzero(spans < n) + k - 1
 
     def _find_closing(self, leave: float, m: int) -> NDArray[np.int64]:

@@ -60,7 +60,7 @@ class Scores:
         self._published: dict[str, dict[int, _Published]] = {}
         #: From which bar end on which model scores, oldest first.
         self._models: list[tuple[int, InUse | None]] = [(0, None)]
-        self._newest_ns = 0
+        self._newest_ns, self._has_scored = 0, False
         self._recent: deque[NDArray[np.float64]] = deque(maxlen=TRIED_ROWS)
 
     @property
@@ -85,7 +85,9 @@ class Scores:
 
     def use(self, model: InUse | None) -> int:
         """Score with another model from the next bar on; return the end of the last bar before it."""
-        self._models.append((self._newest_ns + 1, model))
+        # Nothing was scored in this run so far: bars that a kill left out have no former model.
+        from_ns = self._newest_ns + 1 if self._has_scored else 0
+        self._models = [each for each in self._models if each[0] < from_ns] + [(from_ns, model)]
         return self._newest_ns
 
     def restore(self, messages: Iterable[ScoreMessage]) -> None:
@@ -121,7 +123,7 @@ class Scores:
             probabilities = dict(zip(scored, found.tolist(), strict=True))
         shares = self._shares(bar, model, probabilities)
         self._recent.extend(bar.values[scored])
-        self._newest_ns = max(self._newest_ns, bar.bar_end_ns)
+        self._newest_ns, self._has_scored = max(self._newest_ns, bar.bar_end_ns), True
         messages = [
             self._message(
                 bar.rows[k].product,

@@ -170,6 +170,14 @@ def test_a_stored_state_continues_and_a_revised_bar_is_stepped_again(
     assert stepped(rule, revised, state)[0] == stepped(rule, [*bars[:cut], *revised])[0]
 
 
+def test_fewer_high_bars_than_a_rule_counts_open_nothing() -> None:
+    rule = EpisodeRule(enter=0.5, leave=0.3, k=5, n=10, m=2, unknown_after_bars=3)
+    for high in range(5):
+        p = np.array([0.9] * high + [0.0] * 20)
+        bars = ScoredBars(np.array([BTC] * p.size, dtype=object), NS * np.arange(p.size), p, NS)
+        assert bars.episodes(rule) == []
+
+
 def test_products_do_not_mix() -> None:
     names = np.array([BTC, ETH] * 3, dtype=object)
     times, p = np.repeat(NS * np.arange(3), 2), np.array([0.9, 0.1, 0.9, 0.9, 0.1, 0.8])

@@ -18,6 +18,8 @@ import pyarrow as pa
 import pytest
 
 from cryptovol_dagster.chains import timescale_spec
+from cryptovol_dagster.core.live.parity import compare
+from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.times import partition_window
 from cryptovol_dagster.defs.build import build_defs
 from cryptovol_dagster.defs.chains.seconds import seconds_checks
@@ -151,6 +153,22 @@ def flagged_as_the_test_liked_it(report: dict[str, Any]) -> None:
     report["models"]["xgboost"]["operating_points"]["max_f1"] = {"threshold": 0.0123}
 
 
+def one_published_row_differs(copy: Copy, key: str) -> None:
+    end_ns = partition_window(key)[0] + NS
+    live = pd.DataFrame(
+        {
+            "product_id": PRODUCTS[0],
+            "bar_end_ns": [end_ns, end_ns + NS],
+            "reason": "ok",
+            "row_hash": ["a", "b"],
+            "probability": 0.1,
+        }
+    )
+    computed = live.assign(row_hash=["a", "x"], without="")
+    body = {"reason": "", "parity": compare(live, computed).to_dict()}
+    copy.lake.write_bytes("seconds/live_outcomes", key, json.dumps(body).encode(), "json")
+
+
 #: check → damage, and what a sentence says about it. The hour is the newest, or the one with a gap.
 def surely_below(report: dict[str, Any]) -> None:
     report["verdict"] = "ok"
@@ -235,6 +253,10 @@ POISONS: dict[tuple[str, str], tuple[Damage, str]] = {
     ("seconds/champion", "champion_not_worse_than_baseline"): (
         changed("seconds/model_evaluation", surely_below),
         "expected ewma, the champion's kind, not to rank below baseline ",
+    ),
+    ("seconds/live_outcomes", "live_equals_batch"): (
+        one_published_row_differs,
+        "to equal the computed one, found 1 of 2 that differ (1 in hash)",
     ),
 }
 

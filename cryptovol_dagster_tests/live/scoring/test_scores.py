@@ -135,6 +135,14 @@ def test_a_bar_keeps_its_model_when_another_one_takes_over() -> None:
     assert scores.in_use.model.name == "har_logit"
 
 
+def test_a_bar_that_a_kill_left_out_is_scored_after_a_restart() -> None:
+    before, after = Scores(SPEC), Scores(SPEC)
+    before.use(in_use())
+    after.restore(before.of_bar(bar(AT + 1), NOW_NS))
+    after.use(in_use())
+    assert {message.reason for message in after.of_bar(bar(AT), NOW_NS)} == {"ok"}
+
+
 def test_a_bar_without_a_row_is_said_once_and_revised_when_the_row_comes() -> None:
     scores = Scores(SPEC)
     scores.use(in_use())
