@@ -199,13 +199,18 @@ class RowJoin:
         return until_ns
 
     def open_since_ns(self, product: str) -> int:
-        """Return from which bar end on rows of a product may still change; 0 where it has no row."""
+        """Return from which bar end on a row of a product may come or change; 0 before any is known."""
         known = self._products.get(product)
-        if known is None:
+        partition = self._partitions.get(self._partition_of(product))
+        if partition is None:
             return 0
-        newest_ns = self._partitions[known.partition].newest_ns
-        open_ns = min(known.solid_ns, newest_ns) - self._revisable_ns
-        return max(open_ns, newest_ns - LONGEST_SILENCE_NS - self._revisable_ns)
+        solid_ns = 0 if known is None else min(known.solid_ns, partition.newest_ns)
+        return max(solid_ns, partition.newest_ns - LONGEST_SILENCE_NS) - self._revisable_ns
+
+    def returned_since_ns(self, product: str) -> int:
+        """Return from which bar end on `take` may return a row of a product: changed, or by the set."""
+        of_set = [self.open_since_ns(member) for member in self._members if member in self._products]
+        return min([self.open_since_ns(product), *of_set])
 
     def forget(self) -> None:
         """Drop rows that neither a revision of their own nor one of another product needs any more."""

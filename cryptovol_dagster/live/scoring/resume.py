@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -24,6 +24,10 @@ from ingestor.kafka.broker import Broker
 _TAIL_MESSAGES = 4_000
 #: A row was published at most so long after the scores of earlier bars that it is read again.
 _MARGIN_NS = 10 * NS
+#: Products of one partition are at most so far apart in time.
+_APART_NS = 600 * NS
+#: Neighbouring records of ticks.features whose bars say whether earlier ones are needed.
+_PROBE_RECORDS, _FIRST_STEP = 50, 1_000
 
 
 @dataclass(frozen=True)
@@ -53,6 +57,10 @@ class _Tail:
     closings: list[ScoreMessage] = field(default_factory=list)
     is_whole: bool = False
 
+    def reaches(self, wanted_ns: int) -> bool:
+        """Return whether the scores of all bars that end later than a time are in it."""
+        return self.is_whole or (bool(self.closings) and self.closings[0].bar_end_ns <= wanted_ns)
+
 
 class Resumption:
     """Reads the newest scores of a chain back."""
@@ -75,33 +83,52 @@ class Resumption:
             LiveError: a message cannot be read or decoded.
             BrokerError: the broker does not answer.
         """
-        tails = [self._tail(number) for number in range(self._broker.partitions(SCORES_TOPIC))]
+        sizes = dict.fromkeys(range(self._broker.partitions(SCORES_TOPIC)), _TAIL_MESSAGES)
+        tails = {number: self._tail(number, size) for number, size in sizes.items()}
+        while True:
+            wanted_ns = self._wanted_ns(tails.values())
+            short = [number for number, tail in tails.items() if not tail.reaches(wanted_ns)]
+            if not short:
+                break
+            for number in short:
+                sizes[number] *= 4
+                tails[number] = self._tail(number, sizes[number])
         closed: dict[int, int] = {}
         since: dict[int, int] = {}
-        for tail in tails:
+        for tail in tails.values():
             for closing in tail.closings:
                 number = closed_partition(closing)
                 assert number is not None
-                since.setdefault(number, 0 if tail.is_whole else closing.bar_end_ns)
+                since.setdefault(number, 0 if tail.is_whole else closing.bar_end_ns + _APART_NS)
                 closed[number] = closing.bar_end_ns
-        messages = [message for tail in tails for message in tail.messages]
-        times = [each.published_at_ns for tail in tails for each in (*tail.closings[:1], *tail.messages)]
-        read_from_ns = (
-            min(times) - _MARGIN_NS if closed and not all(tail.is_whole for tail in tails) else None
-        )
-        offsets, expired = self._offsets(read_from_ns)
+        messages = [message for tail in tails.values() for message in tail.messages]
+        is_new = all(tail.is_whole for tail in tails.values())
+        offsets, expired = self._offsets(None if is_new else wanted_ns, messages)
         return Resumed(tuple(messages), closed, since, offsets, expired)
 
-    def _tail(self, number: int) -> _Tail:
+    def _tail(self, number: int, size: int) -> _Tail:
         start, end = self._broker.offsets(SCORES_TOPIC, number)
-        size = _TAIL_MESSAGES
-        while True:
-            first = max(start, end - size)
-            tail = self._read(self._log.values(SCORES_TOPIC, number, first, end))
-            tail.is_whole = first == start
-            if tail.is_whole or self._is_enough(tail):
-                return tail
-            size *= 4
+        first = max(start, end - size)
+        tail = self._read(self._log.values(SCORES_TOPIC, number, first, end))
+        tail.is_whole = first == start
+        return tail
+
+    def _wanted_ns(self, tails: Iterable[_Tail]) -> int:
+        """Return the end of a bar so old that it cannot change, nor any before it.
+
+        A row of one product may change the bars of all: the product that is furthest behind counts.
+        """
+        ends, solid = [], dict[str, int]()
+        for tail in tails:
+            ends += [closing.bar_end_ns for closing in tail.closings[-1:]]
+            for message in tail.messages:
+                first = solid.setdefault(message.product_id, message.bar_end_ns)
+                if not message.provisional:
+                    solid[message.product_id] = max(first, message.bar_end_ns)
+        if not ends:
+            return 0
+        behind_ns = min([*ends, *solid.values()])
+        return max(behind_ns, max(ends) - LONGEST_SILENCE_NS) - self._revisable_ns - _APART_NS
 
     def _read(self, values: Sequence[bytes]) -> _Tail:
         tail = _Tail()
@@ -116,28 +143,46 @@ class Resumption:
                 (tail.closings if is_closing else tail.messages).append(message)
         return tail
 
-    def _is_enough(self, tail: _Tail) -> bool:
-        """Return whether a tail reaches back to the oldest bar that may still change."""
-        if not tail.closings:
-            return False
-        newest_ns = max(message.bar_end_ns for message in tail.closings)
-        solid: dict[str, int] = {}
-        for message in tail.messages:
-            first = solid.get(message.product_id, newest_ns - LONGEST_SILENCE_NS)
-            solid[message.product_id] = first if message.provisional else max(first, message.bar_end_ns)
-        wanted_ns = min([newest_ns, *solid.values()]) - self._revisable_ns
-        return tail.closings[0].bar_end_ns <= wanted_ns
-
-    def _offsets(self, read_from_ns: int | None) -> tuple[dict[int, int], tuple[int, ...]]:
+    def _offsets(
+        self, wanted_ns: int | None, messages: Sequence[ScoreMessage]
+    ) -> tuple[dict[int, int], tuple[int, ...]]:
+        """Return where to read each partition of ticks.features on, and those that lack some of it."""
+        times = [message.published_at_ns for message in messages if message.bar_end_ns >= (wanted_ns or 0)]
         offsets: dict[int, int] = {}
         expired = []
         for number in range(self._broker.partitions(FEATURES_TOPIC)):
             start, end = self._broker.offsets(FEATURES_TOPIC, number)
-            found = None
-            if read_from_ns is not None:
-                found = self._log.offset_at(FEATURES_TOPIC, number, read_from_ns)
-                found = end if found is None else found
-                if found <= start > 0:
-                    expired.append(number)
-            offsets[number] = start if found is None else max(found, start)
+            if wanted_ns is None or not times:
+                offsets[number] = start
+                continue
+            found = self._log.offset_at(FEATURES_TOPIC, number, min(times) - _MARGIN_NS)
+            offsets[number], is_there = self._before(
+                number, end if found is None else found, start, end, wanted_ns
+            )
+            if not is_there and start > 0:
+                expired.append(number)
         return offsets, tuple(expired)
+
+    def _before(self, number: int, guess: int, start: int, end: int, wanted_ns: int) -> tuple[int, bool]:
+        """Go back from an offset to rows of bars that are not needed; return whether there are such.
+
+        Rows were published before their scores, and how long before depends on how late the scores were.
+        """
+        step = _FIRST_STEP
+        while True:
+            guess = max(start, min(guess, end))
+            values = self._log.values(FEATURES_TOPIC, number, guess, min(guess + _PROBE_RECORDS, end))
+            ends = [end_ns for end_ns in map(_bar_end_ns, values) if end_ns is not None]
+            if ends and max(ends) <= wanted_ns:
+                return guess, True
+            if guess == start:
+                return start, not ends
+            guess, step = guess - step, step * 4
+
+
+def _bar_end_ns(value: bytes) -> int | None:
+    """Return the bar's end in a record of ticks.features; None where it cannot be read."""
+    try:
+        return DECODERS[FEATURES_TOPIC].decode(value).bar_end_ns
+    except msgspec.MsgspecError:
+        return None

@@ -295,6 +295,8 @@ class _Active:
         self._watch.start()
         self._change_models()
         self._publish_changes(self._episodes.restore(resumed.messages, self._rule()))
+        # Loading a model takes seconds, in which no row was read.
+        self.idle_since_s = time.monotonic()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -517,7 +519,7 @@ class _Active:
         self._progress.rows_kept = self._join.n_rows
         oldest_ns = 2**62
         for product in self._scores.products:
-            since_ns = self._join.open_since_ns(product)
+            since_ns = self._join.returned_since_ns(product)
             oldest_ns = min(oldest_ns, since_ns)
             for scores in (self._scores, self._shadow):
                 scores.forget_before(product, since_ns)

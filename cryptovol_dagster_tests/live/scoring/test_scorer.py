@@ -113,9 +113,12 @@ def test_killed_and_relieved_it_publishes_the_rows_of_the_assets(real_broker: Br
     messages = published_scores(real_broker)
     assert assert_scores_are_those_of_the_assets(messages, settings.storage.raw_dir, "xgboost") > 1_000
     # Nothing is published twice: a key with its revision stands there once.
-    keys = [
-        (message.product_id, message.bar_end_ns, message.revision)
-        for message in messages
-        if closed_partition(message) is None
-    ]
-    assert len(keys) - len(set(keys)) <= 30, len(keys) - len(set(keys))
+    seen: dict[tuple[str, int, int], ScoreMessage] = {}
+    twice = []
+    for message in messages:
+        if closed_partition(message) is None:
+            key = message.product_id, message.bar_end_ns, message.revision
+            if key in seen:
+                twice.append((seen[key], message))
+            seen[key] = message
+    assert not twice, (len(twice), twice[0], twice[-1])
