@@ -70,7 +70,7 @@ bench: $(DEV_STAMP) ## Speed of bars, features and replay, as ratios against pan
 bench-recorder: $(DEV_STAMP) ## Speed, memory and idle cost of the recorder on a real Kafka, beside its parts (Java, Maven)
 	$(BIN)/python -m benchmarks.recorder
 
-bench-live: $(DEV_STAMP) ## From a second's end to its score, and the cost of featurizer and scorer, at 2, 50 and 400 products (Java, Maven)
+bench-live: $(DEV_STAMP) ## From a second's end to its score, and the cost of featurizer, scorer and alerts, at 2, 50 and 400 products (Java, Maven)
 	$(BIN)/python -m benchmarks.live
 
 bench-backfill: $(DEV_STAMP) ## A week of two products, raw ticks to evaluation, in one run; an hour; a retrain; a cold start: time and memory

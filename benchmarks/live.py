@@ -1,9 +1,10 @@
 """`make bench-live`: from a second's end to its row in ticks.scores, and the cost of the live path.
 
-A synthetic market in real time, a real Kafka, and the real commands: simulator, recorder, featurizer, scorer.
-The market's clock differs from the wall's by the time that the simulator needs to start; the least delay of
-a tick in the measured span, socket included, counts as that difference. Delays are beyond the allowance of
-lateness.
+A synthetic market in real time, a real Kafka, and the real commands: simulator, recorder, featurizer, scorer
+with its alerts (a rule for each product, and a webhook on loopback). Before the market begins, Kafka contains
+what an earlier run left (`benchmarks.live_start`), so that rows are scored. The market's clock differs from
+the wall's by the time that the simulator needs to start; the least delay of a tick in the measured span,
+socket included, counts as that difference. Delays are beyond the allowance of lateness.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,35 +25,27 @@ import psutil
 from confluent_kafka import Consumer, TopicPartition
 
 from benchmarks import market
+from benchmarks.live_start import champion, earlier_run, join_kb
 from benchmarks.performance_page import publish
 from benchmarks.recorder import kafka
 from benchmarks.run import bare_environment
 from benchmarks.table import Line, machine
-from cryptovol_dagster.core.promotion.decision import FIRST, PROMOTE, Champion, Decision
-from cryptovol_dagster.core.samples import model_of
 from cryptovol_dagster.core.specs import NS
-from cryptovol_dagster.lake import decisions
 from cryptovol_dagster.lake.files import Lake
+from cryptovol_dagster_tests.webhook import receiving
 from ingestor.envelope import DECODERS, FEATURES_TOPIC, SCORES_TOPIC, TICKS, closed_partition
+from ingestor.exchange.clock import ns_to_rfc3339
 from ingestor.kafka.broker import Broker, connect
 from ingestor.settings import Settings
 from ingestor.settings.sections import KafkaSettings
 
 #: Limits: of the 99 % quantile of the delay by number of products, and of a core for the live path.
 DELAY_MS = {2: 80.0, 50: 250.0}
-LIVE_CORE_SHARE = 0.08
+LIVE_CORE_SHARE, JOIN_KB = 0.08, 200.0
 #: Seconds after the start that do not count: processes import, models load, the group forms.
 _WARM_UP_S = 30.0
-
-
-def champion(lake: Lake) -> None:
-    """Store a model that reads cross features as the champion."""
-    spec = market.seconds_spec()
-    model, as_of = model_of(spec), "2025-01-01-00:00"
-    meta = model.meta
-    chosen = Champion(meta.name, as_of, meta.problem_hash, meta.feature_hash, "run", unproven=True)
-    decisions.keep_file(lake, spec, chosen, model.to_bytes())
-    decisions.write_decision(lake, spec, Decision(as_of, PROMOTE, ("it is the first",), chosen, kind=FIRST))
+#: A product whose probability is at least this raises an alert.
+_ALERT_AT = 0.5
 
 
 class Delays(NamedTuple):
@@ -105,32 +97,46 @@ def measure(n_products: int, seconds: float) -> list[Line]:
     with tempfile.TemporaryDirectory(prefix="cryptovol-live-") as name, ExitStack() as stack:
         folder = Path(name)
         servers = stack.enter_context(kafka(folder))
+        webhook = stack.enter_context(receiving())
+        rules = [
+            {"name": product, "when": "probability", "products": [product], "at_least": _ALERT_AT}
+            for product in products
+        ]
         settings = {
+            "ALERTS__TARGETS__HOOK": webhook.url.replace("http:", "json:"),
+            "ALERTS__RULES": json.dumps(rules),
             "STORAGE__DATA_DIR": str(folder / "data"),
             "KAFKA__BOOTSTRAP_SERVERS": servers,
             "COINBASE__PRODUCTS": json.dumps(products),
         }
         environment = bare_environment() | {f"CRYPTOVOL__{key}": value for key, value in settings.items()}
         champion(Lake(folder / "data" / "lake"))
-        start = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        start_ns = time.time_ns() // NS * NS
+        with connect(KafkaSettings(bootstrap_servers=servers)) as broker:
+            broker.ensure_topics()
+            earlier_run(broker, products, start_ns)
+        start = ns_to_rfc3339(start_ns)
         played = ("simulate", "--products", ",".join(products), "--hours", "0.5", "--start", start)
         simulator = stack.enter_context(command(environment, *played))
         url = simulator.first["url"]  # type: ignore[attr-defined]
         stack.enter_context(command(environment, "ingest", "--url", url))
+        # The market waited for the recorder; whoever followed the feed before would be ahead of it.
         featurizer = stack.enter_context(command(environment, "featurize"))
         scorer = stack.enter_context(command(environment, "score"))
         time.sleep(_WARM_UP_S)
         watched = {"featurizer": psutil.Process(featurizer.pid), "scorer": psutil.Process(scorer.pid)}
-        before = {what: sum(process.cpu_times()[:2]) for what, process in watched.items()}
+        before = {what: _cpu_s(process) for what, process in watched.items()}
         since_ns, began_s = time.time_ns(), time.monotonic()
         time.sleep(seconds)
         took_s = time.monotonic() - began_s
-        cpu = {what: sum(process.cpu_times()[:2]) - before[what] for what, process in watched.items()}
+        cpu = {what: _cpu_s(process) - before[what] for what, process in watched.items()}
         memory = {what: process.memory_full_info().pss / 1e6 for what, process in watched.items()}
         with connect(KafkaSettings(bootstrap_servers=servers)) as broker:
             found, n_rows, n_scored, entries = delays(broker, since_ns)
+        n_alerts = len(webhook.bodies)
     share = sum(cpu.values()) / took_s
     detail = ", ".join(f"{what} {cpu[what] / took_s:.1%}, {memory[what]:.0f} MB PSS" for what in watched)
+    detail += f"; alerts run in the scorer: {len(products)} rules, {n_alerts} sent"
     low, high = np.quantile(found.score_ms, [0.5, 0.99])
     row_low, row_high = np.quantile(found.row_ms, [0.5, 0.99])
     what = f"{n_products} products"
@@ -141,14 +147,31 @@ def measure(n_products: int, seconds: float) -> list[Line]:
             DELAY_MS.get(n_products, float("inf")),
             "ms",
             f"p50 {low:.0f} ms, greatest {found.score_ms.max():.0f} ms; row in ticks.features: p50 "
-            f"{row_low:.0f} ms, p99 {row_high:.0f} ms; {n_rows:,} rows, {n_scored:,} with a probability, "
-            f"{entries / took_s:.0f} ticks/s; beyond the allowance of lateness",
+            f"{row_low:.0f} ms, p99 {row_high:.0f} ms; {n_rows:,} rows, {n_scored / n_rows:.0%} with a "
+            f"probability, {entries / took_s:.0f} ticks/s; beyond the allowance of lateness",
             at_most=True,
         )
     ]
     limit = LIVE_CORE_SHARE if n_products == 2 else float("inf")
-    lines.append(Line(f"featurizer and scorer, {what}", share, limit, "of a core", detail, at_most=True))
+    lines.append(
+        Line(f"featurizer, scorer and alerts, {what}", share, limit, "of a core", detail, at_most=True)
+    )
+    lines.append(
+        Line(
+            f"join of the scorer, {what}",
+            join_kb(n_products),
+            JOIN_KB,
+            "kB a product",
+            "by tracemalloc, with as many rows as it ever holds",
+            at_most=True,
+        )
+    )
     return lines
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    """Return the processor time of a process and of its children that ended: each alert has one."""
+    return sum(process.cpu_times()[:4])
 
 
 def delays(broker: Broker, since_ns: int) -> tuple[Delays, int, int, int]:
@@ -182,7 +205,7 @@ def main() -> None:
     lines: list[Line] = []
     for n_products in asked.products or (2, 50, 400):
         lines += measure(n_products, asked.seconds)
-        print(lines[-2].row(), lines[-1].row(), sep="\n", flush=True)
+        print(*(line.row() for line in lines[-3:]), sep="\n", flush=True)
     publish("live", f"a synthetic market in real time, {asked.seconds:g} s each", lines)
 
 

@@ -57,7 +57,7 @@ def open_clients(broker: Broker) -> Iterator[LiveClients]:
     }
     clients = LiveClients(
         producer=Producer(
-            broker.producer_config() | {"linger.ms": 5, "queue.buffering.max.messages": 100_000}
+            broker.producer_config() | {"linger.ms": 1, "queue.buffering.max.messages": 100_000}
         ),
         reader=Consumer(broker.consumer_config(f"{group}-reader")),
         events=Consumer(broker.consumer_config(f"{group}-events") | _WITH_ENDS),

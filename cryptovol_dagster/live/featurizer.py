@@ -45,9 +45,10 @@ from ingestor.settings.sections import LiveSettings
 
 LOG = logging.getLogger(__name__)
 
-#: A second closes so soon after it may, at the latest.
-_CLOSE_EVERY_NS = NS // 50
-_TICKS_POLL_S = 0.02
+#: A turn lasts until the next second may close, at most so long: each costs as much as reading 10 ticks.
+_LONGEST_TURN_NS = NS // 10
+#: Librdkafka waits whole milliseconds.
+_MS_NS = 1_000_000
 _PROGRESS_EVERY_S = 5.0
 _DELIVERY_TIMEOUT_S = 30.0
 #: While catching up, rows are written as soon as so many wait: after a kill these are computed again.
@@ -212,14 +213,12 @@ class _Loop:
             self._partitions.clear()
 
     def _turn(self) -> None:
-        self._take_ticks(self._ticks.consume(BATCH_RECORDS, _TICKS_POLL_S))
+        wait_ms = -(-max(self._close_due_ns - time.monotonic_ns(), 0) // _MS_NS)
+        self._take_ticks(self._ticks.consume(BATCH_RECORDS, wait_ms / 1_000))
         self._take_trades(self._trades.consume(BATCH_RECORDS, 0.0))
         self._publisher.poll()
-        now_ns = time.monotonic_ns()
-        if now_ns >= self._close_due_ns:
-            self._close_due_ns = now_ns + _CLOSE_EVERY_NS
-            self._take_events()
-            self._close(now_ns)
+        self._take_events()
+        self._close(time.monotonic_ns())
         now_s = time.monotonic()
         if now_s >= self._flush_due_s or self._parts.rows_waiting >= _ROWS_WAITING:
             self._flush_due_s = now_s + self._live.flush_s
@@ -433,10 +432,14 @@ class _Loop:
 
     def _close(self, now_ns: int) -> None:
         feed_ns = self._feed.reading(now_ns)
+        self._close_due_ns = now_ns + _LONGEST_TURN_NS
         for each in self._partitions.values():
-            until_ns = each.closing(now_ns, feed_ns)
+            before_ns, until_ns = each.until_ns, each.closing(now_ns, feed_ns)
             if until_ns is None:
                 continue
+            if before_ns is not None and until_ns > before_ns:
+                # It goes on with the wall clock: so long until the end of the next bar.
+                self._close_due_ns = min(self._close_due_ns, now_ns + self._bar_ns - until_ns % self._bar_ns)
             self._publish(each.state.close(until_ns, self._feed.newest_ns or 0))
             each.note_closed(until_ns, self._bar_ns)
             if (closed_until_ns := each.take_closed(now_ns)) is not None:

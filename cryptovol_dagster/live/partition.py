@@ -52,6 +52,7 @@ class Partition:
         next_trade: offset in trades.raw, which has the trades of the same products.
         trades_at_end: whether all trades in the log have been read.
         trades_until_ns: event time of the last one read; None before the first.
+        until_ns: event time until which seconds may close, as `closing` returned it last.
         closed_until_ns: event time until which bars are closed, with rows or without; None before the first.
     """
 
@@ -62,6 +63,7 @@ class Partition:
     next_trade: int
     trades_at_end: bool = False
     trades_until_ns: int | None = None
+    until_ns: int | None = None
     closed_until_ns: int | None = None
     _counted: TickCounts = field(init=False)
     _counted_beyond_reach: int = field(init=False)
@@ -119,7 +121,8 @@ class Partition:
             # Trades wait to be read: seconds close no further than the trades that were read.
             own_ns = None if self.trades_until_ns is None else min(own_ns, self.trades_until_ns)
             feed_ns = None
-        return self.clock.closing(now_ns, own_ns, feed_ns)
+        self.until_ns = self.clock.closing(now_ns, own_ns, feed_ns)
+        return self.until_ns
 
     def note_closed(self, until_ns: int, bar_ns: int) -> None:
         """Note that all bars that end by `until_ns` are closed; whoever restarts begins anew.

@@ -17,6 +17,8 @@ from cryptovol_dagster.core.specs import TimescaleSpec
 
 #: Bars computed at a time: few enough for the processor's cache and for the allocator to reuse memory.
 _BLOCK_BARS, _CROSS_BLOCK_BARS = 16_384, 4_096
+#: Bars of all products of a block, look-back included.
+_BLOCK_CELLS = 65_536
 
 
 def compute_features(bars: BarGrid, spec: TimescaleSpec, *, from_ns: int | None = None) -> FeatureGrid:
@@ -113,8 +115,10 @@ def _fill_own(bars: BarGrid, spec: TimescaleSpec, grid: FeatureGrid) -> None:
     for left in range(0, grid.n_bars, _BLOCK_BARS):
         right = min(left + _BLOCK_BARS, grid.n_bars)
         shared: dict[Any, Any] = {}
-        for row in range(len(grid.products)):
-            rows = slice(row, row + 1)
+        # Of few bars, many products make one block, since a numpy call on few numbers is all overhead.
+        n_rows = max(_BLOCK_CELLS // (right - left + max(window_bars, kernel_bars)), 1)
+        for row in range(0, len(grid.products), n_rows):
+            rows = slice(row, min(row + n_rows, len(grid.products)))
             block = Block(
                 bars,
                 rows,

@@ -28,6 +28,8 @@ from cryptovol_dagster.core.times import HOUR_NS
 LONGEST_SILENCE_NS = HOUR_NS
 #: Event time that jumps further ahead is another recording: no rows are published in between.
 LONGEST_HOLE_NS = 6 * HOUR_NS
+#: Final ticks and look-back bars are dropped once so many bars of them lie behind: each drop copies the rest.
+_BARS_TO_DROP_AT = 16
 
 
 class FeatureWindow:
@@ -54,10 +56,12 @@ class FeatureWindow:
         return compute_own_features(self.bars, self._spec, from_ns=from_ns)
 
     def forget_before(self, from_ns: int) -> None:
-        """Keep the bars that features from `from_ns` on need, and drop older ones."""
+        """Keep the bars that features from `from_ns` on need, and drop older ones, many at a time."""
         assert self.bars is not None
         bars, spec = self.bars, self._spec
-        first_ns = max(bars.start_ns, from_ns - lookback_bars(spec) * spec.bar_ns)
+        first_ns = from_ns - lookback_bars(spec) * spec.bar_ns
+        if first_ns - bars.start_ns < _BARS_TO_DROP_AT * spec.bar_ns:
+            return
         # Copies, so that the bars before them can be freed.
         self.bars = BarGrid.concat([bars.slice(first_ns, bars.end_ns), bars.slice(bars.end_ns, bars.end_ns)])
 
@@ -137,6 +141,8 @@ class LiveFeatures:
         self._first_ns: dict[str, int] = {}
         #: Bars before this are final; those from here to `end_ns` are closed and may change.
         self.final_ns = 0
+        #: Ticks and trades before this were dropped as far as they may be.
+        self._forgot_ns = 0
         self._changed = False
         #: End of the last bar closed; None before the first.
         self.end_ns: int | None = None
@@ -223,7 +229,8 @@ class LiveFeatures:
         self._ticks.restart()
         self._window = FeatureWindow(self._spec)
         self._first_ns = {}
-        self.final_ns, self._changed, self.end_ns, self.newest_ns = 0, False, None, None
+        self.final_ns = self._forgot_ns = 0
+        self._changed, self.end_ns, self.newest_ns = False, None, None
 
     def _take(self, ticks: TickColumns) -> None:
         if not len(ticks):
@@ -240,6 +247,8 @@ class LiveFeatures:
         if self.newest_ns is None:
             return []
         until_ns = min(until_ns, self.newest_ns + LONGEST_SILENCE_NS) // spec.bar_ns * spec.bar_ns
+        if self.end_ns is not None and until_ns <= self.end_ns and not self._changed:
+            return []
         ticks = self._ticks.cleaned()
         if self.end_ns is None:
             if not len(ticks):
@@ -249,8 +258,6 @@ class LiveFeatures:
                 return []
             self.final_ns = self.end_ns = start_ns
             self._published.begin(start_ns)
-        if until_ns <= self.end_ns and not self._changed:
-            return []
         end_ns = max(until_ns, self.end_ns)
         self._note_firsts(ticks)
         bars = build_bars(
@@ -329,6 +336,8 @@ class LiveFeatures:
         self.final_ns = max(self.final_ns, min(open_ns // spec.bar_ns * spec.bar_ns, self.end_ns))
         self._window.forget_before(self.final_ns)
         self._published.forget_before(self.final_ns)
-        self._ticks.forget_before(self.final_ns - self._ticks_kept_ns)
-        recent = self._trades.trade_time_ns >= self.final_ns - TRADES_KNOWN_FOR_NS
-        self._trades = self._trades.take(recent)
+        if self.final_ns - self._forgot_ns >= _BARS_TO_DROP_AT * spec.bar_ns:
+            self._forgot_ns = self.final_ns
+            self._ticks.forget_before(self.final_ns - self._ticks_kept_ns)
+            recent = self._trades.trade_time_ns >= self.final_ns - TRADES_KNOWN_FOR_NS
+            self._trades = self._trades.take(recent)

@@ -103,16 +103,13 @@ class PublishedGrid:
         self._start_ns = start_ns
 
     def _grow(self, n_products: int, end_ns: int) -> None:
-        missing = (
-            (0, n_products - self._revision.shape[0]),
-            (0, (end_ns - self._start_ns) // self._bar_ns - self._revision.shape[1]),
-        )
-        if not any(after for _, after in missing):
+        shape = n_products, (end_ns - self._start_ns) // self._bar_ns
+        if shape == self._revision.shape:
             return
-        self._values = np.pad(self._values, ((0, 0), *missing), constant_values=np.nan)
-        self._valid = np.pad(self._valid, missing)
-        self._reason = np.pad(self._reason, missing)
-        self._revision = np.pad(self._revision, missing, constant_values=-1)
+        self._values = _grown(self._values, shape, np.nan)
+        self._valid = _grown(self._valid, shape, False)
+        self._reason = _grown(self._reason, shape, 0)
+        self._revision = _grown(self._revision, shape, -1)
 
     def _since(self, start_ns: int) -> tuple[NDArray[Any], ...]:
         """Return views of values, valid, reason and revision from a bar on."""
@@ -136,6 +133,13 @@ class PublishedGrid:
                 reason[product, bar], revision[product, bar] = row.reason, row.revision
                 found[product, bar] = True
         return found
+
+
+def _grown(cells: NDArray[Any], shape: tuple[int, int], fill: float) -> NDArray[Any]:
+    """Return cells (…, products, bars) in a greater rectangle; unlike `np.pad`, in two copies."""
+    grown = np.full((*cells.shape[:-2], *shape), fill, dtype=cells.dtype)
+    grown[..., : cells.shape[-2], : cells.shape[-1]] = cells
+    return grown
 
 
 def _differ(before: NDArray[np.float64], after: NDArray[np.float64]) -> NDArray[np.bool_]:

@@ -8,6 +8,7 @@ the position, not on the span's start. Values before the span count as absent (0
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -140,6 +141,7 @@ def _add_shifted(
     total[..., start - first :] += part
 
 
+@cache
 def ewma_mass(half_life: int) -> float:
     """Return the kernel mass where no value is absent, added in the order of `ewma_sum`: the same bits."""
     length = ewma_length(half_life)

@@ -278,7 +278,7 @@ class _Active:
             broker.consumer_config(broker.topic(f"{GROUP}-rows"))
             | {"queued.max.messages.kbytes": 8 * 1024, "fetch.queue.backoff.ms": 10}
         )
-        self._producer = Producer(broker.producer_config() | {"linger.ms": 2})
+        self._producer = Producer(broker.producer_config() | {"linger.ms": 1})
         self._archive = None if task.new_archive is None else task.new_archive()
 
     def __enter__(self) -> _Active:
@@ -405,7 +405,6 @@ class _Active:
             self._progress.other_features += 1
             self._publish(self._scores.other_features(product, end_ns, time.time_ns()))
             return
-        values = [message.values.get(name) for name in self._names]
         self._join.add(
             OwnRow(
                 product=product,
@@ -414,7 +413,8 @@ class _Active:
                 provisional=message.provisional,
                 valid=message.valid,
                 reason=self._reasons[message.reason],
-                values=np.array([np.nan if value is None else value for value in values]),
+                # NumPy reads None as NaN.
+                values=np.array([message.values.get(name) for name in self._names], dtype=np.float64),
             ),
             now_ns,
         )
