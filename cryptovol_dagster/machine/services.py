@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +30,17 @@ LOCATION = "cryptovol_dagster.definitions"
 _CRYPTOVOL = (sys.executable, "-m", "cryptovol_dagster.cli")
 _MLFLOW_STORE = (sys.executable, "-m", "cryptovol_dagster.tracking.store")
 _LOST_RUNS = (sys.executable, "-m", "cryptovol_dagster.machine.lost_runs")
+#: The first line of recorder, featurizer and scorer.
+_STARTED = '"event": "started"'
 #: A recorder waits for acknowledgements, then for the archive to flush: 30 s, flush_s and 30 s.
 RECORDER_STOP_S = 150.0
+#: Featurizer and scorer wait 30 s for acknowledgements, then the scorer's archive 30 s for the scores.
+LIVE_STOP_S = 75.0
+#: Counts in a progress line of featurizer or scorer.
+_PROGRESS = re.compile(rb" INFO (\d+ (?:rows|bars), .*)")
+#: After a simulated market so many equal lines, 5 s apart, mean that everything is read; and the longest time
+#: for that.
+_EQUAL_LINES, _READ_WITHIN_S = 4, 300.0
 
 
 class PortError(CryptovolError):
@@ -64,6 +76,7 @@ class Machine:
         mlflow_port: of the MLflow UI.
         simulator_port: of the simulator, where one is to run.
         code_port: of Dagster's code server.
+        with_live: whether featurizer and scorer run beside the recorder.
     """
 
     settings: Settings
@@ -72,7 +85,9 @@ class Machine:
     mlflow_port: int
     simulator_port: int | None = None
     code_port: int = field(default_factory=lambda: free_port(HOST))
+    with_live: bool = True
     _lost: list[str] = field(default_factory=list)
+    _broker: list[str] = field(default_factory=list)
 
     @property
     def logs(self) -> Path:
@@ -114,17 +129,65 @@ class Machine:
         """Return the recorder service: the real feed for ever, or the simulator's market to its end."""
         simulated = self.simulator_port is not None
         source = ("--until-closed", "--url", f"ws://{HOST}:{self.simulator_port}") if simulated else ()
+        # The embedded broker ends with the recorder, and is read to its end before that.
+        stays = simulated and self.with_live
         log = self.logs / "recorder.log"
         return Service(
             name="recorder",
-            command=(*_CRYPTOVOL, "ingest", "--json", *source),
+            command=(*_CRYPTOVOL, "ingest", "--json", *source, *(("--stay",) if stays else ())),
             # This supervisor runs the webserver, so a closed hour may be reported to it at once.
             environment=self.environment(CRYPTOVOL__DAGSTER__REPORT_CLOSED_HOURS="true"),
             log=log,
-            is_ready=_says(log, '"event": "started"'),
+            is_ready=_says(log, _STARTED),
             finishes=simulated,
+            is_done=self._is_read_to_its_end() if stays else None,
             stop_s=RECORDER_STOP_S,
+            after=self._note_broker,
         )
+
+    def live(self) -> list[Service]:
+        """Return scorer and featurizer, in the order in which they stop: both before the recorder.
+
+        The embedded broker's address is known once the recorder has started, and changes with each start.
+        """
+        return [self._live(*each) for each in (("scorer", "score"), ("featurizer", "featurize"))]
+
+    def _live(self, name: str, verb: str) -> Service:
+        log, command = self.logs / f"{name}.log", (*_CRYPTOVOL, verb, "--json")
+        embedded = self.settings.kafka.is_embedded
+        return Service(
+            name=name,
+            command=(lambda: (*command, "--bootstrap", self._broker[-1])) if embedded else command,
+            environment=self.environment(),
+            log=log,
+            is_ready=_says(log, _STARTED),
+            essential=False,
+            stop_s=LIVE_STOP_S,
+            needs="recorder" if embedded else None,
+        )
+
+    def _note_broker(self) -> None:
+        """Note where the recorder's broker is, from its newest line about that."""
+        log = self.logs / "recorder.log"
+        started = [line for line in _tail(log).splitlines() if _STARTED.encode() in line]
+        if not started:
+            raise InstanceError(f"{log} does not say where its broker is")
+        self._broker[:] = [json.loads(started[-1])["bootstrap_servers"]]
+
+    def _is_read_to_its_end(self) -> Callable[[int], bool]:
+        """Return a check whether the simulated market is over, and featurizer and scorer have read it."""
+        log, ended_s = self.logs / "recorder.log", dict[int, float]()
+        logs = [self.logs / f"{name}.log" for name in ("featurizer", "scorer")]
+
+        def is_read(start: int) -> bool:
+            # A recorder that was started again has a market of its own.
+            if start not in ended_s:
+                if b'"event": "feed_ended"' not in _tail(log, min(8_192, log.stat().st_size - start)):
+                    return False
+                ended_s[start] = time.monotonic()
+            return time.monotonic() - ended_s[start] > _READ_WITHIN_S or all(map(_counts_stand, logs))
+
+        return is_read
 
     def minutes_import(self) -> Service:
         """Return the import of the last days' minutes, which ends when they are complete."""
@@ -264,6 +327,20 @@ class Machine:
         if ended.returncode != 0:
             raise InstanceError(f"{self.home}: lost runs cannot be ended: {_last_line(ended.stderr)}")
         self._lost.clear()
+
+
+def _tail(log: Path, size: int = 65_536) -> bytes:
+    if not log.exists():
+        return b""
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - size))
+        return file.read()
+
+
+def _counts_stand(log: Path) -> bool:
+    """Return whether the last progress lines of a service are equal."""
+    counts = _PROGRESS.findall(_tail(log, 8_192))[-_EQUAL_LINES:]
+    return len(counts) == _EQUAL_LINES and len(set(counts)) == 1
 
 
 def _says(log: Path, words: str) -> Callable[[int], bool]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.times import DAY_NS
 from cryptovol_dagster.history.last_days import PAGES_AT_ONCE
 from cryptovol_dagster_tests.candle_server import made_candles, serving_candles
@@ -43,13 +44,17 @@ def test_a_simulated_market_is_recorded_and_everything_ends_in_order(tmp_path: P
         started = _event(up)
         assert started["event"] == "started"
         assert started["data_dir"] == str(tmp_path / "data" / "simulated")
-        assert list(started["logs"]) == ["recorder", "simulator"]
-        told = [_event(up) for _ in range(3)]
-        assert sorted(event["event"] for event in told) == ["notice", "notice", "ready"]
-        assert {event["text"] for event in told if event["event"] == "notice"} == {
-            "simulator has finished",
-            "recorder has finished",
-        }
+        assert list(started["logs"]) == ["scorer", "featurizer", "recorder", "simulator"]
+        told = [_event(up) for _ in range(5)]
+        assert sorted(event["event"] for event in told) == [*["notice"] * 4, "ready"]
+        texts = [event["text"] for event in told if event["event"] == "notice"]
+        assert sorted(texts) == sorted(f"{name} has finished" for name in started["logs"])
+        # Whoever reads the embedded broker has ended, and stored everything, before it.
+        assert [text.split()[0] for text in texts if "simulator" not in text] == [
+            "scorer",
+            "featurizer",
+            "recorder",
+        ]
 
         assert [path.name[:10] for path in (tmp_path / "temporary").iterdir()] == ["cryptovol-"]
         second = cryptovol("up", "--simulate", env=env)
@@ -65,7 +70,18 @@ def test_a_simulated_market_is_recorded_and_everything_ends_in_order(tmp_path: P
             "dagster": False,
             "mlflow": False,
             "kafka": False,
+            "featurizer": False,
+            "scorer": False,
         }
+        # Every second to the market's end has a reason why it has no probability.
+        assert status["live"]["newest_bar_end_ns"] > status["raw"]["newest_tick_ns"] - 30 * NS
+        assert (status["live"]["with_probability"], status["live"]["reason"]) == (0.0, "no_model")
+        assert (
+            cryptovol(
+                "audit", env=env | {"CRYPTOVOL_CONFIG": started["data_dir"] + "/config.yaml"}
+            ).returncode
+            == 0
+        )
         up.send_signal(signal.SIGTERM)
         output, errors = up.communicate(timeout=30)
     assert (up.returncode, errors) == (0, "")
@@ -132,7 +148,7 @@ def test_the_last_days_are_imported_beside_the_recorder_and_the_next_start_goes_
             _wait_until_status_says(env, "importing minutes: BTC-USD 2 of 3 days; ")
         said = log.read_text()
         assert "minutes  none yet: the last 3 days of BTC-USD are imported in the background" in said
-        assert "stopping: recorder, then minutes" in said
+        assert "stopping: scorer, then featurizer, then recorder, then minutes" in said
         assert _minutes(env) == "import of minutes stopped: BTC-USD 2 of 3 days; `cryptovol up` continues it"
 
         server.hold_after = None
