@@ -36,11 +36,14 @@ _STARTED = '"event": "started"'
 RECORDER_STOP_S = 150.0
 #: Featurizer and scorer wait 30 s for acknowledgements, then the scorer's archive 30 s for the scores.
 LIVE_STOP_S = 75.0
-#: Counts in a progress line of featurizer or scorer.
-_PROGRESS = re.compile(rb" INFO (\d+ (?:rows|bars), .*)")
-#: After a simulated market so many equal lines, 5 s apart, mean that everything is read; and the longest time
-#: for that.
-_EQUAL_LINES, _READ_WITHIN_S = 4, 300.0
+LIVE = ("scorer", "featurizer")
+#: A simulator starts after featurizer and scorer; a service may take 600 s to start.
+SIMULATOR_WITHIN_S = 1_200.0
+#: Count in a progress line of featurizer or scorer.
+_PROGRESS = re.compile(rb" INFO (\d+) (?:rows|bars), ")
+#: A simulated market is read when the counts grew no faster than in silence over so many lines, which are so
+#: many seconds apart: the scorer publishes each second of silence. It is not waited for longer than the last.
+_LINES, _LINE_EVERY_S, _READ_WITHIN_S = 4, 5.0, 300.0
 
 
 class PortError(CryptovolError):
@@ -129,12 +132,13 @@ class Machine:
         """Return the recorder service: the real feed for ever, or the simulator's market to its end."""
         simulated = self.simulator_port is not None
         source = ("--until-closed", "--url", f"ws://{HOST}:{self.simulator_port}") if simulated else ()
+        patience = ("--connect-timeout", f"{SIMULATOR_WITHIN_S:g}") if simulated else ()
         # The embedded broker ends with the recorder, and is read to its end before that.
         stays = simulated and self.with_live
         log = self.logs / "recorder.log"
         return Service(
             name="recorder",
-            command=(*_CRYPTOVOL, "ingest", "--json", *source, *(("--stay",) if stays else ())),
+            command=(*_CRYPTOVOL, "ingest", "--json", *source, *patience, *(("--stay",) if stays else ())),
             # This supervisor runs the webserver, so a closed hour may be reported to it at once.
             environment=self.environment(CRYPTOVOL__DAGSTER__REPORT_CLOSED_HOURS="true"),
             log=log,
@@ -150,7 +154,7 @@ class Machine:
 
         The embedded broker's address is known once the recorder has started, and changes with each start.
         """
-        return [self._live(*each) for each in (("scorer", "score"), ("featurizer", "featurize"))]
+        return [self._live(name, verb) for name, verb in zip(LIVE, ("score", "featurize"), strict=True)]
 
     def _live(self, name: str, verb: str) -> Service:
         log, command = self.logs / f"{name}.log", (*_CRYPTOVOL, verb, "--json")
@@ -177,7 +181,7 @@ class Machine:
     def _is_read_to_its_end(self) -> Callable[[int], bool]:
         """Return a check whether the simulated market is over, and featurizer and scorer have read it."""
         log, ended_s = self.logs / "recorder.log", dict[int, float]()
-        logs = [self.logs / f"{name}.log" for name in ("featurizer", "scorer")]
+        logs = [self.logs / f"{name}.log" for name in LIVE]
 
         def is_read(start: int) -> bool:
             # A recorder that was started again has a market of its own.
@@ -185,9 +189,15 @@ class Machine:
                 if b'"event": "feed_ended"' not in _tail(log, min(8_192, log.stat().st_size - start)):
                     return False
                 ended_s[start] = time.monotonic()
-            return time.monotonic() - ended_s[start] > _READ_WITHIN_S or all(map(_counts_stand, logs))
+            return time.monotonic() - ended_s[start] > _READ_WITHIN_S or all(map(self._is_silent, logs))
 
         return is_read
+
+    def _is_silent(self, log: Path) -> bool:
+        """Return whether featurizer or scorer last counted at most a row a second and product."""
+        counts = [int(count) for count in _PROGRESS.findall(_tail(log, 8_192))[-_LINES:]]
+        most = len(self.settings.coinbase.products) * _LINES * _LINE_EVERY_S
+        return len(counts) == _LINES and counts[-1] - counts[0] <= most
 
     def minutes_import(self) -> Service:
         """Return the import of the last days' minutes, which ends when they are complete."""
@@ -212,6 +222,8 @@ class Machine:
             log=log,
             is_ready=_says(log, '"event": "listening"'),
             finishes=True,
+            # Played many times too fast, minutes of a market are gone before a process has started.
+            follows=LIVE if self.with_live else (),
         )
 
     def dagster(self, *, essential: bool) -> list[Service]:
@@ -335,12 +347,6 @@ def _tail(log: Path, size: int = 65_536) -> bytes:
     with log.open("rb") as file:
         file.seek(max(0, file.seek(0, 2) - size))
         return file.read()
-
-
-def _counts_stand(log: Path) -> bool:
-    """Return whether the last progress lines of a service are equal."""
-    counts = _PROGRESS.findall(_tail(log, 8_192))[-_EQUAL_LINES:]
-    return len(counts) == _EQUAL_LINES and len(set(counts)) == 1
 
 
 def _says(log: Path, words: str) -> Callable[[int], bool]:

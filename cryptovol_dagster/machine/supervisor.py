@@ -79,6 +79,7 @@ class Service:
         after: called every time it has become ready; an error of it counts as an end, too.
         needs: name of a service that starts before this one, or is given up; where it ends, this one is
             stopped, and started again after it; where it has finished, so has this one.
+        follows: names of services that start before this one, or are given up; their ends are no matter.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Service:
     before: Callable[[], None] | None = None
     after: Callable[[], None] | None = None
     needs: str | None = None
+    follows: Sequence[str] = ()
 
 
 @dataclass
@@ -177,7 +179,8 @@ class Supervisor:
         self._keep_guard()
         for kept in self._kept:
             if kept.state is State.WAITING and self.clock() >= kept.due_s:
-                if self.states.get(kept.service.needs or "") not in _NOT_YET:
+                awaited = (kept.service.needs or "", *kept.service.follows)
+                if not any(self.states.get(name) in _NOT_YET for name in awaited):
                     self._start(kept)
             elif kept.child is not None:
                 code = kept.child.poll()

@@ -110,8 +110,8 @@ def test_a_recorder_that_cannot_begin_ends_everything_with_one_line(tmp_path: Pa
 
 @contextmanager
 def _up(env: dict[str, str], log: Path) -> Iterator[None]:
-    """Run recorder and import, without Dagster; at the end stop them in order."""
-    command = [*CRYPTOVOL, "up", "--no-dagster", "--no-mlflow"]
+    """Run recorder and import alone; at the end stop them in order."""
+    command = [*CRYPTOVOL, "up", "--no-live", "--no-dagster", "--no-mlflow"]
     with log.open("w") as output, subprocess.Popen(command, env=env, stdout=output, stderr=output) as up:
         yield
         up.send_signal(signal.SIGINT)
@@ -148,7 +148,7 @@ def test_the_last_days_are_imported_beside_the_recorder_and_the_next_start_goes_
             _wait_until_status_says(env, "importing minutes: BTC-USD 2 of 3 days; ")
         said = log.read_text()
         assert "minutes  none yet: the last 3 days of BTC-USD are imported in the background" in said
-        assert "stopping: scorer, then featurizer, then recorder, then minutes" in said
+        assert "stopping: recorder, then minutes" in said
         assert _minutes(env) == "import of minutes stopped: BTC-USD 2 of 3 days; `cryptovol up` continues it"
 
         server.hold_after = None

@@ -88,9 +88,12 @@ def test_a_simulated_market_is_over_when_featurizer_and_scorer_count_nothing_mor
     count([7, 7, 7, 7], [6, 6, 6, 6])
     assert not recorder.is_done(0)
     recorder.log.write_text('{"event": "started"}\n{"event": "feed_ended"}\n')
-    count([7, 7, 7, 7], [5, 6, 6, 6])
+    count([7, 7, 7, 7], [2, 5_002, 5_002, 5_002])
     assert not recorder.is_done(0)
-    count([1, 7, 7, 7, 7], [6, 6, 6, 6])
+    count([7, 7, 7], [6, 6, 6, 6])
+    assert not recorder.is_done(0)
+    # The scorer goes on with a row a second and product, each without a probability.
+    count([1, 5_007, 5_007, 5_007, 5_007], [6, 16, 26, 36])
     assert recorder.is_done(0)
     assert not recorder.is_done(recorder.log.stat().st_size)  # of a later start
     alone = Machine(small_settings(tmp_path), tmp_path, 1, 1, simulator_port=1, with_live=False).recorder()

@@ -123,6 +123,26 @@ def test_a_command_is_asked_for_at_each_start(tmp_path: Path) -> None:
         assert kept.child.args[-1] == "1"  # type: ignore[union-attr,index]
 
 
+def test_one_that_follows_others_starts_after_them_and_survives_their_ends(tmp_path: Path) -> None:
+    slow = SLEEPER.replace('print("up"', 'time.sleep(0.5); print("up"')
+    services = [
+        service(tmp_path, "simulator", SLEEPER, follows=("scorer", "featurizer")),
+        service(tmp_path, "scorer", slow),
+        service(tmp_path, "featurizer", "raise SystemExit('broken')", essential=False),
+    ]
+    with Supervisor(services, lambda _: None) as supervisor:
+        supervisor.watch(0.1)
+        assert supervisor.states["simulator"] is State.WAITING
+        watch_until(supervisor, lambda: supervisor.is_ready)
+        simulator, scorer, _ = supervisor._kept
+        assert simulator.child is not None
+        assert scorer.child is not None
+        first, killed = simulator.child.pid, scorer.child.pid
+        os.kill(killed, signal.SIGKILL)
+        watch_until(supervisor, lambda: scorer.child is not None and scorer.child.pid != killed)
+        assert simulator.child.pid == first
+
+
 def test_one_whose_work_is_over_stops_after_those_that_need_it_and_all_have_finished(tmp_path: Path) -> None:
     told: list[str] = []
     over = tmp_path / "over"
