@@ -180,24 +180,26 @@ class Machine:
 
     def _is_read_to_its_end(self) -> Callable[[int], bool]:
         """Return a check whether the simulated market is over, and featurizer and scorer have read it."""
-        log, ended_s = self.logs / "recorder.log", dict[int, float]()
+        log, ended = self.logs / "recorder.log", dict[int, tuple[float, dict[Path, int]]]()
         logs = [self.logs / f"{name}.log" for name in LIVE]
 
         def is_read(start: int) -> bool:
             # A recorder that was started again has a market of its own.
-            if start not in ended_s:
+            if start not in ended:
                 if b'"event": "feed_ended"' not in _tail(log, min(8_192, log.stat().st_size - start)):
                     return False
-                ended_s[start] = time.monotonic()
-            return time.monotonic() - ended_s[start] > _READ_WITHIN_S or all(map(self._is_silent, logs))
+                ended[start] = time.monotonic(), {log: _size(log) for log in logs}
+            ended_s, sizes = ended[start]
+            late = time.monotonic() - ended_s > _READ_WITHIN_S
+            return late or all(self._is_silent(log, since) for log, since in sizes.items())
 
         return is_read
 
-    def _is_silent(self, log: Path) -> bool:
-        """Return whether featurizer or scorer last counted at most a row a second and product."""
-        counts = [int(count) for count in _PROGRESS.findall(_tail(log, 8_192))[-_LINES:]]
+    def _is_silent(self, log: Path, since: int) -> bool:
+        """Return whether featurizer or scorer counted at most a row a second and product of late."""
+        counts = [int(count) for count in _PROGRESS.findall(_tail(log, _size(log) - since))[-_LINES:]]
         most = len(self.settings.coinbase.products) * _LINES * _LINE_EVERY_S
-        return len(counts) == _LINES and counts[-1] - counts[0] <= most
+        return len(counts) == _LINES and counts[-1] > 0 and counts[-1] - counts[0] <= most
 
     def minutes_import(self) -> Service:
         """Return the import of the last days' minutes, which ends when they are complete."""
@@ -339,6 +341,10 @@ class Machine:
         if ended.returncode != 0:
             raise InstanceError(f"{self.home}: lost runs cannot be ended: {_last_line(ended.stderr)}")
         self._lost.clear()
+
+
+def _size(log: Path) -> int:
+    return log.stat().st_size if log.exists() else 0
 
 
 def _tail(log: Path, size: int = 65_536) -> bytes:

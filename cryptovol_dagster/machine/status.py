@@ -384,20 +384,19 @@ def _services(settings: Settings, raw: RawLook, now_ns: int) -> list[ServiceLook
         and "recorder" in running.services
         and (raw.stored_ago_s is None or raw.stored_ago_s > now_ns / NS - running.began_s)
     )
+    begun = running if starts else None
     kafka = settings.kafka.bootstrap_servers
     # The embedded broker is the recorder's own: it lives and ends with it.
     kafka_runs = raw.recorder_runs if settings.kafka.is_embedded else any(map(accepts, kafka.split(",")))
     return [
-        _seen("recorder", str(raw.folder), raw.recorder_runs, _not_yet(running if starts else None, now_ns)),
+        _seen("recorder", str(raw.folder), raw.recorder_runs, _not_yet(begun, now_ns)),
         *(
             _interface(settings, running, now_ns, title, sign, whose, name, urls[name].rstrip("/"))
             for name, title, sign, whose in _INTERFACES
         ),
         _seen("kafka", kafka, kafka_runs),
         *(
-            _seen(
-                name, where, runs, _not_yet(running if starts and name in running.services else None, now_ns)
-            )
+            _seen(name, where, runs, _not_yet(begun if begun and name in begun.services else None, now_ns))
             for name, where, runs in _live_services(settings)
         ),
     ]

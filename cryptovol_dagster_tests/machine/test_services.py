@@ -82,15 +82,15 @@ def test_a_simulated_market_is_over_when_featurizer_and_scorer_count_nothing_mor
     def count(featurizer: list[int], scorer: list[int]) -> None:
         for name, counts, what in (("featurizer", featurizer, "rows"), ("scorer", scorer, "bars")):
             lines = [f"12:00:{5 * i:02d} INFO {n} {what}, 0 revised" for i, n in enumerate(counts)]
-            (machine.logs / f"{name}.log").write_text("\n".join(lines))
+            with (machine.logs / f"{name}.log").open("a") as log:
+                log.write("\n".join([*lines, ""]))
 
     recorder.log.write_text('{"event": "started"}\n')
     count([7, 7, 7, 7], [6, 6, 6, 6])
     assert not recorder.is_done(0)
     recorder.log.write_text('{"event": "started"}\n{"event": "feed_ended"}\n')
-    count([7, 7, 7, 7], [2, 5_002, 5_002, 5_002])
-    assert not recorder.is_done(0)
-    count([7, 7, 7], [6, 6, 6, 6])
+    assert not recorder.is_done(0)  # what was counted before the end does not matter
+    count([0, 0, 0, 0], [2, 5_002, 5_002, 5_002])
     assert not recorder.is_done(0)
     # The scorer goes on with a row a second and product, each without a probability.
     count([1, 5_007, 5_007, 5_007, 5_007], [6, 16, 26, 36])
