@@ -42,7 +42,7 @@ demo-ui: $(STAMP) ## Open Dagster and MLflow on the demo's data
 	@test -f data/demo/config.yaml || { echo 'no demo yet: type `make demo`'; exit 1; }
 	@$(BIN)/cryptovol --config data/demo/config.yaml ui
 
-up: $(STAMP) ## Everything on this machine: record the market, Dagster, MLflow; Ctrl-C stops all in order
+up: $(STAMP) ## Everything on this machine: record and score the market, Dagster, MLflow; Ctrl-C stops all in order
 	@$(BIN)/cryptovol up
 
 up-simulate: $(STAMP) ## The same offline on a synthetic market, an hour a minute (UP="--speed 600 --hours 48")

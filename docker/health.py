@@ -3,6 +3,7 @@
 python health.py http URL               answers with a status below 400
 python health.py grpc PORT              the code server serves (its health service, without importing Dagster)
 python health.py stored FOLDER SECONDS  the archive published a raw file of a topic within so many seconds
+python health.py written FOLDER SECONDS a file of the folder was written within so many seconds
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 TIMEOUT_S = 5.0
@@ -55,7 +56,20 @@ def stored(folder: str, seconds: str) -> None:
     Raises:
         UnhealthyError: too long ago, or never.
     """
-    newest_s = max((hour.stat().st_mtime for hour in Path(folder).glob("date=*/hour=*")), default=None)
+    _require_recent(folder, Path(folder).glob("date=*/hour=*"), seconds)
+
+
+def written(folder: str, seconds: str) -> None:
+    """Look when a file of a folder was last written (each is replaced as a whole).
+
+    Raises:
+        UnhealthyError: too long ago, or never.
+    """
+    _require_recent(folder, Path(folder).glob("*"), seconds)
+
+
+def _require_recent(folder: str, paths: Iterable[Path], seconds: str) -> None:
+    newest_s = max((path.stat().st_mtime for path in paths), default=None)
     if newest_s is None:
         raise UnhealthyError(f"{folder}: nothing stored yet")
     age_s = time.time() - newest_s
@@ -63,7 +77,7 @@ def stored(folder: str, seconds: str) -> None:
         raise UnhealthyError(f"{folder}: nothing stored for {age_s:.0f} s")
 
 
-CHECKS: dict[str, Callable[..., None]] = {"http": http, "grpc": grpc, "stored": stored}
+CHECKS: dict[str, Callable[..., None]] = {"http": http, "grpc": grpc, "stored": stored, "written": written}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -60,6 +60,8 @@ class IngestOptions:
         url: instead of the configured one.
         duration_s: stop after this long.
         until_closed: stop when the server closes with code 1000.
+        stay: with `until_closed`, keep broker and archive after that until a signal, so that other programs
+            can read the embedded broker to its end.
         with_archive: write raw storage; an embedded broker needs it.
         with_feed: read the exchange; without it the archive runs alone on a real broker.
         connect_timeout_s: with `duration_s` or `until_closed`, the run fails after this long without a
@@ -72,6 +74,7 @@ class IngestOptions:
     url: str | None = None
     duration_s: float | None = None
     until_closed: bool = False
+    stay: bool = False
     with_archive: bool = True
     with_feed: bool = True
     connect_timeout_s: float = 20.0
@@ -91,6 +94,8 @@ class IngestOptions:
         """
         if not self.with_archive and not self.with_feed:
             raise IngestSetupError("with neither feed nor archive there is nothing to do")
+        if self.stay and not self.until_closed:
+            raise IngestSetupError("without --until-closed the feed has no end to stay after")
         if self.shared_archive and not self.with_archive:
             raise IngestSetupError("without an archive there is none to share")
 
@@ -185,6 +190,7 @@ def run_ingest(
     *,
     on_started: Callable[[Started], None] | None = None,
     on_progress: Callable[[FeedCounters, PublishCounters], None] | None = None,
+    on_feed_ended: Callable[[], None] | None = None,
 ) -> IngestSummary:
     """Record until a signal, or until the end set in `options`.
 
@@ -193,6 +199,7 @@ def run_ingest(
         options: options of the recording.
         on_started: called once, when the broker answers and a signal would stop cleanly.
         on_progress: called every few seconds.
+        on_feed_ended: called when the server has closed and the recorder stays.
 
     Raises:
         IngestSetupError: the options exclude each other.
@@ -218,7 +225,9 @@ def run_ingest(
             else nullcontext()
         )
         with LogWatch(broker) as logs, lock:
-            recorder = _Recorder(settings, options, broker, logs, started, on_started, on_progress)
+            recorder = _Recorder(
+                settings, options, broker, logs, started, on_started, on_progress, on_feed_ended
+            )
             return asyncio.run(recorder.run())
 
 
@@ -234,6 +243,7 @@ class _Recorder:
         started: Started,
         on_started: Callable[[Started], None] | None,
         on_progress: Callable[[FeedCounters, PublishCounters], None] | None,
+        on_feed_ended: Callable[[], None] | None,
     ) -> None:
         self._settings = settings
         self._options = options
@@ -242,6 +252,7 @@ class _Recorder:
         self._started = started
         self._on_started = on_started
         self._on_progress = on_progress
+        self._on_feed_ended = on_feed_ended
         self._stop = asyncio.Event()
         self._ended = "closed"
         self._counters: FeedCounters | None = None
@@ -305,6 +316,10 @@ class _Recorder:
         reporting = asyncio.create_task(self._report(feed.counters, publisher))
         try:
             await feed.run(self._stop)
+            if self._options.stay and not self._stop.is_set():
+                if self._on_feed_ended is not None:
+                    self._on_feed_ended()
+                await self._stop.wait()
             self._stop.set()  # later errors are not the reason of the end
             if self._logs.state.other_broker:
                 raise IngestError(self._logs.state.other_broker)

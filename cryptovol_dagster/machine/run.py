@@ -146,7 +146,10 @@ def _line(machine: Machine, supervisor: Supervisor) -> str:
     if "recorder" in supervisor.states:
         rate = frames_per_s(machine.logs / "recorder.log")
         parts.append("no frames yet" if rate is None else f"{rate:,.1f} frames/s")
-    parts += _stand(look(machine.settings, time.time_ns()))
+    status = look(machine.settings, time.time_ns())
+    if "scorer" in supervisor.states:
+        parts.append("no scores stored yet" if status.live is None else f"scores: {status.live}")
+    parts += _stand(status)
     parts += [
         f"{name} {state.value}"
         for name, state in supervisor.states.items()

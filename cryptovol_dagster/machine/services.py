@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,8 +30,20 @@ LOCATION = "cryptovol_dagster.definitions"
 _CRYPTOVOL = (sys.executable, "-m", "cryptovol_dagster.cli")
 _MLFLOW_STORE = (sys.executable, "-m", "cryptovol_dagster.tracking.store")
 _LOST_RUNS = (sys.executable, "-m", "cryptovol_dagster.machine.lost_runs")
+#: The first line of recorder, featurizer and scorer.
+_STARTED = '"event": "started"'
 #: A recorder waits for acknowledgements, then for the archive to flush: 30 s, flush_s and 30 s.
 RECORDER_STOP_S = 150.0
+#: Featurizer and scorer wait 30 s for acknowledgements, then the scorer's archive 30 s for the scores.
+LIVE_STOP_S = 75.0
+LIVE = ("scorer", "featurizer")
+#: A simulator starts after featurizer and scorer; a service may take 600 s to start.
+SIMULATOR_WITHIN_S = 1_200.0
+#: Count in a progress line of featurizer or scorer.
+_PROGRESS = re.compile(rb" INFO (\d+) (?:rows|bars), ")
+#: A simulated market is read when the counts grew no faster than in silence over so many lines, which are so
+#: many seconds apart: the scorer publishes each second of silence. It is not waited for longer than the last.
+_LINES, _LINE_EVERY_S, _READ_WITHIN_S = 4, 5.0, 300.0
 
 
 class PortError(CryptovolError):
@@ -64,6 +79,7 @@ class Machine:
         mlflow_port: of the MLflow UI.
         simulator_port: of the simulator, where one is to run.
         code_port: of Dagster's code server.
+        with_live: whether featurizer and scorer run beside the recorder.
     """
 
     settings: Settings
@@ -72,7 +88,9 @@ class Machine:
     mlflow_port: int
     simulator_port: int | None = None
     code_port: int = field(default_factory=lambda: free_port(HOST))
+    with_live: bool = True
     _lost: list[str] = field(default_factory=list)
+    _broker: list[str] = field(default_factory=list)
 
     @property
     def logs(self) -> Path:
@@ -114,17 +132,74 @@ class Machine:
         """Return the recorder service: the real feed for ever, or the simulator's market to its end."""
         simulated = self.simulator_port is not None
         source = ("--until-closed", "--url", f"ws://{HOST}:{self.simulator_port}") if simulated else ()
+        patience = ("--connect-timeout", f"{SIMULATOR_WITHIN_S:g}") if simulated else ()
+        # The embedded broker ends with the recorder, and is read to its end before that.
+        stays = simulated and self.with_live
         log = self.logs / "recorder.log"
         return Service(
             name="recorder",
-            command=(*_CRYPTOVOL, "ingest", "--json", *source),
+            command=(*_CRYPTOVOL, "ingest", "--json", *source, *patience, *(("--stay",) if stays else ())),
             # This supervisor runs the webserver, so a closed hour may be reported to it at once.
             environment=self.environment(CRYPTOVOL__DAGSTER__REPORT_CLOSED_HOURS="true"),
             log=log,
-            is_ready=_says(log, '"event": "started"'),
+            is_ready=_says(log, _STARTED),
             finishes=simulated,
+            is_done=self._is_read_to_its_end() if stays else None,
             stop_s=RECORDER_STOP_S,
+            after=self._note_broker,
         )
+
+    def live(self) -> list[Service]:
+        """Return scorer and featurizer, in the order in which they stop: both before the recorder.
+
+        The embedded broker's address is known once the recorder has started, and changes with each start.
+        """
+        return [self._live(name, verb) for name, verb in zip(LIVE, ("score", "featurize"), strict=True)]
+
+    def _live(self, name: str, verb: str) -> Service:
+        log, command = self.logs / f"{name}.log", (*_CRYPTOVOL, verb, "--json")
+        embedded = self.settings.kafka.is_embedded
+        return Service(
+            name=name,
+            command=(lambda: (*command, "--bootstrap", self._broker[-1])) if embedded else command,
+            environment=self.environment(),
+            log=log,
+            is_ready=_says(log, _STARTED),
+            essential=False,
+            stop_s=LIVE_STOP_S,
+            needs="recorder" if embedded else None,
+        )
+
+    def _note_broker(self) -> None:
+        """Note where the recorder's broker is, from its newest line about that."""
+        log = self.logs / "recorder.log"
+        started = [line for line in _tail(log).splitlines() if _STARTED.encode() in line]
+        if not started:
+            raise InstanceError(f"{log} does not say where its broker is")
+        self._broker[:] = [json.loads(started[-1])["bootstrap_servers"]]
+
+    def _is_read_to_its_end(self) -> Callable[[int], bool]:
+        """Return a check whether the simulated market is over, and featurizer and scorer have read it."""
+        log, ended = self.logs / "recorder.log", dict[int, tuple[float, dict[Path, int]]]()
+        logs = [self.logs / f"{name}.log" for name in LIVE]
+
+        def is_read(start: int) -> bool:
+            # A recorder that was started again has a market of its own.
+            if start not in ended:
+                if b'"event": "feed_ended"' not in _tail(log, min(8_192, log.stat().st_size - start)):
+                    return False
+                ended[start] = time.monotonic(), {log: _size(log) for log in logs}
+            ended_s, sizes = ended[start]
+            late = time.monotonic() - ended_s > _READ_WITHIN_S
+            return late or all(self._is_silent(log, since) for log, since in sizes.items())
+
+        return is_read
+
+    def _is_silent(self, log: Path, since: int) -> bool:
+        """Return whether featurizer or scorer counted at most a row a second and product of late."""
+        counts = [int(count) for count in _PROGRESS.findall(_tail(log, _size(log) - since))[-_LINES:]]
+        most = len(self.settings.coinbase.products) * _LINES * _LINE_EVERY_S
+        return len(counts) == _LINES and counts[-1] > 0 and counts[-1] - counts[0] <= most
 
     def minutes_import(self) -> Service:
         """Return the import of the last days' minutes, which ends when they are complete."""
@@ -149,6 +224,8 @@ class Machine:
             log=log,
             is_ready=_says(log, '"event": "listening"'),
             finishes=True,
+            # Played many times too fast, minutes of a market are gone before a process has started.
+            follows=LIVE if self.with_live else (),
         )
 
     def dagster(self, *, essential: bool) -> list[Service]:
@@ -264,6 +341,18 @@ class Machine:
         if ended.returncode != 0:
             raise InstanceError(f"{self.home}: lost runs cannot be ended: {_last_line(ended.stderr)}")
         self._lost.clear()
+
+
+def _size(log: Path) -> int:
+    return log.stat().st_size if log.exists() else 0
+
+
+def _tail(log: Path, size: int = 65_536) -> bytes:
+    if not log.exists():
+        return b""
+    with log.open("rb") as file:
+        file.seek(max(0, file.seek(0, 2) - size))
+        return file.read()
 
 
 def _says(log: Path, words: str) -> Callable[[int], bool]:

@@ -18,14 +18,16 @@ from cryptovol_dagster.chains import spec_of, timescale_specs
 from cryptovol_dagster.core.specs import NS, SECONDS, TimescaleSpec
 from cryptovol_dagster.core.times import DAY_NS, HOUR_NS, hour_key
 from cryptovol_dagster.lake.files import ROLLED_BACK, Lake
+from cryptovol_dagster.lake.raw_ticks import RawStore
 from cryptovol_dagster.machine import owners
 from cryptovol_dagster.machine.first_days import learning_line, minutes_line
 from cryptovol_dagster.machine.instance import Running, running_instance
 from cryptovol_dagster.machine.reachable import accepts, answers
+from ingestor.archive.collection import SCORES
 from ingestor.archive.layout import closing_paths
-from ingestor.archive.member_name import archive_runs
+from ingestor.archive.member_name import FEATURIZERS, archive_runs, slot_held
 from ingestor.archive.reader import RawReader
-from ingestor.envelope import EVENTS, TICKS
+from ingestor.envelope import EVENTS, SCORES_TOPIC, TICKS
 from ingestor.settings import Settings
 
 #: How long after its closing an hour may lack its market assets.
@@ -33,7 +35,9 @@ PATIENCE_S = 900.0
 #: The archive stores every `storage.flush_s`, and checkpoints come every few seconds.
 SILENT_AFTER_FLUSHES = 3
 LEAST_FREE_BYTES = 1024**3
-SERVICES = ("recorder", "dagster", "mlflow", "kafka")
+SERVICES = ("recorder", "dagster", "mlflow", "kafka", "featurizer", "scorer")
+#: Before the newest score: the span of the numbers on live scores.
+LIVE_SPAN_NS = 600 * NS
 #: Hours shown of a list of them.
 _SHOWN = 3
 
@@ -112,6 +116,40 @@ class ModelsLook:
 
 
 @dataclass(frozen=True)
+class LiveLook:
+    """The scores stored of the last ten minutes before the newest one.
+
+    Attributes:
+        newest_bar_end_ns: end of the newest bar.
+        age_s: how long ago that was.
+        stored_ago_s: how long ago a file of scores was last stored.
+        scores: bars of products, each counted once.
+        with_probability: share of them with a probability.
+        reason: the most frequent reason of the others; None where there are none.
+        model: kind of the model that scored last; None where none has.
+        model_as_of: as of when that was trained.
+    """
+
+    newest_bar_end_ns: int
+    age_s: float
+    stored_ago_s: float
+    scores: int
+    with_probability: float
+    reason: str | None
+    model: str | None
+    model_as_of: str | None
+
+    def __str__(self) -> str:
+        others = f" (mostly {self.reason})" if self.reason else ""
+        model = f"{self.model} as of {self.model_as_of}" if self.model else "none yet"
+        return (
+            f"newest {datetime.fromtimestamp(self.newest_bar_end_ns / NS, UTC):%Y-%m-%d %H:%M:%S}, "
+            f"stored {self.stored_ago_s:.0f} s ago; {self.with_probability:.0%} of {self.scores:,} in 10 min "
+            f"with a probability{others}; model {model}"
+        )
+
+
+@dataclass(frozen=True)
 class ServiceLook:
     """A service.
 
@@ -138,11 +176,12 @@ class Status:
         lake: its assets.
         models: by timescale.
         reports: latest copies, newest first, with the time they were written (ns).
-        services: recorder, Dagster, MLflow and Kafka.
+        services: each of `SERVICES`.
         free_bytes: room for data.
         waits_for: the next step while there are no models yet, or None.
         problems: problems, one sentence each.
         minutes: how far the import of the last days is, in one line; None where none has begun.
+        live: the newest scores; None where none is stored.
     """
 
     at_ns: int
@@ -155,6 +194,7 @@ class Status:
     waits_for: str | None
     problems: list[str]
     minutes: str | None = None
+    live: LiveLook | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
@@ -205,6 +245,7 @@ def look(settings: Settings, now_ns: int, required: Sequence[str] = ()) -> Statu
             *_room_problems(storage.data_dir, free_bytes),
         ],
         minutes=minutes_line(settings, lake),
+        live=_live(storage.raw_dir, now_ns),
     )
 
 
@@ -234,6 +275,35 @@ def _raw(raw_dir: Path, closings: Mapping[str, int], now_ns: int, closed_after_n
         stored_ago_s=(now_ns - max(stored)) / NS if stored else None,
         # An overdue hour was left open by a recorder that stopped in it.
         next_closing_ns=min((at_ns for at_ns in due_ns if newest_ns and at_ns > newest_ns), default=None),
+    )
+
+
+def _live(raw_dir: Path, now_ns: int) -> LiveLook | None:
+    """Return the newest scores; None where none is stored."""
+    raw, folder = RawStore(raw_dir), raw_dir / SCORES_TOPIC
+    for hour_ns in reversed(raw.reader.hours(SCORES_TOPIC)):
+        files = raw.reader.files(SCORES_TOPIC, hour_ns, hour_ns + HOUR_NS)
+        newest_ns = max((file.footer.max_time_ns for file in files), default=0)
+        table = raw.scores(newest_ns - LIVE_SPAN_NS, newest_ns + 1) if files else None
+        if table is not None and len(table):
+            break
+    else:
+        return None
+    columns = ["product_id", "bar_end_ns", "revision", "reason", "model", "model_as_of"]
+    rows = table.select(columns).to_pandas().sort_values(["bar_end_ns", "revision"], kind="stable")
+    rows = rows.drop_duplicates(["product_id", "bar_end_ns"], keep="last")
+    others, by_model = rows.loc[rows["reason"] != "ok", "reason"], rows.dropna(subset="model")
+    newest_bar_ns = int(rows["bar_end_ns"].iloc[-1])
+    stored_ns = max(path.stat().st_mtime_ns for path in folder.glob("date=*/hour=*"))
+    return LiveLook(
+        newest_bar_end_ns=newest_bar_ns,
+        age_s=(now_ns - newest_bar_ns) / NS,
+        stored_ago_s=(now_ns - stored_ns) / NS,
+        scores=len(rows),
+        with_probability=1 - len(others) / len(rows),
+        reason=None if others.empty else str(others.mode().iloc[0]),
+        model=None if by_model.empty else str(by_model["model"].iloc[-1]),
+        model_as_of=None if by_model.empty else str(by_model["model_as_of"].iloc[-1]),
     )
 
 
@@ -314,17 +384,29 @@ def _services(settings: Settings, raw: RawLook, now_ns: int) -> list[ServiceLook
         and "recorder" in running.services
         and (raw.stored_ago_s is None or raw.stored_ago_s > now_ns / NS - running.began_s)
     )
+    begun = running if starts else None
     kafka = settings.kafka.bootstrap_servers
     # The embedded broker is the recorder's own: it lives and ends with it.
     kafka_runs = raw.recorder_runs if settings.kafka.is_embedded else any(map(accepts, kafka.split(",")))
     return [
-        _seen("recorder", str(raw.folder), raw.recorder_runs, _not_yet(running if starts else None, now_ns)),
+        _seen("recorder", str(raw.folder), raw.recorder_runs, _not_yet(begun, now_ns)),
         *(
             _interface(settings, running, now_ns, title, sign, whose, name, urls[name].rstrip("/"))
             for name, title, sign, whose in _INTERFACES
         ),
         _seen("kafka", kafka, kafka_runs),
+        *(
+            _seen(name, where, runs, _not_yet(begun if begun and name in begun.services else None, now_ns))
+            for name, where, runs in _live_services(settings)
+        ),
     ]
+
+
+def _live_services(settings: Settings) -> Iterator[tuple[str, str, bool]]:
+    """Yield name, address and presence of featurizer and scorer, by the locks that they hold."""
+    features, raw_dir = settings.storage.features_path, settings.storage.raw_dir
+    yield "featurizer", str(features), slot_held(features.parent, FEATURIZERS)
+    yield "scorer", str(raw_dir / SCORES_TOPIC), slot_held(raw_dir, SCORES.locks)
 
 
 def _interface(

@@ -63,35 +63,40 @@ class Service:
 
     Attributes:
         name: as people read it.
-        command: program and arguments.
+        command: program and arguments; called before each start where they depend on another service.
         environment: the whole environment of the process.
         log: file that gets its stdout and stderr, appended.
         is_ready: called until it returns True, with the position in the log at which this start began
             (bytes).
         essential: whether all services end when this one cannot be kept running.
         finishes: whether exit code 0 is the end of its work, not a failure.
+        is_done: called while it is ready, as `is_ready`; once it returns True, its work is over: the services
+            that need this one are stopped, then this one, and all have finished.
         hopeless: exit codes after which another start would fail again.
         start_s: longest time of a start.
         stop_s: how long a stop may take before it is killed.
         before: called before every start; an error of it (`CryptovolError`, `OSError`) counts as an end.
         after: called every time it has become ready; an error of it counts as an end, too.
         needs: name of a service that starts before this one, or is given up; where it ends, this one is
-            stopped, and started again after it.
+            stopped, and started again after it; where it has finished, so has this one.
+        follows: names of services that start before this one, or are given up; their ends are no matter.
     """
 
     name: str
-    command: Sequence[str]
+    command: Sequence[str] | Callable[[], Sequence[str]]
     environment: Mapping[str, str]
     log: Path
     is_ready: Callable[[int], bool]
     essential: bool = True
     finishes: bool = False
+    is_done: Callable[[int], bool] | None = None
     hopeless: frozenset[int] = frozenset({2})
     start_s: float = 600.0  # on a busy machine Dagster was seen to take two minutes
     stop_s: float = 20.0
     before: Callable[[], None] | None = None
     after: Callable[[], None] | None = None
     needs: str | None = None
+    follows: Sequence[str] = ()
 
 
 @dataclass
@@ -174,7 +179,8 @@ class Supervisor:
         self._keep_guard()
         for kept in self._kept:
             if kept.state is State.WAITING and self.clock() >= kept.due_s:
-                if self.states.get(kept.service.needs or "") not in _NOT_YET:
+                awaited = (kept.service.needs or "", *kept.service.follows)
+                if not any(self.states.get(name) in _NOT_YET for name in awaited):
                     self._start(kept)
             elif kept.child is not None:
                 code = kept.child.poll()
@@ -182,6 +188,8 @@ class Supervisor:
                     self._ended(kept, code, f"ended {_how(code)}")
                 elif kept.state is State.STARTING:
                     self._await(kept)
+                elif kept.service.is_done is not None and kept.service.is_done(kept.log_start):
+                    self._finish(kept)
             if self.stop_asked:
                 return
 
@@ -191,10 +199,11 @@ class Supervisor:
         try:
             if service.before is not None:
                 service.before()
+            command = service.command() if callable(service.command) else service.command
             with service.log.open("ab") as output:
                 kept.log_start = output.tell()
                 kept.child = subprocess.Popen(
-                    service.command,
+                    command,
                     env=dict(service.environment),
                     stdin=subprocess.DEVNULL,
                     stdout=output,
@@ -228,14 +237,23 @@ class Supervisor:
 
     def _ended(self, kept: _Kept, code: int | None, what: str) -> None:
         service = kept.service
-        self._end_with_dependents(kept)
         if code == 0 and service.finishes:
-            kept.state = State.FINISHED
-            self.tell(f"{service.name} has finished")
+            self._finish(kept)
             return
+        self._end_with_dependents(kept)
         # A killed service has no last log line.
         words = "" if code is not None and code < 0 else _last_words(service.log, kept.log_start)
         self._again_or_never(kept, f"{service.name} {what}{words}", hopeless=code in service.hopeless)
+
+    def _finish(self, kept: _Kept) -> None:
+        """Stop a service whose work is over, after those that need it."""
+        dependents = [other for other in self._kept if other.service.needs == kept.service.name]
+        for each in (*dependents, kept):
+            if each.state is State.GIVEN_UP:
+                continue
+            self._stop_one(each, patient_signals=1)
+            each.state = State.FINISHED
+            self.tell(f"{each.service.name} has finished")
 
     def _end_with_dependents(self, kept: _Kept) -> None:
         # Those that need it go first: Dagster's daemon never retries a run that fails beside no code server.
@@ -270,18 +288,21 @@ class Supervisor:
         """Stop the services one after the other; a further signal ends the waiting."""
         patient_signals = max(self._signals, 1)
         for kept in self._kept:
-            if kept.child is None:
-                continue
-            guard.tell(kept.child.pid, signal.SIGTERM)
-            until_s = time.monotonic() + kept.service.stop_s
-            while kept.child.poll() is None and time.monotonic() < until_s:
-                if self._signals > patient_signals:
-                    break
-                time.sleep(_LOOK_EVERY_S / 4)
-            self._sweep(kept)
+            self._stop_one(kept, patient_signals)
         if self._guard is not None and self._guard.stdin is not None:
             self._guard.stdin.close()
             self._guard.wait()
+
+    def _stop_one(self, kept: _Kept, patient_signals: int) -> None:
+        if kept.child is None:
+            return
+        guard.tell(kept.child.pid, signal.SIGTERM)
+        until_s = time.monotonic() + kept.service.stop_s
+        while kept.child.poll() is None and time.monotonic() < until_s:
+            if self._signals > patient_signals:
+                break
+            time.sleep(_LOOK_EVERY_S / 4)
+        self._sweep(kept)
 
     def _sweep(self, kept: _Kept) -> None:
         """End the remaining processes of a service, itself included, and drop it."""

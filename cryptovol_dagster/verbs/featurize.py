@@ -63,10 +63,14 @@ def featurize(
     log_to_stderr()
     from cryptovol_dagster.chains import spec_of
     from cryptovol_dagster.core.specs import SECONDS
+    from cryptovol_dagster.live.clients import GROUP
     from cryptovol_dagster.live.featurizer import Featurizer
+    from ingestor.archive.member_name import FEATURIZERS, Slot
     from ingestor.kafka.broker import connect
 
-    with connect(kafka) as broker, stopping_at_signals() as stop:
+    # `cryptovol status` recognizes a running one by its slot.
+    slot = Slot(settings.storage.features_path.parent, GROUP, FEATURIZERS)
+    with connect(kafka) as broker, stopping_at_signals() as stop, slot:
         featurizer = Featurizer(
             broker,
             spec_of(settings, SECONDS),

@@ -108,6 +108,8 @@ def _rows(found: Status) -> list[tuple[str, str]]:
     rows.append(("raw", f"{newest}, {raw.rows_today:,} ticks today, {raw.hours} hours with ticks"))
     open_hours = f", open: {', '.join(raw.open[:3])}" if raw.open else ""
     rows.append(("closed", f"{raw.closed} hours, the newest {raw.newest_closed or '–'}{open_hours}"))
+    if found.live is not None:
+        rows.append(("scores", str(found.live)))
     if found.minutes:
         rows.append(("minutes", found.minutes))
     rows += [(one.asset, _asset(one)) for one in found.lake]

@@ -34,7 +34,8 @@ from ingestor.synthetic import require_real
     help="Simulated: length of the market.",
 )
 @click.option("--seed", default=7, show_default=True, type=click.IntRange(min=0), help="Simulated: its seed.")
-@click.option("--no-dagster", is_flag=True, help="Without Dagster: record only.")
+@click.option("--no-live", is_flag=True, help="Without live features and scores.")
+@click.option("--no-dagster", is_flag=True, help="Without Dagster: no hour is computed, no model trained.")
 @click.option("--no-mlflow", is_flag=True, help="Without the MLflow UI; runs are tracked all the same.")
 @click.option(
     "--no-import",
@@ -51,6 +52,7 @@ def up(
     speed: str,
     hours: int,
     seed: int,
+    no_live: bool,
     no_dagster: bool,
     no_mlflow: bool,
     no_import: bool,
@@ -58,11 +60,12 @@ def up(
     mlflow_port: int,
     as_json: bool,
 ) -> None:
-    """Run everything on this machine: recorder, Dagster (webserver and daemon) and MLflow.
+    """Run everything on this machine: recorder, live scores, Dagster (webserver and daemon) and MLflow.
 
-    The market is recorded, hours that close are worked off by themselves, models are retrained hourly. A part
-    that dies is started again; when the recorder cannot be kept running everything ends. Ctrl-C stops all in
-    order, the recorder first: what it has read is stored. A second Ctrl-C does not wait.
+    The market is recorded, hours that close are worked off by themselves, models are retrained hourly. Every
+    second gets its features and, once there is a champion, its score. A part that dies is started again; when
+    the recorder cannot be kept running everything ends. Ctrl-C stops all in order, the scorer first, then the
+    featurizer and the recorder: what was read and published is stored. A second Ctrl-C does not wait.
 
     Missing minutes of the last 120 days (history.first_import_days) are imported from the exchange in
     the background. Dagster then computes these days and trains the first models of the minutes. The next
@@ -89,8 +92,9 @@ def up(
         0 if no_dagster else choose_port(dagster_port, "--dagster-port"),
         0 if no_mlflow else choose_port(mlflow_port, "--mlflow-port"),
         free_port(HOST) if simulate else None,
+        with_live=not no_live,
     )
-    services: list[Service] = [machine.recorder()]
+    services: list[Service] = [*([] if no_live else machine.live()), machine.recorder()]
     if simulate:
         services.append(machine.simulator(_market(start, speed, hours, seed)))
     if not no_dagster:

@@ -317,6 +317,7 @@ def prove(proof: Proof) -> None:
     proof.say("webserver: the code location is loaded through the workspace")
     proof.up("daemon")
     record(proof)
+    seconds_are_scored(proof)
     hours_are_computed(proof)
     a_killed_code_server_is_survived(proof)
     for service, grace_s in (("daemon", 60), ("webserver", 30), ("code", 60), ("mlflow", 30)):
@@ -341,6 +342,22 @@ def record(proof: Proof) -> None:
     if code != 0:
         raise NotProvenError(f"ingestor: exit code {code} after SIGTERM")
     proof.say(f"ingestor: {messages} ticks in Kafka; stopped cleanly in {time.monotonic() - began_s:.1f} s")
+
+
+def seconds_are_scored(proof: Proof) -> None:
+    """Featurizer and scorer read what Kafka holds, are healthy, and stop cleanly with all of it stored."""
+    for service in ("featurizer", "scorer"):
+        proof.up(service)
+    for service in ("scorer", "featurizer"):
+        code = proof.stop(service, timeout_s=75)
+        if code != 0:
+            raise NotProvenError(f"{service}: exit code {code} after SIGTERM")
+    looked = json.loads(proof.inside("code", "cryptovol", "status", "--json"))["live"]
+    if looked is None or not looked["scores"]:
+        raise NotProvenError(f"scorer: no scores in raw storage: {looked}")
+    proof.say(
+        f"scorer: {looked['scores']} scores of the last 10 min in raw storage, mostly {looked['reason']}"
+    )
 
 
 def hours_are_computed(proof: Proof) -> None:

@@ -11,6 +11,7 @@ import yaml
 from dagster._core.instance.config import dagster_instance_config
 
 from cryptovol_dagster.machine.instance import DAGSTER_YAML
+from cryptovol_dagster.machine.services import LIVE_STOP_S
 from cryptovol_dagster_tests.deployment.files import (
     COMPOSE,
     DOCKER,
@@ -24,6 +25,8 @@ from ingestor.settings import load_settings
 
 PROJECT = compose()
 SERVICES: dict[str, dict[str, Any]] = PROJECT["services"]
+#: The sensor of failed runs is evaluated by `code`; alerts about scores come from the scorer.
+SENDERS = {"code", "scorer"}
 each_service = pytest.mark.parametrize("service", SERVICES)
 pinned_image = re.compile(r"[a-z0-9./-]+:\d[\w.-]*(@sha256:[0-9a-f]{64})?")
 
@@ -79,17 +82,17 @@ def test_only_what_talks_to_people_the_exchange_or_a_receiver_of_alerts_reaches_
     assert PROJECT["networks"]["inner"] == {"internal": True}
     outside = {name for name, spec in SERVICES.items() if "outer" in spec["networks"]}
     published = {name for name, spec in SERVICES.items() if spec.get("ports")}
-    assert outside == published | {"ingestor", "code"}
+    assert outside == published | {"ingestor", "code", "scorer"}
     assert all("inner" in spec["networks"] for spec in SERVICES.values())
 
 
-def test_each_volume_is_named_and_only_the_recorder_writes_raw_storage() -> None:
+def test_each_volume_is_named_and_only_archives_write_raw_storage() -> None:
     mounts = [
         (name, *volume.split(":")) for name, spec in SERVICES.items() for volume in spec.get("volumes", [])
     ]
     assert {volume for _, volume, *_ in mounts} == set(PROJECT["volumes"])
     writers = {service for service, volume, _, *mode in mounts if volume == "raw" and mode != ["ro"]}
-    assert writers == {"ingestor"}
+    assert writers == {"ingestor", "scorer"}
 
 
 @pytest.mark.parametrize("secret", SECRETS)
@@ -106,7 +109,7 @@ def test_no_secret_stands_in_the_file() -> None:
             assert re.match(r"\$\{\w+:\?set it in docker/\.env\}", match[2]), line
 
 
-@pytest.mark.parametrize("service", ["ingestor", "code", "webserver", "daemon"])
+@pytest.mark.parametrize("service", ["ingestor", "featurizer", "scorer", "code", "webserver", "daemon"])
 def test_the_settings_in_the_environment_are_settings(service: str, tmp_path: Path) -> None:
     spec = SERVICES[service]
     config = tmp_path / "config.yaml"
@@ -114,28 +117,30 @@ def test_the_settings_in_the_environment_are_settings(service: str, tmp_path: Pa
     assert spec["environment"]["CRYPTOVOL_CONFIG"] == spec["configs"][0]["target"]
     loaded = load_settings(environ={**spec["environment"], "CRYPTOVOL_CONFIG": str(config)})
     assert loaded.settings.kafka.bootstrap_servers == "kafka:19092"
-    if service != "ingestor":
+    if service not in ("ingestor", "featurizer"):
         assert loaded.settings.mlflow_tracking_uri == "http://mlflow:5000"
 
 
 @pytest.mark.parametrize("url", [None, "https://example.org/hooks/s3cret"])
-def test_the_webhook_of_docker_env_reaches_the_server_that_sends_alerts(url: str | None) -> None:
+def test_the_webhook_of_docker_env_reaches_what_sends_alerts(url: str | None) -> None:
     name = "CRYPTOVOL__MONITORING__ALERT_WEBHOOK_URL"
     services = compose({**SECRETS, **({name: url} if url else {})})["services"]
-    loaded = load_settings(environ={name: services["code"]["environment"][name]})
-    found = loaded.settings.monitoring.alert_webhook_url
-    assert (found.get_secret_value() if found else None) == url
+    for service in SENDERS:
+        loaded = load_settings(environ={name: services[service]["environment"][name]})
+        found = loaded.settings.monitoring.alert_webhook_url
+        assert (found.get_secret_value() if found else None) == url
     # A secret goes where it is needed and nowhere else.
-    assert [service for service, spec in services.items() if name in spec["environment"]] == ["code"]
+    assert {service for service, spec in services.items() if name in spec["environment"]} == SENDERS
 
 
-def test_targets_of_docker_env_reach_the_server_that_sends_alerts() -> None:
+def test_targets_of_docker_env_reach_what_sends_alerts() -> None:
     name, targets = "CRYPTOVOL__ALERTS__TARGETS", '{"phone": "json://s3cret"}'
     for value, expected in ((targets, ["phone"]), ("", [])):
         services = compose({**SECRETS, **({name: value} if value else {})})["services"]
-        loaded = load_settings(environ={name: services["code"]["environment"][name]})
-        assert [*loaded.settings.alerts.targets] == expected
-        assert [service for service, spec in services.items() if name in spec["environment"]] == ["code"]
+        for service in SENDERS:
+            loaded = load_settings(environ={name: services[service]["environment"][name]})
+            assert [*loaded.settings.alerts.targets] == expected
+        assert {service for service, spec in services.items() if name in spec["environment"]} == SENDERS
 
 
 def test_the_recorder_has_time_to_stop_cleanly_and_is_unhealthy_before_long() -> None:
@@ -144,6 +149,20 @@ def test_the_recorder_has_time_to_stop_cleanly_and_is_unhealthy_before_long() ->
     assert seconds(spec["stop_grace_period"]) > FLUSH_TIMEOUT_S + flush_s + ARCHIVE_TIMEOUT_S
     assert int(spec["healthcheck"]["test"][-1]) > 2 * flush_s
     assert seconds(spec["healthcheck"]["start_period"]) > 2 * flush_s
+
+
+@pytest.mark.parametrize("service", ["featurizer", "scorer"])
+def test_featurizer_and_scorer_have_time_to_stop_and_are_unhealthy_before_long(service: str) -> None:
+    settings, spec = load_settings(environ={}).settings, SERVICES[service]
+    flush_s = settings.live.flush_s if service == "featurizer" else settings.storage.flush_s
+    assert seconds(spec["stop_grace_period"]) >= LIVE_STOP_S
+    assert int(spec["healthcheck"]["test"][-1]) > 2 * flush_s
+    assert seconds(spec["healthcheck"]["start_period"]) > 2 * flush_s
+
+
+def test_the_scorer_keeps_its_outbox_where_the_sensor_keeps_it_and_reads_its_models() -> None:
+    lakes = {name for name, spec in SERVICES.items() if "lake:/data" in spec.get("volumes", [])}
+    assert lakes == SENDERS
 
 
 def test_kafka_is_set_as_the_one_of_the_tests() -> None:

@@ -72,5 +72,17 @@ def test_the_recorder_is_healthy_while_files_appear(tmp_path: Path) -> None:
     assert health("stored", str(topic), "180").returncode == 0
 
 
+def test_the_featurizer_is_healthy_while_files_are_written(tmp_path: Path) -> None:
+    folder = tmp_path / "features.parquet"
+    assert "nothing stored yet" in health("written", str(folder), "180").stderr
+    folder.mkdir()
+    file = folder / "2026-01-01T05_BTC-USD.parquet"
+    file.touch()
+    assert health("written", str(folder), "180").returncode == 0
+    long_ago_s = time.time() - 1_000
+    os.utime(file, (long_ago_s, long_ago_s))
+    assert "nothing stored for 100" in health("written", str(folder), "180").stderr
+
+
 def test_wrong_usage_is_told_apart() -> None:
     assert health().returncode == health("unknown").returncode == 2

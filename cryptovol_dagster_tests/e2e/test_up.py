@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from cryptovol_dagster.core.specs import NS
 from cryptovol_dagster.core.times import DAY_NS
 from cryptovol_dagster.history.last_days import PAGES_AT_ONCE
 from cryptovol_dagster_tests.candle_server import made_candles, serving_candles
@@ -43,13 +44,17 @@ def test_a_simulated_market_is_recorded_and_everything_ends_in_order(tmp_path: P
         started = _event(up)
         assert started["event"] == "started"
         assert started["data_dir"] == str(tmp_path / "data" / "simulated")
-        assert list(started["logs"]) == ["recorder", "simulator"]
-        told = [_event(up) for _ in range(3)]
-        assert sorted(event["event"] for event in told) == ["notice", "notice", "ready"]
-        assert {event["text"] for event in told if event["event"] == "notice"} == {
-            "simulator has finished",
-            "recorder has finished",
-        }
+        assert list(started["logs"]) == ["scorer", "featurizer", "recorder", "simulator"]
+        told = [_event(up) for _ in range(5)]
+        assert sorted(event["event"] for event in told) == [*["notice"] * 4, "ready"]
+        texts = [event["text"] for event in told if event["event"] == "notice"]
+        assert sorted(texts) == sorted(f"{name} has finished" for name in started["logs"])
+        # Whoever reads the embedded broker has ended, and stored everything, before it.
+        assert [text.split()[0] for text in texts if "simulator" not in text] == [
+            "scorer",
+            "featurizer",
+            "recorder",
+        ]
 
         assert [path.name[:10] for path in (tmp_path / "temporary").iterdir()] == ["cryptovol-"]
         second = cryptovol("up", "--simulate", env=env)
@@ -65,7 +70,18 @@ def test_a_simulated_market_is_recorded_and_everything_ends_in_order(tmp_path: P
             "dagster": False,
             "mlflow": False,
             "kafka": False,
+            "featurizer": False,
+            "scorer": False,
         }
+        # Every second to the market's end has a reason why it has no probability.
+        assert status["live"]["newest_bar_end_ns"] > status["raw"]["newest_tick_ns"] - 30 * NS
+        assert (status["live"]["with_probability"], status["live"]["reason"]) == (0.0, "no_model")
+        assert (
+            cryptovol(
+                "audit", env=env | {"CRYPTOVOL_CONFIG": started["data_dir"] + "/config.yaml"}
+            ).returncode
+            == 0
+        )
         up.send_signal(signal.SIGTERM)
         output, errors = up.communicate(timeout=30)
     assert (up.returncode, errors) == (0, "")
@@ -94,8 +110,8 @@ def test_a_recorder_that_cannot_begin_ends_everything_with_one_line(tmp_path: Pa
 
 @contextmanager
 def _up(env: dict[str, str], log: Path) -> Iterator[None]:
-    """Run recorder and import, without Dagster; at the end stop them in order."""
-    command = [*CRYPTOVOL, "up", "--no-dagster", "--no-mlflow"]
+    """Run recorder and import alone; at the end stop them in order."""
+    command = [*CRYPTOVOL, "up", "--no-live", "--no-dagster", "--no-mlflow"]
     with log.open("w") as output, subprocess.Popen(command, env=env, stdout=output, stderr=output) as up:
         yield
         up.send_signal(signal.SIGINT)

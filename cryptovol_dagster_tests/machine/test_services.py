@@ -9,13 +9,14 @@ import dagster as dg
 import pytest
 import yaml
 
-from cryptovol_dagster.machine.instance import ensure_dagster_home, open_instance
+from cryptovol_dagster.machine.instance import InstanceError, ensure_dagster_home, open_instance
 from cryptovol_dagster.machine.lost_runs import MESSAGE, SERVED_BY
 from cryptovol_dagster.machine.run import frames_per_s
 from cryptovol_dagster.machine.services import Machine, PortError, choose_port
 from cryptovol_dagster_tests.synthetic import small_settings
 from ingestor.feed.counters import FeedCounters
 from ingestor.kafka.publisher import PublishCounters
+from ingestor.settings.sections import KafkaSettings
 from ingestor.verbs.ingest import _log_progress
 
 
@@ -38,6 +39,66 @@ def test_links_lead_to_the_ports_that_were_chosen(tmp_path: Path) -> None:
         assert service.environment["CRYPTOVOL__DAGSTER__UI_URL"] == "http://127.0.0.1:3001"
         assert service.environment["CRYPTOVOL__MLFLOW__UI_URL"] == "http://127.0.0.1:5001"
     assert machine.recorder().environment["CRYPTOVOL__DAGSTER__REPORT_CLOSED_HOURS"] == "true"
+
+
+def test_featurizer_and_scorer_use_the_embedded_broker_of_the_recorders_newest_start(tmp_path: Path) -> None:
+    machine = Machine(small_settings(tmp_path), tmp_path / "home", 3001, 5001)
+    recorder = machine.recorder()
+    assert recorder.after is not None
+    recorder.log.parent.mkdir(parents=True)
+    recorder.log.write_text("")
+    with pytest.raises(InstanceError, match=r"recorder\.log does not say where its broker is"):
+        recorder.after()
+    live = machine.live()
+    assert [(one.name, one.needs, one.essential) for one in live] == [
+        ("scorer", "recorder", False),
+        ("featurizer", "recorder", False),
+    ]
+    for address in ("127.0.0.1:1111", "127.0.0.1:2222"):
+        with recorder.log.open("a") as log:
+            log.write(f'{{"event": "started", "bootstrap_servers": "{address}"}}\n12:00:00 INFO connected\n')
+        recorder.after()
+        for one, verb in zip(live, ("score", "featurize"), strict=True):
+            assert callable(one.command)
+            assert list(one.command()[-4:]) == [verb, "--json", "--bootstrap", address]
+
+
+def test_with_a_real_broker_featurizer_and_scorer_live_without_the_recorder(tmp_path: Path) -> None:
+    kafka = KafkaSettings(bootstrap_servers="127.0.0.1:9092")
+    settings = small_settings(tmp_path).model_copy(update={"kafka": kafka})
+    for one in Machine(settings, tmp_path / "home", 3001, 5001).live():
+        assert one.needs is None
+        assert not callable(one.command)
+        assert "--bootstrap" not in one.command
+
+
+def test_a_simulated_market_is_over_when_featurizer_and_scorer_count_nothing_more(tmp_path: Path) -> None:
+    machine = Machine(small_settings(tmp_path), tmp_path / "home", 3001, 5001, simulator_port=1)
+    recorder = machine.recorder()
+    assert recorder.is_done is not None
+    assert recorder.command[-1] == "--stay"  # type: ignore[index]
+    recorder.log.parent.mkdir(parents=True)
+
+    def count(featurizer: list[int], scorer: list[int]) -> None:
+        for name, counts, what in (("featurizer", featurizer, "rows"), ("scorer", scorer, "bars")):
+            lines = [f"12:00:{5 * i:02d} INFO {n} {what}, 0 revised" for i, n in enumerate(counts)]
+            with (machine.logs / f"{name}.log").open("a") as log:
+                log.write("\n".join([*lines, ""]))
+
+    recorder.log.write_text('{"event": "started"}\n')
+    count([7, 7, 7, 7], [6, 6, 6, 6])
+    assert not recorder.is_done(0)
+    recorder.log.write_text('{"event": "started"}\n{"event": "feed_ended"}\n')
+    assert not recorder.is_done(0)  # what was counted before the end does not matter
+    count([0, 0, 0, 0], [2, 5_002, 5_002, 5_002])
+    assert not recorder.is_done(0)
+    # The scorer goes on with a row a second and product, each without a probability.
+    count([1, 5_007, 5_007, 5_007, 5_007], [6, 16, 26, 36])
+    assert recorder.is_done(0)
+    assert not recorder.is_done(recorder.log.stat().st_size)  # of a later start
+    alone = Machine(small_settings(tmp_path), tmp_path, 1, 1, simulator_port=1, with_live=False).recorder()
+    assert alone.is_done is None
+    assert alone.command[-1] != "--stay"  # type: ignore[index]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from cryptovol_dagster.lake.files import Lake
 from cryptovol_dagster.machine import status as module
 from cryptovol_dagster.machine.instance import ensure_dagster_home, hold_instance
 from cryptovol_dagster.machine.status import Status, look
+from cryptovol_dagster_tests.live.published_scores import archive_scores
 from cryptovol_dagster_tests.machine.test_owners import serving, with_home
 from cryptovol_dagster_tests.synthetic import (
     FIRST_HOUR,
@@ -27,9 +28,11 @@ from cryptovol_dagster_tests.synthetic import (
     small_settings,
     write_market,
 )
+from ingestor.archive.collection import SCORES
 from ingestor.archive.layout import closing_path
+from ingestor.archive.member_name import FEATURIZERS, Slot
 from ingestor.archive.storage_lock import StorageLock
-from ingestor.envelope import TICKS
+from ingestor.envelope import SCORES_TOPIC, TICKS, ScoreMessage
 from ingestor.settings import Settings
 from ingestor.settings.sections import KafkaSettings, MlflowSettings
 
@@ -90,7 +93,7 @@ def test_what_was_recorded_and_made_is_told(recorded: Settings, lake: Lake) -> N
     (models,) = [one for one in status.models if one.timescale == "seconds"]
     assert (models.evaluated, models.verdict, models.champion) == (HOURS[1], "insufficient_data", None)
     assert models.sufficiency == "3 spikes apart in 0.1 days support none; single: no rate yet"
-    assert [one.runs for one in status.services] == [False] * 4
+    assert [one.runs for one in status.services] == [False] * len(module.SERVICES)
     assert json.dumps(status.as_dict())
 
 
@@ -224,6 +227,70 @@ def test_what_is_required_must_run(recorded: Settings, lake: Lake) -> None:
     make(lake, HOURS)
     (problem,) = seen(recorded, required=("recorder",)).problems
     assert problem == f"recorder does not run ({recorded.storage.raw_dir})"
+
+
+def scored(product: str, second: int, probability: float | None, *, revision: int = 0) -> ScoreMessage:
+    """The score of a bar, with a probability or as one that warms up."""
+    known = probability is not None
+    end_ns = hour_window(HOURS[-1])[0] + second * NS
+    return ScoreMessage(
+        chain="seconds",
+        product_id=product,
+        bar_end_ns=end_ns,
+        revision=revision,
+        published_at_ns=end_ns,
+        provisional=False,
+        probability=probability,
+        reason="ok" if known else "warming_up",
+        flag=False if known else None,
+        threshold=0.5 if known else None,
+        model="ewma" if known else None,
+        model_as_of=HOURS[0] if known else None,
+        model_version="1" if known else None,
+        model_age_s=60.0 if known else None,
+        feature_version="f1",
+        row_hash=None,
+    )
+
+
+def test_the_newest_scores_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DAGSTER_HOME", raising=False)
+    settings = small_settings(tmp_path)
+    assert look(settings, time.time_ns()).live is None
+    old = [scored("BTC-USD", 100, None)]
+    rows = [
+        scored(product, second, 0.2) for product in ("BTC-USD", "ETH-USD") for second in range(1_000, 1_002)
+    ]
+    more = [scored("BTC-USD", 1_002, None), scored("BTC-USD", 1_001, None, revision=1)]
+    archive_scores(settings.storage.raw_dir, [*old, *rows, *more])
+    newest_ns = hour_window(HOURS[-1])[0] + 1_002 * NS
+    live = look(settings, newest_ns + 30 * NS).live
+    assert live is not None
+    assert (live.newest_bar_end_ns, live.age_s, live.scores, live.with_probability) == (
+        newest_ns,
+        30.0,
+        5,
+        0.6,
+    )
+    assert (live.reason, live.model, live.model_as_of) == ("warming_up", "ewma", HOURS[0])
+    told = f"60% of 5 in 10 min with a probability (mostly warming_up); model ewma as of {HOURS[0]}"
+    assert str(live).endswith(told)
+
+
+def test_featurizer_and_scorer_run_while_they_hold_their_locks(recorded: Settings, lake: Lake) -> None:
+    make(lake, HOURS)
+    storage = recorded.storage
+    with (
+        Slot(storage.features_path.parent, "cryptovol-featurizer", FEATURIZERS),
+        Slot(storage.raw_dir, SCORES.group, SCORES.locks),
+    ):
+        status = seen(recorded, required=("featurizer", "scorer"))
+        runs = {one.name: one.runs for one in status.services}
+        assert (runs["featurizer"], runs["scorer"], runs["recorder"]) == (True, True, False)
+        assert status.problems == []
+    assert seen(recorded, required=("scorer",)).problems == [
+        f"scorer does not run ({storage.raw_dir / SCORES_TOPIC})"
+    ]
 
 
 def test_too_little_room_is_wrong(recorded: Settings, lake: Lake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -103,6 +104,64 @@ def test_one_that_needs_another_is_started_again_after_it(tmp_path: Path) -> Non
         assert page.child.pid != first
     assert told[1:] == ["server is up again", "page is up again"]
     assert (tmp_path / "order").read_text() == "page page server "
+
+
+def test_a_command_is_asked_for_at_each_start(tmp_path: Path) -> None:
+    one = service(tmp_path, "scorer", SLEEPER)
+    asked: list[int] = []
+
+    def command() -> tuple[str, ...]:
+        asked.append(len(asked))
+        return (*one.command, str(asked[-1]))  # type: ignore[misc]
+
+    with Supervisor([replace(one, command=command)], lambda _: None) as supervisor:
+        watch_until(supervisor, lambda: supervisor.is_ready)
+        (kept,) = supervisor._kept
+        assert kept.child is not None
+        os.kill(kept.child.pid, signal.SIGKILL)
+        watch_until(supervisor, lambda: len(asked) == 2 and supervisor.is_ready)
+        assert kept.child.args[-1] == "1"  # type: ignore[union-attr,index]
+
+
+def test_one_that_follows_others_starts_after_them_and_survives_their_ends(tmp_path: Path) -> None:
+    slow = SLEEPER.replace('print("up"', 'time.sleep(0.5); print("up"')
+    services = [
+        service(tmp_path, "simulator", SLEEPER, follows=("scorer", "featurizer")),
+        service(tmp_path, "scorer", slow),
+        service(tmp_path, "featurizer", "raise SystemExit('broken')", essential=False),
+    ]
+    with Supervisor(services, lambda _: None) as supervisor:
+        supervisor.watch(0.1)
+        assert supervisor.states["simulator"] is State.WAITING
+        watch_until(supervisor, lambda: supervisor.is_ready)
+        simulator, scorer, _ = supervisor._kept
+        assert simulator.child is not None
+        assert scorer.child is not None
+        first, killed = simulator.child.pid, scorer.child.pid
+        os.kill(killed, signal.SIGKILL)
+        watch_until(supervisor, lambda: scorer.child is not None and scorer.child.pid != killed)
+        assert simulator.child.pid == first
+
+
+def test_one_whose_work_is_over_stops_after_those_that_need_it_and_all_have_finished(tmp_path: Path) -> None:
+    told: list[str] = []
+    over = tmp_path / "over"
+    services = [
+        service(tmp_path, "scorer", SLEEPER, needs="recorder", essential=False),
+        service(tmp_path, "recorder", SLEEPER, finishes=True, is_done=lambda _: over.exists()),
+        service(tmp_path, "page", SLEEPER),
+    ]
+    with Supervisor(services, told.append) as supervisor:
+        watch_until(supervisor, lambda: supervisor.is_ready)
+        supervisor.watch(0.3)
+        assert told == []
+        over.touch()
+        watch_until(supervisor, lambda: len(told) == 2)
+        supervisor.watch(0.3)
+        finished = {"scorer": State.FINISHED, "recorder": State.FINISHED, "page": State.READY}
+        assert supervisor.states == finished
+        assert (tmp_path / "order").read_text() == "scorer recorder "
+    assert told == ["scorer has finished", "recorder has finished"]
 
 
 def test_one_that_needs_another_starts_when_that_is_given_up(tmp_path: Path) -> None:

@@ -19,6 +19,9 @@ from ingestor import locks
 from ingestor.archive.errors import ArchiveError
 from ingestor.archive.layout import TEMPORARY
 
+#: Folder of the locks of running featurizers, below ``_tmp`` beside ``features.parquet``.
+FEATURIZERS = "featurizers"
+
 
 class Slot:
     """Lock the first free slot of this machine, storage and group until the context ends.
@@ -52,7 +55,7 @@ class Slot:
                 file.close()
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else str(error)
-            raise ArchiveError(f"raw storage cannot write {self._folder}: {reason}") from error
+            raise ArchiveError(f"{self._folder} cannot be written: {reason}") from error
         return self
 
     def __exit__(
@@ -75,4 +78,17 @@ def archive_runs(raw_dir: Path) -> bool:
     Raises:
         OSError: a lock file cannot be opened.
     """
-    return any(map(locks.is_locked, (raw_dir / TEMPORARY).glob("*.lock")))
+    return slot_held(raw_dir)
+
+
+def slot_held(root: Path, folder: str = "") -> bool:
+    """Return whether a process on this machine holds a slot, or another lock beside it.
+
+    Args:
+        root: as `Slot` got it.
+        folder: of the locks, below ``_tmp``.
+
+    Raises:
+        OSError: a lock file cannot be opened.
+    """
+    return any(map(locks.is_locked, (root / TEMPORARY / folder).glob("*.lock")))

@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 @click.option(
     "--until-closed", is_flag=True, help="Stop when the server closes cleanly (end of a recording)."
 )
+@click.option(
+    "--stay",
+    is_flag=True,
+    help="With --until-closed: keep the broker until a signal, so that other programs read it to its end.",
+)
 @click.option("--no-archive", is_flag=True, help="Publish only; another process archives. Real broker only.")
 @click.option("--no-feed", is_flag=True, help="Archive only; another process publishes. Real broker only.")
 @click.option(
@@ -53,6 +58,7 @@ def ingest(
     url: str | None,
     duration: float | None,
     until_closed: bool,
+    stay: bool,
     no_archive: bool,
     no_feed: bool,
     shared_archive: bool,
@@ -83,13 +89,20 @@ def ingest(
         url=url,
         duration_s=duration,
         until_closed=until_closed,
+        stay=stay,
         with_archive=not no_archive,
         with_feed=not no_feed,
         connect_timeout_s=connect_timeout,
         embedded_broker=no_kafka,
         shared_archive=shared_archive,
     )
-    summary = run_ingest(settings, options, on_started=_print_started(as_json), on_progress=_log_progress)
+    summary = run_ingest(
+        settings,
+        options,
+        on_started=_print_started(as_json),
+        on_progress=_log_progress,
+        on_feed_ended=lambda: print_json({"event": "feed_ended"}) if as_json else click.echo("feed ended"),
+    )
     if as_json:
         print_json(summary.as_dict())
     else:
