@@ -194,7 +194,7 @@ class MinuteRows:
         starts = _starts_ns(candles)
         inside = (starts >= start_ns) & (starts < end_ns)
         places = {name: row for row, name in enumerate(self._products)}
-        rows = candles["product"].astype(object).map(places).to_numpy(dtype=np.int64)[inside]
+        rows = candles["product"].astype(object).map(places.__getitem__).to_numpy(dtype=np.int64)[inside]
         at = (starts[inside] - start_ns) // self._spec.bar_ns
         found = candles.loc[inside, list(_VALUES)]
         table[rows, at] = found.to_numpy(dtype=np.float64, na_value=np.nan)
