@@ -149,7 +149,8 @@ def _first_score_printer() -> Callable[[list[ScoreMessage]], None]:
                 continue
             shown.add(key)
             result = message.reason if message.probability is None else f"{message.probability:.4f}"
-            click.echo(f"first of {message.product_id}: {ns_to_rfc3339(message.bar_end_ns)}, {result}")
+            name, end = f"{message.product_id} ({message.chain})", ns_to_rfc3339(message.bar_end_ns)
+            click.echo(f"first of {name}: {end}, {result}")
 
     return show
 
