@@ -43,6 +43,9 @@ def score(bootstrap: str | None, duration: float | None, until_idle: float | Non
     changes its row. When another model becomes champion, it is tried beside the present one, and scores from
     the next second on.
 
+    Beside them it scores the minutes, from candles of trades.raw, where candles are imported
+    (`cryptovol import-bars`).
+
     It needs `cryptovol featurize` beside it, and stores ticks.scores in raw storage. One instance scores,
     others stand by and take over. After any stop, also a kill, it resumes after the newest published scores.
 
@@ -59,21 +62,33 @@ def score(bootstrap: str | None, duration: float | None, until_idle: float | Non
     kafka = outside_kafka(settings.kafka, bootstrap)
     log_to_stderr()
     from cryptovol_dagster.alerts.service import AlertService
-    from cryptovol_dagster.chains import spec_of
+    from cryptovol_dagster.chains import minutes_specs, spec_of
     from cryptovol_dagster.core.specs import SECONDS
+    from cryptovol_dagster.history.store import History
     from cryptovol_dagster.lake.files import Lake
+    from cryptovol_dagster.lake.raw_ticks import RawStore
+    from cryptovol_dagster.live.scoring.minutes import MinutesTask
     from cryptovol_dagster.live.scoring.scorer import Scorer
     from ingestor.archive.scores import scores_archive
     from ingestor.kafka.broker import connect
 
+    timescales = settings.timescales
+    minutes = MinutesTask(
+        minutes_specs(timescales.minutes, timescales.reference_set),
+        History(settings.storage.history_dir),
+        RawStore(settings.storage.raw_dir),
+        Lake(settings.storage.lake_dir),
+        settings.mlflow_tracking_uri,
+    )
     with connect(kafka) as broker, AlertService(settings) as alerts, stopping_at_signals() as stop:
         scorer = Scorer(
             broker,
             spec_of(settings, SECONDS),
             settings.live,
-            lake=Lake(settings.storage.lake_dir),
-            tracking_uri=settings.mlflow_tracking_uri,
+            lake=minutes.lake,
+            tracking_uri=minutes.tracking_uri,
             products=settings.coinbase.products,
+            minutes=minutes if timescales.minutes.enabled else None,
             new_archive=lambda: scores_archive(
                 broker,
                 settings.storage,
@@ -123,18 +138,19 @@ def _start_printer(as_json: bool) -> Callable[[ScorerStarted], None]:
 
 def _first_score_printer() -> Callable[[list[ScoreMessage]], None]:
     """Return a function that prints the first score of each product, and the first with a probability."""
-    shown: set[tuple[str, bool]] = set()
+    shown: set[tuple[str, str, bool]] = set()
 
     def show(messages: list[ScoreMessage]) -> None:
         from ingestor.exchange.clock import ns_to_rfc3339
 
         for message in messages:
-            key = message.product_id, message.probability is not None
+            key = message.chain, message.product_id, message.probability is not None
             if key in shown:
                 continue
             shown.add(key)
             result = message.reason if message.probability is None else f"{message.probability:.4f}"
-            click.echo(f"first of {message.product_id}: {ns_to_rfc3339(message.bar_end_ns)}, {result}")
+            name, end = f"{message.product_id} ({message.chain})", ns_to_rfc3339(message.bar_end_ns)
+            click.echo(f"first of {name}: {end}, {result}")
 
     return show
 
@@ -166,5 +182,10 @@ def _text(summary: ScorerSummary) -> str:
             f"flagged   {progress.flagged:,}",
             f"champion  {progress.champion or 'none'}, {progress.changes} changes, "
             f"{progress.refused} refused",
+            *(
+                f"{chain}  {each.bars:,} bars, {each.by_reason['ok']:,} with a probability, "
+                f"{each.flagged:,} flagged, {each.revisions:,} revised"
+                for chain, each in progress.others.items()
+            ),
         ]
     )

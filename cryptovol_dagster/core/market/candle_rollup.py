@@ -95,7 +95,14 @@ class Overlap:
     worst: tuple[Difference, ...]
 
 
-def roll_up(trades: TradeColumns, start_ns: int, end_ns: int, *, interval_ns: int = MINUTE_NS) -> RolledUp:
+def roll_up(
+    trades: TradeColumns,
+    start_ns: int,
+    end_ns: int,
+    *,
+    interval_ns: int = MINUTE_NS,
+    no_more_follow: bool = False,
+) -> RolledUp:
     """Compute the exchange's candles from its trades.
 
     A candle covers ``[open, close)`` by the trades' own times: the first and last price in order of (time,
@@ -109,6 +116,7 @@ def roll_up(trades: TradeColumns, start_ns: int, end_ns: int, *, interval_ns: in
         start_ns: first minute.
         end_ns: end of the last one.
         interval_ns: length of a candle.
+        no_more_follow: every trade before `end_ns` is among them, so the minute in which they end is whole.
 
     Examples:
         >>> from cryptovol_dagster.core.market.synthetic import START_NS, synthetic_ticks
@@ -127,7 +135,14 @@ def roll_up(trades: TradeColumns, start_ns: int, end_ns: int, *, interval_ns: in
     if not heads.size:
         return RolledUp(_empty(trades.products), 0)
     tails = np.append(heads[1:], len(order)) - 1
-    complete = _complete(product, trades.trade_id[order], minute, group, heads.size, end_ns - interval_ns)
+    complete = _complete(
+        product,
+        trades.trade_id[order],
+        minute,
+        group,
+        heads.size,
+        None if no_more_follow else end_ns - interval_ns,
+    )
     price, size = trades.price[order], trades.size[order]
     signed = np.where(trades.buy[order], size, -size)
     candles = pd.DataFrame(
@@ -153,7 +168,7 @@ def _complete(
     minute: NDArray[np.int64],
     group: NDArray[np.int64],
     n_groups: int,
-    last_minute_ns: int,
+    last_minute_ns: int | None,
 ) -> NDArray[np.bool_]:
     """Return which groups of trades (product, minute) are complete."""
     same = product[1:] == product[:-1]
@@ -164,7 +179,8 @@ def _complete(
     begins = np.concatenate([[True], ~same])
     ends = np.concatenate([~same, [True]])
     complete[group[begins]] = False
-    complete[group[ends & (minute != last_minute_ns)]] = False
+    if last_minute_ns is not None:
+        complete[group[ends & (minute != last_minute_ns)]] = False
     return complete
 
 

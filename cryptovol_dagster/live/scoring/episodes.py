@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import msgspec
 
 from cryptovol_dagster.core.metrics.episodes import EpisodeChange, EpisodeRule, EpisodeState, episode_id
-from ingestor.envelope import ScoreMessage
+from ingestor.envelope import LiveEvent, ScoreMessage
+from ingestor.exchange.clock import ns_to_rfc3339
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,27 @@ class Changed:
     product: str
     episode: str
     change: EpisodeChange
+
+    def event(self, chain: str, now_ns: int) -> LiveEvent:
+        """Return the event that says so.
+
+        Args:
+            chain: whose episode.
+            now_ns: wall clock.
+        """
+        return LiveEvent(
+            kind="episode_opened" if self.change.kind == "opened" else "episode_closed",
+            at_ns=now_ns,
+            chain=chain,
+            product_id=self.product,
+            bar_end_ns=self.change.bar_end_ns,
+            episode=self.episode,
+            detail={
+                "opened": ns_to_rfc3339(self.change.opened_ns),
+                "greatest_probability": self.change.greatest,
+                "outcome": self.change.outcome,
+            },
+        )
 
 
 class Episodes:

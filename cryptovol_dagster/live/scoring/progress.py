@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ingestor.envelope import ScoreMessage
@@ -39,6 +39,7 @@ class ScorerProgress:
         champion: the model that scores, in words; None without one.
         newest_bar_end_ns: end of the newest bar scored.
         rows_kept: rows kept for revisions.
+        others: counts of the chains of the minutes, by name.
         is_active: whether this instance scores; another one does where it is a standby.
     """
 
@@ -53,7 +54,22 @@ class ScorerProgress:
     champion: str | None = None
     newest_bar_end_ns: int | None = None
     rows_kept: int = 0
+    others: dict[str, ScorerProgress] = field(default_factory=dict)
     is_active: bool = False
+
+    def count_others(self, messages: Iterable[ScoreMessage]) -> None:
+        """Count messages of the minutes by their chains."""
+        for message in messages:
+            self.others.setdefault(message.chain, ScorerProgress()).count([message])
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON; of the minutes those that are counted by scores."""
+        counts = asdict(replace(self, others={})) | {"by_reason": dict(self.by_reason)}
+        names = ("bars", "revisions", "by_reason", "flagged", "newest_bar_end_ns")
+        others = {chain: each.as_dict() for chain, each in self.others.items()}
+        return counts | {
+            "others": {chain: {name: each[name] for name in names} for chain, each in others.items()}
+        }
 
     def count(self, messages: Iterable[ScoreMessage]) -> None:
         """Count messages that are published."""
@@ -77,6 +93,5 @@ class ScorerSummary:
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values, for JSON."""
-        counts = asdict(self.progress)
-        counts["by_reason"] = dict(self.progress.by_reason)
+        counts = self.progress.as_dict()
         return {"event": "summary", "ended": self.ended, "seconds": round(self.seconds, 3), **counts}

@@ -31,6 +31,7 @@ from cryptovol_dagster.live.clock import FeedClock
 from cryptovol_dagster.live.errors import LiveError
 from cryptovol_dagster.live.scoring.champions import ChampionFinder, ChampionWatch
 from cryptovol_dagster.live.scoring.episodes import Changed, Episodes
+from cryptovol_dagster.live.scoring.minutes import Minutes, MinutesTask, Outlet
 from cryptovol_dagster.live.scoring.progress import ScorerProgress, ScorerStarted, ScorerSummary
 from cryptovol_dagster.live.scoring.resume import Resumed, Resumption
 from cryptovol_dagster.live.scoring.scores import Scores
@@ -94,6 +95,7 @@ class Scorer:
         lake: Lake,
         tracking_uri: str,
         products: Sequence[str],
+        minutes: MinutesTask | None = None,
         new_archive: Callable[[], Archive] | None = None,
         on_scores: Callable[[list[ScoreMessage]], None] | None = None,
         on_event: Callable[[LiveEvent], None] | None = None,
@@ -109,6 +111,7 @@ class Scorer:
             lake: decisions and model files.
             tracking_uri: MLflow, whose alias names the champion.
             products: configured products; each of their bars is published, with a reason if it has no row.
+            minutes: the chains of the minutes, which are scored beside; None without them.
             new_archive: returns the archive of the scores, which runs while this instance is active; None
                 where another process runs one.
             on_scores: called with the scores that are published.
@@ -118,7 +121,7 @@ class Scorer:
         """
         self.broker, self.spec, self.live, self.lake = broker, spec, live, lake
         self.tracking_uri, self.products = tracking_uri, tuple(products)
-        self.new_archive = new_archive
+        self.minutes, self.new_archive = minutes, new_archive
         self.on_scores, self.on_event = on_scores, on_event
         self.on_second, self.on_progress = on_second, on_progress
 
@@ -280,6 +283,7 @@ class _Active:
         )
         self._producer = Producer(broker.producer_config() | {"linger.ms": 1})
         self._archive = None if task.new_archive is None else task.new_archive()
+        self._minutes: Minutes | None = None
 
     def __enter__(self) -> _Active:
         reader = Consumer(self._broker.consumer_config(self._broker.topic(f"{GROUP}-reader")))
@@ -295,12 +299,15 @@ class _Active:
         self._watch.start()
         self._change_models()
         self._publish_changes(self._episodes.restore(resumed.messages, self._rule()))
+        self._minutes = self._new_minutes()
         # Loading a model takes seconds, in which no row was read.
         self.idle_since_s = time.monotonic()
         return self
 
     def __exit__(self, *exception: object) -> None:
         self._watch.stop()
+        if self._minutes is not None:
+            self._minutes.stop()
         self._rows.close()
         self._producer.purge()
         if self._archive is not None:
@@ -312,6 +319,8 @@ class _Active:
         messages = [] if first is None else [first, *self._rows.consume(BATCH_RECORDS, 0.0)]
         self._take(messages)
         self._publish_joined()
+        if self._minutes is not None:
+            self._minutes.turn(self._clock.reading(time.monotonic_ns()))
         self._producer.poll(0)
         if self._failure is not None:
             raise self._failure
@@ -397,6 +406,8 @@ class _Active:
         if number is not None:
             until_ns = self._join.close(number, output, message.bar_end_ns)
             self._clock.hear(until_ns, now_ns)
+            if self._minutes is not None:
+                self._minutes.hear(number, until_ns)
             self._publish_unheard(number, until_ns, provisional=False)
             return
         product, end_ns = message.product_id, message.bar_end_ns
@@ -472,14 +483,8 @@ class _Active:
 
     def _publish_changes(self, changes: Sequence[Changed]) -> None:
         """Publish that episodes opened or closed."""
-        for product, episode, change in ((each.product, each.episode, each.change) for each in changes):
-            kind = "episode_opened" if change.kind == "opened" else "episode_closed"
-            detail = {
-                "opened": ns_to_rfc3339(change.opened_ns),
-                "greatest_probability": change.greatest,
-                "outcome": change.outcome,
-            }
-            self._event(kind, detail, change.bar_end_ns, product=product, episode=episode)
+        for changed in changes:
+            self._publish_event(changed.event(self._spec.name, time.time_ns()))
 
     def _produce(self, topic: str, messages: Sequence[ScoreMessage], partition: int = -1) -> None:
         name = self._broker.topic(topic)
@@ -509,10 +514,29 @@ class _Active:
             until_ns = self._join.returned_until_ns(number)
             if until_ns and until_ns != self._closed.get(number):
                 self._closed[number] = until_ns
-                message = closing_score(self._spec.name, number, until_ns, time.time_ns())
-                outputs = [number] if self._n_scores == self._n_ticks else range(self._n_scores)
-                for output in outputs:
-                    self._produce(SCORES_TOPIC, [message], output)
+                self._publish_closing(self._spec.name, number, until_ns)
+
+    def _publish_closing(self, chain: str, number: int, until_ns: int) -> None:
+        message = closing_score(chain, number, until_ns, time.time_ns())
+        outputs = [number] if self._n_scores == self._n_ticks else range(self._n_scores)
+        for output in outputs:
+            self._produce(SCORES_TOPIC, [message], output)
+
+    # The minutes
+
+    def _new_minutes(self) -> Minutes | None:
+        task, outlet = (
+            self._task,
+            Outlet(self._produce, self._publish_closing, self._note, self._publish_event),
+        )
+        if task.minutes is None or not task.minutes.has_candles(task.products):
+            return None
+        return Minutes(task.minutes, self._broker, outlet, task.live, task.products, self._partition_of)
+
+    def _note(self, messages: list[ScoreMessage]) -> None:
+        self._progress.count_others(messages)
+        if self._task.on_scores is not None and messages:
+            self._task.on_scores(messages)
 
     def _forget(self) -> None:
         self._join.forget()
@@ -554,20 +578,19 @@ class _Active:
         kind: LiveEventKind,
         detail: dict[str, object],
         bar_end_ns: int | None = None,
-        *,
-        product: str | None = None,
-        episode: str | None = None,
     ) -> None:
-        event = LiveEvent(
-            kind=kind,
-            at_ns=time.time_ns(),
-            chain=self._spec.name,
-            product_id=product,
-            bar_end_ns=bar_end_ns,
-            episode=episode,
-            detail=detail,
+        self._publish_event(
+            LiveEvent(
+                kind=kind,
+                at_ns=time.time_ns(),
+                chain=self._spec.name,
+                bar_end_ns=bar_end_ns,
+                detail=detail,
+            )
         )
-        self._send(self._broker.topic(LIVE_EVENTS_TOPIC), encode(event), self._spec.name.encode())
+
+    def _publish_event(self, event: LiveEvent) -> None:
+        self._send(self._broker.topic(LIVE_EVENTS_TOPIC), encode(event), event.chain.encode())
         if self._task.on_event is not None:
             self._task.on_event(event)
 
