@@ -125,6 +125,9 @@ class RowJoin:
         self._products: dict[str, _Product] = {}
         self._bars: dict[int, dict[str, OwnRow]] = {}
         self._pending: dict[int, _Pending] = {}
+        #: Partitions with rows that were lost, and until when they were.
+        self._lost: set[int] = set()
+        self._lost_until_ns: dict[int, int] = {}
         #: Bars that were returned before they were settled.
         self._incomplete: set[int] = set()
 
@@ -165,6 +168,13 @@ class RowJoin:
         known = self._partition_at(partition, until_ns)
         known.closed[output] = until_ns
         return known.until_ns(self._outputs)
+
+    def lose(self, partition: int) -> None:
+        """Note that rows of a partition of ticks.raw before the next record of it cannot be read any more.
+
+        A closing does not settle the bars before that record: their rows existed.
+        """
+        self._lost.add(partition)
 
     def take(self, now_ns: int, wait_ns: int) -> list[JoinedBar]:
         """Return the rows to publish, oldest bar first: of bars that are settled or waited too long.
@@ -245,6 +255,9 @@ class RowJoin:
             for end_ns, each in self._pending.items():
                 each.products &= self._bars[end_ns].keys()
             known = self._partitions[number] = _Partition()
+        if number in self._lost:
+            self._lost.discard(number)
+            self._lost_until_ns[number] = time_ns
         known.newest_ns = max(known.newest_ns, time_ns)
         return known
 
@@ -254,7 +267,8 @@ class RowJoin:
 
     def _is_closed(self, number: int, end_ns: int) -> bool:
         known = self._partitions.get(number)
-        return known is not None and known.until_ns(self._outputs) >= end_ns
+        is_known = end_ns > self._lost_until_ns.get(number, 0)
+        return is_known and known is not None and known.until_ns(self._outputs) >= end_ns
 
     def _joined(self, end_ns: int, is_complete: bool, products: set[str]) -> JoinedBar:
         bar = self._bars[end_ns]

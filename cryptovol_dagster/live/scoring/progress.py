@@ -5,9 +5,26 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from ingestor.envelope import ScoreMessage
+
+
+class Pulse(NamedTuple):
+    """State of an active scorer, once a second.
+
+    Attributes:
+        now_ns: wall clock.
+        heard_at_ns: wall clock when the last row, or report of a closing, came.
+        chain: whose champion.
+        trained_until_ns: end of the champion's training, as long before `now_ns` as it is before the newest
+            bar; None without a champion.
+    """
+
+    now_ns: int
+    heard_at_ns: int
+    chain: str
+    trained_until_ns: int | None
 
 
 @dataclass(frozen=True)

@@ -154,6 +154,8 @@ class Resumption:
             start, end = self._broker.offsets(FEATURES_TOPIC, number)
             if wanted_ns is None or not times:
                 offsets[number] = start
+                if start > 0:
+                    expired.append(number)
                 continue
             found = self._log.offset_at(FEATURES_TOPIC, number, min(times) - _MARGIN_NS)
             offsets[number], is_there = self._before(

@@ -168,6 +168,20 @@ def test_how_far_a_partition_was_returned_stops_before_waiting_rows() -> None:
     assert join.returned_until_ns(0) == end_ns(FIRST + 5)
 
 
+def test_a_closing_does_not_settle_bars_whose_rows_were_lost() -> None:
+    join = new_join()
+    join.lose(1)
+    join.add(row("BTC-USD", FIRST), now_ns=0)
+    join.add(row("BTC-USD", FIRST + 1), now_ns=0)
+    join.close(1, 1, end_ns(FIRST))
+    join.close(1, 1, end_ns(FIRST + 1))
+    joined = join.take(now_ns=WAIT_NS, wait_ns=WAIT_NS)
+    assert [(bar.bar_end_ns, bar.is_complete) for bar in joined] == [
+        (end_ns(FIRST), False),
+        (end_ns(FIRST + 1), True),
+    ]
+
+
 def test_another_recording_drops_the_rows_of_the_former_one() -> None:
     join = new_join()
     for product in PRODUCTS:
