@@ -40,7 +40,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        is_form = "form" in self.headers["Content-Type"]
+        is_form = "form" in self.headers.get("Content-Type", "")
         self.server.bodies.append(dict(parse_qsl(body.decode())) if is_form else json.loads(body))
         time.sleep(self.server.wait_s)
         self.send_response(self.server.statuses.pop(0) if self.server.statuses else 200)
